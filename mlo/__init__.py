@@ -1,0 +1,59 @@
+"""mlo: multi-level optimization on PyTorch.
+
+Declare problems; a loss names the other problems that it reads; `MultilevelOptimizer` works out the dependency graph and
+moves every problem down its total gradient, through the solutions of the lower ones, by a hypergradient engine you choose.
+"""
+
+from mlo.checkpoint import load_checkpoint, save_checkpoint
+from mlo.errors import (
+    CheckpointError,
+    ConfigurationError,
+    EngineError,
+    GraphError,
+    ProblemError,
+    SolveWarning,
+)
+from mlo.graph import DependencyGraph
+from mlo.hypergradient import (
+    Autograd,
+    Direct,
+    Engine,
+    FiniteDifference,
+    FirstOrder,
+    OneStep,
+    available_engines,
+    darts,
+    engine_from,
+    register_engine,
+)
+from mlo.optimizer import MultilevelOptimizer
+from mlo.problem import Problem
+from mlo.records import Record, SolveReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Autograd",
+    "CheckpointError",
+    "ConfigurationError",
+    "DependencyGraph",
+    "Direct",
+    "Engine",
+    "EngineError",
+    "FiniteDifference",
+    "FirstOrder",
+    "GraphError",
+    "MultilevelOptimizer",
+    "OneStep",
+    "Problem",
+    "ProblemError",
+    "Record",
+    "SolveReport",
+    "SolveWarning",
+    "available_engines",
+    "darts",
+    "engine_from",
+    "load_checkpoint",
+    "register_engine",
+    "save_checkpoint",
+]

@@ -1,0 +1,111 @@
+"""An endless stream of batches from any iterable, whose position can be saved, restored and looked ahead from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from mlo.errors import CheckpointError, ProblemError
+from mlo.randomness import RandomState, preserved, replayed
+
+__all__ = ["BatchStream"]
+
+
+class BatchStream:
+    """Draws batches from `data` for ever.
+
+    `data` with `state_dict` and `load_state_dict` methods keeps its own position. For any other iterable the stream
+    remembers the random state in which the current pass began and how many batches were taken since: a shuffling
+    `DataLoader` draws its order from that state, so the position can be found again.
+
+    Args:
+        data: an iterable of batches; None yields None for ever.
+        problem: name of the problem, for messages.
+    """
+
+    def __init__(self, data: Iterable[Any] | None, problem: str) -> None:
+        self._data = data
+        self._problem = problem
+        self._iterator: Iterator[Any] | None = None
+        self._taken = 0
+        self._pass_start: RandomState | None = None
+        self._pending: list[Any] = []
+        generator = getattr(data, "generator", None)
+        self._generators = (generator,) if isinstance(generator, torch.Generator) else ()
+        self._keeps_position = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
+
+    def next(self) -> Any:
+        """Takes the next batch; begins a new pass where the last one ended.
+
+        Raises:
+            ProblemError: if the data yields nothing.
+        """
+        if self._data is None:
+            return None
+        if self._pending:
+            return self._pending.pop(0)
+        for _ in range(2):
+            try:
+                batch = next(self._iterator or self._begin_pass())
+            except StopIteration:
+                self._iterator = None
+                continue
+            self._taken += 1
+            return batch
+        raise ProblemError(
+            f"Problem {self._problem!r}: its data yielded no batch. An empty data set, or a generator that is used up: "
+            "pass something that can be iterated again, such as a DataLoader or a list of batches."
+        )
+
+    def peek(self, count: int) -> tuple[Any, ...]:
+        """Returns what the next `count` calls of `next` would give; changes neither position nor random state."""
+        if self._data is None:
+            return (None,) * count
+        if isinstance(self._data, Iterator):  # cannot be iterated twice: keep what was taken
+            self._pending += [self.next() for _ in range(count - len(self._pending))]
+            return tuple(self._pending[:count])
+        with preserved(self._generators):
+            position = self.state_dict()
+            batches = tuple(self.next() for _ in range(count))
+            self.load_state_dict(position)
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position, as tensors and plain Python values."""
+        if self._keeps_position:
+            return {"data": self._data.state_dict()}  # type: ignore[union-attr]
+        start = self._pass_start
+        return {"taken": self._taken, "pass_start": None if start is None else start.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Moves to a position that `state_dict` returned; leaves the random state as it is.
+
+        Raises:
+            CheckpointError: if the data is shorter than the position.
+        """
+        self._pending = []
+        self._iterator = None
+        if self._keeps_position:
+            self._data.load_state_dict(state["data"])  # type: ignore[union-attr]
+            return
+        self._taken = 0
+        if state["pass_start"] is None or self._data is None:
+            self._pass_start = None
+            return
+        with replayed(RandomState.from_state_dict(state["pass_start"]), self._generators):
+            iterator = self._begin_pass()
+            for _ in range(state["taken"]):
+                if next(iterator, self) is self:
+                    raise CheckpointError(
+                        f"Problem {self._problem!r}: the checkpoint was taken after {state['taken']} batches of a pass, "
+                        f"but its data yields only {self._taken}. Resume with the data that the run began with."
+                    )
+                self._taken += 1
+
+    def _begin_pass(self) -> Iterator[Any]:
+        self._pass_start = RandomState.capture(self._generators)
+        self._iterator = iter(self._data)  # type: ignore[arg-type]
+        self._taken = 0
+        return self._iterator

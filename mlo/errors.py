@@ -1,0 +1,48 @@
+"""Errors and warnings of mlo: what is wrong, what was received, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "ConfigurationError",
+    "EngineError",
+    "GraphError",
+    "ProblemError",
+    "SolveWarning",
+    "nearest",
+]
+
+
+class ProblemError(ValueError):
+    """A problem is declared wrongly, or its loss returned something unusable."""
+
+
+class GraphError(ValueError):
+    """The problems do not form a valid dependency graph."""
+
+
+class EngineError(ValueError):
+    """A hypergradient engine is unknown, misconfigured or cannot serve this graph."""
+
+
+class ConfigurationError(ValueError):
+    """A configuration value has the wrong name, type or range."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or belongs to something else."""
+
+
+class SolveWarning(UserWarning):
+    """A linear solve of a hypergradient engine did not converge."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns advice for a mistyped name: the closest valid one, and all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Valid names: {', '.join(names) if names else '(none)'}."

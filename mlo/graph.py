@@ -1,0 +1,141 @@
+"""The dependency graph of a multi-level optimization: who reads whom, in which order problems move, and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlo.errors import GraphError, nearest
+from mlo.problem import Problem
+
+__all__ = ["DependencyGraph"]
+
+
+class DependencyGraph:
+    """Problems, listed from the innermost to the outermost, and the edges that their losses declare.
+
+    A loss that reads a problem listed before its own reads that problem's *response* (its solution as a function of
+    everything that it depends on); one that reads a problem listed after its own is *conditioned* on its current value.
+
+    Raises:
+        GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared parameter.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        if not problems:
+            raise GraphError("No problem was given. Pass the problems from the innermost to the outermost.")
+        self.problems: dict[str, Problem] = {}
+        for problem in problems:
+            if problem.name in self.problems:
+                raise GraphError(f"Two problems are called {problem.name!r}. Give each problem a name of its own.")
+            self.problems[problem.name] = problem
+        self.position = {name: index for index, name in enumerate(self.problems)}
+        self.reads = {name: self._resolve_reads(problem) for name, problem in self.problems.items()}
+        self._check_shared_parameters()
+        self.level: dict[str, int] = {}
+        for name in self.problems:
+            self.level[name] = max((self.level[lower] + 1 for lower in self.lower(name)), default=0)
+        # The problems on whose values each one is conditioned, itself or through the responses that it reads.
+        self._values_seen: dict[str, set[str]] = {}
+        for name in self.problems:
+            through = (self._values_seen[lower] for lower in self.lower(name))
+            self._values_seen[name] = set(self.upper(name)).union(*through) - {name}
+
+    def lower(self, name: str) -> tuple[str, ...]:
+        """The problems whose responses `name` reads."""
+        return tuple(read for read in self.reads[name] if self.position[read] < self.position[name])
+
+    def upper(self, name: str) -> tuple[str, ...]:
+        """The problems on whose current values `name` is conditioned."""
+        return tuple(read for read in self.reads[name] if self.position[read] > self.position[name])
+
+    def responses(self, name: str) -> tuple[str, ...]:
+        """Every problem whose response enters the total gradient of `name`'s own loss, in listed order.
+
+        These are the lower problems that it reads, and the problems below `name` on which those are conditioned.
+        """
+        found: set[str] = set()
+        waiting = list(self.lower(name))
+        while waiting:
+            lower = waiting.pop()
+            if lower in found:
+                continue
+            found.add(lower)
+            waiting += [read for read in self._values_seen[lower] if self.position[read] < self.position[name]]
+        return tuple(other for other in self.problems if other in found)
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """The problems listed after `name` on whose values its loss depends, itself or through responses in it."""
+        seen = self._values_seen[name].union(*(self._values_seen[lower] for lower in self.responses(name)))
+        return tuple(other for other in self.problems if other in seen and self.position[other] > self.position[name])
+
+    def depends(self, lower: str, on: str) -> bool:
+        """Whether the response of `lower` is a function of the value of `on`, directly or through other responses."""
+        return on in self._values_seen[lower]
+
+    def schedule(self) -> tuple[str, ...]:
+        """The order of the updates in one round; a problem with `steps=K` moves K times per move of those above it.
+
+        Problems move level by level (a level is the longest chain of responses below a problem), in listed order within
+        one. A level moves as often as its most frequent problem; the less frequent ones join in its last moves, so each
+        problem has just moved when the next level does.
+        """
+        levels = [
+            [problem for name, problem in self.problems.items() if self.level[name] == level]
+            for level in range(max(self.level.values()) + 1)
+        ]
+        order: tuple[str, ...] = ()
+        for members in levels:
+            most = max(problem.steps for problem in members)
+            below, order = order, ()
+            for move in range(most):
+                order += below + tuple(p.name for p in members if move >= most - p.steps)
+        return order
+
+    def to_mermaid(self) -> str:
+        """Returns the graph as a Mermaid flowchart: solid arrows are responses, dashed ones conditioning values."""
+        lines = ["flowchart BT"]
+        for name, problem in self.problems.items():
+            players = f"<br/>players: {', '.join(problem.players)}" if problem.players else ""
+            lines.append(f'    {name}["{name}{players}"]')
+        for name in self.problems:
+            lines += [f"    {lower} -->|solution| {name}" for lower in self.lower(name)]
+            lines += [f"    {upper} -.->|value| {name}" for upper in self.upper(name)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        rows = ["Dependency graph, from the innermost problem to the outermost:"]
+        for name in self.problems:
+            solutions = ", ".join(self.lower(name)) or "-"
+            values = ", ".join(self.upper(name)) or "-"
+            rows.append(f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: {values}")
+        rows.append(f"  order of a round: {' → '.join(self.schedule())}")
+        return "\n".join(rows)
+
+    def __repr__(self) -> str:
+        return f"DependencyGraph({', '.join(self.problems)})"
+
+    def _resolve_reads(self, problem: Problem) -> tuple[str, ...]:
+        for read in problem.reads:
+            if read not in self.problems:
+                raise GraphError(
+                    f"The loss of problem {problem.name!r} reads {read!r}, which is not a problem of this optimizer. "
+                    f"{nearest(read, self.problems)} (A keyword-only argument without a default names a problem.)"
+                )
+        reads = problem.reads + tuple(read for read in problem.optional_reads if read in self.problems)
+        if problem.name in reads:
+            raise GraphError(
+                f"The loss of problem {problem.name!r} reads {problem.name!r}: a cycle of responses. Its own module is "
+                "its first argument; drop the keyword."
+            )
+        return reads
+
+    def _check_shared_parameters(self) -> None:
+        owner: dict[int, tuple[str, str]] = {}
+        for name, problem in self.problems.items():
+            for key, parameter in problem.module.named_parameters():
+                other, other_key = owner.setdefault(id(parameter), (name, key))
+                if other != name:
+                    raise GraphError(
+                        f"Problems {other!r} and {name!r} share a parameter ({other}.{other_key} is {name}.{key}). Each "
+                        "parameter belongs to one problem; let the loss read the other problem instead."
+                    )

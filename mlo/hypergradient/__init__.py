@@ -1,0 +1,25 @@
+"""Hypergradient engines: how the derivative of a lower problem's solution is computed."""
+
+from mlo.hypergradient.base import Engine, Solve, relative_residual
+from mlo.hypergradient.direct import Direct
+from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.one_step import OneStep, darts
+from mlo.hypergradient.products import Autograd, FiniteDifference, LinearSystem, Products
+from mlo.hypergradient.registry import available_engines, engine_from, register_engine
+
+__all__ = [
+    "Autograd",
+    "Direct",
+    "Engine",
+    "FiniteDifference",
+    "FirstOrder",
+    "LinearSystem",
+    "OneStep",
+    "Products",
+    "Solve",
+    "available_engines",
+    "darts",
+    "engine_from",
+    "register_engine",
+    "relative_residual",
+]

@@ -1,0 +1,58 @@
+"""Checks that the chosen engines can serve a graph, before the first step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+from mlo.errors import EngineError, SolveWarning
+from mlo.graph import DependencyGraph
+from mlo.hypergradient.base import Engine
+from mlo.hypergradient.optimizer_step import has_decoupled_decay
+
+__all__ = ["check_engines"]
+
+
+def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None:
+    """Refuses an engine that cannot differentiate the response it is chosen for.
+
+    Raises:
+        EngineError: naming the problem, the reason and an engine that can.
+    """
+    read = {lower for name in graph.problems for lower in graph.responses(name)}
+    for name in read:
+        engine, problem = engines[name], graph.problems[name]
+        if engine.drops_implicit_term:
+            continue
+        if problem.compile and engine.products.differentiable:
+            raise EngineError(
+                f"Problem {name!r} is compiled, and compiled modules have no double backward, which the engine "
+                f"{engine.label!r} needs. Use 'darts' or another engine with finite_difference products, or compile=False."
+            )
+        if not engine.differentiates_step and has_decoupled_decay(problem):
+            warnings.warn(
+                f"Problem {name!r}: decoupled weight decay (AdamW) is not the gradient of a penalty, so the engine "
+                f"{engine.label!r} leaves it out of the stationarity condition. 'one_step' differentiates it exactly.",
+                SolveWarning,
+                stacklevel=3,
+            )
+        _check_inner_responses(graph, engines, name)
+
+
+def _check_inner_responses(graph: DependencyGraph, engines: Mapping[str, Engine], name: str) -> None:
+    """A problem whose own gradient contains a response needs that response to be differentiable again."""
+    for inner in graph.responses(name):
+        if engines[inner].drops_implicit_term or not graph.depends(inner, name):
+            continue
+        if not engines[name].products.differentiable:
+            raise EngineError(
+                f"The gradient of problem {name!r} contains the response of {inner!r}, which a finite difference in "
+                f"{name!r} would hold fixed. Give {name!r} an engine with autograd products, such as 'one_step' or "
+                f"'direct', instead of {engines[name].label!r}."
+            )
+        if not engines[inner].differentiable:
+            raise EngineError(
+                f"Problem {name!r} is itself a lower problem and its gradient contains the response of {inner!r}, so that "
+                f"response is differentiated twice, which {engines[inner].label!r} cannot be. Give {inner!r} an engine "
+                "with autograd products, such as 'one_step' or 'direct'."
+            )

@@ -1,0 +1,66 @@
+"""`one_step`: the solution is what the optimizer's last step made of the parameters before it (DARTS, LFM-CW Eqs. 6-10).
+
+θ' = step(θ, g) with g = F(θ, x), and θ is a constant, so dθ'/dx = (∂θ'/∂g) B and the response's cotangent is
+Bᵀ (∂θ'/∂g)ᵀ v: the inverse is q = -(∂θ'/∂g)ᵀ v, which is -ξ v for plain SGD with learning rate ξ. F and B are taken at
+the parameters, batch, noise and read values of the step, not at the current ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.hypergradient.base import Cotangent, Engine, Solve
+from mlo.hypergradient.products import FiniteDifference, LinearSystem
+
+__all__ = ["OneStep", "darts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStep(Engine):
+    """Differentiates the optimizer's last step, exactly (momentum, weight decay, Adam's correction, clipping included).
+
+    Reference: Liu et al., DARTS (2019), Eqs. 6-7; Gala and Xie, LFM-CW, Eqs. 6-18.
+    """
+
+    name: ClassVar[str] = "one_step"
+    differentiates_step: ClassVar[bool] = True
+
+    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        step, solution = system.step, system.call.solution
+        assert step is not None and solution.gradient is not None
+        # Without clipping, parameters that nothing above reads do not take part: a game's other player costs nothing.
+        used = [entry is not None or step.grad_clip is not None for entry in cotangent]
+        names = [name for name, use in zip(system.names, used, strict=True) if use]
+        v = [
+            torch.zeros_like(theta) if entry is None else entry
+            for entry, theta, use in zip(cotangent, system.parameters, used, strict=True)
+            if use
+        ]
+        with torch.enable_grad():
+            if system.call.differentiate:
+                found = dict(zip(system.names, system.gradient(), strict=True))
+                g = {name: found[name] for name in names}
+            else:
+                g = {name: solution.gradient[name].detach().requires_grad_() for name in names}
+            before = {name: solution.evaluation.parameters[name].detach() for name in names}
+            after = step.apply(before, g)
+        moved = [after[name] for name in names]
+        found_q = torch.autograd.grad(
+            moved, list(g.values()), grad_outputs=v, create_graph=system.call.differentiate, allow_unused=True
+        )
+        q_of = {name: -q for name, q in zip(names, found_q, strict=True) if q is not None}
+        q: list[Tensor | None] = [q_of.get(name) for name in system.names]
+        return Solve(q=q, report=self.report(system))
+
+
+def darts(*, step: float | str = "adaptive") -> OneStep:
+    """The preset `darts`: one step × finite differences.
+
+    Args:
+        step: step size rule of the difference; "darts" is the original's 0.01 / ‖v‖ (see `FiniteDifference`).
+    """
+    return OneStep(products=FiniteDifference(step=step))

@@ -1,0 +1,148 @@
+"""One step of a `torch.optim` optimizer as a differentiable function of its gradient.
+
+The step is recomputed by the optimizer's own `differentiable=True` code on copies of its state, so momentum, weight
+decay, bias correction and the rest are exactly those of the update that was made, for every optimizer of `torch.optim`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mlo.errors import EngineError
+from mlo.problem import Problem, Tensors
+
+__all__ = ["OptimizerStep", "has_decoupled_decay", "l2_penalty"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    """One optimizer's hyper-parameters and state for one parameter, before the step."""
+
+    optimizer: Optimizer
+    options: dict[str, Any]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OptimizerStep:
+    """A step θ' = step(θ, g), with the optimizer's state and learning rates as they were before it.
+
+    Attributes:
+        problem: name of the problem, for messages.
+        groups: parameter → its optimizer's options and state.
+        grad_clip: largest Euclidean norm to which the step scales its gradient, or None.
+    """
+
+    problem: str
+    groups: dict[str, _Group]
+    grad_clip: float | None
+
+    @classmethod
+    def capture(cls, problem: Problem) -> OptimizerStep:
+        """Copies the optimizers' state before a step."""
+        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
+        groups: dict[str, _Group] = {}
+        for optimizer in problem.optimizers.values():
+            for group in optimizer.param_groups:
+                options = {key: value for key, value in group.items() if key != "params"}
+                for parameter in group["params"]:
+                    if id(parameter) in name_of:
+                        state = {key: _copied(value) for key, value in optimizer.state.get(parameter, {}).items()}
+                        groups[name_of[id(parameter)]] = _Group(optimizer=optimizer, options=dict(options), state=state)
+        return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
+
+    def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
+        """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
+
+        Args:
+            parameters: name → tensor before the step.
+            gradients: name → gradient, for the same names; all of the problem's where the step clips.
+
+        Raises:
+            EngineError: if an optimizer has no differentiable step.
+        """
+        gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
+        if self.grad_clip is not None:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+            # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
+            scale = torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
+            gradients = {key: gradient * scale for key, gradient in gradients.items()}
+        # A step changes its parameters in place: give it a copy that is not a leaf.
+        moved = {key: parameters[key] * 1.0 for key in gradients}
+        by_optimizer: dict[int, list[str]] = defaultdict(list)
+        for key in gradients:
+            by_optimizer[id(self.groups[key].optimizer)].append(key)
+        for keys in by_optimizer.values():
+            self._step(keys, moved, gradients)
+        return moved
+
+    def _step(self, keys: list[str], moved: Tensors, gradients: Tensors) -> None:
+        original = self.groups[keys[0]].optimizer
+        if "differentiable" not in original.defaults:
+            raise EngineError(
+                f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no differentiable step (an option "
+                "`differentiable` like torch.optim's). Use a torch.optim optimizer, or an engine that does not "
+                "differentiate the step, such as 'direct'."
+            )
+        twin = copy.copy(original)
+        twin.defaults = {**original.defaults, "differentiable": True, "foreach": False, "fused": None}
+        twin.state = defaultdict(dict)
+        twin.param_groups = []
+        for key in keys:
+            options, state = self.groups[key].options, {k: _copied(v) for k, v in self.groups[key].state.items()}
+            options = {**options, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
+            if options.get("momentum") and isinstance(original, torch.optim.SGD) and "momentum_buffer" not in state:
+                # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero buffer without
+                # dampening gives the same number, with its derivative.
+                state["momentum_buffer"] = torch.zeros_like(moved[key])
+                options["dampening"] = 0.0
+            moved[key].grad = gradients[key]
+            twin.state[moved[key]] = state
+            twin.param_groups.append({**options, "params": [moved[key]]})
+        with torch.enable_grad():
+            # The class's own step, without the hooks that the user's optimizer or scheduler put around it.
+            type(original).step(twin)
+        for key in keys:
+            moved[key].grad = None
+
+
+def l2_penalty(problem: Problem) -> dict[str, float]:
+    """Parameter → coefficient c of the penalty c/2 ‖θ‖² that its optimizer adds to the loss by weight decay.
+
+    Decoupled decay (AdamW) is not the gradient of a penalty and counts as 0.
+    """
+    coefficient_of: dict[int, float] = {}
+    for optimizer in problem.optimizers.values():
+        for group in optimizer.param_groups:
+            decay = 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
+            # A maximizing optimizer descends -L + decay: relative to L the penalty's sign turns.
+            decay = -decay if group.get("maximize") else decay
+            coefficient_of |= {id(parameter): decay for parameter in group["params"]}
+    return {name: coefficient_of[id(parameter)] for name, parameter in problem.parameters.items()}
+
+
+def has_decoupled_decay(problem: Problem) -> bool:
+    """Whether an optimizer of the problem decays weights outside the gradient (AdamW)."""
+    groups = [group for optimizer in problem.optimizers.values() for group in optimizer.param_groups]
+    return any(group.get("decoupled_weight_decay") and group.get("weight_decay") for group in groups)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _nudged(gradient: Tensor) -> Tensor:
+    """Moves exact zeros off zero, where Adam's square root has no derivative although its step has one.
+
+    For m = (1-b1) g and v = (1-b2) g^2 the step is proportional to g / (|g| + eps), smooth enough at g = 0 with slope
+    1/eps; autograd computes it as 0 · inf. At |g| = tiny << eps the same formula gives the slope to tiny/eps.
+    """
+    tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
+    return gradient + tiny * (gradient.detach() == 0)

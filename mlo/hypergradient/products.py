@@ -1,0 +1,297 @@
+"""Products with the derivatives of a stationarity map: exact by reverse mode twice, or by finite differences.
+
+Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p. Then for fixed u
+
+    Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
+
+and ⟨F, u⟩ = Σ_p d/de L_p(θ_p + e u_p) at e = 0. `Autograd` differentiates F; `FiniteDifference` takes the difference of
+the gradients of L_p at θ_p ± e u_p, which needs no second derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.errors import EngineError, nearest
+from mlo.evaluation import gradients
+from mlo.hypergradient.optimizer_step import l2_penalty
+
+if TYPE_CHECKING:
+    from mlo.hypergradient.optimizer_step import OptimizerStep
+    from mlo.response import Pullback
+
+__all__ = ["Autograd", "FiniteDifference", "LinearSystem", "Products", "products_from"]
+
+
+class LinearSystem(ABC):
+    """Products with Aᵀ and Bᵀ of one problem at one point.
+
+    Args:
+        call: the pullback that asks for it.
+        implicit: whether A belongs to the fixed point of an optimizer, whose weight decay is then part of it.
+    """
+
+    def __init__(self, call: Pullback, *, implicit: bool) -> None:
+        evaluation = call.solution.evaluation
+        self.call = call
+        self.problem = call.solution.name
+        self.names = tuple(evaluation.parameters)
+        self.players = evaluation.problem.player_parameters
+        self.step: OptimizerStep | None = call.solution.step
+        penalty = l2_penalty(evaluation.problem) if implicit else {}
+        self._decay = [penalty.get(name, 0.0) for name in self.names]
+
+    @property
+    @abstractmethod
+    def parameters(self) -> Sequence[Tensor]:
+        """θ at the point, one tensor per parameter."""
+
+    @abstractmethod
+    def gradient(self) -> Sequence[Tensor]:
+        """F at the point; differentiable where the pullback must be."""
+
+    @abstractmethod
+    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Bᵀ u for every input of the response (None where it is not wanted)."""
+
+    @abstractmethod
+    def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """Aᵀ u of the loss alone."""
+
+    def transpose_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
+        products = self._hessian_vjp(u)
+        return [p + d * x if d else p for p, d, x in zip(products, self._decay, u, strict=True)]
+
+    def _player_names(self, u: Sequence[Tensor | None]) -> dict[str, dict[str, Tensor]]:
+        """Player → parameter → entry of u, for the players of which any entry is not None."""
+        by_name = {name: entry for name, entry in zip(self.names, u, strict=True) if entry is not None}
+        chosen = {
+            player: {name: by_name[name] for name in members if name in by_name}
+            for player, members in self.players.items()
+        }
+        return {player: entries for player, entries in chosen.items() if entries}
+
+
+class Products(ABC):
+    """How an engine takes products with the derivatives of F."""
+
+    name: ClassVar[str]
+    differentiable: ClassVar[bool]
+
+    @abstractmethod
+    def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
+        """Returns the products at the point of `call`."""
+
+
+@dataclass(frozen=True)
+class Autograd(Products):
+    """Exact products: F is computed once with its graph, and each product is one backward pass through it."""
+
+    name: ClassVar[str] = "autograd"
+    differentiable: ClassVar[bool] = True
+
+    def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
+        return _AutogradSystem(call, implicit=implicit)
+
+
+@dataclass(frozen=True)
+class FiniteDifference(Products):
+    """Central finite differences of first gradients: works through anything that has a first derivative.
+
+    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too and does not
+    converge to the almost-everywhere derivative that `Autograd` takes, at any step size.
+
+    Attributes:
+        step: "adaptive": e = c (1 + ‖θ‖) / ‖u‖ with c the cube root of the dtype's machine epsilon, which balances
+            truncation against rounding; "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3); or a positive number r
+            for e = r / ‖u‖.
+
+    Raises:
+        EngineError: for another `step`.
+    """
+
+    step: float | str = "adaptive"
+
+    name: ClassVar[str] = "finite_difference"
+    differentiable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        valid = self.step in ("adaptive", "darts") if isinstance(self.step, str) else self.step > 0
+        if not valid:
+            raise EngineError(
+                f"FiniteDifference: step must be 'adaptive', 'darts' or a positive number, got {self.step!r}."
+            )
+
+    def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
+        return _FiniteDifferenceSystem(call, self, implicit=implicit)
+
+    def step_size(self, parameters: Sequence[Tensor], direction: Sequence[Tensor]) -> float:
+        """Returns e for the perturbation θ ± e u; 0 where u is zero."""
+        norm = float(_norm(direction))
+        if norm == 0.0:
+            return 0.0
+        if self.step == "adaptive":
+            scale: float = math.cbrt(torch.finfo(parameters[0].dtype).eps) * (1.0 + float(_norm(parameters)))
+        else:
+            scale = 0.01 if self.step == "darts" else float(self.step)
+        return scale / norm
+
+
+class _AutogradSystem(LinearSystem):
+    def __init__(self, call: Pullback, *, implicit: bool) -> None:
+        super().__init__(call, implicit=implicit)
+        with torch.enable_grad():
+            self._theta = call.parameter_aliases()
+            self._inputs = call.input_aliases()
+            self._losses = call.losses(self._theta, self._inputs)
+        self._gradients: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._theta.values())
+
+    def gradient(self) -> Sequence[Tensor]:
+        found = {name: value for player in self.players for name, value in self._player_gradient(player).items()}
+        return [found[name] for name in self.names]
+
+    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
+        wanted = [tensor for tensor, want in zip(self._inputs, self.call.wanted, strict=True) if want]
+        products = iter(self._vjp(self._player_names(u), wanted))
+        return [next(products) if want else None for want in self.call.wanted]
+
+    def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
+        return self._vjp(self._player_names(u), list(self._theta.values()))
+
+    def _player_gradient(self, player: str) -> dict[str, Tensor]:
+        if player not in self._gradients:
+            members = self.players[player]
+            with torch.enable_grad():
+                found = gradients(self._losses[player], [self._theta[name] for name in members], create_graph=True)
+            self._gradients[player] = dict(zip(members, found, strict=True))
+        return self._gradients[player]
+
+    def _vjp(self, u: Mapping[str, Mapping[str, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """∇_inputs ⟨F, u⟩."""
+        outputs: list[Tensor] = []
+        entries: list[Tensor] = []
+        for player, directions in u.items():
+            gradient = self._player_gradient(player)
+            for name, direction in directions.items():
+                if gradient[name].requires_grad:  # a component that is constant has no derivative
+                    outputs.append(gradient[name])
+                    entries.append(direction)
+        if not outputs or not inputs:
+            return [torch.zeros_like(tensor) for tensor in inputs]
+        found = torch.autograd.grad(
+            outputs,
+            list(inputs),
+            grad_outputs=entries,
+            retain_graph=True,
+            create_graph=self.call.differentiate,
+            allow_unused=True,
+        )
+        return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
+
+
+class _FiniteDifferenceSystem(LinearSystem):
+    def __init__(self, call: Pullback, products: FiniteDifference, *, implicit: bool) -> None:
+        super().__init__(call, implicit=implicit)
+        self._products = products
+        self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._theta.values())
+
+    def gradient(self) -> Sequence[Tensor]:
+        with torch.enable_grad():
+            theta = {name: value.detach().requires_grad_() for name, value in self._theta.items()}
+            losses = self.call.losses(theta, [tensor.detach() for tensor in self.call.inputs])
+            found: dict[str, Tensor] = {}
+            for player, members in self.players.items():
+                grads = gradients(losses[player], [theta[name] for name in members], retain_graph=True)
+                found |= zip(members, grads, strict=True)
+        return [found[name] for name in self.names]
+
+    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
+        def of(_: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+            return [tensor for tensor, want in zip(inputs, self.call.wanted, strict=True) if want]
+
+        products = iter(self._difference(u, of, inputs_require_grad=True))
+        return [next(products) if want else None for want in self.call.wanted]
+
+    def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
+        return self._difference(u, lambda theta, _: list(theta.values()), inputs_require_grad=False)
+
+    def _difference(
+        self,
+        u: Sequence[Tensor | None],
+        of: Callable[[Mapping[str, Tensor], Sequence[Tensor]], list[Tensor]],
+        *,
+        inputs_require_grad: bool,
+    ) -> list[Tensor]:
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in what `of` picks."""
+        total: list[Tensor] | None = None
+        for player, directions in self._player_names(u).items():
+            e = self._products.step_size(list(self._theta.values()), list(directions.values()))
+            for sign in (1.0, -1.0) if e else ():
+                terms = self._perturbed_gradient(player, directions, sign * e, of, inputs_require_grad)
+                scaled = [term * (sign / (2.0 * e)) for term in terms]
+                total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+        if total is None:
+            return [torch.zeros_like(t) for t in of(self._theta, self.call.inputs)]
+        return total
+
+    def _perturbed_gradient(
+        self,
+        player: str,
+        directions: Mapping[str, Tensor],
+        e: float,
+        of: Callable[[Mapping[str, Tensor], Sequence[Tensor]], list[Tensor]],
+        inputs_require_grad: bool,
+    ) -> list[Tensor]:
+        with torch.enable_grad():
+            theta = {
+                name: (value + e * directions[name] if name in directions else value.clone())
+                .detach()
+                .requires_grad_(not inputs_require_grad)
+                for name, value in self._theta.items()
+            }
+            inputs = [
+                t.detach().requires_grad_(t.requires_grad and inputs_require_grad) for t in self.call.input_aliases()
+            ]
+            loss = self.call.losses(theta, inputs)[player]
+            return gradients(loss, of(theta, inputs))
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
+
+
+_PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}
+
+
+def products_from(choice: Products | str | Mapping[str, Any]) -> Products:
+    """Makes products from themselves, their name, or a mapping `{"name": ..., option: ...}`.
+
+    Raises:
+        EngineError: for an unknown name or option.
+    """
+    if isinstance(choice, Products):
+        return choice
+    options = {"name": choice} if isinstance(choice, str) else dict(choice)
+    name = options.pop("name", None)
+    if name not in _PRODUCTS:
+        raise EngineError(f"Unknown products {name!r}. {nearest(str(name), _PRODUCTS)}")
+    try:
+        return _PRODUCTS[name](**options)
+    except TypeError as error:
+        raise EngineError(f"Products {name!r} do not take these options ({error}).") from None

@@ -1,0 +1,96 @@
+"""Engines by name: the presets, third-party registrations, and the reading of configuration values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mlo.errors import EngineError, nearest
+from mlo.hypergradient.base import Engine
+from mlo.hypergradient.direct import Direct
+from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.one_step import OneStep, darts
+
+__all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
+
+EngineChoice = Engine | str | Mapping[str, Any]
+"""An engine, the name of one, or a mapping `{"name": ..., option: value}`."""
+
+_FACTORIES: dict[str, Callable[..., Engine]] = {
+    "darts": darts,
+    "direct": Direct,
+    "first_order": FirstOrder,
+    "one_step": OneStep,
+}
+
+
+def available_engines() -> tuple[str, ...]:
+    """The names that `hypergradient=` accepts, sorted."""
+    return tuple(sorted(_FACTORIES))
+
+
+def register_engine(name: str, factory: Callable[..., Engine], *, replace: bool = False) -> None:
+    """Makes an engine available by name.
+
+    Args:
+        name: the name that configurations use.
+        factory: called with the options of the configuration as keywords; an `Engine` subclass will do.
+        replace: allows an existing name to be taken over.
+
+    Raises:
+        EngineError: if the name is taken and `replace` is false.
+    """
+    if name in _FACTORIES and not replace:
+        raise EngineError(
+            f"An engine called {name!r} is registered already. Choose another name, or pass replace=True."
+        )
+    _FACTORIES[name] = factory
+
+
+def engine_from(choice: EngineChoice) -> Engine:
+    """Makes an engine from itself, its name, or a mapping with its name and options.
+
+    Raises:
+        EngineError: for an unknown name or option.
+    """
+    if isinstance(choice, Engine):
+        return choice
+    if isinstance(choice, str):
+        choice = {"name": choice}
+    if not isinstance(choice, Mapping):
+        raise EngineError(f"A hypergradient engine is an Engine, a name or a mapping with a name, got {choice!r}.")
+    options = dict(choice)
+    name = options.pop("name", None)
+    if name not in _FACTORIES:
+        raise EngineError(f"Unknown hypergradient engine {name!r}. {nearest(str(name), _FACTORIES)}")
+    try:
+        return _FACTORIES[name](**options)
+    except TypeError as error:
+        raise EngineError(f"Hypergradient engine {name!r} does not take these options ({error}).") from None
+
+
+def engines_for(problems: Iterable[str], choice: EngineChoice | Mapping[str, EngineChoice]) -> dict[str, Engine]:
+    """Gives every problem the engine that differentiates its response.
+
+    Args:
+        problems: names of the problems.
+        choice: one choice for all, or a mapping problem → choice, with "default" (else one_step) for the rest. A mapping
+            with the key "name" is one choice.
+
+    Raises:
+        EngineError: for a problem that does not exist, or an unusable choice.
+    """
+    names = tuple(problems)
+    if isinstance(choice, (Engine, str)) or (isinstance(choice, Mapping) and "name" in choice):
+        engine = engine_from(choice)
+        return dict.fromkeys(names, engine)
+    if not isinstance(choice, Mapping):
+        raise EngineError(
+            f"hypergradient= takes an engine, a name, or a dict problem → engine, got {type(choice).__name__}."
+        )
+    for name in choice:
+        if name != "default" and name not in names:
+            raise EngineError(f"hypergradient= names the problem {name!r}. {nearest(name, [*names, 'default'])}")
+    chosen = {name: engine_from(option) for name, option in choice.items()}
+    default = chosen.get("default", OneStep())
+    return {name: chosen.get(name, default) for name in names}

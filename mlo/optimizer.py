@@ -1,0 +1,409 @@
+"""`MultilevelOptimizer`: moves every problem of a dependency graph down its total gradient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from mlo.batches import BatchStream
+from mlo.errors import CheckpointError, GraphError, SolveWarning, nearest
+from mlo.evaluation import Evaluation, LossModule, gradients
+from mlo.graph import DependencyGraph
+from mlo.hypergradient.base import Engine
+from mlo.hypergradient.compatibility import check_engines
+from mlo.hypergradient.optimizer_step import OptimizerStep
+from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.problem import SINGLE_PLAYER, Problem, Tensors
+from mlo.randomness import RandomState, preserved
+from mlo.records import Record, SolveReport
+from mlo.response import Context, Solution
+
+__all__ = ["MultilevelOptimizer"]
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TotalGradient:
+    """A problem's total gradient at one point, and what came with it."""
+
+    gradient: Tensors
+    losses: dict[str, Tensor]
+    metrics: dict[str, Any]
+    reports: list[SolveReport]
+    evaluation: Evaluation
+
+
+class MultilevelOptimizer:
+    """Optimizes problems that depend on each other's solutions.
+
+    Args:
+        problems: from the innermost to the outermost. A loss that reads a problem listed before its own is
+            differentiated through that problem's solution; one that reads a later one takes its current value.
+        hypergradient: how solutions are differentiated: an engine, a name (`mlo.available_engines()`), a mapping with a
+            name and options, or a dict *lower problem* → one of these, with "default" for the others.
+
+    Raises:
+        GraphError: if the problems do not form a valid graph.
+        EngineError: if an engine is unknown or cannot serve this graph.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
+    ) -> None:
+        self.graph = DependencyGraph(problems)
+        self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
+        self.round = 0
+        self._schedule = self.graph.schedule()
+        self._streams = {name: BatchStream(problem.data, name) for name, problem in self.problems.items()}
+        self._modules = {
+            name: LossModule(problem, {read: self.problems[read] for read in self.graph.reads[name]})
+            for name, problem in self.problems.items()
+        }
+        self._differentiated = {
+            lower
+            for name in self.problems
+            for lower in self.graph.responses(name)
+            if not self.engines[lower].drops_implicit_term
+        }
+        self._dependencies: dict[str, frozenset[str]] = {}
+        for name in self.problems:
+            own = frozenset({name, *self.graph.upper(name)})
+            self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in self.graph.lower(name)))
+        check_engines(self.graph, self.engines)
+        for problem in self.problems.values():
+            if problem.compile:
+                problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
+        self._updates = dict.fromkeys(self.problems, 0)
+        self._warned: set[str] = set()
+        # What later gradients need of earlier updates: the evaluation of each problem's last update, its solution where
+        # the engine differentiates that update, and other solutions with the state of the updates they were made at.
+        self._current: dict[str, Evaluation] = {}
+        self._steps: dict[str, Solution] = {}
+        self._solutions: dict[str, tuple[tuple[int, ...], Solution]] = {}
+
+    @property
+    def problems(self) -> dict[str, Problem]:
+        """Name → problem, from the innermost to the outermost."""
+        return self.graph.problems
+
+    def __repr__(self) -> str:
+        engines = ", ".join(
+            f"{name}: {self.engines[name].label}" for name in self.problems if name in self._differentiated
+        )
+        return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines or 'no response is differentiated'})"
+
+    def run(self, steps: int) -> Iterator[Record]:
+        """Runs `steps` rounds; yields the record of each."""
+        for _ in range(steps):
+            yield self.step()
+
+    def step(self) -> Record:
+        """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its record."""
+        record = Record(round=self.round + 1)
+        for name in self._schedule:
+            if self.round >= self.problems[name].warmup_steps:
+                self._update(name, record)
+        self.round += 1
+        return record
+
+    def gradient(self, name: str) -> Tensors:
+        """Returns the total gradient of a problem's loss, and changes nothing.
+
+        The gradient is taken at the current parameters and the problem's current batches: the ones of its last update,
+        or, before the first, the ones that it will draw. Engines that differentiate the optimizer's step use the last
+        step of each lower problem; for one that has not moved yet they look one step ahead of it.
+
+        Args:
+            name: the problem.
+
+        Returns:
+            parameter name → gradient, of the parameter's shape.
+
+        Raises:
+            GraphError: if there is no problem of that name.
+        """
+        if name not in self.problems:
+            raise GraphError(f"There is no problem {name!r}. {nearest(name, self.problems)}")
+        history = dict(self._solutions)
+        with preserved([generator for problem in self.problems.values() for generator in problem.generators]):
+            found = self._total_gradient(name, self._batches(name), live=False)
+        self._solutions = history
+        return found.gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that a run needs to go on, as tensors and plain values (loadable with `weights_only=True`).
+
+        Parameters, buffers, optimizers, schedulers, positions in the data, and the random state.
+        """
+        generators = [generator for problem in self.problems.values() for generator in problem.generators]
+        return {
+            "version": STATE_VERSION,
+            "round": self.round,
+            "random": RandomState.capture(generators).state_dict(),
+            "problems": {
+                name: {
+                    "module": problem.module.state_dict(),
+                    "optimizers": {key: optimizer.state_dict() for key, optimizer in problem.optimizers.items()},
+                    "schedulers": {key: scheduler.state_dict() for key, scheduler in problem.schedulers.items()},
+                    "data": self._streams[name].state_dict(),
+                    "updates": self._updates[name],
+                }
+                for name, problem in self.problems.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to what `state_dict` returned.
+
+        Raises:
+            CheckpointError: if the state is of another graph, or of a version that this one cannot read.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise CheckpointError(
+                f"The state has version {state.get('version')!r}; this version of mlo reads {STATE_VERSION}."
+            )
+        if set(state["problems"]) != set(self.problems):
+            raise CheckpointError(
+                f"The state is of the problems {sorted(state['problems'])}, this optimizer has {sorted(self.problems)}."
+            )
+        for name, problem in self.problems.items():
+            saved = state["problems"][name]
+            try:
+                problem.module.load_state_dict(saved["module"])
+                for key, optimizer in problem.optimizers.items():
+                    optimizer.load_state_dict(saved["optimizers"][key])
+                for key, scheduler in problem.schedulers.items():
+                    scheduler.load_state_dict(saved["schedulers"][key])
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise CheckpointError(
+                    f"The state of problem {name!r} does not fit its module, optimizer or scheduler: {error}"
+                ) from error
+            self._streams[name].load_state_dict(saved["data"])
+            self._updates[name] = saved["updates"]
+        self.round = state["round"]
+        self._current, self._steps, self._solutions = {}, {}, {}
+        generators = [generator for problem in self.problems.values() for generator in problem.generators]
+        RandomState.from_state_dict(state["random"]).restore(generators)
+
+    # ------------------------------------------------------------------ one update
+
+    def _update(self, name: str, record: Record) -> None:
+        problem = self.problems[name]
+        batches = tuple(self._streams[name].next() for _ in range(problem.accumulate))
+        found = self._total_gradient(name, batches, live=True)
+        keeps_step = self._keeps_step(name)
+        step = OptimizerStep.capture(problem) if keeps_step else None
+        norm = torch.nn.utils.get_total_norm(list(found.gradient.values()))
+        for key, parameter in problem.parameters.items():
+            # Clipping scales in place, and the recorded step starts from the bare gradient.
+            parameter.grad = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]
+        if problem.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(problem.parameters.values(), problem.grad_clip, norm)
+        for optimizer in problem.optimizers.values():
+            optimizer.step()
+        for parameter in problem.parameters.values():
+            parameter.grad = None
+        for player, scheduler in problem.schedulers.items():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(float(found.losses.get(player, sum(found.losses.values()))))
+            else:
+                scheduler.step()
+        self._updates[name] += 1
+        self._current[name] = found.evaluation
+        if keeps_step:
+            self._steps[name] = Solution(
+                name=name,
+                engine=self.engines[name],
+                value=dict(problem.parameters),
+                evaluation=found.evaluation,
+                step=step,
+                gradient=found.gradient,
+            )
+        self._note(name, found, norm, record)
+
+    def _total_gradient(self, name: str, batches: tuple[Any, ...], *, live: bool) -> _TotalGradient:
+        """Computes the total gradient of a problem's loss at its current parameters.
+
+        Args:
+            name: the problem.
+            batches: the batches to average over.
+            live: whether the problem's own buffers may change, as they do in its own update.
+        """
+        problem = self.problems[name]
+        reads = self.graph.reads[name]
+        evaluation = self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name))
+        values = dict(evaluation.uppers) | {name: dict(problem.parameters)}
+        context = Context(values=values, lowers=evaluation.lowers)
+        read = {other: context.value(other) for other in reads}
+        # The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent
+        # through the responses at the end, so that each inverse product is done once an update.
+        cut = {
+            other: {key: t.detach().requires_grad_(t.requires_grad) for key, t in tensors.items()}
+            for other, tensors in read.items()
+        }
+        leaves = [t for tensors in cut.values() for t in tensors.values() if t.requires_grad]
+        substitutes: Tensors = {}
+        for other, tensors in cut.items():
+            substitutes |= LossModule.qualified(other, tensors)
+        for other, buffers in evaluation.buffers.items():
+            if other != name or not live:
+                substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
+        states: list[RandomState] = []
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Any] = {}
+        direct: dict[str, list[Tensor]] = {}
+        cotangents: dict[str, list[Tensor]] = {}
+        for batch in batches:
+            states.append(RandomState.capture(problem.generators))
+            value = self._modules[name].value(substitutes, batch)
+            metrics = value.metrics
+            remaining = len(value.players)
+            for player, loss in value.players.items():
+                remaining -= 1
+                own = [problem.parameters[key] for key in problem.player_parameters[player]]
+                share = loss / len(batches)
+                found = gradients(share, [*own, *leaves], retain_graph=remaining > 0)
+                _accumulate(direct, player, found[: len(own)])
+                _accumulate(cotangents, player, found[len(own) :])
+                _accumulate_loss(losses, player, share)
+        gradient: Tensors = {}
+        responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
+        for index, (player, own_gradient) in enumerate(direct.items()):
+            members = problem.player_parameters[player]
+            implicit: Sequence[Tensor | None] = [None] * len(members)
+            if responses:
+                implicit = torch.autograd.grad(
+                    responses,
+                    [problem.parameters[key] for key in members],
+                    grad_outputs=cotangents[player],
+                    allow_unused=True,
+                    retain_graph=index + 1 < len(direct),
+                )
+            for key, first, second in zip(members, own_gradient, implicit, strict=True):
+                gradient[key] = first if second is None else first + second
+        return _TotalGradient(
+            gradient={key: gradient[key] for key in problem.parameters},
+            losses=losses,
+            metrics=metrics,
+            reports=context.reports,
+            evaluation=replace(evaluation, random_states=tuple(states)),
+        )
+
+    def _note(self, name: str, found: _TotalGradient, norm: Tensor, record: Record) -> None:
+        """Writes an update into the record, and warns once per problem of a solve that did not converge."""
+        loss = found.losses if self.problems[name].is_game else found.losses[SINGLE_PLAYER]
+        record.add(name, loss=loss, metrics=found.metrics, gradient_norm=norm)
+        for report in found.reports:
+            record.solves[report.problem] = report
+            if not report.converged and report.problem not in self._warned:
+                self._warned.add(report.problem)
+                residual = "" if report.residual is None else f" (relative residual {report.residual:.2g})"
+                warnings.warn(
+                    f"Engine {report.engine!r} did not converge on problem {report.problem!r}{residual}. {report.advice} "
+                    "Later failures on this problem are only in the records.",
+                    SolveWarning,
+                    stacklevel=4,
+                )
+
+    # ------------------------------------------------------------------ solutions of lower problems
+
+    def _solution(self, name: str) -> Solution:
+        """The problem's solution as those above it see it now."""
+        engine = self.engines[name]
+        if engine.differentiates_step and name in self._steps:
+            return self._steps[name]
+        # Made once, and again only after something that it depends on has moved.
+        stamp = tuple(self._updates[other] for other in sorted(self._dependencies[name]))
+        known = self._solutions.get(name)
+        if known is None or known[0] != stamp:
+            known = (stamp, self._look_ahead(name) if engine.differentiates_step else self._stationary(name))
+            self._solutions[name] = known
+        return known[1]
+
+    def _stationary(self, name: str) -> Solution:
+        """The current parameters as a solution of the problem's stationarity condition at its current batches."""
+        current = self._current.get(name)
+        batches = self._batches(name)
+        now = RandomState.capture(self.problems[name].generators)
+        states = current.random_states if current is not None else (now,) * len(batches)
+        evaluation = self._evaluation(name, batches, states=states, copy=False)
+        return Solution(
+            name=name, engine=self.engines[name], value=dict(self.problems[name].parameters), evaluation=evaluation
+        )
+
+    def _look_ahead(self, name: str) -> Solution:
+        """The solution of a problem that has not moved yet: one step of its optimizer, made on copies."""
+        problem = self.problems[name]
+        found = self._total_gradient(name, self._batches(name), live=False)
+        step = OptimizerStep.capture(problem)
+        before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
+        after = step.apply(before, found.gradient)
+        return Solution(
+            name=name,
+            engine=self.engines[name],
+            value={key: value.detach() for key, value in after.items()},
+            evaluation=found.evaluation,
+            step=step,
+            gradient=found.gradient,
+        )
+
+    def _evaluation(
+        self, name: str, batches: tuple[Any, ...], *, states: tuple[RandomState, ...], copy: bool
+    ) -> Evaluation:
+        """Describes an evaluation of a problem's loss at its current parameters.
+
+        Args:
+            name: the problem.
+            batches: its batches.
+            states: the random state before each.
+            copy: whether the live parameters will move while the evaluation is still needed.
+        """
+        problem = self.problems[name]
+
+        def held(tensor: Tensor) -> Tensor:
+            return tensor.detach().clone() if copy else tensor.detach()
+
+        return Evaluation(
+            problem=problem,
+            module=self._modules[name],
+            reads=self.graph.reads[name],
+            parameters={key: held(parameter) for key, parameter in problem.parameters.items()},
+            batches=batches,
+            random_states=states,
+            buffers={
+                other: {key: buffer.detach().clone() for key, buffer in self.problems[other].module.named_buffers()}
+                for other in (name, *self.graph.reads[name])
+            },
+            uppers={
+                other: {key: held(parameter) for key, parameter in self.problems[other].parameters.items()}
+                for other in self.graph.values(name)
+            },
+            lowers={lower: self._solution(lower) for lower in self.graph.responses(name)},
+        )
+
+    def _batches(self, name: str) -> tuple[Any, ...]:
+        """The batches of the problem's last update, or those that it will draw first."""
+        current = self._current.get(name)
+        return current.batches if current is not None else self._streams[name].peek(self.problems[name].accumulate)
+
+    def _keeps_step(self, name: str) -> bool:
+        return name in self._differentiated and self.engines[name].differentiates_step
+
+
+def _accumulate(total: dict[str, list[Tensor]], player: str, terms: list[Tensor]) -> None:
+    known = total.get(player)
+    total[player] = terms if known is None else [a + b for a, b in zip(known, terms, strict=True)]
+
+
+def _accumulate_loss(total: dict[str, Tensor], player: str, share: Tensor) -> None:
+    share = share.detach()
+    total[player] = total[player] + share if player in total else share

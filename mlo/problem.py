@@ -1,0 +1,204 @@
+"""A problem: one level of a multi-level optimization, declared by its module, optimizer, loss and data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mlo.errors import ProblemError
+
+__all__ = ["Problem", "Tensors"]
+
+Tensors = dict[str, Tensor]
+"""Parameter (or buffer) name → tensor."""
+
+SINGLE_PLAYER = ""
+"""The name under which a problem that is not a game keeps its one loss."""
+
+
+class Problem:
+    """One problem of a multi-level optimization.
+
+    Args:
+        name: a Python identifier; other losses read this problem under it.
+        module: the module whose trainable parameters this problem optimizes.
+        optimizer: a `torch.optim` optimizer over exactly these parameters; for a game also a dict player → optimizer.
+        loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems that it reads; each is
+            passed as the module of that problem holding the right parameters. Returns a scalar, or `(scalar, metrics)`;
+            a game returns `{player: scalar}` or `({player: scalar}, metrics)`.
+        data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
+        players: makes the problem a game: player → name of the submodule that this player controls. The players'
+            parameters must be disjoint and cover the module's. All move simultaneously, each down its own loss.
+        steps: updates of this problem per update of the problems above it.
+        scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each update.
+        grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
+        precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
+        accumulate: number of batches whose losses are averaged in one update.
+        warmup_steps: number of first rounds in which this problem is not updated.
+        compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled modules have no double
+            backward, so the problem then needs an engine with `finite_difference` products.
+        generators: `torch.Generator`s that the loss draws from; replayed like the global random state.
+
+    Raises:
+        ProblemError: where the declaration contradicts itself; the message says what to change.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        module: nn.Module,
+        optimizer: Optimizer | Mapping[str, Optimizer],
+        loss: Callable[..., Any],
+        data: Iterable[Any] | None = None,
+        players: Mapping[str, str] | None = None,
+        steps: int = 1,
+        scheduler: LRScheduler | Mapping[str, LRScheduler] | None = None,
+        grad_clip: float | None = None,
+        precision: str | None = None,
+        accumulate: int = 1,
+        warmup_steps: int = 0,
+        compile: bool | Mapping[str, Any] = False,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
+        if not name.isidentifier():
+            raise ProblemError(
+                f"Problem name {name!r} is not a Python identifier. Losses read a problem as a keyword argument of its "
+                "name: use letters, digits and underscores."
+            )
+        self.name = name
+        self.module = module
+        self.loss = loss
+        self.data = data
+        self.steps = _at_least(name, "steps", steps, 1)
+        self.accumulate = _at_least(name, "accumulate", accumulate, 1)
+        self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
+        if grad_clip is not None and not grad_clip > 0:
+            raise ProblemError(f"Problem {name!r}: grad_clip must be positive or None, got {grad_clip!r}.")
+        self.grad_clip = grad_clip
+        if precision not in (None, "bf16"):
+            raise ProblemError(f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.")
+        self.precision = precision
+        self.compile = compile
+        self.generators = tuple(generators)
+        self.optimizers = _as_mapping(optimizer)
+        self.schedulers = _as_mapping(scheduler) if scheduler is not None else {}
+        self.parameters: dict[str, nn.Parameter] = {
+            key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad
+        }
+        if not self.parameters:
+            raise ProblemError(
+                f"Problem {name!r}: its module has no parameter that requires gradients, so there is nothing to optimize."
+            )
+        self._check_optimizers()
+        self.players = dict(players) if players else {}
+        self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
+        self.reads, self.optional_reads = _reads(name, loss)
+
+    @property
+    def is_game(self) -> bool:
+        """Whether several players with losses of their own share this problem."""
+        return bool(self.players)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the problem's first parameter."""
+        return next(iter(self.parameters.values())).device
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters.values())
+        kind = f"game of {', '.join(self.players)}" if self.players else type(self.module).__name__
+        reads = f", reads {', '.join(self.reads)}" if self.reads else ""
+        return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+
+    def _check_optimizers(self) -> None:
+        optimized: set[int] = set()
+        for optimizer in self.optimizers.values():
+            optimized.update(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+        missing = [key for key, parameter in self.parameters.items() if id(parameter) not in optimized]
+        if missing:
+            raise ProblemError(
+                f"Problem {self.name!r}: its optimizer lacks {len(missing)} of {len(self.parameters)} parameters "
+                f"({_some(missing)}). Pass all of module.parameters() to the optimizer, or freeze the others with "
+                "requires_grad_(False)."
+            )
+        foreign = optimized - {id(parameter) for parameter in self.module.parameters()}
+        if foreign:
+            raise ProblemError(
+                f"Problem {self.name!r}: its optimizer also holds {len(foreign)} parameters that are not in its module. "
+                "Each problem optimizes its own module only."
+            )
+
+    def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
+        if not self.players:
+            return {SINGLE_PLAYER: tuple(self.parameters)}
+        owner: dict[str, str] = {}
+        for player, submodule in self.players.items():
+            try:
+                members = self.module.get_submodule(submodule)
+            except AttributeError:
+                children = ", ".join(key for key, _ in self.module.named_children())
+                raise ProblemError(
+                    f"Problem {self.name!r}: player {player!r} names the submodule {submodule!r}, which does not exist. "
+                    f"Submodules: {children}."
+                ) from None
+            prefix = f"{submodule}." if submodule else ""
+            for key in (f"{prefix}{inner}" for inner, p in members.named_parameters() if p.requires_grad):
+                if key in owner:
+                    raise ProblemError(
+                        f"Problem {self.name!r}: parameter {key!r} belongs to the players {owner[key]!r} and {player!r}. "
+                        "Players control disjoint submodules."
+                    )
+                owner[key] = player
+        unowned = [key for key in self.parameters if key not in owner]
+        if unowned:
+            raise ProblemError(
+                f"Problem {self.name!r}: no player controls {_some(unowned)}. Every trainable parameter of a game belongs "
+                "to one player."
+            )
+        return {player: tuple(key for key in self.parameters if owner[key] == player) for player in self.players}
+
+
+def _at_least(problem: str, option: str, value: int, smallest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise ProblemError(f"Problem {problem!r}: {option} must be an integer of at least {smallest}, got {value!r}.")
+    return value
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {SINGLE_PLAYER: value}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _reads(problem: str, loss: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the keyword-only arguments of a loss without, and with, a default value."""
+    try:
+        arguments = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ProblemError(
+            f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in a Python function "
+            "`def loss(module, batch, *, other): ...`."
+        ) from error
+    positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
+    variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
+    required = [a for a in positional if a.default is a.empty]
+    if len(required) > 2 or (len(positional) < 2 and not variadic):
+        raise ProblemError(
+            f"Problem {problem!r}: its loss takes the positional arguments ({', '.join(a.name for a in positional)}), but "
+            "it is called as loss(module, batch, *, other, ...): two positional arguments, then the problems that it "
+            "reads, behind a *."
+        )
+    keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
+    return (
+        tuple(a.name for a in keywords if a.default is a.empty),
+        tuple(a.name for a in keywords if a.default is not a.empty),
+    )

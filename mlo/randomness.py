@@ -1,0 +1,114 @@
+"""Captured and replayed random state, so that a loss draws the same numbers each time it is re-evaluated.
+
+A finite difference of two passes with different dropout masks measures the masks, not the curvature. Every
+re-evaluation of a loss inside a hypergradient therefore runs under the random state of the evaluation it repeats.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RandomState", "preserved", "replayed"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RandomState:
+    """The state of every global random source, and of the generators that the user named."""
+
+    cpu: Tensor
+    cuda: tuple[Tensor, ...]
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
+    generators: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def capture(cls, generators: Sequence[torch.Generator] = ()) -> RandomState:
+        """Copies the current state of torch (CPU, CUDA), numpy, `random` and `generators`."""
+        return cls(
+            cpu=torch.get_rng_state(),
+            cuda=_cuda_states(),
+            python=random.getstate(),
+            numpy=np.random.get_state(legacy=False),
+            generators=tuple(generator.get_state() for generator in generators),
+        )
+
+    def restore(self, generators: Sequence[torch.Generator] = ()) -> None:
+        """Puts the captured state back.
+
+        Raises:
+            ValueError: if `generators` are not as many as were captured.
+        """
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        for generator, state in zip(generators, self.generators, strict=True):
+            generator.set_state(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state as tensors and plain Python values (loadable with `weights_only=True`)."""
+        version, words, gauss = self.python
+        inner = self.numpy["state"]
+        return {
+            "cpu": self.cpu.clone(),
+            "cuda": [state.clone() for state in self.cuda],
+            "python": {"version": version, "words": list(words), "gauss": gauss},
+            "numpy": {
+                "bit_generator": self.numpy["bit_generator"],
+                "key": torch.from_numpy(inner["key"].astype(np.int64)),
+                "pos": int(inner["pos"]),
+                "has_gauss": int(self.numpy["has_gauss"]),
+                "gauss": float(self.numpy["gauss"]),
+            },
+            "generators": [state.clone() for state in self.generators],
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
+        """Rebuilds a state from what `state_dict` returned."""
+        python, numpy = state["python"], state["numpy"]
+        return cls(
+            cpu=state["cpu"],
+            cuda=tuple(state["cuda"]),
+            python=(python["version"], tuple(python["words"]), python["gauss"]),
+            numpy={
+                "bit_generator": numpy["bit_generator"],
+                "state": {"key": numpy["key"].numpy().astype(np.uint32), "pos": numpy["pos"]},
+                "has_gauss": numpy["has_gauss"],
+                "gauss": numpy["gauss"],
+            },
+            generators=tuple(state["generators"]),
+        )
+
+
+def _cuda_states() -> tuple[Tensor, ...]:
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ()  # asking would start CUDA
+    return tuple(torch.cuda.get_rng_state_all())
+
+
+@contextmanager
+def preserved(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Runs the body and leaves every random source as it was before."""
+    before = RandomState.capture(generators)
+    try:
+        yield
+    finally:
+        before.restore(generators)
+
+
+@contextmanager
+def replayed(state: RandomState, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Runs the body under `state` and leaves every random source as it was before."""
+    with preserved(generators):
+        state.restore(generators)
+        yield

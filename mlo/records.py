@@ -1,0 +1,86 @@
+"""What a round of multi-level optimization reports: losses, metrics, gradient norms and solve reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Record", "SolveReport"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveReport:
+    """How one inverse product of a hypergradient engine went.
+
+    Attributes:
+        problem: name of the lower problem whose response was differentiated.
+        engine: name of the engine.
+        iterations: products with the Jacobian that the solve used (0 where none is needed).
+        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, or None where the engine does not solve that system.
+        converged: whether the engine reached what it promises.
+        advice: what to change where it did not converge.
+    """
+
+    problem: str
+    engine: str
+    iterations: int = 0
+    residual: float | None = None
+    converged: bool = True
+    advice: str = ""
+
+
+def _as_number(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value.tolist()
+    return value
+
+
+@dataclass(kw_only=True)
+class Record:
+    """One round: every problem's last update in it.
+
+    Values are kept as tensors and become Python numbers when read, so a round on a GPU forces no synchronisation.
+
+    Attributes:
+        round: number of the round, counted from 1.
+        solves: lower problem → its solve report, for every response differentiated in this round.
+    """
+
+    round: int
+    solves: dict[str, SolveReport] = field(default_factory=dict)
+    _losses: dict[str, Tensor | dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _gradient_norms: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def add(
+        self, problem: str, *, loss: Tensor | dict[str, Tensor], metrics: dict[str, Any], gradient_norm: Tensor
+    ) -> None:
+        """Notes one update of a problem; a later one in the same round takes its place."""
+        self._losses[problem] = loss
+        self._metrics[problem] = metrics
+        self._gradient_norms[problem] = gradient_norm
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """Problem → its loss; for a game, player → loss."""
+        return {
+            name: {player: _as_number(value) for player, value in loss.items()}
+            if isinstance(loss, Mapping)
+            else _as_number(loss)
+            for name, loss in self._losses.items()
+        }
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Problem → the metrics that its loss returned, as Python numbers and lists."""
+        return {
+            name: {key: _as_number(value) for key, value in metrics.items()} for name, metrics in self._metrics.items()
+        }
+
+    @property
+    def gradient_norms(self) -> dict[str, float]:
+        """Problem → Euclidean norm of its total gradient, before clipping."""
+        return {name: float(norm) for name, norm in self._gradient_norms.items()}

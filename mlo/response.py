@@ -1,0 +1,226 @@
+"""The response of a lower problem: its solution as a tensor whose backward pass is its hypergradient engine.
+
+w*(x) solves F(w, x) = 0, so A dw + B dx = 0 with A = dF/dw and B = dF/dx, and dw/dx = -A^-1 B. An upper loss sees w* as
+the output of a `torch.autograd.Function` whose inputs are everything that F reads. Its backward receives the cotangent
+v of w* and returns -B^T A^-T v. PyTorch sums the cotangents of all paths before it runs a node, so each problem's
+inverse product is done once however many paths lead to it, and direct and implicit terms add up by themselves.
+
+The backward is written as a differentiable function of its saved tensors: under `create_graph` it can be differentiated
+again, which is what a problem in the middle needs, whose own gradient contains the response of the one below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mlo.errors import EngineError
+from mlo.evaluation import Evaluation, Input
+from mlo.problem import Tensors
+from mlo.records import SolveReport
+
+if TYPE_CHECKING:
+    from mlo.hypergradient.base import Engine
+    from mlo.hypergradient.optimizer_step import OptimizerStep
+
+__all__ = ["Context", "Solution", "response"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """The current solution of a problem, and how it came to be.
+
+    Attributes:
+        value: the problem's current parameters.
+        evaluation: where the solution's derivative is taken: for engines that differentiate the optimizer's step, the
+            evaluation that the step was made from; for implicit ones, the current point.
+        step: the optimizer's step as it was made, for engines that differentiate it.
+        gradient: the gradient that this step used.
+    """
+
+    name: str
+    engine: Engine
+    value: Tensors
+    evaluation: Evaluation
+    step: OptimizerStep | None = None
+    gradient: Tensors | None = None
+
+    def depends_on(self, name: str, lowers: Mapping[str, Solution]) -> bool:
+        """Whether this solution is a function of the value of the problem `name`.
+
+        Args:
+            name: the problem.
+            lowers: the solutions that stand for the values of other problems where the question is asked.
+        """
+        if self.engine.drops_implicit_term:
+            return False
+        for item in self.evaluation.free_inputs:
+            if item.solution is None and item.name == name:
+                return True
+            solution = item.solution or lowers.get(item.name)
+            if solution is not None and solution is not self and solution.depends_on(name, lowers):
+                return True
+        return False
+
+
+@dataclass(kw_only=True)
+class Context:
+    """The tensors that stand for problems while one total gradient is computed, and the reports of its solves.
+
+    Attributes:
+        values: problem → parameters, for problems seen by value.
+        lowers: problem → solution, for problems below the one whose gradient is computed.
+        responses: id of a solution → its response, made once however many losses read it.
+    """
+
+    values: dict[str, Tensors]
+    lowers: Mapping[str, Solution] = field(default_factory=dict)
+    responses: dict[int, Tensors] = field(default_factory=dict)
+    reports: list[SolveReport] = field(default_factory=list)
+
+    def value(self, name: str) -> Tensors:
+        """The tensors that stand for the problem `name`: a response where it lies below, else its value."""
+        if name in self.values:
+            return self.values[name]
+        return response(self.lowers[name], self)
+
+    def input(self, item: Input) -> Tensors:
+        """The tensors of one input of a solution."""
+        return self.value(item.name) if item.solution is None else response(item.solution, self)
+
+
+def response(solution: Solution, context: Context) -> Tensors:
+    """Returns the parameters of `solution` as a differentiable function of everything that they depend on."""
+    known = context.responses.get(id(solution))
+    if known is not None:
+        return known
+    tensors = {name: value.detach() for name, value in solution.value.items()}
+    if not solution.engine.drops_implicit_term:
+        inputs = solution.evaluation.free_inputs
+        flat = [tensor for item in inputs for tensor in context.input(item).values()]
+        outputs = _Response.apply(solution, context.reports, *flat)
+        tensors = dict(zip(tensors, outputs, strict=True))
+    context.responses[id(solution)] = tensors
+    return tensors
+
+
+class _Response(torch.autograd.Function):
+    """Forward: the solution's current parameters. Backward: the engine's product with its transposed Jacobian."""
+
+    @staticmethod
+    def forward(ctx: Any, solution: Solution, reports: list[SolveReport], *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = tuple(value.detach() for value in solution.value.values())
+        ctx.solution, ctx.reports = solution, reports
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*outputs, *inputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        solution: Solution = ctx.solution
+        differentiate = torch.is_grad_enabled()
+        if differentiate and not solution.engine.differentiable:
+            raise EngineError(
+                f"The response of problem {solution.name!r} is differentiated twice, which its engine "
+                f"{solution.engine.label!r} cannot be. Give it an engine with autograd products, such as 'one_step' or "
+                "'direct'."
+            )
+        wanted = ctx.needs_input_grad[2:]
+        if all(cotangent is None for cotangent in cotangents) or not any(wanted):
+            return (None,) * (2 + len(wanted))
+        saved = ctx.saved_tensors
+        outputs, inputs = saved[: len(cotangents)], saved[len(cotangents) :]
+        grads, report = solution.engine.pullback(
+            Pullback(
+                solution=solution,
+                outputs=outputs,
+                inputs=inputs,
+                wanted=wanted,
+                differentiate=differentiate,
+                reports=ctx.reports,
+            ),
+            cotangents,
+        )
+        ctx.reports.append(report)
+        return (None, None, *grads)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pullback:
+    """One call of a response's backward: the saved tensors, and a way to re-evaluate the loss on aliases of them.
+
+    Partial derivatives are taken with respect to fresh aliases, so that a product of one argument does not flow into
+    another that depends on it.
+
+    Attributes:
+        outputs: the saved outputs, which stand for the solution.
+        inputs: the saved inputs, flat, in the order of `solution.evaluation.free_inputs`.
+        wanted: for each input whether its gradient is asked for.
+        differentiate: whether the pullback must itself be differentiable.
+        reports: where the solves of responses inside the loss are reported.
+    """
+
+    solution: Solution
+    outputs: Sequence[Tensor]
+    inputs: Sequence[Tensor]
+    wanted: Sequence[bool]
+    differentiate: bool
+    reports: list[SolveReport]
+
+    def parameter_aliases(self) -> Tensors:
+        """The point at which the derivative is taken, as tensors that require gradients.
+
+        Engines that differentiate the optimizer's step work at the parameters before it, which are constants; the
+        others at the solution, through which a second derivative flows.
+        """
+        parameters = self.solution.evaluation.parameters
+        if self.differentiate and not self.solution.engine.differentiates_step:
+            return {key: out.view_as(out) for key, out in zip(parameters, self.outputs, strict=True)}
+        return {key: value.detach().requires_grad_() for key, value in parameters.items()}
+
+    def input_aliases(self) -> list[Tensor]:
+        """The inputs at the values that they had in the evaluation, as tensors that require gradients where wanted."""
+        recorded: list[Tensor | None] = []
+        for item in self.solution.evaluation.free_inputs:
+            if item.solution is not None:
+                recorded += [None] * len(item.solution.value)
+            else:
+                recorded += self.solution.evaluation.uppers[item.name].values()
+        aliases = []
+        for saved, value, wanted in zip(self.inputs, recorded, self.wanted, strict=True):
+            at = saved if value is None or value.data_ptr() == saved.data_ptr() else value
+            if not self.differentiate or not saved.requires_grad:
+                aliases.append(at.detach().requires_grad_(wanted))
+            elif at is saved:
+                aliases.append(saved.view_as(saved))
+            else:  # the recorded value, with the derivative of the current one
+                aliases.append(at + (saved - saved.detach()))
+        return aliases
+
+    def losses(self, parameters: Tensors, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Re-evaluates the problem's loss at `parameters` and `inputs` (flat): player → scalar.
+
+        Responses that depend on this problem are made again inside, so the loss is the *total* one.
+        """
+        evaluation = self.solution.evaluation
+        values: dict[str, Tensors] = {evaluation.problem.name: parameters}
+        responses: dict[int, Tensors] = {}
+        rest = list(inputs)
+        for item in evaluation.free_inputs:
+            names = self._names(item)
+            tensors, rest = dict(zip(names, rest[: len(names)], strict=True)), rest[len(names) :]
+            if item.solution is None:
+                values[item.name] = tensors
+            else:
+                responses[id(item.solution)] = tensors
+        context = Context(values=values, lowers=evaluation.lowers, responses=responses, reports=self.reports)
+        return evaluation.losses(parameters, {name: context.value(name) for name in evaluation.reads})
+
+    def _names(self, item: Input) -> Sequence[str]:
+        if item.solution is not None:
+            return tuple(item.solution.value)
+        return tuple(self.solution.evaluation.uppers[item.name])

@@ -1,0 +1,386 @@
+"""Problems with closed-form hypergradients, and the contract that every hypergradient engine must keep.
+
+A new engine is tested by inheriting the contract::
+
+    class TestMyEngine(mlo.testing.EngineContract):
+        def make_engine(self):
+            return MyEngine()
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mlo.hypergradient.base import Engine
+from mlo.hypergradient.registry import EngineChoice
+from mlo.optimizer import MultilevelOptimizer
+from mlo.problem import Problem, Tensors
+
+__all__ = [
+    "ClosedForm",
+    "EngineContract",
+    "Vector",
+    "bilevel_quadratic",
+    "chain_of_three",
+    "diamond",
+    "layered",
+    "relative_error",
+    "trilevel_quadratic",
+]
+
+
+class Vector(nn.Module):
+    """A module that holds one vector, `.v`."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.v = nn.Parameter(value.detach().clone())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """A multi-level problem whose lower problems stand at their exact solutions, and its exact total gradient.
+
+    Attributes:
+        problems: from the innermost to the outermost.
+        upper: name of the problem whose gradient is known.
+        exact: its total gradient dL/dx, shape [dim of x].
+        losses: problem → its loss as a plain function of tensors, for oracles that unroll it.
+    """
+
+    problems: list[Problem]
+    upper: str
+    exact: Tensor
+    losses: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+
+    def optimizer(self, hypergradient: EngineChoice | dict[str, EngineChoice]) -> MultilevelOptimizer:
+        """Builds the optimizer with an engine."""
+        return MultilevelOptimizer(self.problems, hypergradient)
+
+    def value(self, name: str) -> Tensor:
+        """The vector of a problem."""
+        (problem,) = (problem for problem in self.problems if problem.name == name)
+        return problem.parameters["v"].detach()
+
+
+def relative_error(found: Tensor | Tensors, exact: Tensor | Tensors) -> float:
+    """Returns ‖found − exact‖ / ‖exact‖ over all tensors together."""
+    if isinstance(found, Tensor) or isinstance(exact, Tensor):
+        assert isinstance(found, Tensor) and isinstance(exact, Tensor)
+        found, exact = {"": found}, {"": exact}
+    assert set(found) == set(exact), f"{sorted(found)} against {sorted(exact)}"
+    difference = torch.nn.utils.get_total_norm([found[key] - exact[key] for key in exact])
+    return float(difference / torch.nn.utils.get_total_norm(list(exact.values())))
+
+
+class _Maker:
+    """Seeded random vectors and matrices of one dtype."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._dtype = dtype
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator, dtype=torch.float64).to(self._dtype)
+
+    def spd(self, dim: int, condition: float) -> Tensor:
+        """A symmetric positive definite matrix with eigenvalues from 1 / condition to 1."""
+        basis, _ = torch.linalg.qr(torch.randn(dim, dim, generator=self._generator, dtype=torch.float64))
+        eigenvalues = torch.logspace(0, -1, dim, base=condition, dtype=torch.float64)
+        matrix: Tensor = (basis * eigenvalues) @ basis.T
+        return matrix.to(self._dtype)
+
+
+def _problem(
+    name: str, value: Tensor, loss: Callable[..., Tensor], *, lr: float = 0.1, weight_decay: float = 0.0
+) -> Problem:
+    module = Vector(value)
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr, weight_decay=weight_decay)
+    return Problem(name, module=module, optimizer=optimizer, loss=loss)
+
+
+def bilevel_quadratic(
+    *,
+    dim: int = 6,
+    condition: float = 10.0,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> ClosedForm:
+    """`w` minimises ½ wᵀAw − wᵀBx (+ the optimizer's decay d/2 ‖w‖²); `x` minimises ½ ‖w* − t‖² + ½ ρ ‖x‖².
+
+    w* = (A + dI)⁻¹ B x, so the total gradient is ρx + Bᵀ (A + dI)⁻¹ (w* − t).
+    """
+    make = _Maker(seed, dtype)
+    a, b, t, x = make.spd(dim, condition), make.normal(dim, 3), make.normal(dim), make.normal(3)
+    rho = 0.1
+    damped = a + weight_decay * torch.eye(dim, dtype=dtype)
+    w = torch.linalg.solve(damped, b @ x)
+
+    def inner(w: Tensor, x: Tensor) -> Tensor:
+        return 0.5 * w @ a @ w - w @ (b @ x)
+
+    def outer(x: Tensor, w: Tensor) -> Tensor:
+        return 0.5 * ((w - t) ** 2).sum() + 0.5 * rho * (x**2).sum()
+
+    def w_loss(w: Vector, batch: None, *, x: Vector) -> Tensor:
+        return inner(w.v, x.v)
+
+    def x_loss(x: Vector, batch: None, *, w: Vector) -> Tensor:
+        return outer(x.v, w.v)
+
+    return ClosedForm(
+        problems=[_problem("w", w, w_loss, weight_decay=weight_decay), _problem("x", x, x_loss)],
+        upper="x",
+        exact=rho * x + b.T @ torch.linalg.solve(damped, w - t),
+        losses={"w": inner, "x": outer},
+    )
+
+
+def chain_of_three(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
+    """`w1` depends on `x`, `w2` on `w1`'s solution, and `x` is judged by `w2`'s: gradients flow x → w1 → w2 → x.
+
+    w1* = A1⁻¹ B x, w2* = A2⁻¹ C w1*, L = ½ ‖w2* − t‖², so dL/dx = Bᵀ A1⁻¹ Cᵀ A2⁻¹ (w2* − t).
+    """
+    make = _Maker(seed, dtype)
+    a1, a2 = make.spd(dim, 10.0), make.spd(dim, 10.0)
+    b, c, t, x = make.normal(dim, 3), make.normal(dim, dim), make.normal(dim), make.normal(3)
+    w1 = torch.linalg.solve(a1, b @ x)
+    w2 = torch.linalg.solve(a2, c @ w1)
+
+    def w1_loss(w1: Vector, batch: None, *, x: Vector) -> Tensor:
+        return 0.5 * w1.v @ a1 @ w1.v - w1.v @ (b @ x.v)
+
+    def w2_loss(w2: Vector, batch: None, *, w1: Vector) -> Tensor:
+        return 0.5 * w2.v @ a2 @ w2.v - w2.v @ (c @ w1.v)
+
+    def x_loss(x: Vector, batch: None, *, w2: Vector) -> Tensor:
+        return 0.5 * ((w2.v - t) ** 2).sum()
+
+    return ClosedForm(
+        problems=[_problem("w1", w1, w1_loss), _problem("w2", w2, w2_loss), _problem("x", x, x_loss)],
+        upper="x",
+        exact=b.T @ torch.linalg.solve(a1, c.T @ torch.linalg.solve(a2, w2 - t)),
+    )
+
+
+def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
+    """The shape of LFM-CW: `arch` reaches `w2` directly, through `w1` and through `gan`.
+
+    Each lower problem is a quadratic ½ wᵀAw − wᵀr with r_w1 = B1 α, r_gan = Bg α, r_w2 = B2 α + C1 w1 + Cg gan, and
+    L = ½ ‖w2 − t‖² + ½ ρ ‖α‖².
+    """
+    make = _Maker(seed, dtype)
+    a = {name: make.spd(dim, 10.0) for name in ("w1", "gan", "w2")}
+    b = {name: make.normal(dim, 3) for name in ("w1", "gan", "w2")}
+    c = {name: make.normal(dim, dim) for name in ("w1", "gan")}
+    t, alpha, rho = make.normal(dim), make.normal(3), 0.1
+    w1 = torch.linalg.solve(a["w1"], b["w1"] @ alpha)
+    gan = torch.linalg.solve(a["gan"], b["gan"] @ alpha)
+    w2 = torch.linalg.solve(a["w2"], b["w2"] @ alpha + c["w1"] @ w1 + c["gan"] @ gan)
+
+    def w1_loss(w1: Vector, batch: None, *, arch: Vector) -> Tensor:
+        return 0.5 * w1.v @ a["w1"] @ w1.v - w1.v @ (b["w1"] @ arch.v)
+
+    def gan_loss(gan: Vector, batch: None, *, arch: Vector) -> Tensor:
+        return 0.5 * gan.v @ a["gan"] @ gan.v - gan.v @ (b["gan"] @ arch.v)
+
+    def w2_loss(w2: Vector, batch: None, *, arch: Vector, w1: Vector, gan: Vector) -> Tensor:
+        return 0.5 * w2.v @ a["w2"] @ w2.v - w2.v @ (b["w2"] @ arch.v + c["w1"] @ w1.v + c["gan"] @ gan.v)
+
+    def arch_loss(arch: Vector, batch: None, *, w2: Vector) -> Tensor:
+        return 0.5 * ((w2.v - t) ** 2).sum() + 0.5 * rho * (arch.v**2).sum()
+
+    q2 = torch.linalg.solve(a["w2"], w2 - t)
+    exact = rho * alpha + b["w2"].T @ q2
+    for name in ("w1", "gan"):
+        exact = exact + b[name].T @ torch.linalg.solve(a[name], c[name].T @ q2)
+    return ClosedForm(
+        problems=[
+            _problem("w1", w1, w1_loss),
+            _problem("gan", gan, gan_loss),
+            _problem("w2", w2, w2_loss),
+            _problem("arch", alpha, arch_loss),
+        ],
+        upper="arch",
+        exact=exact,
+    )
+
+
+def layered(*, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
+    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers paths from `x` to L.
+
+    The problems are `p0_0, p0_1, p1_0, …`; each is ½ ‖w − r‖² · s with r a linear map of what it reads, so w* = r.
+    """
+    make = _Maker(seed, dtype)
+    x = make.normal(dim)
+    stiffness = 2.0
+    values: dict[str, Tensor] = {"x": x}
+    jacobians: dict[str, Tensor] = {"x": torch.eye(dim, dtype=dtype)}
+    problems: list[Problem] = []
+    for layer in range(layers):
+        below = ["x"] if layer == 0 else [f"p{layer - 1}_0", f"p{layer - 1}_1"]
+        for index in range(2):
+            name = f"p{layer}_{index}"
+            maps = {read: make.normal(dim, dim) / (dim * len(below)) ** 0.5 for read in below}
+            values[name] = torch.stack([maps[read] @ values[read] for read in below]).sum(0)
+            jacobians[name] = torch.stack([maps[read] @ jacobians[read] for read in below]).sum(0)
+            problems.append(_problem(name, values[name], _layer_loss(maps, stiffness)))
+    top = [f"p{layers - 1}_0", f"p{layers - 1}_1"]
+    t = make.normal(dim)
+
+    def target(**reads: Vector) -> Tensor:
+        return 0.5 * ((reads[top[0]].v + reads[top[1]].v - t) ** 2).sum()
+
+    problems.append(_problem("x", x, _with_reads(lambda own, reads: target(**reads), top)))
+    exact = (jacobians[top[0]] + jacobians[top[1]]).T @ (values[top[0]] + values[top[1]] - t)
+    return ClosedForm(problems=problems, upper="x", exact=exact)
+
+
+def _layer_loss(maps: dict[str, Tensor], stiffness: float) -> Callable[..., Tensor]:
+    def loss(own: Vector, reads: dict[str, Vector]) -> Tensor:
+        residual = own.v - torch.stack([maps[read] @ module.v for read, module in reads.items()]).sum(0)
+        return 0.5 * stiffness * (residual**2).sum()
+
+    return _with_reads(loss, list(maps))
+
+
+def _with_reads(loss: Callable[[Vector, dict[str, Vector]], Tensor], names: list[str]) -> Callable[..., Tensor]:
+    """Gives a loss of `(own, {name: module})` the signature `(own, batch, *, name, ...)` that names what it reads."""
+
+    def called(own: Vector, batch: Any, **reads: Vector) -> Tensor:
+        return loss(own, reads)
+
+    kinds = inspect.Parameter
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [kinds("own", kinds.POSITIONAL_OR_KEYWORD), kinds("batch", kinds.POSITIONAL_OR_KEYWORD)]
+        + [kinds(name, kinds.KEYWORD_ONLY) for name in names]
+    )
+    return called
+
+
+def trilevel_quadratic(*, dim: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
+    """A true tri-level problem: `m` minimises a loss that contains the response of `w` to `m` itself.
+
+    w*(m, x) = A⁻¹ (B m + D x). `m` minimises ½ mᵀEm − mᵀF x + ½ ‖w* − t‖², so with J = A⁻¹B, K = A⁻¹D
+
+        (E + JᵀJ) m* = F x + Jᵀ (t − K x),   M = dm*/dx = (E + JᵀJ)⁻¹ (F − JᵀK),
+
+    and `x` minimises ½ ‖m* − s‖² + ½ ‖w* − r‖², with gradient Mᵀ (m* − s) + (J M + K)ᵀ (w* − r).
+    """
+    make = _Maker(seed, dtype)
+    a, e = make.spd(dim, 5.0), make.spd(dim, 5.0)
+    b, d, f = make.normal(dim, dim), make.normal(dim, 3), make.normal(dim, 3)
+    t, s, r, x = make.normal(dim), make.normal(dim), make.normal(dim), make.normal(3)
+    j, k = torch.linalg.solve(a, b), torch.linalg.solve(a, d)
+    total = e + j.T @ j
+    m = torch.linalg.solve(total, f @ x + j.T @ (t - k @ x))
+    w = j @ m + k @ x
+    dm = torch.linalg.solve(total, f - j.T @ k)
+
+    def w_loss(w: Vector, batch: None, *, m: Vector, x: Vector) -> Tensor:
+        return 0.5 * w.v @ a @ w.v - w.v @ (b @ m.v + d @ x.v)
+
+    def m_loss(m: Vector, batch: None, *, w: Vector, x: Vector) -> Tensor:
+        return 0.5 * m.v @ e @ m.v - m.v @ (f @ x.v) + 0.5 * ((w.v - t) ** 2).sum()
+
+    def x_loss(x: Vector, batch: None, *, m: Vector, w: Vector) -> Tensor:
+        return 0.5 * ((m.v - s) ** 2).sum() + 0.5 * ((w.v - r) ** 2).sum()
+
+    return ClosedForm(
+        problems=[_problem("w", w, w_loss), _problem("m", m, m_loss), _problem("x", x, x_loss)],
+        upper="x",
+        exact=dm.T @ (m - s) + (j @ dm + k).T @ (w - r),
+    )
+
+
+def snapshot(optimizer: MultilevelOptimizer) -> dict[str, Any]:
+    """Returns a deep copy of everything that `MultilevelOptimizer.gradient` must leave alone."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().clone()
+        if isinstance(value, dict):
+            return {key: copied(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copied(entry) for entry in value]
+        return value
+
+    result: dict[str, Any] = copied(optimizer.state_dict())
+    return result
+
+
+def identical(one: Any, other: Any) -> bool:
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(identical(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(identical(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+class EngineContract:
+    """What holds for every engine on every graph; inherit it in a test class and define `make_engine`.
+
+    Attributes:
+        exact_at_optimum: whether the engine gives the exact implicit derivative at a stationary point.
+        tolerance: largest relative error of an engine that is exact.
+        second_order: whether the engine's response can be differentiated again (tri-level graphs).
+    """
+
+    exact_at_optimum: ClassVar[bool] = False
+    tolerance: ClassVar[float] = 1e-9
+    second_order: ClassVar[bool] = True
+
+    def make_engine(self) -> Engine:
+        """Returns the engine under test."""
+        raise NotImplementedError
+
+    def test_equals_the_closed_form_at_the_optimum(self) -> None:
+        if not self.exact_at_optimum:
+            return
+        for problem in (bilevel_quadratic(), bilevel_quadratic(weight_decay=0.3), chain_of_three(), diamond()):
+            found = problem.optimizer(self.make_engine()).gradient(problem.upper)["v"]
+            assert relative_error(found, problem.exact) < self.tolerance
+        if self.second_order:
+            problem = trilevel_quadratic()
+            found = problem.optimizer(self.make_engine()).gradient(problem.upper)["v"]
+            assert relative_error(found, problem.exact) < self.tolerance
+
+    def test_solves_each_lower_problem_once(self) -> None:
+        for problem in (diamond(), layered(layers=10)):
+            record = problem.optimizer(self.make_engine()).step()
+            lower = {p.name for p in problem.problems} - {problem.upper}
+            assert set(record.solves) == lower
+
+    def test_gradient_changes_nothing(self) -> None:
+        optimizer = diamond().optimizer(self.make_engine())
+        for _ in range(2):
+            before = snapshot(optimizer)
+            first = optimizer.gradient("arch")
+            assert identical(before, snapshot(optimizer))
+            assert identical(first, optimizer.gradient("arch"))
+            optimizer.step()
+
+    def test_is_linear_in_the_upper_loss(self) -> None:
+        def gradient(scale: float) -> Tensor:
+            problem = bilevel_quadratic()
+            upper = problem.problems[-1]
+            loss = upper.loss
+            scaled = Problem(
+                upper.name,
+                module=upper.module,
+                optimizer=upper.optimizers[""],
+                loss=lambda own, batch, *, w: scale * loss(own, batch, w=w),
+            )
+            return MultilevelOptimizer([problem.problems[0], scaled], self.make_engine()).gradient("x")["v"]
+
+        assert relative_error(gradient(-3.0), -3.0 * gradient(1.0)) < max(self.tolerance, 1e-9)
