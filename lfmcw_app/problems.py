@@ -1,0 +1,325 @@
+"""The four problems of LFM-CW (Gala and Xie, Eqs. 1-5) as an `mlo` graph: w1, gan, w2, arch.
+
+    w1    W1 minimises the cross entropy on D_tr                                                        (Eq. 1)
+    gan   G and H play the conditional GAN's game on D_tr; H's trunk has the architecture A             (Eq. 2)
+    w2    W2 minimises CE on D_tr + λ Σ_c l_c(A, W1, D_val) Σ_m CE(generated image of c, c)             (Eq. 3)
+    arch  A minimises W2's cross entropy on D_val                                                       (Eq. 4)
+
+The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` finds these routes from what the
+losses below read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from lfmcw_app.data import Batches, Dataset, Images, PairedBatches
+from lfmcw_app.generators import ConditionalDCGAN, Discriminator
+from lfmcw_app.ops import class_weighted_cross_entropy, classwise_cross_entropy
+from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
+from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.supernet import Architecture, Supernet
+from mlo import MultilevelOptimizer, Problem
+
+__all__ = ["SearchModules", "build_modules", "build_search", "cosine_schedule", "search_rounds"]
+
+CLASS_LOSS_MOMENTUM = 0.9
+
+
+class WeightedLearner(nn.Module):
+    """The second set of weights, W2, with the running class losses that stand in for classes missing from a batch.
+
+    Attributes:
+        class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class was seen.
+        seen: whether a class was seen, [C].
+    """
+
+    class_losses: Tensor
+    seen: Tensor
+
+    def __init__(self, network: Supernet, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_losses", torch.full((num_classes,), math.log(num_classes)))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    def class_weights(self, logits: Tensor, labels: Tensor, absent: str = "running_mean") -> Tensor:
+        """Returns l_c, the mean loss of W1 on each class [C], differentiable for the classes in the batch.
+
+        Args:
+            logits: W1's logits on the validation batch, [B, C].
+            labels: its labels, [B].
+            absent: what a class without examples takes: "running_mean" (a constant) or "zero".
+        """
+        means, counts = classwise_cross_entropy(logits, labels)
+        present = counts > 0
+        constant = self.class_losses.to(means.dtype, copy=True) if absent == "running_mean" else torch.zeros_like(means)
+        weights = torch.where(present, means, constant)
+        with torch.no_grad():
+            momentum = CLASS_LOSS_MOMENTUM * self.seen
+            updated = momentum * self.class_losses + (1 - momentum) * means
+            self.class_losses.copy_(torch.where(present, updated, self.class_losses))
+            self.seen.logical_or_(present)
+        return weights
+
+
+class GAN(nn.Module):
+    """The two players of the image-generation game."""
+
+    def __init__(self, generator: ConditionalDCGAN, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.discriminator = discriminator
+
+
+class SearchModules(NamedTuple):
+    """The modules of the four problems."""
+
+    w1: Supernet
+    gan: GAN
+    w2: WeightedLearner
+    arch: Architecture
+
+
+# ------------------------------------------------------------------ losses
+
+
+def w1_loss(w1: Supernet, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> tuple[Tensor, dict[str, Any]]:
+    """Cross entropy of W1 on a training batch (Eq. 1)."""
+    images, labels = batch
+    logits = w1(images, arch())
+    return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
+
+
+def gan_loss(gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The conditional GAN's game on a training batch (Eq. 2), with the generator's non-saturating loss.
+
+    One pass of the discriminator on the generated images serves both players: each loss is differentiated in its own
+    player's weights only.
+    """
+    images, labels = batch
+    mixing = arch()
+    real = gan.discriminator(images, labels, mixing)
+    fake = gan.discriminator(gan.generator.sample(labels), labels, mixing)
+    losses = {
+        "generator": F.softplus(-fake).mean(),
+        "discriminator": F.softplus(-real).mean() + F.softplus(fake).mean(),
+    }
+    return losses, {"real_score": real.mean(), "fake_score": fake.mean()}
+
+
+def make_w2_loss(lam: float, absent_class: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    """Makes the loss of W2 (Eq. 3) for a trade-off λ."""
+
+    def w2_loss(
+        w2: WeightedLearner,
+        batch: tuple[Tensor, Tensor, Tensor, Tensor],
+        *,
+        arch: Architecture,
+        w1: Supernet,
+        gan: GAN,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        images, labels, validation_images, validation_labels = batch
+        mixing = arch()
+        logits = w2.network(images, mixing)
+        real = F.cross_entropy(logits, labels)
+        # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c), images drawn with the labels of the training batch.
+        class_weights = w2.class_weights(w1(validation_images, mixing), validation_labels, absent_class)
+        generated = gan.generator.sample(labels)
+        generated_logits = w2.network(generated, mixing)
+        synthetic = class_weighted_cross_entropy(generated_logits, labels, class_weights)
+        metrics = {
+            "accuracy": _accuracy(logits, labels),
+            "real": real,
+            "synthetic": synthetic,
+            "generated_accuracy": _accuracy(generated_logits, labels),
+            "class_weights": class_weights,
+        }
+        return real + lam * synthetic, metrics
+
+    return w2_loss
+
+
+def arch_loss(
+    arch: Architecture, batch: tuple[Tensor, Tensor], *, w2: WeightedLearner
+) -> tuple[Tensor, dict[str, Any]]:
+    """Cross entropy of W2 on a validation batch (Eq. 4)."""
+    images, labels = batch
+    logits = w2.network(images, arch())
+    return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.detach().argmax(1) == labels).float().mean()
+
+
+# ------------------------------------------------------------------ construction
+
+
+def build_modules(
+    search: Search,
+    dataset: Dataset,
+    *,
+    primitives: tuple[str, ...] = PRIMITIVES,
+    activation: Literal["relu", "silu"] = "relu",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SearchModules:
+    """Builds the modules of the four problems, initialised from the global random state.
+
+    Args:
+        search: the recipe of the search.
+        dataset: gives classes, channels and image size.
+        primitives: the candidate operations.
+        activation: "relu", or "silu" for smooth networks in tests.
+        device: where they go.
+        dtype: of their parameters.
+    """
+
+    def supernet(norm: Literal["batch", "group"]) -> Supernet:
+        return Supernet(
+            in_channels=dataset.channels,
+            num_classes=dataset.num_classes,
+            channels=search.channels,
+            layers=search.layers,
+            nodes=search.nodes,
+            primitives=primitives,
+            style=OperationStyle(norm=norm, activation=activation),
+        )
+
+    how = search.generator
+    generator = ConditionalDCGAN(
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        mean=dataset.mean,
+        std=dataset.std,
+        noise_dim=how.noise_dim,
+        channels=how.channels,
+    )
+    discriminator = Discriminator(
+        supernet(how.discriminator_norm),
+        num_classes=dataset.num_classes,
+        feature_size=dataset.image_size // 4,
+        head=how.discriminator_head,
+    )
+    modules = SearchModules(
+        w1=supernet("batch"),
+        gan=GAN(generator, discriminator),
+        w2=WeightedLearner(supernet("batch"), dataset.num_classes),
+        arch=Architecture(search.nodes, primitives),
+    )
+    for module in modules:
+        module.to(device=device, dtype=dtype)
+    return modules
+
+
+def search_rounds(search: Search, images: int) -> int:
+    """Number of rounds of a search whose training half holds `images` images."""
+    if search.steps is not None:
+        return search.steps
+    assert search.epochs is not None
+    return max(1, round(search.epochs * (images // search.batch_size)))
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, how: WeightOptimizer, rounds: int, per_epoch: int) -> LambdaLR:
+    """A cosine from `lr` to `min_lr` in steps of epochs (per_epoch rounds), as the DARTS programs have it."""
+    epochs = max(1, math.ceil(rounds / per_epoch))
+
+    def factor(step: int) -> float:
+        epoch = min(step // per_epoch, epochs)
+        return (how.min_lr + (how.lr - how.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2) / how.lr
+
+    return LambdaLR(optimizer, factor)
+
+
+def build_search(
+    recipe: Recipe,
+    dataset: Dataset,
+    train: Images,
+    validation: Images,
+    modules: SearchModules,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> MultilevelOptimizer:
+    """Declares the four problems and their hypergradient engines.
+
+    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round; so do the two
+    streams of validation batches, which w2 (for the class weights) and arch read.
+    """
+    search = recipe.search
+
+    def batches(images: Images, stream: int) -> Batches:
+        return Batches(
+            images,
+            dataset,
+            batch_size=search.batch_size,
+            seed=2 * recipe.seed + stream,
+            augmentation=search.augmentation,
+            device=device,
+            dtype=dtype,
+        )
+
+    def training() -> Batches:
+        return batches(train, 0)
+
+    def validating() -> Batches:
+        return batches(validation, 1)
+
+    per_epoch = training().per_epoch
+    rounds = search_rounds(search, len(train))
+
+    def weights_problem(name: str, module: nn.Module, loss: Callable[..., Any], data: Any) -> Problem:
+        how = search.weights
+        optimizer = torch.optim.SGD(
+            module.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+        )
+        schedule = cosine_schedule(optimizer, how, rounds, per_epoch)
+        return Problem(
+            name, module=module, optimizer=optimizer, scheduler=schedule, grad_clip=how.grad_clip, loss=loss, data=data
+        )
+
+    how = search.generator
+    gan = Problem(
+        "gan",
+        module=modules.gan,
+        players={"generator": "generator", "discriminator": "discriminator"},
+        optimizer={
+            "generator": torch.optim.Adam(modules.gan.generator.parameters(), lr=how.lr, betas=how.betas),
+            "discriminator": torch.optim.Adam(
+                modules.gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
+            ),
+        },
+        loss=gan_loss,
+        data=training(),
+    )
+    arch = Problem(
+        "arch",
+        module=modules.arch,
+        optimizer=torch.optim.Adam(
+            modules.arch.parameters(),
+            lr=search.architecture.lr,
+            betas=search.architecture.betas,
+            weight_decay=search.architecture.weight_decay,
+        ),
+        loss=arch_loss,
+        data=validating(),
+    )
+    w2_loss = make_w2_loss(search.lam, search.absent_class)
+    return MultilevelOptimizer(
+        [
+            weights_problem("w1", modules.w1, w1_loss, training()),
+            gan,
+            weights_problem("w2", modules.w2, w2_loss, PairedBatches(training(), validating())),
+            arch,
+        ],
+        hypergradient="first_order" if search.order == "first" else search.hypergradient,
+    )

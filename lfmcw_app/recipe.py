@@ -1,0 +1,269 @@
+"""The schema of a recipe: every setting of a run, validated, with the nearest valid name for a mistyped key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lfmcw_app.errors import InputError
+from mlo import EngineError, engine_from
+from mlo.errors import nearest
+
+__all__ = ["PRESETS", "Recipe", "load_recipe"]
+
+PRESETS = ("smoke", "small", "paper")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Augmentation(_Section):
+    """Random changes of training images."""
+
+    crop_padding: int = Field(default=0, ge=0, description="pixels of zero padding before a random crop")
+    flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
+    cutout: int = Field(default=0, ge=0, description="side of a square that is set to the mean; evaluation only")
+
+
+class Data(_Section):
+    """What is read, and how much of it."""
+
+    image_size: int | None = Field(default=None, ge=8, description="images larger than this are reduced to it")
+    search_images: int | None = Field(
+        default=None, ge=2, description="training images that the search uses, both halves"
+    )
+    train_images: int | None = Field(default=None, ge=2, description="training images of the derived network")
+    test_images: int | None = Field(default=None, ge=1, description="test images")
+
+    @field_validator("image_size")
+    @classmethod
+    def _divisible(cls, value: int | None) -> int | None:
+        if value is not None and value % 4:
+            raise ValueError("image_size must be divisible by 4: two cells halve the resolution")
+        return value
+
+
+class WeightOptimizer(_Section):
+    """SGD with momentum and a cosine schedule."""
+
+    lr: float = Field(default=0.025, gt=0)
+    min_lr: float = Field(default=0.001, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-4, ge=0)
+    grad_clip: float | None = Field(default=5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WeightOptimizer:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr ({self.min_lr}) must not be above lr ({self.lr})")
+        return self
+
+
+class ArchitectureOptimizer(_Section):
+    """Adam for the architecture."""
+
+    lr: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=1e-3, ge=0)
+    betas: tuple[float, float] = (0.5, 0.999)
+
+
+class Generator(_Section):
+    """The conditional image generator, and Adam for it and its discriminator."""
+
+    name: Literal["dcgan"] = "dcgan"
+    noise_dim: int = Field(default=64, ge=1)
+    channels: int = Field(default=32, ge=1)
+    lr: float = Field(default=2e-4, gt=0)
+    discriminator_lr: float = Field(default=2e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.999)
+    discriminator_norm: Literal["group", "batch"] = "group"
+    discriminator_head: Literal["flatten", "sum"] = "flatten"
+
+
+class Search(_Section):
+    """The architecture search."""
+
+    channels: int = Field(default=16, ge=2, description="channels of a node in the first cell")
+    layers: int = Field(default=8, ge=3, description="cells of the supernet")
+    nodes: int = Field(default=4, ge=1, description="intermediate nodes of a cell")
+    epochs: float | None = Field(default=None, gt=0, description="passes over the search's training half")
+    steps: int | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    batch_size: int = Field(default=64, ge=2)
+    order: Literal["first", "second"] = Field(default="second", description="first: drop all implicit terms")
+    hypergradient: Any = Field(
+        default="one_step", description="second order: engine, or problem → engine (w1, gan, w2, default)"
+    )
+    lam: float = Field(default=1.0, ge=0, alias="lambda", description="λ: weight of the generated images")
+    absent_class: Literal["running_mean", "zero"] = Field(
+        default="running_mean", description="class weight of a class without validation images in the batch"
+    )
+    weights: WeightOptimizer = WeightOptimizer()
+    architecture: ArchitectureOptimizer = ArchitectureOptimizer()
+    generator: Generator = Generator()
+    augmentation: Augmentation = Augmentation()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, validate_by_name=True)
+
+    @field_validator("hypergradient")
+    @classmethod
+    def _known_engines(cls, value: Any) -> Any:
+        per_problem = isinstance(value, Mapping) and "name" not in value
+        for problem, choice in value.items() if per_problem else [("default", value)]:
+            if problem not in ("default", "w1", "gan", "w2"):
+                raise ValueError(
+                    f"no lower problem {problem!r}. {nearest(str(problem), ['default', 'w1', 'gan', 'w2'])}"
+                )
+            try:
+                engine_from(choice)
+            except EngineError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Search:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps (set the other to null)")
+        return self
+
+
+class Evaluation(_Section):
+    """Training of the derived network from scratch."""
+
+    channels: int = Field(default=36, ge=2)
+    layers: int = Field(default=20, ge=3)
+    epochs: int = Field(default=600, ge=1)
+    batch_size: int = Field(default=96, ge=2)
+    weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
+    auxiliary_weight: float = Field(default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head")
+    drop_path: float = Field(default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch")
+    augmentation: Augmentation = Augmentation()
+
+
+class Recipe(_Section):
+    """Everything that decides what a run computes."""
+
+    preset: str = "custom"
+    dataset: str = "digits"
+    seed: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=50, ge=1, description="rounds of the search between checkpoints")
+    data: Data = Data()
+    search: Search = Search(epochs=50)
+    evaluation: Evaluation = Evaluation()
+
+    def to_yaml(self) -> str:
+        """Returns the recipe as YAML that `load_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def load_recipe(
+    preset: str,
+    *,
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    assignments: tuple[str, ...] = (),
+) -> Recipe:
+    """Resolves a recipe: the preset's file, then a configuration file, then options, then `key=value` assignments.
+
+    Args:
+        preset: one of `PRESETS`.
+        config: a YAML file with any part of a recipe.
+        overrides: dotted key → value.
+        assignments: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        InputError: for an unknown preset or key, or a value of the wrong type or range.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"Unknown preset {preset!r}. {nearest(preset, PRESETS)}")
+    tree = _read_yaml(resources.files("lfmcw_app").joinpath("recipes", f"{preset}.yaml").read_text("utf-8"), preset)
+    if config is not None:
+        try:
+            text = config.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The configuration file {config} cannot be read ({error}).") from None
+        tree = _merged(tree, _read_yaml(text, str(config)))
+    for key, value in (overrides or {}).items():
+        _assign(tree, key, value)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set takes key=value, for example search.channels=8, got {assignment!r}.")
+        _assign(tree, key.strip(), _yaml_value(text, assignment))
+    return validate_recipe(tree)
+
+
+def validate_recipe(tree: Any) -> Recipe:
+    """Makes a recipe of plain data.
+
+    Raises:
+        InputError: naming the first key that is wrong.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return f"Unknown configuration key {where!r}. {nearest(path[-1], _keys_at(path[:-1]))}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    got = f", got {value!r}" if not isinstance(value, (dict, BaseModel)) else ""
+    return f"Configuration key {where or 'recipe'!r}: {message[0].lower()}{message[1:]}{got}."
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _read_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{source} holds a {type(tree).__name__}; a recipe is a mapping of keys to values.")
+    return tree
+
+
+def _yaml_value(text: str, assignment: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"The value in --set {assignment!r} is not valid YAML.") from None
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "hypergradient"
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"Configuration key {key!r}: {section!r} is a value, not a section.")
+        tree = inner
+    tree[last] = value

@@ -1,0 +1,1 @@
+"""The DARTS search space: primitives, cells, supernet, architecture, genotype and derived network."""

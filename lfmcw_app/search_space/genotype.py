@@ -1,0 +1,159 @@
+"""The genotype: the discrete cell that is derived from the architecture's mixing weights, as data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.search_space.cell import edge_index
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.supernet import MixingWeights
+from mlo.errors import nearest
+
+__all__ = ["Edge", "Genotype", "derive_genotype", "random_genotype"]
+
+EDGES_PER_NODE = 2
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An edge of a derived cell: the primitive on it and the state that it reads (0, 1: inputs; 2 + i: node i)."""
+
+    primitive: str
+    source: int
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The two derived cells: for each kind two edges a node, in the order of the nodes."""
+
+    normal: tuple[Edge, ...]
+    reduction: tuple[Edge, ...]
+
+    @property
+    def nodes(self) -> int:
+        """Intermediate nodes of a cell."""
+        return len(self.normal) // EDGES_PER_NODE
+
+    def to_json(self) -> str:
+        """Returns the genotype as JSON."""
+        cells = {
+            kind: [
+                [[edge.primitive, edge.source] for edge in cell[2 * node : 2 * node + 2]] for node in range(self.nodes)
+            ]
+            for kind, cell in (("normal", self.normal), ("reduction", self.reduction))
+        }
+        return json.dumps(cells, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InputError: if the text is not a genotype; the message names the first thing that is wrong.
+        """
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
+        if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
+            raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
+        genotype = cls(normal=_cell("normal", data["normal"]), reduction=_cell("reduction", data["reduction"]))
+        if len(genotype.normal) != len(genotype.reduction):
+            raise InputError("The genotype's normal and reduction cells have different numbers of nodes.")
+        return genotype
+
+    @classmethod
+    def load(cls, path: str | Path) -> Genotype:
+        """Reads a genotype file.
+
+        Raises:
+            InputError: if the file is missing or not a genotype.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The genotype file {path} cannot be read ({error}).") from None
+        return cls.from_json(text)
+
+
+def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
+    if not isinstance(nodes, list) or not nodes:
+        raise InputError(f"The genotype's {kind!r} cell is a list with one entry a node, got {nodes!r}.")
+    edges: list[Edge] = []
+    for node, incoming in enumerate(nodes):
+        if not isinstance(incoming, list) or len(incoming) != EDGES_PER_NODE:
+            raise InputError(
+                f"Node {node} of the genotype's {kind!r} cell needs {EDGES_PER_NODE} edges, got {incoming!r}."
+            )
+        for edge in incoming:
+            if not isinstance(edge, list) or len(edge) != 2:
+                raise InputError(f"An edge of the genotype is a pair [primitive, source], got {edge!r}.")
+            primitive, source = edge
+            if primitive not in PRIMITIVES or primitive == "none":
+                raise InputError(
+                    f"Unknown primitive {primitive!r} in the genotype. {nearest(str(primitive), PRIMITIVES[1:])}"
+                )
+            if isinstance(source, bool) or not isinstance(source, int) or not 0 <= source < 2 + node:
+                raise InputError(
+                    f"Node {node} of the genotype's {kind!r} cell reads state {source!r}; it can read 0 to {1 + node}."
+                )
+            edges.append(Edge(primitive, source))
+    return tuple(edges)
+
+
+def derive_genotype(mixing: MixingWeights, primitives: tuple[str, ...] = PRIMITIVES) -> Genotype:
+    """Derives the discrete cells: for each node the two edges with the strongest primitive other than `none`.
+
+    Of equally strong edges or primitives the first is taken.
+
+    Args:
+        mixing: softmax(α), [edges, primitives] of each kind of cell.
+        primitives: names of the columns.
+
+    Reference: Liu et al., DARTS (2019), section 2.4.
+    """
+    return Genotype(
+        normal=_derive_cell(mixing.normal.detach(), primitives),
+        reduction=_derive_cell(mixing.reduction.detach(), primitives),
+    )
+
+
+def _derive_cell(weights: Tensor, primitives: tuple[str, ...]) -> tuple[Edge, ...]:
+    columns = [column for column, primitive in enumerate(primitives) if primitive != "none"]
+    values = weights[:, columns].tolist()
+    edges: list[Edge] = []
+    node = 0
+    while edge_index(node, 0) < len(values):
+        strongest: list[tuple[float, Edge]] = []
+        for source in range(2 + node):
+            row = values[edge_index(node, source)]
+            best = max(range(len(row)), key=row.__getitem__)
+            strongest.append((row[best], Edge(primitives[columns[best]], source)))
+        strongest.sort(key=lambda entry: -entry[0])  # stable: ties keep the order of the sources
+        edges += sorted((edge for _, edge in strongest[:EDGES_PER_NODE]), key=lambda edge: edge.source)
+        node += 1
+    return tuple(edges)
+
+
+def random_genotype(nodes: int, seed: int, primitives: tuple[str, ...] = PRIMITIVES) -> Genotype:
+    """Draws a genotype uniformly: for each node two different sources, for each edge a primitive other than `none`."""
+    generator = torch.Generator().manual_seed(seed)
+    candidates = [primitive for primitive in primitives if primitive != "none"]
+
+    def cell() -> tuple[Edge, ...]:
+        edges: list[Edge] = []
+        for node in range(nodes):
+            sources = sorted(torch.randperm(2 + node, generator=generator)[:EDGES_PER_NODE].tolist())
+            for source in sources:
+                choice = int(torch.randint(len(candidates), (), generator=generator))
+                edges.append(Edge(candidates[choice], source))
+        return tuple(edges)
+
+    return Genotype(normal=cell(), reduction=cell())

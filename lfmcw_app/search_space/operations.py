@@ -1,0 +1,146 @@
+"""The candidate operations (primitives) of the DARTS search space and the layers that they are made of.
+
+Reference: Liu et al., DARTS (2019), section 3 and appendix A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PRIMITIVES", "FactorizedReduce", "OperationStyle", "ReLUConvNorm", "make_operation"]
+
+PRIMITIVES = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""The eight primitives, in the order of the columns of α."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperationStyle:
+    """What the layers of all operations of a network have in common.
+
+    Attributes:
+        norm: "batch" for classifiers. "group" (one group) for the discriminator: BatchNorm without affine parameters
+            fixes the mean feature of a batch, so that separately fed real and generated batches look alike.
+        affine: whether norms learn scale and shift: not in a supernet, where they would undo the mixing weights.
+        activation: "relu", or "silu" for a smooth network in which finite differences of gradients are accurate.
+    """
+
+    norm: Literal["batch", "group"] = "batch"
+    affine: bool = False
+    activation: Literal["relu", "silu"] = "relu"
+
+    def make_norm(self, channels: int) -> nn.Module:
+        """A normalisation layer over `channels`."""
+        if self.norm == "batch":
+            return nn.BatchNorm2d(channels, affine=self.affine)
+        return nn.GroupNorm(1, channels, affine=self.affine)
+
+    def make_activation(self) -> nn.Module:
+        """An activation; not in place, since several edges read the same node."""
+        return nn.ReLU() if self.activation == "relu" else nn.SiLU()
+
+
+class ReLUConvNorm(nn.Sequential):
+    """Activation, convolution, norm: [B, C_in, H, W] → [B, C_out, H', W']."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, style: OperationStyle, *, kernel: int = 1, stride: int = 1
+    ) -> None:
+        super().__init__(
+            style.make_activation(),
+            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
+            style.make_norm(channels_out),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the resolution with two 1×1 convolutions on pixel grids one apart: [B, C, H, W] → [B, C', H/2, W/2]."""
+
+    def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
+        super().__init__()
+        self.activation = style.make_activation()
+        self.even = nn.Conv2d(channels_in, channels_out // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - channels_out // 2, 1, stride=2, bias=False)
+        self.norm = style.make_norm(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reduces `x`, whose height and width must be even."""
+        x = self.activation(x)
+        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+        return out
+
+
+class Zero(nn.Module):
+    """The primitive `none`: zeros of the output's shape."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns zeros, of half the resolution where the stride is 2."""
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+def _depthwise(channels: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
+    """A depthwise convolution that keeps (or halves) the resolution, and a pointwise one."""
+    padding = dilation * (kernel // 2)
+    return [
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+    ]
+
+
+def _separable(channels: int, kernel: int, stride: int, style: OperationStyle) -> nn.Module:
+    """Activation, depthwise, pointwise, norm, twice; the stride is in the first."""
+    layers: list[nn.Module] = []
+    for s in (stride, 1):
+        layers += [style.make_activation(), *_depthwise(channels, kernel, s, 1), style.make_norm(channels)]
+    return nn.Sequential(*layers)
+
+
+def _dilated(channels: int, kernel: int, stride: int, style: OperationStyle) -> nn.Module:
+    """Activation, depthwise with dilation 2, pointwise, norm."""
+    return nn.Sequential(style.make_activation(), *_depthwise(channels, kernel, stride, 2), style.make_norm(channels))
+
+
+def _pool(kind: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
+    """A 3×3 pool and a norm without affine parameters, which puts pools on the scale of the convolutions."""
+    pool = (
+        nn.MaxPool2d(3, stride=stride, padding=1)
+        if kind == "max"
+        else nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
+    )
+    return nn.Sequential(pool, OperationStyle(norm=style.norm, affine=False).make_norm(channels))
+
+
+_MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {
+    "none": lambda channels, stride, style: Zero(stride),
+    "max_pool_3x3": lambda channels, stride, style: _pool("max", channels, stride, style),
+    "avg_pool_3x3": lambda channels, stride, style: _pool("avg", channels, stride, style),
+    "skip_connect": lambda channels, stride, style: (
+        nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, style)
+    ),
+    "sep_conv_3x3": lambda channels, stride, style: _separable(channels, 3, stride, style),
+    "sep_conv_5x5": lambda channels, stride, style: _separable(channels, 5, stride, style),
+    "dil_conv_3x3": lambda channels, stride, style: _dilated(channels, 3, stride, style),
+    "dil_conv_5x5": lambda channels, stride, style: _dilated(channels, 5, stride, style),
+}
+
+
+def make_operation(primitive: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
+    """Builds a primitive: [B, C, H, W] → [B, C, H / stride, W / stride]."""
+    return _MAKERS[primitive](channels, stride, style)
