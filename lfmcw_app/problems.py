@@ -63,7 +63,7 @@ class WeightedLearner(nn.Module):
         constant = self.class_losses.to(means.dtype, copy=True) if absent == "running_mean" else torch.zeros_like(means)
         weights = torch.where(present, means, constant)
         with torch.no_grad():
-            momentum = CLASS_LOSS_MOMENTUM * self.seen
+            momentum = CLASS_LOSS_MOMENTUM * self.seen.to(means.dtype)
             updated = momentum * self.class_losses + (1 - momentum) * means
             self.class_losses.copy_(torch.where(present, updated, self.class_losses))
             self.seen.logical_or_(present)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +98,7 @@ class OptimizerStep:
         twin.state = defaultdict(dict)
         twin.param_groups = []
         for key in keys:
-            options, state = self.groups[key].options, {k: _copied(v) for k, v in self.groups[key].state.items()}
+            options, state = self.groups[key].options, {k: _precise(k, v) for k, v in self.groups[key].state.items()}
             options = {**options, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
             if options.get("momentum") and isinstance(original, torch.optim.SGD) and "momentum_buffer" not in state:
                 # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero buffer without
@@ -106,7 +108,7 @@ class OptimizerStep:
             moved[key].grad = gradients[key]
             twin.state[moved[key]] = state
             twin.param_groups.append({**options, "params": [moved[key]]})
-        with torch.enable_grad():
+        with torch.enable_grad(), _double_counters():
             # The class's own step, without the hooks that the user's optimizer or scheduler put around it.
             type(original).step(twin)
         for key in keys:
@@ -136,6 +138,27 @@ def has_decoupled_decay(problem: Problem) -> bool:
 
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _precise(key: str, value: Any) -> Any:
+    """A copied state entry, the step counter in double precision (see `_double_counters`)."""
+    value = _copied(value)
+    return value.double() if key == "step" and isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _double_counters() -> Iterator[None]:
+    """Makes optimizers create their step counters in double precision.
+
+    A plain step computes bias corrections in Python floats, a differentiable one from the counter tensor, in its dtype:
+    with the usual float32 counter the two differ by 1e-7.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _nudged(gradient: Tensor) -> Tensor:

@@ -1,0 +1,118 @@
+"""The architecture's gradient of a tiny, real LFM-CW instance against Eqs. 6-10 differentiated as one plain program."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.problems import build_modules, build_search
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.search_space.operations import PRIMITIVES
+from mlo.testing import identical, relative_error, snapshot
+from naive_lfmcw import architecture_gradient
+
+SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+
+
+def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_clip=None, batch_size=12):
+    recipe = load_recipe(
+        "smoke",
+        overrides={
+            "search.channels": 2,
+            "search.nodes": 2,
+            "search.batch_size": batch_size,
+            "search.lambda": 0.7,
+            "search.hypergradient": engine,
+            "search.weights.grad_clip": grad_clip,
+            "search.generator.channels": 4,
+            "search.generator.noise_dim": 6,
+        },
+    )
+    torch.manual_seed(3)
+    dataset = load_dataset("digits")
+    train, validation = search_split(dataset, 200, seed=1)
+    modules = build_modules(recipe.search, dataset, primitives=primitives, activation=activation, dtype=torch.float64)
+    with torch.no_grad():  # away from α = 0, where all primitives are mixed alike
+        modules.arch.normal.mul_(500.0)
+        modules.arch.reduction.mul_(500.0)
+    optimizer = build_search(recipe, dataset, train, validation, modules, dtype=torch.float64)
+    return recipe, modules, optimizer
+
+
+def oracle(recipe, modules, optimizer):
+    """The naive gradient from the current state; the copies keep it from touching anything of the optimizer's."""
+    w2 = optimizer.problems["w2"]
+    batches = w2.data._train.batch(w2.data.position) + w2.data._validation.batch(w2.data.position)
+    with torch.random.fork_rng():
+        copies = copy.deepcopy(modules)
+        # The optimizers' state is keyed by the live parameters, so the formulas read it from the live problems.
+        return architecture_gradient(copies, optimizer.problems, batches, recipe.search.lam)
+
+
+def gradient_of_next_round(optimizer):
+    """The gradient with which the real update of `arch` is made in the next round."""
+    caught = {}
+    arch = optimizer.problems["arch"]
+
+    def catch(*_):
+        caught.update({name: p.grad.clone() for name, p in arch.parameters.items()})
+
+    handle = arch.optimizers[""].register_step_pre_hook(catch)
+    optimizer.step()
+    handle.remove()
+    return caught
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.5], ids=["unclipped", "clipped"])
+def test_one_step_equals_the_equations_differentiated_naively(grad_clip):
+    recipe, modules, optimizer = make(grad_clip=grad_clip)
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(optimizer.gradient("arch"), expected) < 1e-9
+
+
+def test_the_update_of_a_round_uses_the_same_gradient_with_momentum_and_adam_state():
+    recipe, modules, optimizer = make()
+    for _ in range(2):
+        optimizer.step()
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+def test_classes_missing_from_a_batch_keep_their_running_loss_and_an_exact_gradient():
+    recipe, modules, optimizer = make(batch_size=4)  # at most four of ten classes are present
+    optimizer.step()
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+def test_darts_agrees_with_one_step_on_a_smooth_network():
+    *_, exact = make(primitives=SMOOTH, activation="silu")
+    *_, difference = make(primitives=SMOOTH, activation="silu", engine="darts")
+    assert relative_error(difference.gradient("arch"), exact.gradient("arch")) < 1e-3
+
+
+def test_every_route_contributes():
+    """Cutting any one of the routes through w2, w1 and gan changes the gradient."""
+    *_, optimizer = make()
+    full = optimizer.gradient("arch")
+    for cut in ("w1", "gan", "w2"):
+        *_, other = make(engine={"default": "one_step", cut: "first_order"})
+        assert relative_error(other.gradient("arch"), full) > 1e-6
+
+
+def test_gradient_changes_nothing():
+    *_, optimizer = make()
+    for _ in range(2):
+        before = snapshot(optimizer)
+        first = optimizer.gradient("arch")
+        assert identical(before, snapshot(optimizer))
+        assert identical(first, optimizer.gradient("arch"))
+        optimizer.step()
+
+
+def test_each_inverse_product_is_done_once_a_round():
+    *_, optimizer = make()
+    assert sorted(optimizer.step().solves) == ["gan", "w1", "w2"]
