@@ -1,0 +1,113 @@
+"""What the command lines have in common: options, and errors as one paragraph with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe, load_recipe
+from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
+
+__all__ = ["default_preset", "fresh_folder", "pick_device", "reported_errors", "resolve_recipe"]
+
+USER_ERRORS = (InputError, CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError)
+
+DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Recipe: smoke, small or paper. By default smoke for digits, small for fashion-mnist, else paper."
+    ),
+]
+OrderOption = Annotated[
+    str | None,
+    typer.Option(help="first drops the implicit terms (DARTS-1st), second keeps them. By default the recipe's."),
+]
+ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Sets one key, for example search.channels=8. Can be repeated."),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of split, initial values and noise. By default the recipe's.")
+]
+DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads. By default one for each core.")]
+
+
+def default_preset(dataset: str) -> str:
+    """The preset that is meant for a data set."""
+    return DEFAULT_PRESETS.get(dataset, "paper")
+
+
+def resolve_recipe(
+    dataset: str, preset: str | None, order: str | None, config: Path | None, assign: list[str] | None, seed: int | None
+) -> Recipe:
+    """Makes the recipe of a command line."""
+    given: dict[str, Any] = {"dataset": dataset, "search.order": order, "seed": seed}
+    return load_recipe(
+        preset or default_preset(dataset),
+        config=config,
+        overrides={key: value for key, value in given.items() if value is not None},
+        assignments=tuple(assign or ()),
+    )
+
+
+def fresh_folder(name: str) -> Path:
+    """A folder under runs/ that no other run has."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, count = Path("runs") / f"{name}-{stamp}", 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / f"{name}-{stamp}-{count}"
+    return path
+
+
+def pick_device(name: str) -> torch.device:
+    """Reads the --device option.
+
+    Raises:
+        InputError: for an unknown device, or CUDA where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"--device is cpu, cuda or auto, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu.")
+    return torch.device(name)
+
+
+@contextmanager
+def reported_errors(console: Console) -> Iterator[None]:
+    """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep their traceback."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        console.print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=not console.is_terminal)
+        raise typer.Exit(2) from None
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.replace("[", "\\[").split())
+
+
+def main(command: Callable[..., None]) -> None:
+    """Runs a function as a command line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

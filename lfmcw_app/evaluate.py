@@ -1,0 +1,65 @@
+"""`python -m lfmcw_app.evaluate GENOTYPE DATASET`: train the network of a genotype from scratch, report its test error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from lfmcw_app import cli
+from lfmcw_app.data import DATASETS
+from lfmcw_app.errors import InputError
+from lfmcw_app.report import print_result
+from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.genotype import Genotype, random_genotype
+from lfmcw_app.trainer import read_data, train_derived
+
+
+def evaluate(
+    genotype: Annotated[str, typer.Argument(help="A genotype.json, or random:N for the N-th random genotype.")],
+    dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}.")],
+    preset: cli.PresetOption = None,
+    config: cli.ConfigOption = None,
+    assign: cli.SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
+    ] = None,
+    seed: cli.SeedOption = None,
+    data: cli.DataOption = Path("data"),
+    device: cli.DeviceOption = "auto",
+    threads: cli.ThreadsOption = None,
+) -> None:
+    """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
+    console = Console()
+    with cli.reported_errors(Console(stderr=True)):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        recipe = cli.resolve_recipe(dataset, preset, None, config, assign, seed)
+        cells = _read_genotype(genotype, recipe.search.nodes)
+        target = cli.pick_device(device)
+        images = read_data(recipe, data)
+        folder = RunFolder.create(out or cli.fresh_folder(f"{dataset}-{recipe.preset}-evaluation"), recipe)
+        folder.write("genotype.json", cells.to_json() + "\n")
+        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True)
+        print_result(train_derived(folder, cells, images, console, target), folder, console)
+
+
+def _read_genotype(text: str, nodes: int) -> Genotype:
+    kind, colon, number = text.partition(":")
+    if not colon or kind != "random":
+        return Genotype.load(text)
+    if not number.isdigit():
+        raise InputError(f"A random genotype is random:N with a whole number N, got {text!r}.")
+    return random_genotype(nodes, int(number))
+
+
+def main() -> None:
+    """Entry point."""
+    cli.main(evaluate)
+
+
+if __name__ == "__main__":
+    main()

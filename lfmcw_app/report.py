@@ -1,0 +1,35 @@
+"""The result of a run, printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lfmcw_app.run_folder import RunFolder
+
+__all__ = ["print_result"]
+
+
+def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
+    """Prints the derived cells, the test error and where everything is."""
+    table = Table(title="derived cells", title_justify="left")
+    for column in ("cell", "node", "first edge", "second edge"):
+        table.add_column(column)
+    for kind in ("normal", "reduction"):
+        for node, edges in enumerate(result["genotype"][kind]):
+            table.add_row(kind if node == 0 else "", str(node), *(f"{op} from {_state(s)}" for op, s in edges))
+    console.print(table)
+    console.print(
+        f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of {result['dataset']}, "
+        f"{result['parameters']:,} parameters, seed {result['seed']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    present = [name for name in ("cells.png", "samples.png", "metrics.jsonl") if (folder.path / name).exists()]
+    console.print(f"In {folder.path}: {', '.join([*present, 'result.json'])}", highlight=False, soft_wrap=True)
+
+
+def _state(source: int) -> str:
+    return ("c(k-2)", "c(k-1)")[source] if source < 2 else f"node {source - 2}"

@@ -1,0 +1,91 @@
+"""`python -m lfmcw_app.run DATASET`: search a cell with LFM-CW, train the derived network, report its test error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from lfmcw_app import cli
+from lfmcw_app.data import DATASETS
+from lfmcw_app.errors import InputError
+from lfmcw_app.report import print_result
+from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.trainer import read_data
+from lfmcw_app.trainer import run as run_phases
+
+
+def run(
+    dataset: Annotated[
+        str | None, typer.Argument(help=f"Data set: {', '.join(DATASETS)}. Needed unless --resume is given.")
+    ] = None,
+    preset: cli.PresetOption = None,
+    order: cli.OrderOption = None,
+    config: cli.ConfigOption = None,
+    assign: cli.SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
+    ] = None,
+    seed: cli.SeedOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Goes on with the run in this folder.")] = None,
+    data: cli.DataOption = Path("data"),
+    device: cli.DeviceOption = "auto",
+    threads: cli.ThreadsOption = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
+) -> None:
+    """Searches a cell with LFM-CW on DATASET, trains the derived network from scratch and reports its test error."""
+    console = Console()
+    with cli.reported_errors(Console(stderr=True)):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if dataset is None and resume is None:
+            raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
+        recipe = None
+        if dataset is not None:
+            recipe = cli.resolve_recipe(dataset, preset, order, config, assign, seed)
+        if print_config and recipe is not None:
+            console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
+            return
+        target = cli.pick_device(device)
+        if resume is not None:
+            folder = _resumed(resume, out, dataset, recipe, given=[preset, order, config, assign, seed])
+            images = read_data(folder.recipe, data)
+        else:
+            assert recipe is not None
+            images = read_data(recipe, data)
+            folder = RunFolder.create(out or cli.fresh_folder(f"{recipe.dataset}-{recipe.preset}"), recipe)
+        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True)
+        try:
+            result = run_phases(folder, images, console, target)
+        except KeyboardInterrupt:
+            console.print(f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True)
+            raise typer.Exit(130) from None
+        print_result(result, folder, console)
+
+
+def _resumed(path: Path, out: Path | None, dataset: str | None, recipe: object, *, given: list[object]) -> RunFolder:
+    """Opens the folder of --resume; options given beside it must be those of the run."""
+    folder = RunFolder.open(path)
+    if out is not None and out.resolve() != path.resolve():
+        raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
+    if dataset is None:
+        if any(given):
+            raise InputError("--resume takes the run's own recipe; drop the options that change it.")
+    elif dataset != folder.recipe.dataset or (any(given) and recipe != folder.recipe):
+        raise InputError(
+            f"The run in {path} has another recipe ({folder.recipe.dataset}, preset {folder.recipe.preset}, seed "
+            f"{folder.recipe.seed}) than these options ask for. Resume it with --resume {path} alone, or start a new run."
+        )
+    return folder
+
+
+def main() -> None:
+    """Entry point."""
+    cli.main(run)
+
+
+if __name__ == "__main__":
+    main()

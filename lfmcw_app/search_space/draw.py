@@ -1,0 +1,86 @@
+"""Pictures of derived cells, without Graphviz: boxes for states, labelled arrows for operations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+
+from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw_genotype"]
+
+INPUT_COLOUR, NODE_COLOUR, OUTPUT_COLOUR = "#cfe8cf", "#cfe0f5", "#f5e3b3"
+PRIMITIVE_COLOURS = {
+    "max_pool_3x3": "#8c564b",
+    "avg_pool_3x3": "#b07aa1",
+    "skip_connect": "#7f7f7f",
+    "sep_conv_3x3": "#1f77b4",
+    "sep_conv_5x5": "#08457e",
+    "dil_conv_3x3": "#d65f00",
+    "dil_conv_5x5": "#8a3d00",
+}
+
+
+def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
+    """Draws the normal and the reduction cell, one above the other, into an image file (by its suffix: PNG, SVG, PDF)."""
+    figure = Figure(figsize=(3.2 + 2.1 * genotype.nodes, 8.4), layout="constrained")
+    axes = figure.subplots(2, 1)
+    for ax, name, cell in zip(axes, ("normal", "reduction"), (genotype.normal, genotype.reduction), strict=True):
+        _draw_cell(ax, cell)
+        ax.set_title(f"{name} cell", fontsize=13, loc="left")
+    if title:
+        figure.suptitle(title, fontsize=13)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
+    nodes = len(edges) // EDGES_PER_NODE
+    # One column a node; rows alternate, so that arrows of different spans do not lie on each other.
+    rows = [0.55 if node % 2 else -0.55 for node in range(nodes)]
+    places = [(0.0, 0.9), (0.0, -0.9)] + [(1.45 * (node + 1), rows[node]) for node in range(nodes)]
+    output = (1.45 * (nodes + 1) + 0.1, 0.0)
+    for node in range(nodes):
+        incoming = edges[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]
+        for slot, edge in enumerate(incoming):
+            # The second operation of a pair from one side bends the other way; its label sits nearer to the target.
+            _arrow(ax, places[edge.source], places[2 + node], edge.primitive, bend=0.18 if slot else -0.18, slot=slot)
+        _arrow(ax, places[2 + node], output, None, bend=0.0, slot=0)
+    names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes))]
+    colours = [INPUT_COLOUR] * 2 + [NODE_COLOUR] * nodes
+    for (x, y), name, colour in zip([*places, output], [*names, "c(k)"], [*colours, OUTPUT_COLOUR], strict=True):
+        ax.text(
+            x, y, name, ha="center", va="center", fontsize=11, zorder=4,
+            bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
+        )  # fmt: skip
+    ax.set_xlim(-0.6, output[0] + 0.6)
+    ax.set_ylim(-1.75, 1.75)
+    ax.axis("off")
+
+
+def _arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], primitive: str | None, *, bend: float, slot: int
+) -> None:
+    colour = PRIMITIVE_COLOURS.get(primitive or "", "#bbbbbb")
+    ax.add_patch(
+        FancyArrowPatch(
+            start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=13, color=colour,
+            linewidth=1.7 if primitive else 1.0, linestyle="-" if primitive else ":", shrinkA=20, shrinkB=15, zorder=2,
+        )
+    )  # fmt: skip
+    if primitive is None:
+        return
+    # A point of the quadratic Bézier curve that arc3 draws: its control point lies off the middle by bend · length.
+    (x0, y0), (x1, y1) = start, end
+    control = ((x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0))
+    t = 0.42 if slot == 0 else 0.6
+    x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(start, control, end, strict=True))
+    ax.text(
+        x, y, primitive.replace("_", " "), ha="center", va="center", fontsize=8.5, color=colour, zorder=5,
+        bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9},
+    )  # fmt: skip
