@@ -13,9 +13,10 @@ import torch
 import typer
 from rich.console import Console
 
+from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
-from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
+from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError, nearest
 
 __all__ = ["default_preset", "fresh_folder", "pick_device", "reported_errors", "resolve_recipe"]
 
@@ -54,7 +55,13 @@ def default_preset(dataset: str) -> str:
 def resolve_recipe(
     dataset: str, preset: str | None, order: str | None, config: Path | None, assign: list[str] | None, seed: int | None
 ) -> Recipe:
-    """Makes the recipe of a command line."""
+    """Makes the recipe of a command line.
+
+    Raises:
+        InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
+    """
+    if dataset not in DATASETS:
+        raise InputError(f"Unknown data set {dataset!r}. {nearest(dataset, DATASETS)}")
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "seed": seed}
     return load_recipe(
         preset or default_preset(dataset),

@@ -42,7 +42,7 @@ def evaluate(
         target = cli.pick_device(device)
         images = read_data(recipe, data)
         folder = RunFolder.create(out or cli.fresh_folder(f"{dataset}-{recipe.preset}-evaluation"), recipe)
-        folder.write("genotype.json", cells.to_json() + "\n")
+        folder.write("genotype.json", cells.to_json())
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True)
         print_result(train_derived(folder, cells, images, console, target), folder, console)
 

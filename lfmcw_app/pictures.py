@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from lfmcw_app.data import Dataset
 from lfmcw_app.generators import ConditionalDCGAN
@@ -33,26 +34,24 @@ def save_samples(generator: ConditionalDCGAN, dataset: Dataset, path: Path, devi
     generator.train(was_training)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     generated = (images * std + mean).clamp(0, 1).view(classes, GENERATED, *images.shape[1:])
-    figure = Figure(figsize=(1.6 + 0.62 * (GENERATED + REAL + 1), 0.66 * classes + 0.6), layout="constrained")
-    axes = figure.subplots(classes, GENERATED + 1 + REAL, squeeze=False)
-    for row in range(classes):
-        real = dataset.train.pixels[(dataset.train.labels == row).nonzero()[:REAL, 0]].float() / 255.0
-        for column, ax in enumerate(axes[row]):
-            ax.axis("off")
-            if column < GENERATED:
-                _show(ax, generated[row, column])
-            elif column > GENERATED and column - GENERATED - 1 < len(real):
-                _show(ax, real[column - GENERATED - 1])
-        axes[row][0].set_title(f"{dataset.class_names[row]} ", fontsize=9, loc="right", x=-0.1, y=0.25)
-    axes[0][GENERATED // 2].annotate(
-        "generated", (0.0, 1.15), xycoords="axes fraction", ha="center", fontsize=10, annotation_clip=False
-    )
-    axes[0][GENERATED + 1].annotate(
-        "real", (1.1, 1.15), xycoords="axes fraction", ha="center", fontsize=10, annotation_clip=False
-    )
+    rows = []
+    for label in range(classes):
+        members = dataset.train.pixels[(dataset.train.labels == label).nonzero()[:REAL, 0]].float() / 255.0
+        real = F.pad(members, (0, 0, 0, 0, 0, 0, 0, REAL - len(members)), value=1.0)
+        rows.append(torch.cat([generated[label], torch.ones_like(real[:1]), real]))
+    _draw_grid(torch.stack(rows), dataset.class_names[:classes], path)
+
+
+def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
+    """Draws images [rows, columns, C, H, W] with pixels in [0, 1], a white line between neighbours."""
+    images = F.pad(images, (0, 1, 0, 1), value=1.0)
+    rows, columns, channels, height, width = images.shape
+    sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    figure = Figure(figsize=(1.4 + 0.6 * columns, 0.5 + 0.6 * rows), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(names))
+    ax.set_xticks([GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width], labels=["generated", "real"])
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
     figure.savefig(path, dpi=110)
-
-
-def _show(ax: object, image: Tensor) -> None:
-    picture = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
-    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")  # type: ignore[attr-defined]

@@ -32,10 +32,16 @@ class PhaseProgress:
         self._last_line = 0.0
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,
-            )  # fmt: skip
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task(name, total=total, completed=done, text="")
 
     def __enter__(self) -> PhaseProgress:

@@ -12,6 +12,7 @@ from rich.console import Console
 from lfmcw_app import cli
 from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe
 from lfmcw_app.report import print_result
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.trainer import read_data
@@ -43,19 +44,19 @@ def run(
             torch.set_num_threads(threads)
         if dataset is None and resume is None:
             raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
-        recipe = None
-        if dataset is not None:
-            recipe = cli.resolve_recipe(dataset, preset, order, config, assign, seed)
-        if print_config and recipe is not None:
+        recipe = cli.resolve_recipe(dataset, preset, order, config, assign, seed) if dataset is not None else None
+        folder = None
+        if resume is not None:
+            changes = [value for value in (preset, order, config, assign, seed) if value not in (None, [])]
+            folder = _resumed(resume, out, recipe, has_changes=bool(changes))
+        recipe = folder.recipe if folder is not None else recipe
+        assert recipe is not None
+        if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
         target = cli.pick_device(device)
-        if resume is not None:
-            folder = _resumed(resume, out, dataset, recipe, given=[preset, order, config, assign, seed])
-            images = read_data(folder.recipe, data)
-        else:
-            assert recipe is not None
-            images = read_data(recipe, data)
+        images = read_data(recipe, data)
+        if folder is None:
             folder = RunFolder.create(out or cli.fresh_folder(f"{recipe.dataset}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True)
         try:
@@ -66,15 +67,15 @@ def run(
         print_result(result, folder, console)
 
 
-def _resumed(path: Path, out: Path | None, dataset: str | None, recipe: object, *, given: list[object]) -> RunFolder:
+def _resumed(path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool) -> RunFolder:
     """Opens the folder of --resume; options given beside it must be those of the run."""
     folder = RunFolder.open(path)
     if out is not None and out.resolve() != path.resolve():
         raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
-    if dataset is None:
-        if any(given):
+    if recipe is None:
+        if has_changes:
             raise InputError("--resume takes the run's own recipe; drop the options that change it.")
-    elif dataset != folder.recipe.dataset or (any(given) and recipe != folder.recipe):
+    elif recipe.dataset != folder.recipe.dataset or (has_changes and recipe != folder.recipe):
         raise InputError(
             f"The run in {path} has another recipe ({folder.recipe.dataset}, preset {folder.recipe.preset}, seed "
             f"{folder.recipe.seed}) than these options ask for. Resume it with --resume {path} alone, or start a new run."

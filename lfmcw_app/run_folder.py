@@ -51,8 +51,8 @@ class RunFolder:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 what = "another run" if (path / "config.yaml").exists() else "something else"
                 raise InputError(
-                    f"--out {path} holds {what} already, and nothing there is overwritten. Name a new folder, or go on with "
-                    f"that run by --resume {path}."
+                    f"--out {path} holds {what} already, and nothing there is overwritten. Name a new folder, or go "
+                    f"on with that run by --resume {path}."
                 )
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path, recipe)
@@ -117,18 +117,26 @@ class RunFolder:
         }
         mlo.save_checkpoint(state, self.path / f"{phase}.pt")
 
-    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> bool:
-        """Loads the checkpoint of a phase, if there is one, and cuts metrics.jsonl back to its length.
+    def has_checkpoint(self, phase: str) -> bool:
+        """Whether a phase has been checkpointed."""
+        return (self.path / f"{phase}.pt").exists()
 
-        Returns:
-            Whether there was a checkpoint.
+    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer, *, is_latest: bool = True) -> None:
+        """Loads the checkpoint of a phase, if there is one.
+
+        Args:
+            phase: "search" or "evaluation".
+            optimizer: what is restored.
+            is_latest: whether the run goes on from here, so that metrics written since are dropped.
 
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
         path = self.path / f"{phase}.pt"
         if not path.exists():
-            return False
+            if phase == "search":
+                self._cut_metrics(0)
+            return
         state = mlo.load_checkpoint(path)
         if state.get("phase") != phase or state.get("recipe") != self.recipe.to_yaml():
             raise mlo.CheckpointError(
@@ -142,11 +150,10 @@ class RunFolder:
                 f"({state['metrics_bytes']} bytes): it was cut or replaced. Start again in a new folder."
             )
         optimizer.load_state_dict(state["optimizer"])
-        self.cut_metrics(state["metrics_bytes"])
-        return True
+        if is_latest:
+            self._cut_metrics(state["metrics_bytes"])
 
-    def cut_metrics(self, length: int) -> None:
-        """Drops the metrics that were written after a checkpoint."""
+    def _cut_metrics(self, length: int) -> None:
         if self.metrics.exists():
             os.truncate(self.metrics, length)
 

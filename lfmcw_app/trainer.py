@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     train, validation = search_split(dataset, recipe.data.search_images, recipe.seed)
     optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
     rounds = search_rounds(recipe.search, len(train))
-    if not folder.restore("search", optimizer):
-        folder.cut_metrics(0)
+    folder.restore("search", optimizer, is_latest=not folder.has_checkpoint("evaluation"))
     with PhaseProgress(console, "search", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             record = optimizer.step()
@@ -60,7 +59,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
             error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
             progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
     genotype = derive_genotype(modules.arch(), modules.arch.primitives)
-    folder.write("genotype.json", genotype.to_json() + "\n")
+    folder.write("genotype.json", genotype.to_json())
     title = f"LFM-CW on {dataset.name}, {recipe.search.order} order"
     for name in ("cells.png", "cells.svg"):
         draw_genotype(genotype, folder.path / name, title)
@@ -153,9 +152,9 @@ def train_derived(
         "test_images": len(test),
         "parameters": network.parameter_count(),
         "seed": recipe.seed,
-        "genotype": _as_data(genotype),
+        "genotype": genotype.to_data(),
     }
-    folder.write("result.json", _json(result))
+    folder.write("result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -178,16 +177,3 @@ def _wrong(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> int:
     logits, _ = network(images)
     network.train()
     return int((logits.argmax(1) != labels).sum())
-
-
-def _as_data(genotype: Genotype) -> Mapping[str, Any]:
-    import json
-
-    data: Mapping[str, Any] = json.loads(genotype.to_json())
-    return data
-
-
-def _json(data: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(data, indent=1) + "\n"

@@ -42,14 +42,22 @@ class Genotype:
         return len(self.normal) // EDGES_PER_NODE
 
     def to_json(self) -> str:
-        """Returns the genotype as JSON."""
-        cells = {
+        """Returns the genotype as JSON, a line a node."""
+        kinds = [
+            f' "{kind}": [\n' + ",\n".join(f"  {json.dumps(node)}" for node in nodes) + "\n ]"
+            for kind, nodes in self.to_data().items()
+        ]
+        return "{\n" + ",\n".join(kinds) + "\n}\n"
+
+    def to_data(self) -> dict[str, list[list[list[str | int]]]]:
+        """Returns kind of cell → for each node its two edges as [primitive, source]."""
+        return {
             kind: [
-                [[edge.primitive, edge.source] for edge in cell[2 * node : 2 * node + 2]] for node in range(self.nodes)
+                [[edge.primitive, edge.source] for edge in cell[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]]
+                for node in range(self.nodes)
             ]
             for kind, cell in (("normal", self.normal), ("reduction", self.reduction))
         }
-        return json.dumps(cells, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Genotype:
