@@ -1,0 +1,151 @@
+"""Which graphs are accepted, how they are ordered, and what the messages say."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import mlo
+from mlo.testing import Vector, diamond, layered, trilevel_quadratic
+
+
+def problem(name, loss=None, module=None, **options):
+    module = module or Vector(torch.ones(2))
+    options.setdefault("optimizer", torch.optim.SGD(module.parameters(), lr=0.1))
+    return mlo.Problem(name, module=module, loss=loss or (lambda own, batch: own.v.sum()), **options)
+
+
+def reads(*names):
+    """A loss that reads the problems called `names`."""
+    scope = {}
+    keywords = f", *, {', '.join(names)}" if names else ""
+    exec(f"def loss(own, batch{keywords}): return own.v.sum()", scope)
+    return scope["loss"]
+
+
+def graph(*problems):
+    return mlo.DependencyGraph(list(problems))
+
+
+def test_lower_and_upper_reads_follow_the_listed_order():
+    g = graph(problem("w", reads("x")), problem("x", reads("w")))
+    assert g.lower("x") == ("w",)
+    assert g.upper("w") == ("x",)
+    assert g.upper("x") == g.lower("w") == ()
+    assert g.level == {"w": 0, "x": 1}
+
+
+def test_a_round_follows_algorithm_1_on_the_diamond():
+    assert graph(*diamond().problems).schedule() == ("w1", "gan", "w2", "arch")
+
+
+def test_steps_repeat_a_problem_for_each_move_of_those_above_it():
+    g = graph(problem("w", reads("x"), steps=2), problem("m", reads("w"), steps=3), problem("x", reads("m")))
+    assert g.schedule() == ("w", "w", "m") * 3 + ("x",)
+
+
+def test_a_less_frequent_problem_joins_in_the_last_moves_of_its_level():
+    g = graph(problem("a", steps=3), problem("b"), problem("x", reads("a", "b")))
+    assert g.schedule() == ("a", "a", "a", "b", "x")
+
+
+def test_a_layered_graph_with_a_million_paths_is_built_at_once():
+    g = graph(*layered(layers=20).problems)
+    assert g.depends("p19_0", "x")
+    assert len(g.schedule()) == 41
+
+
+def test_responses_include_lower_problems_that_others_are_conditioned_on():
+    g = graph(*trilevel_quadratic().problems)
+    assert g.responses("x") == ("w", "m")
+    assert g.responses("m") == ("w",)
+    assert g.depends("w", "m")
+    assert g.values("m") == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("problems", "words"),
+    [
+        (lambda: [problem("w"), problem("w")], ["Two problems", "'w'"]),
+        (lambda: [problem("weights"), problem("x", reads("weigths"))], ["weigths", "Did you mean 'weights'"]),
+        (lambda: [problem("x", reads("x"))], ["cycle", "'x'"]),
+        (lambda: [], ["No problem"]),
+    ],
+    ids=["duplicate", "unknown", "self", "none"],
+)
+def test_invalid_graphs_are_refused_with_advice(problems, words):
+    with pytest.raises(ValueError, match=words[0]) as caught:
+        mlo.MultilevelOptimizer(problems())
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_parameter_in_two_problems_is_refused():
+    shared = Vector(torch.ones(2))
+    with pytest.raises(mlo.GraphError, match=r"w\.v is x\.v"):
+        graph(problem("w", module=shared), problem("x", module=shared))
+
+
+def test_a_parameter_missing_from_its_optimizer_is_refused():
+    module = nn.Linear(2, 2)
+    with pytest.raises(mlo.ProblemError, match="lacks 1 of 2 parameters \\('bias'\\)"):
+        problem("w", module=module, optimizer=torch.optim.SGD([module.weight], lr=0.1))
+
+
+def test_a_frozen_parameter_needs_no_optimizer():
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    p = problem("w", module=module, optimizer=torch.optim.SGD([module.weight], lr=0.1))
+    assert list(p.parameters) == ["weight"]
+
+
+def test_an_optimizer_with_foreign_parameters_is_refused():
+    module, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    with pytest.raises(mlo.ProblemError, match="2 parameters that are not in its module"):
+        problem("w", module=module, optimizer=torch.optim.SGD([*module.parameters(), *other.parameters()], lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer of at least 1"),
+        ({"accumulate": 1.5}, "accumulate must be an integer"),
+        ({"grad_clip": -1.0}, "grad_clip must be positive"),
+        ({"precision": "fp8"}, "precision must be None or 'bf16'"),
+        ({"loss": lambda own: own.v.sum()}, "two positional arguments"),
+        ({"players": {"a": "nowhere"}}, "submodule 'nowhere', which does not exist"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_with_advice(options, message):
+    with pytest.raises(mlo.ProblemError, match=message):
+        problem("w", **options)
+
+
+def test_a_name_must_be_an_identifier():
+    with pytest.raises(mlo.ProblemError, match="not a Python identifier"):
+        problem("my weights")
+
+
+def test_reads_are_found_in_partials_methods_and_callable_objects():
+    def loss(own, batch, *, w, scale):
+        return own.v.sum() * scale
+
+    class Callable:
+        def __call__(self, own, batch, *, w):
+            return own.v.sum()
+
+        def method(self, own, batch, *, w):
+            return own.v.sum()
+
+    for function in (functools.partial(loss, scale=2.0), Callable(), Callable().method):
+        assert graph(problem("w"), problem("x", function)).lower("x") == ("w",)
+
+
+def test_the_picture_shows_solutions_and_values():
+    text = mlo.MultilevelOptimizer(diamond().problems).graph.to_mermaid()
+    assert "w2 -->|solution| arch" in text
+    assert "arch -.->|value| w1" in text
+    printed = str(graph(*diamond().problems))
+    assert "w1 → gan → w2 → arch" in printed

@@ -1,0 +1,139 @@
+"""The differentiable step: the same numbers as the optimizer's own step, and its exact derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mlo
+from mlo.hypergradient.optimizer_step import OptimizerStep, l2_penalty
+from mlo.testing import Vector, relative_error
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd_decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.2),
+    "sgd_momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.2),
+    "sgd_dampening": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.4),
+    "sgd_nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "sgd_maximize": lambda p: torch.optim.SGD(p, lr=0.1, maximize=True, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "adam_amsgrad": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.1),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.1),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, momentum=0.5, centered=True),
+}
+
+
+def make(optimizer, dtype=torch.float64, size=4, **options):
+    generator = torch.Generator().manual_seed(1)
+    module = Vector(torch.randn(size, generator=generator, dtype=dtype))
+    problem = mlo.Problem(
+        "w", module=module, optimizer=OPTIMIZERS[optimizer](module.parameters()), loss=loss, **options
+    )
+    return problem, module.v, torch.randn(size, generator=generator, dtype=dtype)
+
+
+def loss(own, batch):
+    return own.v.sum()
+
+
+def real_step(problem, parameter, gradient):
+    parameter.grad = gradient.clone()
+    if problem.grad_clip:
+        torch.nn.utils.clip_grad_norm_([parameter], problem.grad_clip)
+    problem.optimizers[""].step()
+
+
+@pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
+    problem, parameter, gradient = make(name)
+    for k in range(steps_before):
+        real_step(problem, parameter, gradient + k)
+    step = OptimizerStep.capture(problem)
+    before = {"v": parameter.detach().clone()}
+    g = gradient.clone().requires_grad_()
+    after = step.apply(before, {"v": g})["v"]
+    v = torch.linspace(-1, 1, len(g), dtype=g.dtype)
+    (found,) = torch.autograd.grad(after, g, v)
+    e = 1e-6
+    expected = [
+        (step.apply(before, {"v": gradient + e * d})["v"] - step.apply(before, {"v": gradient - e * d})["v"])
+        @ v
+        / (2 * e)
+        for d in torch.eye(len(g), dtype=g.dtype)
+    ]
+    # Adam's first step is nearly a sign: its derivative is tiny, and the difference then carries rounding of 1e-10.
+    torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=1e-6, atol=1e-9)
+    real_step(problem, parameter, gradient)
+    # NAdam itself keeps the product of its momenta in float32.
+    assert relative_error(after.detach(), parameter.detach()) < (1e-8 if name == "nadam" else 1e-14)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd_momentum"])
+def test_clipping_is_part_of_the_step(name):
+    problem, parameter, gradient = make(name, grad_clip=0.5)
+    assert gradient.norm() > 0.5
+    step = OptimizerStep.capture(problem)
+    after = step.apply({"v": parameter.detach().clone()}, {"v": gradient})["v"]
+    real_step(problem, parameter, gradient)
+    assert relative_error(after.detach(), parameter.detach()) < 1e-14
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_of_exactly_zero_has_a_finite_derivative(name, dtype):
+    """A class that is absent from a batch leaves its embedding's gradient at exactly zero."""
+    problem, parameter, gradient = make(name, dtype)
+    gradient[1] = 0.0
+    g = gradient.clone().requires_grad_()
+    after = OptimizerStep.capture(problem).apply({"v": parameter.detach().clone()}, {"v": g})["v"]
+    (found,) = torch.autograd.grad(after, g, torch.ones_like(g))
+    assert torch.isfinite(found).all()
+    if name == "adam":  # the step is -lr g / (|g| + eps) at the first step: slope -lr / eps at zero
+        assert found[1] == pytest.approx(-0.1 / 1e-8, rel=1e-5)
+
+
+def test_capturing_and_applying_leave_the_optimizer_alone():
+    problem, parameter, gradient = make("adam")
+    real_step(problem, parameter, gradient)
+    state = {k: v.clone() for k, v in problem.optimizers[""].state[parameter].items()}
+    value = parameter.detach().clone()
+    OptimizerStep.capture(problem).apply({"v": parameter.detach()}, {"v": gradient})
+    assert torch.equal(parameter, value)
+    assert all(torch.equal(state[k], v) for k, v in problem.optimizers[""].state[parameter].items())
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_learning_rate_is_that_of_the_step():
+    problem, parameter, gradient = make("sgd")
+    step = OptimizerStep.capture(problem)
+    problem.optimizers[""].param_groups[0]["lr"] = 99.0
+    after = step.apply({"v": parameter.detach()}, {"v": gradient})["v"]
+    assert relative_error(after, parameter.detach() - 0.1 * gradient) < 1e-15
+
+
+def test_an_optimizer_without_a_differentiable_step_is_refused_by_name():
+    class Plain(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"lr": 0.1})
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.add_(p.grad, alpha=-0.1)
+
+    module = Vector(torch.ones(2))
+    problem = mlo.Problem("w", module=module, optimizer=Plain(module.parameters()), loss=loss)
+    with pytest.raises(mlo.EngineError, match="Plain has no differentiable step"):
+        OptimizerStep.capture(problem).apply({"v": module.v.detach()}, {"v": torch.ones(2)})
+
+
+def test_weight_decay_counts_as_a_penalty_unless_decoupled():
+    assert l2_penalty(make("sgd_decay")[0]) == {"v": 0.2}
+    assert l2_penalty(make("sgd_maximize")[0]) == {"v": -0.1}
+    assert l2_penalty(make("adamw")[0]) == {"v": 0.0}
