@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
+from naive_lfmcw import architecture_gradient
 
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_modules, build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from mlo.testing import identical, relative_error, snapshot
-from naive_lfmcw import architecture_gradient
 
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
