@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import struct
@@ -437,6 +438,9 @@ def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) ->
         folder.mkdir(parents=True, exist_ok=True)
         download_url(url, str(folder), md5=md5)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
+        for made in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                made.rmdir()  # only where it is empty
         raise InputError(
             f"The data set {dataset} is not in {folder} and could not be downloaded from {url} ({error}). Connect to "
             f"the internet, or {otherwise}; or try the embedded data set: digits."

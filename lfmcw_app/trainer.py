@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_split, subset
+from lfmcw_app.errors import InputError
 from lfmcw_app.pictures import save_samples
 from lfmcw_app.problems import SearchModules, build_modules, build_search, cosine_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
@@ -26,8 +27,24 @@ __all__ = ["read_data", "run", "search", "train_derived"]
 
 
 def read_data(recipe: Recipe, root: Path) -> Dataset:
-    """Reads the data set of a recipe, at its image size."""
-    return load_dataset(recipe.dataset, root, recipe.data.image_size)
+    """Reads the data set of a recipe, at its image size.
+
+    Raises:
+        InputError: if it cannot be read, or has fewer images than a batch of the recipe.
+    """
+    dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+    available = len(dataset.train)
+    needs = (
+        ("search.batch_size", recipe.search.batch_size, min(recipe.data.search_images or available, available) // 2),
+        ("evaluation.batch_size", recipe.evaluation.batch_size, min(recipe.data.train_images or available, available)),
+    )
+    for key, batch, images in needs:
+        if images < batch:
+            raise InputError(
+                f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} to draw from. Lower "
+                f"{key}, or raise data.search_images or data.train_images."
+            )
+    return dataset
 
 
 def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz"
     for content in (path.read_bytes()[:100], gzip.compress(b"\0" * 20), b"no gzip"):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="train-images-idx3-ubyte.gz is damaged"):
+        with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz is damaged"):
             load_dataset("fashion-mnist", tmp_path)
 
 

@@ -1,0 +1,190 @@
+"""What wrong input gets: what is wrong, what was received, what to do; exit code 2; nothing half-written."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.run import run
+from lfmcw_app.run_folder import RunFolder
+
+
+@pytest.fixture
+def invoke(monkeypatch, tmp_path):
+    """Runs the command line in an empty folder without a network."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lfmcw_app.data.FASHION_MNIST_PACKAGE", tmp_path / "nowhere")
+
+    def no_network(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("lfmcw_app.data.download_url", no_network)
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digit"], ["'digit'", "Did you mean 'digits'", "fashion-mnist"]),
+        (["digits", "--preset", "smoky"], ["'smoky'", "Did you mean 'smoke'"]),
+        (["digits", "--set", "search.chanels=8"], ["'search.chanels'", "Did you mean 'channels'"]),
+        (["digits", "--set", "serch.channels=8"], ["'serch'", "Did you mean 'search'"]),
+        (["digits", "--set", "search.channels=many"], ["'search.channels'", "'many'", "integer"]),
+        (["digits", "--set", "search.channels=0"], ["'search.channels'", "greater than or equal to 2", "0"]),
+        (["digits", "--set", "search.weights.min_lr=3"], ["min_lr", "must not be above lr"]),
+        (["digits", "--set", "search.hypergradient=dart"], ["hypergradient", "Did you mean 'darts'"]),
+        (["digits", "--set", "search.hypergradient={w3: darts}"], ["'w3'", "Did you mean"]),
+        (["digits", "--set", "search.epochs=3"], ["either epochs or steps"]),
+        (["digits", "--set", "search.channels"], ["key=value"]),
+        (["digits", "--set", "seed.x=1"], ["'seed'", "integer"]),
+        (["digits", "--set", "seed.x.y=1"], ["'seed'"]),
+        (["digits", "--set", "search={"], ["not valid YAML"]),
+        (["digits", "--set", "search.batch_size=5000"], ["search.batch_size", "719 images", "5000"]),
+        (["digits", "--set", "data.image_size=10"], ["divisible by 4"]),
+        (["digits", "--order", "third"], ["'search.order'", "'first' or 'second'", "'third'"]),
+        (["digits", "--device", "tpu"], ["'tpu'", "cpu, cuda or auto"]),
+        (["digits", "--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["digits", "--set", "data.train_images=20"], ["evaluation.batch_size", "20 images"]),
+        (["digits", "--resume", "nowhere"], ["nowhere", "no run in it"]),
+        (["fashion-mnist"], ["could not be downloaded", "train-images-idx3-ubyte.gz", "digits"]),
+        (["cifar100"], ["cifar-100-binary.tar.gz", "data", "digits"]),
+        ([], ["Name a data set", "digits"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) and "--" in str(value) else None,
+)
+def test_wrong_input_gets_advice(invoke, tmp_path, arguments, words):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    for word in words:
+        assert word in text, text
+    assert "Traceback" not in text
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_wrong_configuration_files_get_advice(invoke, tmp_path):
+    for content, words in {
+        "search: [1": ["not valid YAML"],
+        "- 1": ["list", "mapping"],
+        "search: {lambda: -1}": ["'search.lambda'", "greater than or equal to 0"],
+        "serach: {}": ["Did you mean 'search'"],
+        "!!python/object/apply:os.system ['true']": ["not valid YAML"],
+    }.items():
+        (tmp_path / "c.yaml").write_text(content)
+        result = invoke("digits", "--config", tmp_path / "c.yaml")
+        assert result.exit_code == 2
+        assert all(word in " ".join(result.output.split()) for word in words), result.output
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(invoke):
+    result = invoke("digits", "--presett", "smoke")
+    assert result.exit_code == 2
+    assert "--preset" in result.output
+
+
+def test_an_out_folder_with_another_run_is_left_alone(invoke, tmp_path):
+    RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    result = invoke("digits", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "another run" in result.output
+    assert "--resume" in result.output
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    assert "something else" in invoke("digits", "--out", tmp_path / "other").output
+
+
+def test_a_run_is_not_resumed_with_another_recipe(invoke, tmp_path):
+    RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    for arguments in (
+        ["cifar10", "--resume", tmp_path / "run"],
+        ["digits", "--resume", tmp_path / "run", "--seed", 7],
+        ["digits", "--resume", tmp_path / "run", "--preset", "small"],
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert "another recipe" in " ".join(result.output.split())
+    result = invoke("--resume", tmp_path / "run", "--seed", 0)
+    assert result.exit_code == 2
+    assert "drop the options" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", None], ids=["empty", "truncated", "foreign"])
+def test_a_damaged_or_foreign_checkpoint_is_refused(invoke, tmp_path, content):
+    import mlo
+
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    path = folder.path / "search.pt"
+    if content is None:
+        state = {"recipe": load_recipe("small").to_yaml(), "phase": "search", "metrics_bytes": 0, "optimizer": {}}
+        mlo.save_checkpoint(state, path)
+    else:
+        path.write_bytes(content)
+    result = invoke("--resume", folder.path)
+    assert result.exit_code == 2
+    assert "search.pt" in result.output.replace("\n", "")
+    assert ("another recipe" if content is None else "truncated") in " ".join(result.output.split())
+
+
+def test_a_shortened_metrics_file_is_noticed(invoke, tmp_path):
+    import mlo
+
+    recipe = load_recipe("smoke")
+    folder = RunFolder.create(tmp_path / "run", recipe)
+    state = {"recipe": recipe.to_yaml(), "phase": "search", "metrics_bytes": 500, "optimizer": {}}
+    mlo.save_checkpoint(state, folder.path / "search.pt")
+    result = invoke("--resume", folder.path)
+    assert result.exit_code == 2
+    assert "is shorter" in " ".join(result.output.split())
+
+
+# ------------------------------------------------------------------ recipes
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_survives_yaml(preset):
+    recipe = load_recipe(preset)
+    assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_print_config_prints_what_would_run_and_runs_nothing(invoke, tmp_path):
+    result = invoke("digits", "--print-config", "--set", "search.lambda=2.5", "--seed", 4, "--order", "first")
+    assert result.exit_code == 0
+    recipe = Recipe.model_validate(yaml.safe_load(result.output))
+    assert (recipe.search.lam, recipe.seed, recipe.search.order, recipe.preset) == (2.5, 4, "first", "smoke")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\nsearch: {lambda: 0.5, channels: 6}\n")
+    recipe = load_recipe("smoke", config=path, assignments=("search.channels=10",))
+    assert (recipe.seed, recipe.search.lam, recipe.search.channels, recipe.search.layers) == (3, 0.5, 10, 3)
+
+
+def test_the_paper_recipe_has_the_paper_s_values():
+    """Tables 6 and 7, columns DARTS (CIFAR)."""
+    recipe = load_recipe("paper")
+    search, evaluation = recipe.search, recipe.evaluation
+    assert search.weights.model_dump() == {
+        "lr": 0.025, "min_lr": 0.001, "momentum": 0.9, "weight_decay": 3e-4, "grad_clip": 5.0,
+    }  # fmt: skip
+    assert (search.architecture.lr, search.architecture.weight_decay) == (3e-4, 1e-3)
+    assert (search.generator.lr, search.generator.discriminator_lr) == (2e-4, 2e-4)
+    assert (search.channels, search.layers, search.batch_size, search.epochs, search.lam) == (16, 8, 64, 50, 1.0)
+    assert (evaluation.weights.lr, evaluation.weights.weight_decay, evaluation.weights.grad_clip) == (0.025, 3e-4, 5.0)
+    assert (evaluation.channels, evaluation.layers, evaluation.batch_size, evaluation.epochs) == (36, 20, 96, 600)
+    assert (evaluation.auxiliary_weight, evaluation.drop_path, evaluation.augmentation.cutout) == (0.4, 0.3, 16)
+
+
+def test_help_shows_every_option_with_its_default(invoke):
+    text = " ".join(invoke("--help").output.split())
+    for option in ("--preset", "--order", "--config", "--set", "--out", "--seed", "--resume", "--print-config"):
+        assert option in text
+    assert "[default: data]" in text

@@ -1,0 +1,151 @@
+"""The main job as a user runs it: `python -m lfmcw_app.run`, killed, resumed, repeated."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = {
+    "search.channels": 2,
+    "search.nodes": 1,
+    "search.steps": 6,
+    "search.batch_size": 8,
+    "search.generator.channels": 2,
+    "search.generator.noise_dim": 4,
+    "checkpoint_every": 2,
+    "data.search_images": 80,
+    "data.train_images": 60,
+    "data.test_images": 50,
+    "evaluation.channels": 2,
+    "evaluation.epochs": 4,
+    "evaluation.batch_size": 16,
+}
+
+
+def command(*arguments, **changes):
+    settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
+    return [sys.executable, "-m", "lfmcw_app.run", "digits", "--threads=1", *settings, *map(str, arguments)]
+
+
+def run(*arguments, **changes):
+    return subprocess.run(command(*arguments, **changes), capture_output=True, text=True, timeout=300)
+
+
+def resume(folder):
+    arguments = [sys.executable, "-m", "lfmcw_app.run", "--threads=1", "--resume", str(folder)]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+
+
+def outcome(folder):
+    return {
+        name: (folder / name).read_bytes() for name in ("metrics.jsonl", "genotype.json", "result.json", "config.yaml")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    finished = run("--out", folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished.stdout
+
+
+def test_a_run_leaves_everything_in_its_folder(whole):
+    folder, printed = whole
+    expected = {
+        "cells.png", "cells.svg", "config.yaml", "environment.json", "evaluation.pt", "genotype.json", "metrics.jsonl",
+        "result.json", "samples.png", "search.pt",
+    }  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == expected
+    result = json.loads((folder / "result.json").read_text())
+    assert f"test error {result['test_error_percent']:.2f}%" in printed
+    assert result["test_images"] == 50
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    search = [line for line in lines if line["phase"] == "search"]
+    assert [line["round"] for line in search] == list(range(1, 7))
+    assert set(search[0]["losses"]) == {"w1", "gan", "w2", "arch"}
+    assert len(search[0]["metrics"]["w2"]["class_weights"]) == 10
+    assert set(search[0]["solves"]) == {"w1", "gan", "w2"}
+    assert "alpha" in search[1]
+    assert sum(line["phase"] == "training" for line in lines) == 4 * (60 // 16)
+    assert torch.load(folder / "search.pt", weights_only=True)["phase"] == "search"
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_path):
+    folder, _ = whole
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert run("--out", again).returncode == 0
+    assert outcome(again) == outcome(folder)
+    assert run("--out", other, "--seed", 1).returncode == 0
+    assert outcome(other)["metrics.jsonl"] != outcome(folder)["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("lines", [1, 3, 6, 9], ids=["first_round", "mid_search", "end_of_search", "mid_training"])
+def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, lines):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(command("--out", folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if (folder / "result.json").exists():
+        pytest.fail("the run was complete before it was killed")
+    resumed = resume(folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(folder) == outcome(whole[0])
+
+
+def test_resuming_a_complete_run_prints_its_result(whole):
+    folder, printed = whole
+    before = outcome(folder)
+    resumed = resume(folder)
+    assert resumed.returncode == 0
+    assert printed.splitlines()[-2] == resumed.stdout.splitlines()[-2]
+    assert outcome(folder) == before
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_orders_decide_whether_responses_are_differentiated(tmp_path, order):
+    folder = tmp_path / order
+    finished = run("--out", folder, "--order", order, **{"search.steps": 1, "evaluation.epochs": 1})
+    assert finished.returncode == 0, finished.stderr
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert bool(first["solves"]) == (order == "second")
+
+
+def test_a_genotype_is_evaluated_alone_and_a_random_one_for_comparison(whole, tmp_path):
+    settings = [f"--set={key}={value}" for key, value in TINY.items()]
+    for name, genotype in (("found", whole[0] / "genotype.json"), ("random", "random:3")):
+        arguments = [sys.executable, "-m", "lfmcw_app.evaluate", str(genotype), "digits", "--threads=1", *settings]
+        finished = subprocess.run(
+            [*arguments, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300
+        )
+        assert finished.returncode == 0, finished.stderr
+    found = json.loads((tmp_path / "found" / "result.json").read_text())
+    assert found == json.loads((whole[0] / "result.json").read_text())
+    assert json.loads((tmp_path / "random" / "result.json").read_text())["genotype"] != found["genotype"]
+
+
+def test_an_error_is_one_paragraph_with_exit_code_2_and_no_traceback(tmp_path):
+    finished = run("--out", tmp_path / "x", "--preset", "smal")
+    assert finished.returncode == 2
+    assert "Did you mean 'small'" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.strip().count("\n") == 0
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_file_of_the_project_is_written_by_a_run(whole):
+    assert not (Path.cwd() / "nonexistent").exists()
