@@ -110,8 +110,10 @@ class FiniteDifference(Products):
     converge to the almost-everywhere derivative that `Autograd` takes, at any step size.
 
     Attributes:
-        step: "adaptive": e = c (1 + ‖θ‖) / ‖u‖ with c the cube root of the dtype's machine epsilon, which balances
-            truncation against rounding; "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3); or a positive number r
+        step: "adaptive": the largest e that moves no parameter tensor by more than c of its own norm, e = c minᵢ ‖θᵢ‖ /
+            ‖uᵢ‖, with c the cube root of the dtype's machine epsilon, which balances truncation against rounding. (One
+            step for the norm of the whole is up to 1000 times less accurate on networks whose normalised layers differ
+            in scale: docs/results.md.) "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3). Or a positive number r
             for e = r / ‖u‖.
 
     Raises:
@@ -134,15 +136,17 @@ class FiniteDifference(Products):
         return _FiniteDifferenceSystem(call, self, implicit=implicit)
 
     def step_size(self, parameters: Sequence[Tensor], direction: Sequence[Tensor]) -> float:
-        """Returns e for the perturbation θ ± e u; 0 where u is zero."""
-        norm = float(_norm(direction))
-        if norm == 0.0:
-            return 0.0
+        """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero."""
         if self.step == "adaptive":
-            scale: float = math.cbrt(torch.finfo(parameters[0].dtype).eps) * (1.0 + float(_norm(parameters)))
-        else:
-            scale = 0.01 if self.step == "darts" else float(self.step)
-        return scale / norm
+            moved = torch.stack([tensor.detach().norm() for tensor in direction]).tolist()
+            norms = torch.stack([tensor.detach().norm() for tensor in parameters]).tolist()
+            # A tensor that is zero still, like a new bias, is given entries of 0.01.
+            sizes = [max(norm, 0.01 * math.sqrt(t.numel())) for norm, t in zip(norms, parameters, strict=True)]
+            ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
+            return math.cbrt(torch.finfo(parameters[0].dtype).eps) * min(ratios, default=0.0)
+        norm = float(torch.nn.utils.get_total_norm([tensor.detach() for tensor in direction]))
+        radius = 0.01 if self.step == "darts" else float(self.step)
+        return radius / norm if norm > 0.0 else 0.0
 
 
 class _AutogradSystem(LinearSystem):
@@ -241,7 +245,7 @@ class _FiniteDifferenceSystem(LinearSystem):
         """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in what `of` picks."""
         total: list[Tensor] | None = None
         for player, directions in self._player_names(u).items():
-            e = self._products.step_size(list(self._theta.values()), list(directions.values()))
+            e = self._products.step_size([self._theta[name] for name in directions], list(directions.values()))
             for sign in (1.0, -1.0) if e else ():
                 terms = self._perturbed_gradient(player, directions, sign * e, of, inputs_require_grad)
                 scaled = [term * (sign / (2.0 * e)) for term in terms]
@@ -270,10 +274,6 @@ class _FiniteDifferenceSystem(LinearSystem):
             ]
             loss = self.call.losses(theta, inputs)[player]
             return gradients(loss, of(theta, inputs))
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.get_total_norm([tensor.detach() for tensor in tensors])
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}
