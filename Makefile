@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
