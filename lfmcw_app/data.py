@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets.utils import download_url
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Augmentation
@@ -339,6 +337,8 @@ Parts = tuple[Images, Images, tuple[str, ...]]
 
 def _digits(root: Path) -> Parts:
     """scikit-learn's embedded digits: 1,797 images of 8×8; one fifth of them is the test set, fixed and stratified."""
+    from sklearn.datasets import load_digits  # takes seconds to import, so only where it is used
+
     data: Any = load_digits()
     pixels = torch.from_numpy(np.round(data.images * 255.0 / 16.0).astype(np.uint8))[:, None]
     images = Images(pixels=pixels, labels=torch.from_numpy(data.target.astype(np.int64)))
@@ -434,6 +434,8 @@ def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
 
 
 def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
+    from torchvision.datasets.utils import download_url  # takes seconds to import, so only where it is used
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         download_url(url, str(folder), md5=md5)

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,10 @@ class RunFolder:
 
 
 def _environment() -> dict[str, Any]:
-    import torchvision
-
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "mlo": mlo.__version__,
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),

@@ -23,7 +23,7 @@ def invoke(monkeypatch, tmp_path):
     def no_network(*arguments, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr("lfmcw_app.data.download_url", no_network)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", no_network)
     return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
 
 

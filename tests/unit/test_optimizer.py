@@ -232,6 +232,7 @@ def test_damaged_and_missing_checkpoints_are_refused(tmp_path):
             mlo.load_checkpoint(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_nothing_is_unpickled(tmp_path):
     import pickle
 
