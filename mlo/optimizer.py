@@ -84,6 +84,7 @@ class MultilevelOptimizer:
                 problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
         self._updates = dict.fromkeys(self.problems, 0)
         self._warned: set[str] = set()
+        self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.problems}
         # What later gradients need of earlier updates: the evaluation of each problem's last update, its solution where
         # the engine differentiates that update, and other solutions with the state of the updates they were made at.
         self._current: dict[str, Evaluation] = {}
@@ -133,10 +134,14 @@ class MultilevelOptimizer:
         """
         if name not in self.problems:
             raise GraphError(f"There is no problem {name!r}. {nearest(name, self.problems)}")
-        history = dict(self._solutions)
+        solutions = dict(self._solutions)
+        memory = {other: dict(kept) for other, kept in self._memory.items()}
         with preserved([generator for problem in self.problems.values() for generator in problem.generators]):
             found = self._total_gradient(name, self._batches(name), live=False)
-        self._solutions = history
+        self._solutions = solutions
+        for other, kept in self._memory.items():
+            kept.clear()
+            kept.update(memory[other])
         return found.gradient
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,6 +161,7 @@ class MultilevelOptimizer:
                     "schedulers": {key: scheduler.state_dict() for key, scheduler in problem.schedulers.items()},
                     "data": self._streams[name].state_dict(),
                     "updates": self._updates[name],
+                    "memory": {key: tensor.clone() for key, tensor in self._memory[name].items()},
                 }
                 for name, problem in self.problems.items()
             },
@@ -189,6 +195,10 @@ class MultilevelOptimizer:
                 ) from error
             self._streams[name].load_state_dict(saved["data"])
             self._updates[name] = saved["updates"]
+            self._memory[name].clear()
+            self._memory[name].update(
+                {key: tensor.to(problem.device, copy=True) for key, tensor in saved["memory"].items()}
+            )
         self.round = state["round"]
         self._current, self._steps, self._solutions = {}, {}, {}
         generators = [generator for problem in self.problems.values() for generator in problem.generators]
@@ -227,6 +237,7 @@ class MultilevelOptimizer:
                 evaluation=found.evaluation,
                 step=step,
                 gradient=found.gradient,
+                memory=self._memory[name],
             )
         self._note(name, found, norm, record)
 
@@ -337,7 +348,11 @@ class MultilevelOptimizer:
         states = current.random_states if current is not None else (now,) * len(batches)
         evaluation = self._evaluation(name, batches, states=states, copy=False)
         return Solution(
-            name=name, engine=self.engines[name], value=dict(self.problems[name].parameters), evaluation=evaluation
+            name=name,
+            engine=self.engines[name],
+            value=dict(self.problems[name].parameters),
+            evaluation=evaluation,
+            memory=self._memory[name],
         )
 
     def _look_ahead(self, name: str) -> Solution:
@@ -354,6 +369,7 @@ class MultilevelOptimizer:
             evaluation=found.evaluation,
             step=step,
             gradient=found.gradient,
+            memory=self._memory[name],
         )
 
     def _evaluation(

@@ -22,6 +22,7 @@ class SolveReport:
         residual: relative residual ‖Aᵀq − v‖ / ‖v‖, or None where the engine does not solve that system.
         converged: whether the engine reached what it promises.
         advice: what to change where it did not converge.
+        curvature: the smallest curvature uᵀAu / uᵀu that the solve met, where it looks at it (CG).
     """
 
     problem: str
@@ -30,6 +31,7 @@ class SolveReport:
     residual: float | None = None
     converged: bool = True
     advice: str = ""
+    curvature: float | None = None
 
 
 def _as_number(value: Any) -> Any:

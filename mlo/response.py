@@ -40,6 +40,7 @@ class Solution:
             evaluation that the step was made from; for implicit ones, the current point.
         step: the optimizer's step as it was made, for engines that differentiate it.
         gradient: the gradient that this step used.
+        memory: what the problem's engine keeps from one solve to the next (warm starts): name → tensor.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Solution:
     evaluation: Evaluation
     step: OptimizerStep | None = None
     gradient: Tensors | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
     def depends_on(self, name: str, lowers: Mapping[str, Solution]) -> bool:
         """Whether this solution is a function of the value of the problem `name`.

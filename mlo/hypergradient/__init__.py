@@ -1,19 +1,31 @@
 """Hypergradient engines: how the derivative of a lower problem's solution is computed."""
 
 from mlo.hypergradient.base import Engine, Solve, relative_residual
+from mlo.hypergradient.cg import ConjugateGradient
 from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.gmres import Gmres
+from mlo.hypergradient.identity import Identity
+from mlo.hypergradient.minres import Minres
+from mlo.hypergradient.neumann import Neumann
+from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
 from mlo.hypergradient.products import Autograd, FiniteDifference, LinearSystem, Products
 from mlo.hypergradient.registry import available_engines, engine_from, register_engine
 
 __all__ = [
     "Autograd",
+    "ConjugateGradient",
     "Direct",
     "Engine",
     "FiniteDifference",
     "FirstOrder",
+    "Gmres",
+    "Identity",
     "LinearSystem",
+    "Minres",
+    "Neumann",
+    "Nystrom",
     "OneStep",
     "Products",
     "Solve",

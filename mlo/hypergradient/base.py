@@ -90,6 +90,7 @@ class Engine(ABC):
         residual: float | None = None,
         converged: bool = True,
         advice: str = "",
+        curvature: float | None = None,
     ) -> SolveReport:
         """Makes this engine's report on one solve."""
         return SolveReport(
@@ -99,6 +100,7 @@ class Engine(ABC):
             residual=residual,
             converged=converged,
             advice=advice,
+            curvature=curvature,
         )
 
 

@@ -45,6 +45,7 @@ class LinearSystem(ABC):
         self.names = tuple(evaluation.parameters)
         self.players = evaluation.problem.player_parameters
         self.step: OptimizerStep | None = call.solution.step
+        self.memory = call.solution.memory
         penalty = l2_penalty(evaluation.problem) if implicit else {}
         self._decay = [penalty.get(name, 0.0) for name in self.names]
 

@@ -7,8 +7,14 @@ from typing import Any
 
 from mlo.errors import EngineError, nearest
 from mlo.hypergradient.base import Engine
+from mlo.hypergradient.cg import ConjugateGradient
 from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.gmres import Gmres
+from mlo.hypergradient.identity import Identity
+from mlo.hypergradient.minres import Minres
+from mlo.hypergradient.neumann import Neumann
+from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
 
 __all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
@@ -17,9 +23,15 @@ EngineChoice = Engine | str | Mapping[str, Any]
 """An engine, the name of one, or a mapping `{"name": ..., option: value}`."""
 
 _FACTORIES: dict[str, Callable[..., Engine]] = {
+    "cg": ConjugateGradient,
     "darts": darts,
     "direct": Direct,
     "first_order": FirstOrder,
+    "gmres": Gmres,
+    "identity": Identity,
+    "minres": Minres,
+    "neumann": Neumann,
+    "nystrom": Nystrom,
     "one_step": OneStep,
 }
 

@@ -62,18 +62,86 @@ class TestFirstOrder(EngineContract):
         assert torch.equal(problem.optimizer(self.make_engine()).gradient("x")["v"], 0.1 * x)
 
 
+class TestNeumann(EngineContract):
+    exact_at_optimum = True
+    tolerance = 1e-9
+    second_order = False  # exact needs thousands of terms, and a second derivative goes through all of them: see below
+
+    def make_engine(self):
+        return mlo.Neumann(num_terms=400)
+
+
+class TestConjugateGradient(EngineContract):
+    exact_at_optimum = True
+    tolerance = 1e-9
+
+    def make_engine(self):
+        return mlo.ConjugateGradient(tol=1e-12)
+
+
+class TestConjugateGradientWithFiniteDifferences(EngineContract):
+    exact_at_optimum = True
+    tolerance = 1e-6
+    second_order = False
+
+    def make_engine(self):
+        return mlo.ConjugateGradient(tol=1e-8, products="finite_difference")
+
+
+class TestMinres(EngineContract):
+    exact_at_optimum = True
+    tolerance = 1e-9
+
+    def make_engine(self):
+        return mlo.Minres(tol=1e-12)
+
+
+class TestGmres(EngineContract):
+    exact_at_optimum = True
+    tolerance = 1e-9
+
+    def make_engine(self):
+        return mlo.Gmres(tol=1e-12)
+
+
+class TestNystrom(EngineContract):
+    exact_at_optimum = True
+    tolerance = 1e-7
+
+    def make_engine(self):
+        return mlo.Nystrom(rank=3, max_steps=50, damping=1e-10, tol=1e-12)
+
+
+class TestIdentity(EngineContract):
+    def make_engine(self):
+        return mlo.Identity()
+
+
+def test_neumann_in_the_lowest_of_three_levels_is_differentiated_through_its_terms():
+    problem = trilevel_quadratic()
+    found = problem.optimizer({"w": {"name": "neumann", "num_terms": 100}, "m": "direct"}).gradient("x")["v"]
+    assert relative_error(found, problem.exact) < 1e-8
+
+
 CONTRACTS = {
-    "direct": TestDirect,
-    "one_step": TestOneStep,
+    "cg": TestConjugateGradient,
     "darts": TestDarts,
+    "direct": TestDirect,
     "first_order": TestFirstOrder,
+    "gmres": TestGmres,
+    "identity": TestIdentity,
+    "minres": TestMinres,
+    "neumann": TestNeumann,
+    "nystrom": TestNystrom,
+    "one_step": TestOneStep,
 }
 
 
 def test_every_registered_engine_is_under_the_contract():
     assert set(CONTRACTS) == set(mlo.available_engines())
     for name, contract in CONTRACTS.items():
-        assert contract().make_engine() == mlo.engine_from(name)
+        assert type(contract().make_engine()) is type(mlo.engine_from(name))
+        assert issubclass(contract, EngineContract)
 
 
 # ------------------------------------------------------------------ one step against its own formula

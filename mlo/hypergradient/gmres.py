@@ -1,0 +1,76 @@
+"""`gmres`: generalized minimal residuals by the Arnoldi process, for Jacobians that are not symmetric: games."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one
+from mlo.hypergradient.products import LinearSystem
+
+__all__ = ["Gmres"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gmres(IterativeEngine):
+    """GMRES(m) on (A + damping · I)ᵀ q = v, restarted every m products.
+
+    Attributes:
+        max_steps: most products with Aᵀ in all.
+        restart: m, the number of basis vectors that are kept.
+        tol: relative residual at which it stops.
+
+    Reference: Saad and Schultz, GMRES (1986).
+    """
+
+    max_steps: int = 40
+    restart: int = 40
+    tol: float = 1e-6
+
+    name: ClassVar[str] = "gmres"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self.name, "max_steps", self.max_steps)
+        at_least_one(self.name, "restart", self.restart)
+
+    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
+        x, r, steps = torch.zeros_like(b), b, 0
+        while True:
+            correction, r, taken = self._cycle(operator, r, min(self.restart, self.max_steps - steps), scale)
+            x, steps = x + correction, steps + taken
+            residual = float(r.detach().norm()) / scale
+            if residual <= self.tol or steps >= self.max_steps or taken == 0:
+                break
+        converged = residual <= self.tol
+        advice = "" if converged else "Raise max_steps and restart, or add damping (strongly coupled games need it)."
+        return Outcome(x=x, residual=residual, converged=converged, advice=advice)
+
+    def _cycle(self, operator: FlatOperator, b: Tensor, steps: int, scale: float) -> tuple[Tensor, Tensor, int]:
+        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b: returns x, the residual vector and the products used."""
+        size = b.norm()
+        if float(size.detach()) == 0.0:
+            return torch.zeros_like(b), b, 0
+        basis, images = [b / size], []
+        solution = x = torch.zeros_like(b)
+        for _ in range(steps):
+            image = operator(basis[-1])
+            images.append(image)
+            # The images of the basis span what Aᵀ x can reach: a small dense least-squares problem, solved by QR.
+            reach = torch.stack(images, dim=1)
+            coefficients = torch.linalg.lstsq(reach, b.unsqueeze(1)).solution.squeeze(1)
+            solution = b - reach @ coefficients
+            x = torch.stack(basis, dim=1) @ coefficients
+            w = image
+            for _ in range(2):  # orthogonalised twice, which keeps the basis orthogonal to rounding
+                for u in basis:
+                    w = w - (u @ w) * u
+            norm = w.norm()
+            small = torch.finfo(b.dtype).eps * float(image.detach().norm())
+            if float(solution.detach().norm()) <= self.tol * scale or float(norm.detach()) <= small:
+                break
+            basis.append(w / norm)
+        return x, solution, len(images)

@@ -1,0 +1,149 @@
+"""What all iterative inverses share: flat vectors, damping, warm starts and the stopping rule."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlo.errors import EngineError
+from mlo.hypergradient.base import Cotangent, Engine, Solve
+from mlo.hypergradient.products import LinearSystem
+
+__all__ = ["FlatOperator", "IterativeEngine", "Outcome"]
+
+
+class FlatOperator:
+    """u ↦ (A + damping · I)ᵀ u on flat vectors, counting products.
+
+    Args:
+        system: products on lists of tensors.
+        damping: added to the diagonal.
+    """
+
+    def __init__(self, system: LinearSystem, damping: float) -> None:
+        self._system = system
+        self._damping = damping
+        self._shapes = [tensor.shape for tensor in system.parameters]
+        self._sizes = [tensor.numel() for tensor in system.parameters]
+        self.products = 0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        self.products += 1
+        product = self.flatten(self._system.transpose_product(self.split(u)))
+        return product + self._damping * u if self._damping else product
+
+    def flatten(self, parts: Cotangent) -> Tensor:
+        """One vector [n] of a tensor for each parameter; None counts as zero."""
+        like = self._system.parameters
+        return torch.cat(
+            [torch.zeros_like(t).reshape(-1) if p is None else p.reshape(-1) for p, t in zip(parts, like, strict=True)]
+        )
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """The inverse of `flatten`."""
+        parts: Sequence[Tensor] = torch.split(flat, self._sizes)
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an iteration ended with.
+
+    Attributes:
+        x: approximate solution of (A + damping · I)ᵀ x = b, flat [n].
+        residual: ‖b − (A + damping · I)ᵀ x‖ relative to the cotangent's norm; None where it is not known.
+        curvature: smallest uᵀAu / uᵀu met, or None.
+    """
+
+    x: Tensor
+    residual: float | None
+    converged: bool
+    advice: str = ""
+    curvature: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeEngine(Engine):
+    """Base of the engines that solve (A + damping · I)ᵀ q = v by products alone.
+
+    Attributes:
+        damping: added to the diagonal of A (with the optimizer's weight decay, which is part of A already).
+        warm_start: start each solve from the solution of the last one on the same problem.
+    """
+
+    damping: float = 0.0
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.damping >= 0.0:
+            raise EngineError(f"Engine {self.name!r}: damping must not be negative, got {self.damping!r}.")
+
+    @abstractmethod
+    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
+        """Solves operator(x) ≈ b from x = 0.
+
+        Args:
+            operator: the damped product with Aᵀ.
+            b: right-hand side, flat [n].
+            scale: norm of the cotangent, to which residuals are relative.
+            system: the system behind the operator.
+        """
+
+    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        operator = FlatOperator(system, self.damping)
+        v = operator.flatten(cotangent)
+        scale = float(v.detach().norm())
+        if scale == 0.0:
+            return Solve(q=operator.split(v), report=self.report(system, residual=0.0))
+        start = system.memory.get("q") if self.warm_start else None
+        if start is not None and start.shape == v.shape:
+            # (A q0 + A d) = v: the correction d solves the same system with the residual of the last solution.
+            outcome = self.iterate(operator, v - operator(start), scale, system)
+            q = start + outcome.x
+        else:
+            outcome = self.iterate(operator, v, scale, system)
+            q = outcome.x
+        if self.warm_start:
+            system.memory["q"] = q.detach().clone()
+        report = self.report(
+            system,
+            iterations=operator.products,
+            residual=outcome.residual,
+            converged=outcome.converged,
+            advice=outcome.advice,
+            curvature=outcome.curvature,
+        )
+        return Solve(q=operator.split(q), report=report)
+
+
+def at_least_one(engine: str, option: str, value: int) -> None:
+    """Checks a count.
+
+    Raises:
+        EngineError: if it is not a positive integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise EngineError(f"Engine {engine!r}: {option} must be an integer of at least 1, got {value!r}.")
+
+
+def largest_eigenvalue(operator: FlatOperator, like: Tensor, products: int = 10) -> float:
+    """Estimates the norm of the operator by power iteration from a fixed random vector.
+
+    The start does not depend on the cotangent, so that a step size made of it keeps the solve linear in the cotangent.
+    """
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    estimate = 0.0
+    with torch.no_grad():
+        for _ in range(products):
+            u = u / u.norm()
+            u = operator(u).detach()
+            estimate = float(u.norm())
+            if estimate == 0.0:
+                break
+    return estimate
