@@ -18,7 +18,8 @@ class BatchStream:
 
     `data` with `state_dict` and `load_state_dict` methods keeps its own position. For any other iterable the stream
     remembers the random state in which the current pass began and how many batches were taken since: a shuffling
-    `DataLoader` draws its order from that state, so the position can be found again.
+    `DataLoader` draws its order from that state (or its generator's), so the position can be found again. An iterable whose
+    passes differ in another way should keep its own position.
 
     Args:
         data: an iterable of batches; None yields None for ever.
@@ -32,8 +33,7 @@ class BatchStream:
         self._taken = 0
         self._pass_start: RandomState | None = None
         self._pending: list[Any] = []
-        generator = getattr(data, "generator", None)
-        self._generators = (generator,) if isinstance(generator, torch.Generator) else ()
+        self._generators = _generators(data)
         self._keeps_position = hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
 
     def next(self) -> Any:
@@ -77,7 +77,11 @@ class BatchStream:
         if self._keeps_position:
             return {"data": self._data.state_dict()}  # type: ignore[union-attr]
         start = self._pass_start
-        return {"taken": self._taken, "pass_start": None if start is None else start.state_dict()}
+        return {
+            "taken": self._taken - len(self._pending),
+            "pass_start": None if start is None else start.state_dict(),
+            "generators": [generator.get_state() for generator in self._generators],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position that `state_dict` returned; leaves the random state as it is.
@@ -93,7 +97,13 @@ class BatchStream:
         self._taken = 0
         if state["pass_start"] is None or self._data is None:
             self._pass_start = None
-            return
+        else:
+            self._replay(state)
+        for generator, saved in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(saved)
+
+    def _replay(self, state: dict[str, Any]) -> None:
+        """Begins the pass of a saved position again and takes as many batches."""
         with replayed(RandomState.from_state_dict(state["pass_start"]), self._generators):
             iterator = self._begin_pass()
             for _ in range(state["taken"]):
@@ -109,3 +119,11 @@ class BatchStream:
         self._iterator = iter(self._data)  # type: ignore[arg-type]
         self._taken = 0
         return self._iterator
+
+
+def _generators(data: Any) -> tuple[torch.Generator, ...]:
+    """The generators that a DataLoader, or its sampler, draws its order from."""
+    owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    unique = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
+    return tuple(unique.values())

@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from mlo.errors import CheckpointError
 
@@ -24,7 +26,11 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     Args:
         state: tensors and plain Python values, as from `MultilevelOptimizer.state_dict()`.
         path: the file; its folder must exist.
+
+    Raises:
+        CheckpointError: if the state holds something that `load_checkpoint` could not read back.
     """
+    state = _plain(state, "")
     target = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
@@ -37,6 +43,25 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value with NumPy numbers and arrays as Python numbers and tensors; refuses what is not plain data."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, dict):
+        return {key: _plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [_plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+        return entries if isinstance(value, list) else tuple(entries)
+    if value is None or isinstance(value, (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+        return value
+    raise CheckpointError(
+        f"The state{where} is a {type(value).__name__}, which cannot be read back without unpickling code. Keep tensors, "
+        "numbers, strings, lists and dicts in states of modules, optimizers, schedulers and data."
+    )
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

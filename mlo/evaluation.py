@@ -1,20 +1,20 @@
 """One evaluation of a problem's loss, kept so that it can be made again elsewhere: the 'where' of a hypergradient.
 
 An evaluation holds the parameters, batches, random states, buffers and read values that one value of a loss was made
-of. Re-evaluating it never touches a live tensor: parameters and buffers are substituted by `torch.func.functional_call`.
+of. Re-evaluating it never changes a live tensor: other tensors take the places of parameters and buffers for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mlo.errors import ProblemError
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
@@ -23,7 +23,7 @@ from mlo.randomness import RandomState, replayed
 if TYPE_CHECKING:
     from mlo.response import Solution
 
-__all__ = ["Evaluation", "LossModule", "LossValue"]
+__all__ = ["Evaluation", "Input", "LossModule", "LossValue", "batch_versions", "gradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,8 @@ class LossValue:
 class LossModule(nn.Module):
     """A problem's loss as a module, whose submodules are the modules of all problems that the loss sees.
 
-    So one `functional_call` substitutes the parameters of every one of them for the whole of the loss, and user code
-    sees ordinary modules that hold the right parameters.
+    So one substitution puts other tensors in the places of the parameters of every one of them, and user code sees
+    ordinary modules that hold the right parameters.
     """
 
     def __init__(self, problem: Problem, reads: Mapping[str, Problem]) -> None:
@@ -48,6 +48,18 @@ class LossModule(nn.Module):
         self.members = nn.ModuleDict(
             {self._key(name): other.module for name, other in {problem.name: problem, **reads}.items()}
         )
+        # Where each tensor is registered; a tied one (two names, one tensor) in several places.
+        by_tensor: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        for prefix, module in self.named_modules(remove_duplicate=False):
+            for registry in (module._parameters, module._buffers):
+                for key, tensor in registry.items():
+                    if tensor is not None:
+                        places = by_tensor.setdefault(id(tensor), [])
+                        if not any(known is registry and name == key for known, name in places):
+                            places.append((registry, key))
+                        self._places[f"{prefix}.{key}" if prefix else key] = places
+        self._all = tuple(self.modules())
 
     @staticmethod
     def _key(name: str) -> str:
@@ -64,10 +76,58 @@ class LossModule(nn.Module):
         own = self.members[self._key(self._problem.name)]
         return self._problem.loss(own, batch, **{name: self.members[self._key(name)] for name in self._reads})
 
-    def value(self, substitutes: Tensors, batch: Any) -> LossValue:
-        """Evaluates the loss with `substitutes` (qualified name → tensor) in place of live tensors."""
+    @contextmanager
+    def substituted(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Puts `tensors` (qualified name → tensor) in the places of live ones while the body runs.
+
+        The body must contain the backward passes too: `torch.utils.checkpoint` runs the modules again in them.
+        (`torch.func.functional_call` puts the live tensors back when the forward pass ends.)
+        """
+        before = [(registry, key, registry[key]) for name in tensors for registry, key in self._places[name]]
+        try:
+            for name, tensor in tensors.items():
+                for registry, key in self._places[name]:
+                    registry[key] = tensor
+            yield
+        finally:
+            for registry, key, tensor in reversed(before):
+                registry[key] = tensor
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """The training flag of every module in it."""
+        return tuple(module.training for module in self._all)
+
+    @contextmanager
+    def in_modes(self, modes: tuple[bool, ...]) -> Iterator[None]:
+        """Runs the body with these training flags."""
+        before = self.modes
+        if before == modes:
+            yield
+            return
+        try:
+            for module, training in zip(self._all, modes, strict=True):
+                module.training = training
+            yield
+        finally:
+            for module, training in zip(self._all, before, strict=True):
+                module.training = training
+
+    def value(self, batch: Any) -> LossValue:
+        """Evaluates the loss with the tensors and flags that the modules hold now.
+
+        Raises:
+            ProblemError: if the loss changes its batch in place, so that it could not be evaluated again.
+        """
+        versions = batch_versions(batch)
         with _autocast(self._problem):
-            return _parse(self._problem, functional_call(self, substitutes, (batch,)))
+            value = _parse(self._problem, self(_rebuilt(batch)))
+        if batch_versions(batch) != versions:
+            raise ProblemError(
+                f"The loss of problem {self._problem.name!r} changes its batch in place. The batch is needed again when the "
+                "solution is differentiated: work on a copy (x = x.clone(), or x - mean in place of x.sub_(mean))."
+            )
+        return value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +137,7 @@ class Evaluation:
     Attributes:
         parameters: own trainable parameters, name → tensor of the live parameter's shape.
         batches: the batches averaged over (`accumulate` many), with the random state before each.
+        modes: the training flags of the modules.
         buffers: problem → its module's buffers before the evaluation, for the problem itself and all that it reads.
         reads: the problems whose modules the loss receives.
         uppers: problem listed later → its parameters, for every one that the loss, or a solution in it, depends on.
@@ -89,29 +150,43 @@ class Evaluation:
     parameters: Tensors
     batches: tuple[Any, ...]
     random_states: tuple[RandomState, ...]
+    modes: tuple[bool, ...]
+    versions: tuple[tuple[int, ...], ...]
     buffers: dict[str, Tensors]
     uppers: dict[str, Tensors]
     lowers: dict[str, Solution] = field(default_factory=dict)
 
-    def losses(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> dict[str, Tensor]:
-        """Re-evaluates the loss at other `parameters` and `reads`, with the same batches, noise and buffers.
+    @contextmanager
+    def losses(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[dict[str, Tensor]]:
+        """Re-evaluates the loss at other `parameters` and `reads`, with the same batches, noise, buffers and modes.
 
-        Returns:
+        The gradients must be taken inside the context.
+
+        Yields:
             player → scalar, averaged over the batches.
+
+        Raises:
+            ProblemError: if a batch was changed since the loss was evaluated on it.
         """
+        if tuple(map(batch_versions, self.batches)) != self.versions:
+            raise ProblemError(
+                f"Problem {self.problem.name!r}: a batch was changed in place after its loss was evaluated; perhaps its "
+                "data fill one buffer again and again. Yield new tensors (batch.clone())."
+            )
         substitutes = LossModule.qualified(self.problem.name, parameters)
         for name, tensors in reads.items():
             substitutes |= LossModule.qualified(name, tensors)
         for name, buffers in self.buffers.items():
             substitutes |= LossModule.qualified(name, {key: buffer.clone() for key, buffer in buffers.items()})
         total: dict[str, Tensor] = {}
-        for batch, state in zip(self.batches, self.random_states, strict=True):
-            with replayed(state, self.problem.generators):
-                value = self.module.value(substitutes, batch)
-            for player, loss in value.players.items():
-                share = loss / len(self.batches)
-                total[player] = total[player] + share if player in total else share
-        return total
+        with self.module.substituted(substitutes), self.module.in_modes(self.modes):
+            for batch, state in zip(self.batches, self.random_states, strict=True):
+                with replayed(state, self.problem.generators):
+                    value = self.module.value(batch)
+                for player, loss in value.players.items():
+                    share = loss / len(self.batches)
+                    total[player] = total[player] + share if player in total else share
+            yield total
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -177,12 +252,42 @@ def _parse(problem: Problem, result: Any) -> LossValue:
                 f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a pair of it and a "
                 f"dict of metrics), got {got!r}. Reduce it, for example by .mean()."
             )
+    if not isinstance(metrics, Mapping):
+        raise ProblemError(
+            f"The loss of problem {problem.name!r} returned a pair of which the second part is a {type(metrics).__name__}; "
+            "return (scalar, {metric name: value})."
+        )
     players = {player: scalar.reshape(()) for player, scalar in players.items()}
-    return LossValue(players=players, metrics={key: _detached(value) for key, value in dict(metrics).items()})
+    return LossValue(players=players, metrics=_map_tensors(dict(metrics), lambda tensor: tensor.detach().clone()))
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Rebuilds dicts, lists and tuples with every tensor in them mapped."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        rebuilt = copy.copy(value)
+        for key, entry in value.items():
+            rebuilt[key] = _map_tensors(entry, function)
+        return rebuilt
+    if isinstance(value, list):
+        return [_map_tensors(entry, function) for entry in value]
+    if isinstance(value, tuple):
+        entries = [_map_tensors(entry, function) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    return value
+
+
+def _rebuilt(batch: Any) -> Any:
+    """The same tensors in new containers, so that a loss may pop entries from its batch."""
+    return _map_tensors(batch, lambda tensor: tensor)
+
+
+def batch_versions(batch: Any) -> tuple[int, ...]:
+    """The in-place version of every tensor in a batch."""
+    versions: list[int] = []
+    _map_tensors(batch, lambda tensor: versions.append(0 if tensor.is_inference() else tensor._version))
+    return tuple(versions)
 
 
 def gradients(

@@ -31,14 +31,16 @@ class DependencyGraph:
         self.position = {name: index for index, name in enumerate(self.problems)}
         self.reads = {name: self._resolve_reads(problem) for name, problem in self.problems.items()}
         self._check_shared_parameters()
-        self.level: dict[str, int] = {}
-        for name in self.problems:
-            self.level[name] = max((self.level[lower] + 1 for lower in self.lower(name)), default=0)
         # The problems on whose values each one is conditioned, itself or through the responses that it reads.
         self._values_seen: dict[str, set[str]] = {}
         for name in self.problems:
             through = (self._values_seen[lower] for lower in self.lower(name))
             self._values_seen[name] = set(self.upper(name)).union(*through) - {name}
+        # All responses count, not only those read: a step is differentiated at what it saw of the problems below it, so
+        # these must not move between the step and its reading.
+        self.level: dict[str, int] = {}
+        for name in self.problems:
+            self.level[name] = max((self.level[lower] + 1 for lower in self.responses(name)), default=0)
 
     def lower(self, name: str) -> tuple[str, ...]:
         """The problems whose responses `name` reads."""
@@ -75,7 +77,7 @@ class DependencyGraph:
     def schedule(self) -> tuple[str, ...]:
         """The order of the updates in one round; a problem with `steps=K` moves K times per move of those above it.
 
-        Problems move level by level (a level is the longest chain of responses below a problem), in listed order within
+        Problems move level by level (a level is the longest chain of responses in a gradient), in listed order within
         one. A level moves as often as its most frequent problem; the less frequent ones join in its last moves, so each
         problem has just moved when the next level does.
         """
@@ -115,6 +117,12 @@ class DependencyGraph:
         return f"DependencyGraph({', '.join(self.problems)})"
 
     def _resolve_reads(self, problem: Problem) -> tuple[str, ...]:
+        for name in problem.ignored_defaults:
+            if name in self.problems:
+                raise GraphError(
+                    f"The loss of problem {problem.name!r} has the positional argument {name}=..., also a problem. "
+                    f"Put it behind a * to read that problem, or rename it."
+                )
         for read in problem.reads:
             if read not in self.problems:
                 raise GraphError(

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
-from mlo.errors import CheckpointError, GraphError, SolveWarning, nearest
-from mlo.evaluation import Evaluation, LossModule, gradients
+from mlo.errors import CheckpointError, GraphError, ProblemError, SolveWarning, nearest
+from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.compatibility import check_engines
+from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
@@ -31,9 +32,15 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class _TotalGradient:
-    """A problem's total gradient at one point, and what came with it."""
+    """A problem's total gradient at one point, and what came with it.
+
+    Attributes:
+        gradient: zero for parameters that the loss does not depend on.
+        unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
+    """
 
     gradient: Tensors
+    unused: frozenset[str]
     losses: dict[str, Tensor]
     metrics: dict[str, Any]
     reports: list[SolveReport]
@@ -109,6 +116,8 @@ class MultilevelOptimizer:
 
     def step(self) -> Record:
         """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its record."""
+        if torch.is_inference_mode_enabled():
+            raise ProblemError("A round cannot run under torch.inference_mode(), where nothing has a gradient.")
         record = Record(round=self.round + 1)
         for name in self._schedule:
             if self.round >= self.problems[name].warmup_steps:
@@ -147,7 +156,8 @@ class MultilevelOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a run needs to go on, as tensors and plain values (loadable with `weights_only=True`).
 
-        Parameters, buffers, optimizers, schedulers, positions in the data, and the random state.
+        Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as copies. Not the last
+        steps themselves: until each problem has moved again, `gradient` looks ahead as it does before the first round.
         """
         generators = [generator for problem in self.problems.values() for generator in problem.generators]
         return {
@@ -156,9 +166,9 @@ class MultilevelOptimizer:
             "random": RandomState.capture(generators).state_dict(),
             "problems": {
                 name: {
-                    "module": problem.module.state_dict(),
-                    "optimizers": {key: optimizer.state_dict() for key, optimizer in problem.optimizers.items()},
-                    "schedulers": {key: scheduler.state_dict() for key, scheduler in problem.schedulers.items()},
+                    "module": _copied(dict(problem.module.state_dict())),
+                    "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},
+                    "schedulers": {key: _copied(s.state_dict()) for key, s in problem.schedulers.items()},
                     "data": self._streams[name].state_dict(),
                     "updates": self._updates[name],
                     "memory": {key: tensor.clone() for key, tensor in self._memory[name].items()},
@@ -181,6 +191,14 @@ class MultilevelOptimizer:
             raise CheckpointError(
                 f"The state is of the problems {sorted(state['problems'])}, this optimizer has {sorted(self.problems)}."
             )
+        generators = [generator for problem in self.problems.values() for generator in problem.generators]
+        random_state = RandomState.from_state_dict(state["random"])
+        if len(random_state.generators) != len(generators):
+            raise CheckpointError(
+                f"The state has {len(random_state.generators)} generators, the problems name {len(generators)}."
+            )
+        for name, problem in self.problems.items():  # all of it, before anything is changed
+            _check_state(problem, state["problems"][name])
         for name, problem in self.problems.items():
             saved = state["problems"][name]
             try:
@@ -201,21 +219,21 @@ class MultilevelOptimizer:
             )
         self.round = state["round"]
         self._current, self._steps, self._solutions = {}, {}, {}
-        generators = [generator for problem in self.problems.values() for generator in problem.generators]
-        RandomState.from_state_dict(state["random"]).restore(generators)
+        random_state.restore(generators)
 
     # ------------------------------------------------------------------ one update
 
     def _update(self, name: str, record: Record) -> None:
         problem = self.problems[name]
-        batches = tuple(self._streams[name].next() for _ in range(problem.accumulate))
+        batches = self._draw(name)
         found = self._total_gradient(name, batches, live=True)
         keeps_step = self._keeps_step(name)
         step = OptimizerStep.capture(problem) if keeps_step else None
         norm = torch.nn.utils.get_total_norm(list(found.gradient.values()))
         for key, parameter in problem.parameters.items():
             # Clipping scales in place, and the recorded step starts from the bare gradient.
-            parameter.grad = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]
+            gradient = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]
+            parameter.grad = None if key in found.unused else gradient
         if problem.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(problem.parameters.values(), problem.grad_clip, norm)
         for optimizer in problem.optimizers.values():
@@ -241,6 +259,25 @@ class MultilevelOptimizer:
             )
         self._note(name, found, norm, record)
 
+    def _draw(self, name: str) -> tuple[Any, ...]:
+        """Takes the batches of one update.
+
+        Raises:
+            ProblemError: if drawing a batch changed an earlier one.
+        """
+        batches: list[Any] = []
+        versions: list[tuple[int, ...]] = []
+        for _ in range(self.problems[name].accumulate):
+            batches.append(self._streams[name].next())
+            versions.append(batch_versions(batches[-1]))
+        if list(map(batch_versions, batches)) != versions:
+            raise ProblemError(
+                f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its data fill one buffer again "
+                "and again. Yield new tensors (batch.clone())."
+            )
+        return tuple(batches)
+
+    @torch.enable_grad()
     def _total_gradient(self, name: str, batches: tuple[Any, ...], *, live: bool) -> _TotalGradient:
         """Computes the total gradient of a problem's loss at its current parameters.
 
@@ -249,12 +286,11 @@ class MultilevelOptimizer:
             batches: the batches to average over.
             live: whether the problem's own buffers may change, as they do in its own update.
         """
-        problem = self.problems[name]
-        reads = self.graph.reads[name]
+        problem, module = self.problems[name], self._modules[name]
         evaluation = self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name))
         values = dict(evaluation.uppers) | {name: dict(problem.parameters)}
         context = Context(values=values, lowers=evaluation.lowers)
-        read = {other: context.value(other) for other in reads}
+        read = {other: context.value(other) for other in self.graph.reads[name]}
         # The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent
         # through the responses at the end, so that each inverse product is done once an update.
         cut = {
@@ -269,45 +305,71 @@ class MultilevelOptimizer:
             if other != name or not live:
                 substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
         states: list[RandomState] = []
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Any] = {}
-        direct: dict[str, list[Tensor]] = {}
-        cotangents: dict[str, list[Tensor]] = {}
-        for batch in batches:
-            states.append(RandomState.capture(problem.generators))
-            value = self._modules[name].value(substitutes, batch)
-            metrics = value.metrics
-            remaining = len(value.players)
-            for player, loss in value.players.items():
-                remaining -= 1
-                own = [problem.parameters[key] for key in problem.player_parameters[player]]
-                share = loss / len(batches)
-                found = gradients(share, [*own, *leaves], retain_graph=remaining > 0)
-                _accumulate(direct, player, found[: len(own)])
-                _accumulate(cotangents, player, found[len(own) :])
-                _accumulate_loss(losses, player, share)
-        gradient: Tensors = {}
+        sums = _Sums(len(batches))
+        with module.substituted(substitutes):
+            for batch in batches:
+                states.append(RandomState.capture(problem.generators))
+                value = module.value(batch)
+                sums.add_metrics(value.metrics)
+                remaining = len(value.players)
+                for player, loss in value.players.items():
+                    remaining -= 1
+                    self._check_differentiable(name, loss)
+                    own = [problem.parameters[key] for key in problem.player_parameters[player]]
+                    sums.add(player, loss, own, leaves, retain_graph=remaining > 0)
+        gradient: dict[str, Tensor | None] = {}
         responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
-        for index, (player, own_gradient) in enumerate(direct.items()):
+        for index, player in enumerate(sums.direct):
             members = problem.player_parameters[player]
             implicit: Sequence[Tensor | None] = [None] * len(members)
-            if responses:
+            cotangents = [(t, v) for t, v in zip(responses, sums.cotangents[player], strict=True) if v is not None]
+            if cotangents:
                 implicit = torch.autograd.grad(
-                    responses,
+                    [t for t, _ in cotangents],
                     [problem.parameters[key] for key in members],
-                    grad_outputs=cotangents[player],
+                    grad_outputs=[v for _, v in cotangents],
                     allow_unused=True,
-                    retain_graph=index + 1 < len(direct),
+                    retain_graph=index + 1 < len(sums.direct),
                 )
-            for key, first, second in zip(members, own_gradient, implicit, strict=True):
-                gradient[key] = first if second is None else first + second
+            for key, first, second in zip(members, sums.direct[player], implicit, strict=True):
+                gradient[key] = second if first is None else first if second is None else first + second
         return _TotalGradient(
-            gradient={key: gradient[key] for key in problem.parameters},
-            losses=losses,
-            metrics=metrics,
+            gradient={
+                key: torch.zeros_like(parameter) if gradient[key] is None else gradient[key]  # type: ignore[misc]
+                for key, parameter in problem.parameters.items()
+            },
+            unused=frozenset(key for key, value in gradient.items() if value is None),
+            losses=sums.losses,
+            metrics=sums.metrics,
             reports=context.reports,
             evaluation=replace(evaluation, random_states=tuple(states)),
         )
+
+    def _check_differentiable(self, name: str, loss: Tensor) -> None:
+        """Notices a loss without a derivative: nothing would ever move.
+
+        Raises:
+            ProblemError: if the loss is cut off from all parameters.
+        """
+        if loss.requires_grad:
+            return
+        earlier = list(self.problems)[: self.graph.position[name]]
+        dropped = [other for other in earlier if self.engines[other].drops_implicit_term]
+        resting = [other for other in earlier if self.round < self.problems[other].warmup_steps]
+        if not dropped and not resting:
+            raise ProblemError(
+                f"The loss of problem {name!r} does not depend on any parameter: it was detached, computed under "
+                "torch.no_grad(), or reads none."
+            )
+        if name not in self._warned:
+            self._warned.add(name)
+            cause = f"'first_order' of {', '.join(dropped)}" if dropped else f"warm-up of {', '.join(resting)}"
+            warnings.warn(
+                f"The gradient of problem {name!r} is zero: its loss depends only on the solutions of other problems, and "
+                f"the {cause} drops their derivative. Choose an engine that keeps it, such as 'one_step'.",
+                SolveWarning,
+                stacklevel=5,
+            )
 
     def _note(self, name: str, found: _TotalGradient, norm: Tensor, record: Record) -> None:
         """Writes an update into the record, and warns once per problem of a solve that did not converge."""
@@ -330,15 +392,28 @@ class MultilevelOptimizer:
     def _solution(self, name: str) -> Solution:
         """The problem's solution as those above it see it now."""
         engine = self.engines[name]
-        if engine.differentiates_step and name in self._steps:
+        rests = self.round < self.problems[name].warmup_steps
+        if engine.differentiates_step and name in self._steps and not rests:
             return self._steps[name]
         # Made once, and again only after something that it depends on has moved.
-        stamp = tuple(self._updates[other] for other in sorted(self._dependencies[name]))
+        stamp = (int(rests), *(self._updates[other] for other in sorted(self._dependencies[name])))
         known = self._solutions.get(name)
         if known is None or known[0] != stamp:
-            known = (stamp, self._look_ahead(name) if engine.differentiates_step else self._stationary(name))
-            self._solutions[name] = known
+            if rests or engine.drops_implicit_term:
+                solution = self._constant(name)
+            else:
+                solution = self._look_ahead(name) if engine.differentiates_step else self._stationary(name)
+            known = self._solutions[name] = (stamp, solution)
         return known[1]
+
+    def _constant(self, name: str) -> Solution:
+        """The current parameters as a constant: of a problem that rests, or whose derivative is dropped."""
+        problem = self.problems[name]
+        evaluation = Evaluation(
+            problem=problem, module=self._modules[name], reads=(), parameters={}, batches=(), random_states=(),
+            modes=(), versions=(), buffers={}, uppers={},
+        )  # fmt: skip
+        return Solution(name=name, engine=FirstOrder(), value=dict(problem.parameters), evaluation=evaluation)
 
     def _stationary(self, name: str) -> Solution:
         """The current parameters as a solution of the problem's stationarity condition at its current batches."""
@@ -347,6 +422,8 @@ class MultilevelOptimizer:
         now = RandomState.capture(self.problems[name].generators)
         states = current.random_states if current is not None else (now,) * len(batches)
         evaluation = self._evaluation(name, batches, states=states, copy=False)
+        if current is not None:
+            evaluation = replace(evaluation, modes=current.modes)
         return Solution(
             name=name,
             engine=self.engines[name],
@@ -395,6 +472,8 @@ class MultilevelOptimizer:
             parameters={key: held(parameter) for key, parameter in problem.parameters.items()},
             batches=batches,
             random_states=states,
+            modes=self._modules[name].modes,
+            versions=tuple(map(batch_versions, batches)),
             buffers={
                 other: {key: buffer.detach().clone() for key, buffer in self.problems[other].module.named_buffers()}
                 for other in (name, *self.graph.reads[name])
@@ -415,11 +494,82 @@ class MultilevelOptimizer:
         return name in self._differentiated and self.engines[name].differentiates_step
 
 
-def _accumulate(total: dict[str, list[Tensor]], player: str, terms: list[Tensor]) -> None:
+class _Sums:
+    """Averages over the batches of one update.
+
+    Attributes:
+        losses: player → loss.
+        direct: player → direct gradient of its parameters (None: the loss does not depend on one).
+        cotangents: player → cotangent of every leaf that stands for a response.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self.losses: dict[str, Tensor] = {}
+        self.direct: dict[str, list[Tensor | None]] = {}
+        self.cotangents: dict[str, list[Tensor | None]] = {}
+        self.metrics: dict[str, Any] = {}
+
+    def add(
+        self, player: str, loss: Tensor, own: Sequence[Tensor], leaves: Sequence[Tensor], *, retain_graph: bool
+    ) -> None:
+        """Adds one batch's loss of a player, and its gradients."""
+        share = loss / self._batches
+        inputs = [*own, *leaves]
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        if share.requires_grad:
+            found = torch.autograd.grad(share, inputs, allow_unused=True, retain_graph=retain_graph)
+        _add_to(self.direct, player, found[: len(own)])
+        _add_to(self.cotangents, player, found[len(own) :])
+        detached = share.detach()
+        self.losses[player] = self.losses[player] + detached if player in self.losses else detached
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Adds one batch's metrics: floating-point ones are averaged, of others the last stays."""
+        for key, value in metrics.items():
+            number = isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+            share = value / self._batches if number else value
+            self.metrics[key] = self.metrics[key] + share if number and key in self.metrics else share
+
+
+def _check_state(problem: Problem, saved: Mapping[str, Any]) -> None:
+    """Checks that a saved state fits its problem.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    own = problem.module.state_dict()
+    theirs = saved.get("module", {})
+    wrong = [
+        key
+        for key in own
+        if key not in theirs or getattr(theirs[key], "shape", None) != getattr(own[key], "shape", None)
+    ]
+    wrong += [key for key in theirs if key not in own]
+    for part, mine in (("optimizers", problem.optimizers), ("schedulers", problem.schedulers)):
+        wrong += [f"{part}.{key}" for key in set(mine) ^ set(saved.get(part, {}))]
+    wrong += [part for part in ("data", "updates", "memory") if part not in saved]
+    if wrong:
+        raise CheckpointError(
+            f"The state of problem {problem.name!r} does not fit: {', '.join(map(repr, wrong[:3]))} "
+            f"{'differ' if len(wrong) > 1 else 'differs'} in name or shape. It is of another model or declaration."
+        )
+
+
+def _add_to(total: dict[str, list[Tensor | None]], player: str, terms: Sequence[Tensor | None]) -> None:
     known = total.get(player)
-    total[player] = terms if known is None else [a + b for a, b in zip(known, terms, strict=True)]
+    if known is None:
+        total[player] = list(terms)
+        return
+    total[player] = [b if a is None else a if b is None else a + b for a, b in zip(known, terms, strict=True)]
 
 
-def _accumulate_loss(total: dict[str, Tensor], player: str, share: Tensor) -> None:
-    share = share.detach()
-    total[player] = total[player] + share if player in total else share
+def _copied(value: Any) -> Any:
+    """A nested state with every tensor in it copied."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(entry) for entry in value)
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ __all__ = ["Problem", "Tensors"]
 
 Tensors = dict[str, Tensor]
 """Parameter (or buffer) name → tensor."""
+
+RESERVED = ("default", "name")
+"""Names that mean something else in `hypergradient=`."""
 
 SINGLE_PLAYER = ""
 """The name under which a problem that is not a game keeps its one loss."""
@@ -67,10 +71,15 @@ class Problem:
         compile: bool | Mapping[str, Any] = False,
         generators: Sequence[torch.Generator] = (),
     ) -> None:
-        if not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
             raise ProblemError(
-                f"Problem name {name!r} is not a Python identifier. Losses read a problem as a keyword argument of its "
-                "name: use letters, digits and underscores."
+                f"Problem name {name!r} is not a Python identifier, or is a keyword or one of {', '.join(RESERVED)}. Losses "
+                "read a problem as a keyword argument of its name: use letters, digits and underscores."
+            )
+        if not isinstance(module, nn.Module):
+            raise ProblemError(
+                f"Problem {name!r}: module is a {type(module).__name__}, not a torch.nn.Module. Put a bare parameter into a "
+                "module, for example torch.nn.ParameterDict({'x': parameter})."
             )
         self.name = name
         self.module = module
@@ -79,7 +88,7 @@ class Problem:
         self.steps = _at_least(name, "steps", steps, 1)
         self.accumulate = _at_least(name, "accumulate", accumulate, 1)
         self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
-        if grad_clip is not None and not grad_clip > 0:
+        if grad_clip is not None and (isinstance(grad_clip, str) or not grad_clip > 0):
             raise ProblemError(f"Problem {name!r}: grad_clip must be positive or None, got {grad_clip!r}.")
         self.grad_clip = grad_clip
         if precision not in (None, "bf16"):
@@ -97,9 +106,10 @@ class Problem:
                 f"Problem {name!r}: its module has no parameter that requires gradients, so there is nothing to optimize."
             )
         self._check_optimizers()
+        self._check_schedulers()
         self.players = dict(players) if players else {}
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
-        self.reads, self.optional_reads = _reads(name, loss)
+        self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
 
     @property
     def is_game(self) -> bool:
@@ -117,10 +127,39 @@ class Problem:
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
 
+    def _check_schedulers(self) -> None:
+        for scheduler in self.schedulers.values():
+            if not hasattr(scheduler, "step"):
+                raise ProblemError(
+                    f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got {scheduler!r}."
+                )
+            driven = getattr(scheduler, "optimizer", None)
+            if driven is not None and not any(driven is optimizer for optimizer in self.optimizers.values()):
+                raise ProblemError(
+                    f"Problem {self.name!r}: its scheduler drives another optimizer than the problem's. Make the scheduler "
+                    "from the optimizer that is passed beside it."
+                )
+
     def _check_optimizers(self) -> None:
         optimized: set[int] = set()
         for optimizer in self.optimizers.values():
-            optimized.update(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+            if not isinstance(optimizer, Optimizer):
+                raise ProblemError(
+                    f"Problem {self.name!r}: optimizer must be a torch.optim optimizer (an object, not its class), got "
+                    f"{optimizer!r}."
+                )
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise ProblemError(
+                    f"Problem {self.name!r}: LBFGS evaluates its loss several times a step through a closure, which this "
+                    "optimizer does not offer. Use a first-order optimizer."
+                )
+            members = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if optimized & members:
+                raise ProblemError(
+                    f"Problem {self.name!r}: two of its optimizers hold the same parameter, which would move twice. Give each "
+                    "parameter to one optimizer."
+                )
+            optimized |= members
         missing = [key for key, parameter in self.parameters.items() if id(parameter) not in optimized]
         if missing:
             raise ProblemError(
@@ -179,8 +218,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
-def _reads(problem: str, loss: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the keyword-only arguments of a loss without, and with, a default value."""
+def _reads(problem: str, loss: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Returns the keyword-only arguments of a loss without, and with, a default, and positional ones beyond the batch."""
     try:
         arguments = inspect.signature(loss).parameters.values()
     except (TypeError, ValueError) as error:
@@ -197,8 +236,14 @@ def _reads(problem: str, loss: Callable[..., Any]) -> tuple[tuple[str, ...], tup
             "it is called as loss(module, batch, *, other, ...): two positional arguments, then the problems that it "
             "reads, behind a *."
         )
+    if any(a.kind is a.VAR_KEYWORD for a in arguments):
+        raise ProblemError(
+            f"Problem {problem!r}: its loss takes **{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which "
+            "it cannot be told what it reads. Name the problems that it reads behind a *."
+        )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
     return (
         tuple(a.name for a in keywords if a.default is a.empty),
         tuple(a.name for a in keywords if a.default is not a.empty),
+        tuple(a.name for a in positional[2:]),
     )

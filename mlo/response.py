@@ -12,6 +12,7 @@ again, which is what a problem in the middle needs, whose own gradient contains 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -136,17 +137,17 @@ class _Response(torch.autograd.Function):
             return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
         outputs, inputs = saved[: len(cotangents)], saved[len(cotangents) :]
-        grads, report = solution.engine.pullback(
-            Pullback(
+        with ExitStack() as stack:
+            call = Pullback(
                 solution=solution,
                 outputs=outputs,
                 inputs=inputs,
                 wanted=wanted,
                 differentiate=differentiate,
                 reports=ctx.reports,
-            ),
-            cotangents,
-        )
+                stack=stack,
+            )
+            grads, report = solution.engine.pullback(call, cotangents)
         ctx.reports.append(report)
         return (None, None, *grads)
 
@@ -164,6 +165,7 @@ class Pullback:
         wanted: for each input whether its gradient is asked for.
         differentiate: whether the pullback must itself be differentiable.
         reports: where the solves of responses inside the loss are reported.
+        stack: keeps re-evaluations open, since their backward passes run until the pullback ends.
     """
 
     solution: Solution
@@ -172,6 +174,7 @@ class Pullback:
     wanted: Sequence[bool]
     differentiate: bool
     reports: list[SolveReport]
+    stack: ExitStack
 
     def parameter_aliases(self) -> Tensors:
         """The point at which the derivative is taken, as tensors that require gradients.
@@ -220,7 +223,8 @@ class Pullback:
             else:
                 responses[id(item.solution)] = tensors
         context = Context(values=values, lowers=evaluation.lowers, responses=responses, reports=self.reports)
-        return evaluation.losses(parameters, {name: context.value(name) for name in evaluation.reads})
+        reads = {name: context.value(name) for name in evaluation.reads}
+        return self.stack.enter_context(evaluation.losses(parameters, reads))
 
     def _names(self, item: Input) -> Sequence[str]:
         if item.solution is not None:

@@ -44,6 +44,7 @@ class Engine(ABC):
             of one, or a mapping `{"name": ..., option: ...}`.
         differentiates_step: whether the derivative is that of the optimizer's last step, taken where it was made.
         drops_implicit_term: whether the solution is treated as a constant.
+        inverts: whether products with A itself are iterated, which amplifies their errors.
     """
 
     products: Products = field(default_factory=Autograd)
@@ -51,6 +52,7 @@ class Engine(ABC):
     name: ClassVar[str]
     differentiates_step: ClassVar[bool] = False
     drops_implicit_term: ClassVar[bool] = False
+    inverts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "products", products_from(self.products))

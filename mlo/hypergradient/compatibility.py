@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from mlo.errors import EngineError, SolveWarning
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
-from mlo.hypergradient.optimizer_step import has_decoupled_decay
+from mlo.hypergradient.optimizer_step import has_decoupled_decay, has_differentiable_step
 
 __all__ = ["check_engines"]
 
@@ -28,6 +28,21 @@ def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None
             raise EngineError(
                 f"Problem {name!r} is compiled, and compiled modules have no double backward, which the engine "
                 f"{engine.label!r} needs. Use 'darts' or another engine with finite_difference products, or compile=False."
+            )
+        plain = [o for o in problem.optimizers.values() if not has_differentiable_step(o)]
+        if engine.differentiates_step and plain:
+            raise EngineError(
+                f"Problem {name!r}: its optimizer {type(plain[0]).__name__} has no differentiable step (an option "
+                f"`differentiable` like torch.optim's), which {engine.label!r} needs. Use a torch.optim optimizer, or an "
+                "engine that does not differentiate the step, such as 'neumann' or 'cg'."
+            )
+        if engine.inverts and not engine.products.differentiable:
+            warnings.warn(
+                f"Problem {name!r}: the engine {engine.label!r} solves with finite differences, whose errors a solver "
+                "amplifies; across the kinks of ReLU or max-pooling they are wrong at any step size. Prefer "
+                "products='autograd' where the loss has a second derivative.",
+                SolveWarning,
+                stacklevel=3,
             )
         if not engine.differentiates_step and has_decoupled_decay(problem):
             warnings.warn(

@@ -30,6 +30,7 @@ class Direct(Engine):
     tol: float = 1e-4
 
     name: ClassVar[str] = "direct"
+    inverts: ClassVar[bool] = True
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         theta = list(system.parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -77,6 +78,8 @@ class IterativeEngine(Engine):
 
     damping: float = 0.0
     warm_start: bool = False
+
+    inverts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

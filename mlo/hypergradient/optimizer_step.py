@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from mlo.errors import EngineError
 from mlo.problem import Problem, Tensors
 
-__all__ = ["OptimizerStep", "has_decoupled_decay", "l2_penalty"]
+__all__ = ["OptimizerStep", "has_decoupled_decay", "has_differentiable_step", "l2_penalty"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +53,7 @@ class OptimizerStep:
         groups: dict[str, _Group] = {}
         for optimizer in problem.optimizers.values():
             for group in optimizer.param_groups:
-                options = {key: value for key, value in group.items() if key != "params"}
+                options = {key: _copied(value) for key, value in group.items() if key != "params"}
                 for parameter in group["params"]:
                     if id(parameter) in name_of:
                         state = {key: _copied(value) for key, value in optimizer.state.get(parameter, {}).items()}
@@ -87,7 +87,7 @@ class OptimizerStep:
 
     def _step(self, keys: list[str], moved: Tensors, gradients: Tensors) -> None:
         original = self.groups[keys[0]].optimizer
-        if "differentiable" not in original.defaults:
+        if not has_differentiable_step(original):
             raise EngineError(
                 f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no differentiable step (an option "
                 "`differentiable` like torch.optim's). Use a torch.optim optimizer, or an engine that does not "
@@ -118,12 +118,12 @@ class OptimizerStep:
 def l2_penalty(problem: Problem) -> dict[str, float]:
     """Parameter → coefficient c of the penalty c/2 ‖θ‖² that its optimizer adds to the loss by weight decay.
 
-    Decoupled decay (AdamW) is not the gradient of a penalty and counts as 0.
+    Decoupled decay (AdamW, Muon, Adafactor) is not the gradient of a penalty and counts as 0.
     """
     coefficient_of: dict[int, float] = {}
     for optimizer in problem.optimizers.values():
         for group in optimizer.param_groups:
-            decay = 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
+            decay = 0.0 if _is_decoupled(optimizer, group) else float(group.get("weight_decay", 0.0))
             # A maximizing optimizer descends -L + decay: relative to L the penalty's sign turns.
             decay = -decay if group.get("maximize") else decay
             coefficient_of |= {id(parameter): decay for parameter in group["params"]}
@@ -132,8 +132,20 @@ def l2_penalty(problem: Problem) -> dict[str, float]:
 
 def has_decoupled_decay(problem: Problem) -> bool:
     """Whether an optimizer of the problem decays weights outside the gradient (AdamW)."""
-    groups = [group for optimizer in problem.optimizers.values() for group in optimizer.param_groups]
-    return any(group.get("decoupled_weight_decay") and group.get("weight_decay") for group in groups)
+    return any(
+        _is_decoupled(optimizer, group) and bool(group.get("weight_decay"))
+        for optimizer in problem.optimizers.values()
+        for group in optimizer.param_groups
+    )
+
+
+def has_differentiable_step(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step has torch.optim's option `differentiable`."""
+    return "differentiable" in optimizer.defaults
+
+
+def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    return bool(group.get("decoupled_weight_decay")) or type(optimizer).__name__ in ("AdamW", "Muon", "Adafactor")
 
 
 def _copied(value: Any) -> Any:

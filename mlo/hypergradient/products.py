@@ -136,15 +136,21 @@ class FiniteDifference(Products):
     def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
         return _FiniteDifferenceSystem(call, self, implicit=implicit)
 
-    def step_size(self, parameters: Sequence[Tensor], direction: Sequence[Tensor]) -> float:
-        """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero."""
+    def step_size(self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype) -> float:
+        """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
+
+        Args:
+            parameters: θ, one tensor a parameter.
+            direction: u, likewise.
+            dtype: in which the loss is computed.
+        """
         if self.step == "adaptive":
             moved = torch.stack([tensor.detach().norm() for tensor in direction]).tolist()
             norms = torch.stack([tensor.detach().norm() for tensor in parameters]).tolist()
             # A tensor that is zero still, like a new bias, is given entries of 0.01.
             sizes = [max(norm, 0.01 * math.sqrt(t.numel())) for norm, t in zip(norms, parameters, strict=True)]
             ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
-            return math.cbrt(torch.finfo(parameters[0].dtype).eps) * min(ratios, default=0.0)
+            return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
         norm = float(torch.nn.utils.get_total_norm([tensor.detach() for tensor in direction]))
         radius = 0.01 if self.step == "darts" else float(self.step)
         return radius / norm if norm > 0.0 else 0.0
@@ -195,14 +201,21 @@ class _AutogradSystem(LinearSystem):
                     entries.append(direction)
         if not outputs or not inputs:
             return [torch.zeros_like(tensor) for tensor in inputs]
-        found = torch.autograd.grad(
-            outputs,
-            list(inputs),
-            grad_outputs=entries,
-            retain_graph=True,
-            create_graph=self.call.differentiate,
-            allow_unused=True,
-        )
+        try:
+            found = torch.autograd.grad(
+                outputs,
+                list(inputs),
+                grad_outputs=entries,
+                retain_graph=True,
+                create_graph=self.call.differentiate,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            raise EngineError(
+                f"Problem {self.problem!r}: an operation in its loss has no double backward ({error}). Use 'darts' or "
+                "another engine with finite_difference products, or an implementation that has one (for attention: "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH))."
+            ) from error
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
 
 
@@ -210,6 +223,8 @@ class _FiniteDifferenceSystem(LinearSystem):
     def __init__(self, call: Pullback, products: FiniteDifference, *, implicit: bool) -> None:
         super().__init__(call, implicit=implicit)
         self._products = products
+        problem = call.solution.evaluation.problem
+        self._dtype = torch.bfloat16 if problem.precision == "bf16" else next(iter(problem.parameters.values())).dtype
         self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
 
     @property
@@ -246,7 +261,9 @@ class _FiniteDifferenceSystem(LinearSystem):
         """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in what `of` picks."""
         total: list[Tensor] | None = None
         for player, directions in self._player_names(u).items():
-            e = self._products.step_size([self._theta[name] for name in directions], list(directions.values()))
+            e = self._products.step_size(
+                [self._theta[name] for name in directions], list(directions.values()), self._dtype
+            )
             for sign in (1.0, -1.0) if e else ():
                 terms = self._perturbed_gradient(player, directions, sign * e, of, inputs_require_grad)
                 scaled = [term * (sign / (2.0 * e)) for term in terms]

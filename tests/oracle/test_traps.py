@@ -84,6 +84,7 @@ def test_dropout_masks_are_replayed_in_every_re_evaluation(engine, tolerance):
     assert relative_error(before - optimizer.problems["weights"].module.v.detach(), expected) < tolerance
 
 
+@pytest.mark.filterwarnings("ignore:The gradient of problem .weights. is zero")
 @pytest.mark.parametrize("engine", ["one_step", "darts", "direct"])
 def test_buffers_move_only_in_their_problems_own_update(engine):
     optimizer = make(engine, dropout=0.0)
@@ -198,6 +199,7 @@ def game(engine):
     return mlo.MultilevelOptimizer(problems, engine), exact, solution, t
 
 
+@pytest.mark.filterwarnings("ignore:.*solves with finite differences")
 @pytest.mark.parametrize("products", ["autograd", "finite_difference"])
 def test_direct_solves_the_transposed_jacobian_of_a_game(products):
     optimizer, exact, *_ = game(mlo.Direct(products=products))

@@ -27,6 +27,7 @@ class TestDirect(EngineContract):
         return mlo.Direct()
 
 
+@pytest.mark.filterwarnings("ignore:.*solves with finite differences")
 class TestDirectWithFiniteDifferences(EngineContract):
     exact_at_optimum = True
     tolerance = 1e-6
@@ -79,6 +80,7 @@ class TestConjugateGradient(EngineContract):
         return mlo.ConjugateGradient(tol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.*solves with finite differences")
 class TestConjugateGradientWithFiniteDifferences(EngineContract):
     exact_at_optimum = True
     tolerance = 1e-6
@@ -364,6 +366,17 @@ def test_direct_refuses_a_singular_jacobian_and_a_large_problem():
         mlo.MultilevelOptimizer(problems, mlo.Direct(max_parameters=2)).gradient("x")
 
 
+def test_a_gradient_that_is_zero_by_construction_is_said():
+    optimizer = chain_of_three().optimizer("first_order")
+    with pytest.warns(mlo.SolveWarning, match="gradient of problem 'x' is zero.*'one_step'"):
+        optimizer.step()
+
+
+def test_a_solver_on_finite_differences_warns():
+    with pytest.warns(mlo.SolveWarning, match="'cg × finite_difference' solves with finite differences"):
+        bilevel_quadratic().optimizer(mlo.ConjugateGradient(products="finite_difference"))
+
+
 def test_adamw_with_an_implicit_engine_warns():
     module, upper = nn.Linear(1, 1), nn.Linear(1, 1)
     problems = [
@@ -397,5 +410,6 @@ def test_a_solve_that_does_not_converge_warns_once_and_is_in_every_record():
 
 def test_first_order_drops_only_the_problem_it_is_chosen_for():
     closed: ClosedForm = chain_of_three()
-    cut = closed.optimizer({"default": "direct", "w1": "first_order"}).gradient("x")["v"]
+    with pytest.warns(mlo.SolveWarning, match="'first_order' of w1"):
+        cut = closed.optimizer({"default": "direct", "w1": "first_order"}).gradient("x")["v"]
     assert torch.equal(cut, torch.zeros_like(cut))

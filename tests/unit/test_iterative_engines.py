@@ -188,7 +188,6 @@ def test_wrong_options_are_refused(options, message):
 def test_a_warm_start_goes_on_from_the_last_solution():
     warm, *_ = quadratic(POSITIVE, mlo.ConjugateGradient(max_steps=2, warm_start=True))
     residuals = [warm.step().solves["w"].residual for _ in range(8)]
-    assert all(later < earlier for earlier, later in zip(residuals, residuals[1:], strict=False))
     assert residuals[-1] < 0.1 * residuals[0]
     cold, *_ = quadratic(POSITIVE, mlo.ConjugateGradient(max_steps=2))
     assert math.isclose(cold.step().solves["w"].residual, residuals[0], rel_tol=1e-9)

@@ -1,0 +1,418 @@
+"""Reasonable user programs that could go wrong silently: each against an oracle, or refused with advice."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+import mlo
+from mlo.testing import Vector, identical, relative_error, snapshot
+
+SGD = torch.optim.SGD
+
+
+def vector(*shape, seed=0, dtype=torch.float64):
+    return Vector(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+
+
+def pair(
+    w_loss=lambda w, _, *, x: ((w.v - x.v) ** 2).sum(),
+    x_loss=lambda x, _, *, w: (w.v**3).sum(),
+    *,
+    engine="one_step",
+    w=None,
+    optimizer=lambda p: SGD(p, lr=0.1),
+    **options,
+):
+    w, x = w or vector(3), vector(3, seed=1)
+    return mlo.MultilevelOptimizer(
+        [
+            mlo.Problem("w", module=w, optimizer=optimizer(list(w.parameters())), loss=w_loss, **options),
+            mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=x_loss),
+        ],
+        engine,
+    )
+
+
+# ------------------------------------------------------------------ gradients
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts", "cg"])
+@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_activation_checkpointing_recomputes_with_the_right_parameters(engine, rounds):
+    def gradient(checkpointed):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+        inputs, targets, x = torch.randn(10, 3).double(), torch.randn(10, 1).double(), vector(10)
+
+        def run(net):
+            return checkpoint(net, inputs, use_reentrant=False) if checkpointed else net(inputs)
+
+        problems = [
+            mlo.Problem(
+                "net",
+                module=net,
+                optimizer=SGD(net.parameters(), lr=0.5),
+                loss=lambda net, _, *, x: (torch.sigmoid(x.v) * ((run(net) - targets) ** 2).squeeze()).mean(),
+            ),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, net: ((run(net) - 0.5) ** 2).mean(),
+            ),
+        ]
+        optimizer = mlo.MultilevelOptimizer(problems, engine)
+        list(optimizer.run(rounds))
+        return optimizer.gradient("x")["v"]
+
+    assert relative_error(gradient(True), gradient(False)) < 1e-10
+
+
+def interleaved():
+    """A graph in which c's gradient contains the step of b, which saw the solution of q."""
+    modules = {name: vector(2, seed=index) for index, name in enumerate("pqabc")}
+    losses = {
+        "p": lambda s, _, *, c: ((s.v - c.v) ** 2).sum() + (s.v**4).sum(),
+        "q": lambda s, _, *, p: ((s.v - p.v**2) ** 2).sum(),
+        "a": lambda s, _, *, b: ((s.v - b.v**3) ** 2).sum(),
+        "b": lambda s, _, *, q, c: ((s.v**2 - q.v * c.v) ** 2).sum(),
+        "c": lambda s, _, *, a: ((a.v - 1) ** 2).sum() + 0.1 * (s.v**2).sum(),
+    }
+    return mlo.MultilevelOptimizer(
+        [
+            mlo.Problem(n, module=modules[n], optimizer=SGD(modules[n].parameters(), lr=0.05), loss=losses[n])
+            for n in "pqabc"
+        ]
+    )
+
+
+def test_whatever_a_gradient_contains_has_moved_before_it():
+    optimizer = interleaved()
+    order = optimizer.graph.schedule()
+    for name in optimizer.problems:
+        assert all(order.index(lower) < order.index(name) for lower in optimizer.graph.responses(name))
+    whole = [record.gradient_norms for record in interleaved().run(6)]
+    first = interleaved()
+    list(first.run(3))
+    second = interleaved()
+    second.load_state_dict(first.state_dict())
+    assert [record.gradient_norms for record in second.run(3)] == whole[3:]
+
+
+def test_finite_differences_fit_the_precision_in_which_the_loss_is_computed():
+    def gradient(engine, precision):
+        torch.manual_seed(0)
+        net, x = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)), vector(32, dtype=torch.float32)
+        inputs, targets = torch.randn(32, 6), torch.randn(32, 1)
+        problems = [
+            mlo.Problem(
+                "net",
+                module=net,
+                optimizer=SGD(net.parameters(), lr=0.1),
+                loss=lambda net, _, *, x: (torch.sigmoid(x.v) * ((net(inputs) - targets) ** 2).squeeze()).mean(),
+                precision=precision,
+            ),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, net: ((net(inputs) - targets) ** 2).mean(),
+            ),
+        ]
+        return mlo.MultilevelOptimizer(problems, engine).gradient("x")["v"]
+
+    assert relative_error(gradient("darts", "bf16"), gradient("one_step", None)) < 0.15
+
+
+def test_a_tensor_learning_rate_is_that_of_the_step():
+    def gradient(lr):
+        w = vector(3)
+        own = SGD(w.parameters(), lr=lr)
+        schedule = torch.optim.lr_scheduler.StepLR(own, 1, gamma=0.1)
+        optimizer = pair(w=w, optimizer=lambda _: own, scheduler=schedule)
+        optimizer.step()
+        return optimizer.gradient("x")["v"]
+
+    assert relative_error(gradient(torch.tensor(0.1, dtype=torch.float64)), gradient(0.1)) < 1e-12
+
+
+def test_a_problem_that_warms_up_is_a_constant():
+    optimizer = pair(warmup_steps=2, x_loss=lambda x, _, *, w: (w.v * x.v).sum())
+    w = optimizer.problems["w"].module.v.detach().clone()
+    assert torch.equal(optimizer.gradient("x")["v"], w)
+    list(optimizer.run(2))
+    assert torch.equal(optimizer.problems["w"].module.v, w)
+    optimizer.step()
+    assert not torch.equal(optimizer.gradient("x")["v"], optimizer.problems["w"].module.v)
+
+
+def test_training_flags_belong_to_the_evaluation():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1)).double(), vector(4)
+    inputs = torch.randn(4, 3, dtype=torch.float64)
+    problems = [
+        mlo.Problem(
+            "net",
+            module=net,
+            optimizer=SGD(net.parameters(), lr=0.5),
+            loss=lambda net, _, *, x: (torch.exp(x.v) * net(inputs).squeeze() ** 2).mean(),
+        ),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=SGD(x.parameters(), lr=0.0),
+            loss=lambda x, _, *, net: sum((p**2).sum() for p in net.parameters()),
+        ),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems)
+    optimizer.step()
+    expected = optimizer.gradient("x")["v"]
+    net.eval()  # a validation pass between two rounds
+    assert torch.equal(optimizer.gradient("x")["v"], expected)
+    assert not net[1].training
+
+
+def test_a_parameter_that_no_loss_uses_is_left_alone():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v, self.unused = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.ones(1).double())
+
+    optimizer = pair(w=Two(), optimizer=lambda p: SGD(p, lr=0.1, weight_decay=0.5))
+    optimizer.step()
+    assert (
+        float(optimizer.problems["w"].module.unused.detach()) == 1.0
+    )  # weight decay moves it as little as plain PyTorch
+    assert torch.equal(optimizer.gradient("w")["unused"], torch.zeros(1).double())
+
+
+def test_problems_may_share_a_buffer():
+    shared = torch.ones(3, dtype=torch.float64)
+    w, x = vector(3), vector(3, seed=1)
+    w.register_buffer("scale", shared)
+    x.register_buffer("scale", shared)
+
+    def loss(w, _, *, x):
+        return ((w.v * w.scale - x.v * x.scale) ** 2).sum()
+
+    problems = [
+        mlo.Problem("w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss),
+        mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: (w.v**3).sum()),
+    ]
+    plain = pair()
+    assert relative_error(mlo.MultilevelOptimizer(problems).gradient("x"), plain.gradient("x")) < 1e-12
+
+
+# ------------------------------------------------------------------ batches
+
+
+def test_a_loss_may_take_its_batch_apart():
+    def loss(w, batch, *, x):
+        label = batch.pop("label")
+        return ((batch["a"] @ w.v - label) ** 2).mean() + (w.v * x.v).sum()
+
+    data = [{"a": torch.ones(4, 3).double(), "label": torch.zeros(4).double()}]
+    optimizer = pair(loss, data=data)
+    optimizer.step()
+    assert optimizer.gradient("x")["v"].abs().sum() > 0
+    assert set(data[0]) == {"a", "label"}
+
+
+def test_a_loss_that_edits_its_batch_in_place_is_refused():
+    def loss(w, batch, *, x):
+        return ((batch.sub_(5.0) @ w.v) ** 2 * torch.sigmoid(x.v.sum())).mean()
+
+    with pytest.raises(mlo.ProblemError, match="'w' changes its batch in place"):
+        pair(loss, data=[torch.ones(4, 3).double()]).step()
+
+
+def test_data_that_fill_one_buffer_again_and_again_are_refused():
+    class Reused:
+        def __iter__(self):
+            buffer = torch.zeros(3).double()
+            for k in range(100):
+                yield buffer.fill_(k)
+
+    optimizer = pair(lambda w, batch, *, x: ((w.v - batch * x.v) ** 2).sum(), data=Reused(), accumulate=2)
+    with pytest.raises(mlo.ProblemError, match="changed in place after it was drawn"):
+        optimizer.step()
+
+
+def loader(kind):
+    generator = torch.Generator().manual_seed(0)
+    dataset = TensorDataset(torch.arange(8.0).double()[:, None])
+    if kind == "generator":
+        return DataLoader(dataset, batch_size=2, shuffle=True, generator=generator)
+    if kind == "sampler":
+        return DataLoader(dataset, batch_size=2, sampler=RandomSampler(dataset, generator=generator))
+    return DataLoader(dataset, batch_size=2, shuffle=True)
+
+
+@pytest.mark.parametrize("kind", ["global", "generator", "sampler"])
+@pytest.mark.parametrize("rounds", [0, 3, 4, 6])
+def test_shuffled_data_resume_and_look_ahead_whatever_they_draw_from(kind, rounds):
+    def make():
+        torch.manual_seed(3)
+        seen = []
+
+        def loss(w, batch, *, x):
+            seen.append(batch[0].flatten().tolist())
+            return ((w.v - batch[0]) ** 2).mean()
+
+        return pair(loss, engine="first_order", x_loss=lambda x, _, *, w: (x.v**2).sum(), data=loader(kind)), seen
+
+    whole, expected = make()
+    list(whole.run(rounds + 8))
+    first, _ = make()
+    list(first.run(rounds))
+    state = first.state_dict()
+    second, seen = make()
+    second.load_state_dict(state)
+    second.gradient("w")
+    seen.clear()
+    for _ in range(8):
+        second.step()
+    assert seen == expected[rounds:]
+
+
+def test_looking_ahead_does_not_move_a_one_shot_generator():
+    def make():
+        seen = []
+
+        def loss(w, batch):
+            seen.append(float(batch))
+            return ((w.v - batch) ** 2).sum()
+
+        w = vector(1)
+        data = (torch.tensor(float(k)).double() for k in range(100))
+        problem = mlo.Problem("w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss, data=data)
+        return mlo.MultilevelOptimizer([problem]), seen
+
+    first, _ = make()
+    first.gradient("w")
+    second, seen = make()
+    second.load_state_dict(first.state_dict())
+    second.step()
+    assert seen == [0.0]
+
+
+# ------------------------------------------------------------------ states and records
+
+
+def test_numpy_numbers_in_a_state_can_be_read_back(tmp_path):
+    w = vector(3)
+    own = SGD(w.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(own, lambda step: np.cos(step / 10))
+    optimizer = pair(w=w, optimizer=lambda _: own, scheduler=schedule)
+    optimizer.step()
+    mlo.save_checkpoint(optimizer.state_dict(), tmp_path / "c.pt")
+    optimizer.load_state_dict(mlo.load_checkpoint(tmp_path / "c.pt"))
+
+
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_written(tmp_path):
+    with pytest.raises(mlo.CheckpointError, match=r"state\.data\[1\] is a object"):
+        mlo.save_checkpoint({"data": [1, object()]}, tmp_path / "c.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_is_a_copy():
+    optimizer = pair()
+    state = optimizer.state_dict()
+    before = snapshot(optimizer)
+    list(optimizer.run(3))
+    optimizer.load_state_dict(state)
+    assert identical(snapshot(optimizer), before)
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    optimizer = pair()
+    state = optimizer.state_dict()
+    list(optimizer.run(2))
+    before = snapshot(optimizer)
+    del state["problems"]["x"]["optimizers"][""]
+    with pytest.raises(mlo.CheckpointError, match="'x' does not fit"):
+        optimizer.load_state_dict(state)
+    assert identical(snapshot(optimizer), before)
+
+
+def test_metrics_are_copies_averaged_over_the_batches():
+    optimizer = pair(lambda w, batch, *, x: (((w.v - batch) ** 2).sum(), {"mean": batch, "first": w.v[0]}), accumulate=2,
+                     data=[torch.tensor(1.0).double(), torch.tensor(3.0).double()])  # fmt: skip
+    records = list(optimizer.run(3))
+    assert [record.metrics["w"]["mean"] for record in records] == [2.0] * 3
+    assert len({record.metrics["w"]["first"] for record in records}) == 3
+
+
+def test_a_round_has_gradients_under_no_grad_and_none_in_inference_mode():
+    expected = pair()
+    expected.step()
+    optimizer = pair()
+    with torch.no_grad():
+        optimizer.step()
+    assert identical(snapshot(optimizer), snapshot(expected))
+    with torch.inference_mode(), pytest.raises(mlo.ProblemError, match="inference_mode"):
+        optimizer.step()
+    with pytest.raises(mlo.ProblemError, match="does not depend on any parameter"):
+        pair(lambda w, _, *, x: (w.v.detach() ** 2).sum()).step()
+
+
+# ------------------------------------------------------------------ declarations
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": lambda p: {"a": SGD(p, lr=0.1), "b": SGD(p, lr=0.1)}}, "hold the same parameter"),
+        ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "LBFGS"),
+        ({"optimizer": lambda p: SGD}, "an object, not its class"),
+        ({"w_loss": lambda w, _, **others: w.v.sum()}, r"takes \*\*others"),
+        ({"w_loss": lambda w, _, x=None: w.v.sum()}, "positional argument x="),
+        ({"w_loss": lambda w, _: (w.v.sum(), 3.0)}, "second part is a float"),
+    ],
+)
+def test_misdeclarations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        pair(**options).step()
+
+
+@pytest.mark.parametrize("name", ["class", "name", "default", "a b", 3])
+def test_names_that_no_loss_could_read_are_refused(name):
+    with pytest.raises(mlo.ProblemError, match="Problem name"):
+        mlo.Problem(name, module=vector(1), optimizer=SGD(vector(1).parameters(), lr=0.1), loss=lambda w, _: w.v.sum())
+
+
+def test_a_scheduler_of_another_optimizer_is_refused():
+    other = SGD(vector(3).parameters(), lr=0.1)
+    with pytest.raises(mlo.ProblemError, match="drives another optimizer"):
+        pair(scheduler=torch.optim.lr_scheduler.StepLR(other, 1))
+
+
+def test_an_operation_without_double_backward_is_named_before_pytorch_s_own_words():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x, inputs = vector(1, dtype=torch.float32), torch.randn(2, 5, 8)
+    problems = [
+        mlo.Problem(
+            "layer",
+            module=layer,
+            optimizer=SGD(layer.parameters(), lr=0.1),
+            loss=lambda layer, _, *, x: (layer(inputs) * torch.exp(x.v)).pow(2).mean(),
+        ),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=SGD(x.parameters(), lr=0.1),
+            loss=lambda x, _, *, layer: layer(inputs)[..., 0].mean(),
+        ),
+    ]
+    with pytest.raises(mlo.EngineError, match=r"no double backward.*'darts'"):
+        mlo.MultilevelOptimizer(copy.deepcopy(problems), "one_step").gradient("x")
+    assert mlo.MultilevelOptimizer(problems, "darts").gradient("x")["v"].isfinite().all()
