@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check format clean
+.PHONY: run test check format betty clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+betty: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1'
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mlo needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'

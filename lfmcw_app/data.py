@@ -2,68 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
-import struct
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.readers import DATASETS, Images, stratified
 from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest
 
 __all__ = ["DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "load_dataset", "search_split", "stratified"]
-
-FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
-FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-FASHION_MNIST_FILES = {
-    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-}
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """Images in memory.
-
-    Attributes:
-        pixels: [N, C, H, W], uint8.
-        labels: [N], int64.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: Tensor) -> Images:
-        return Images(pixels=self.pixels[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,34 +84,6 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
         class_names=class_names,
         mean=tuple(pixels.mean(dim=(0, 2, 3)).tolist()),
         std=tuple(pixels.std(dim=(0, 2, 3)).tolist()),
-    )
-
-
-def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits indices in two, the first part with `count` entries and every class in proportion.
-
-    Args:
-        labels: [N].
-        count: size of the first part, at most N.
-        seed: seed of the shuffle.
-
-    Returns:
-        Indices of the first and of the second part, each in random order.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest positions takes every class
-    # in proportion, and rounds by fractions of an example.
-    shuffled = labels[order]
-    position = torch.empty(len(labels), dtype=torch.float64)
-    for label in torch.unique(shuffled):
-        members = (shuffled == label).nonzero().squeeze(1)
-        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    by_position = torch.argsort(position, stable=True)
-    first, second = order[by_position[:count]], order[by_position[count:]]
-    return (
-        first[torch.randperm(len(first), generator=generator)],
-        second[torch.randperm(len(second), generator=generator)],
     )
 
 
@@ -328,130 +253,3 @@ def _reduced(images: Images, size: int) -> Images:
         for part in torch.split(pixels, 4096)
     ]
     return replace(images, pixels=torch.cat(small).round().clamp(0, 255).to(torch.uint8))
-
-
-# ------------------------------------------------------------------ readers: root → train, test, class names
-
-Parts = tuple[Images, Images, tuple[str, ...]]
-
-
-def _digits(root: Path) -> Parts:
-    """scikit-learn's embedded digits: 1,797 images of 8×8; one fifth of them is the test set, fixed and stratified."""
-    from sklearn.datasets import load_digits  # takes seconds to import, so only where it is used
-
-    data: Any = load_digits()
-    pixels = torch.from_numpy(np.round(data.images * 255.0 / 16.0).astype(np.uint8))[:, None]
-    images = Images(pixels=pixels, labels=torch.from_numpy(data.target.astype(np.int64)))
-    test, train = stratified(images.labels, len(images) // 5, seed=0)
-    return images[train], images[test], tuple(str(digit) for digit in range(10))
-
-
-def _fashion_mnist(root: Path) -> Parts:
-    folders = (root / "fashion-mnist", root / "FashionMNIST" / "raw", FASHION_MNIST_PACKAGE)
-    complete = (folder for folder in folders if all((folder / file).is_file() for file in FASHION_MNIST_FILES))
-    folder = next(complete, None)
-    if folder is None:
-        folder = folders[0]
-        for file, md5 in FASHION_MNIST_FILES.items():
-            _download(
-                "fashion-mnist",
-                FASHION_MNIST_URL + file,
-                folder,
-                md5,
-                f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install Debian's package "
-                "dataset-fashion-mnist)",
-            )
-    train, test = (
-        Images(
-            pixels=_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)[:, None],
-            labels=_idx(folder / f"{part}-labels-idx1-ubyte.gz", 1).long(),
-        )
-        for part in ("train", "t10k")
-    )
-    return train, test, FASHION_CLASSES
-
-
-def _idx(path: Path, dimensions: int) -> Tensor:
-    """Reads a gzipped IDX file of bytes."""
-    try:
-        with gzip.open(path) as file:
-            content = file.read()
-        magic, *shape = struct.unpack(f">{1 + dimensions}I", content[: 4 * (1 + dimensions)])
-        if magic != 0x800 + dimensions:
-            raise ValueError(f"it begins with {magic:#x}")
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape).copy())
-    except (OSError, EOFError, ValueError, struct.error) as error:
-        raise InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.") from None
-
-
-def _cifar10(root: Path) -> Parts:
-    files = [f"cifar-10-batches-bin/data_batch_{index}.bin" for index in range(1, 6)]
-    files.append("cifar-10-batches-bin/test_batch.bin")
-    *train, test = _cifar_files(root, "cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", files)
-    return _cifar_records(b"".join(train), 1, files[0]), _cifar_records(test, 1, files[-1]), CIFAR10_CLASSES
-
-
-def _cifar100(root: Path) -> Parts:
-    files = [f"cifar-100-binary/{file}" for file in ("train.bin", "test.bin", "fine_label_names.txt")]
-    train, test, names = _cifar_files(
-        root, "cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", files
-    )
-    class_names = tuple(names.decode("utf-8").split())
-    # A record's first label is the coarse class, its second the fine one.
-    return _cifar_records(train, 2, files[0]), _cifar_records(test, 2, files[1]), class_names
-
-
-def _cifar_files(root: Path, dataset: str, archive: str, md5: str, files: list[str]) -> list[bytes]:
-    """Reads files of CIFAR's binary version, from its folder or the archive (nothing is unpickled or unpacked)."""
-    if all((root / file).is_file() for file in files):
-        return [(root / file).read_bytes() for file in files]
-    path = root / archive
-    if not path.is_file():
-        _download(dataset, CIFAR_URL + archive, root, md5, f"put the file {archive} (the binary version) into {root}")
-    try:
-        with tarfile.open(path) as tar:
-            return [_member(tar, file) for file in files]
-    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
-        raise InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.") from None
-
-
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
-        raise KeyError(f"{name} is not a file")
-    return file.read()
-
-
-def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
-    """Records of label bytes (the last one is the class) and 3·32·32 pixels."""
-    size = label_bytes + 3 * 32 * 32
-    if not content or len(content) % size:
-        raise InputError(f"The CIFAR file {name} is damaged: its {len(content)} bytes are not whole records of {size}.")
-    records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, size).copy())
-    return Images(
-        pixels=records[:, label_bytes:].reshape(-1, 3, 32, 32).contiguous(), labels=records[:, label_bytes - 1].long()
-    )
-
-
-def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
-    from torchvision.datasets.utils import download_url  # takes seconds to import, so only where it is used
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        download_url(url, str(folder), md5=md5)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
-        for made in (folder, folder.parent):
-            with contextlib.suppress(OSError):
-                made.rmdir()  # only where it is empty
-        raise InputError(
-            f"The data set {dataset} is not in {folder} and could not be downloaded from {url} ({error}). Connect to "
-            f"the internet, or {otherwise}; or try the embedded data set: digits."
-        ) from None
-
-
-DATASETS: dict[str, Callable[[Path], Parts]] = {
-    "digits": _digits,
-    "fashion-mnist": _fashion_mnist,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
-}

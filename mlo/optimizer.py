@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,29 +22,14 @@ from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
-from mlo.records import Record, SolveReport
-from mlo.response import Context, Solution
+from mlo.records import Record
+from mlo.response import Solution
+from mlo.state import check_state, copied
+from mlo.total_gradient import TotalGradient, total_gradient
 
 __all__ = ["MultilevelOptimizer"]
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TotalGradient:
-    """A problem's total gradient at one point, and what came with it.
-
-    Attributes:
-        gradient: zero for parameters that the loss does not depend on.
-        unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
-    """
-
-    gradient: Tensors
-    unused: frozenset[str]
-    losses: dict[str, Tensor]
-    metrics: dict[str, Any]
-    reports: list[SolveReport]
-    evaluation: Evaluation
 
 
 class MultilevelOptimizer:
@@ -166,9 +151,9 @@ class MultilevelOptimizer:
             "random": RandomState.capture(generators).state_dict(),
             "problems": {
                 name: {
-                    "module": _copied(dict(problem.module.state_dict())),
-                    "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},
-                    "schedulers": {key: _copied(s.state_dict()) for key, s in problem.schedulers.items()},
+                    "module": copied(dict(problem.module.state_dict())),
+                    "optimizers": {key: copied(o.state_dict()) for key, o in problem.optimizers.items()},
+                    "schedulers": {key: copied(s.state_dict()) for key, s in problem.schedulers.items()},
                     "data": self._streams[name].state_dict(),
                     "updates": self._updates[name],
                     "memory": {key: tensor.clone() for key, tensor in self._memory[name].items()},
@@ -198,7 +183,7 @@ class MultilevelOptimizer:
                 f"The state has {len(random_state.generators)} generators, the problems name {len(generators)}."
             )
         for name, problem in self.problems.items():  # all of it, before anything is changed
-            _check_state(problem, state["problems"][name])
+            check_state(problem, state["problems"][name])
         for name, problem in self.problems.items():
             saved = state["problems"][name]
             try:
@@ -277,82 +262,21 @@ class MultilevelOptimizer:
             )
         return tuple(batches)
 
-    @torch.enable_grad()
-    def _total_gradient(self, name: str, batches: tuple[Any, ...], *, live: bool) -> _TotalGradient:
-        """Computes the total gradient of a problem's loss at its current parameters.
-
-        Args:
-            name: the problem.
-            batches: the batches to average over.
-            live: whether the problem's own buffers may change, as they do in its own update.
-        """
-        problem, module = self.problems[name], self._modules[name]
-        evaluation = self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name))
-        values = dict(evaluation.uppers) | {name: dict(problem.parameters)}
-        context = Context(values=values, lowers=evaluation.lowers)
-        read = {other: context.value(other) for other in self.graph.reads[name]}
-        # The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent
-        # through the responses at the end, so that each inverse product is done once an update.
-        cut = {
-            other: {key: t.detach().requires_grad_(t.requires_grad) for key, t in tensors.items()}
-            for other, tensors in read.items()
-        }
-        leaves = [t for tensors in cut.values() for t in tensors.values() if t.requires_grad]
-        substitutes: Tensors = {}
-        for other, tensors in cut.items():
-            substitutes |= LossModule.qualified(other, tensors)
-        for other, buffers in evaluation.buffers.items():
-            if other != name or not live:
-                substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
-        states: list[RandomState] = []
-        sums = _Sums(len(batches))
-        with module.substituted(substitutes):
-            for batch in batches:
-                states.append(RandomState.capture(problem.generators))
-                value = module.value(batch)
-                sums.add_metrics(value.metrics)
-                remaining = len(value.players)
-                for player, loss in value.players.items():
-                    remaining -= 1
-                    self._check_differentiable(name, loss)
-                    own = [problem.parameters[key] for key in problem.player_parameters[player]]
-                    sums.add(player, loss, own, leaves, retain_graph=remaining > 0)
-        gradient: dict[str, Tensor | None] = {}
-        responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
-        for index, player in enumerate(sums.direct):
-            members = problem.player_parameters[player]
-            implicit: Sequence[Tensor | None] = [None] * len(members)
-            cotangents = [(t, v) for t, v in zip(responses, sums.cotangents[player], strict=True) if v is not None]
-            if cotangents:
-                implicit = torch.autograd.grad(
-                    [t for t, _ in cotangents],
-                    [problem.parameters[key] for key in members],
-                    grad_outputs=[v for _, v in cotangents],
-                    allow_unused=True,
-                    retain_graph=index + 1 < len(sums.direct),
-                )
-            for key, first, second in zip(members, sums.direct[player], implicit, strict=True):
-                gradient[key] = second if first is None else first if second is None else first + second
-        return _TotalGradient(
-            gradient={
-                key: torch.zeros_like(parameter) if gradient[key] is None else gradient[key]  # type: ignore[misc]
-                for key, parameter in problem.parameters.items()
-            },
-            unused=frozenset(key for key, value in gradient.items() if value is None),
-            losses=sums.losses,
-            metrics=sums.metrics,
-            reports=context.reports,
-            evaluation=replace(evaluation, random_states=tuple(states)),
+    def _total_gradient(self, name: str, batches: tuple[Any, ...], *, live: bool) -> TotalGradient:
+        """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`)."""
+        found = total_gradient(
+            self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name)), live=live
         )
+        if not found.has_derivative:
+            self._explain_zero(name)
+        return found
 
-    def _check_differentiable(self, name: str, loss: Tensor) -> None:
-        """Notices a loss without a derivative: nothing would ever move.
+    def _explain_zero(self, name: str) -> None:
+        """Says why a loss has no derivative in any parameter.
 
         Raises:
             ProblemError: if the loss is cut off from all parameters.
         """
-        if loss.requires_grad:
-            return
         earlier = list(self.problems)[: self.graph.position[name]]
         dropped = [other for other in earlier if self.engines[other].drops_implicit_term]
         resting = [other for other in earlier if self.round < self.problems[other].warmup_steps]
@@ -371,7 +295,7 @@ class MultilevelOptimizer:
                 stacklevel=5,
             )
 
-    def _note(self, name: str, found: _TotalGradient, norm: Tensor, record: Record) -> None:
+    def _note(self, name: str, found: TotalGradient, norm: Tensor, record: Record) -> None:
         """Writes an update into the record, and warns once per problem of a solve that did not converge."""
         loss = found.losses if self.problems[name].is_game else found.losses[SINGLE_PLAYER]
         record.add(name, loss=loss, metrics=found.metrics, gradient_norm=norm)
@@ -492,84 +416,3 @@ class MultilevelOptimizer:
 
     def _keeps_step(self, name: str) -> bool:
         return name in self._differentiated and self.engines[name].differentiates_step
-
-
-class _Sums:
-    """Averages over the batches of one update.
-
-    Attributes:
-        losses: player → loss.
-        direct: player → direct gradient of its parameters (None: the loss does not depend on one).
-        cotangents: player → cotangent of every leaf that stands for a response.
-    """
-
-    def __init__(self, batches: int) -> None:
-        self._batches = batches
-        self.losses: dict[str, Tensor] = {}
-        self.direct: dict[str, list[Tensor | None]] = {}
-        self.cotangents: dict[str, list[Tensor | None]] = {}
-        self.metrics: dict[str, Any] = {}
-
-    def add(
-        self, player: str, loss: Tensor, own: Sequence[Tensor], leaves: Sequence[Tensor], *, retain_graph: bool
-    ) -> None:
-        """Adds one batch's loss of a player, and its gradients."""
-        share = loss / self._batches
-        inputs = [*own, *leaves]
-        found: Sequence[Tensor | None] = [None] * len(inputs)
-        if share.requires_grad:
-            found = torch.autograd.grad(share, inputs, allow_unused=True, retain_graph=retain_graph)
-        _add_to(self.direct, player, found[: len(own)])
-        _add_to(self.cotangents, player, found[len(own) :])
-        detached = share.detach()
-        self.losses[player] = self.losses[player] + detached if player in self.losses else detached
-
-    def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds one batch's metrics: floating-point ones are averaged, of others the last stays."""
-        for key, value in metrics.items():
-            number = isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
-            share = value / self._batches if number else value
-            self.metrics[key] = self.metrics[key] + share if number and key in self.metrics else share
-
-
-def _check_state(problem: Problem, saved: Mapping[str, Any]) -> None:
-    """Checks that a saved state fits its problem.
-
-    Raises:
-        CheckpointError: naming what differs.
-    """
-    own = problem.module.state_dict()
-    theirs = saved.get("module", {})
-    wrong = [
-        key
-        for key in own
-        if key not in theirs or getattr(theirs[key], "shape", None) != getattr(own[key], "shape", None)
-    ]
-    wrong += [key for key in theirs if key not in own]
-    for part, mine in (("optimizers", problem.optimizers), ("schedulers", problem.schedulers)):
-        wrong += [f"{part}.{key}" for key in set(mine) ^ set(saved.get(part, {}))]
-    wrong += [part for part in ("data", "updates", "memory") if part not in saved]
-    if wrong:
-        raise CheckpointError(
-            f"The state of problem {problem.name!r} does not fit: {', '.join(map(repr, wrong[:3]))} "
-            f"{'differ' if len(wrong) > 1 else 'differs'} in name or shape. It is of another model or declaration."
-        )
-
-
-def _add_to(total: dict[str, list[Tensor | None]], player: str, terms: Sequence[Tensor | None]) -> None:
-    known = total.get(player)
-    if known is None:
-        total[player] = list(terms)
-        return
-    total[player] = [b if a is None else a if b is None else a + b for a, b in zip(known, terms, strict=True)]
-
-
-def _copied(value: Any) -> Any:
-    """A nested state with every tensor in it copied."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copied(entry) for entry in value)
-    return value

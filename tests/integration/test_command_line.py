@@ -18,7 +18,7 @@ def invoke(monkeypatch, tmp_path):
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lfmcw_app.data.FASHION_MNIST_PACKAGE", tmp_path / "nowhere")
+    monkeypatch.setattr("lfmcw_app.readers.FASHION_MNIST_PACKAGE", tmp_path / "nowhere")
 
     def no_network(*arguments, **options):
         raise OSError("no network")

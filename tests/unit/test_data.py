@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lfmcw_app.data import FASHION_MNIST_FILES, Batches, Images, load_dataset, search_split, stratified
+from lfmcw_app.data import Batches, Images, load_dataset, search_split, stratified
 from lfmcw_app.errors import InputError
+from lfmcw_app.readers import FASHION_MNIST_FILES
 from lfmcw_app.recipe import Augmentation
 
 

@@ -1,0 +1,170 @@
+"""The total gradient of a problem's loss: its direct gradient plus what flows through the responses that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo.evaluation import Evaluation, LossModule
+from mlo.problem import Tensors
+from mlo.randomness import RandomState
+from mlo.records import SolveReport
+from mlo.response import Context
+
+__all__ = ["TotalGradient", "total_gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalGradient:
+    """A problem's total gradient at one point, and what came with it.
+
+    Attributes:
+        gradient: parameter → gradient; zero for parameters that the loss does not depend on.
+        unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
+        losses: player → loss, averaged over the batches.
+        metrics: what the loss returned beside it.
+        reports: the solves that it took.
+        evaluation: where it was taken, with the random state before each batch.
+        has_derivative: whether the loss depends on any parameter at all.
+    """
+
+    gradient: Tensors
+    unused: frozenset[str]
+    losses: dict[str, Tensor]
+    metrics: dict[str, Any]
+    reports: list[SolveReport]
+    evaluation: Evaluation
+    has_derivative: bool
+
+
+@torch.enable_grad()
+def total_gradient(evaluation: Evaluation, *, live: bool) -> TotalGradient:
+    """Evaluates a problem's loss at its live parameters and differentiates it, through the responses that it reads.
+
+    The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent through
+    the responses at the end, so that each inverse product is done once however many batches are averaged.
+
+    Args:
+        evaluation: the problem, its batches, and what it reads; its random states are drawn now.
+        live: whether the problem's own buffers may change, as they do in its own update.
+    """
+    problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
+    values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
+    context = Context(values=values, lowers=evaluation.lowers)
+    read = {other: context.value(other) for other in evaluation.reads}
+    cut = {
+        other: {key: t.detach().requires_grad_(t.requires_grad) for key, t in tensors.items()}
+        for other, tensors in read.items()
+    }
+    leaves = [t for tensors in cut.values() for t in tensors.values() if t.requires_grad]
+    states: list[RandomState] = []
+    sums = _Sums(len(batches))
+    with module.substituted(_substitutes(evaluation, cut, live=live)):
+        for batch in batches:
+            states.append(RandomState.capture(problem.generators))
+            value = module.value(batch)
+            sums.add_metrics(value.metrics)
+            remaining = len(value.players)
+            for player, loss in value.players.items():
+                remaining -= 1
+                own = [problem.parameters[key] for key in problem.player_parameters[player]]
+                sums.add(player, loss, own, leaves, retain_graph=remaining > 0)
+    responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
+    gradient: dict[str, Tensor | None] = {}
+    for index, (player, direct) in enumerate(sums.direct.items()):
+        members = problem.player_parameters[player]
+        own = [problem.parameters[key] for key in members]
+        last = index + 1 == len(sums.direct)
+        implicit = _implicit(responses, sums.cotangents[player], own, retain_graph=not last)
+        for key, first, second in zip(members, direct, implicit, strict=True):
+            gradient[key] = second if first is None else first if second is None else first + second
+    found = {key: value for key, value in gradient.items() if value is not None}
+    return TotalGradient(
+        gradient={key: found[key] if key in found else torch.zeros_like(p) for key, p in problem.parameters.items()},
+        unused=frozenset(gradient) - frozenset(found),
+        losses=sums.losses,
+        metrics=sums.metrics,
+        reports=context.reports,
+        evaluation=replace(evaluation, random_states=tuple(states)),
+        has_derivative=sums.has_derivative,
+    )
+
+
+def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: bool) -> Tensors:
+    """What takes the places of live tensors: the tensors that are read, and copies of buffers that must not change."""
+    substitutes: Tensors = {}
+    for other, tensors in reads.items():
+        substitutes |= LossModule.qualified(other, tensors)
+    for other, buffers in evaluation.buffers.items():
+        if other != evaluation.problem.name or not live:
+            substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
+    return substitutes
+
+
+def _implicit(
+    responses: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor], *, retain_graph: bool
+) -> Sequence[Tensor | None]:
+    """The gradient in `inputs` that flows through responses with these cotangents."""
+    reached = [(t, v) for t, v in zip(responses, cotangents, strict=True) if v is not None]
+    if not reached:
+        return [None] * len(inputs)
+    return torch.autograd.grad(
+        [t for t, _ in reached],
+        list(inputs),
+        grad_outputs=[v for _, v in reached],
+        allow_unused=True,
+        retain_graph=retain_graph,
+    )
+
+
+class _Sums:
+    """Averages over the batches of one update.
+
+    Attributes:
+        losses: player → loss.
+        direct: player → direct gradient of its parameters (None: the loss does not depend on one).
+        cotangents: player → cotangent of every leaf that stands for a response.
+        has_derivative: whether every loss had one.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self.losses: dict[str, Tensor] = {}
+        self.direct: dict[str, list[Tensor | None]] = {}
+        self.cotangents: dict[str, list[Tensor | None]] = {}
+        self.metrics: dict[str, Any] = {}
+        self.has_derivative = True
+
+    def add(
+        self, player: str, loss: Tensor, own: Sequence[Tensor], leaves: Sequence[Tensor], *, retain_graph: bool
+    ) -> None:
+        """Adds one batch's loss of a player, and its gradients."""
+        share = loss / self._batches
+        inputs = [*own, *leaves]
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        self.has_derivative &= share.requires_grad
+        if share.requires_grad:
+            found = torch.autograd.grad(share, inputs, allow_unused=True, retain_graph=retain_graph)
+        _add_to(self.direct, player, found[: len(own)])
+        _add_to(self.cotangents, player, found[len(own) :])
+        detached = share.detach()
+        self.losses[player] = self.losses[player] + detached if player in self.losses else detached
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Adds one batch's metrics: floating-point ones are averaged, of others the last stays."""
+        for key, value in metrics.items():
+            number = isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
+            share = value / self._batches if number else value
+            self.metrics[key] = self.metrics[key] + share if number and key in self.metrics else share
+
+
+def _add_to(total: dict[str, list[Tensor | None]], player: str, terms: Sequence[Tensor | None]) -> None:
+    known = total.get(player)
+    if known is None:
+        total[player] = list(terms)
+        return
+    total[player] = [b if a is None else a if b is None else a + b for a, b in zip(known, terms, strict=True)]
