@@ -206,7 +206,7 @@ class Evaluation:
             elif solution.engine.drops_implicit_term:
                 return
             elif solution.depends_on(self.problem.name, self.lowers):
-                for inner in solution.evaluation.free_inputs:
+                for inner in solution.free_inputs:
                     visit(inner)
             else:
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))

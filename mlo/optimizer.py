@@ -23,7 +23,7 @@ from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.records import Record
-from mlo.response import Solution
+from mlo.response import RecordedStep, Solution
 from mlo.state import check_state, copied
 from mlo.total_gradient import TotalGradient, total_gradient
 
@@ -232,7 +232,9 @@ class MultilevelOptimizer:
                 scheduler.step()
         self._updates[name] += 1
         self._current[name] = found.evaluation
-        if keeps_step:
+        if step is not None:
+            recorded = RecordedStep(evaluation=found.evaluation, step=step)
+            earlier = self._steps[name].history if name in self._steps else ()
             self._steps[name] = Solution(
                 name=name,
                 engine=self.engines[name],
@@ -240,6 +242,7 @@ class MultilevelOptimizer:
                 evaluation=found.evaluation,
                 step=step,
                 gradient=found.gradient,
+                history=(*earlier, recorded)[-self.engines[name].recorded_steps :],
                 memory=self._memory[name],
             )
         self._note(name, found, norm, record)
@@ -370,6 +373,7 @@ class MultilevelOptimizer:
             evaluation=found.evaluation,
             step=step,
             gradient=found.gradient,
+            history=(RecordedStep(evaluation=found.evaluation, step=step),),
             memory=self._memory[name],
         )
 
@@ -385,6 +389,8 @@ class MultilevelOptimizer:
             copy: whether the live parameters will move while the evaluation is still needed.
         """
         problem = self.problems[name]
+
+        keeps_many = copy and self.engines[name].recorded_steps > 1
 
         def held(tensor: Tensor) -> Tensor:
             return tensor.detach().clone() if copy else tensor.detach()
@@ -406,8 +412,16 @@ class MultilevelOptimizer:
                 other: {key: held(parameter) for key, parameter in self.problems[other].parameters.items()}
                 for other in self.graph.values(name)
             },
-            lowers={lower: self._solution(lower) for lower in self.graph.responses(name)},
+            lowers={
+                lower: self._frozen(self._solution(lower)) if keeps_many else self._solution(lower)
+                for lower in self.graph.responses(name)
+            },
         )
+
+    @staticmethod
+    def _frozen(solution: Solution) -> Solution:
+        """A solution with a copy of its value, for records that outlive the next move of its problem."""
+        return replace(solution, value={key: tensor.detach().clone() for key, tensor in solution.value.items()})
 
     def _batches(self, name: str) -> tuple[Any, ...]:
         """The batches of the problem's last update, or those that it will draw first."""

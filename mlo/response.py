@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from mlo.hypergradient.base import Engine
     from mlo.hypergradient.optimizer_step import OptimizerStep
 
-__all__ = ["Context", "Solution", "response"]
+__all__ = ["Context", "Pullback", "RecordedStep", "Solution", "response"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedStep:
+    """One step of a problem's optimizer: where its gradient was evaluated, and the optimizer before it."""
+
+    evaluation: Evaluation
+    step: OptimizerStep
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +50,7 @@ class Solution:
             evaluation that the step was made from; for implicit ones, the current point.
         step: the optimizer's step as it was made, for engines that differentiate it.
         gradient: the gradient that this step used.
+        history: the last steps, oldest first, for engines that differentiate more than one.
         memory: what the problem's engine keeps from one solve to the next (warm starts): name → tensor.
     """
 
@@ -50,7 +60,43 @@ class Solution:
     evaluation: Evaluation
     step: OptimizerStep | None = None
     gradient: Tensors | None = None
+    history: tuple[RecordedStep, ...] = ()
     memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def at(self, recorded: RecordedStep) -> Solution:
+        """The same solution with its derivative taken at one of the recorded steps."""
+        return replace(self, evaluation=recorded.evaluation, step=recorded.step)
+
+    def pullback(
+        self,
+        *,
+        outputs: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        wanted: Sequence[bool],
+        differentiate: bool,
+        reports: list[SolveReport],
+        stack: ExitStack,
+    ) -> Pullback:
+        """Describes one call of the response's backward (see `Pullback`)."""
+        return Pullback(
+            solution=self,
+            outputs=outputs,
+            inputs=inputs,
+            wanted=wanted,
+            differentiate=differentiate,
+            reports=reports,
+            stack=stack,
+        )
+
+    @cached_property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """What the solution is a function of, each once (see `Evaluation.free_inputs`), over all recorded steps."""
+        found = {
+            (item.name, id(item.solution)): item
+            for evaluation in [self.evaluation, *(recorded.evaluation for recorded in self.history)]
+            for item in evaluation.free_inputs
+        }
+        return tuple(found.values())
 
     def depends_on(self, name: str, lowers: Mapping[str, Solution]) -> bool:
         """Whether this solution is a function of the value of the problem `name`.
@@ -61,7 +107,7 @@ class Solution:
         """
         if self.engine.drops_implicit_term:
             return False
-        for item in self.evaluation.free_inputs:
+        for item in self.free_inputs:
             if item.solution is None and item.name == name:
                 return True
             solution = item.solution or lowers.get(item.name)
@@ -103,10 +149,13 @@ def response(solution: Solution, context: Context) -> Tensors:
         return known
     tensors = {name: value.detach() for name, value in solution.value.items()}
     if not solution.engine.drops_implicit_term:
-        inputs = solution.evaluation.free_inputs
-        flat = [tensor for item in inputs for tensor in context.input(item).values()]
-        outputs = _Response.apply(solution, context.reports, *flat)
-        tensors = dict(zip(tensors, outputs, strict=True))
+        responded = solution.engine.respond(solution, context)
+        if responded is None:
+            inputs = solution.evaluation.free_inputs
+            flat = [tensor for item in inputs for tensor in context.input(item).values()]
+            outputs = _Response.apply(solution, context.reports, *flat)
+            responded = dict(zip(tensors, outputs, strict=True))
+        tensors = responded
     context.responses[id(solution)] = tensors
     return tensors
 
@@ -138,8 +187,7 @@ class _Response(torch.autograd.Function):
         saved = ctx.saved_tensors
         outputs, inputs = saved[: len(cotangents)], saved[len(cotangents) :]
         with ExitStack() as stack:
-            call = Pullback(
-                solution=solution,
+            call = solution.pullback(
                 outputs=outputs,
                 inputs=inputs,
                 wanted=wanted,

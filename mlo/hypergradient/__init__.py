@@ -12,6 +12,7 @@ from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
 from mlo.hypergradient.products import Autograd, FiniteDifference, LinearSystem, Products
 from mlo.hypergradient.registry import available_engines, engine_from, register_engine
+from mlo.hypergradient.unroll import Unroll
 
 __all__ = [
     "Autograd",
@@ -29,6 +30,7 @@ __all__ = [
     "OneStep",
     "Products",
     "Solve",
+    "Unroll",
     "available_engines",
     "darts",
     "engine_from",

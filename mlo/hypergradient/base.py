@@ -19,7 +19,8 @@ from mlo.hypergradient.products import Autograd, LinearSystem, Products, product
 from mlo.records import SolveReport
 
 if TYPE_CHECKING:
-    from mlo.response import Pullback
+    from mlo.problem import Tensors
+    from mlo.response import Context, Pullback, Solution
 
 __all__ = ["Engine", "Solve", "relative_residual"]
 
@@ -67,6 +68,15 @@ class Engine(ABC):
         """The engine's name, with its products where they are not exact."""
         return self.name if isinstance(self.products, Autograd) else f"{self.name} × {self.products.name}"
 
+    @property
+    def recorded_steps(self) -> int:
+        """How many of the optimizer's last steps are kept for the derivative."""
+        return 1
+
+    def respond(self, solution: Solution, context: Context) -> Tensors | None:
+        """Makes the response of a solution in another way than as one node with `pullback`; None: no other way."""
+        return None
+
     @abstractmethod
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         """Returns q with Aᵀ q ≈ v.
@@ -95,8 +105,28 @@ class Engine(ABC):
         curvature: float | None = None,
     ) -> SolveReport:
         """Makes this engine's report on one solve."""
+        return self.report_for(
+            system.problem,
+            iterations=iterations,
+            residual=residual,
+            converged=converged,
+            advice=advice,
+            curvature=curvature,
+        )
+
+    def report_for(
+        self,
+        problem: str,
+        *,
+        iterations: int = 0,
+        residual: float | None = None,
+        converged: bool = True,
+        advice: str = "",
+        curvature: float | None = None,
+    ) -> SolveReport:
+        """Makes this engine's report on a problem."""
         return SolveReport(
-            problem=system.problem,
+            problem=problem,
             engine=self.label,
             iterations=iterations,
             residual=residual,

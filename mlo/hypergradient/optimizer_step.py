@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,10 @@ from mlo.problem import Problem, Tensors
 __all__ = ["OptimizerStep", "has_decoupled_decay", "has_differentiable_step", "l2_penalty"]
 
 
+COUNTERS = ("step", "mu_product", "eta", "mu")
+"""Entries of optimizer states that no gradient flows through."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
     """One optimizer's hyper-parameters and state for one parameter, before the step."""
@@ -30,6 +34,7 @@ class _Group:
     optimizer: Optimizer
     options: dict[str, Any]
     state: dict[str, Any]
+    shape: torch.Size
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,7 +62,9 @@ class OptimizerStep:
                 for parameter in group["params"]:
                     if id(parameter) in name_of:
                         state = {key: _copied(value) for key, value in optimizer.state.get(parameter, {}).items()}
-                        groups[name_of[id(parameter)]] = _Group(optimizer=optimizer, options=dict(options), state=state)
+                        groups[name_of[id(parameter)]] = _Group(
+                            optimizer=optimizer, options=dict(options), state=state, shape=parameter.shape
+                        )
         return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
 
     def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
@@ -70,6 +77,30 @@ class OptimizerStep:
         Raises:
             EngineError: if an optimizer has no differentiable step.
         """
+        return self.apply_with_state(parameters, gradients, {})[0]
+
+    def differentiable_state(self) -> dict[tuple[str, str], Tensor]:
+        """(parameter, key) → the entries of the optimizers' state that a step makes of gradients (not its counters)."""
+        return {
+            (name, key): value
+            for name, group in self.groups.items()
+            for key, value in group.state.items()
+            if isinstance(value, Tensor) and value.shape == group.shape and key not in COUNTERS
+        }
+
+    def apply_with_state(
+        self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
+    ) -> tuple[Tensors, dict[tuple[str, str], Tensor]]:
+        """The step as a function of the optimizers' state too.
+
+        Args:
+            parameters: name → tensor before the step.
+            gradients: name → gradient.
+            state: (parameter, key) → tensor in the place of the captured state's.
+
+        Returns:
+            The parameters and the state after the step, differentiable in all three.
+        """
         gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         if self.grad_clip is not None:
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
@@ -81,11 +112,14 @@ class OptimizerStep:
         by_optimizer: dict[int, list[str]] = defaultdict(list)
         for key in gradients:
             by_optimizer[id(self.groups[key].optimizer)].append(key)
+        after: dict[tuple[str, str], Tensor] = {}
         for keys in by_optimizer.values():
-            self._step(keys, moved, gradients)
-        return moved
+            after |= self._step(keys, moved, gradients, state)
+        return moved, after
 
-    def _step(self, keys: list[str], moved: Tensors, gradients: Tensors) -> None:
+    def _step(
+        self, keys: list[str], moved: Tensors, gradients: Tensors, given: Mapping[tuple[str, str], Tensor]
+    ) -> dict[tuple[str, str], Tensor]:
         original = self.groups[keys[0]].optimizer
         if not has_differentiable_step(original):
             raise EngineError(
@@ -99,6 +133,7 @@ class OptimizerStep:
         twin.param_groups = []
         for key in keys:
             options, state = self.groups[key].options, {k: _precise(k, v) for k, v in self.groups[key].state.items()}
+            state |= {entry: tensor * 1.0 for (name, entry), tensor in given.items() if name == key}
             options = {**options, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
             if options.get("momentum") and isinstance(original, torch.optim.SGD) and "momentum_buffer" not in state:
                 # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero buffer without
@@ -113,6 +148,12 @@ class OptimizerStep:
             type(original).step(twin)
         for key in keys:
             moved[key].grad = None
+        return {
+            (key, entry): value
+            for key in keys
+            for entry, value in twin.state[moved[key]].items()
+            if isinstance(value, Tensor) and value.shape == moved[key].shape and entry not in COUNTERS
+        }
 
 
 def l2_penalty(problem: Problem) -> dict[str, float]:

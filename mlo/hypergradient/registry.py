@@ -16,6 +16,7 @@ from mlo.hypergradient.minres import Minres
 from mlo.hypergradient.neumann import Neumann
 from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
+from mlo.hypergradient.unroll import Unroll
 
 __all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
 
@@ -33,6 +34,7 @@ _FACTORIES: dict[str, Callable[..., Engine]] = {
     "neumann": Neumann,
     "nystrom": Nystrom,
     "one_step": OneStep,
+    "unroll": Unroll,
 }
 
 

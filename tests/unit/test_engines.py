@@ -125,6 +125,11 @@ def test_neumann_in_the_lowest_of_three_levels_is_differentiated_through_its_ter
     assert relative_error(found, problem.exact) < 1e-8
 
 
+class TestUnroll(EngineContract):
+    def make_engine(self):
+        return mlo.Unroll()
+
+
 CONTRACTS = {
     "cg": TestConjugateGradient,
     "darts": TestDarts,
@@ -136,6 +141,7 @@ CONTRACTS = {
     "neumann": TestNeumann,
     "nystrom": TestNystrom,
     "one_step": TestOneStep,
+    "unroll": TestUnroll,
 }
 
 
