@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from mlo.errors import EngineError, nearest
@@ -38,9 +40,37 @@ _FACTORIES: dict[str, Callable[..., Engine]] = {
 }
 
 
+ENTRY_POINTS = "mlo.engines"
+"""The entry-point group under which an installed package offers engines: name → an `Engine` subclass or a factory."""
+
+
+def _factories() -> dict[str, Callable[..., Engine]]:
+    """The registered factories, and those of installed packages, which do not take over a registered name."""
+    installed = {point.name: _Loaded(point) for point in entry_points(group=ENTRY_POINTS)}
+    return {**installed, **_FACTORIES}
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """An engine of an installed package, imported when it is first made."""
+
+    point: EntryPoint
+
+    def __call__(self, **options: Any) -> Engine:
+        try:
+            factory = self.point.load()
+        except Exception as error:
+            raise EngineError(
+                f"The engine {self.point.name!r} of {self.point.value} could not be imported ({error!r}). Mend or remove the "
+                "package that offers it."
+            ) from error
+        engine: Engine = factory(**options)
+        return engine
+
+
 def available_engines() -> tuple[str, ...]:
-    """The names that `hypergradient=` accepts, sorted."""
-    return tuple(sorted(_FACTORIES))
+    """The names that `hypergradient=` accepts, sorted: the library's, registered ones, and those of installed packages."""
+    return tuple(sorted(_factories()))
 
 
 def register_engine(name: str, factory: Callable[..., Engine], *, replace: bool = False) -> None:
@@ -75,10 +105,12 @@ def engine_from(choice: EngineChoice) -> Engine:
         raise EngineError(f"A hypergradient engine is an Engine, a name or a mapping with a name, got {choice!r}.")
     options = dict(choice)
     name = options.pop("name", None)
-    if name not in _FACTORIES:
-        raise EngineError(f"Unknown hypergradient engine {name!r}. {nearest(str(name), _FACTORIES)}")
+    factories = {} if name in _FACTORIES else _factories()
+    factory = _FACTORIES.get(str(name)) or factories.get(str(name))
+    if factory is None:
+        raise EngineError(f"Unknown hypergradient engine {name!r}. {nearest(str(name), factories)}")
     try:
-        return _FACTORIES[name](**options)
+        return factory(**options)
     except TypeError as error:
         raise EngineError(f"Hypergradient engine {name!r} does not take these options ({error}).") from None
 

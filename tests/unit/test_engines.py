@@ -325,6 +325,24 @@ def test_a_third_party_engine_registers_by_name(monkeypatch):
         mlo.register_engine("mine", mlo.Direct)
 
 
+def test_an_installed_package_offers_engines_by_entry_point(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from mlo.hypergradient import registry
+
+    points = [
+        EntryPoint("theirs", "mlo.hypergradient:Direct", registry.ENTRY_POINTS),
+        EntryPoint("broken", "no_such_package:Engine", registry.ENTRY_POINTS),
+        EntryPoint("cg", "mlo.hypergradient:Direct", registry.ENTRY_POINTS),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.ENTRY_POINTS else [])
+    assert "theirs" in mlo.available_engines()
+    assert mlo.engine_from({"name": "theirs", "damping": 2.0}) == mlo.Direct(damping=2.0)
+    assert isinstance(mlo.engine_from("cg"), mlo.ConjugateGradient)
+    with pytest.raises(mlo.EngineError, match="'broken' of no_such_package:Engine could not be imported"):
+        mlo.engine_from("broken")
+
+
 @pytest.mark.parametrize("step", [0.0, -1.0, "dart"])
 def test_a_wrong_difference_step_is_refused(step):
     with pytest.raises(mlo.EngineError, match="step must be"):
