@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_genotype"]
 
+COLUMN = 1.75
+ROWS = (0.0, 0.95, -0.95, 0.0)
 INPUT_COLOUR, NODE_COLOUR, OUTPUT_COLOUR = "#cfe8cf", "#cfe0f5", "#f5e3b3"
 PRIMITIVE_COLOURS = {
     "max_pool_3x3": "#8c564b",
@@ -29,7 +31,7 @@ PRIMITIVE_COLOURS = {
 
 def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
     """Draws the normal and the reduction cell, one above the other, into an image file (by its suffix: PNG, SVG, PDF)."""
-    figure = Figure(figsize=(3.2 + 2.1 * genotype.nodes, 8.4), layout="constrained")
+    figure = Figure(figsize=(2.2 + COLUMN * (genotype.nodes + 1), 8.2), layout="constrained")
     axes = figure.subplots(2, 1)
     for ax, name, cell in zip(axes, ("normal", "reduction"), (genotype.normal, genotype.reduction), strict=True):
         _draw_cell(ax, cell)
@@ -41,16 +43,17 @@ def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
 
 def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
     nodes = len(edges) // EDGES_PER_NODE
-    # One column a node; rows alternate, so that arrows of different spans do not lie on each other.
-    rows = [0.55 if node % 2 else -0.55 for node in range(nodes)]
-    places = [(0.0, 0.9), (0.0, -0.9)] + [(1.45 * (node + 1), rows[node]) for node in range(nodes)]
-    output = (1.45 * (nodes + 1) + 0.1, 0.0)
-    for node in range(nodes):
-        incoming = edges[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]
-        for slot, edge in enumerate(incoming):
-            # The second operation of a pair from one side bends the other way; its label sits nearer to the target.
-            _arrow(ax, places[edge.source], places[2 + node], edge.primitive, bend=0.18 if slot else -0.18, slot=slot)
-        _arrow(ax, places[2 + node], output, None, bend=0.0, slot=0)
+    # One column a node, in rows around the middle; arrows bend away from the middle, around the nodes that they pass.
+    places = [(0.0, 1.35), (0.0, -1.35)]
+    places += [(COLUMN * (node + 1), ROWS[node % len(ROWS)]) for node in range(nodes)]
+    output = (COLUMN * (nodes + 1) + 0.2, 0.0)
+    for index, edge in enumerate(edges):
+        start, end = places[edge.source], places[2 + index // EDGES_PER_NODE]
+        upwards = start[1] > 0.0 or (start[1] == 0.0 and end[1] >= 0.0)
+        bend = 0.14 + 0.045 * (end[0] - start[0]) / COLUMN  # wider around more nodes
+        _arrow(ax, start, end, edge.primitive, bend=-bend if upwards else bend, slot=index % EDGES_PER_NODE)
+    for place in places[2:]:
+        _arrow(ax, place, output, None, bend=0.0, slot=0)
     names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes))]
     colours = [INPUT_COLOUR] * 2 + [NODE_COLOUR] * nodes
     for (x, y), name, colour in zip([*places, output], [*names, "c(k)"], [*colours, OUTPUT_COLOUR], strict=True):
@@ -59,7 +62,8 @@ def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
             bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
         )  # fmt: skip
     ax.set_xlim(-0.6, output[0] + 0.6)
-    ax.set_ylim(-1.75, 1.75)
+    ax.set_ylim(-1.9, 1.9)
+    ax.set_aspect("equal")
     ax.axis("off")
 
 
@@ -78,7 +82,7 @@ def _arrow(
     # A point of the quadratic Bézier curve that arc3 draws: its control point lies off the middle by bend · length.
     (x0, y0), (x1, y1) = start, end
     control = ((x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0))
-    t = 0.42 if slot == 0 else 0.6
+    t = 0.4 if slot == 0 else 0.62
     x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(start, control, end, strict=True))
     ax.text(
         x, y, primitive.replace("_", " "), ha="center", va="center", fontsize=8.5, color=colour, zorder=5,
