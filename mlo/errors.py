@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "CheckpointError",
@@ -13,6 +16,7 @@ __all__ = [
     "ProblemError",
     "SolveWarning",
     "nearest",
+    "warn_user",
 ]
 
 
@@ -46,3 +50,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names) if names else '(none)'}."
+
+
+def warn_user(message: str) -> None:
+    """Issues a `SolveWarning` that points at the nearest line outside this package."""
+    package = str(Path(__file__).parent)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, SolveWarning, stacklevel=level)

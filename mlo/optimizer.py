@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
-from mlo.errors import CheckpointError, GraphError, ProblemError, SolveWarning, nearest
+from mlo.errors import CheckpointError, GraphError, ProblemError, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
@@ -291,11 +290,9 @@ class MultilevelOptimizer:
         if name not in self._warned:
             self._warned.add(name)
             cause = f"'first_order' of {', '.join(dropped)}" if dropped else f"warm-up of {', '.join(resting)}"
-            warnings.warn(
+            warn_user(
                 f"The gradient of problem {name!r} is zero: its loss depends only on the solutions of other problems, and "
-                f"the {cause} drops their derivative. Choose an engine that keeps it, such as 'one_step'.",
-                SolveWarning,
-                stacklevel=5,
+                f"the {cause} drops their derivative. Choose an engine that keeps it, such as 'one_step'."
             )
 
     def _note(self, name: str, found: TotalGradient, norm: Tensor, record: Record) -> None:
@@ -307,11 +304,9 @@ class MultilevelOptimizer:
             if not report.converged and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = "" if report.residual is None else f" (relative residual {report.residual:.2g})"
-                warnings.warn(
+                warn_user(
                     f"Engine {report.engine!r} did not converge on problem {report.problem!r}{residual}. {report.advice} "
-                    "Later failures on this problem are only in the records.",
-                    SolveWarning,
-                    stacklevel=4,
+                    "Later failures on this problem are only in the records."
                 )
 
     # ------------------------------------------------------------------ solutions of lower problems

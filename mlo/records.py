@@ -19,7 +19,7 @@ class SolveReport:
         problem: name of the lower problem whose response was differentiated.
         engine: name of the engine.
         iterations: products with the Jacobian that the solve used (0 where none is needed).
-        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, or None where the engine does not solve that system.
+        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A; None where it solves no system.
         converged: whether the engine reached what it promises.
         advice: what to change where it did not converge.
         curvature: the smallest curvature uᵀAu / uᵀu that the solve met, where it looks at it (CG).

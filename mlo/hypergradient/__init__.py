@@ -1,11 +1,12 @@
 """Hypergradient engines: how the derivative of a lower problem's solution is computed."""
 
-from mlo.hypergradient.base import Engine, Solve, relative_residual
+from mlo.hypergradient.base import Cotangent, Engine, Solve, relative_residual
 from mlo.hypergradient.cg import ConjugateGradient
 from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.gmres import Gmres
 from mlo.hypergradient.identity import Identity
+from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome
 from mlo.hypergradient.minres import Minres
 from mlo.hypergradient.neumann import Neumann
 from mlo.hypergradient.nystrom import Nystrom
@@ -17,17 +18,21 @@ from mlo.hypergradient.unroll import Unroll
 __all__ = [
     "Autograd",
     "ConjugateGradient",
+    "Cotangent",
     "Direct",
     "Engine",
     "FiniteDifference",
     "FirstOrder",
+    "FlatOperator",
     "Gmres",
     "Identity",
+    "IterativeEngine",
     "LinearSystem",
     "Minres",
     "Neumann",
     "Nystrom",
     "OneStep",
+    "Outcome",
     "Products",
     "Solve",
     "Unroll",

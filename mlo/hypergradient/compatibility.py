@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
-from mlo.errors import EngineError, SolveWarning
+from mlo.errors import EngineError, warn_user
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.optimizer_step import has_decoupled_decay, has_differentiable_step
@@ -37,19 +36,15 @@ def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None
                 "engine that does not differentiate the step, such as 'neumann' or 'cg'."
             )
         if engine.inverts and not engine.products.differentiable:
-            warnings.warn(
+            warn_user(
                 f"Problem {name!r}: the engine {engine.label!r} solves with finite differences, whose errors a solver "
                 "amplifies; across the kinks of ReLU or max-pooling they are wrong at any step size. Prefer "
-                "products='autograd' where the loss has a second derivative.",
-                SolveWarning,
-                stacklevel=3,
+                "products='autograd' where the loss has a second derivative."
             )
         if not engine.differentiates_step and has_decoupled_decay(problem):
-            warnings.warn(
+            warn_user(
                 f"Problem {name!r}: decoupled weight decay (AdamW) is not the gradient of a penalty, so the engine "
-                f"{engine.label!r} leaves it out of the stationarity condition. 'one_step' differentiates it exactly.",
-                SolveWarning,
-                stacklevel=3,
+                f"{engine.label!r} leaves it out of the stationarity condition. 'one_step' differentiates it exactly."
             )
         _check_inner_responses(graph, engines, name)
 

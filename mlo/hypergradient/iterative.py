@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,12 +57,12 @@ class Outcome:
 
     Attributes:
         x: approximate solution of (A + damping · I)ᵀ x = b, flat [n].
-        residual: ‖b − (A + damping · I)ᵀ x‖ relative to the cotangent's norm; None where it is not known.
+        residual: ‖b − (A + damping · I)ᵀ x‖ relative to the cotangent's norm: of the damped system.
         curvature: smallest uᵀAu / uᵀu met, or None.
     """
 
     x: Tensor
-    residual: float | None
+    residual: float
     converged: bool
     advice: str = ""
     curvature: float | None = None
@@ -134,13 +135,25 @@ def at_least_one(engine: str, option: str, value: int) -> None:
         raise EngineError(f"Engine {engine!r}: {option} must be an integer of at least 1, got {value!r}.")
 
 
-def largest_eigenvalue(operator: FlatOperator, like: Tensor, products: int = 10) -> float:
-    """Estimates the norm of the operator by power iteration from a fixed random vector.
+def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:
+    """A standard normal matrix [n, columns] that is always the same for a parameter's name and shape.
 
-    The start does not depend on the cotangent, so that a step size made of it keeps the solve linear in the cotangent.
+    It depends neither on the cotangent, so that solves which use it stay linear in the cotangent, nor on the order in which
+    parameters are registered.
     """
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    flat = []
+    for column in range(columns):
+        parts = []
+        for name, tensor in zip(system.names, system.parameters, strict=True):
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{column}".encode()))
+            parts.append(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device))
+        flat.append(operator.flatten(parts))
+    return torch.stack(flat, dim=1)
+
+
+def largest_eigenvalue(operator: FlatOperator, system: LinearSystem, products: int = 10) -> float:
+    """Estimates the norm of the operator by power iteration."""
+    u = fixed_noise(operator, system, 1)[:, 0]
     estimate = 0.0
     with torch.no_grad():
         for _ in range(products):

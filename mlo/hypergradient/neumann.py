@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
@@ -25,6 +24,7 @@ class Neumann(IterativeEngine):
 
     Attributes:
         num_terms: K.
+        tol: residual above which the sum counts as not converged: at the default half of the cotangent is left over.
         step_size: α, which must be below 2 / λmax for the series to converge; "auto" takes 1 / λmax, estimated by ten
             products of power iteration.
 
@@ -33,6 +33,7 @@ class Neumann(IterativeEngine):
 
     num_terms: int = 10
     step_size: float | str = "auto"
+    tol: float = 0.5
 
     name: ClassVar[str] = "neumann"
 
@@ -46,7 +47,7 @@ class Neumann(IterativeEngine):
 
     def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
         if isinstance(self.step_size, str):
-            largest = largest_eigenvalue(operator, b)
+            largest = largest_eigenvalue(operator, system)
             alpha = 1.0 / largest if largest > 0.0 else 1.0
         else:
             alpha = float(self.step_size)
@@ -65,4 +66,7 @@ class Neumann(IterativeEngine):
                 )
             total = total + term
         # The next term is the residual of the sum: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v; the last one bounds it if it shrinks.
-        return Outcome(x=alpha * total, residual=size / scale, converged=bool(torch.isfinite(total.detach()).all()))
+        residual = size / scale
+        converged = residual <= self.tol or self.num_terms == 1
+        advice = "" if converged else "The series has hardly begun to converge: raise num_terms, or use 'cg'."
+        return Outcome(x=alpha * total, residual=residual, converged=converged, advice=advice)

@@ -111,7 +111,7 @@ class TestNystrom(EngineContract):
     tolerance = 1e-7
 
     def make_engine(self):
-        return mlo.Nystrom(rank=3, max_steps=50, damping=1e-10, tol=1e-12)
+        return mlo.Nystrom(rank=3, max_steps=50, tol=1e-12)
 
 
 class TestIdentity(EngineContract):

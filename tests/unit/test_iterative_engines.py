@@ -51,6 +51,7 @@ def krylov(matrix, v, steps):
     return basis
 
 
+@pytest.mark.filterwarnings("ignore:.*hardly begun")
 @pytest.mark.parametrize("terms", [1, 2, 5, 20])
 def test_neumann_is_its_truncated_series(terms):
     optimizer, b, v = quadratic(POSITIVE, mlo.Neumann(num_terms=terms, step_size=0.3))
@@ -95,14 +96,15 @@ def test_restarted_gmres_is_gmres_on_the_residual():
     assert relative_error(optimizer.gradient("x")["v"], b.T @ q) < 1e-9
 
 
-def test_nystrom_alone_is_the_inverse_of_its_low_rank_approximation():
-    engine = mlo.Nystrom(rank=4, max_steps=0, damping=0.05)
-    optimizer, b, v = quadratic(POSITIVE, engine)
-    sketch, _ = torch.linalg.qr(torch.randn(DIM, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    image = POSITIVE @ sketch
-    approximation = image @ torch.linalg.solve(sketch.T @ image, image.T)
-    q = torch.linalg.solve(approximation + 0.05 * torch.eye(DIM).double(), v)
-    assert relative_error(optimizer.gradient("x")["v"], b.T @ q) < 1e-8
+def test_nystrom_of_full_rank_is_the_inverse_and_of_low_rank_reports_how_wrong_it_is():
+    full, b, v = quadratic(POSITIVE, mlo.Nystrom(rank=DIM, max_steps=0, ridge=0.05))
+    expected = b.T @ torch.linalg.solve(POSITIVE + 0.05 * torch.eye(DIM).double(), v)
+    assert relative_error(full.gradient("x")["v"], expected) < 1e-8
+    low, *_ = quadratic(POSITIVE, mlo.Nystrom(rank=2, max_steps=0, ridge=0.001))
+    with pytest.warns(mlo.SolveWarning, match="misses much of the Jacobian"):
+        report = low.step().solves["w"]
+    assert not report.converged
+    assert report.residual > 1.0
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_damping_is_added_to_the_jacobian(engine):
 def test_solves_reach_what_the_dtype_allows(engine, dtype):
     options = {"name": engine} if isinstance(engine, str) else dict(engine)
     if options["name"] == "nystrom":
-        options |= {"damping": 1e-6, "max_steps": 30}
+        options |= {"max_steps": 30}
     optimizer, b, v = quadratic(POSITIVE, options, dtype=dtype)
     expected = b.T @ torch.linalg.solve(POSITIVE.to(dtype), v)
     assert relative_error(optimizer.gradient("x")["v"], expected) < 2e-5
@@ -159,8 +161,9 @@ def test_neumann_detects_divergence_and_auto_prevents_it():
 
 def test_too_few_steps_warn_once():
     optimizer, *_ = quadratic(POSITIVE, mlo.ConjugateGradient(max_steps=2))
-    with pytest.warns(mlo.SolveWarning, match="Raise max_steps"):
-        optimizer.step()
+    with pytest.warns(mlo.SolveWarning, match="Raise max_steps") as caught:
+        list(optimizer.run(1))
+    assert caught[0].filename == __file__
     assert not optimizer.step().solves["w"].converged  # silent: a warning would be an error
 
 
@@ -172,13 +175,19 @@ def test_too_few_steps_warn_once():
         ({"name": "cg", "max_steps": 2.5}, "max_steps must be an integer"),
         ({"name": "gmres", "restart": 0}, "restart must be"),
         ({"name": "cg", "damping": -1.0}, "damping must not be negative"),
-        ({"name": "nystrom", "damping": 0.0}, "damping must be positive"),
+        ({"name": "nystrom", "ridge": 0.0}, "ridge must be positive"),
         ({"name": "nystrom", "rank": 0}, "rank must be"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(mlo.EngineError, match=message):
         mlo.engine_from(options)
+
+
+def test_a_series_that_has_hardly_begun_to_converge_is_said():
+    optimizer, *_ = quadratic(symmetric([1e-4] * 7 + [1.0]), mlo.Neumann(num_terms=5))
+    with pytest.warns(mlo.SolveWarning, match="hardly begun to converge: raise num_terms"):
+        assert optimizer.step().solves["w"].residual > 0.5
 
 
 # ------------------------------------------------------------------ warm starts

@@ -1,0 +1,103 @@
+"""The examples run as their users run them, and what they print holds."""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlo.testing import bilevel_quadratic
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def output_of(name: str, folder: Path, *arguments: object) -> str:
+    """What an example prints, run in an empty folder; a warning of mlo or of PyTorch is a failure."""
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / name, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr, result.stderr
+    assert list(folder.iterdir()) == []
+    return result.stdout
+
+
+def change(printed: str, label: str) -> tuple[float, float]:
+    """The two numbers of the line `label: before -> after`."""
+    found = re.search(rf"^{re.escape(label)}: (\S+) -> (\S+)$", printed, re.MULTILINE)
+    assert found, printed
+    return float(found[1]), float(found[2])
+
+
+def test_every_example_is_tested_and_short():
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    source = Path(__file__).read_text()
+    assert names
+    for name in names:
+        text = (EXAMPLES / name).read_text()
+        assert f'output_of("{name}"' in source
+        assert f"python examples/{name}" in ast.get_docstring(ast.parse(text))
+        assert len(text.splitlines()) < 120, name
+
+
+def test_hyperparameter_optimization_by_cg_agrees_with_the_dense_solve(tmp_path):
+    by = {
+        engine: output_of("hyperparameter_optimization.py", tmp_path, "--engine", engine, "--steps", 40)
+        for engine in ("cg", "direct")
+    }
+    before, after = change(by["cg"], "validation loss")
+    assert after < 0.8 * before
+    for label in ("validation loss", "test loss"):  # printed to four decimals; cg stops at a residual of 1e-6
+        assert change(by["cg"], label) == pytest.approx(change(by["direct"], label), abs=2e-4)
+
+
+def test_data_reweighting_finds_the_wrong_labels(tmp_path):
+    printed = output_of("data_reweighting.py", tmp_path, "--dataset", "digits", "--steps", 20)
+    before, after = change(printed, "validation loss")
+    assert after < 0.9 * before
+    before, after = change(printed, "test accuracy (%)")
+    assert after > before
+    assert float(re.search(r"^AUC: (\S+)$", printed, re.MULTILINE)[1]) > 0.9
+
+
+def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
+    printed = output_of("maml.py", tmp_path, "--steps", 20)
+    untrained, learned = change(printed, "new tasks, accuracy (%) after 1 steps")
+    assert untrained < 35 and learned > untrained + 15
+    not_adapted = change(printed, "new tasks, accuracy (%) after 0 steps")[1]
+    assert learned > not_adapted + 5  # it is the adaptation that was learned, not one network for all tasks
+
+
+def test_the_custom_engine_keeps_its_bound(tmp_path):
+    condition, dim = 25.0, 40
+    printed = output_of("custom_engine.py", tmp_path, "--steps", 1, 5, 20, 60, "--condition", condition, "--seed", 3)
+    assert float(re.search(r"^direct: error (\S+)$", printed, re.MULTILINE)[1]) < 1e-10
+    rows = [[float(cell) for cell in row] for row in re.findall(r"\| (\d+) " + r"\| (\S+) " * 4 + r"\|", printed)]
+    assert [row[0] for row in rows] == [1, 5, 20, 60]
+
+    # With r = Aq - v the hypergradient's error is B^T A^-1 r, so it is at most |B| |r| / lambda_min.
+    problem = bilevel_quadratic(dim=dim, condition=condition, seed=3)
+    w, x = problem.value("w"), problem.value("x")
+    cross = torch.autograd.functional.hessian(problem.losses["w"], (w, x))[0][1]
+    v = torch.autograd.functional.jacobian(lambda w: problem.losses["x"](x, w), w)
+    scale = float(torch.linalg.matrix_norm(cross, 2) * v.norm() * condition / problem.exact.norm())
+    rate = (math.sqrt(condition) - 1) / (math.sqrt(condition) + 1)
+    for steps, residual, bound, error, neumann in rows:
+        derived = 2 / (rate**steps + rate**-steps)  # 1 / T_K((c + 1) / (c - 1))
+        assert bound == pytest.approx(derived, rel=0.01)
+        assert residual <= 1.01 * derived  # 1 %: printed to three digits
+        assert error <= 1.01 * scale * derived
+        assert error < neumann
+    assert rows[-1][3] < 1e-6
