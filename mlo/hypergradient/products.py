@@ -112,9 +112,8 @@ class FiniteDifference(Products):
 
     Attributes:
         step: "adaptive": the largest e that moves no parameter tensor by more than c of its own norm, e = c minᵢ ‖θᵢ‖ /
-            ‖uᵢ‖, with c the cube root of the dtype's machine epsilon, which balances truncation against rounding. (One
-            step for the norm of the whole is up to 1000 times less accurate on networks whose normalised layers differ
-            in scale: docs/results.md.) "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3). Or a positive number r
+            ‖uᵢ‖, with c the cube root of the dtype's machine epsilon, which balances truncation against rounding (measured
+            in docs/results.md). "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3). Or a positive number r
             for e = r / ‖u‖.
 
     Raises:
