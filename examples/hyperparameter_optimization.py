@@ -25,7 +25,7 @@ import mlo
 Split = tuple[Tensor, Tensor]
 
 # The Hessian is 31 x 31 and ill-conditioned: conjugate gradients need about as many products as it has rows, or more.
-OPTIONS = {"cg": {"max_steps": 100}, "minres": {"max_steps": 100}, "neumann": {"num_terms": 100}}
+OPTIONS = {"cg": {"max_steps": 100}, "minres": {"max_steps": 100}, "neumann": {"num_terms": 100, "tol": 1.0}}
 
 
 class Decays(nn.Module):

@@ -62,6 +62,8 @@ def resolve_recipe(
     """
     if dataset not in DATASETS:
         raise InputError(f"Unknown data set {dataset!r}. {nearest(dataset, DATASETS)}")
+    if any(assignment.partition("=")[0].strip() == "dataset" for assignment in assign or ()):
+        raise InputError("The data set is the argument DATASET; drop --set dataset=….")
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "seed": seed}
     return load_recipe(
         preset or default_preset(dataset),
@@ -102,12 +104,9 @@ def reported_errors(console: Console) -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        console.print(f"[bold red]Error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=not console.is_terminal)
+        console.print("[bold red]Error:[/] ", end="")
+        console.print(" ".join(str(error).split()), highlight=False, markup=False, soft_wrap=not console.is_terminal)
         raise typer.Exit(2) from None
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.replace("[", "\\[").split())
 
 
 def main(command: Callable[..., None]) -> None:

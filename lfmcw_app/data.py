@@ -66,6 +66,14 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
     if name not in DATASETS:
         raise InputError(f"Unknown data set {name!r}. {nearest(name, DATASETS)}")
     train, test, class_names = DATASETS[name](root)
+    for part, images in (("training", train), ("test", test)):
+        if len(images.pixels) != len(images.labels) or len(images) == 0:
+            raise InputError(
+                f"The {part} set of {name} has {len(images.pixels)} images and {len(images.labels)} labels. The files are "
+                "damaged or incomplete."
+            )
+        if images.pixels.shape[-1] != images.pixels.shape[-2]:
+            raise InputError(f"The {part} images of {name} are {tuple(images.pixels.shape[-2:])}; they must be square.")
     if image_size is not None and train.pixels.shape[-1] > image_size:
         train, test = _reduced(train, image_size), _reduced(test, image_size)
     if train.pixels.shape[-1] % 4:
@@ -156,7 +164,7 @@ class Batches:
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
         chosen = self._images[self._order[1][within * self._batch_size : (within + 1) * self._batch_size]]
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
-        images = _augmented(self._normalise(chosen.pixels), self._augmentation, generator)
+        images = _augmented(self._normalise(chosen.pixels), self._augmentation, generator, self._normalise.black)
         return images, chosen.labels.to(self._device)
 
     def state_dict(self) -> dict[str, int]:
@@ -208,12 +216,17 @@ class _Normaliser:
         self._mean = torch.tensor(dataset.mean, dtype=dtype, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(dataset.std, dtype=dtype, device=device).view(1, -1, 1, 1)
 
+    @property
+    def black(self) -> Tensor:
+        """A black pixel, [1, C, 1, 1]."""
+        return -self._mean / self._std
+
     def __call__(self, pixels: Tensor) -> Tensor:
         return (pixels.to(self._device, self._dtype) / 255.0 - self._mean) / self._std
 
 
-def _augmented(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Crops, mirrors and cuts out each image of a batch at random; zero is the mean."""
+def _augmented(images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor) -> Tensor:
+    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside, cut-outs are the mean (0)."""
     count, _, height, width = images.shape
     rows = torch.arange(height).expand(count, height)
     columns = torch.arange(width).expand(count, width)
@@ -221,7 +234,8 @@ def _augmented(images: Tensor, how: Augmentation, generator: torch.Generator) ->
         shift = 2 * how.crop_padding + 1
         rows = rows + torch.randint(shift, (count, 1), generator=generator)
         columns = columns + torch.randint(shift, (count, 1), generator=generator)
-        images = F.pad(images, (how.crop_padding,) * 4)
+        border = F.pad(torch.zeros_like(images[:1, :1]), (how.crop_padding,) * 4, value=1.0)
+        images = F.pad(images, (how.crop_padding,) * 4) + border * black
     if how.flip:
         mirror = torch.rand(count, 1, generator=generator) < 0.5
         columns = torch.where(mirror, columns.flip(1), columns)

@@ -13,7 +13,7 @@ from lfmcw_app import cli
 from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
 from lfmcw_app.report import print_result
-from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.trainer import read_data, train_derived
 
@@ -40,10 +40,10 @@ def evaluate(
         recipe = cli.resolve_recipe(dataset, preset, None, config, assign, seed)
         cells = _read_genotype(genotype, recipe.search.nodes)
         target = cli.pick_device(device)
-        images = read_data(recipe, data)
+        images = read_data(recipe, data, searches=False)
         folder = RunFolder.create(out or cli.fresh_folder(f"{dataset}-{recipe.preset}-evaluation"), recipe)
-        folder.write("genotype.json", cells.to_json())
-        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True)
+        folder.write(EVALUATED, cells.to_json())
+        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
         print_result(train_derived(folder, cells, images, console, target), folder, console)
 
 
@@ -51,8 +51,8 @@ def _read_genotype(text: str, nodes: int) -> Genotype:
     kind, colon, number = text.partition(":")
     if not colon or kind != "random":
         return Genotype.load(text)
-    if not number.isdigit():
-        raise InputError(f"A random genotype is random:N with a whole number N, got {text!r}.")
+    if not number.isascii() or not number.isdecimal() or int(number) >= 2**62:
+        raise InputError(f"A random genotype is random:N with a whole number N below 2**62, got {text!r}.")
     return random_genotype(nodes, int(number))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ def _idx(path: Path, dimensions: int) -> Tensor:
         if magic != 0x800 + dimensions:
             raise ValueError(f"it begins with {magic:#x}")
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape).copy())
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.") from None
 
 
@@ -154,7 +155,11 @@ def _cifar100(root: Path) -> Parts:
     train, test, names = _cifar_files(
         root, "cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", files
     )
-    class_names = tuple(names.decode("utf-8").split())
+    class_names = tuple(names.decode("utf-8", errors="replace").split())
+    if len(class_names) != 100:
+        raise InputError(
+            f"The CIFAR file {files[2]} is damaged: it holds {len(class_names)} class names instead of 100."
+        )
     # A record's first label is the coarse class, its second the fine one.
     return _cifar_records(train, 2, files[0]), _cifar_records(test, 2, files[1]), class_names
 
@@ -169,7 +174,7 @@ def _cifar_files(root: Path, dataset: str, archive: str, md5: str, files: list[s
     try:
         with tarfile.open(path) as tar:
             return [_member(tar, file) for file in files]
-    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.") from None
 
 
@@ -194,11 +199,12 @@ def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
 def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
     from torchvision.datasets.utils import download_url  # takes seconds to import, so only where it is used
 
+    missing = [made for made in (folder, *folder.parents) if not made.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         download_url(url, str(folder), md5=md5)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
-        for made in (folder, folder.parent):
+        for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()  # only where it is empty
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,7 +20,11 @@ PRESETS = ("smoke", "small", "paper")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Beta, Beta]
 
 
 class Augmentation(_Section):
@@ -70,7 +74,7 @@ class ArchitectureOptimizer(_Section):
 
     lr: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: Betas = (0.5, 0.999)
 
 
 class Generator(_Section):
@@ -81,7 +85,7 @@ class Generator(_Section):
     channels: int = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     discriminator_lr: float = Field(default=2e-4, gt=0)
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: Betas = (0.5, 0.999)
     discriminator_norm: Literal["group", "batch"] = "group"
     discriminator_head: Literal["flatten", "sum"] = "flatten"
 
@@ -89,7 +93,11 @@ class Generator(_Section):
 class Search(_Section):
     """The architecture search."""
 
-    channels: int = Field(default=16, ge=2, description="channels of a node in the first cell")
+    channels: int = Field(
+        default=16,
+        ge=4,
+        description="channels of a node in the first cell (with 2, oneDNN of torch 2.14.1 corrupts memory)",
+    )
     layers: int = Field(default=8, ge=3, description="cells of the supernet")
     nodes: int = Field(default=4, ge=1, description="intermediate nodes of a cell")
     epochs: float | None = Field(default=None, gt=0, description="passes over the search's training half")
@@ -108,7 +116,7 @@ class Search(_Section):
     generator: Generator = Generator()
     augmentation: Augmentation = Augmentation()
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, validate_by_name=True)
+    model_config = ConfigDict(validate_by_name=True)
 
     @field_validator("hypergradient")
     @classmethod
@@ -150,7 +158,7 @@ class Recipe(_Section):
 
     preset: str = "custom"
     dataset: str = "digits"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**62)
     checkpoint_every: int = Field(default=50, ge=1, description="rounds of the search between checkpoints")
     data: Data = Data()
     search: Search = Search(epochs=50)
@@ -216,10 +224,11 @@ def _explain(error: ValidationError) -> str:
     where = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"Unknown configuration key {where!r}. {nearest(path[-1], _keys_at(path[:-1]))}"
-    message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
+    if first["type"] == "value_error":
+        return f"Configuration key {where or 'recipe'!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
     got = f", got {value!r}" if not isinstance(value, (dict, BaseModel)) else ""
-    return f"Configuration key {where or 'recipe'!r}: {message[0].lower()}{message[1:]}{got}."
+    return f"Configuration key {where or 'recipe'!r}: {first['msg'][0].lower()}{first['msg'][1:]}{got}."
 
 
 def _keys_at(path: list[str]) -> list[str]:
@@ -235,7 +244,7 @@ def _keys_at(path: list[str]) -> list[str]:
 def _read_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
     if tree is None:
         return {}
@@ -247,7 +256,7 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
 def _yaml_value(text: str, assignment: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
         raise InputError(f"The value in --set {assignment!r} is not valid YAML.") from None
 
 

@@ -28,7 +28,8 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         soft_wrap=True,
     )
     present = [name for name in ("cells.png", "samples.png", "metrics.jsonl") if (folder.path / name).exists()]
-    console.print(f"In {folder.path}: {', '.join([*present, 'result.json'])}", highlight=False, soft_wrap=True)
+    found = ", ".join([*present, "result.json"])
+    console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _state(source: int) -> str:

@@ -14,7 +14,7 @@ from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.report import print_result
-from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.trainer import read_data
 from lfmcw_app.trainer import run as run_phases
 
@@ -58,11 +58,13 @@ def run(
         images = read_data(recipe, data)
         if folder is None:
             folder = RunFolder.create(out or cli.fresh_folder(f"{recipe.dataset}-{recipe.preset}"), recipe)
-        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True)
+        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
         try:
             result = run_phases(folder, images, console, target)
         except KeyboardInterrupt:
-            console.print(f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True)
+            console.print(
+                f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True, markup=False
+            )
             raise typer.Exit(130) from None
         print_result(result, folder, console)
 
@@ -70,6 +72,11 @@ def run(
 def _resumed(path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool) -> RunFolder:
     """Opens the folder of --resume; options given beside it must be those of the run."""
     folder = RunFolder.open(path)
+    if (path / EVALUATED).exists():
+        raise InputError(
+            f"{path} holds the evaluation of a given genotype, which has no search to go on with. Evaluate again into a new "
+            "folder: python -m lfmcw_app.evaluate GENOTYPE DATASET"
+        )
     if out is not None and out.resolve() != path.resolve():
         raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
     if recipe is None:

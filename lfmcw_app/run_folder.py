@@ -5,7 +5,8 @@ environment.json   versions and hardware
 metrics.jsonl      one line a round of the search and of the training: a function of recipe and seed alone
 search.pt          checkpoint of the search; evaluation.pt: of the derived network's training
 genotype.json      the derived cells; cells.png, cells.svg: their picture
-samples.png        generated images, a row a class
+evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
+    samples.png        generated images, a row a class
 result.json        the test error; written last, so its presence means that the run is complete
 """
 
@@ -26,7 +27,10 @@ import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, validate_recipe
 
-__all__ = ["RunFolder"]
+__all__ = ["EVALUATED", "RunFolder"]
+
+EVALUATED = "evaluated.json"
+"""Marks a folder of `lfmcw_app.evaluate`: the genotype that was given, which no search of this folder found."""
 
 
 class RunFolder:
@@ -105,6 +109,10 @@ class RunFolder:
             result: dict[str, Any] = json.loads((self.path / "result.json").read_text("utf-8"))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume: the result is computed again."
+            ) from None
         return result
 
     def save(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> None:
@@ -135,10 +143,19 @@ class RunFolder:
         """
         path = self.path / f"{phase}.pt"
         if not path.exists():
+            if phase == "search" and not is_latest:
+                raise mlo.CheckpointError(
+                    f"{self.path} has a checkpoint of the training but none of the search before it (search.pt). Put it back, "
+                    "or start again in a new folder."
+                )
             if phase == "search":
                 self._cut_metrics(0)
             return
         state = mlo.load_checkpoint(path)
+        if not isinstance(state.get("metrics_bytes"), int) or "optimizer" not in state:
+            raise mlo.CheckpointError(
+                f"The checkpoint {path} is not one of a run: it lacks entries. Use another folder."
+            )
         if state.get("phase") != phase or state.get("recipe") != self.recipe.to_yaml():
             raise mlo.CheckpointError(
                 f"The checkpoint {path} is from another recipe than the config.yaml beside it. Resume the run that it "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ from mlo import MultilevelOptimizer, Problem, Record
 __all__ = ["read_data", "run", "search", "train_derived"]
 
 
-def read_data(recipe: Recipe, root: Path) -> Dataset:
+def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     """Reads the data set of a recipe, at its image size.
+
+    Args:
+        recipe: the recipe.
+        root: folder of data files.
+        searches: whether a search is to run, not only the training of a derived network.
 
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
@@ -38,13 +44,35 @@ def read_data(recipe: Recipe, root: Path) -> Dataset:
         ("search.batch_size", recipe.search.batch_size, min(recipe.data.search_images or available, available) // 2),
         ("evaluation.batch_size", recipe.evaluation.batch_size, min(recipe.data.train_images or available, available)),
     )
-    for key, batch, images in needs:
+    for key, batch, images in needs if searches else needs[1:]:
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} to draw from. Lower "
                 f"{key}, or raise data.search_images or data.train_images."
             )
+    cutout = recipe.evaluation.augmentation.cutout
+    if cutout >= dataset.image_size:
+        raise InputError(
+            f"evaluation.augmentation.cutout is {cutout}, which would erase images of {dataset.image_size} pixels. Lower it."
+        )
     return dataset
+
+
+def _check_finite(record: Record) -> None:
+    """Stops a run whose numbers are lost, before they are logged or saved.
+
+    Raises:
+        InputError: naming the problem and the round.
+    """
+    losses = {f"{name}.{p}" if p else name: value for name, loss in record.losses.items() for p, value in (
+        loss.items() if isinstance(loss, dict) else [("", loss)])}  # fmt: skip
+    lost = [name for name, value in losses.items() if not math.isfinite(value)]
+    lost += [f"gradient of {name}" for name, norm in record.gradient_norms.items() if not math.isfinite(norm)]
+    if lost:
+        raise InputError(
+            f"Round {record.round}: {', '.join(lost)} is not finite, so the run is stopped; the last checkpoint is older. "
+            "Lower a learning rate or λ, or clip gradients, and start again in a new folder."
+        )
 
 
 def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> dict[str, Any]:
@@ -70,6 +98,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     with PhaseProgress(console, "search", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             record = optimizer.step()
+            _check_finite(record)
             folder.log(_search_entry(record, modules, recipe.checkpoint_every))
             if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
                 folder.save("search", optimizer)
@@ -155,6 +184,7 @@ def train_derived(
         while optimizer.round < rounds:
             network.drop_probability = how.drop_path * (optimizer.round // batches.per_epoch) / how.epochs
             record = optimizer.step()
+            _check_finite(record)
             folder.log({"phase": "training", **_entry(record)})
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
@@ -38,7 +39,8 @@ def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
         ax.set_title(f"{name} cell", fontsize=13, loc="left")
     if title:
         figure.suptitle(title, fontsize=13)
-    figure.savefig(path, dpi=110)
+    with rc_context({"svg.hashsalt": "lfmcw"}):  # equal cells, equal files
+        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
@@ -62,7 +64,7 @@ def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
             bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
         )  # fmt: skip
     ax.set_xlim(-0.6, output[0] + 0.6)
-    ax.set_ylim(-1.9, 1.9)
+    ax.set_ylim(-2.2, 2.2)
     ax.set_aspect("equal")
     ax.axis("off")
 

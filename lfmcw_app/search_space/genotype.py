@@ -134,6 +134,8 @@ def derive_genotype(mixing: MixingWeights, primitives: tuple[str, ...] = PRIMITI
 
 
 def _derive_cell(weights: Tensor, primitives: tuple[str, ...]) -> tuple[Edge, ...]:
+    if not bool(torch.isfinite(weights).all()):
+        raise ValueError("No cell can be derived: the mixing weights are not finite.")
     columns = [column for column, primitive in enumerate(primitives) if primitive != "none"]
     values = weights[:, columns].tolist()
     edges: list[Edge] = []

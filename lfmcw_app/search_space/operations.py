@@ -34,7 +34,8 @@ class OperationStyle:
     Attributes:
         norm: "batch" for classifiers. "group" (one group) for the discriminator: BatchNorm without affine parameters
             fixes the mean feature of a batch, so that separately fed real and generated batches look alike.
-        affine: whether norms learn scale and shift: not in a supernet, where they would undo the mixing weights.
+        affine: whether norms learn scale and shift: in a derived network; not in a supernet, where they would undo the
+            mixing weights.
         activation: "relu", or "silu" for a smooth network in which finite differences of gradients are accurate.
     """
 
@@ -118,13 +119,13 @@ def _dilated(channels: int, kernel: int, stride: int, style: OperationStyle) -> 
 
 
 def _pool(kind: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
-    """A 3×3 pool and a norm without affine parameters, which puts pools on the scale of the convolutions."""
+    """A 3×3 pool; in a supernet with a norm without affine parameters, which puts it on the scale of the convolutions."""
     pool = (
         nn.MaxPool2d(3, stride=stride, padding=1)
         if kind == "max"
         else nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
     )
-    return nn.Sequential(pool, OperationStyle(norm=style.norm, affine=False).make_norm(channels))
+    return pool if style.affine else nn.Sequential(pool, style.make_norm(channels))
 
 
 _MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {

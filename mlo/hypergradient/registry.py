@@ -105,6 +105,8 @@ def engine_from(choice: EngineChoice) -> Engine:
         raise EngineError(f"A hypergradient engine is an Engine, a name or a mapping with a name, got {choice!r}.")
     options = dict(choice)
     name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise EngineError(f"The name of a hypergradient engine is a string, got {name!r}.")
     factories = {} if name in _FACTORIES else _factories()
     factory = _FACTORIES.get(str(name)) or factories.get(str(name))
     if factory is None:

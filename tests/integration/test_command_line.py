@@ -35,7 +35,7 @@ def invoke(monkeypatch, tmp_path):
         (["digits", "--set", "search.chanels=8"], ["'search.chanels'", "Did you mean 'channels'"]),
         (["digits", "--set", "serch.channels=8"], ["'serch'", "Did you mean 'search'"]),
         (["digits", "--set", "search.channels=many"], ["'search.channels'", "'many'", "integer"]),
-        (["digits", "--set", "search.channels=0"], ["'search.channels'", "greater than or equal to 2", "0"]),
+        (["digits", "--set", "search.channels=0"], ["'search.channels'", "greater than or equal to 4", "0"]),
         (["digits", "--set", "search.weights.min_lr=3"], ["min_lr", "must not be above lr"]),
         (["digits", "--set", "search.hypergradient=dart"], ["hypergradient", "Did you mean 'darts'"]),
         (["digits", "--set", "search.hypergradient={w3: darts}"], ["'w3'", "Did you mean"]),
@@ -47,6 +47,13 @@ def invoke(monkeypatch, tmp_path):
         (["digits", "--set", "search.batch_size=5000"], ["search.batch_size", "719 images", "5000"]),
         (["digits", "--set", "data.image_size=10"], ["divisible by 4"]),
         (["digits", "--order", "third"], ["'search.order'", "'first' or 'second'", "'third'"]),
+        (["digits", "--set", "search.architecture.betas=[2, 3]"], ["'search.architecture.betas.0'", "less than 1"]),
+        (["digits", "--set", "search.lambda=.inf"], ["'search.lambda'", "finite"]),
+        (["digits", "--seed", "99999999999999999999"], ["'seed'", "less than"]),
+        (["digits", "--set", "seed=2020-13-45"], ["not valid YAML"]),
+        (["digits", "--set", "search.hypergradient={name: [1]}"], ["is a string", "[1]"]),
+        (["digits", "--set", "dataset=cifar10"], ["DATASET"]),
+        (["digits", "--preset", "paper"], ["cutout is 16", "8 pixels"]),
         (["digits", "--device", "tpu"], ["'tpu'", "cpu, cuda or auto"]),
         (["digits", "--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
         (["digits", "--set", "data.train_images=20"], ["evaluation.batch_size", "20 images"]),
@@ -130,6 +137,30 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(invoke, tmp_path, content):
     assert result.exit_code == 2
     assert "search.pt" in result.output.replace("\n", "")
     assert ("another recipe" if content is None else "truncated") in " ".join(result.output.split())
+
+
+def test_a_download_that_fails_leaves_the_users_empty_folders(invoke, tmp_path):
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    assert invoke("cifar10", "--data", tmp_path / "mine" / "inner").exit_code == 2
+    assert (tmp_path / "mine" / "inner").is_dir()
+
+
+def test_the_folder_of_an_evaluation_is_not_resumed_as_a_search(invoke, tmp_path):
+    from lfmcw_app.run_folder import EVALUATED
+
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    folder.write(EVALUATED, "{}")
+    result = invoke("--resume", folder.path)
+    assert result.exit_code == 2
+    assert "evaluation of a given genotype" in " ".join(result.output.split())
+
+
+def test_a_damaged_result_is_named(invoke, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    folder.write("result.json", "")
+    result = invoke("--resume", folder.path)
+    assert result.exit_code == 2
+    assert "result.json" in result.output.replace("\n", "")
 
 
 def test_a_shortened_metrics_file_is_noticed(invoke, tmp_path):

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 TINY = {
-    "search.channels": 2,
+    "search.channels": 4,
     "search.nodes": 1,
     "search.steps": 6,
     "search.batch_size": 8,
@@ -147,5 +146,9 @@ def test_an_error_is_one_paragraph_with_exit_code_2_and_no_traceback(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_no_file_of_the_project_is_written_by_a_run(whole):
-    assert not (Path.cwd() / "nonexistent").exists()
+def test_a_run_whose_numbers_are_lost_stops_and_says_where(tmp_path):
+    finished = run("--out", tmp_path / "x", **{"search.weights.lr": 1e30})
+    assert finished.returncode == 2
+    assert "is not finite" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "x" / "genotype.json").exists()

@@ -21,7 +21,7 @@ def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_cl
     recipe = load_recipe(
         "smoke",
         overrides={
-            "search.channels": 2,
+            "search.channels": 4,
             "search.nodes": 2,
             "search.batch_size": batch_size,
             "search.lambda": 0.7,

@@ -88,7 +88,8 @@ def test_augmentation_crops_mirrors_and_cuts():
     cropped = Batches(digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(crop_padding=2)).batch(0)[
         0
     ]
-    padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
+    black = float(plain.min())  # a pixel of 0, which is what a crop sees outside the image
+    padded = torch.nn.functional.pad(plain, (2, 2, 2, 2), value=black)
     windows = padded.unfold(2, 8, 1).unfold(3, 8, 1).reshape(64, 25, 8, 8)
     assert bool((windows == cropped).flatten(2).all(2).any(1).all())
     cut = Batches(digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(cutout=4)).batch(0)[0]

@@ -142,6 +142,18 @@ def test_the_published_darts_cell_has_the_published_number_of_parameters():
     assert round(network.parameter_count() / 1e6, 1) == 3.3
 
 
+def test_pools_are_normalised_in_the_supernet_only():
+    in_supernet = make_operation("max_pool_3x3", 4, 1, OperationStyle())
+    derived = make_operation("max_pool_3x3", 4, 1, OperationStyle(affine=True))
+    assert [type(layer) for layer in in_supernet] == [torch.nn.MaxPool2d, torch.nn.BatchNorm2d]
+    assert isinstance(derived, torch.nn.MaxPool2d)
+
+
+def test_no_cell_is_derived_from_lost_numbers():
+    with pytest.raises(ValueError, match="not finite"):
+        derive_genotype(mixing([row(sep_conv_3x3=float("nan"))] * 5))
+
+
 def test_the_auxiliary_head_speaks_in_training_only():
     network = DerivedNetwork(random_genotype(2, 0), in_channels=3, num_classes=10, channels=4, layers=3, auxiliary=True)
     images = torch.randn(2, 3, 32, 32)
