@@ -49,7 +49,7 @@ def test_every_example_is_tested_and_short():
         text = (EXAMPLES / name).read_text()
         assert f'output_of("{name}"' in source
         assert f"python examples/{name}" in ast.get_docstring(ast.parse(text))
-        assert len(text.splitlines()) < 120, name
+        assert len(text.splitlines()) <= 120, name
 
 
 def test_hyperparameter_optimization_by_cg_agrees_with_the_dense_solve(tmp_path):
