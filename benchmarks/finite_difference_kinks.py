@@ -45,7 +45,7 @@ class LookAheadOnly(OneStep):
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         """Returns zero."""
-        return Solve(q=[None] * len(cotangent), report=self.report(system))
+        return Solve(q=[None] * len(cotangent), report=self.report(system.problem))
 
 
 def implicit_part(optimizer: MultilevelOptimizer, engine: EngineChoice) -> Tensor:

@@ -56,7 +56,11 @@ class Chebyshev(mlo.Engine):
         advice = "Raise num_steps, or set smallest and largest to bounds of the Hessian's eigenvalues."
         # It promises its bound: a residual above it (with room for rounding) says that the interval is wrong.
         report = self.report(
-            system, iterations=self.num_steps, residual=left, converged=left <= self.bound() + 1e-8, advice=advice
+            system.problem,
+            iterations=self.num_steps,
+            residual=left,
+            converged=left <= self.bound() + 1e-8,
+            advice=advice,
         )
         return Solve(q=q, report=report)
 

@@ -96,26 +96,6 @@ class Engine(ABC):
 
     def report(
         self,
-        system: LinearSystem,
-        *,
-        iterations: int = 0,
-        residual: float | None = None,
-        converged: bool = True,
-        advice: str = "",
-        curvature: float | None = None,
-    ) -> SolveReport:
-        """Makes this engine's report on one solve."""
-        return self.report_for(
-            system.problem,
-            iterations=iterations,
-            residual=residual,
-            converged=converged,
-            advice=advice,
-            curvature=curvature,
-        )
-
-    def report_for(
-        self,
         problem: str,
         *,
         iterations: int = 0,

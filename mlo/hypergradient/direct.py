@@ -65,5 +65,5 @@ class Direct(Engine):
         advice = "" if converged else "The Jacobian is ill-conditioned: add damping, or compute in float64."
         return Solve(
             q=q,
-            report=self.report(system, iterations=count, residual=residual, converged=converged, advice=advice),
+            report=self.report(system.problem, iterations=count, residual=residual, converged=converged, advice=advice),
         )

@@ -19,4 +19,4 @@ class FirstOrder(Engine):
     drops_implicit_term: ClassVar[bool] = True
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        return Solve(q=[None] * len(cotangent), report=self.report(system))
+        return Solve(q=[None] * len(cotangent), report=self.report(system.problem))

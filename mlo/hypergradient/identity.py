@@ -18,4 +18,4 @@ class Identity(Engine):
     name: ClassVar[str] = "identity"
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        return Solve(q=list(cotangent), report=self.report(system))
+        return Solve(q=list(cotangent), report=self.report(system.problem))

@@ -103,7 +103,7 @@ class IterativeEngine(Engine):
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
         if scale == 0.0:
-            return Solve(q=operator.split(v), report=self.report(system, residual=0.0))
+            return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
         start = system.memory.get("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
             # (A q0 + A d) = v: the correction d solves the same system with the residual of the last solution.
@@ -115,7 +115,7 @@ class IterativeEngine(Engine):
         if self.warm_start:
             system.memory["q"] = q.detach().clone()
         report = self.report(
-            system,
+            system.problem,
             iterations=operator.products,
             residual=outcome.residual,
             converged=outcome.converged,

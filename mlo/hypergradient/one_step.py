@@ -54,7 +54,7 @@ class OneStep(Engine):
         )
         q_of = {name: -q for name, q in zip(names, found_q, strict=True) if q is not None}
         q: list[Tensor | None] = [q_of.get(name) for name in system.names]
-        return Solve(q=q, report=self.report(system))
+        return Solve(q=q, report=self.report(system.problem))
 
 
 def darts(*, step: float | str = "adaptive") -> OneStep:

@@ -119,7 +119,7 @@ class _Step(torch.autograd.Function):
         differentiate = torch.is_grad_enabled()
         with ExitStack() as stack, torch.enable_grad():
             grads = _pull_back(node, ctx.saved_tensors, wanted, cotangents, differentiate, stack)
-        node.reports.append(node.solution.engine.report_for(node.solution.name, iterations=len(node.solution.history)))
+        node.reports.append(node.solution.engine.report(node.solution.name, iterations=len(node.solution.history)))
         return (None, *grads)
 
 
