@@ -73,6 +73,7 @@ class MultilevelOptimizer:
         for problem in self.problems.values():
             if problem.compile:
                 problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
+        self._generators = [generator for problem in self.problems.values() for generator in problem.generators]
         self._updates = dict.fromkeys(self.problems, 0)
         self._warned: set[str] = set()
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.problems}
@@ -129,7 +130,7 @@ class MultilevelOptimizer:
             raise GraphError(f"There is no problem {name!r}. {nearest(name, self.problems)}")
         solutions = dict(self._solutions)
         memory = {other: dict(kept) for other, kept in self._memory.items()}
-        with preserved([generator for problem in self.problems.values() for generator in problem.generators]):
+        with preserved(self._generators):
             found = self._total_gradient(name, self._batches(name), live=False)
         self._solutions = solutions
         for other, kept in self._memory.items():
@@ -143,11 +144,10 @@ class MultilevelOptimizer:
         Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as copies. Not the last
         steps themselves: until each problem has moved again, `gradient` looks ahead as it does before the first round.
         """
-        generators = [generator for problem in self.problems.values() for generator in problem.generators]
         return {
             "version": STATE_VERSION,
             "round": self.round,
-            "random": RandomState.capture(generators).state_dict(),
+            "random": RandomState.capture(self._generators).state_dict(),
             "problems": {
                 name: {
                     "module": copied(dict(problem.module.state_dict())),
@@ -175,11 +175,10 @@ class MultilevelOptimizer:
             raise CheckpointError(
                 f"The state is of the problems {sorted(state['problems'])}, this optimizer has {sorted(self.problems)}."
             )
-        generators = [generator for problem in self.problems.values() for generator in problem.generators]
         random_state = RandomState.from_state_dict(state["random"])
-        if len(random_state.generators) != len(generators):
+        if len(random_state.generators) != len(self._generators):
             raise CheckpointError(
-                f"The state has {len(random_state.generators)} generators, the problems name {len(generators)}."
+                f"The state has {len(random_state.generators)} generators, the problems name {len(self._generators)}."
             )
         for name, problem in self.problems.items():  # all of it, before anything is changed
             check_state(problem, state["problems"][name])
@@ -203,7 +202,7 @@ class MultilevelOptimizer:
             )
         self.round = state["round"]
         self._current, self._steps, self._solutions = {}, {}, {}
-        random_state.restore(generators)
+        random_state.restore(self._generators)
 
     # ------------------------------------------------------------------ one update
 

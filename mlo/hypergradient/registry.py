@@ -108,9 +108,9 @@ def engine_from(choice: EngineChoice) -> Engine:
     if not isinstance(name, str):
         raise EngineError(f"The name of a hypergradient engine is a string, got {name!r}.")
     factories = {} if name in _FACTORIES else _factories()
-    factory = _FACTORIES.get(str(name)) or factories.get(str(name))
+    factory = _FACTORIES.get(name) or factories.get(name)
     if factory is None:
-        raise EngineError(f"Unknown hypergradient engine {name!r}. {nearest(str(name), factories)}")
+        raise EngineError(f"Unknown hypergradient engine {name!r}. {nearest(name, factories)}")
     try:
         return factory(**options)
     except TypeError as error:
