@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.compatibility import check_engines
+from mlo.hypergradient.double_backward import check_double_backward
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -76,6 +78,7 @@ class MultilevelOptimizer:
         self._generators = [generator for problem in self.problems.values() for generator in problem.generators]
         self._updates = dict.fromkeys(self.problems, 0)
         self._warned: set[str] = set()
+        self._examined: set[str] = set()
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.problems}
         # What later gradients need of earlier updates: the evaluation of each problem's last update, its solution where
         # the engine differentiates that update, and other solutions with the state of the updates they were made at.
@@ -265,9 +268,14 @@ class MultilevelOptimizer:
 
     def _total_gradient(self, name: str, batches: tuple[Any, ...], *, live: bool) -> TotalGradient:
         """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`)."""
+        engine = self.engines[name]
+        unexamined = name in self._differentiated and name not in self._examined and engine.products.differentiable
         found = total_gradient(
-            self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name)), live=live
+            self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name)),
+            live=live,
+            examine=partial(check_double_backward, name) if unexamined else None,
         )
+        self._examined.add(name)
         if not found.has_derivative:
             self._explain_zero(name)
         return found

@@ -11,8 +11,8 @@ again, which is what a problem in the middle needs, whose own gradient contains 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ class Solution:
         inputs: Sequence[Tensor],
         wanted: Sequence[bool],
         differentiate: bool,
-        reports: list[SolveReport],
+        context: Context,
         stack: ExitStack,
     ) -> Pullback:
         """Describes one call of the response's backward (see `Pullback`)."""
@@ -84,7 +84,7 @@ class Solution:
             inputs=inputs,
             wanted=wanted,
             differentiate=differentiate,
-            reports=reports,
+            context=context,
             stack=stack,
         )
 
@@ -124,12 +124,15 @@ class Context:
         values: problem → parameters, for problems seen by value.
         lowers: problem → solution, for problems below the one whose gradient is computed.
         responses: id of a solution → its response, made once however many losses read it.
+        asker: whose gradient it is, which is what a cotangent is a cotangent of. Engines that go on from one solve to the
+            next keep their memory by it, since several upper problems may ask for the response of one lower problem.
     """
 
     values: dict[str, Tensors]
     lowers: Mapping[str, Solution] = field(default_factory=dict)
     responses: dict[int, Tensors] = field(default_factory=dict)
     reports: list[SolveReport] = field(default_factory=list)
+    asker: str = ""
 
     def value(self, name: str) -> Tensors:
         """The tensors that stand for the problem `name`: a response where it lies below, else its value."""
@@ -153,7 +156,7 @@ def response(solution: Solution, context: Context) -> Tensors:
         if responded is None:
             inputs = solution.evaluation.free_inputs
             flat = [tensor for item in inputs for tensor in context.input(item).values()]
-            outputs = _Response.apply(solution, context.reports, *flat)
+            outputs = _Response.apply(solution, context, *flat)
             responded = dict(zip(tensors, outputs, strict=True))
         tensors = responded
     context.responses[id(solution)] = tensors
@@ -164,9 +167,9 @@ class _Response(torch.autograd.Function):
     """Forward: the solution's current parameters. Backward: the engine's product with its transposed Jacobian."""
 
     @staticmethod
-    def forward(ctx: Any, solution: Solution, reports: list[SolveReport], *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, solution: Solution, context: Context, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = tuple(value.detach() for value in solution.value.values())
-        ctx.solution, ctx.reports = solution, reports
+        ctx.solution, ctx.context = solution, context
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*outputs, *inputs)
         return outputs
@@ -192,11 +195,11 @@ class _Response(torch.autograd.Function):
                 inputs=inputs,
                 wanted=wanted,
                 differentiate=differentiate,
-                reports=ctx.reports,
+                context=ctx.context,
                 stack=stack,
             )
             grads, report = solution.engine.pullback(call, cotangents)
-        ctx.reports.append(report)
+        ctx.context.reports.append(report)
         return (None, None, *grads)
 
 
@@ -212,8 +215,8 @@ class Pullback:
         inputs: the saved inputs, flat, in the order of `solution.evaluation.free_inputs`.
         wanted: for each input whether its gradient is asked for.
         differentiate: whether the pullback must itself be differentiable.
-        reports: where the solves of responses inside the loss are reported.
-        stack: keeps re-evaluations open, since their backward passes run until the pullback ends.
+        context: whose gradient asks, and where the solves of responses inside the loss are reported.
+        stack: keeps re-evaluations open whose backward passes run until the pullback ends.
     """
 
     solution: Solution
@@ -221,7 +224,7 @@ class Pullback:
     inputs: Sequence[Tensor]
     wanted: Sequence[bool]
     differentiate: bool
-    reports: list[SolveReport]
+    context: Context
     stack: ExitStack
 
     def parameter_aliases(self) -> Tensors:
@@ -254,10 +257,12 @@ class Pullback:
                 aliases.append(at + (saved - saved.detach()))
         return aliases
 
-    def losses(self, parameters: Tensors, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Re-evaluates the problem's loss at `parameters` and `inputs` (flat): player → scalar.
+    @contextmanager
+    def losses(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Re-evaluates the problem's loss at `parameters` and `inputs` (flat); yields player → scalar.
 
-        Responses that depend on this problem are made again inside, so the loss is the *total* one.
+        Responses that depend on this problem are made again inside, so the loss is the *total* one. The gradients must be
+        taken inside the context.
         """
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {evaluation.problem.name: parameters}
@@ -270,9 +275,16 @@ class Pullback:
                 values[item.name] = tensors
             else:
                 responses[id(item.solution)] = tensors
-        context = Context(values=values, lowers=evaluation.lowers, responses=responses, reports=self.reports)
+        context = Context(
+            values=values,
+            lowers=evaluation.lowers,
+            responses=responses,
+            reports=self.context.reports,
+            asker=f"{self.context.asker}/{self.solution.name}",
+        )
         reads = {name: context.value(name) for name in evaluation.reads}
-        return self.stack.enter_context(evaluation.losses(parameters, reads))
+        with evaluation.losses(parameters, reads) as losses:
+            yield losses
 
     def _names(self, item: Input) -> Sequence[str]:
         if item.solution is not None:

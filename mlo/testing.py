@@ -9,6 +9,7 @@ A new engine is tested by inheriting the contract::
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mlo.errors import EngineError
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.registry import EngineChoice
 from mlo.optimizer import MultilevelOptimizer
@@ -25,8 +27,10 @@ from mlo.problem import Problem, Tensors
 __all__ = [
     "ClosedForm",
     "EngineContract",
+    "Players",
     "Vector",
     "bilevel_quadratic",
+    "bilinear_game",
     "chain_of_three",
     "check_gradient_changes_nothing",
     "diamond",
@@ -34,6 +38,13 @@ __all__ = [
     "relative_error",
     "trilevel_quadratic",
 ]
+
+
+Inverse = Callable[[Tensor, Tensor], Tensor]
+"""(A [n, n], v [n]) → what an engine takes for A⁻ᵀ v, [n]."""
+
+LEARNING_RATE = 0.1
+"""Of the optimizer of every problem here."""
 
 
 class Vector(nn.Module):
@@ -52,13 +63,36 @@ class ClosedForm:
         problems: from the innermost to the outermost.
         upper: name of the problem whose gradient is known.
         exact: its total gradient dL/dx, shape [dim of x].
+        jacobians: lower problem → A = dF/dθ of its stationarity map F, [n, n], the optimizer's weight decay included.
+        mixed: lower problem → problem that it reads → dF/d(that), [n, dim of that].
+        direct: problem → partial derivative of the upper loss in it, for those that the upper loss reads.
         losses: problem → its loss as a plain function of tensors, for oracles that unroll it.
     """
 
     problems: list[Problem]
     upper: str
     exact: Tensor
+    jacobians: dict[str, Tensor] = field(default_factory=dict)
+    mixed: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    direct: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+
+    def swept(self, inverse: Inverse) -> Tensor:
+        """The total gradient with an engine's q in the place of A⁻ᵀ v, problem by problem from the top down.
+
+        Args:
+            inverse: (A [n, n], v [n]) → q [n].
+        """
+        cotangents = dict(self.direct)
+        for problem in reversed(self.problems[:-1]):
+            v = cotangents.get(problem.name)
+            if v is None:
+                continue
+            q = inverse(self.jacobians[problem.name], v)
+            for read, block in self.mixed[problem.name].items():
+                term = -block.T @ q
+                cotangents[read] = cotangents[read] + term if read in cotangents else term
+        return cotangents[self.upper]
 
     def optimizer(self, hypergradient: EngineChoice | dict[str, EngineChoice]) -> MultilevelOptimizer:
         """Builds the optimizer with an engine."""
@@ -98,11 +132,9 @@ class _Maker:
         return matrix.to(self._dtype)
 
 
-def _problem(
-    name: str, value: Tensor, loss: Callable[..., Tensor], *, lr: float = 0.1, weight_decay: float = 0.0
-) -> Problem:
+def _problem(name: str, value: Tensor, loss: Callable[..., Tensor], *, weight_decay: float = 0.0) -> Problem:
     module = Vector(value)
-    optimizer = torch.optim.SGD(module.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay)
     return Problem(name, module=module, optimizer=optimizer, loss=loss)
 
 
@@ -140,6 +172,9 @@ def bilevel_quadratic(
         problems=[_problem("w", w, w_loss, weight_decay=weight_decay), _problem("x", x, x_loss)],
         upper="x",
         exact=rho * x + b.T @ torch.linalg.solve(damped, w - t),
+        jacobians={"w": damped},
+        mixed={"w": {"x": -b}},
+        direct={"w": w - t, "x": rho * x},
         losses={"w": inner, "x": outer},
     )
 
@@ -168,6 +203,9 @@ def chain_of_three(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.fl
         problems=[_problem("w1", w1, w1_loss), _problem("w2", w2, w2_loss), _problem("x", x, x_loss)],
         upper="x",
         exact=b.T @ torch.linalg.solve(a1, c.T @ torch.linalg.solve(a2, w2 - t)),
+        jacobians={"w1": a1, "w2": a2},
+        mixed={"w1": {"x": -b}, "w2": {"w1": -c}},
+        direct={"w2": w2 - t, "x": torch.zeros_like(x)},
     )
 
 
@@ -211,6 +249,10 @@ def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) 
         ],
         upper="arch",
         exact=exact,
+        jacobians=a,
+        mixed={name: {"arch": -b[name]} for name in ("w1", "gan")}
+        | {"w2": {"arch": -b["w2"], "w1": -c["w1"], "gan": -c["gan"]}},
+        direct={"w2": w2 - t, "arch": rho * alpha},
     )
 
 
@@ -223,7 +265,8 @@ def layered(*, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = to
     x = make.normal(dim)
     stiffness = 2.0
     values: dict[str, Tensor] = {"x": x}
-    jacobians: dict[str, Tensor] = {"x": torch.eye(dim, dtype=dtype)}
+    total: dict[str, Tensor] = {"x": torch.eye(dim, dtype=dtype)}
+    mixed: dict[str, dict[str, Tensor]] = {}
     problems: list[Problem] = []
     for layer in range(layers):
         below = ["x"] if layer == 0 else [f"p{layer - 1}_0", f"p{layer - 1}_1"]
@@ -231,7 +274,8 @@ def layered(*, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = to
             name = f"p{layer}_{index}"
             maps = {read: make.normal(dim, dim) / (dim * len(below)) ** 0.5 for read in below}
             values[name] = torch.stack([maps[read] @ values[read] for read in below]).sum(0)
-            jacobians[name] = torch.stack([maps[read] @ jacobians[read] for read in below]).sum(0)
+            total[name] = torch.stack([maps[read] @ total[read] for read in below]).sum(0)
+            mixed[name] = {read: -stiffness * maps[read] for read in below}
             problems.append(_problem(name, values[name], _layer_loss(maps, stiffness)))
     top = [f"p{layers - 1}_0", f"p{layers - 1}_1"]
     t = make.normal(dim)
@@ -240,8 +284,15 @@ def layered(*, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = to
         return 0.5 * ((reads[top[0]].v + reads[top[1]].v - t) ** 2).sum()
 
     problems.append(_problem("x", x, _with_reads(lambda own, reads: target(**reads), top)))
-    exact = (jacobians[top[0]] + jacobians[top[1]]).T @ (values[top[0]] + values[top[1]] - t)
-    return ClosedForm(problems=problems, upper="x", exact=exact)
+    off = values[top[0]] + values[top[1]] - t
+    return ClosedForm(
+        problems=problems,
+        upper="x",
+        exact=(total[top[0]] + total[top[1]]).T @ off,
+        jacobians={name: stiffness * torch.eye(dim, dtype=dtype) for name in mixed},
+        mixed=mixed,
+        direct={**dict.fromkeys(top, off), "x": torch.zeros_like(x)},
+    )
 
 
 def _layer_loss(maps: dict[str, Tensor], stiffness: float) -> Callable[..., Tensor]:
@@ -301,6 +352,59 @@ def trilevel_quadratic(*, dim: int = 4, seed: int = 0, dtype: torch.dtype = torc
     )
 
 
+class Players(nn.Module):
+    """A module with two submodules, `.u` and `.v`, that each hold one vector."""
+
+    def __init__(self, u: Tensor, v: Tensor) -> None:
+        super().__init__()
+        self.u = Vector(u)
+        self.v = Vector(v)
+
+
+def bilinear_game(
+    *, dim: int = 3, coupling: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> ClosedForm:
+    """A lower game of two players: u minimises ½ uᵀPu + γ uᵀMv − uᵀBx, and v minimises ½ vᵀQv − γ uᵀMv − vᵀCx.
+
+    Its Jacobian is J = [[P, γM], [−γMᵀ, Q]], which is not symmetric, and J (u, v) = (B x, C x) at the equilibrium. `x`
+    minimises ½ ‖u* − s‖² + ½ ‖v* − t‖², with gradient [B; C]ᵀ J⁻ᵀ (u* − s, v* − t).
+    """
+    make = _Maker(seed, dtype)
+    p, q, m = make.spd(dim, 5.0), make.spd(dim, 5.0), coupling * make.normal(dim, dim)
+    b, c, x, target = make.normal(dim, 2), make.normal(dim, 2), make.normal(2), make.normal(2 * dim)
+    jacobian = torch.cat([torch.cat([p, m], 1), torch.cat([-m.T, q], 1)])
+    both = torch.cat([b, c])
+    equilibrium = torch.linalg.solve(jacobian, both @ x)
+    module = Players(equilibrium[:dim], equilibrium[dim:])
+
+    def game_loss(game: Players, batch: None, *, x: Vector) -> dict[str, Tensor]:
+        u, v = game.u.v, game.v.v
+        bilinear = u @ m @ v
+        return {
+            "u": 0.5 * u @ p @ u + bilinear - u @ (b @ x.v),
+            "v": 0.5 * v @ q @ v - bilinear - v @ (c @ x.v),
+        }
+
+    def x_loss(x: Vector, batch: None, *, game: Players) -> Tensor:
+        return 0.5 * ((torch.cat([game.u.v, game.v.v]) - target) ** 2).sum()
+
+    game = Problem(
+        "game",
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=LEARNING_RATE),
+        loss=game_loss,
+        players={"u": "u", "v": "v"},
+    )
+    return ClosedForm(
+        problems=[game, _problem("x", x, x_loss)],
+        upper="x",
+        exact=both.T @ torch.linalg.solve(jacobian.T, equilibrium - target),
+        jacobians={"game": jacobian},
+        mixed={"game": {"x": -both}},
+        direct={"game": equilibrium - target, "x": torch.zeros_like(x)},
+    )
+
+
 def snapshot(optimizer: MultilevelOptimizer) -> dict[str, Any]:
     """Returns a copy of everything that `MultilevelOptimizer.gradient` must leave alone."""
     return optimizer.state_dict()
@@ -331,33 +435,78 @@ def check_gradient_changes_nothing(optimizer: MultilevelOptimizer, name: str) ->
         optimizer.step()
 
 
+GRAPHS: dict[str, Callable[..., ClosedForm]] = {
+    "bilevel": bilevel_quadratic,
+    "weight decay": functools.partial(bilevel_quadratic, weight_decay=0.3),
+    "chain": chain_of_three,
+    "diamond": diamond,
+    "layered": functools.partial(layered, layers=4),
+    "game": bilinear_game,
+}
+"""Graphs on which an engine is compared with its own formula; the tri-level one comes beside them."""
+
+
 class EngineContract:
-    """What holds for every engine on every graph; inherit it in a test class and define `make_engine`.
+    """What holds for every engine on every graph, in both dtypes; inherit it in a test class and define `make_engine`.
+
+    On each graph an engine either equals its formula or is refused before the first step.
 
     Attributes:
-        exact_at_optimum: whether the engine gives the exact implicit derivative at a stationary point.
-        tolerance: largest relative error of an engine that is exact.
-        second_order: whether the engine's response can be differentiated again (tri-level graphs).
+        exact: whether `inverse` is the exact one, so that the engine must also be exact on the tri-level graph.
+        tolerance: largest relative error in float64.
+        tolerance_float32: largest relative error in float32.
     """
 
-    exact_at_optimum: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-9
-    second_order: ClassVar[bool] = True
+    tolerance_float32: ClassVar[float] = 1e-4
 
     def make_engine(self) -> Engine:
         """Returns the engine under test."""
         raise NotImplementedError
 
-    def test_equals_the_closed_form_at_the_optimum(self) -> None:
-        if not self.exact_at_optimum:
-            return
-        for problem in (bilevel_quadratic(), bilevel_quadratic(weight_decay=0.3), chain_of_three(), diamond()):
-            found = problem.optimizer(self.make_engine()).gradient(problem.upper)["v"]
-            assert relative_error(found, problem.exact) < self.tolerance
-        if self.second_order:
+    def inverse(self, jacobian: Tensor, v: Tensor) -> Tensor:
+        """The engine's formula for q ≈ A⁻ᵀ v before the first step: here the exact one.
+
+        Args:
+            jacobian: A, [n, n].
+            v: the cotangent, [n].
+        """
+        solution: Tensor = torch.linalg.solve(jacobian.T, v)
+        return solution
+
+    def test_equals_its_formula_on_every_graph_in_both_dtypes(self) -> None:
+        for dtype, tolerance in ((torch.float64, self.tolerance), (torch.float32, self.tolerance_float32)):
+            for name, make in GRAPHS.items():
+                reference = make().swept(self.inverse)
+                problem = make(dtype=dtype)
+                engine = self.make_engine()
+                if name == "game" and engine.needs_symmetry:
+                    self._check_refused(problem, engine)
+                    continue
+                found = problem.optimizer(engine).gradient(problem.upper)["v"].double()
+                scale = max(float(reference.norm()), 1e-12)
+                error = float((found - reference).norm()) / scale
+                assert error < tolerance, f"{engine.label} on {name} in {dtype}: relative error {error:.1e}"
+
+    def test_is_exact_or_refused_on_the_trilevel_graph(self) -> None:
+        engine = self.make_engine()
+        if not engine.differentiable:
+            self._check_refused(trilevel_quadratic(), engine)
+        elif self.exact:
             problem = trilevel_quadratic()
-            found = problem.optimizer(self.make_engine()).gradient(problem.upper)["v"]
+            found = problem.optimizer(engine).gradient(problem.upper)["v"]
             assert relative_error(found, problem.exact) < self.tolerance
+
+    @staticmethod
+    def _check_refused(problem: ClosedForm, engine: Engine) -> None:
+        message = ""
+        try:
+            problem.optimizer(engine)
+        except EngineError as error:
+            message = str(error)
+        assert message, f"{engine.label} was not refused"
+        assert "Use '" in message or "Give '" in message, f"the error names no engine that can: {message}"
 
     def test_solves_each_lower_problem_once(self) -> None:
         for problem in (diamond(), layered(layers=10)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,9 @@ from mlo.randomness import RandomState
 from mlo.records import SolveReport
 from mlo.response import Context
 
-__all__ = ["TotalGradient", "total_gradient"]
+__all__ = ["Examine", "TotalGradient", "total_gradient"]
+
+Examine = Callable[[Tensor, Sequence[Tensor]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class TotalGradient:
 
 
 @torch.enable_grad()
-def total_gradient(evaluation: Evaluation, *, live: bool) -> TotalGradient:
+def total_gradient(evaluation: Evaluation, *, live: bool, examine: Examine | None = None) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, through the responses that it reads.
 
     The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent through
@@ -51,10 +53,11 @@ def total_gradient(evaluation: Evaluation, *, live: bool) -> TotalGradient:
     Args:
         evaluation: the problem, its batches, and what it reads; its random states are drawn now.
         live: whether the problem's own buffers may change, as they do in its own update.
+        examine: is shown each player's loss on the first batch, with the player's parameters, before it is differentiated.
     """
     problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
     values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
-    context = Context(values=values, lowers=evaluation.lowers)
+    context = Context(values=values, lowers=evaluation.lowers, asker=problem.name)
     read = {other: context.value(other) for other in evaluation.reads}
     cut = {
         other: {key: t.detach().requires_grad_(t.requires_grad) for key, t in tensors.items()}
@@ -72,6 +75,8 @@ def total_gradient(evaluation: Evaluation, *, live: bool) -> TotalGradient:
             for player, loss in value.players.items():
                 remaining -= 1
                 own = [problem.parameters[key] for key in problem.player_parameters[player]]
+                if examine is not None and len(states) == 1:
+                    examine(loss, own)
                 sums.add(player, loss, own, leaves, retain_graph=remaining > 0)
     responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
     gradient: dict[str, Tensor | None] = {}
@@ -79,6 +84,7 @@ def total_gradient(evaluation: Evaluation, *, live: bool) -> TotalGradient:
         members = problem.player_parameters[player]
         own = [problem.parameters[key] for key in members]
         last = index + 1 == len(sums.direct)
+        context.asker = f"{problem.name}.{player}" if player else problem.name
         implicit = _implicit(responses, sums.cotangents[player], own, retain_graph=not last)
         for key, first, second in zip(members, direct, implicit, strict=True):
             gradient[key] = second if first is None else first if second is None else first + second

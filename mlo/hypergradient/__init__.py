@@ -11,8 +11,10 @@ from mlo.hypergradient.minres import Minres
 from mlo.hypergradient.neumann import Neumann
 from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
+from mlo.hypergradient.penalty import Penalty
 from mlo.hypergradient.products import Autograd, FiniteDifference, LinearSystem, Products
 from mlo.hypergradient.registry import available_engines, engine_from, register_engine
+from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "Nystrom",
     "OneStep",
     "Outcome",
+    "Penalty",
     "Products",
+    "Soba",
     "Solve",
     "Unroll",
     "available_engines",

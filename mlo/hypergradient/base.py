@@ -46,6 +46,7 @@ class Engine(ABC):
         differentiates_step: whether the derivative is that of the optimizer's last step, taken where it was made.
         drops_implicit_term: whether the solution is treated as a constant.
         inverts: whether products with A itself are iterated, which amplifies their errors.
+        needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
     """
 
     products: Products = field(default_factory=Autograd)
@@ -54,6 +55,7 @@ class Engine(ABC):
     differentiates_step: ClassVar[bool] = False
     drops_implicit_term: ClassVar[bool] = False
     inverts: ClassVar[bool] = False
+    needs_symmetry: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "products", products_from(self.products))

@@ -32,6 +32,7 @@ class ConjugateGradient(IterativeEngine):
     tol: float = 1e-6
 
     name: ClassVar[str] = "cg"
+    needs_symmetry: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,11 @@ def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None
                 f"Problem {name!r} is compiled, and compiled modules have no double backward, which the engine "
                 f"{engine.label!r} needs. Use 'darts' or another engine with finite_difference products, or compile=False."
             )
+        if engine.needs_symmetry and len(problem.players) > 1:
+            raise EngineError(
+                f"Problem {name!r} is a game, whose Jacobian is not symmetric, which {engine.label!r} needs. Use 'gmres', "
+                "'one_step' or, where the eigenvalues of the Jacobian have positive real parts, 'neumann'."
+            )
         plain = [o for o in problem.optimizers.values() if not has_differentiable_step(o)]
         if engine.differentiates_step and plain:
             raise EngineError(

@@ -104,7 +104,7 @@ class IterativeEngine(Engine):
         scale = float(v.detach().norm())
         if scale == 0.0:
             return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
-        start = system.memory.get("q") if self.warm_start else None
+        start = system.recall("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
             # (A q0 + A d) = v: the correction d solves the same system with the residual of the last solution.
             outcome = self.iterate(operator, v - operator(start), scale, system)
@@ -113,7 +113,7 @@ class IterativeEngine(Engine):
             outcome = self.iterate(operator, v, scale, system)
             q = outcome.x
         if self.warm_start:
-            system.memory["q"] = q.detach().clone()
+            system.keep("q", q)
         report = self.report(
             system.problem,
             iterations=operator.products,
@@ -135,6 +135,16 @@ def at_least_one(engine: str, option: str, value: int) -> None:
         raise EngineError(f"Engine {engine!r}: {option} must be an integer of at least 1, got {value!r}.")
 
 
+def checked_step_size(engine: str, step_size: float | str) -> None:
+    """Checks a step size.
+
+    Raises:
+        EngineError: if it is neither "auto" nor a positive number.
+    """
+    if step_size != "auto" and (isinstance(step_size, str) or not step_size > 0.0):
+        raise EngineError(f"Engine {engine!r}: step_size must be 'auto' or a positive number, got {step_size!r}.")
+
+
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:
     """A standard normal matrix [n, columns] that is always the same for a parameter's name and shape.
 
@@ -151,15 +161,49 @@ def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> T
     return torch.stack(flat, dim=1)
 
 
-def largest_eigenvalue(operator: FlatOperator, system: LinearSystem, products: int = 10) -> float:
-    """Estimates the norm of the operator by power iteration."""
+def stiffness(u: Tensor, product: Tensor) -> float:
+    """The 1/α of a step along u at which the component of u decays fastest, from u and Aᵀu.
+
+    q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus at α = Re λ / |λ|². For a
+    symmetric positive definite A that is 1/λ; for the spirals of a game it is smaller than 1/|λ|, at which they grow. It is
+    ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here; where the curvature ⟨u, Aᵀu⟩ is not positive no step makes u decay, and 1/|λ| is taken.
+    """
+    size, along = float(product.norm()), float(u @ product)
+    if size == 0.0:
+        return 0.0
+    return size * size / along if along > 0.0 else size / float(u.norm())
+
+
+def largest_stiffness(operator: FlatOperator, system: LinearSystem, products: int = 10) -> float:
+    """Estimates the stiffness (λmax of a positive definite matrix) by power iteration."""
     u = fixed_noise(operator, system, 1)[:, 0]
     estimate = 0.0
     with torch.no_grad():
         for _ in range(products):
             u = u / u.norm()
-            u = operator(u).detach()
-            estimate = float(u.norm())
+            product = operator(u).detach()
+            estimate = stiffness(u, product)
             if estimate == 0.0:
                 break
+            u = product
     return estimate
+
+
+def persistent_step_size(
+    step_size: float | str, operator: FlatOperator, system: LinearSystem, *, observed: float
+) -> float:
+    """Returns α; for "auto" 1 / λmax (see `stiffness`), kept from one solve to the next.
+
+    Args:
+        step_size: the option.
+        operator: estimates λmax when there is no estimate yet.
+        system: keeps the estimate.
+        observed: a curvature met since; a vector that diverges turns to the largest eigenvalue's direction, so the estimate
+            grows before it can blow up.
+    """
+    if not isinstance(step_size, str):
+        return float(step_size)
+    known = system.recall("curvature")
+    largest = max(largest_stiffness(operator, system) if known is None else float(known), observed)
+    system.keep("curvature", torch.tensor(largest, dtype=torch.float64))
+    return 1.0 / largest if largest > 0.0 else 1.0

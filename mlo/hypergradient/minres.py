@@ -29,6 +29,7 @@ class Minres(IterativeEngine):
     tol: float = 1e-6
 
     name: ClassVar[str] = "minres"
+    needs_symmetry: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

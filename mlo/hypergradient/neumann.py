@@ -8,14 +8,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mlo.errors import EngineError
-from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one, largest_eigenvalue
+from mlo.hypergradient.iterative import (
+    FlatOperator,
+    IterativeEngine,
+    Outcome,
+    at_least_one,
+    checked_step_size,
+    largest_stiffness,
+)
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Neumann"]
 
 GROWTH = 10.0
 """A term this many times larger than the first one means that the series diverges."""
+
+HALVINGS = 3
+"""How often "auto" halves a step size at which the series diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +35,7 @@ class Neumann(IterativeEngine):
         num_terms: K.
         tol: residual above which the sum counts as not converged: at the default half of the cotangent is left over.
         step_size: α, which must be below 2 / λmax for the series to converge; "auto" takes 1 / λmax, estimated by ten
-            products of power iteration.
+            products of power iteration (for a game Re λ / |λ|² of its largest eigenvalue), and halves it if it diverges still.
 
     Reference: Lorraine et al., Optimizing Millions of Hyperparameters by Implicit Differentiation (2020), Theorem 3.
     """
@@ -40,17 +49,21 @@ class Neumann(IterativeEngine):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self.name, "num_terms", self.num_terms)
-        if self.step_size != "auto" and (isinstance(self.step_size, str) or not self.step_size > 0.0):
-            raise EngineError(
-                f"Engine 'neumann': step_size must be 'auto' or a positive number, got {self.step_size!r}."
-            )
+        checked_step_size(self.name, self.step_size)
 
     def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
-        if isinstance(self.step_size, str):
-            largest = largest_eigenvalue(operator, system)
-            alpha = 1.0 / largest if largest > 0.0 else 1.0
-        else:
-            alpha = float(self.step_size)
+        if not isinstance(self.step_size, str):
+            return self._sum(operator, b, scale, float(self.step_size))
+        largest = largest_stiffness(operator, system)
+        alpha = 1.0 / largest if largest > 0.0 else 1.0
+        for attempt in range(HALVINGS + 1):
+            outcome = self._sum(operator, b, scale, alpha / 2**attempt)
+            if outcome.residual <= GROWTH * float(b.detach().norm()) / scale:
+                break
+        return outcome
+
+    def _sum(self, operator: FlatOperator, b: Tensor, scale: float, alpha: float) -> Outcome:
+        """The sum with one α."""
         term = total = b
         first, size = float(b.detach().norm()), float(b.detach().norm())
         for _ in range(self.num_terms - 1):

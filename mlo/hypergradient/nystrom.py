@@ -39,6 +39,7 @@ class Nystrom(IterativeEngine):
     tol: float = 1e-6
 
     name: ClassVar[str] = "nystrom"
+    needs_symmetry: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,13 +21,15 @@ from torch import Tensor
 
 from mlo.errors import EngineError, nearest
 from mlo.evaluation import gradients
+from mlo.hypergradient.double_backward import no_double_backward
 from mlo.hypergradient.optimizer_step import l2_penalty
+from mlo.problem import SINGLE_PLAYER
 
 if TYPE_CHECKING:
     from mlo.hypergradient.optimizer_step import OptimizerStep
     from mlo.response import Pullback
 
-__all__ = ["Autograd", "FiniteDifference", "LinearSystem", "Products", "products_from"]
+__all__ = ["Autograd", "FiniteDifference", "FiniteDifferenceSystem", "LinearSystem", "Products", "products_from"]
 
 
 class LinearSystem(ABC):
@@ -45,9 +47,16 @@ class LinearSystem(ABC):
         self.names = tuple(evaluation.parameters)
         self.players = evaluation.problem.player_parameters
         self.step: OptimizerStep | None = call.solution.step
-        self.memory = call.solution.memory
         penalty = l2_penalty(evaluation.problem) if implicit else {}
         self._decay = [penalty.get(name, 0.0) for name in self.names]
+
+    def recall(self, what: str) -> Tensor | None:
+        """What the engine kept when it last answered the same upper problem."""
+        return self.call.solution.memory.get(f"{self.call.context.asker}:{what}")
+
+    def keep(self, what: str, value: Tensor) -> None:
+        """Keeps a tensor for the next time; it is part of the optimizer's state."""
+        self.call.solution.memory[f"{self.call.context.asker}:{what}"] = value.detach().clone()
 
     @property
     @abstractmethod
@@ -132,8 +141,8 @@ class FiniteDifference(Products):
                 f"FiniteDifference: step must be 'adaptive', 'darts' or a positive number, got {self.step!r}."
             )
 
-    def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
-        return _FiniteDifferenceSystem(call, self, implicit=implicit)
+    def linearize(self, call: Pullback, *, implicit: bool) -> FiniteDifferenceSystem:
+        return FiniteDifferenceSystem(call, self, implicit=implicit)
 
     def step_size(self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype) -> float:
         """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
@@ -161,7 +170,7 @@ class _AutogradSystem(LinearSystem):
         with torch.enable_grad():
             self._theta = call.parameter_aliases()
             self._inputs = call.input_aliases()
-            self._losses = call.losses(self._theta, self._inputs)
+            self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
         self._gradients: dict[str, dict[str, Tensor]] = {}
 
     @property
@@ -210,15 +219,13 @@ class _AutogradSystem(LinearSystem):
                 allow_unused=True,
             )
         except RuntimeError as error:
-            raise EngineError(
-                f"Problem {self.problem!r}: an operation in its loss has no double backward ({error}). Use 'darts' or "
-                "another engine with finite_difference products, or an implementation that has one (for attention: "
-                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH))."
-            ) from error
+            raise no_double_backward(self.problem, str(error)) from error
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
 
 
-class _FiniteDifferenceSystem(LinearSystem):
+class FiniteDifferenceSystem(LinearSystem):
+    """Products by first gradients at displaced parameters, which it also offers themselves."""
+
     def __init__(self, call: Pullback, products: FiniteDifference, *, implicit: bool) -> None:
         super().__init__(call, implicit=implicit)
         self._products = products
@@ -231,66 +238,66 @@ class _FiniteDifferenceSystem(LinearSystem):
         return list(self._theta.values())
 
     def gradient(self) -> Sequence[Tensor]:
-        with torch.enable_grad():
-            theta = {name: value.detach().requires_grad_() for name, value in self._theta.items()}
-            losses = self.call.losses(theta, [tensor.detach() for tensor in self.call.inputs])
-            found: dict[str, Tensor] = {}
-            for player, members in self.players.items():
-                grads = gradients(losses[player], [theta[name] for name in members], retain_graph=True)
-                found |= zip(members, grads, strict=True)
+        found: dict[str, Tensor] = {}
+        for player, members in self.players.items():
+            grads = self._gradient_at(player, self._theta, in_inputs=False)
+            found |= {name: g for name, g in zip(self.names, grads, strict=True) if name in members}
         return [found[name] for name in self.names]
 
-    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        def of(_: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
-            return [tensor for tensor, want in zip(inputs, self.call.wanted, strict=True) if want]
+    def step_size(self, u: Sequence[Tensor]) -> float:
+        """The e at which θ ± e u is a fit displacement (see `FiniteDifference`); 0 where u is zero."""
+        return self._products.step_size(self.parameters, u, self._dtype)
 
-        products = iter(self._difference(u, of, inputs_require_grad=True))
-        return [next(products) if want else None for want in self.call.wanted]
+    def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """∇_θ of the one loss at other `parameters`, with the optimizer's L2 penalty."""
+        theta = dict(zip(self.names, parameters, strict=True))
+        found = self._gradient_at(SINGLE_PLAYER, theta, in_inputs=False)
+        return [g + d * t if d else g for g, d, t in zip(found, self._decay, parameters, strict=True)]
+
+    def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """∇ of the one loss in the wanted inputs, at other `parameters`."""
+        return self._gradient_at(SINGLE_PLAYER, dict(zip(self.names, parameters, strict=True)), in_inputs=True)
+
+    def per_input(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+        """Puts one entry for each wanted input into the order of all inputs, None for the others."""
+        entries = iter(found)
+        return [next(entries) if want else None for want in self.call.wanted]
+
+    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return self.per_input(self._difference(u, in_inputs=True))
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        return self._difference(u, lambda theta, _: list(theta.values()), inputs_require_grad=False)
+        return self._difference(u, in_inputs=False)
 
-    def _difference(
-        self,
-        u: Sequence[Tensor | None],
-        of: Callable[[Mapping[str, Tensor], Sequence[Tensor]], list[Tensor]],
-        *,
-        inputs_require_grad: bool,
-    ) -> list[Tensor]:
-        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in what `of` picks."""
+    def _difference(self, u: Sequence[Tensor | None], *, in_inputs: bool) -> list[Tensor]:
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in the inputs or in θ."""
         total: list[Tensor] | None = None
         for player, directions in self._player_names(u).items():
             e = self._products.step_size(
                 [self._theta[name] for name in directions], list(directions.values()), self._dtype
             )
             for sign in (1.0, -1.0) if e else ():
-                terms = self._perturbed_gradient(player, directions, sign * e, of, inputs_require_grad)
+                moved = {
+                    name: value + sign * e * directions[name] if name in directions else value
+                    for name, value in self._theta.items()
+                }
+                terms = self._gradient_at(player, moved, in_inputs=in_inputs)
                 scaled = [term * (sign / (2.0 * e)) for term in terms]
                 total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
         if total is None:
-            return [torch.zeros_like(t) for t in of(self._theta, self.call.inputs)]
+            of = self.call.inputs if in_inputs else self.parameters
+            wanted = self.call.wanted if in_inputs else [True] * len(of)
+            return [torch.zeros_like(t) for t, want in zip(of, wanted, strict=True) if want]
         return total
 
-    def _perturbed_gradient(
-        self,
-        player: str,
-        directions: Mapping[str, Tensor],
-        e: float,
-        of: Callable[[Mapping[str, Tensor], Sequence[Tensor]], list[Tensor]],
-        inputs_require_grad: bool,
-    ) -> list[Tensor]:
+    def _gradient_at(self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool) -> list[Tensor]:
+        """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
         with torch.enable_grad():
-            theta = {
-                name: (value + e * directions[name] if name in directions else value.clone())
-                .detach()
-                .requires_grad_(not inputs_require_grad)
-                for name, value in self._theta.items()
-            }
-            inputs = [
-                t.detach().requires_grad_(t.requires_grad and inputs_require_grad) for t in self.call.input_aliases()
-            ]
-            loss = self.call.losses(theta, inputs)[player]
-            return gradients(loss, of(theta, inputs))
+            theta = {name: value.detach().clone().requires_grad_(not in_inputs) for name, value in parameters.items()}
+            inputs = [t.detach().requires_grad_(t.requires_grad and in_inputs) for t in self.call.input_aliases()]
+            wanted = [t for t, want in zip(inputs, self.call.wanted, strict=True) if want]
+            with self.call.losses(theta, inputs) as losses:
+                return gradients(losses[player], wanted if in_inputs else list(theta.values()))
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}

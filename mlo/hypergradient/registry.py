@@ -18,6 +18,8 @@ from mlo.hypergradient.minres import Minres
 from mlo.hypergradient.neumann import Neumann
 from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
+from mlo.hypergradient.penalty import Penalty
+from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
 
 __all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
@@ -36,6 +38,8 @@ _FACTORIES: dict[str, Callable[..., Engine]] = {
     "neumann": Neumann,
     "nystrom": Nystrom,
     "one_step": OneStep,
+    "penalty": Penalty,
+    "soba": Soba,
     "unroll": Unroll,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,7 +22,6 @@ from mlo.hypergradient.products import LinearSystem
 
 if TYPE_CHECKING:
     from mlo.problem import Tensors
-    from mlo.records import SolveReport
     from mlo.response import Context, RecordedStep, Solution
 
 __all__ = ["Unroll"]
@@ -77,7 +76,7 @@ class Unroll(Engine):
                 after=tuple(after[name].detach() for name in theta),
                 after_state_keys=tuple(after_state),
                 after_state=tuple(after_state.values()),
-                reports=context.reports if last else [],
+                context=context if last else replace(context, reports=[]),
             )
             inputs = [t for item in recorded.evaluation.free_inputs for t in context.input(item).values()]
             outputs = _Step.apply(node, *theta.values(), *state.values(), *inputs)
@@ -97,7 +96,7 @@ class _Node:
     after: tuple[Tensor, ...]
     after_state_keys: tuple[StateKey, ...]
     after_state: tuple[Tensor, ...]
-    reports: list[SolveReport]
+    context: Context
 
 
 class _Step(torch.autograd.Function):
@@ -119,7 +118,9 @@ class _Step(torch.autograd.Function):
         differentiate = torch.is_grad_enabled()
         with ExitStack() as stack, torch.enable_grad():
             grads = _pull_back(node, ctx.saved_tensors, wanted, cotangents, differentiate, stack)
-        node.reports.append(node.solution.engine.report(node.solution.name, iterations=len(node.solution.history)))
+        node.context.reports.append(
+            node.solution.engine.report(node.solution.name, iterations=len(node.solution.history))
+        )
         return (None, *grads)
 
 
@@ -143,11 +144,11 @@ def _pull_back(
         inputs=saved[count + states :],
         wanted=wanted[count + states :],
         differentiate=differentiate,
-        reports=node.reports,
+        context=node.context,
         stack=stack,
     )
     inputs = call.input_aliases()
-    losses = call.losses(theta, inputs)
+    losses = stack.enter_context(call.losses(theta, inputs))
     gradient: Tensors = {}
     for player, members in node.recorded.evaluation.problem.player_parameters.items():
         grads = torch.autograd.grad(

@@ -2,56 +2,86 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import mlo
+import mlo.testing
 from mlo.testing import (
     ClosedForm,
     EngineContract,
     Vector,
     bilevel_quadratic,
+    bilinear_game,
     chain_of_three,
     diamond,
     relative_error,
     trilevel_quadratic,
 )
 
+KNOWN_WARNINGS = [
+    "ignore:.*solves with finite differences",
+    "ignore:Engine .* did not converge",  # truncated ones, on purpose
+    "ignore:The gradient of problem .* is zero",
+]
 
-class TestDirect(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-9
 
+def krylov_minimiser(matrix, v, steps, *, residual):
+    """The x in span{v, Av, …} with least ‖v − Ax‖ (residual), or least energy ½ xᵀAx − xᵀv (a Galerkin solution)."""
+    columns = [v]
+    for _ in range(steps - 1):
+        columns.append(matrix @ columns[-1])
+    basis, _ = torch.linalg.qr(torch.stack(columns, 1))
+    if residual:
+        return basis @ torch.linalg.lstsq(matrix @ basis, v.unsqueeze(1)).solution.squeeze(1)
+    return basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ v)
+
+
+def series(matrix, v, *, terms, alpha):
+    total, term = torch.zeros_like(v), alpha * v
+    for _ in range(terms):
+        total, term = total + term, term - alpha * (matrix @ term)
+    return total
+
+
+class Exact(EngineContract):
+    exact = True
+
+
+class OneStepOfSgd(EngineContract):
+    """At an optimum the step does not move, and q = lr · v."""
+
+    def inverse(self, jacobian, v):
+        return mlo.testing.LEARNING_RATE * v
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestDirect(Exact):
     def make_engine(self):
         return mlo.Direct()
 
 
-@pytest.mark.filterwarnings("ignore:.*solves with finite differences")
-class TestDirectWithFiniteDifferences(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-6
-    second_order = False
-
-    def make_engine(self):
-        return mlo.Direct(products="finite_difference")
-
-
-class TestOneStep(EngineContract):
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestOneStep(OneStepOfSgd):
     def make_engine(self):
         return mlo.OneStep()
 
 
-class TestDarts(EngineContract):
-    second_order = False
-
+class TestUnroll(OneStepOfSgd):
     def make_engine(self):
-        return mlo.darts()
+        return mlo.Unroll()
 
 
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
 class TestFirstOrder(EngineContract):
     def make_engine(self):
         return mlo.FirstOrder()
+
+    def inverse(self, jacobian, v):
+        return torch.zeros_like(v)
 
     def test_solves_each_lower_problem_once(self):
         record = diamond().optimizer(self.make_engine()).step()
@@ -63,60 +93,161 @@ class TestFirstOrder(EngineContract):
         assert torch.equal(problem.optimizer(self.make_engine()).gradient("x")["v"], 0.1 * x)
 
 
-class TestNeumann(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-9
-    second_order = False  # exact needs thousands of terms, and a second derivative goes through all of them: see below
-
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestIdentity(EngineContract):
     def make_engine(self):
-        return mlo.Neumann(num_terms=400)
+        return mlo.Identity()
+
+    def inverse(self, jacobian, v):
+        return v
 
 
-class TestConjugateGradient(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-9
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestNeumann(EngineContract):
+    def make_engine(self):
+        return mlo.Neumann(num_terms=5, step_size=0.3)
 
+    def inverse(self, jacobian, v):
+        return series(jacobian.T, v, terms=5, alpha=0.3)
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestConjugateGradient(Exact):
     def make_engine(self):
         return mlo.ConjugateGradient(tol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:.*solves with finite differences")
-class TestConjugateGradientWithFiniteDifferences(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-6
-    second_order = False
-
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestTruncatedConjugateGradient(EngineContract):
     def make_engine(self):
-        return mlo.ConjugateGradient(tol=1e-8, products="finite_difference")
+        return mlo.ConjugateGradient(max_steps=2)
+
+    def inverse(self, jacobian, v):
+        return krylov_minimiser(jacobian.T, v, 2, residual=False) if not is_multiple(jacobian) else v / jacobian[0, 0]
 
 
-class TestMinres(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-9
-
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestMinres(Exact):
     def make_engine(self):
         return mlo.Minres(tol=1e-12)
 
 
-class TestGmres(EngineContract):
-    exact_at_optimum = True
-    tolerance = 1e-9
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestTruncatedMinres(EngineContract):
+    def make_engine(self):
+        return mlo.Minres(max_steps=2)
 
+    def inverse(self, jacobian, v):
+        return krylov_minimiser(jacobian.T, v, 2, residual=True) if not is_multiple(jacobian) else v / jacobian[0, 0]
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestGmres(Exact):
     def make_engine(self):
         return mlo.Gmres(tol=1e-12)
 
 
-class TestNystrom(EngineContract):
-    exact_at_optimum = True
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestTruncatedGmres(TestTruncatedMinres):
+    def make_engine(self):
+        return mlo.Gmres(max_steps=2)
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestNystrom(Exact):
     tolerance = 1e-7
 
     def make_engine(self):
         return mlo.Nystrom(rank=3, max_steps=50, tol=1e-12)
 
 
-class TestIdentity(EngineContract):
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestSoba(EngineContract):
     def make_engine(self):
-        return mlo.Identity()
+        return mlo.Soba(step_size=0.3)
+
+    def inverse(self, jacobian, v):  # the first solve starts at zero
+        return 0.3 * v
+
+
+class TestPenalty(EngineContract):
+    tolerance = 1e-7
+    tolerance_float32 = 2e-3
+
+    def make_engine(self):
+        return mlo.Penalty(steps=5, step_size=0.3, tol=1.0)
+
+    def inverse(self, jacobian, v):
+        return series(jacobian.T, v, terms=5, alpha=0.3)
+
+
+def is_multiple(jacobian):
+    """Whether a matrix is a multiple of the identity, whose Krylov spaces have one dimension."""
+    return torch.equal(jacobian, jacobian[0, 0] * torch.eye(len(jacobian), dtype=jacobian.dtype))
+
+
+def with_finite_differences(contract):
+    """The same contract with products that take no second derivative."""
+
+    def make_engine(self):
+        return dataclasses.replace(contract.make_engine(self), products="finite_difference")
+
+    options = {"make_engine": make_engine, "exact": False, "tolerance": 1e-6, "tolerance_float32": 2e-2}
+    made = type(f"{contract.__name__}WithFiniteDifferences", (contract,), options)
+    return pytest.mark.filterwarnings(*KNOWN_WARNINGS)(made)
+
+
+class TestDarts(OneStepOfSgd):
+    tolerance = 1e-6
+    tolerance_float32 = 2e-3
+
+    def make_engine(self):
+        return mlo.darts()
+
+
+TestDirectWithFiniteDifferences = with_finite_differences(TestDirect)
+TestIdentityWithFiniteDifferences = with_finite_differences(TestIdentity)
+TestNeumannWithFiniteDifferences = with_finite_differences(TestNeumann)
+TestConjugateGradientWithFiniteDifferences = with_finite_differences(TestConjugateGradient)
+TestMinresWithFiniteDifferences = with_finite_differences(TestMinres)
+TestGmresWithFiniteDifferences = with_finite_differences(TestGmres)
+TestNystromWithFiniteDifferences = with_finite_differences(TestNystrom)
+TestSobaWithFiniteDifferences = with_finite_differences(TestSoba)
+
+BY_AUTOGRAD_AND_DIFFERENCES = {
+    "cg": (TestConjugateGradient, TestConjugateGradientWithFiniteDifferences),
+    "direct": (TestDirect, TestDirectWithFiniteDifferences),
+    "gmres": (TestGmres, TestGmresWithFiniteDifferences),
+    "identity": (TestIdentity, TestIdentityWithFiniteDifferences),
+    "minres": (TestMinres, TestMinresWithFiniteDifferences),
+    "neumann": (TestNeumann, TestNeumannWithFiniteDifferences),
+    "nystrom": (TestNystrom, TestNystromWithFiniteDifferences),
+    "one_step": (TestOneStep, TestDarts),
+    "soba": (TestSoba, TestSobaWithFiniteDifferences),
+}
+WITH_ONE_KIND_OF_PRODUCTS = {
+    "darts": TestDarts,
+    "first_order": TestFirstOrder,
+    "penalty": TestPenalty,
+    "unroll": TestUnroll,
+}
+
+
+def test_every_registered_engine_is_under_the_contract_with_each_kind_of_products():
+    assert set(BY_AUTOGRAD_AND_DIFFERENCES) | set(WITH_ONE_KIND_OF_PRODUCTS) == set(mlo.available_engines())
+    for name, (exact, differences) in BY_AUTOGRAD_AND_DIFFERENCES.items():
+        assert exact().make_engine().products.name == "autograd"
+        assert differences().make_engine().products.name == "finite_difference"
+        assert type(exact().make_engine()) is type(differences().make_engine()) is type(mlo.engine_from(name))
+    for name, contract in WITH_ONE_KIND_OF_PRODUCTS.items():
+        assert type(contract().make_engine()) is type(mlo.engine_from(name))
+
+
+@pytest.mark.parametrize("name", mlo.testing.GRAPHS)
+def test_the_sweep_that_stands_for_engines_equals_the_closed_forms(name):
+    problem = mlo.testing.GRAPHS[name]()
+    exact = problem.swept(lambda jacobian, v: torch.linalg.solve(jacobian.T, v))
+    assert relative_error(exact, problem.exact) < 1e-12
 
 
 def test_neumann_in_the_lowest_of_three_levels_is_differentiated_through_its_terms():
@@ -125,31 +256,32 @@ def test_neumann_in_the_lowest_of_three_levels_is_differentiated_through_its_ter
     assert relative_error(found, problem.exact) < 1e-8
 
 
-class TestUnroll(EngineContract):
-    def make_engine(self):
-        return mlo.Unroll()
+@pytest.mark.parametrize(
+    ("engine", "graph", "tolerance"),
+    [
+        (mlo.Neumann(num_terms=400), "weight decay", 1e-9),
+        (mlo.Neumann(num_terms=400), "diamond", 1e-9),
+        (mlo.Penalty(steps=150), "weight decay", 1e-7),
+        (mlo.Penalty(steps=150), "diamond", 1e-6),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_series_converge_to_the_closed_form_with_a_step_size_of_their_own(engine, graph, tolerance):
+    problem = mlo.testing.GRAPHS[graph]()
+    assert relative_error(problem.optimizer(engine).gradient(problem.upper)["v"], problem.exact) < tolerance
 
 
-CONTRACTS = {
-    "cg": TestConjugateGradient,
-    "darts": TestDarts,
-    "direct": TestDirect,
-    "first_order": TestFirstOrder,
-    "gmres": TestGmres,
-    "identity": TestIdentity,
-    "minres": TestMinres,
-    "neumann": TestNeumann,
-    "nystrom": TestNystrom,
-    "one_step": TestOneStep,
-    "unroll": TestUnroll,
-}
-
-
-def test_every_registered_engine_is_under_the_contract():
-    assert set(CONTRACTS) == set(mlo.available_engines())
-    for name, contract in CONTRACTS.items():
-        assert type(contract().make_engine()) is type(mlo.engine_from(name))
-        assert issubclass(contract, EngineContract)
+@pytest.mark.parametrize(
+    ("engine", "coupling"),
+    [(mlo.Gmres(tol=1e-12), 0.5), (mlo.Gmres(tol=1e-12), 4.0), (mlo.Neumann(num_terms=700), 0.5)],
+    ids=["gmres, weak", "gmres, strong", "neumann, weak"],
+)
+def test_games_are_solved_by_the_transposed_jacobian(engine, coupling):
+    problem = bilinear_game(dim=4, coupling=coupling)
+    assert relative_error(problem.optimizer(engine).gradient("x")["v"], problem.exact) < 1e-8
+    jacobian = problem.jacobians["game"]  # the untransposed one would be far off
+    assert relative_error(problem.swept(lambda a, v: torch.linalg.solve(a, v)), problem.exact) > 0.1
+    assert float((jacobian - jacobian.T).norm()) > 0.1
 
 
 # ------------------------------------------------------------------ one step against its own formula

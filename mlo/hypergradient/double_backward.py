@@ -1,0 +1,68 @@
+"""Finds operations without a second derivative in a loss, before an engine with autograd products depends on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mlo.errors import EngineError
+
+__all__ = ["check_double_backward", "no_double_backward"]
+
+
+def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Refuses a loss whose gradient cannot be differentiated, from its graph alone.
+
+    Args:
+        problem: its name.
+        loss: scalar, with its graph, which is kept.
+        parameters: leaves that it depends on.
+
+    Raises:
+        EngineError: naming the operation and what to do.
+    """
+    if not loss.requires_grad:
+        return
+    for node in _graph([loss]):
+        cls = getattr(node, "_forward_cls", None)  # of a torch.autograd.Function
+        backward = getattr(cls, "backward", None)
+        if cls is not None and _is_once_differentiable(backward):
+            # PyTorch would not fail but take its second derivative for zero.
+            raise no_double_backward(problem, f"{cls.__name__}.backward is once_differentiable")
+    found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
+    gradient = [g for g in found if g is not None and g.requires_grad]
+    names = {node.name() for node in _graph(gradient)}
+    if any("NotImplemented" in name or "CompiledFunctionBackward" in name for name in names):
+        try:
+            torch.autograd.grad([g.sum() for g in gradient], list(parameters), allow_unused=True)
+        except RuntimeError as error:
+            raise no_double_backward(problem, str(error)) from error
+
+
+def no_double_backward(problem: str, reason: str) -> EngineError:
+    """The error for a loss of which a second derivative was asked in vain."""
+    return EngineError(
+        f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use 'darts', 'penalty' or another "
+        "engine with finite_difference products, or an implementation that has one (for attention: "
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH))."
+    )
+
+
+def _is_once_differentiable(backward: object) -> bool:
+    code = getattr(backward, "__code__", None)
+    return hasattr(backward, "__wrapped__") and getattr(code, "co_filename", "") == torch.autograd.function.__file__
+
+
+def _graph(outputs: Sequence[Tensor]) -> Iterator[torch.autograd.graph.Node]:
+    """Every node of the graph behind some tensors, once."""
+    waiting = [output.grad_fn for output in outputs]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting += [earlier for earlier, _ in node.next_functions]

@@ -1,0 +1,77 @@
+"""`soba`: one step of the linear system an upper update, going on from where the last one ended (Dagréou et al. 2022).
+
+q_{t+1} = q_t + α (v − Aᵀ q_t): while the lower and upper problems move slowly, q follows A⁻ᵀ v, at the price of a single
+product with Aᵀ an upper update and one mixed product, whatever the conditioning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from mlo.errors import EngineError
+from mlo.hypergradient.base import Cotangent, Engine, Solve
+from mlo.hypergradient.iterative import FlatOperator, checked_step_size, persistent_step_size, stiffness
+from mlo.hypergradient.products import LinearSystem
+
+__all__ = ["Soba"]
+
+LOST = 100.0
+"""A residual this many times the cotangent's norm means that q no longer follows; it starts again from zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Soba(Engine):
+    """Keeps q from one upper update to the next and moves it by one step of size α down the residual.
+
+    The first updates therefore see a small q, and `gradient`, which changes nothing, does not move it on. The response cannot
+    be differentiated again: q holds what earlier updates left.
+
+    Attributes:
+        step_size: α, below 2 / λmax; "auto" takes 1 / λmax, estimated once by ten products and raised whenever the
+            product of an update shows a larger curvature, as it does before q could diverge.
+        damping: added to the diagonal of A.
+
+    Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and global variance reduction
+    algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
+    """
+
+    step_size: float | str = "auto"
+    damping: float = 0.0
+
+    name: ClassVar[str] = "soba"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_step_size(self.name, self.step_size)
+        if not self.damping >= 0.0:
+            raise EngineError(f"Engine 'soba': damping must not be negative, got {self.damping!r}.")
+
+    @property
+    def differentiable(self) -> bool:
+        return False
+
+    @torch.no_grad()
+    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        operator = FlatOperator(system, self.damping)
+        v = operator.flatten(cotangent)
+        scale = float(v.norm())
+        q = system.recall("q")
+        product = torch.zeros_like(v) if q is None else operator(q)
+        q = torch.zeros_like(v) if q is None else q
+        alpha = persistent_step_size(self.step_size, operator, system, observed=stiffness(q, product))
+        residual = float((v - product).norm()) / (scale or 1.0)
+        lost = scale > 0.0 and not residual <= LOST
+        q = alpha * v if lost else q + alpha * (v - product)
+        system.keep("q", q)
+        report = self.report(
+            system.problem,
+            iterations=operator.products,
+            residual=residual,
+            converged=not lost,
+            advice="The persistent solve diverged and starts again: use step_size='auto', or a smaller one; on a Jacobian "
+            "with negative eigenvalues, damping.",
+        )
+        return Solve(q=operator.split(q), report=report)
