@@ -1,14 +1,15 @@
 """`penalty`: the response by first gradients only, from two tilted copies of the lower problem (F2SA, value functions).
 
-Let y± minimise g(x, y) ∓ ε ⟨v, y⟩, the lower loss tilted by the cotangent v. Then ∇_y g(x, y±) = ±ε v, so
-(y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and by the envelope theorem the response's cotangent is
+Let ȳ be the current solution and let y± minimise g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩, the lower loss tilted by the
+cotangent v. (The second term makes ȳ the untilted solution even where the lower problem has not converged, so that the
+derivative is taken at ȳ as in every implicit engine.) Then ∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so
+(y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and the response's cotangent is
 
     −(∇_x g(x, y₊) − ∇_x g(x, y₋)) / 2ε = −Bᵀ A⁻¹ v + O(ε²).
 
-With λ = 1/ε this is the gradient of λ (g(x, y) − min g) + ⟨v, y⟩, the penalty on the value function of the lower problem with
-the upper loss linearised, taken on both sides so that the error is of second order, and so that a lower problem which has not
-converged yet cancels: both copies move on from the same point. No second derivative is formed, so flash attention, compiled and
-sharded modules serve.
+By the envelope theorem, with λ = 1/ε, each side is the gradient of the penalty λ (g(x, y) − min g) on the value function of the
+lower problem with the upper loss linearised; both sides together make the error one of second order. No second derivative is
+formed, so flash attention, compiled and sharded modules serve.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ GROWTH = 10.0
 class Penalty(Engine):
     """Moves two copies of the lower problem, tilted up and down by the cotangent, by gradient descent.
 
-    2 · steps + 2 gradient evaluations an upper update. On a quadratic loss K cold steps are the Neumann series with K terms.
+    2 · steps + 3 gradient evaluations an upper update (two less from a cold start). On a quadratic loss K cold steps are the
+    Neumann series with K terms.
 
     Attributes:
         steps: gradient steps of each copy, K.
         step_size: of these steps, below 2 / λmax; "auto" takes 1 / λmax, estimated once by finite differences and raised
             whenever the copies show a larger curvature.
         multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the finite-difference step that suits the
-            dtype. A small one (a large tilt) averages over the kinks of ReLU, at the price of an error of O(ε²).
+            dtype. A smaller one tilts
+            further, with an error of O(1/λ²).
         warm_start: go on from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies start at the solution.
         tol: residual above which the solve counts as not converged: at the default half of the cotangent is left over.
 
@@ -101,24 +104,27 @@ class Penalty(Engine):
         expected = [alpha * self.steps * entry for entry in v] if kept is None else q
         e = system.step_size(expected) if isinstance(self.multiplier, str) else 1.0 / self.multiplier
         up, down = _displaced(theta, q, e), _displaced(theta, q, -e)
+        still = system.gradient_at(theta)
         residual, first, curvature = math.inf, math.inf, 0.0
         for step in range(self.steps):
-            g_up, g_down = system.gradient_at(up), system.gradient_at(down)
+            at_rest = kept is None and step == 0
+            g_up = still if at_rest else system.gradient_at(up)
+            g_down = still if at_rest else system.gradient_at(down)
             bend = [(a - b) / (2.0 * e) for a, b in zip(g_up, g_down, strict=True)]
             residual = _norm([b - x for b, x in zip(bend, v, strict=True)]) / size
             apart = _norm(_half_difference(up, down, e))
             curvature = max(curvature, _norm(bend) / apart if apart > 0.0 else 0.0)
             first = residual if step == 0 else first
             if not residual <= GROWTH * max(first, 1.0):
+                up, down = _displaced(theta, v, alpha * e), _displaced(theta, v, -alpha * e)  # one step from rest
                 break
-            up = [y - alpha * (g - e * x) for y, g, x in zip(up, g_up, v, strict=True)]
-            down = [y - alpha * (g + e * x) for y, g, x in zip(down, g_down, v, strict=True)]
+            up = [y - alpha * (g - g0 - e * x) for y, g, g0, x in zip(up, g_up, still, v, strict=True)]
+            down = [y - alpha * (g - g0 + e * x) for y, g, g0, x in zip(down, g_down, still, v, strict=True)]
         if curvature > 0.0:
             persistent_step_size(self.step_size, operator, system, observed=curvature)
         diverged = not residual <= GROWTH * max(first, 1.0)
         if self.warm_start:
-            found = [torch.zeros_like(t) for t in theta] if diverged else _half_difference(up, down, e)
-            system.keep("q", operator.flatten(found))
+            system.keep("q", operator.flatten(_half_difference(up, down, e)))
         pulled = [
             (b - a) / (2.0 * e)
             for a, b in zip(system.input_gradient_at(up), system.input_gradient_at(down), strict=True)
