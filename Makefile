@@ -1,16 +1,19 @@
 # make run: the main job on the embedded data set.  make test: the test suite.  Both make .venv first.
 # make check: what .ci/run checks before the tests.
+# make benchmark: mlo's engines against other libraries (about 20 minutes), in an environment of its own.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-benchmarks
+PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1
 
-.PHONY: run test check format betty clean
+.PHONY: run test check format betty benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.installed-betty
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 check: $(VENV)/.installed-dev
@@ -23,8 +26,20 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-betty: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1'
+betty: $(VENV)/.installed-betty
+
+benchmark: benchmark-environment
+	$(BENCH)/bin/python benchmarks/engines.py
+
+benchmark-environment: $(BENCH)/.installed
+
+# A peer that does not install is said, and its rows say so; the others are measured.
+$(BENCH)/.installed: pyproject.toml
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --editable .
+	$(BENCH)/bin/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1' || echo 'NOT INSTALLED: betty-ml==0.2.1'
+	for peer in $(PEERS); do $(BENCH)/bin/python -m pip install --quiet "$$peer" || echo "NOT INSTALLED: $$peer"; done
+	touch $@
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mlo needs Python 3.11 or newer; name one with: make PYTHON=python3.11")'
@@ -40,5 +55,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# Betty's metadata: 0.2.1 claims Python < 3.11, on which it does not depend, and 0.1.1 has a specifier that pip 24.1 and later
+# refuse. 0.2.1 goes into the environment; 0.1.1, which the tests run as well, beside it.
+$(VENV)/.installed-betty: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1'
+	rm -rf $(VENV)/pip-24.0 $(VENV)/betty-0.1.1
+	$(BIN)/python -m pip install --quiet --target $(VENV)/pip-24.0 'pip==24.0'
+	PYTHONPATH=$(VENV)/pip-24.0 $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/betty-0.1.1 'betty-ml==0.1.1'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

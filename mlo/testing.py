@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -452,11 +452,13 @@ class EngineContract:
     On each graph an engine either equals its formula or is refused before the first step.
 
     Attributes:
+        graphs: those on which the engine follows its formula; leave one out only for an engine that is known to be wrong there.
         exact: whether `inverse` is the exact one, so that the engine must also be exact on the tri-level graph.
         tolerance: largest relative error in float64.
         tolerance_float32: largest relative error in float32.
     """
 
+    graphs: ClassVar[Sequence[str]] = tuple(GRAPHS)
     exact: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-9
     tolerance_float32: ClassVar[float] = 1e-4
@@ -477,7 +479,8 @@ class EngineContract:
 
     def test_equals_its_formula_on_every_graph_in_both_dtypes(self) -> None:
         for dtype, tolerance in ((torch.float64, self.tolerance), (torch.float32, self.tolerance_float32)):
-            for name, make in GRAPHS.items():
+            for name in self.graphs:
+                make = GRAPHS[name]
                 reference = make().swept(self.inverse)
                 problem = make(dtype=dtype)
                 engine = self.make_engine()

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlo.errors import EngineError, nearest
 from mlo.hypergradient.base import Engine
+from mlo.hypergradient.betty import BettyConjugateGradient, BettyDarts, BettyNeumann
 from mlo.hypergradient.cg import ConjugateGradient
 from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.first_order import FirstOrder
@@ -28,6 +29,9 @@ EngineChoice = Engine | str | Mapping[str, Any]
 """An engine, the name of one, or a mapping `{"name": ..., option: value}`."""
 
 _FACTORIES: dict[str, Callable[..., Engine]] = {
+    "betty-cg": BettyConjugateGradient,
+    "betty-darts": BettyDarts,
+    "betty-neumann": BettyNeumann,
     "cg": ConjugateGradient,
     "darts": darts,
     "direct": Direct,

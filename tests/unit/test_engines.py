@@ -181,6 +181,43 @@ class TestPenalty(EngineContract):
         return series(jacobian.T, v, terms=5, alpha=0.3)
 
 
+class OfBetty(EngineContract):
+    """Betty's own functions, which leave the optimizer's weight decay out of the Hessian (tests/oracle/test_betty.py)."""
+
+    graphs = ("bilevel", "chain", "diamond", "layered", "game")
+
+    @pytest.fixture(autouse=True)
+    def _needs_betty(self):
+        pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
+
+
+class TestBettyDarts(OfBetty):
+    tolerance = 1e-8
+    tolerance_float32 = 2e-2
+
+    def make_engine(self):
+        return mlo.engine_from("betty-darts")
+
+    def inverse(self, jacobian, v):
+        return v
+
+
+class TestBettyNeumann(OfBetty):
+    def make_engine(self):
+        return mlo.engine_from({"name": "betty-neumann", "iterations": 4, "alpha": 0.3})
+
+    def inverse(self, jacobian, v):
+        return series(jacobian, v, terms=5, alpha=0.3)
+
+
+class TestBettyConjugateGradient(OfBetty):
+    def make_engine(self):
+        return mlo.engine_from("betty-cg")
+
+    def inverse(self, jacobian, v):  # one iteration is a step of steepest descent
+        return v * (v @ v) / (v @ jacobian @ v)
+
+
 def is_multiple(jacobian):
     """Whether a matrix is a multiple of the identity, whose Krylov spaces have one dimension."""
     return torch.equal(jacobian, jacobian[0, 0] * torch.eye(len(jacobian), dtype=jacobian.dtype))
@@ -226,6 +263,9 @@ BY_AUTOGRAD_AND_DIFFERENCES = {
     "soba": (TestSoba, TestSobaWithFiniteDifferences),
 }
 WITH_ONE_KIND_OF_PRODUCTS = {
+    "betty-cg": TestBettyConjugateGradient,
+    "betty-darts": TestBettyDarts,
+    "betty-neumann": TestBettyNeumann,
     "darts": TestDarts,
     "first_order": TestFirstOrder,
     "penalty": TestPenalty,
@@ -240,6 +280,8 @@ def test_every_registered_engine_is_under_the_contract_with_each_kind_of_product
         assert differences().make_engine().products.name == "finite_difference"
         assert type(exact().make_engine()) is type(differences().make_engine()) is type(mlo.engine_from(name))
     for name, contract in WITH_ONE_KIND_OF_PRODUCTS.items():
+        if name.startswith("betty-"):
+            pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
         assert type(contract().make_engine()) is type(mlo.engine_from(name))
 
 

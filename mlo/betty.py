@@ -1,0 +1,262 @@
+"""Runs an `mlo` graph on Betty's `Engine`, so that one declaration can be compared on both (`mlo.betty.run`)."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from mlo.batches import BatchStream
+from mlo.errors import EngineError
+from mlo.graph import DependencyGraph
+from mlo.hypergradient.betty import BettyDarts, BettyEngine, betty_version
+from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.optimizer import MultilevelOptimizer
+from mlo.problem import Problem
+from mlo.records import Record
+
+__all__ = ["describe", "run"]
+
+
+def describe() -> str:
+    """Says which Betty is installed and what it cannot do.
+
+    Raises:
+        EngineError: if none is.
+    """
+    installed = betty_version()
+    lines = [
+        f"Betty {installed}: it solves once for every path of the graph, replays no noise in its finite differences,",
+        "  leaves the optimizer's weight decay out of the Hessian and reports no residual. It cannot run: games, neumann or cg",
+        "  on a problem whose own gradient contains a response, accumulation, warm-up of single problems, bf16 on a CPU,",
+        "  compiled modules, ReduceLROnPlateau.",
+    ]
+    if installed.startswith("0.1."):
+        lines += [
+            "  0.1.1 besides: darts leaves the lower parameters displaced by alpha / ‖v‖ (it forgets to add in place); the",
+            "  lower problems of one upper problem must have the same number of steps; an unused parameter is an error.",
+        ]
+    return "\n".join(lines)
+
+
+def run(
+    graph: Sequence[Problem] | DependencyGraph | MultilevelOptimizer,
+    *,
+    steps: int,
+    hypergradient: EngineChoice | Mapping[str, EngineChoice] = "betty-darts",
+) -> list[Record]:
+    """Runs problems on Betty's `Engine`; their modules and optimizers move as they would in `MultilevelOptimizer.run`.
+
+    Prints which Betty it is and what that one cannot do.
+
+    Args:
+        graph: problems from the innermost to the outermost, their graph, or an optimizer of them.
+        steps: number of updates of the outermost problem.
+        hypergradient: one of the `betty-*` engines, or a dict problem → engine with "default".
+
+    Returns:
+        One record a round, with the last loss and gradient norm of each problem.
+
+    Raises:
+        EngineError: for what the installed Betty cannot run, or if it fails.
+    """
+    if isinstance(graph, MultilevelOptimizer):
+        graph = graph.graph
+    elif not isinstance(graph, DependencyGraph):
+        graph = DependencyGraph(graph)
+    if isinstance(hypergradient, Mapping) and "name" not in hypergradient:
+        hypergradient = {"default": "betty-darts", **hypergradient}
+    print(describe())
+    chosen = _checked(graph, engines_for(graph.problems, hypergradient))
+    for line in _left_out(graph):
+        print(line)
+    runner = _Runner(graph, chosen)
+    return [runner.round(index + 1) for index in range(steps)]
+
+
+def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, BettyEngine]:
+    """The engines, if Betty can run this graph with them."""
+    read = {lower for name in graph.problems for lower in graph.lower(name)}
+    chosen: dict[str, BettyEngine] = {}
+    for name, problem in graph.problems.items():
+        engine = (
+            engines[name] if name in read else BettyDarts()
+        )  # nobody differentiates an outermost problem's response
+        reasons = {
+            f"its engine is {engine.label!r}; choose betty-darts, betty-neumann or betty-cg": not isinstance(
+                engine, BettyEngine
+            ),
+            "it is a game": problem.is_game,
+            f"accumulate={problem.accumulate}": problem.accumulate > 1,
+            f"warmup_steps={problem.warmup_steps}": problem.warmup_steps > 0,
+            f"precision={problem.precision!r}": problem.precision is not None,
+            "it is compiled": bool(problem.compile),
+            "its scheduler is ReduceLROnPlateau": any(
+                isinstance(s, ReduceLROnPlateau) for s in problem.schedulers.values()
+            ),
+            f"{engine.label!r} refuses a problem whose own gradient contains a response": not isinstance(
+                engine, BettyDarts
+            )
+            and bool(_paths_from(graph, name)),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise EngineError(f"Betty {betty_version()} cannot run problem {name!r}: {reason}.")
+        chosen[name] = engine
+    if betty_version().startswith("0.1."):
+        for name in graph.problems:
+            counts = {graph.problems[lower].steps for lower in graph.lower(name)}
+            if len(counts) > 1:
+                raise EngineError(
+                    f"Betty {betty_version()} cannot run problem {name!r}: the problems below it have different steps "
+                    f"({sorted(counts)})."
+                )
+    return chosen
+
+
+def _paths_from(graph: DependencyGraph, upper: str) -> list[str]:
+    """The problems that are conditioned on `upper` and whose response comes back to it."""
+
+    def reaches(lower: str) -> bool:
+        above = [name for name in graph.problems if lower in graph.lower(name)]
+        return upper in above or any(reaches(name) for name in above if name != upper)
+
+    return [name for name in graph.problems if upper in graph.upper(name) and reaches(name)]
+
+
+def _left_out(graph: DependencyGraph) -> list[str]:
+    """The dependencies that Betty's paths, which go from a solution to its readers only, do not see."""
+    return [
+        f"  It leaves out of the gradient of {name!r} that the solution of {lower!r} depends on the one of {middle!r}."
+        for name in graph.problems
+        if _paths_from(graph, name)
+        for lower in graph.responses(name)
+        for middle in graph.upper(lower)
+        if middle in graph.responses(name)
+    ]
+
+
+class _Runner:
+    """Betty's problems and engine for a graph."""
+
+    def __init__(self, graph: DependencyGraph, engines: Mapping[str, BettyEngine]) -> None:
+        configs = importlib.import_module("betty.configs")
+        self._graph = graph
+        self._problems = {
+            name: _bridged(
+                problem,
+                {read: graph.problems[read] for read in graph.reads[name]},
+                configs.Config(
+                    **engines[name].config(),
+                    unroll_steps=problem.steps,
+                    gradient_clipping=problem.grad_clip or 0.0,
+                    retain_graph=bool(_paths_from(graph, name)),
+                ),
+            )
+            for name, problem in graph.problems.items()
+        }
+        bridged = self._problems
+        above: dict[Any, list[Any]] = {}
+        below: dict[Any, list[Any]] = {}
+        for name in graph.problems:
+            for lower in graph.lower(name):
+                above.setdefault(bridged[lower], []).append(bridged[name])
+            if conditioned := _paths_from(graph, name):
+                below[bridged[name]] = [bridged[lower] for lower in conditioned]
+        with _quiet():
+            self._engine = importlib.import_module("betty.engine").Engine(
+                problems=list(bridged.values()),
+                config=_engine_config(configs, next(iter(graph.problems.values())).device),
+                dependencies={"l2u": above, "u2l": below},
+            )
+        self._engine.train()
+
+    def round(self, number: int) -> Record:
+        """Lets Betty's leaves step until the outermost problem has moved once more."""
+        outermost = list(self._problems.values())[-1]
+        record = Record(round=number)
+        target = outermost.count + 1
+        try:
+            while outermost.count < target:
+                self._engine.global_step += 1
+                self._engine.train_step()
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise EngineError(f"Betty {betty_version()} failed: {type(error).__name__}: {error}") from error
+        for name, problem in self._problems.items():
+            if problem.last is not None:
+                loss, norm = problem.last
+                record.add(name, loss=loss, metrics={}, gradient_norm=norm)
+        return record
+
+
+def _engine_config(configs: Any, device: torch.device) -> Any:
+    if betty_version().startswith("0.1."):
+        return configs.EngineConfig()
+    return configs.EngineConfig(strategy="gpu" if device.type == "cuda" else "cpu")
+
+
+class _quiet:
+    """Betty's set-up talks at length on its logger."""
+
+    def __enter__(self) -> None:
+        self._before = logging.root.manager.disable
+        logging.disable(logging.INFO)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self._before)
+
+
+def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any:
+    """An `mlo` problem as one of Betty's."""
+    problems = importlib.import_module("betty.problems")
+
+    class Bridged(problems.ImplicitProblem):  # type: ignore[misc, name-defined]
+        """Betty's problem with the module, optimizer, loss and data of an `mlo` one, none of them patched."""
+
+        last: tuple[Tensor, Tensor] | None = None
+
+        def get_batch(self) -> Any:
+            return stream.next()
+
+        def training_step(self, batch: Any) -> Tensor:
+            value = problem.loss(problem.module, batch, **{name: other.module for name, other in reads.items()})
+            loss: Tensor = value[0] if isinstance(value, tuple) else value
+            return loss
+
+        def get_loss(self, batch: Any) -> Any:
+            found = super().get_loss(batch)
+            self._loss = torch.tensor(found[1]["loss"], dtype=torch.float64)
+            return found
+
+        def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+            gradients = [p.grad for p in problem.parameters.values() if p.grad is not None]
+            self.last = (self._loss, torch.nn.utils.get_total_norm(gradients))
+            super().optimizer_step(*arguments, **options)
+
+        def trainable_parameters(self) -> list[Tensor]:
+            return list(problem.parameters.values())
+
+        parameters = trainable_parameters
+
+        def patch_everything(self) -> None:
+            """Betty 0.2.1 would make the optimizer anew from its defaults, which fails for AdamW, and move the module."""
+
+        def train(self) -> None:
+            self._training = True  # the module's own flags are the user's
+
+    stream = BatchStream(problem.data, problem.name)
+    options: dict[str, Any] = {"device": problem.device} if betty_version().startswith("0.1.") else {}
+    optimizer, schedulers = next(iter(problem.optimizers.values())), list(problem.schedulers.values())
+    return Bridged(
+        name=f"mlo_{problem.name}",  # Betty makes attributes of the names, and has its own
+        config=config,
+        module=problem.module,
+        optimizer=optimizer,
+        scheduler=schedulers[0] if schedulers else None,
+        **options,
+    )

@@ -1,0 +1,167 @@
+"""Betty's three methods as engines: `betty-darts`, `betty-neumann`, `betty-cg` call Betty's own functions.
+
+`mlo` supplies the graph, the point, the batch and the noise; the inverse and the mixed product are what the installed Betty
+computes, its errors included. They are for comparisons: each has a counterpart here that does what its name says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.errors import EngineError
+from mlo.hypergradient.base import Cotangent, Engine, Solve
+from mlo.hypergradient.iterative import at_least_one
+from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
+from mlo.problem import SINGLE_PLAYER
+
+if TYPE_CHECKING:
+    from mlo.records import SolveReport
+    from mlo.response import Pullback
+
+__all__ = ["BettyConjugateGradient", "BettyDarts", "BettyEngine", "BettyNeumann", "betty_version"]
+
+
+def betty_version() -> str:
+    """The version of the installed betty-ml.
+
+    Raises:
+        EngineError: if it is not installed.
+    """
+    try:
+        return version("betty-ml")
+    except PackageNotFoundError:
+        raise EngineError(
+            "The engines betty-darts, betty-neumann and betty-cg need the package betty-ml, which is not installed. Run: pip "
+            "install --ignore-requires-python --no-deps betty-ml==0.2.1"
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BettyEngine(Engine):
+    """Base of the engines that call a function of `betty.hypergradient`.
+
+    Attributes:
+        alpha: as in Betty's `Config`: the numerator of the finite difference, the step of the series, the scale of CG.
+    """
+
+    alpha: float = 1.0
+
+    needs_symmetry: ClassVar[bool] = True  # and one loss a problem: Betty has no games
+    method: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        betty_version()
+
+    @property
+    def differentiable(self) -> bool:
+        return False
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def config(self) -> dict[str, Any]:
+        """The options of `betty.configs.Config` that choose this method."""
+        return {"type": self.method, f"{self.method}_alpha": self.alpha}
+
+    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        raise NotImplementedError("Betty's functions return the product with the response, not q")
+
+    def pullback(self, call: Pullback, cotangent: Cotangent) -> tuple[list[Tensor | None], SolveReport]:
+        module = importlib.import_module(f"betty.hypergradient.{self.method}")
+        function = getattr(module, self.method)
+        parameters = {k: t.detach().clone().requires_grad_() for k, t in call.solution.evaluation.parameters.items()}
+        inputs = call.input_aliases()
+        wanted = [tensor for tensor, want in zip(inputs, call.wanted, strict=True) if want]
+        v = [torch.zeros_like(t) if c is None else c for c, t in zip(cotangent, parameters.values(), strict=True)]
+        lower = _Lower(self.config(), call, parameters, inputs)
+        arguments = {"vector": v, "curr": lower, "prev": _Upper(wanted), "sync": False}
+        taken = inspect.signature(function).parameters  # 0.1.1 has no sync
+        try:
+            with torch.enable_grad():
+                found = function(**{key: value for key, value in arguments.items() if key in taken})
+        except (RuntimeError, TypeError) as error:
+            raise EngineError(
+                f"Problem {call.solution.name!r}: the function of Betty {betty_version()} behind {self.name!r} failed: {error} "
+                f"(It needs a loss in which every parameter and every problem read takes part.) Use {self.method!r}."
+            ) from error
+        entries = iter(found)
+        pulled = [next(entries).detach() if want else None for want in call.wanted]
+        return pulled, self.report(call.solution.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BettyDarts(BettyEngine):
+    """Betty's `darts`: the identity for the inverse, with finite differences at ± alpha / ‖v‖ (no learning rate)."""
+
+    products: Products = field(default_factory=FiniteDifference)
+    alpha: float = 0.01
+
+    name: ClassVar[str] = "betty-darts"
+    method: ClassVar[str] = "darts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BettyNeumann(BettyEngine):
+    """Betty's `neumann`: alpha times the first `iterations` + 1 terms of the series; nothing checks that it converges."""
+
+    iterations: int = 1
+
+    name: ClassVar[str] = "betty-neumann"
+    method: ClassVar[str] = "neumann"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self.name, "iterations", self.iterations)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), f"{self.method}_iterations": self.iterations}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BettyConjugateGradient(BettyNeumann):
+    """Betty's `cg`, whose directions use the last residual, so that it does not converge beyond one iteration."""
+
+    name: ClassVar[str] = "betty-cg"
+    method: ClassVar[str] = "cg"
+
+
+class _Lower:
+    """What Betty's functions ask of the problem whose response they differentiate."""
+
+    _strategy = "default"
+    paths: tuple[()] = ()
+
+    def __init__(
+        self, config: dict[str, Any], call: Pullback, parameters: dict[str, Tensor], inputs: Sequence[Tensor]
+    ) -> None:
+        self.config = importlib.import_module("betty.configs").Config(**config)
+        self.cur_batch = None  # the evaluation holds the batch
+        self._call, self._parameters, self._inputs = call, parameters, inputs
+
+    def training_step_exec(self, batch: None) -> Tensor:
+        return self._call.stack.enter_context(self._call.losses(self._parameters, self._inputs))[SINGLE_PLAYER]
+
+    def parameters(self) -> list[Tensor]:
+        return list(self._parameters.values())
+
+    trainable_parameters = meta_trainable_parameters = parameters
+
+
+class _Upper:
+    """What they ask of the problems above it."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = list(parameters)
+
+    def trainable_parameters(self) -> list[Tensor]:
+        return self._parameters
