@@ -23,7 +23,7 @@ from mlo.randomness import RandomState, replayed
 if TYPE_CHECKING:
     from mlo.response import Solution
 
-__all__ = ["Evaluation", "Input", "LossModule", "LossValue", "batch_versions", "gradients"]
+__all__ = ["Evaluation", "Input", "LossModule", "LossValue", "alias", "batch_versions", "gradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,3 +300,19 @@ def gradients(
         loss, list(inputs), create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
     )
     return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
+
+
+def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:
+    """A tensor to differentiate in, with a recorded value and, where that is asked for, the derivative of a saved tensor.
+
+    Args:
+        saved: the tensor of the graph.
+        recorded: the value at which the loss was evaluated, of which `saved` may be a later one.
+        differentiate: whether the derivative taken is itself differentiated, and so must flow into `saved`.
+        wanted: whether a derivative in it is asked for at all.
+    """
+    if not differentiate or not saved.requires_grad:
+        return recorded.detach().requires_grad_(wanted)
+    if recorded.data_ptr() == saved.data_ptr():
+        return saved.view_as(saved)
+    return recorded + (saved - saved.detach())

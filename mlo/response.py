@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
-from mlo.evaluation import Evaluation, Input
+from mlo.evaluation import Evaluation, Input, alias
 from mlo.problem import Tensors
 from mlo.records import SolveReport
 
@@ -246,16 +246,10 @@ class Pullback:
                 recorded += [None] * len(item.solution.value)
             else:
                 recorded += self.solution.evaluation.uppers[item.name].values()
-        aliases = []
-        for saved, value, wanted in zip(self.inputs, recorded, self.wanted, strict=True):
-            at = saved if value is None or value.data_ptr() == saved.data_ptr() else value
-            if not self.differentiate or not saved.requires_grad:
-                aliases.append(at.detach().requires_grad_(wanted))
-            elif at is saved:
-                aliases.append(saved.view_as(saved))
-            else:  # the recorded value, with the derivative of the current one
-                aliases.append(at + (saved - saved.detach()))
-        return aliases
+        return [
+            alias(saved, saved if value is None else value, differentiate=self.differentiate, wanted=wanted)
+            for saved, value, wanted in zip(self.inputs, recorded, self.wanted, strict=True)
+        ]
 
     @contextmanager
     def losses(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:

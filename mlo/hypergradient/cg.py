@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one
+from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one, conjugate_gradients
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["ConjugateGradient"]
@@ -39,32 +38,4 @@ class ConjugateGradient(IterativeEngine):
         at_least_one(self.name, "max_steps", self.max_steps)
 
     def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
-        x = torch.zeros_like(b)
-        r = p = b
-        rr = r @ r
-        smallest: float | None = None
-        for _ in range(self.max_steps):
-            if float(rr.detach().sqrt()) <= self.tol * scale:
-                break
-            product = operator(p)
-            curvature = p @ product
-            met = float((curvature / (p @ p)).detach())
-            smallest = met if smallest is None else min(smallest, met)
-            if not met > 0.0:
-                return Outcome(
-                    x=x,
-                    residual=float(rr.detach().sqrt()) / scale,
-                    converged=False,
-                    advice=f"The curvature is {met:.3g} along a direction, so the Jacobian is not positive definite: add "
-                    f"damping above {-met:.3g}, or use 'minres' (symmetric) or 'gmres' (games).",
-                    curvature=smallest,
-                )
-            step = rr / curvature
-            x = x + step * p
-            r = r - step * product
-            previous, rr = rr, r @ r
-            p = r + (rr / previous) * p
-        residual = float(rr.detach().sqrt()) / scale
-        converged = residual <= self.tol
-        advice = "" if converged else "Raise max_steps, add damping, or accept the truncation by a larger tol."
-        return Outcome(x=x, residual=residual, converged=converged, advice=advice, curvature=smallest)
+        return conjugate_gradients(operator, b, scale, max_steps=self.max_steps, tol=self.tol)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -143,6 +143,62 @@ def checked_step_size(engine: str, step_size: float | str) -> None:
     """
     if step_size != "auto" and (isinstance(step_size, str) or not step_size > 0.0):
         raise EngineError(f"Engine {engine!r}: step_size must be 'auto' or a positive number, got {step_size!r}.")
+
+
+def conjugate_gradients(
+    operator: FlatOperator,
+    b: Tensor,
+    scale: float,
+    *,
+    max_steps: int,
+    tol: float,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    more: str = "max_steps",
+) -> Outcome:
+    """Solves operator(x) = b from x = 0 for a symmetric positive definite operator.
+
+    At a direction of curvature that is not positive it stops with what it has.
+
+    Args:
+        operator: the product.
+        b: right-hand side, flat [n].
+        scale: the norm to which residuals are relative.
+        max_steps: most products.
+        tol: relative residual at which it stops.
+        precondition: r → an approximation of the solution for the right-hand side r, symmetric positive definite.
+        more: what to raise when the steps are not enough.
+    """
+    x = torch.zeros_like(b)
+    r = b
+    z = p = r if precondition is None else precondition(r)
+    rz = r @ z
+    smallest: float | None = None
+    residual = float(r.detach().norm()) / scale
+    for _ in range(max_steps):
+        if residual <= tol:
+            break
+        product = operator(p)
+        curvature = p @ product
+        met = float((curvature / (p @ p)).detach())
+        smallest = met if smallest is None else min(smallest, met)
+        if not met > 0.0:
+            return Outcome(
+                x=x,
+                residual=residual,
+                converged=False,
+                advice=f"The curvature is {met:.3g} along a direction, so the Jacobian is not positive definite: add damping "
+                f"above {-met:.3g}, or use 'minres' (symmetric) or 'gmres' (games).",
+                curvature=smallest,
+            )
+        step = rz / curvature
+        x, r = x + step * p, r - step * product
+        residual = float(r.detach().norm()) / scale
+        z = r if precondition is None else precondition(r)
+        previous, rz = rz, r @ z
+        p = z + (rz / previous) * p
+    converged = residual <= tol
+    advice = "" if converged else f"Raise {more}, add damping, or accept the truncation by a larger tol."
+    return Outcome(x=x, residual=residual, converged=converged, advice=advice, curvature=smallest)
 
 
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:

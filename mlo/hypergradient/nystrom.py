@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
-from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one, fixed_noise
+from mlo.hypergradient.iterative import (
+    FlatOperator,
+    IterativeEngine,
+    Outcome,
+    at_least_one,
+    conjugate_gradients,
+    fixed_noise,
+)
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Nystrom"]
@@ -64,34 +71,15 @@ class Nystrom(IterativeEngine):
             residual = float((b - operator(x)).detach().norm()) / scale
             advice = "The approximation misses much of the Jacobian: raise rank, or let max_steps refine it."
             return Outcome(x=x, residual=residual, converged=residual <= 0.5, advice=advice if residual > 0.5 else "")
-        x, r = torch.zeros_like(b), b
-        z = p = precondition(r)
-        rz = r @ z
-        smallest_met: float | None = None
-        for _ in range(self.max_steps):
-            if float(r.detach().norm()) <= self.tol * scale:
-                break
-            product = operator(p)
-            curvature = p @ product
-            met = float((curvature / (p @ p)).detach())
-            smallest_met = met if smallest_met is None else min(smallest_met, met)
-            if not met > 0.0:
-                return Outcome(
-                    x=x,
-                    residual=float(r.detach().norm()) / scale,
-                    converged=False,
-                    advice="The Jacobian is not positive definite: add damping, or use 'minres'.",
-                    curvature=smallest_met,
-                )
-            step = rz / curvature
-            x, r = x + step * p, r - step * product
-            z = precondition(r)
-            previous, rz = rz, r @ z
-            p = z + (rz / previous) * p
-        residual = float(r.detach().norm()) / scale
-        converged = residual <= self.tol
-        advice = "" if converged else "Raise max_steps or rank, or accept the truncation by a larger tol."
-        return Outcome(x=x, residual=residual, converged=converged, advice=advice, curvature=smallest_met)
+        return conjugate_gradients(
+            operator,
+            b,
+            scale,
+            max_steps=self.max_steps,
+            tol=self.tol,
+            precondition=precondition,
+            more="max_steps or rank",
+        )
 
     def _approximation(self, operator: FlatOperator, system: LinearSystem) -> tuple[Tensor, Tensor]:
         """U [n, r] with orthonormal columns and Λ [r] ≥ 0, largest first."""

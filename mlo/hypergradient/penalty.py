@@ -9,7 +9,7 @@ derivative is taken at ȳ as in every implicit engine.) Then ∇_y g(x, y±) = �
 
 By the envelope theorem, with λ = 1/ε, each side is the gradient of the penalty λ (g(x, y) − min g) on the value function of the
 lower problem with the upper loss linearised; both sides together make the error one of second order. No second derivative is
-formed, so flash attention, compiled and sharded modules serve.
+formed, so flash attention and compiled modules serve.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
+from mlo.evaluation import alias, gradients
 from mlo.hypergradient.base import Cotangent, Engine, Solve
 from mlo.hypergradient.iterative import at_least_one
 from mlo.hypergradient.products import LinearSystem
@@ -135,10 +136,13 @@ def _pull_back(
     count, states = len(node.names), len(node.state_keys)
     recorded_state = node.recorded.step.differentiable_state()
     theta = {
-        name: _alias(saved[k], node.recorded.evaluation.parameters[name], differentiate)
+        name: alias(saved[k], node.recorded.evaluation.parameters[name], differentiate=differentiate)
         for k, name in enumerate(node.names)
     }
-    state = {key: _alias(saved[count + k], recorded_state[key], differentiate) for k, key in enumerate(node.state_keys)}
+    state = {
+        key: alias(saved[count + k], recorded_state[key], differentiate=differentiate)
+        for k, key in enumerate(node.state_keys)
+    }
     call = node.solution.at(node.recorded).pullback(
         outputs=(),
         inputs=saved[count + states :],
@@ -151,10 +155,8 @@ def _pull_back(
     losses = stack.enter_context(call.losses(theta, inputs))
     gradient: Tensors = {}
     for player, members in node.recorded.evaluation.problem.player_parameters.items():
-        grads = torch.autograd.grad(
-            losses[player], [theta[name] for name in members], create_graph=True, allow_unused=True
-        )
-        gradient |= {n: torch.zeros_like(theta[n]) if g is None else g for n, g in zip(members, grads, strict=True)}
+        found = gradients(losses[player], [theta[name] for name in members], create_graph=True)
+        gradient |= zip(members, found, strict=True)
     moved, after_state = node.recorded.step.apply_with_state(theta, gradient, state)
     made = [moved[name] for name in node.names] + [after_state[key] for key in node.after_state_keys]
     pairs = [(t, v) for t, v in zip(made, cotangents, strict=True) if v is not None and t.requires_grad]
@@ -172,10 +174,3 @@ def _pull_back(
         else [None] * len(asked)
     )
     return [next(asked_grads) if want else None for want in wanted]
-
-
-def _alias(saved: Tensor, recorded: Tensor, differentiate: bool) -> Tensor:
-    """The recorded value as a tensor to differentiate in, with the derivative of the saved one where that is needed."""
-    if differentiate and saved.requires_grad:
-        return recorded + (saved - saved.detach())
-    return recorded.detach().requires_grad_()
