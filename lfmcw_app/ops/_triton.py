@@ -1,0 +1,233 @@
+"""Triton kernels of the row-wise cross entropy: one program for a tile of rows, columns in blocks, sums in float32.
+
+`forward` reads the logits once (a running maximum and a running sum of exponentials over the blocks); `gradient` reads once and
+writes once; `second` reads the logits and v once and writes once where a row fits one block (C ≤ 16384), and reads both twice
+beyond. Nothing is atomic, so results repeat bit for bit. A label out of range makes its row NaN.
+
+The statistics that the derivatives start from are the row's maximum m and log Σ exp(x − m), kept apart: their sum would lose
+the digits of large logits.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["Tile", "forward", "gradient", "second", "tile"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+LARGEST_BLOCK = 16384
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, y_ptr, ce_ptr, stats_ptr, rows, columns, stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    y = tl.load(y_ptr + row, mask=inside, other=0)
+    known = (y >= 0) & (y < columns)
+    largest = tl.full([ROWS], float("-inf"), SUM)
+    total = tl.zeros([ROWS], SUM)
+    plain = tl.zeros([ROWS], SUM)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        there = inside[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+        larger = tl.maximum(largest, tl.max(x, 1))
+        # A row of nothing but −inf so far: −inf − −inf would be NaN.
+        finite = tl.where(larger == float("-inf"), 0.0, larger)
+        total = total * tl.exp(largest - finite) + tl.sum(tl.exp(x - finite[:, None]), 1)
+        largest = larger
+        if SMOOTHING > 0.0:
+            plain += tl.sum(tl.where(there, x, 0.0), 1)
+    at_label = tl.load(x_ptr + row * stride + tl.where(known, y, 0), mask=inside, other=0.0).to(SUM)
+    log_total = tl.log(total)
+    off = largest - at_label
+    if SMOOTHING > 0.0:
+        off = (1.0 - SMOOTHING) * off + (SMOOTHING * largest - SHARE * plain)
+    ce = tl.where(known, off + log_total, float("nan"))
+    tl.store(ce_ptr + row, ce, mask=inside)
+    tl.store(stats_ptr + row * 2, largest, mask=inside)
+    tl.store(stats_ptr + row * 2 + 1, log_total, mask=inside)
+
+
+@triton.jit
+def _target(column, y, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr):
+    """Targets t = (1 − s) onehot(y) + s / C for a block of columns, [ROWS, BLOCK]."""
+    return (column[None, :] == y[:, None]).to(SUM) * (1.0 - SMOOTHING) + SHARE
+
+
+@triton.jit
+def _gradient_kernel(
+    x_ptr, stats_ptr, y_ptr, g_ptr, out_ptr, rows, columns, stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    y = tl.load(y_ptr + row, mask=inside, other=0)
+    known = (y >= 0) & (y < columns)
+    largest = tl.load(stats_ptr + row * 2, mask=inside, other=0.0)
+    log_total = tl.load(stats_ptr + row * 2 + 1, mask=inside, other=0.0)
+    g = tl.where(known, tl.load(g_ptr + row, mask=inside, other=0.0).to(SUM), float("nan"))
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        there = inside[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+        p = tl.exp((x - largest[:, None]) - log_total[:, None])
+        out = g[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
+        tl.store(out_ptr + row[:, None] * columns + column[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _second_kernel(
+    x_ptr, stats_ptr, y_ptr, g_ptr, v_ptr, h_ptr, out_ptr, along_ptr, rows, columns, x_stride, v_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr,
+    HAS_H: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    y = tl.load(y_ptr + row, mask=inside, other=0)
+    known = (y >= 0) & (y < columns)
+    largest = tl.load(stats_ptr + row * 2, mask=inside, other=0.0)
+    log_total = tl.load(stats_ptr + row * 2 + 1, mask=inside, other=0.0)
+    g = tl.where(known, tl.load(g_ptr + row, mask=inside, other=0.0).to(SUM), float("nan"))
+    if HAS_H:
+        h = tl.load(h_ptr + row, mask=inside, other=0.0).to(SUM)
+    mean = tl.zeros([ROWS], SUM)
+    plain = tl.zeros([ROWS], SUM)
+    if WHOLE:  # the row is one block, which stays in registers between its sum and its output
+        column = tl.arange(0, BLOCK)
+        there = inside[:, None] & (column < columns)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+        v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(SUM)
+        p = tl.exp((x - largest[:, None]) - log_total[:, None])
+        mean = tl.sum(p * v, 1)
+        plain = tl.sum(v, 1)
+        out = g[:, None] * p * (v - mean[:, None])
+        if HAS_H:
+            out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
+        tl.store(out_ptr + row[:, None] * columns + column[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+    else:
+        for start in range(0, columns, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            there = inside[:, None] & (column < columns)[None, :]
+            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+            v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(SUM)
+            p = tl.exp((x - largest[:, None]) - log_total[:, None])
+            mean += tl.sum(p * v, 1)
+            plain += tl.sum(v, 1)
+        for start in range(0, columns, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            there = inside[:, None] & (column < columns)[None, :]
+            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+            v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(SUM)
+            p = tl.exp((x - largest[:, None]) - log_total[:, None])
+            out = g[:, None] * p * (v - mean[:, None])
+            if HAS_H:
+                out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
+            tl.store(out_ptr + row[:, None] * columns + column[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+    at_label = tl.load(v_ptr + row * v_stride + tl.where(known, y, 0), mask=inside, other=0.0).to(SUM)
+    along = mean - (1.0 - SMOOTHING) * at_label - SHARE * plain
+    tl.store(along_ptr + row, tl.where(known, along, float("nan")), mask=inside)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How rows are cut: rows a program, columns a block, and warps a program."""
+
+    rows: int
+    block: int
+    warps: int
+
+
+def tile(columns: int, *, largest: int = 4096, interpreted: bool = INTERPRETED) -> Tile:
+    """The tile for rows of `columns` entries.
+
+    Args:
+        columns: C.
+        largest: most columns in a block.
+        interpreted: whether Triton's interpreter runs the kernels, whose cost follows the number of programs.
+    """
+    block = min(triton.next_power_of_2(columns), largest)
+    # Some 2,048 entries a program and 16 a thread keep enough loads in flight; a row is never cut between programs.
+    rows = max(1, 2048 // block)
+    warps = min(16, max(1, rows * block // 512))
+    return Tile(rows=max(rows, 64) if interpreted else rows, block=block, warps=warps)
+
+
+def forward(x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """CE of each row [B], and its maximum and log Σ exp(x − max) [B, 2]."""
+    x = _row_major(x)
+    rows, columns = x.shape
+    sums = _sum_dtype(x)
+    ce, stats = x.new_empty(rows, dtype=sums), x.new_empty(rows, 2, dtype=sums)
+    cut = tile(columns)
+    if rows:
+        with torch.cuda.device_of(x):
+            _forward_kernel[(triton.cdiv(rows, cut.rows),)](
+                x, y.contiguous(), ce, stats, rows, columns, x.stride(0), **_constants(cut, sums, columns, smoothing),
+            )  # fmt: skip
+    return ce, stats
+
+
+def gradient(x: Tensor, stats: Tensor, y: Tensor, g: Tensor, smoothing: float) -> Tensor:
+    """g_b (p − t) for each row [B, C], in the dtype of x."""
+    x = _row_major(x)
+    rows, columns = x.shape
+    out = x.new_empty(rows, columns)
+    cut = tile(columns)
+    if rows:
+        with torch.cuda.device_of(x):
+            _gradient_kernel[(triton.cdiv(rows, cut.rows),)](
+                x, stats.contiguous(), y.contiguous(), g.contiguous(), out, rows, columns, x.stride(0),
+                **_constants(cut, stats.dtype, columns, smoothing),
+            )  # fmt: skip
+    return out
+
+
+def second(
+    x: Tensor, stats: Tensor, y: Tensor, g: Tensor, v: Tensor, h: Tensor | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None counts as zero."""
+    x, v = _row_major(x), _row_major(v)
+    rows, columns = x.shape
+    out, along = x.new_empty(rows, columns), stats.new_empty(rows)
+    whole = columns <= LARGEST_BLOCK
+    cut = tile(columns, largest=LARGEST_BLOCK if whole else 4096)
+    if rows:
+        with torch.cuda.device_of(x):
+            _second_kernel[(triton.cdiv(rows, cut.rows),)](
+                x, stats.contiguous(), y.contiguous(), g.contiguous(), v, g if h is None else h.contiguous(), out, along,
+                rows, columns, x.stride(0), v.stride(0), HAS_H=h is not None, WHOLE=whole,
+                **_constants(cut, stats.dtype, columns, smoothing),
+            )  # fmt: skip
+    return out, along
+
+
+def _row_major(x: Tensor) -> Tensor:
+    """The same tensor with adjacent columns; rows may lie anywhere."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _constants(cut: Tile, sums: torch.dtype, columns: int, smoothing: float) -> dict[str, Any]:
+    """What a kernel is compiled for. The smoothing is one of them: as an argument Triton would make it a float32."""
+    return {
+        "ROWS": cut.rows,
+        "BLOCK": cut.block,
+        "SUM": tl.float64 if sums == torch.float64 else tl.float32,
+        "SHARE": smoothing / columns,
+        "SMOOTHING": smoothing,
+        "num_warps": cut.warps,
+    }
