@@ -142,6 +142,7 @@ class Evaluation:
         reads: the problems whose modules the loss receives.
         uppers: problem listed later → its parameters, for every one that the loss, or a solution in it, depends on.
         lowers: problem listed earlier → its solution; also the ones that other solutions are conditioned on.
+        dependent: those of them that are functions of the problem's own value.
     """
 
     problem: Problem
@@ -155,6 +156,7 @@ class Evaluation:
     buffers: dict[str, Tensors]
     uppers: dict[str, Tensors]
     lowers: dict[str, Solution] = field(default_factory=dict)
+    dependent: frozenset[str] = frozenset()
 
     @contextmanager
     def losses(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[dict[str, Tensor]]:
@@ -205,7 +207,7 @@ class Evaluation:
                 found.setdefault((item.name, 0), item)
             elif solution.engine.drops_implicit_term:
                 return
-            elif solution.depends_on(self.problem.name, self.lowers):
+            elif solution.name in self.dependent:
                 for inner in solution.free_inputs:
                     visit(inner)
             else:

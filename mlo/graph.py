@@ -70,9 +70,23 @@ class DependencyGraph:
         seen = self._values_seen[name].union(*(self._values_seen[lower] for lower in self.responses(name)))
         return tuple(other for other in self.problems if other in seen and self.position[other] > self.position[name])
 
-    def depends(self, lower: str, on: str) -> bool:
-        """Whether the response of `lower` is a function of the value of `on`, directly or through other responses."""
-        return on in self._values_seen[lower]
+    def dependent(self, name: str) -> frozenset[str]:
+        """The problems listed before `name` whose solutions, as `name` sees them, are functions of its own value.
+
+        A solution depends on the values that it is conditioned on; where such a value belongs to a problem listed before
+        `name`, `name` sees that problem's solution there, and so what that one depends on counts too.
+        """
+        found = set()
+        for lower in self.problems:
+            seen: set[str] = set()
+            waiting = [lower]
+            while waiting:
+                new = self._values_seen[waiting.pop()] - seen
+                seen |= new
+                waiting += [value for value in new if self.position[value] < self.position[name]]
+            if self.position[lower] < self.position[name] and name in seen:
+                found.add(lower)
+        return frozenset(found)
 
     def schedule(self) -> tuple[str, ...]:
         """The order of the updates in one round; a problem with `steps=K` moves K times per move of those above it.

@@ -71,6 +71,7 @@ class MultilevelOptimizer:
         for name in self.problems:
             own = frozenset({name, *self.graph.upper(name)})
             self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in self.graph.lower(name)))
+        self._dependent = {name: self.graph.dependent(name) for name in self.problems}
         check_engines(self.graph, self.engines)
         for problem in self.problems.values():
             if problem.compile:
@@ -418,6 +419,7 @@ class MultilevelOptimizer:
                 lower: self._frozen(self._solution(lower)) if keeps_many else self._solution(lower)
                 for lower in self.graph.responses(name)
             },
+            dependent=self._dependent[name],
         )
 
     @staticmethod

@@ -98,23 +98,6 @@ class Solution:
         }
         return tuple(found.values())
 
-    def depends_on(self, name: str, lowers: Mapping[str, Solution]) -> bool:
-        """Whether this solution is a function of the value of the problem `name`.
-
-        Args:
-            name: the problem.
-            lowers: the solutions that stand for the values of other problems where the question is asked.
-        """
-        if self.engine.drops_implicit_term:
-            return False
-        for item in self.free_inputs:
-            if item.solution is None and item.name == name:
-                return True
-            solution = item.solution or lowers.get(item.name)
-            if solution is not None and solution is not self and solution.depends_on(name, lowers):
-                return True
-        return False
-
 
 @dataclass(kw_only=True)
 class Context:

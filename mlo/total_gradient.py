@@ -58,7 +58,12 @@ def total_gradient(evaluation: Evaluation, *, live: bool, examine: Examine | Non
     problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
     values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
     context = Context(values=values, lowers=evaluation.lowers, asker=problem.name)
-    read = {other: context.value(other) for other in evaluation.reads}
+    read = {
+        other: context.value(other)
+        if other in evaluation.dependent or other not in evaluation.lowers
+        else {key: value.detach() for key, value in evaluation.lowers[other].value.items()}
+        for other in evaluation.reads
+    }
     cut = {
         other: {key: t.detach().requires_grad_(t.requires_grad) for key, t in tensors.items()}
         for other, tensors in read.items()

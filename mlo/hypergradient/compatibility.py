@@ -57,7 +57,7 @@ def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None
 def _check_inner_responses(graph: DependencyGraph, engines: Mapping[str, Engine], name: str) -> None:
     """A problem whose own gradient contains a response needs that response to be differentiable again."""
     for inner in graph.responses(name):
-        if engines[inner].drops_implicit_term or not graph.depends(inner, name):
+        if engines[inner].drops_implicit_term or inner not in graph.dependent(name):
             continue
         if not engines[name].products.differentiable:
             raise EngineError(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mlo
+from mlo import response
 from mlo.testing import Vector, diamond, layered, trilevel_quadratic
 
 
@@ -54,7 +55,7 @@ def test_a_less_frequent_problem_joins_in_the_last_moves_of_its_level():
 
 def test_a_layered_graph_with_a_million_paths_is_built_at_once():
     g = graph(*layered(layers=20).problems)
-    assert g.depends("p19_0", "x")
+    assert "p19_0" in g.dependent("x")
     assert len(g.schedule()) == 41
 
 
@@ -62,7 +63,7 @@ def test_responses_include_lower_problems_that_others_are_conditioned_on():
     g = graph(*trilevel_quadratic().problems)
     assert g.responses("x") == ("w", "m")
     assert g.responses("m") == ("w",)
-    assert g.depends("w", "m")
+    assert "w" in g.dependent("m")
     assert g.values("m") == ("x",)
 
 
@@ -149,3 +150,24 @@ def test_the_picture_shows_solutions_and_values():
     assert "arch -.->|value| w1" in text
     printed = str(graph(*diamond().problems))
     assert "w1 → gan → w2 → arch" in printed
+
+
+def test_a_solution_depends_on_what_the_solutions_it_is_conditioned_on_depend_on():
+    """w is conditioned on m's value, m on x's: to x, which sees m's solution in w's, w is a function of x."""
+    g = graph(problem("w", reads("m")), problem("m", reads("x")), problem("x", reads("w")))
+    assert g.responses("x") == ("w", "m")
+    assert g.dependent("x") == {"w", "m"}
+    assert g.dependent("m") == {"w"}
+    assert g.dependent("w") == frozenset()
+
+
+def test_a_round_makes_each_response_once(monkeypatch):
+    """Only the gradient of x flows through responses: of 2L problems, not of the L² pairs that read each other."""
+    made = []
+    apply = response._Response.apply
+    monkeypatch.setattr(response._Response, "apply", lambda *arguments: made.append(1) or apply(*arguments))
+    for layers in (3, 6):
+        optimizer = layered(layers=layers).optimizer("one_step")
+        made.clear()
+        optimizer.step()
+        assert len(made) == 2 * layers
