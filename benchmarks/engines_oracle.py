@@ -127,7 +127,7 @@ def _minimise(level: Level, values: dict[str, Tensors]) -> float:
     own = {key: tensor.detach().clone().requires_grad_() for key, tensor in values[level.name].items()}
     tensors[level.name] = own
     optimizer = torch.optim.LBFGS(
-        own.values(), max_iter=1500, tolerance_grad=1e-5, tolerance_change=0.0, history_size=50,
+        own.values(), max_iter=1500, tolerance_grad=1e-4, tolerance_change=0.0, history_size=50,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 

@@ -205,7 +205,7 @@ def reweighting(*, quick: bool) -> Task:
 # loss pulls its parameters towards their initial values, so strongly that its solution is isolated and well-conditioned
 # enough (a few hundred) to be computed to rounding; without that there is no exact hypergradient to compare with.
 
-PULL = 0.3
+PULL = 0.15
 NODES = 2
 
 
@@ -266,7 +266,7 @@ def _arch_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) -> Ten
 
 def diamond(*, quick: bool) -> Task:
     """The graph of LFM-CW on digits: arch → w2, arch → w1 → w2, arch → gan → w2, and arch's direct gradient."""
-    channels, examples, noise = (3, 32, 2) if quick else (8, 128, 6)
+    channels, examples, noise = (2, 16, 1) if quick else (8, 128, 6)
     images, labels = _digits()
     generator = torch.Generator().manual_seed(0)
     normal = partial(_normal, generator)
@@ -299,7 +299,7 @@ def diamond(*, quick: bool) -> Task:
     alpha = 0.5 * normal(NODES, 4)
 
     def lower(name: str, values: Tensors, reads: tuple[str, ...], loss: Loss, *data: Tensor) -> Level:
-        return Level(name=name, values=values, reads=reads, loss=loss, batch=(*data, *values.values()), lr=0.02)
+        return Level(name=name, values=values, reads=reads, loss=loss, batch=(*data, *values.values()), lr=0.05)
 
     return Task(
         levels=(

@@ -1,0 +1,223 @@
+"""One measuring process of `engines.py`: a task in one library by one method; requests on stdin, JSON lines on stdout."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from engines_libraries import LIBRARIES, Method, Program, Refused
+from engines_oracle import Reference, flat
+from engines_problems import Task
+from torch import Tensor
+
+__all__ = ["serve"]
+
+BLOCK = 0.25
+"""Seconds of steps in one repetition."""
+
+UPPER_LR = 1e-6
+"""So small that all timed steps are taken at the same point."""
+
+
+def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> None:
+    """Answers `ready`, `start`, `time` and `finish`, one JSON object a line; a failure is an answer too.
+
+    Args:
+        library: key of `LIBRARIES`.
+        method: the method's name.
+        steps: its number of products.
+        rounds: steps made before the gradient is compared, for methods that keep a state.
+        path: file of the task and its `Reference`.
+    """
+    # Libraries print what they like; only answers may reach the reader.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    # A file that this benchmark has just written.
+    task, reference = torch.load(path, weights_only=False)
+    measuring = _Measuring(
+        task,
+        reference,
+        library,
+        Method(name=method, steps=steps, step_size=reference.step_size),
+        rounds,
+    )
+    requests: dict[str, Callable[[], dict[str, Any]]] = {
+        "ready": dict,
+        "start": measuring.start,
+        "time": measuring.time,
+        "finish": measuring.finish,
+    }
+    for line in sys.stdin:
+        try:
+            answer = requests[line.strip()]()
+        except Refused as refusal:
+            answer = {"failed": str(refusal)}
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is a result of the benchmark
+            first = str(error).strip().splitlines()
+            answer = {"failed": type(error).__name__ + (f": {first[0][:80]}" if first else "")}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class _Measuring:
+    def __init__(self, task: Task, reference: Reference, library: str, method: Method, rounds: int) -> None:
+        self._task = task
+        self._reference = reference
+        self._library = library
+        self._method = method
+        self._rounds = rounds
+        self._program: Program | None = None
+        self._block = 1
+
+    def _make(self, dtype: torch.dtype, *, upper_lr: float, counted: Counter[str] | None = None) -> Program:
+        _, maker = LIBRARIES[self._library]
+        task = self._task.at(self._reference.values, dtype=dtype, upper_lr=upper_lr)
+        return maker(task if counted is None else _counting(task, counted), self._method)
+
+    def start(self) -> dict[str, Any]:
+        """Makes the program in float32, and measures the memory of its first steps."""
+        self._program = self._make(torch.float32, upper_lr=UPPER_LR)
+        self._warm_up_torch()
+        _return_free_memory()
+        before = _reset_peak()
+        began = time.perf_counter()
+        for _ in range(2):
+            self._program.step()
+        seconds = (time.perf_counter() - began) / 2
+        memory = _peak() - before
+        self._block = max(1, min(200, round(BLOCK / seconds)))
+        return {"memory": memory / 2**20}
+
+    def time(self) -> dict[str, Any]:
+        """Seconds a step, over one block of steps."""
+        assert self._program is not None
+        gc.collect()
+        began = time.perf_counter()
+        for _ in range(self._block):
+            self._program.step()
+        return {"seconds": (time.perf_counter() - began) / self._block}
+
+    def finish(self) -> dict[str, Any]:
+        """Compares the gradient in float64, and counts the evaluations of one step."""
+        self._program = None
+        counted: Counter[str] = Counter()
+        program = self._make(torch.float64, upper_lr=0.0, counted=counted)
+        found: list[Tensor] = []
+
+        def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            (group,) = optimizer.param_groups
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group["params"]]
+            found.append(flat(grads).detach().clone())
+
+        program.upper.register_step_pre_hook(note)
+        for _ in range(self._rounds):
+            counted.clear()
+            with _counted_passes(counted):
+                program.step()
+        gradient = found[-1]
+        return {
+            "evaluations": sum(count for name, count in counted.items() if name != "passes"),
+            "passes": counted["passes"],
+            "implicit": _compare(gradient, self._reference.implicit),
+            "one_step": _compare(gradient, self._reference.one_step),
+        }
+
+    def _warm_up_torch(self) -> None:
+        """Second derivatives of every loss once, so that what torch loads at first use counts as set-up."""
+        task = self._task.at(self._reference.values, dtype=torch.float32, upper_lr=0.0)
+        leaves = {
+            level.name: {key: tensor.clone().requires_grad_() for key, tensor in level.values.items()}
+            for level in task.levels
+        }
+        for level in task.lower:
+            own = list(leaves[level.name].values())
+            gradient = torch.autograd.grad(level.loss(leaves, level.batch), own, create_graph=True)
+            torch.autograd.grad(gradient, own, [torch.ones_like(g) for g in gradient])
+
+
+def _counting(task: Task, counted: Counter[str]) -> Task:
+    """The task with losses that count their evaluations."""
+
+    def wrapped(level: Any) -> Callable[..., Tensor]:
+        def loss(*args: Any) -> Tensor:
+            counted[level.name] += 1
+            value: Tensor = level.loss(*args)
+            return value
+
+        return loss
+
+    return Task(levels=tuple(replace(level, loss=wrapped(level)) for level in task.levels))
+
+
+@contextmanager
+def _counted_passes(counted: Counter[str]) -> Iterator[None]:
+    """Counts calls of autograd's two entry points while the body runs."""
+    originals = torch.autograd.grad, torch.autograd.backward
+
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counted["passes"] += 1
+            return original(*args, **kwargs)
+
+        return call
+
+    torch.autograd.grad, torch.autograd.backward = map(counting, originals)
+    try:
+        yield
+    finally:
+        torch.autograd.grad, torch.autograd.backward = originals
+
+
+def _compare(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """Relative error, cosine, and ratio of norms."""
+    return {
+        "error": float((found - exact).norm() / exact.norm()),
+        "cosine": float(torch.cosine_similarity(found, exact, dim=0)),
+        "scale": float(found.norm() / exact.norm()),
+    }
+
+
+# ------------------------------------------------------------------ resident memory
+
+
+def _return_free_memory() -> None:
+    """Collects garbage and has glibc return free memory, so that later use of it shows as growth."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _status(key: str) -> int | None:
+    """A size in /proc/self/status, in bytes; None where there is no such file or line."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    sizes = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
+    return int(sizes[0]) * 1024 if sizes else None
+
+
+def _reset_peak() -> int:
+    """Sets the peak to the present resident size where the system can, and returns the size to subtract from it."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists() and _status("VmHWM") is not None:
+        clear.write_text("5")
+        return _status("VmRSS") or 0
+    return _peak()
+
+
+def _peak() -> int:
+    """Largest resident size, in bytes: since the reset, or else of the whole process."""
+    high = _status("VmHWM")
+    if high is not None:
+        return high
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
