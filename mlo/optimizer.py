@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -114,7 +114,7 @@ class MultilevelOptimizer:
         self.round += 1
         return record
 
-    def gradient(self, name: str) -> Tensors:
+    def gradient(self, name: str, *, fixed: Collection[str] = ()) -> Tensors:
         """Returns the total gradient of a problem's loss, and changes nothing.
 
         The gradient is taken at the current parameters and the problem's current batches: the ones of its last update,
@@ -123,6 +123,7 @@ class MultilevelOptimizer:
 
         Args:
             name: the problem.
+            fixed: problems whose solutions are taken for constants; what is missing then is what flows through them.
 
         Returns:
             parameter name → gradient, of the parameter's shape.
@@ -130,12 +131,13 @@ class MultilevelOptimizer:
         Raises:
             GraphError: if there is no problem of that name.
         """
-        if name not in self.problems:
-            raise GraphError(f"There is no problem {name!r}. {nearest(name, self.problems)}")
+        for other in (name, *fixed):
+            if other not in self.problems:
+                raise GraphError(f"There is no problem {other!r}. {nearest(other, self.problems)}")
         solutions = dict(self._solutions)
         memory = {other: dict(kept) for other, kept in self._memory.items()}
         with preserved(self._generators):
-            found = self._total_gradient(name, self._batches(name), live=False)
+            found = self._total_gradient(name, self._batches(name), live=False, fixed=frozenset(fixed))
         self._solutions = solutions
         for other, kept in self._memory.items():
             kept.clear()
@@ -267,7 +269,9 @@ class MultilevelOptimizer:
             )
         return tuple(batches)
 
-    def _total_gradient(self, name: str, batches: tuple[Any, ...], *, live: bool) -> TotalGradient:
+    def _total_gradient(
+        self, name: str, batches: tuple[Any, ...], *, live: bool, fixed: frozenset[str] = frozenset()
+    ) -> TotalGradient:
         """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`)."""
         engine = self.engines[name]
         unexamined = name in self._differentiated and name not in self._examined and engine.products.differentiable
@@ -275,9 +279,10 @@ class MultilevelOptimizer:
             self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name)),
             live=live,
             examine=partial(check_double_backward, name) if unexamined else None,
+            fixed=fixed,
         )
         self._examined.add(name)
-        if not found.has_derivative:
+        if not found.has_derivative and not fixed:
             self._explain_zero(name)
         return found
 

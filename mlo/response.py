@@ -109,6 +109,7 @@ class Context:
         responses: id of a solution → its response, made once however many losses read it.
         asker: whose gradient it is, which is what a cotangent is a cotangent of. Engines that go on from one solve to the
             next keep their memory by it, since several upper problems may ask for the response of one lower problem.
+        fixed: problems whose solutions are taken for constants.
     """
 
     values: dict[str, Tensors]
@@ -116,6 +117,7 @@ class Context:
     responses: dict[int, Tensors] = field(default_factory=dict)
     reports: list[SolveReport] = field(default_factory=list)
     asker: str = ""
+    fixed: frozenset[str] = frozenset()
 
     def value(self, name: str) -> Tensors:
         """The tensors that stand for the problem `name`: a response where it lies below, else its value."""
@@ -134,7 +136,7 @@ def response(solution: Solution, context: Context) -> Tensors:
     if known is not None:
         return known
     tensors = {name: value.detach() for name, value in solution.value.items()}
-    if not solution.engine.drops_implicit_term:
+    if not solution.engine.drops_implicit_term and solution.name not in context.fixed:
         responded = solution.engine.respond(solution, context)
         if responded is None:
             inputs = solution.evaluation.free_inputs
@@ -258,6 +260,7 @@ class Pullback:
             responses=responses,
             reports=self.context.reports,
             asker=f"{self.context.asker}/{self.solution.name}",
+            fixed=self.context.fixed,
         )
         reads = {name: context.value(name) for name in evaluation.reads}
         with evaluation.losses(parameters, reads) as losses:

@@ -44,7 +44,9 @@ class TotalGradient:
 
 
 @torch.enable_grad()
-def total_gradient(evaluation: Evaluation, *, live: bool, examine: Examine | None = None) -> TotalGradient:
+def total_gradient(
+    evaluation: Evaluation, *, live: bool, examine: Examine | None = None, fixed: frozenset[str] = frozenset()
+) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, through the responses that it reads.
 
     The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent through
@@ -54,10 +56,11 @@ def total_gradient(evaluation: Evaluation, *, live: bool, examine: Examine | Non
         evaluation: the problem, its batches, and what it reads; its random states are drawn now.
         live: whether the problem's own buffers may change, as they do in its own update.
         examine: is shown each player's loss on the first batch, with the player's parameters, before it is differentiated.
+        fixed: problems whose solutions are taken for constants.
     """
     problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
     values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
-    context = Context(values=values, lowers=evaluation.lowers, asker=problem.name)
+    context = Context(values=values, lowers=evaluation.lowers, asker=problem.name, fixed=fixed)
     read = {
         other: context.value(other)
         if other in evaluation.dependent or other not in evaluation.lowers

@@ -606,6 +606,28 @@ def test_a_solve_that_does_not_converge_warns_once_and_is_in_every_record():
     assert second.solves["w"].residual > 0
 
 
+def test_fixing_solutions_takes_the_gradient_apart_by_what_flows_through_them():
+    closed = diamond()
+    optimizer = closed.optimizer("direct")
+    q2 = torch.linalg.solve(closed.jacobians["w2"].T, closed.direct["w2"])
+
+    def through(name):
+        q = torch.linalg.solve(closed.jacobians[name].T, -closed.mixed["w2"][name].T @ q2)
+        return -closed.mixed[name]["arch"].T @ q
+
+    expected = {
+        ("w1", "gan", "w2"): closed.direct["arch"],
+        ("w1", "gan"): closed.direct["arch"] - closed.mixed["w2"]["arch"].T @ q2,
+        ("gan",): closed.exact - through("gan"),
+        ("w1",): closed.exact - through("w1"),
+        (): closed.exact,
+    }
+    for fixed, gradient in expected.items():
+        assert relative_error(optimizer.gradient("arch", fixed=fixed)["v"], gradient) < 1e-12
+    with pytest.raises(mlo.GraphError, match="no problem 'w3'"):
+        optimizer.gradient("arch", fixed=("w3",))
+
+
 def test_first_order_drops_only_the_problem_it_is_chosen_for():
     closed: ClosedForm = chain_of_three()
     with pytest.warns(mlo.SolveWarning, match="'first_order' of w1"):
