@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.data import load_dataset, search_split
-from lfmcw_app.problems import build_modules, build_search
+from lfmcw_app.modules import build_modules
+from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from mlo import MultilevelOptimizer

@@ -34,6 +34,10 @@ OrderOption = Annotated[
     str | None,
     typer.Option(help="first drops the implicit terms (DARTS-1st), second keeps them. By default the recipe's."),
 ]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(help="lfmcw, or darts: the baseline without W1 and the generator. By default the recipe's."),
+]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")]
 SetOption = Annotated[
     list[str] | None,
@@ -53,7 +57,14 @@ def default_preset(dataset: str) -> str:
 
 
 def resolve_recipe(
-    dataset: str, preset: str | None, order: str | None, config: Path | None, assign: list[str] | None, seed: int | None
+    dataset: str,
+    preset: str | None,
+    config: Path | None,
+    assign: list[str] | None,
+    seed: int | None,
+    *,
+    order: str | None = None,
+    method: str | None = None,
 ) -> Recipe:
     """Makes the recipe of a command line.
 
@@ -64,7 +75,7 @@ def resolve_recipe(
         raise InputError(f"Unknown data set {dataset!r}. {nearest(dataset, DATASETS)}")
     if any(assignment.partition("=")[0].strip() == "dataset" for assignment in assign or ()):
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
-    given: dict[str, Any] = {"dataset": dataset, "search.order": order, "seed": seed}
+    given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}
     return load_recipe(
         preset or default_preset(dataset),
         config=config,

@@ -1,4 +1,4 @@
-"""Image data sets in memory, their split for the search, and batches that are a pure function of seed and position."""
+"""Image data sets, their split for the search, and batches that are a pure function of seed and position."""
 
 from __future__ import annotations
 
@@ -8,15 +8,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.readers import DATASETS, Images, stratified
+from lfmcw_app.folders import CROP_DRAWS, ImageFiles, adjust_colors, random_crops
+from lfmcw_app.readers import DATASETS, Images, read_folder, stratified
 from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest
 
-__all__ = ["DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "load_dataset", "search_split", "stratified"]
+__all__ = [
+    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "PhotoAugmentation", "check_dataset", "in_order",
+    "load_dataset", "search_split", "short_name", "stratified", "subset",
+]  # fmt: skip
+
+FOLDER = "folder:"
+# Of ImageNet's training images, as everybody uses them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class PhotoAugmentation(Augmentation):
+    """Random changes of photographs. ImageNet's: flip, resized_crop, color_jitter (0.4, 0.4, 0.4, 0.2)."""
+
+    resized_crop: bool = Field(default=False, description="a window of 8% to 100% of the image, brought to its size")
+    color_jitter: tuple[float, float, float, float] = Field(
+        default=(0.0, 0.0, 0.0, 0.0), description="largest change of brightness, contrast, saturation and hue"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +70,35 @@ class Dataset:
         return self.train.pixels.shape[2]
 
 
+def check_dataset(name: str) -> None:
+    """Raises an InputError unless `name` is one of `DATASETS` or folder:PATH."""
+    if name not in DATASETS and not name.startswith(FOLDER):
+        raise InputError(f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH.")
+    if name.strip() == FOLDER:
+        raise InputError("folder: needs the path of a folder of images, for example folder:pictures.")
+
+
+def short_name(name: str) -> str:
+    """A name of a data set for file names and titles: of folder:PATH the last part of the path."""
+    return Path(name.removeprefix(FOLDER)).resolve().name if name.startswith(FOLDER) else name
+
+
 def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = None) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
-        name: one of `DATASETS`.
+        name: one of `DATASETS`, or folder:PATH for a folder of images (see `read_folder`).
         root: folder of data files.
-        image_size: larger images are reduced to this height and width.
+        image_size: larger images are reduced to this height and width; images in files are brought to it.
 
     Raises:
         InputError: for an unknown name, or a data set that is neither on disk nor can be downloaded.
     """
-    if name not in DATASETS:
-        raise InputError(f"Unknown data set {name!r}. {nearest(name, DATASETS)}")
-    train, test, class_names = DATASETS[name](root)
+    check_dataset(name)
+    if name.startswith(FOLDER):
+        train, test, class_names = read_folder(Path(name.removeprefix(FOLDER)).expanduser(), image_size)
+    else:
+        train, test, class_names = DATASETS[name](root)
     for part, images in (("training", train), ("test", test)):
         if len(images.pixels) != len(images.labels) or len(images) == 0:
             raise InputError(
@@ -74,32 +107,64 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
             )
         if images.pixels.shape[-1] != images.pixels.shape[-2]:
             raise InputError(f"The {part} images of {name} are {tuple(images.pixels.shape[-2:])}; they must be square.")
-    if image_size is not None and train.pixels.shape[-1] > image_size:
+    if image_size is not None:
         train, test = _reduced(train, image_size), _reduced(test, image_size)
     if train.pixels.shape[-1] % 4:
-        raise InputError(f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be divisible by 4.")
+        raise InputError(
+            f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be divisible by 4. Set data.image_size."
+        )
     for part, images in (("training", train), ("test", test)):
         if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(class_names):
             raise InputError(
                 f"The {part} labels of {name} range from {int(images.labels.min())} to {int(images.labels.max())}; "
                 f"with {len(class_names)} classes they must lie in 0 to {len(class_names) - 1}. The files are damaged."
             )
-    pixels = train.pixels.double() / 255.0
-    return Dataset(
-        name=name,
-        train=train,
-        test=test,
-        class_names=class_names,
-        mean=tuple(pixels.mean(dim=(0, 2, 3)).tolist()),
-        std=tuple(pixels.std(dim=(0, 2, 3)).tolist()),
-    )
+    mean, std = _statistics(train, name)
+    return Dataset(name=name, train=train, test=test, class_names=class_names, mean=mean, std=std)
 
 
-def search_split(dataset: Dataset, limit: int | None, seed: int) -> tuple[Images, Images]:
-    """Splits the training images (or `limit` of them) in halves: D_tr and D_val, stratified and seeded."""
+def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, for pixels in [0, 1]: from histograms, in no memory; files: ImageNet's."""
+    if isinstance(images.pixels, ImageFiles):
+        return IMAGENET_MEAN, IMAGENET_STD
+    values = torch.arange(256, dtype=torch.float64) / 255.0
+    mean, std = [], []
+    for channel in range(images.pixels.shape[1]):
+        parts = torch.split(images.pixels[:, channel], 4096)
+        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in parts]).sum(0)
+        mean.append(float(counts.double() @ values / counts.sum()))
+        std.append(float((counts.double() @ (values - mean[-1]) ** 2 / (counts.sum() - 1)).sqrt()))
+        if not std[-1] > 0:
+            raise InputError(f"All training images of {name} are one colour in channel {channel}. Are the files right?")
+    return tuple(mean), tuple(std)
+
+
+def search_split(
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = (0.5, 0.5)
+) -> tuple[Images, Images]:
+    """Splits the training images (or `limit` of them) in D_tr and D_val, stratified and seeded.
+
+    Args:
+        dataset: the data set.
+        limit: number of training images that are split; None for all.
+        seed: decides which.
+        fractions: of these images, the parts that D_tr and D_val get; halves by default. PC-DARTS takes 0.1 and 0.025 of
+            ImageNet (Xu et al. (2020), section 4.3).
+
+    Raises:
+        InputError: if the fractions are not positive, or sum to more than 1.
+    """
+    if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
+        raise InputError(
+            f"The fractions of the training images for the search must be positive and sum to at most 1, got {fractions}."
+        )
     train = subset(dataset.train, limit, seed)
-    first, second = stratified(train.labels, len(train) // 2, seed)
-    return train[first], train[second]
+    # 1e-6: 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996
+    first_count, second_count = (int(fraction * len(train) + 1e-6) for fraction in fractions)
+    first, rest = stratified(train.labels, first_count, seed)
+    if sum(fractions) < 1 - 1e-9:
+        rest = rest[stratified(train.labels[rest], second_count, seed)[0]]
+    return train[first], train[rest]
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:
@@ -162,10 +227,28 @@ class Batches:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self._seed, epoch, 0))
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
-        chosen = self._images[self._order[1][within * self._batch_size : (within + 1) * self._batch_size]]
+        chosen = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
+        images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
-        images = _augmented(self._normalise(chosen.pixels), self._augmentation, generator, self._normalise.black)
-        return images, chosen.labels.to(self._device)
+        images = _augmented(images, self._augmentation, generator, self._normalise.black)
+        return images, self._images.labels[chosen].to(self._device)
+
+    def _photographs(self, chosen: Tensor, index: int) -> Tensor:
+        """The chosen images in [0, 1], with the random changes that need the original image or its colours."""
+        how = self._augmentation
+        if not isinstance(how, PhotoAugmentation):
+            return self._normalise.scaled(self._images.pixels[chosen])
+        generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
+        draws = torch.rand(len(chosen), *CROP_DRAWS, generator=generator)
+        uniform = torch.rand(len(chosen), 4, generator=generator)
+        order = torch.rand(len(chosen), 4, generator=generator).argsort(1)
+        pixels = self._images.pixels
+        images = self._normalise.scaled(random_crops(pixels, chosen, draws) if how.resized_crop else pixels[chosen])
+        if not any(how.color_jitter):
+            return images
+        middle, strength = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor(how.color_jitter)
+        least = (middle - strength).clamp(min=torch.tensor([0.0, 0.0, 0.0, -0.5]))
+        return adjust_colors(images, least + (middle + strength - least) * uniform, order)
 
     def state_dict(self) -> dict[str, int]:
         """The position."""
@@ -204,8 +287,8 @@ def in_order(
     """Yields every image once, normalised, in order: for testing."""
     normalise = _Normaliser(dataset, device, torch.float32)
     for start in range(0, len(images), batch_size):
-        chosen = images[torch.arange(start, min(start + batch_size, len(images)))]
-        yield normalise(chosen.pixels), chosen.labels.to(device)
+        chosen = torch.arange(start, min(start + batch_size, len(images)))
+        yield normalise.centred(normalise.scaled(images.pixels[chosen])), images.labels[chosen].to(device)
 
 
 class _Normaliser:
@@ -221,8 +304,13 @@ class _Normaliser:
         """A black pixel, [1, C, 1, 1]."""
         return -self._mean / self._std
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return (pixels.to(self._device, self._dtype) / 255.0 - self._mean) / self._std
+    def scaled(self, pixels: Tensor) -> Tensor:
+        """Pixels of 0 to 255 → values in [0, 1], on the device."""
+        return pixels.to(self._device, self._dtype) / 255.0
+
+    def centred(self, values: Tensor) -> Tensor:
+        """Values in [0, 1] → normalised ones."""
+        return (values - self._mean) / self._std
 
 
 def _augmented(images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor) -> Tensor:
@@ -262,6 +350,10 @@ def _mixed(*numbers: int) -> int:
 
 def _reduced(images: Images, size: int) -> Images:
     pixels = images.pixels
+    if isinstance(pixels, ImageFiles):
+        return replace(images, pixels=pixels.at_size(size))
+    if pixels.shape[-1] <= size:
+        return images
     small = [
         F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
         for part in torch.split(pixels, 4096)

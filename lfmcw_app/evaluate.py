@@ -37,7 +37,7 @@ def evaluate(
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
-        recipe = cli.resolve_recipe(dataset, preset, None, config, assign, seed)
+        recipe = cli.resolve_recipe(dataset, preset, config, assign, seed)
         cells = _read_genotype(genotype, recipe.search.nodes)
         target = cli.pick_device(device)
         images = read_data(recipe, data, searches=False)

@@ -6,14 +6,14 @@
     arch  A minimises W2's cross entropy on D_val                                                       (Eq. 4)
 
 The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` finds these routes from what the
-losses below read.
+losses below read. Plain DARTS, the baseline, is the same graph with fewer problems: w2 on D_tr alone, and arch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,71 +21,13 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches
-from lfmcw_app.generators import ConditionalDCGAN, Discriminator
-from lfmcw_app.ops import class_weighted_cross_entropy, classwise_cross_entropy
+from lfmcw_app.modules import GAN, SearchModules, WeightedLearner
+from lfmcw_app.ops import class_weighted_cross_entropy
 from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer, Problem
 
-__all__ = ["SearchModules", "build_modules", "build_search", "cosine_schedule", "search_rounds"]
-
-CLASS_LOSS_MOMENTUM = 0.9
-
-
-class WeightedLearner(nn.Module):
-    """The second set of weights, W2, with the running class losses that stand in for classes missing from a batch.
-
-    Attributes:
-        class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class was seen.
-        seen: whether a class was seen, [C].
-    """
-
-    class_losses: Tensor
-    seen: Tensor
-
-    def __init__(self, network: Supernet, num_classes: int) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("class_losses", torch.full((num_classes,), math.log(num_classes)))
-        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
-
-    def class_weights(self, logits: Tensor, labels: Tensor, absent: str = "running_mean") -> Tensor:
-        """Returns l_c, the mean loss of W1 on each class [C], differentiable for the classes in the batch.
-
-        Args:
-            logits: W1's logits on the validation batch, [B, C].
-            labels: its labels, [B].
-            absent: what a class without examples takes: "running_mean" (a constant) or "zero".
-        """
-        means, counts = classwise_cross_entropy(logits, labels)
-        present = counts > 0
-        constant = self.class_losses.to(means.dtype, copy=True) if absent == "running_mean" else torch.zeros_like(means)
-        weights = torch.where(present, means, constant)
-        with torch.no_grad():
-            momentum = CLASS_LOSS_MOMENTUM * self.seen.to(means.dtype)
-            updated = momentum * self.class_losses + (1 - momentum) * means
-            self.class_losses.copy_(torch.where(present, updated, self.class_losses))
-            self.seen.logical_or_(present)
-        return weights
-
-
-class GAN(nn.Module):
-    """The two players of the image-generation game."""
-
-    def __init__(self, generator: ConditionalDCGAN, discriminator: Discriminator) -> None:
-        super().__init__()
-        self.generator = generator
-        self.discriminator = discriminator
-
-
-class SearchModules(NamedTuple):
-    """The modules of the four problems."""
-
-    w1: Supernet
-    gan: GAN
-    w2: WeightedLearner
-    arch: Architecture
+__all__ = ["build_search", "cosine_schedule", "search_rounds"]
 
 
 # ------------------------------------------------------------------ losses
@@ -115,8 +57,10 @@ def gan_loss(gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> t
     return losses, {"real_score": real.mean(), "fake_score": fake.mean()}
 
 
-def make_w2_loss(lam: float, absent_class: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
-    """Makes the loss of W2 (Eq. 3) for a trade-off λ."""
+def make_w2_loss(
+    lam: float, absent_class: str, *, synthetic_only: bool = False
+) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    """Makes the loss of W2 (Eq. 3) for a trade-off λ; with `synthetic_only` without the images of D_tr (Eq. 19)."""
 
     def w2_loss(
         w2: WeightedLearner,
@@ -142,9 +86,18 @@ def make_w2_loss(lam: float, absent_class: str) -> Callable[..., tuple[Tensor, d
             "generated_accuracy": _accuracy(generated_logits, labels),
             "class_weights": class_weights,
         }
-        return real + lam * synthetic, metrics
+        return (lam * synthetic if synthetic_only else real + lam * synthetic), metrics
 
     return w2_loss
+
+
+def plain_w2_loss(
+    w2: WeightedLearner, batch: tuple[Tensor, Tensor], *, arch: Architecture
+) -> tuple[Tensor, dict[str, Any]]:
+    """Cross entropy on a training batch: the lower problem of DARTS."""
+    images, labels = batch
+    logits = w2.network(images, arch())
+    return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
 
 
 def arch_loss(
@@ -158,67 +111,6 @@ def arch_loss(
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(1) == labels).float().mean()
-
-
-# ------------------------------------------------------------------ construction
-
-
-def build_modules(
-    search: Search,
-    dataset: Dataset,
-    *,
-    primitives: tuple[str, ...] = PRIMITIVES,
-    activation: Literal["relu", "silu"] = "relu",
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> SearchModules:
-    """Builds the modules of the four problems, initialised from the global random state.
-
-    Args:
-        search: the recipe of the search.
-        dataset: gives classes, channels and image size.
-        primitives: the candidate operations.
-        activation: "relu", or "silu" for smooth networks in tests.
-        device: where they go.
-        dtype: of their parameters.
-    """
-
-    def supernet(norm: Literal["batch", "group"]) -> Supernet:
-        return Supernet(
-            in_channels=dataset.channels,
-            num_classes=dataset.num_classes,
-            channels=search.channels,
-            layers=search.layers,
-            nodes=search.nodes,
-            primitives=primitives,
-            style=OperationStyle(norm=norm, activation=activation),
-        )
-
-    how = search.generator
-    generator = ConditionalDCGAN(
-        num_classes=dataset.num_classes,
-        image_size=dataset.image_size,
-        image_channels=dataset.channels,
-        mean=dataset.mean,
-        std=dataset.std,
-        noise_dim=how.noise_dim,
-        channels=how.channels,
-    )
-    discriminator = Discriminator(
-        supernet(how.discriminator_norm),
-        num_classes=dataset.num_classes,
-        feature_size=dataset.image_size // 4,
-        head=how.discriminator_head,
-    )
-    modules = SearchModules(
-        w1=supernet("batch"),
-        gan=GAN(generator, discriminator),
-        w2=WeightedLearner(supernet("batch"), dataset.num_classes),
-        arch=Architecture(search.nodes, primitives),
-    )
-    for module in modules:
-        module.to(device=device, dtype=dtype)
-    return modules
 
 
 def search_rounds(search: Search, images: int) -> int:
@@ -250,7 +142,7 @@ def build_search(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> MultilevelOptimizer:
-    """Declares the four problems and their hypergradient engines.
+    """Declares the problems of a search (four, or two for plain DARTS) and their hypergradient engines.
 
     All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round; so do the two
     streams of validation batches, which w2 (for the class weights) and arch read.
@@ -287,6 +179,24 @@ def build_search(
             name, module=module, optimizer=optimizer, scheduler=schedule, grad_clip=how.grad_clip, loss=loss, data=data
         )
 
+    arch = Problem(
+        "arch",
+        module=modules.arch,
+        optimizer=torch.optim.Adam(
+            modules.arch.parameters(),
+            lr=search.architecture.lr,
+            betas=search.architecture.betas,
+            weight_decay=search.architecture.weight_decay,
+        ),
+        loss=arch_loss,
+        data=validating(),
+        warmup_steps=search.architecture.warmup_epochs * per_epoch,
+    )
+    engines = "first_order" if search.order == "first" else search.hypergradient
+    if modules.w1 is None or modules.gan is None:
+        if isinstance(engines, Mapping) and "name" not in engines:
+            engines = {name: engine for name, engine in engines.items() if name in ("default", "w2")}
+        return MultilevelOptimizer([weights_problem("w2", modules.w2, plain_w2_loss, training()), arch], engines)
     how = search.generator
     gan = Problem(
         "gan",
@@ -301,19 +211,7 @@ def build_search(
         loss=gan_loss,
         data=training(),
     )
-    arch = Problem(
-        "arch",
-        module=modules.arch,
-        optimizer=torch.optim.Adam(
-            modules.arch.parameters(),
-            lr=search.architecture.lr,
-            betas=search.architecture.betas,
-            weight_decay=search.architecture.weight_decay,
-        ),
-        loss=arch_loss,
-        data=validating(),
-    )
-    w2_loss = make_w2_loss(search.lam, search.absent_class)
+    w2_loss = make_w2_loss(search.lam, search.absent_class, synthetic_only=search.synthetic_only)
     return MultilevelOptimizer(
         [
             weights_problem("w1", modules.w1, w1_loss, training()),
@@ -321,5 +219,5 @@ def build_search(
             weights_problem("w2", modules.w2, w2_loss, PairedBatches(training(), validating())),
             arch,
         ],
-        hypergradient="first_order" if search.order == "first" else search.hypergradient,
+        engines,
     )

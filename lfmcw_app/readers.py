@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.folders import ImageFiles, Listing, common_size, list_split
 
-__all__ = ["DATASETS", "FASHION_MNIST_FILES", "Images", "stratified"]
+__all__ = ["DATASETS", "FASHION_MNIST_FILES", "Images", "read_folder", "stratified"]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -46,21 +47,23 @@ FASHION_CLASSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Images in memory.
+    """Images in memory or in files.
 
     Attributes:
-        pixels: [N, C, H, W], uint8.
+        pixels: [N, C, H, W], uint8; files are decoded where `pixels` is indexed.
         labels: [N], int64.
     """
 
-    pixels: Tensor
+    pixels: Tensor | ImageFiles
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor) -> Images:
-        return Images(pixels=self.pixels[indices], labels=self.labels[indices])
+        """Returns the images at `indices`; of files none is read."""
+        pixels = self.pixels.select(indices) if isinstance(self.pixels, ImageFiles) else self.pixels[indices]
+        return Images(pixels=pixels, labels=self.labels[indices])
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -78,11 +81,11 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(labels), generator=generator)
     # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest positions takes every class
     # in proportion, and rounds by fractions of an example.
-    shuffled = labels[order]
+    _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
+    by_class = torch.argsort(of_class, stable=True)
+    within = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     position = torch.empty(len(labels), dtype=torch.float64)
-    for label in torch.unique(shuffled):
-        members = (shuffled == label).nonzero().squeeze(1)
-        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    position[by_class] = (within.double() + 0.5) / counts.repeat_interleave(counts)
     by_position = torch.argsort(position, stable=True)
     first, second = order[by_position[:count]], order[by_position[count:]]
     return (
@@ -196,6 +199,46 @@ def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
     )
 
 
+def read_folder(folder: Path, image_size: int | None) -> Parts:
+    """Reads a folder of images, one subfolder a class; where it is not split, a fifth of the images is the test set.
+
+    Args:
+        folder: see `list_split`.
+        image_size: the shorter side is brought to it and the centre is cut out; None if all images have one square size.
+
+    Raises:
+        InputError: if it cannot be used, or an image of it cannot be read.
+    """
+    train, test = list_split(folder)
+    size = image_size or common_size([train] if test is None else [train, test])
+
+    def read(listing: Listing) -> Images:
+        files = ImageFiles.of(listing, size)
+        return Images(pixels=files[files.rows], labels=listing.labels)
+
+    images = read(train)
+    if test is not None:
+        return images, read(test), train.class_names
+    held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
+    return images[rest], images[held_out], train.class_names
+
+
+def _imagenet(root: Path) -> Parts:
+    """ImageNet from its authors' archives, unpacked: imagenet/train/SYNSET/*.JPEG and imagenet/val/SYNSET/*.JPEG."""
+    folder = root / "imagenet"
+    if not folder.is_dir():
+        raise InputError(
+            f"The data set imagenet is not in {folder}, and cannot be downloaded without an account. Unpack it to "
+            f"{folder / 'train' / 'SYNSET'}/*.JPEG and {folder / 'val' / 'SYNSET'}/*.JPEG."
+        )
+    train, test = list_split(folder)
+    if test is None:
+        raise InputError(f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into these.")
+    # Liu et al., DARTS (2019), and everybody: a shorter side of 256 pixels, and of it the central 224.
+    parts = (Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels) for part in (train, test))
+    return next(parts), next(parts), train.class_names
+
+
 def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
     from torchvision.datasets.utils import download_url  # takes seconds to import, so only where it is used
 
@@ -218,4 +261,5 @@ DATASETS: dict[str, Callable[[Path], Parts]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
+    "imagenet": _imagenet,
 }

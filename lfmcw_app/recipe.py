@@ -75,6 +75,7 @@ class ArchitectureOptimizer(_Section):
     lr: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     betas: Betas = (0.5, 0.999)
+    warmup_epochs: int = Field(default=0, ge=0, description="first epochs in which only the weights move")
 
 
 class Generator(_Section):
@@ -93,6 +94,9 @@ class Generator(_Section):
 class Search(_Section):
     """The architecture search."""
 
+    method: Literal["lfmcw", "darts"] = Field(
+        default="lfmcw", description="darts: the baseline, without W1 and the generator"
+    )
     channels: int = Field(
         default=16,
         ge=4,
@@ -110,6 +114,10 @@ class Search(_Section):
     lam: float = Field(default=1.0, ge=0, alias="lambda", description="λ: weight of the generated images")
     absent_class: Literal["running_mean", "zero"] = Field(
         default="running_mean", description="class weight of a class without validation images in the batch"
+    )
+    synthetic_only: bool = Field(default=False, description="W2 learns on generated images only (Eq. 19)")
+    gradient_terms_every: int = Field(
+        default=0, ge=0, description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: never"
     )
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
@@ -137,6 +145,14 @@ class Search(_Section):
     def _one_length(self) -> Search:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps (set the other to null)")
+        return self
+
+    @model_validator(mode="after")
+    def _generates(self) -> Search:
+        if self.synthetic_only and self.method == "darts":
+            raise ValueError("synthetic_only needs generated images, which method darts has none of")
+        if self.synthetic_only and self.lam == 0.0:
+            raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
         return self
 
 

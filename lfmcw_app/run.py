@@ -25,6 +25,7 @@ def run(
     ] = None,
     preset: cli.PresetOption = None,
     order: cli.OrderOption = None,
+    method: cli.MethodOption = None,
     config: cli.ConfigOption = None,
     assign: cli.SetOption = None,
     out: Annotated[
@@ -37,17 +38,19 @@ def run(
     threads: cli.ThreadsOption = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
 ) -> None:
-    """Searches a cell with LFM-CW on DATASET, trains the derived network from scratch and reports its test error."""
+    """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
     console = Console()
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
         if dataset is None and resume is None:
             raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
-        recipe = cli.resolve_recipe(dataset, preset, order, config, assign, seed) if dataset is not None else None
+        recipe = None
+        if dataset is not None:
+            recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, order=order, method=method)
         folder = None
         if resume is not None:
-            changes = [value for value in (preset, order, config, assign, seed) if value not in (None, [])]
+            changes = [value for value in (preset, order, method, config, assign, seed) if value not in (None, [])]
             folder = _resumed(resume, out, recipe, has_changes=bool(changes))
         recipe = folder.recipe if folder is not None else recipe
         assert recipe is not None

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_split, subset
 from lfmcw_app.errors import InputError
+from lfmcw_app.gradient_terms import gradient_terms
+from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
-from lfmcw_app.problems import SearchModules, build_modules, build_search, cosine_schedule, search_rounds
+from lfmcw_app.problems import build_search, cosine_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
@@ -87,29 +89,38 @@ def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.dev
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
-    """Searches a cell with LFM-CW; writes genotype.json, cells.png, cells.svg and samples.png."""
+    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png."""
     recipe = folder.recipe
     torch.manual_seed(recipe.seed)
     modules = build_modules(recipe.search, dataset, device=device)
     train, validation = search_split(dataset, recipe.data.search_images, recipe.seed)
     optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
     rounds = search_rounds(recipe.search, len(train))
+    every = recipe.search.gradient_terms_every
     folder.restore("search", optimizer, is_latest=not folder.has_checkpoint("evaluation"))
     with PhaseProgress(console, "search", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             record = optimizer.step()
             _check_finite(record)
-            folder.log(_search_entry(record, modules, recipe.checkpoint_every))
+            entry = _search_entry(record, modules, recipe.checkpoint_every)
+            if every and record.round % every == 0:
+                entry["gradient_terms"] = gradient_terms(optimizer)
+            folder.log(entry)
             if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
                 folder.save("search", optimizer)
-            error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
-            progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
+            if "arch" in record.losses:
+                error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
+                progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
+            else:  # the architecture rests in the first epochs
+                progress.update(record.round, {"training loss": record.losses["w2"]})
     genotype = derive_genotype(modules.arch(), modules.arch.primitives)
     folder.write("genotype.json", genotype.to_json())
-    title = f"LFM-CW on {dataset.name}, {recipe.search.order} order"
+    method = "LFM-CW" if recipe.search.method == "lfmcw" else "DARTS"
+    title = f"{method} on {dataset.name}, {recipe.search.order} order"
     for name in ("cells.png", "cells.svg"):
         draw_genotype(genotype, folder.path / name, title)
-    save_samples(modules.gan.generator, dataset, folder.path / "samples.png", device)
+    if modules.gan is not None:
+        save_samples(modules.gan.generator, dataset, folder.path / "samples.png", device)
     return genotype
 
 

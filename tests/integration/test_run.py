@@ -152,3 +152,23 @@ def test_a_run_whose_numbers_are_lost_stops_and_says_where(tmp_path):
     assert "is not finite" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "x" / "genotype.json").exists()
+
+
+def test_the_baseline_runs_and_resumes_without_a_generator(tmp_path):
+    finished = run("--out", tmp_path / "darts", "--method", "darts", **{"search.gradient_terms_every": 3})
+    assert finished.returncode == 0, finished.stderr
+    assert not (tmp_path / "darts" / "samples.png").exists()
+    entries = [json.loads(line) for line in (tmp_path / "darts" / "metrics.jsonl").read_text().splitlines()]
+    terms = [entry["gradient_terms"] for entry in entries if "gradient_terms" in entry]
+    assert len(terms) == 2
+    assert set(terms[0]) == {"direct", "w2"}
+
+
+def test_settings_that_contradict_each_other_are_refused(tmp_path):
+    finished = run("--out", tmp_path / "x", "--method", "darts", **{"search.synthetic_only": "true"})
+    assert finished.returncode == 2
+    assert "synthetic_only needs generated images" in finished.stderr
+    finished = run("--out", tmp_path / "x", "--method", "dart")
+    assert finished.returncode == 2
+    assert "search.method" in finished.stderr
+    assert not (tmp_path / "x").exists()

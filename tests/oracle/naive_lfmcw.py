@@ -59,8 +59,10 @@ def grad_of(loss, params, create_graph=True):
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads, strict=True)}
 
 
-def architecture_gradient(modules, problems, batches, lam):
+def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=False):
     """The gradient of Eq. 4 in A through Eqs. 6-10, from the modules' and optimizers' current state.
+
+    Without W1 and the GAN that of plain DARTS (Liu et al. 2019, Eq. 7); with `synthetic_only` Eq. 19 in the place of Eq. 9.
 
     Args:
         modules: copies of w1, gan, w2, arch (their BatchNorm statistics move).
@@ -72,6 +74,19 @@ def architecture_gradient(modules, problems, batches, lam):
     arch = leaves(modules.arch)
     mixing = [arch["normal"].softmax(-1), arch["reduction"].softmax(-1)]
     mix = type(modules.arch())(*mixing)
+    w2 = leaves(modules.w2.network)
+    real = F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels)
+
+    def upper(loss):
+        """Eqs. 10 and 4."""
+        live = dict(problems["w2"].module.network.named_parameters())
+        w2_grads = clipped(grad_of(loss, w2), problems["w2"].grad_clip)
+        w2_new = sgd(w2, w2_grads, problems["w2"].optimizers[""], live)
+        value = F.cross_entropy(functional_call(modules.w2.network, w2_new, (val_images, mix)), val_labels)
+        return dict(zip(arch, torch.autograd.grad(value, list(arch.values())), strict=True))
+
+    if modules.w1 is None:
+        return upper(real)
 
     # Eq. 6
     w1 = leaves(modules.w1)
@@ -87,8 +102,7 @@ def architecture_gradient(modules, problems, batches, lam):
     live = dict(problems["gan"].module.generator.named_parameters())
     g_new = adam(g, grad_of(F.softplus(-fake).mean(), g), problems["gan"].optimizers["generator"], live)
 
-    # Eqs. 9 and 10
-    w2 = leaves(modules.w2.network)
+    # Eq. 9
     val_logits = functional_call(modules.w1, w1_new, (val_images, mix))
     val_ce = F.cross_entropy(val_logits, val_labels, reduction="none")
     class_weights = [
@@ -97,14 +111,6 @@ def architecture_gradient(modules, problems, batches, lam):
     ]
     noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
     generated = functional_call(modules.gan.generator, g_new, (noise, labels))
-    real = F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels)
     ce = F.cross_entropy(functional_call(modules.w2.network, w2, (generated, mix)), labels, reduction="none")
     synthetic = sum(class_weights[int(y)] * ce[b] for b, y in enumerate(labels)) / len(labels)
-    loss = real + lam * synthetic
-    live = dict(problems["w2"].module.network.named_parameters())
-    w2_grads = clipped(grad_of(loss, w2), problems["w2"].grad_clip)
-    w2_new = sgd(w2, w2_grads, problems["w2"].optimizers[""], live)
-
-    # Eq. 4
-    upper = F.cross_entropy(functional_call(modules.w2.network, w2_new, (val_images, mix)), val_labels)
-    return dict(zip(arch, torch.autograd.grad(upper, list(arch.values())), strict=True))
+    return upper(lam * synthetic if synthetic_only else real + lam * synthetic)

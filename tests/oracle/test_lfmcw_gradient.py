@@ -9,7 +9,9 @@ import torch
 from naive_lfmcw import architecture_gradient
 
 from lfmcw_app.data import load_dataset, search_split
-from lfmcw_app.problems import build_modules, build_search
+from lfmcw_app.gradient_terms import PATHS, gradient_terms
+from lfmcw_app.modules import build_modules
+from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from mlo.testing import check_gradient_changes_nothing, relative_error
@@ -17,7 +19,7 @@ from mlo.testing import check_gradient_changes_nothing, relative_error
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
-def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_clip=None, batch_size=12):
+def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_clip=None, batch_size=12, **search):
     recipe = load_recipe(
         "smoke",
         overrides={
@@ -29,6 +31,7 @@ def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_cl
             "search.weights.grad_clip": grad_clip,
             "search.generator.channels": 4,
             "search.generator.noise_dim": 6,
+            **{f"search.{key}": value for key, value in search.items()},
         },
     )
     torch.manual_seed(3)
@@ -45,11 +48,15 @@ def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_cl
 def oracle(recipe, modules, optimizer):
     """The naive gradient from the current state; the copies keep it from touching anything of the optimizer's."""
     w2 = optimizer.problems["w2"]
-    batches = w2.data._train.batch(w2.data.position) + w2.data._validation.batch(w2.data.position)
+    training, validation = getattr(w2.data, "_train", w2.data), optimizer.problems["arch"].data
+    batches = training.batch(w2.data.position) + validation.batch(validation.position)
     with torch.random.fork_rng():
         copies = copy.deepcopy(modules)
         # The optimizers' state is keyed by the live parameters, so the formulas read it from the live problems.
-        return architecture_gradient(copies, optimizer.problems, batches, recipe.search.lam)
+        search = recipe.search
+        return architecture_gradient(
+            copies, optimizer.problems, batches, search.lam, synthetic_only=search.synthetic_only
+        )
 
 
 def gradient_of_next_round(optimizer):
@@ -86,6 +93,49 @@ def test_classes_missing_from_a_batch_keep_their_running_loss_and_an_exact_gradi
     optimizer.step()
     expected = oracle(recipe, modules, optimizer)
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+@pytest.mark.parametrize("search", [{"method": "darts"}, {"synthetic_only": True}], ids=["plain DARTS", "Eq. 19"])
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_baseline_and_the_ablation_equal_their_own_equations(search, rounds):
+    recipe, modules, optimizer = make(**search)
+    list(optimizer.run(rounds))
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+def test_plain_darts_has_two_problems_and_first_order_keeps_the_direct_gradient():
+    _, modules, optimizer = make(method="darts", order="first")
+    assert list(optimizer.problems) == ["w2", "arch"]
+    assert modules.w1 is modules.gan is None
+    assert optimizer.step().solves == {}
+
+
+def test_the_parts_of_the_gradient_add_up_and_each_path_has_one():
+    *_, optimizer = make()
+    optimizer.step()
+    terms = gradient_terms(optimizer)
+    assert tuple(terms) == PATHS
+    total = torch.cat([part.flatten() for part in optimizer.gradient("arch").values()])
+    assert all(term["norm"] > 0 for term in terms.values())
+    # Σ_path ‖part‖ cos(part, total) is the projection of the total on itself.
+    assert sum(term["norm"] * term["cosine"] for term in terms.values()) == pytest.approx(float(total.norm()), rel=1e-9)
+    cut = copy.deepcopy(terms)
+    *_, other = make(engine={"default": "one_step", "gan": "first_order"})
+    other.step()
+    without = gradient_terms(other)
+    assert without["gan_w2"]["norm"] == 0
+    assert without["w1_w2"]["norm"] == pytest.approx(cut["w1_w2"]["norm"], rel=1e-9)
+
+
+def test_the_architecture_rests_while_only_weights_move():
+    _, modules, optimizer = make(**{"architecture.warmup_epochs": 1})
+    before = modules.arch.normal.detach().clone()
+    per_epoch = optimizer.problems["w1"].data.per_epoch
+    records = list(optimizer.run(per_epoch + 1))
+    assert all("arch" not in record.losses for record in records[:-1])
+    assert "arch" in records[-1].losses
+    assert not torch.equal(modules.arch.normal, before)
 
 
 def test_darts_agrees_with_one_step_on_a_smooth_network():

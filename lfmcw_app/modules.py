@@ -1,0 +1,142 @@
+"""The modules of the problems of a search: supernets, generator and discriminator, architecture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lfmcw_app.data import Dataset
+from lfmcw_app.generators import ConditionalDCGAN, Discriminator
+from lfmcw_app.ops import classwise_cross_entropy
+from lfmcw_app.recipe import Generator, Search
+from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.supernet import Architecture, Supernet
+
+__all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
+
+CLASS_LOSS_MOMENTUM = 0.9
+
+
+class WeightedLearner(nn.Module):
+    """The second set of weights, W2, with the running class losses that stand in for classes missing from a batch.
+
+    Attributes:
+        class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class was seen.
+        seen: whether a class was seen, [C].
+    """
+
+    class_losses: Tensor
+    seen: Tensor
+
+    def __init__(self, network: Supernet, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("class_losses", torch.full((num_classes,), math.log(num_classes)))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    def class_weights(self, logits: Tensor, labels: Tensor, absent: str = "running_mean") -> Tensor:
+        """Returns l_c, the mean loss of W1 on each class [C], differentiable for the classes in the batch.
+
+        Args:
+            logits: W1's logits on the validation batch, [B, C].
+            labels: its labels, [B].
+            absent: what a class without examples takes: "running_mean" (a constant) or "zero".
+        """
+        means, counts = classwise_cross_entropy(logits, labels)
+        present = counts > 0
+        constant = self.class_losses.to(means.dtype, copy=True) if absent == "running_mean" else torch.zeros_like(means)
+        weights = torch.where(present, means, constant)
+        with torch.no_grad():
+            momentum = CLASS_LOSS_MOMENTUM * self.seen.to(means.dtype)
+            updated = momentum * self.class_losses + (1 - momentum) * means
+            self.class_losses.copy_(torch.where(present, updated, self.class_losses))
+            self.seen.logical_or_(present)
+        return weights
+
+
+class GAN(nn.Module):
+    """The two players of the image-generation game."""
+
+    def __init__(self, generator: ConditionalDCGAN, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.discriminator = discriminator
+
+
+class SearchModules(NamedTuple):
+    """The modules of the problems; W1 and the GAN are missing where the method is plain DARTS."""
+
+    w1: Supernet | None
+    gan: GAN | None
+    w2: WeightedLearner
+    arch: Architecture
+
+
+def build_modules(
+    search: Search,
+    dataset: Dataset,
+    *,
+    primitives: tuple[str, ...] = PRIMITIVES,
+    activation: Literal["relu", "silu"] = "relu",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> SearchModules:
+    """Builds the modules of a search, initialised from the global random state.
+
+    Args:
+        search: the recipe of the search.
+        dataset: gives classes, channels and image size.
+        primitives: the candidate operations.
+        activation: "relu", or "silu" for smooth networks in tests.
+        device: where they go.
+        dtype: of their parameters.
+    """
+
+    def supernet(norm: Literal["batch", "group"]) -> Supernet:
+        return Supernet(
+            in_channels=dataset.channels,
+            num_classes=dataset.num_classes,
+            channels=search.channels,
+            layers=search.layers,
+            nodes=search.nodes,
+            primitives=primitives,
+            style=OperationStyle(norm=norm, activation=activation),
+        )
+
+    plain = search.method == "darts"
+    modules = SearchModules(
+        w1=None if plain else supernet("batch"),
+        gan=None if plain else GAN(*_players(search.generator, dataset, supernet)),
+        w2=WeightedLearner(supernet("batch"), dataset.num_classes),
+        arch=Architecture(search.nodes, primitives),
+    )
+    for module in modules:
+        if module is not None:
+            module.to(device=device, dtype=dtype)
+    return modules
+
+
+def _players(
+    how: Generator, dataset: Dataset, supernet: Callable[[Literal["batch", "group"]], Supernet]
+) -> tuple[ConditionalDCGAN, Discriminator]:
+    """The generator, and the discriminator with the searched architecture."""
+    generator = ConditionalDCGAN(
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        mean=dataset.mean,
+        std=dataset.std,
+        noise_dim=how.noise_dim,
+        channels=how.channels,
+    )
+    discriminator = Discriminator(
+        supernet(how.discriminator_norm),
+        num_classes=dataset.num_classes,
+        feature_size=dataset.image_size // 4,
+        head=how.discriminator_head,
+    )
+    return generator, discriminator
