@@ -1,0 +1,63 @@
+"""The benchmarks' short versions run, and what they compare comes out as it must; no time is tested."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def output_of(name, *arguments):
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+def rows(printed, first):
+    """The cells of every row of the tables that begin with a value."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    return [row for row in cells if row[0] == first]
+
+
+@pytest.mark.slow
+def test_engines_beside_other_libraries():
+    printed = output_of("engines.py", "--quick", "--problem", "layered")
+    ours = {row[1]: row for row in rows(printed.split("ms per step")[0], "mlo")}
+    assert float(ours["darts"][3]) < 1e-6  # against the derivative of one step
+    assert float(ours["cg, K=10"][2]) < 1e-2  # against the implicit gradient
+    if any(row[1] == "-" for row in rows(printed, "Betty")):
+        pytest.skip("betty-ml is not installed (make betty)")
+    theirs = {row[1]: row for row in rows(printed.split("ms per step")[0], "Betty")}
+    for method in ("darts", "cg, K=10"):
+        assert float(theirs[method][3 if method == "darts" else 2]) > 0.1
+        assert int(theirs[method][10]) > int(ours[method][10])  # evaluations of losses
+
+
+@pytest.mark.slow
+def test_the_fused_loss_beside_the_composition():
+    printed = output_of("fused_loss.py", "--quick", "--repeats", "1")
+    measured = rows(printed, "64 × 100")
+    assert {row[1] for row in measured} == {"forward", "backward", "double backward", "end to end"}
+    assert {row[2] for row in measured} == {"composition", "fused"}
+
+
+def test_a_problem_that_does_not_exist_is_refused():
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "engines.py", "--problem", "layerd"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "there is no problem 'layerd'" in result.stderr
