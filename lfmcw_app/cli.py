@@ -13,10 +13,10 @@ import torch
 import typer
 from rich.console import Console
 
-from lfmcw_app.data import DATASETS
+from lfmcw_app.data import check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
-from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError, nearest
+from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
 
 __all__ = ["default_preset", "fresh_folder", "pick_device", "reported_errors", "resolve_recipe"]
 
@@ -71,8 +71,7 @@ def resolve_recipe(
     Raises:
         InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
     """
-    if dataset not in DATASETS:
-        raise InputError(f"Unknown data set {dataset!r}. {nearest(dataset, DATASETS)}")
+    check_dataset(dataset)
     if any(assignment.partition("=")[0].strip() == "dataset" for assignment in assign or ()):
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}

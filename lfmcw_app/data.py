@@ -8,33 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfmcw_app.augmentation import CROP_DRAWS, augmented, jittered
 from lfmcw_app.errors import InputError
-from lfmcw_app.folders import CROP_DRAWS, ImageFiles, adjust_colors, random_crops
+from lfmcw_app.folders import ImageFiles, random_crops
 from lfmcw_app.readers import DATASETS, Images, read_folder, stratified
 from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest
 
 __all__ = [
-    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "PhotoAugmentation", "check_dataset", "in_order",
+    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
     "load_dataset", "search_split", "short_name", "stratified", "subset",
 ]  # fmt: skip
 
 FOLDER = "folder:"
 # Of ImageNet's training images, as everybody uses them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class PhotoAugmentation(Augmentation):
-    """Random changes of photographs. ImageNet's: flip, resized_crop, color_jitter (0.4, 0.4, 0.4, 0.2)."""
-
-    resized_crop: bool = Field(default=False, description="a window of 8% to 100% of the image, brought to its size")
-    color_jitter: tuple[float, float, float, float] = Field(
-        default=(0.0, 0.0, 0.0, 0.0), description="largest change of brightness, contrast, saturation and hue"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,25 +221,17 @@ class Batches:
         chosen = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
-        images = _augmented(images, self._augmentation, generator, self._normalise.black)
+        images = augmented(images, self._augmentation, generator, self._normalise.black)
         return images, self._images.labels[chosen].to(self._device)
 
     def _photographs(self, chosen: Tensor, index: int) -> Tensor:
         """The chosen images in [0, 1], with the random changes that need the original image or its colours."""
         how = self._augmentation
-        if not isinstance(how, PhotoAugmentation):
-            return self._normalise.scaled(self._images.pixels[chosen])
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
         draws = torch.rand(len(chosen), *CROP_DRAWS, generator=generator)
-        uniform = torch.rand(len(chosen), 4, generator=generator)
-        order = torch.rand(len(chosen), 4, generator=generator).argsort(1)
         pixels = self._images.pixels
         images = self._normalise.scaled(random_crops(pixels, chosen, draws) if how.resized_crop else pixels[chosen])
-        if not any(how.color_jitter):
-            return images
-        middle, strength = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor(how.color_jitter)
-        least = (middle - strength).clamp(min=torch.tensor([0.0, 0.0, 0.0, -0.5]))
-        return adjust_colors(images, least + (middle + strength - least) * uniform, order)
+        return jittered(images, how.color_jitter, generator)
 
     def state_dict(self) -> dict[str, int]:
         """The position."""
@@ -311,35 +294,6 @@ class _Normaliser:
     def centred(self, values: Tensor) -> Tensor:
         """Values in [0, 1] → normalised ones."""
         return (values - self._mean) / self._std
-
-
-def _augmented(images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor) -> Tensor:
-    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside, cut-outs are the mean (0)."""
-    count, _, height, width = images.shape
-    rows = torch.arange(height).expand(count, height)
-    columns = torch.arange(width).expand(count, width)
-    if how.crop_padding:
-        shift = 2 * how.crop_padding + 1
-        rows = rows + torch.randint(shift, (count, 1), generator=generator)
-        columns = columns + torch.randint(shift, (count, 1), generator=generator)
-        border = F.pad(torch.zeros_like(images[:1, :1]), (how.crop_padding,) * 4, value=1.0)
-        images = F.pad(images, (how.crop_padding,) * 4) + border * black
-    if how.flip:
-        mirror = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirror, columns.flip(1), columns)
-    if how.crop_padding or how.flip:
-        example = torch.arange(count)[:, None, None]
-        images = images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
-    if how.cutout:
-        # DARTS's square: centred on a random pixel, clipped at the borders.
-        inside = []
-        for size in (height, width):
-            centre = torch.randint(size, (count, 1), generator=generator)
-            offset = torch.arange(size) - centre
-            inside.append((offset >= -(how.cutout // 2)) & (offset < how.cutout // 2))
-        hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        images = images.masked_fill(hole.to(images.device), 0.0)
-    return images
 
 
 def _mixed(*numbers: int) -> int:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS
+from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.report import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
@@ -41,7 +41,7 @@ def evaluate(
         cells = _read_genotype(genotype, recipe.search.nodes)
         target = cli.pick_device(device)
         images = read_data(recipe, data, searches=False)
-        folder = RunFolder.create(out or cli.fresh_folder(f"{dataset}-{recipe.preset}-evaluation"), recipe)
+        folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(dataset)}-{recipe.preset}-evaluation"), recipe)
         folder.write(EVALUATED, cells.to_json())
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
         print_result(train_derived(folder, cells, images, console, target), folder, console)

@@ -33,6 +33,10 @@ class Augmentation(_Section):
     crop_padding: int = Field(default=0, ge=0, description="pixels of zero padding before a random crop")
     flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
     cutout: int = Field(default=0, ge=0, description="side of a square that is set to the mean; evaluation only")
+    resized_crop: bool = Field(default=False, description="a window of 8% to 100% of the image, brought to its size")
+    color_jitter: tuple[float, float, float, float] = Field(
+        default=(0.0, 0.0, 0.0, 0.0), description="largest change of brightness, contrast, saturation and hue"
+    )
 
 
 class Data(_Section):
@@ -42,8 +46,18 @@ class Data(_Section):
     search_images: int | None = Field(
         default=None, ge=2, description="training images that the search uses, both halves"
     )
+    search_fractions: tuple[float, float] = Field(
+        default=(0.5, 0.5), description="of these images, the parts that weights and architecture learn on"
+    )
     train_images: int | None = Field(default=None, ge=2, description="training images of the derived network")
     test_images: int | None = Field(default=None, ge=1, description="test images")
+
+    @field_validator("search_fractions")
+    @classmethod
+    def _parts(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if min(value) <= 0 or sum(value) > 1 + 1e-9:
+            raise ValueError(f"search_fractions must be positive and sum to at most 1, got {list(value)}")
+        return value
 
     @field_validator("image_size")
     @classmethod

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS
+from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.report import print_result
@@ -21,7 +21,8 @@ from lfmcw_app.trainer import run as run_phases
 
 def run(
     dataset: Annotated[
-        str | None, typer.Argument(help=f"Data set: {', '.join(DATASETS)}. Needed unless --resume is given.")
+        str | None,
+        typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH. Needed unless --resume is given."),
     ] = None,
     preset: cli.PresetOption = None,
     order: cli.OrderOption = None,
@@ -60,7 +61,7 @@ def run(
         target = cli.pick_device(device)
         images = read_data(recipe, data)
         if folder is None:
-            folder = RunFolder.create(out or cli.fresh_folder(f"{recipe.dataset}-{recipe.preset}"), recipe)
+            folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
         try:
             result = run_phases(folder, images, console, target)

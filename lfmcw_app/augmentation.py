@@ -1,0 +1,147 @@
+"""Random changes of training images as functions of given draws: windows, colours, crops, mirrors and cut-outs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lfmcw_app.recipe import Augmentation
+
+__all__ = ["CROP_DRAWS", "adjust_colors", "augmented", "crop_box", "jittered"]
+
+
+def augmented(images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor) -> Tensor:
+    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside, cut-outs are the mean (0)."""
+    count, _, height, width = images.shape
+    rows = torch.arange(height).expand(count, height)
+    columns = torch.arange(width).expand(count, width)
+    if how.crop_padding:
+        shift = 2 * how.crop_padding + 1
+        rows = rows + torch.randint(shift, (count, 1), generator=generator)
+        columns = columns + torch.randint(shift, (count, 1), generator=generator)
+        border = F.pad(torch.zeros_like(images[:1, :1]), (how.crop_padding,) * 4, value=1.0)
+        images = F.pad(images, (how.crop_padding,) * 4) + border * black
+    if how.flip:
+        mirror = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirror, columns.flip(1), columns)
+    if how.crop_padding or how.flip:
+        example = torch.arange(count)[:, None, None]
+        images = images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+    if how.cutout:
+        # DARTS's square: centred on a random pixel, clipped at the borders.
+        inside = []
+        for size in (height, width):
+            centre = torch.randint(size, (count, 1), generator=generator)
+            offset = torch.arange(size) - centre
+            inside.append((offset >= -(how.cutout // 2)) & (offset < how.cutout // 2))
+        hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        images = images.masked_fill(hole.to(images.device), 0.0)
+    return images
+
+
+CROP_DRAWS = (10, 4)
+"""Uniform numbers that a random crop takes: for each of ten attempts its area, aspect ratio, row and column."""
+
+
+def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int]:
+    """A window with 8% to 100% of the area and an aspect ratio of 3/4 to 4/3; the first attempt that fits.
+
+    Args:
+        width: of the image.
+        height: of the image.
+        draws: `CROP_DRAWS` numbers, uniform in [0, 1).
+
+    Returns:
+        Left, top, right and bottom.
+
+    Reference: Szegedy et al., Going Deeper with Convolutions (2015), section 6, as torchvision's RandomResizedCrop.
+    """
+    least, most = math.log(3 / 4), math.log(4 / 3)
+    for area, ratio, row, column in draws.tolist():
+        pixels, aspect = width * height * (0.08 + 0.92 * area), math.exp(least + (most - least) * ratio)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(column * (width - w + 1)), int(row * (height - h + 1))
+            return left, top, left + w, top + h
+    # No attempt fits a very long image: the largest window of an allowed ratio, in the centre.
+    w, h = max(min(width, round(height * 4 / 3)), 1), max(min(height, round(width * 4 / 3)), 1)
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def jittered(images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
+    """Changes the colours of each image of a batch at random.
+
+    Args:
+        images: [B, C, H, W] in [0, 1].
+        strength: largest change of brightness, contrast and saturation (around 1) and hue (around 0, of the circle).
+        generator: what is drawn from.
+    """
+    uniform = torch.rand(len(images), 4, generator=generator)
+    order = torch.rand(len(images), 4, generator=generator).argsort(1)
+    if not any(strength):
+        return images
+    middle, most = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor(strength)
+    least = (middle - most).clamp(min=torch.tensor([0.0, 0.0, 0.0, -0.5]))
+    return adjust_colors(images, least + (middle + most - least) * uniform, order)
+
+
+def adjust_colors(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Changes brightness, contrast, saturation and hue of each image, in its own order: torchvision's ColorJitter.
+
+    Args:
+        images: [B, C, H, W] in [0, 1], with one or three channels; grey images have no saturation and hue.
+        factors: [B, 4], of the four in this order; 1, 1, 1 and 0 change nothing. The hue is a part of the circle.
+        order: [B, 4], permutations of 0 to 3: which of them comes first, second, ...
+
+    Returns:
+        [B, C, H, W] in [0, 1].
+    """
+    images = images.clone()
+    adjustments = (_brightness, _contrast, _saturation, _hue) if images.shape[1] == 3 else (_brightness, _contrast)
+    for step in range(4):
+        for kind, adjust in enumerate(adjustments):
+            members = ((order[:, step] == kind) & (factors[:, kind] != (0.0 if kind == 3 else 1.0))).nonzero()[:, 0]
+            if len(members):
+                factor = factors[members, kind].view(-1, 1, 1, 1).to(images)
+                members = members.to(images.device)
+                images[members] = adjust(images[members], factor)
+    return images
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return (factor * images).clamp(0, 1)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    return (factor * images + (1 - factor) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return (factor * images + (1 - factor) * _grey(images)).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images
+    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    return (weights * images).sum(dim=1, keepdim=True)
+
+
+def _hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turns the hue (in HSV) by `shift` of the circle."""
+    red, green, blue = images.unbind(1)
+    value, chroma = images.amax(1), images.amax(1) - images.amin(1)
+    scale = torch.where(chroma == 0, 1.0, chroma)
+    sector = torch.where(
+        value == red,
+        (green - blue) / scale,
+        torch.where(value == green, 2.0 + (blue - red) / scale, 4.0 + (red - green) / scale),
+    )
+    # A channel falls from the value by the chroma as the hue moves away from its colour: red at 0, green at 2, blue at 4.
+    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    k = (offsets + (sector.unsqueeze(1) + 6.0 * shift)) % 6.0
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4.0 - k).clamp(0, 1)
