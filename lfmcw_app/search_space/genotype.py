@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
@@ -116,36 +118,40 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
     return tuple(edges)
 
 
-def derive_genotype(mixing: MixingWeights, primitives: tuple[str, ...] = PRIMITIVES) -> Genotype:
+def derive_genotype(mixing: MixingWeights, primitives: Sequence[str] | Candidates = PRIMITIVES) -> Genotype:
     """Derives the discrete cells: for each node the two edges with the strongest primitive other than `none`.
 
-    Of equally strong edges or primitives the first is taken.
+    Of equally strong edges or primitives the first is taken. With edge weights (PC-DARTS) a primitive is as strong as
+    softmax(α) · softmax(β), which is what the mixing weights are then.
 
     Args:
-        mixing: softmax(α), [edges, primitives] of each kind of cell.
-        primitives: names of the columns.
+        mixing: the mixing weights, [edges, primitives] of each kind of cell.
+        primitives: names of the columns, of all edges or of each.
 
     Reference: Liu et al., DARTS (2019), section 2.4.
     """
+    if not isinstance(primitives, Candidates):
+        every = tuple(primitives)
+        primitives = Candidates(normal=(every,) * len(mixing.normal), reduction=(every,) * len(mixing.reduction))
     return Genotype(
-        normal=_derive_cell(mixing.normal.detach(), primitives),
-        reduction=_derive_cell(mixing.reduction.detach(), primitives),
+        normal=_derive_cell(mixing.normal.detach(), primitives.normal),
+        reduction=_derive_cell(mixing.reduction.detach(), primitives.reduction),
     )
 
 
-def _derive_cell(weights: Tensor, primitives: tuple[str, ...]) -> tuple[Edge, ...]:
+def _derive_cell(weights: Tensor, primitives: Sequence[Sequence[str]]) -> tuple[Edge, ...]:
     if not bool(torch.isfinite(weights).all()):
         raise ValueError("No cell can be derived: the mixing weights are not finite.")
-    columns = [column for column, primitive in enumerate(primitives) if primitive != "none"]
-    values = weights[:, columns].tolist()
+    values = weights.tolist()
     edges: list[Edge] = []
     node = 0
     while edge_index(node, 0) < len(values):
         strongest: list[tuple[float, Edge]] = []
         for source in range(2 + node):
-            row = values[edge_index(node, source)]
-            best = max(range(len(row)), key=row.__getitem__)
-            strongest.append((row[best], Edge(primitives[columns[best]], source)))
+            row, names = values[edge_index(node, source)], primitives[edge_index(node, source)]
+            columns = [column for column, name in enumerate(names) if name != "none"]
+            best = max(columns, key=row.__getitem__)
+            strongest.append((row[best], Edge(names[best], source)))
         strongest.sort(key=lambda entry: -entry[0])  # stable: ties keep the order of the sources
         edges += sorted((edge for _, edge in strongest[:EDGES_PER_NODE]), key=lambda edge: edge.source)
         node += 1

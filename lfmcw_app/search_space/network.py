@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
 from lfmcw_app.search_space.operations import FactorizedReduce, OperationStyle, ReLUConvNorm, make_operation
+from lfmcw_app.search_space.stem import make_stem
 from lfmcw_app.search_space.supernet import reduction_layers
 
 __all__ = ["DerivedNetwork", "drop_path"]
@@ -63,26 +67,42 @@ class DerivedCell(nn.Module):
 
 
 class _PoolToTwo(nn.Module):
-    """Average pooling to 2×2: DARTS's 5×5 windows at stride 3 on the 8×8 maps of CIFAR, even bins on other sizes."""
+    """Average pooling to 2×2: DARTS's 5×5 windows on maps of the size that they fit, even bins on other sizes.
+
+    Args:
+        size: height and width of the maps that the windows fit: 8 with stride 3 (CIFAR), 7 with stride 2 (ImageNet).
+        stride: of the windows.
+    """
+
+    def __init__(self, size: int, stride: int) -> None:
+        super().__init__()
+        self.size, self.stride = size, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] == (8, 8):
-            return F.avg_pool2d(x, 5, stride=3)
+        if x.shape[-2:] == (self.size, self.size):
+            return F.avg_pool2d(x, 5, stride=self.stride)
         return F.adaptive_avg_pool2d(x, 2)
 
 
 class AuxiliaryHead(nn.Sequential):
-    """A second classifier on the feature map after two thirds of the cells, for training only."""
+    """A second classifier on the feature map after two thirds of the cells, for training only.
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    Args:
+        channels: of the feature map.
+        num_classes: size of the logits.
+        stem: the kind of network that it belongs to.
+    """
+
+    def __init__(self, channels: int, num_classes: int, stem: Literal["cifar", "imagenet"] = "cifar") -> None:
         super().__init__(
             nn.ReLU(),
-            _PoolToTwo(),
+            _PoolToTwo(8, 3) if stem == "cifar" else _PoolToTwo(7, 2),
             nn.Conv2d(channels, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768),
+            # The published ImageNet results were obtained without this norm: DARTS's authors call it a slip, and keep it.
+            nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(768, num_classes),
@@ -99,10 +119,14 @@ class DerivedNetwork(nn.Module):
         channels: channels of a node in the first cell.
         layers: number of cells.
         auxiliary: whether there is an auxiliary head.
-        stem_multiplier: the stem has stem_multiplier · channels channels.
+        stem_multiplier: the stem for CIFAR has stem_multiplier · channels channels; that for ImageNet has `channels`.
+        stem: "cifar" begins at full resolution, "imagenet" at an eighth of it.
 
     Attributes:
         drop_probability: current probability of drop-path; set by the training loop.
+        divisor: height and width of images must be divisible by it.
+
+    Reference: Liu et al., DARTS (2019), appendix A.2.
     """
 
     def __init__(
@@ -115,13 +139,16 @@ class DerivedNetwork(nn.Module):
         layers: int = 20,
         auxiliary: bool = False,
         stem_multiplier: int = 3,
+        stem: Literal["cifar", "imagenet"] = "cifar",
     ) -> None:
         super().__init__()
         self.drop_probability = 0.0
-        width = stem_multiplier * channels
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        width = stem_multiplier * channels if stem == "cifar" else channels
+        self.stem, self.second_stem = make_stem(stem, in_channels, width, STYLE)
+        self.divisor = 4 if stem == "cifar" else 32  # two cells halve the resolution, and the stem's three convolutions
         self.cells = nn.ModuleList()
-        before, reduced_before = (width, width), False
+        # ImageNet's first cell reads maps of two sizes: as after a reduction, the larger one is halved.
+        before, reduced_before = (width, width), stem == "imagenet"
         self.auxiliary_after = 2 * layers // 3
         self.auxiliary: AuxiliaryHead | None = None
         for layer in range(layers):
@@ -131,12 +158,22 @@ class DerivedNetwork(nn.Module):
             self.cells.append(DerivedCell(edges, before, channels, reduces=reduces, reduced_before=reduced_before))
             before, reduced_before = (before[1], genotype.nodes * channels), reduces
             if auxiliary and layer == self.auxiliary_after:
-                self.auxiliary = AuxiliaryHead(before[1], num_classes)
+                self.auxiliary = AuxiliaryHead(before[1], num_classes, stem)
         self.classifier = nn.Linear(before[1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the logits [B, num_classes] and, while training with an auxiliary head, its logits."""
-        before_last = last = self.stem(images)
+        """Returns the logits [B, num_classes] of `images` [B, C, H, W] and, in training with an auxiliary head, its logits.
+
+        Raises:
+            InputError: if height or width is not divisible by `divisor`.
+        """
+        if images.shape[-2] % self.divisor or images.shape[-1] % self.divisor:
+            raise InputError(
+                f"Images of {images.shape[-2]}×{images.shape[-1]} do not fit this network, which needs a height and width "
+                f"divisible by {self.divisor}. Set data.image_size to such a size."
+            )
+        before_last = self.stem(images)
+        last = self.second_stem(before_last)
         auxiliary = None
         for layer, cell in enumerate(self.cells):
             before_last, last = last, cell(before_last, last, self.drop_probability)

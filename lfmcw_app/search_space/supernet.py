@@ -1,46 +1,79 @@
-"""The supernet: a stack of cells whose edges mix all primitives by the architecture's weights, and the architecture α."""
+"""The supernet: a stack of cells whose edges mix their candidate operations by the architecture's weights; the architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lfmcw_app.search_space.cell import Cell, edge_count
+from lfmcw_app.search_space.candidates import Candidates, as_candidates
+from lfmcw_app.search_space.cell import Cell
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.pcdarts import edge_softmax
+from lfmcw_app.search_space.stem import make_stem
 
 __all__ = ["Architecture", "MixingWeights", "Supernet", "reduction_layers"]
 
 
 class MixingWeights(NamedTuple):
-    """The architecture as the cells read it: softmax(α), [edges, primitives], of the two kinds of cell."""
+    """The architecture as the cells read it, [edges, primitives] of each kind of cell.
+
+    A row is softmax(α), and sums to one; with edge weights it is β · softmax(α), and sums to the edge's weight β.
+    """
 
     normal: Tensor
     reduction: Tensor
 
 
 class Architecture(nn.Module):
-    """The architecture A: the logits α of the two kinds of cell, one row an edge and one column a primitive.
+    """The architecture A: for the two kinds of cell the logits α, one row an edge and one column a primitive.
 
     Args:
         nodes: intermediate nodes of a cell.
-        primitives: names of the candidate operations.
+        primitives: names of the candidate operations: of all edges, or (P-DARTS) of each.
         scale: standard deviation of the initial values (DARTS: 1e-3).
+        edge_weights: whether there are logits β of the edges as well, one an edge (PC-DARTS).
+
+    Attributes:
+        normal: α of the normal cell, [edges, primitives].
+        reduction: α of the reduction cell, [edges, primitives].
+        normal_edges: β of the normal cell, [edges], or None.
+        reduction_edges: β of the reduction cell, [edges], or None.
     """
 
-    def __init__(self, nodes: int = 4, primitives: Sequence[str] = PRIMITIVES, scale: float = 1e-3) -> None:
+    def __init__(
+        self,
+        nodes: int = 4,
+        primitives: Sequence[str] | Candidates = PRIMITIVES,
+        scale: float = 1e-3,
+        *,
+        edge_weights: bool = False,
+    ) -> None:
         super().__init__()
-        self.primitives = tuple(primitives)
+        self.primitives = primitives if isinstance(primitives, Candidates) else tuple(primitives)
         self.nodes = nodes
-        shape = (edge_count(nodes), len(self.primitives))
-        self.normal = nn.Parameter(scale * torch.randn(shape))
-        self.reduction = nn.Parameter(scale * torch.randn(shape))
+        candidates = as_candidates(primitives, nodes)
+
+        def logits(*shape: int) -> nn.Parameter:
+            return nn.Parameter(scale * torch.randn(shape))
+
+        self.normal = logits(len(candidates.normal), len(candidates.normal[0]))
+        self.reduction = logits(len(candidates.reduction), len(candidates.reduction[0]))
+        self.normal_edges = logits(len(candidates.normal)) if edge_weights else None
+        self.reduction_edges = logits(len(candidates.reduction)) if edge_weights else None
 
     def forward(self) -> MixingWeights:
-        """Returns softmax(α) over the primitives of each edge."""
-        return MixingWeights(normal=self.normal.softmax(dim=-1), reduction=self.reduction.softmax(dim=-1))
+        """Returns the mixing weights: a softmax of α over each edge's primitives, times one of β over each node's edges."""
+        return MixingWeights(
+            normal=self._mixing(self.normal, self.normal_edges),
+            reduction=self._mixing(self.reduction, self.reduction_edges),
+        )
+
+    def _mixing(self, alpha: Tensor, beta: Tensor | None) -> Tensor:
+        mixing = alpha.softmax(dim=-1)
+        return mixing if beta is None else edge_softmax(beta, self.nodes).unsqueeze(1) * mixing
 
 
 def reduction_layers(layers: int) -> tuple[int, int]:
@@ -57,9 +90,14 @@ class Supernet(nn.Module):
         channels: channels of a node in the first cell.
         layers: number of cells.
         nodes: intermediate nodes of a cell.
-        primitives: names of the candidate operations.
+        primitives: names of the candidate operations: of all edges, or (P-DARTS) of each.
         style: norms and activation.
         stem_multiplier: the stem has stem_multiplier · channels channels.
+        stem: "cifar", or "imagenet": to an eighth of the resolution before the cells.
+        partial_channels: K; the operations see the first 1 / K of a node's channels (PC-DARTS: 4, on ImageNet 2).
+
+    Attributes:
+        skip_drop_probability: current probability of the dropout on identities (P-DARTS); set by the training loop.
 
     Reference: Liu et al., DARTS (2019), section 3.1.
     """
@@ -72,17 +110,20 @@ class Supernet(nn.Module):
         channels: int = 16,
         layers: int = 8,
         nodes: int = 4,
-        primitives: Sequence[str] = PRIMITIVES,
+        primitives: Sequence[str] | Candidates = PRIMITIVES,
         style: OperationStyle | None = None,
         stem_multiplier: int = 3,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        partial_channels: int = 1,
     ) -> None:
         super().__init__()
+        self.skip_drop_probability = 0.0
+        candidates = as_candidates(primitives, nodes)
         style = style or OperationStyle()
         width = stem_multiplier * channels
-        stem_style = OperationStyle(norm=style.norm, affine=True)
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), stem_style.make_norm(width))
+        self.stem, self.second_stem = make_stem(stem, in_channels, width, style)
         self.cells = nn.ModuleList()
-        before, reduced_before = (width, width), False
+        before, reduced_before = (width, width), stem == "imagenet"
         for layer in range(layers):
             reduces = layer in reduction_layers(layers)
             channels *= 2 if reduces else 1
@@ -93,8 +134,9 @@ class Supernet(nn.Module):
                     nodes=nodes,
                     reduces=reduces,
                     reduced_before=reduced_before,
-                    primitives=primitives,
+                    primitives=candidates.reduction if reduces else candidates.normal,
                     style=style,
+                    partial_channels=partial_channels,
                 )
             )
             before, reduced_before = (before[1], nodes * channels), reduces
@@ -102,12 +144,12 @@ class Supernet(nn.Module):
         self.classifier: nn.Module = nn.Linear(self.out_channels, num_classes)
 
     def features(self, images: Tensor, mixing: MixingWeights) -> Tensor:
-        """Returns the last cell's output, [B, out_channels, H/4, W/4]."""
-        last: Tensor = self.stem(images)
-        before_last = last
+        """Returns the last cell's output, [B, out_channels, H/4, W/4] (H/32, W/32 with the ImageNet stem)."""
+        before_last: Tensor = self.stem(images)
+        last: Tensor = self.second_stem(before_last)
         for cell in self.cells:
             weights = mixing.reduction if cell.reduces else mixing.normal
-            before_last, last = last, cell(before_last, last, weights)
+            before_last, last = last, cell(before_last, last, weights, self.skip_drop_probability)
         return last
 
     def forward(self, images: Tensor, mixing: MixingWeights) -> Tensor:

@@ -1,0 +1,58 @@
+"""The candidate operations of every edge: the same for all edges in DARTS, fewer and different ones as P-DARTS drops them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lfmcw_app.search_space.cell import edge_count
+from lfmcw_app.search_space.operations import PRIMITIVES
+from mlo.errors import nearest
+
+__all__ = ["Candidates", "as_candidates"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """For each kind of cell the primitives of each edge: entry [row][column] names that entry of α.
+
+    Attributes:
+        normal: of the normal cell, one tuple an edge, all of one length.
+        reduction: of the reduction cell, likewise.
+
+    Raises:
+        ValueError: if a name is unknown, edges have different numbers of primitives, or an edge could only be `none`.
+    """
+
+    normal: tuple[tuple[str, ...], ...]
+    reduction: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        for kind, edges in (("normal", self.normal), ("reduction", self.reduction)):
+            sizes = sorted({len(edge) for edge in edges})
+            if len(sizes) != 1:
+                raise ValueError(f"All edges of the {kind} cell need the same number of primitives, got {sizes}.")
+            for row, edge in enumerate(edges):
+                for primitive in edge:
+                    if primitive not in PRIMITIVES:
+                        raise ValueError(f"Unknown primitive {primitive!r}. {nearest(primitive, PRIMITIVES)}")
+                if set(edge) <= {"none"}:
+                    raise ValueError(f"Edge {row} of the {kind} cell needs a primitive other than 'none', got {edge}.")
+
+
+def as_candidates(primitives: Sequence[str] | Candidates, nodes: int) -> Candidates:
+    """Returns `primitives` themselves, or the candidates of a cell with `nodes` nodes that has them on every edge.
+
+    Raises:
+        ValueError: if candidates for another number of nodes are given.
+    """
+    edges = edge_count(nodes)
+    if not isinstance(primitives, Candidates):
+        every = (tuple(primitives),) * edges
+        return Candidates(normal=every, reduction=every)
+    if len(primitives.normal) != edges or len(primitives.reduction) != edges:
+        raise ValueError(
+            f"A cell with {nodes} nodes has {edges} edges, but there are candidates for {len(primitives.normal)} (normal) "
+            f"and {len(primitives.reduction)} (reduction). Give one tuple of primitives an edge."
+        )
+    return primitives

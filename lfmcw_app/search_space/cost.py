@@ -1,0 +1,71 @@
+"""What a network costs: parameters and multiply-adds, as the papers' tables count them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Cost", "network_cost"]
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+ACTIVATIONS = (nn.ReLU, nn.SiLU)
+POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The size of a network, for one image.
+
+    Attributes:
+        parameters: trainable parameters without an auxiliary head, in millions.
+        multiply_adds: of the convolutions and linear layers, in millions.
+        elementwise: operations of the other layers, in millions: two an output of a norm, one an output of an activation,
+            one an input of a pool. P-DARTS and PC-DARTS publish the sum of this and `multiply_adds`.
+    """
+
+    parameters: float
+    multiply_adds: float
+    elementwise: float
+
+
+def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> Cost:
+    """Counts parameters and multiply-adds; no arithmetic is done and the network is left as it is.
+
+    An output of a convolution takes (input channels / groups) · kernel area multiply-adds, one of a linear layer its
+    number of inputs. Biases and sums are not counted, nor is what runs in training only: a module named `auxiliary`.
+
+    Args:
+        network: called with images [1, in_channels, image_size, image_size], in evaluation mode.
+        image_size: height and width.
+        in_channels: channels of an image.
+    """
+    # On the meta device a layer computes the shape of its output only.
+    shapes = copy.deepcopy(network).to("meta").eval()
+    multiply_adds = elementwise = 0
+
+    def count(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        nonlocal multiply_adds, elementwise
+        if isinstance(module, nn.Linear):
+            multiply_adds += output.numel() * module.in_features
+        elif isinstance(module, nn.Conv2d):
+            multiply_adds += output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+        elif isinstance(module, NORMS):
+            elementwise += 2 * output.numel()
+        elif isinstance(module, ACTIVATIONS):
+            elementwise += output.numel()
+        elif isinstance(module, POOLS):
+            elementwise += args[0].numel()
+
+    for module in shapes.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        shapes(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    auxiliary = getattr(network, "auxiliary", None)
+    excluded = {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad and id(p) not in excluded)
+    return Cost(parameters=parameters / 1e6, multiply_adds=multiply_adds / 1e6, elementwise=elementwise / 1e6)
