@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lfmcw_app.data import Dataset
-from lfmcw_app.generators import ConditionalDCGAN, Discriminator
+from lfmcw_app.errors import InputError
+from lfmcw_app.generators import GAMES, Discriminator, ImageGenerator
 from lfmcw_app.ops import classwise_cross_entropy
 from lfmcw_app.recipe import Generator, Search
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.candidates import Candidates
+from lfmcw_app.search_space.operations import PRIMITIVES, Norm, OperationStyle
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 
 __all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
@@ -61,7 +63,7 @@ class WeightedLearner(nn.Module):
 class GAN(nn.Module):
     """The two players of the image-generation game."""
 
-    def __init__(self, generator: ConditionalDCGAN, discriminator: Discriminator) -> None:
+    def __init__(self, generator: ImageGenerator, discriminator: Discriminator) -> None:
         super().__init__()
         self.generator = generator
         self.discriminator = discriminator
@@ -80,7 +82,8 @@ def build_modules(
     search: Search,
     dataset: Dataset,
     *,
-    primitives: tuple[str, ...] = PRIMITIVES,
+    primitives: Sequence[str] | Candidates = PRIMITIVES,
+    layers: int | None = None,
     activation: Literal["relu", "silu"] = "relu",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -90,29 +93,42 @@ def build_modules(
     Args:
         search: the recipe of the search.
         dataset: gives classes, channels and image size.
-        primitives: the candidate operations.
+        primitives: the candidate operations, of all edges or of each.
+        layers: cells of the supernets; by default the recipe's.
         activation: "relu", or "silu" for smooth networks in tests.
         device: where they go.
         dtype: of their parameters.
-    """
 
-    def supernet(norm: Literal["batch", "group"]) -> Supernet:
+    Raises:
+        InputError: for images whose size does not fit the stem or the generator, or a discriminator's norm that does not fit
+            its game.
+    """
+    divisor = 4 if search.stem == "cifar" else 32
+    if dataset.image_size % divisor:
+        raise InputError(
+            f"The {search.stem} stem and two reductions need images of a multiple of {divisor} pixels, got "
+            f"{dataset.image_size}. Set data.image_size."
+        )
+
+    def supernet(norm: Norm) -> Supernet:
         return Supernet(
             in_channels=dataset.channels,
             num_classes=dataset.num_classes,
             channels=search.channels,
-            layers=search.layers,
+            layers=layers or search.layers,
             nodes=search.nodes,
             primitives=primitives,
             style=OperationStyle(norm=norm, activation=activation),
+            stem=search.stem,
+            partial_channels=search.partial_channels if search.space == "pcdarts" else 1,
         )
 
     plain = search.method == "darts"
     modules = SearchModules(
         w1=None if plain else supernet("batch"),
-        gan=None if plain else GAN(*_players(search.generator, dataset, supernet)),
+        gan=None if plain else GAN(*_players(search.generator, dataset, supernet, dataset.image_size // divisor)),
         w2=WeightedLearner(supernet("batch"), dataset.num_classes),
-        arch=Architecture(search.nodes, primitives),
+        arch=Architecture(search.nodes, primitives, edge_weights=search.space == "pcdarts"),
     )
     for module in modules:
         if module is not None:
@@ -121,10 +137,16 @@ def build_modules(
 
 
 def _players(
-    how: Generator, dataset: Dataset, supernet: Callable[[Literal["batch", "group"]], Supernet]
-) -> tuple[ConditionalDCGAN, Discriminator]:
+    how: Generator, dataset: Dataset, supernet: Callable[[Norm], Supernet], feature_size: int
+) -> tuple[ImageGenerator, Discriminator]:
     """The generator, and the discriminator with the searched architecture."""
-    generator = ConditionalDCGAN(
+    game = GAMES[how.name]
+    norm = how.discriminator_norm or game.trunk_norms[0]
+    if norm not in game.trunk_norms:
+        raise InputError(
+            f"search.generator.discriminator_norm is {norm!r}; the game of {how.name} takes {', '.join(game.trunk_norms)}."
+        )
+    generator = game.generator(
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
         image_channels=dataset.channels,
@@ -134,9 +156,11 @@ def _players(
         channels=how.channels,
     )
     discriminator = Discriminator(
-        supernet(how.discriminator_norm),
+        supernet(norm),
         num_classes=dataset.num_classes,
-        feature_size=dataset.image_size // 4,
-        head=how.discriminator_head,
+        feature_size=feature_size,
+        head=how.discriminator_head or game.head,
+        # Under a norm the trunk's own spectral norm would be undone, and is refused.
+        spectral_norm="head" if game.spectral_norm == "all" and norm != "none" else game.spectral_norm,
     )
     return generator, discriminator

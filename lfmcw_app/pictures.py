@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.data import Dataset
-from lfmcw_app.generators import ConditionalDCGAN
+from lfmcw_app.generators import ImageGenerator
 from mlo.randomness import preserved
 
 __all__ = ["save_samples"]
@@ -20,7 +20,7 @@ MOST_CLASSES = 20
 
 
 @torch.no_grad()
-def save_samples(generator: ConditionalDCGAN, dataset: Dataset, path: Path, device: torch.device) -> None:
+def save_samples(generator: ImageGenerator, dataset: Dataset, path: Path, device: torch.device) -> None:
     """Draws a grid with a row for each class (the first 20): generated images, and real ones at the right.
 
     The generator's statistics and the random state are left as they are.

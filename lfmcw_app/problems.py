@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches
+from lfmcw_app.generators import GAMES
 from lfmcw_app.modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.ops import class_weighted_cross_entropy
 from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
@@ -40,21 +41,17 @@ def w1_loss(w1: Supernet, batch: tuple[Tensor, Tensor], *, arch: Architecture) -
     return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
 
 
-def gan_loss(gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The conditional GAN's game on a training batch (Eq. 2), with the generator's non-saturating loss.
+def make_gan_loss(name: str) -> Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Makes the loss of the conditional GAN's game on a training batch (Eq. 2), by the name of its generator."""
+    loss = GAMES[name].loss
 
-    One pass of the discriminator on the generated images serves both players: each loss is differentiated in its own
-    player's weights only.
-    """
-    images, labels = batch
-    mixing = arch()
-    real = gan.discriminator(images, labels, mixing)
-    fake = gan.discriminator(gan.generator.sample(labels), labels, mixing)
-    losses = {
-        "generator": F.softplus(-fake).mean(),
-        "discriminator": F.softplus(-real).mean() + F.softplus(fake).mean(),
-    }
-    return losses, {"real_score": real.mean(), "fake_score": fake.mean()}
+    def gan_loss(
+        gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        images, labels = batch
+        return loss(gan.discriminator, gan.generator, images, labels, arch())
+
+    return gan_loss
 
 
 def make_w2_loss(
@@ -208,7 +205,7 @@ def build_search(
                 modules.gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
             ),
         },
-        loss=gan_loss,
+        loss=make_gan_loss(how.name),
         data=training(),
     )
     w2_loss = make_w2_loss(search.lam, search.absent_class, synthetic_only=search.synthetic_only)

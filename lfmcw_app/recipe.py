@@ -95,14 +95,42 @@ class ArchitectureOptimizer(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: Literal["dcgan"] = "dcgan"
+    name: Literal["dcgan", "wgan_gp", "biggan"] = "dcgan"
     noise_dim: int = Field(default=64, ge=1)
     channels: int = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     discriminator_lr: float = Field(default=2e-4, gt=0)
     betas: Betas = (0.5, 0.999)
-    discriminator_norm: Literal["group", "batch"] = "group"
-    discriminator_head: Literal["flatten", "sum"] = "flatten"
+    discriminator_norm: Literal["group", "batch", "instance", "none"] | None = Field(
+        default=None, description="norm of the discriminator's cells; null: the generator's usual one"
+    )
+    discriminator_head: Literal["flatten", "sum"] | None = Field(
+        default=None, description="flatten keeps where features are, sum adds them up; null: the generator's usual one"
+    )
+
+
+class Progressive(_Section):
+    """The stages of P-DARTS: deeper supernets with fewer operations an edge."""
+
+    added_layers: tuple[int, ...] = Field(
+        default=(0, 6, 12), description="cells that each stage has more than `layers`"
+    )
+    dropped_operations: tuple[int, ...] = Field(
+        default=(3, 2, 2), description="operations that each edge loses after it"
+    )
+    skip_dropout: tuple[float, ...] = Field(default=(0.1, 0.4, 0.7), description="initial dropout on identities")
+    max_skips: int = Field(default=2, ge=0, description="skip connections in the derived normal cell, at most")
+
+    @model_validator(mode="after")
+    def _one_entry_a_stage(self) -> Progressive:
+        lengths = {len(self.added_layers), len(self.dropped_operations), len(self.skip_dropout)}
+        if len(lengths) > 1 or lengths == {0}:
+            raise ValueError("added_layers, dropped_operations and skip_dropout need one entry for each stage")
+        if not all(0 <= rate < 1 for rate in self.skip_dropout):
+            raise ValueError("skip_dropout holds probabilities below 1")
+        if sum(self.dropped_operations) >= 8 or min(self.dropped_operations) < 1:
+            raise ValueError("dropped_operations must leave one of the 8 operations, and drop at least one a stage")
+        return self
 
 
 class Search(_Section):
@@ -111,6 +139,10 @@ class Search(_Section):
     method: Literal["lfmcw", "darts"] = Field(
         default="lfmcw", description="darts: the baseline, without W1 and the generator"
     )
+    space: Literal["darts", "pdarts", "pcdarts"] = "darts"
+    partial_channels: int = Field(default=4, ge=1, description="pcdarts: operations see 1 of so many channels")
+    progressive: Progressive = Field(default=Progressive(), description="pdarts: its stages, each of epochs or steps")
+    stem: Literal["cifar", "imagenet"] = Field(default="cifar", description="imagenet: to an eighth of the resolution")
     channels: int = Field(
         default=16,
         ge=4,
@@ -159,6 +191,14 @@ class Search(_Section):
     def _one_length(self) -> Search:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps (set the other to null)")
+        return self
+
+    @model_validator(mode="after")
+    def _divides(self) -> Search:
+        if self.space == "pcdarts" and self.channels % self.partial_channels:
+            raise ValueError(
+                f"channels ({self.channels}) must be a multiple of partial_channels ({self.partial_channels})"
+            )
         return self
 
     @model_validator(mode="after")

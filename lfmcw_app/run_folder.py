@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -130,25 +131,26 @@ class RunFolder:
         """Whether a phase has been checkpointed."""
         return (self.path / f"{phase}.pt").exists()
 
-    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer, *, is_latest: bool = True) -> None:
-        """Loads the checkpoint of a phase, if there is one.
+    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]) -> None:
+        """Loads the checkpoint of a phase, if there is one; metrics written since the latest checkpoint are dropped.
 
         Args:
-            phase: "search" or "evaluation".
+            phase: which.
             optimizer: what is restored.
-            is_latest: whether the run goes on from here, so that metrics written since are dropped.
+            phases: all phases of the run, in their order.
 
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
         path = self.path / f"{phase}.pt"
+        later = [other for other in phases[phases.index(phase) + 1 :] if self.has_checkpoint(other)]
         if not path.exists():
-            if phase == "search" and not is_latest:
+            if later:
                 raise mlo.CheckpointError(
-                    f"{self.path} has a checkpoint of the training but none of the search before it (search.pt). Put it back, "
+                    f"{self.path} has a checkpoint of {later[0]!r} but none of {phase!r} before it ({phase}.pt). Put it back, "
                     "or start again in a new folder."
                 )
-            if phase == "search":
+            if phase == phases[0]:
                 self._cut_metrics(0)
             return
         state = mlo.load_checkpoint(path)
@@ -168,7 +170,7 @@ class RunFolder:
                 f"({state['metrics_bytes']} bytes): it was cut or replaced. Start again in a new folder."
             )
         optimizer.load_state_dict(state["optimizer"])
-        if is_latest:
+        if not later:
             self._cut_metrics(state["metrics_bytes"])
 
     def _cut_metrics(self, length: int) -> None:

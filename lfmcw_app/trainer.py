@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,33 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_split, subset
+from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_split, short_name, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
 from lfmcw_app.problems import build_search, cosine_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, Search
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.candidates import as_candidates
 from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import Genotype, derive_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.pdarts import (
+    Stage,
+    derive_restricted_genotype,
+    set_skip_drop_probability,
+    skip_drop_probability,
+    stages,
+    surviving,
+)
 from mlo import MultilevelOptimizer, Problem, Record
 
-__all__ = ["read_data", "run", "search", "train_derived"]
+__all__ = ["read_data", "run", "search", "search_stages", "train_derived"]
+
+SPACES = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
 
 
 def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
@@ -43,7 +56,11 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
     available = len(dataset.train)
     needs = (
-        ("search.batch_size", recipe.search.batch_size, min(recipe.data.search_images or available, available) // 2),
+        (
+            "search.batch_size",
+            recipe.search.batch_size,
+            int(min(recipe.data.search_fractions) * min(recipe.data.search_images or available, available)),
+        ),
         ("evaluation.batch_size", recipe.evaluation.batch_size, min(recipe.data.train_images or available, available)),
     )
     for key, batch, images in needs if searches else needs[1:]:
@@ -88,35 +105,67 @@ def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.dev
 # ------------------------------------------------------------------ search
 
 
+EVALUATION = "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStage:
+    """A stage of a search, with modules and optimizers of its own: the only one, or one of P-DARTS's.
+
+    Attributes:
+        name: of its checkpoint and in metrics.jsonl.
+        layers: cells of its supernets.
+        skip_dropout: initial dropout on identities.
+        drops: what its end drops of each edge; None where the search ends with a genotype.
+    """
+
+    name: str
+    layers: int
+    skip_dropout: float = 0.0
+    drops: Stage | None = None
+
+
+def search_stages(how: Search) -> tuple[SearchStage, ...]:
+    """The stages of a search, in their order."""
+    if how.space != "pdarts":
+        return (SearchStage(name="search", layers=how.layers),)
+    progressive = how.progressive
+    planned = stages(how.layers, progressive.added_layers, progressive.dropped_operations)
+    return tuple(
+        SearchStage(
+            name=f"search-{index + 1}",
+            layers=stage.layers,
+            skip_dropout=rate,
+            drops=None if stage.drops_none else stage,
+        )
+        for index, (stage, rate) in enumerate(zip(planned, progressive.skip_dropout, strict=True))
+    )
+
+
+def phases_of(recipe: Recipe) -> tuple[str, ...]:
+    """The names of a run's phases, in their order: the stages of its search, and the training of the derived network."""
+    return (*(stage.name for stage in search_stages(recipe.search)), EVALUATION)
+
+
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
     """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png."""
-    recipe = folder.recipe
-    torch.manual_seed(recipe.seed)
-    modules = build_modules(recipe.search, dataset, device=device)
-    train, validation = search_split(dataset, recipe.data.search_images, recipe.seed)
-    optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-    rounds = search_rounds(recipe.search, len(train))
-    every = recipe.search.gradient_terms_every
-    folder.restore("search", optimizer, is_latest=not folder.has_checkpoint("evaluation"))
-    with PhaseProgress(console, "search", rounds, optimizer.round) as progress:
-        while optimizer.round < rounds:
-            record = optimizer.step()
-            _check_finite(record)
-            entry = _search_entry(record, modules, recipe.checkpoint_every)
-            if every and record.round % every == 0:
-                entry["gradient_terms"] = gradient_terms(optimizer)
-            folder.log(entry)
-            if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
-                folder.save("search", optimizer)
-            if "arch" in record.losses:
-                error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
-                progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
-            else:  # the architecture rests in the first epochs
-                progress.update(record.round, {"training loss": record.losses["w2"]})
-    genotype = derive_genotype(modules.arch(), modules.arch.primitives)
+    how = folder.recipe.search
+    candidates = as_candidates(PRIMITIVES, how.nodes)
+    planned = search_stages(how)
+    for index, stage in enumerate(planned):
+        torch.manual_seed(folder.recipe.seed + index)
+        primitives = candidates if how.space == "pdarts" else PRIMITIVES
+        modules = build_modules(how, dataset, primitives=primitives, layers=stage.layers, device=device)
+        _run_stage(stage, modules, folder, dataset, console, device)
+        if stage.drops is not None:
+            candidates = surviving(modules.arch(), candidates, stage.drops)
+    if how.space == "pdarts":
+        genotype = derive_restricted_genotype(modules.arch(), candidates, how.progressive.max_skips)
+    else:
+        genotype = derive_genotype(modules.arch(), modules.arch.primitives)
     folder.write("genotype.json", genotype.to_json())
-    method = "LFM-CW" if recipe.search.method == "lfmcw" else "DARTS"
-    title = f"{method} on {dataset.name}, {recipe.search.order} order"
+    method = "LFM-CW" if how.method == "lfmcw" else "no LFM-CW"
+    title = f"{SPACES[how.space]}, {method}, {short_name(dataset.name)}, {how.order} order"
     for name in ("cells.png", "cells.svg"):
         draw_genotype(genotype, folder.path / name, title)
     if modules.gan is not None:
@@ -124,8 +173,50 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     return genotype
 
 
-def _search_entry(record: Record, modules: SearchModules, alpha_every: int) -> dict[str, Any]:
-    entry = {"phase": "search", **_entry(record)}
+def _run_stage(
+    stage: SearchStage,
+    modules: SearchModules,
+    folder: RunFolder,
+    dataset: Dataset,
+    console: Console,
+    device: torch.device,
+) -> None:
+    """Runs the rounds of a stage, from where its checkpoint stands."""
+    recipe = folder.recipe
+    data = recipe.data
+    train, validation = search_split(dataset, data.search_images, recipe.seed, data.search_fractions)
+    optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
+    rounds = search_rounds(recipe.search, len(train))
+    per_epoch = len(train) // recipe.search.batch_size
+    epochs, frozen = math.ceil(rounds / per_epoch), recipe.search.architecture.warmup_epochs
+    every = recipe.search.gradient_terms_every
+    folder.restore(stage.name, optimizer, phases_of(recipe))
+    with PhaseProgress(console, stage.name, rounds, optimizer.round) as progress:
+        while optimizer.round < rounds:
+            if stage.skip_dropout:
+                probability = skip_drop_probability(
+                    stage.skip_dropout, optimizer.round // per_epoch, epochs=epochs, frozen=frozen
+                )
+                for module in modules:
+                    if module is not None:
+                        set_skip_drop_probability(module, probability)
+            record = optimizer.step()
+            _check_finite(record)
+            entry = _search_entry(stage.name, record, modules, recipe.checkpoint_every)
+            if every and record.round % every == 0:
+                entry["gradient_terms"] = gradient_terms(optimizer)
+            folder.log(entry)
+            if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
+                folder.save(stage.name, optimizer)
+            if "arch" in record.losses:
+                error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
+                progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
+            else:  # the architecture rests in the first epochs
+                progress.update(record.round, {"training loss": record.losses["w2"]})
+
+
+def _search_entry(stage: str, record: Record, modules: SearchModules, alpha_every: int) -> dict[str, Any]:
+    entry = {"phase": stage, **_entry(record)}
     if record.round % alpha_every == 0 or record.round == 1:
         entry["alpha"] = {kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()}
     return entry
@@ -189,7 +280,7 @@ def train_derived(
         data=batches,
     )
     optimizer = MultilevelOptimizer([problem])
-    folder.restore("evaluation", optimizer)
+    folder.restore(EVALUATION, optimizer, phases_of(recipe))
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
@@ -201,7 +292,7 @@ def train_derived(
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
             if record.round % batches.per_epoch == 0:
-                folder.save("evaluation", optimizer)
+                folder.save(EVALUATION, optimizer)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     wrong = sum(_wrong(network, batch) for batch in in_order(test, dataset, 256, device))
     result = {

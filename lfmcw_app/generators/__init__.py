@@ -1,6 +1,32 @@
-"""Class-conditional image generators and the discriminator that shares the searched architecture."""
+"""Class-conditional image generators, the discriminator that shares the searched architecture, and their games."""
 
+from lfmcw_app.generators.adversarial import (
+    AdversarialLoss,
+    check_per_image,
+    gradient_penalty,
+    hinge,
+    non_saturating,
+    wasserstein_gp,
+)
+from lfmcw_app.generators.base import ImageGenerator
+from lfmcw_app.generators.biggan import ConditionalBigGAN
 from lfmcw_app.generators.dcgan import ConditionalDCGAN
 from lfmcw_app.generators.discriminator import Discriminator
+from lfmcw_app.generators.games import GAMES, Game
+from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
 
-__all__ = ["ConditionalDCGAN", "Discriminator"]
+__all__ = [
+    "GAMES",
+    "AdversarialLoss",
+    "ConditionalBigGAN",
+    "ConditionalDCGAN",
+    "ConditionalWGANGP",
+    "Discriminator",
+    "Game",
+    "ImageGenerator",
+    "check_per_image",
+    "gradient_penalty",
+    "hinge",
+    "non_saturating",
+    "wasserstein_gp",
+]

@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lfmcw_app.generators.base import ImageGenerator
+
 __all__ = ["ConditionalDCGAN"]
 
 
-class ConditionalDCGAN(nn.Module):
+class ConditionalDCGAN(ImageGenerator):
     """Draws images of given classes, in the classifier's normalised space.
 
     Args:
@@ -24,9 +26,6 @@ class ConditionalDCGAN(nn.Module):
         channels: channels before the last deconvolution; doubled with each halving of the resolution.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         *,
@@ -38,12 +37,11 @@ class ConditionalDCGAN(nn.Module):
         noise_dim: int = 64,
         channels: int = 32,
     ) -> None:
-        super().__init__()
+        super().__init__(noise_dim=noise_dim, image_channels=image_channels, mean=mean, std=std)
         size, doublings = image_size, 0
         while size % 2 == 0 and size > 4:
             size, doublings = size // 2, doublings + 1
         width = channels * 2 ** (doublings - 1)
-        self.noise_dim = noise_dim
         self.embedding = nn.Embedding(num_classes, noise_dim)
         layers: list[nn.Module] = [
             nn.ConvTranspose2d(2 * noise_dim, width, size, bias=False),
@@ -62,20 +60,9 @@ class ConditionalDCGAN(nn.Module):
         for module in self.layers:
             if isinstance(module, nn.ConvTranspose2d):
                 nn.init.normal_(module.weight, std=0.02)
-        shape = (1, image_channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(mean).view(shape))
-        self.register_buffer("std", torch.tensor(std).view(shape))
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images [B, image_channels, H, W] for `noise` [B, noise_dim] and `labels` [B]."""
+    def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and `labels` [B]."""
         code = torch.cat([noise, self.embedding(labels)], dim=1)[:, :, None, None]
-        pixels = (self.layers(code) + 1.0) / 2.0
-        images: Tensor = (pixels - self.mean) / self.std
-        return images
-
-    def sample(self, labels: Tensor) -> Tensor:
-        """Draws noise from the global random state and returns one image for each label."""
-        dtype = self.embedding.weight.dtype
-        noise = torch.randn(len(labels), self.noise_dim, device=labels.device, dtype=dtype)
-        images: Tensor = self(noise, labels)
+        images: Tensor = self.layers(code)
         return images

@@ -27,6 +27,9 @@ PRIMITIVES = (
 """The eight primitives, in the order of the columns of α."""
 
 
+Norm = Literal["batch", "group", "instance", "none"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OperationStyle:
     """What the layers of all operations of a network have in common.
@@ -39,7 +42,7 @@ class OperationStyle:
         activation: "relu", or "silu" for a smooth network in which finite differences of gradients are accurate.
     """
 
-    norm: Literal["batch", "group"] = "batch"
+    norm: Norm = "batch"
     affine: bool = False
     activation: Literal["relu", "silu"] = "relu"
 
@@ -47,7 +50,10 @@ class OperationStyle:
         """A normalisation layer over `channels`."""
         if self.norm == "batch":
             return nn.BatchNorm2d(channels, affine=self.affine)
-        return nn.GroupNorm(1, channels, affine=self.affine)
+        if self.norm == "none":
+            return nn.Identity()
+        # Over all channels of an image, or over each by itself.
+        return nn.GroupNorm(1 if self.norm == "group" else channels, channels, affine=self.affine)
 
     def make_activation(self) -> nn.Module:
         """An activation; not in place, since several edges read the same node."""

@@ -59,7 +59,7 @@ def grad_of(loss, params, create_graph=True):
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads, strict=True)}
 
 
-def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=False):
+def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=False, game="dcgan"):
     """The gradient of Eq. 4 in A through Eqs. 6-10, from the modules' and optimizers' current state.
 
     Without W1 and the GAN that of plain DARTS (Liu et al. 2019, Eq. 7); with `synthetic_only` Eq. 19 in the place of Eq. 9.
@@ -72,10 +72,8 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
     """
     images, labels, val_images, val_labels = batches
     arch = leaves(modules.arch)
-    mixing = [arch["normal"].softmax(-1), arch["reduction"].softmax(-1)]
-    mix = type(modules.arch())(*mixing)
+    mix = functional_call(modules.arch, arch, ())
     w2 = leaves(modules.w2.network)
-    real = F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels)
 
     def upper(loss):
         """Eqs. 10 and 4."""
@@ -86,7 +84,7 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
         return dict(zip(arch, torch.autograd.grad(value, list(arch.values())), strict=True))
 
     if modules.w1 is None:
-        return upper(real)
+        return upper(F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels))
 
     # Eq. 6
     w1 = leaves(modules.w1)
@@ -96,13 +94,20 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
 
     # Eqs. 7 and 8, simultaneous
     g, h = leaves(modules.gan.generator), leaves(modules.gan.discriminator)
+    # The real images are scored first, and the penalty's points are drawn: what these draw and move comes before what follows.
+    functional_call(modules.gan.discriminator, h, (images, labels, mix))
     noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
     fakes = functional_call(modules.gan.generator, g, (noise, labels))
     fake = functional_call(modules.gan.discriminator, h, (fakes, labels, mix))
+    if game == "wgan_gp":
+        torch.rand(len(labels), 1, 1, 1, dtype=images.dtype)
+        functional_call(modules.gan.discriminator, h, (fakes.detach(), labels, mix))
+    generator_loss = F.softplus(-fake).mean() if game == "dcgan" else -fake.mean()
     live = dict(problems["gan"].module.generator.named_parameters())
-    g_new = adam(g, grad_of(F.softplus(-fake).mean(), g), problems["gan"].optimizers["generator"], live)
+    g_new = adam(g, grad_of(generator_loss, g), problems["gan"].optimizers["generator"], live)
 
     # Eq. 9
+    real = F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels)
     val_logits = functional_call(modules.w1, w1_new, (val_images, mix))
     val_ce = F.cross_entropy(val_logits, val_labels, reduction="none")
     class_weights = [

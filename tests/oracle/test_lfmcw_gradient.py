@@ -13,7 +13,10 @@ from lfmcw_app.gradient_terms import PATHS, gradient_terms
 from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.search_space.candidates import Candidates
+from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.pdarts import set_skip_drop_probability
 from mlo.testing import check_gradient_changes_nothing, relative_error
 
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
@@ -39,8 +42,8 @@ def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_cl
     train, validation = search_split(dataset, 200, seed=1)
     modules = build_modules(recipe.search, dataset, primitives=primitives, activation=activation, dtype=torch.float64)
     with torch.no_grad():  # away from α = 0, where all primitives are mixed alike
-        modules.arch.normal.mul_(500.0)
-        modules.arch.reduction.mul_(500.0)
+        for parameter in modules.arch.parameters():
+            parameter.mul_(500.0)
     optimizer = build_search(recipe, dataset, train, validation, modules, dtype=torch.float64)
     return recipe, modules, optimizer
 
@@ -55,7 +58,12 @@ def oracle(recipe, modules, optimizer):
         # The optimizers' state is keyed by the live parameters, so the formulas read it from the live problems.
         search = recipe.search
         return architecture_gradient(
-            copies, optimizer.problems, batches, search.lam, synthetic_only=search.synthetic_only
+            copies,
+            optimizer.problems,
+            batches,
+            search.lam,
+            synthetic_only=search.synthetic_only,
+            game=search.generator.name,
         )
 
 
@@ -100,6 +108,47 @@ def test_classes_missing_from_a_batch_keep_their_running_loss_and_an_exact_gradi
 def test_the_baseline_and_the_ablation_equal_their_own_equations(search, rounds):
     recipe, modules, optimizer = make(**search)
     list(optimizer.run(rounds))
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+def candidates():
+    """Different primitives on every edge, as a stage of P-DARTS leaves them."""
+    kept = [PRIMITIVES[1 + k % 4 :][:3] for k in range(edge_count(2))]
+    return Candidates(normal=tuple(kept), reduction=tuple(reversed(kept)))
+
+
+@pytest.mark.parametrize("method", ["lfmcw", "darts"])
+@pytest.mark.parametrize("space", ["pdarts", "pcdarts"])
+def test_every_space_equals_the_equations(space, method):
+    options = {"space": space, "method": method}
+    recipe, modules, optimizer = make(primitives=candidates() if space == "pdarts" else PRIMITIVES, **options)
+    if space == "pdarts":
+        for module in modules:
+            if module is not None:
+                set_skip_drop_probability(module, 0.3)
+    optimizer.step()
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+    names = {"normal", "reduction"} | ({"normal_edges", "reduction_edges"} if space == "pcdarts" else set())
+    assert set(expected) == names
+    assert all(bool(part.any()) for part in expected.values())
+
+
+@pytest.mark.parametrize("norm", [None, "instance"], ids=["usual norm", "instance norm"])
+@pytest.mark.parametrize("game", ["wgan_gp", "biggan"])
+def test_every_generator_equals_the_equations(game, norm):
+    options = {"generator.name": game, "generator.discriminator_norm": norm, "generator.noise_dim": 8}
+    recipe, modules, optimizer = make(**options)
+    optimizer.step()
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+def test_generators_and_spaces_go_together():
+    options = {"space": "pcdarts", "generator.name": "wgan_gp", "synthetic_only": True, "generator.noise_dim": 8}
+    recipe, modules, optimizer = make(**options)
+    optimizer.step()
     expected = oracle(recipe, modules, optimizer)
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
 

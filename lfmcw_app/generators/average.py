@@ -1,0 +1,54 @@
+"""A moving average of a module's weights, kept in buffers.
+
+Buffers, since `mlo` works on copies of them in every evaluation that is not the module's own update: the average moves
+there and nowhere else, and is saved with the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MovingAverage"]
+
+
+class MovingAverage(nn.Module):
+    """Exponential moving average of named tensors; up to the step `start` it is the tensors themselves.
+
+    Args:
+        tensors: name → tensor, at their initial values.
+        decay: weight of the old average, in [0, 1).
+        start: number of updates before averaging begins.
+
+    Attributes:
+        updates: number of updates so far, an integer scalar.
+
+    Reference: Brock et al., BigGAN (2019), appendix C (0.9999; their CIFAR programs begin at step 1000).
+    """
+
+    updates: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, decay: float = 0.9999, start: int = 1000) -> None:
+        super().__init__()
+        self.decay = decay
+        self.start = start
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self._keys = {name: name.replace(".", "/") for name in tensors}  # a buffer's name holds no dot
+        for name, tensor in tensors.items():
+            self.register_buffer(self._keys[name], tensor.detach().clone())
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Moves the average towards `tensors`, in place."""
+        # One scalar on the device: a comparison in Python would wait for the GPU in every step.
+        share = torch.where(self.updates < self.start, 1.0, 1.0 - self.decay)
+        for name, tensor in tensors.items():
+            average = getattr(self, self._keys[name])
+            average.lerp_(tensor.detach(), share.to(average.dtype))
+        self.updates.add_(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns name → averaged tensor; the buffers themselves."""
+        return {name: getattr(self, key) for name, key in self._keys.items()}

@@ -1,0 +1,83 @@
+"""What all image generators have in common: they draw images of given classes in the classifier's normalised space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lfmcw_app.errors import InputError
+
+__all__ = ["ImageGenerator", "base_and_doublings"]
+
+LARGEST_BASE = 16
+
+
+class ImageGenerator(nn.Module):
+    """Draws images of given classes, in the classifier's normalised space; a subclass says how (`pixels`).
+
+    Args:
+        noise_dim: size of the noise vector.
+        image_channels: channels of an image.
+        mean: mean of each image channel, for pixels in [0, 1].
+        std: standard deviation of each image channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, noise_dim: int, image_channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.noise_dim = noise_dim
+        shape = (1, image_channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(shape))
+        self.register_buffer("std", torch.tensor(std).view(shape))
+
+    def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and `labels` [B]."""
+        raise NotImplementedError
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Returns images [B, image_channels, H, W] for `noise` [B, noise_dim] and `labels` [B]."""
+        pixels = (self.pixels(noise, labels) + 1.0) / 2.0
+        images: Tensor = (pixels - self.mean) / self.std
+        return images
+
+    def noise(self, labels: Tensor) -> Tensor:
+        """Draws noise [B, noise_dim] for `labels` [B] from the global random state."""
+        return torch.randn(len(labels), self.noise_dim, device=labels.device, dtype=self.mean.dtype)
+
+    def sample(self, labels: Tensor) -> Tensor:
+        """Draws noise from the global random state and returns one image for each label, differentiable in the weights."""
+        images: Tensor = self(self.noise(labels), labels)
+        return images
+
+    @torch.no_grad()
+    def show(self, labels: Tensor) -> Tensor:
+        """Draws images to be looked at, [B, image_channels, H, W]: the same as `sample` unless weights are averaged."""
+        return self.sample(labels)
+
+    def track(self) -> None:
+        """Is called by the adversarial loss in each evaluation: brings averages of the weights, if any, up to date."""
+
+
+def base_and_doublings(image_size: int) -> tuple[int, int]:
+    """Splits an image's size into a base that a generator starts at and the number of times it doubles it.
+
+    Args:
+        image_size: height and width of an image, base · 2^doublings.
+
+    Returns:
+        (base, doublings), the base at most 7 where that can be: 32 = 4 · 2³, 28 = 7 · 2², 224 = 7 · 2⁵, 48 = 6 · 2³.
+
+    Raises:
+        InputError: for an odd size, or one whose base is above 16.
+    """
+    base, doublings = image_size, 0
+    while base % 2 == 0 and (base > 7 or doublings == 0):
+        base, doublings = base // 2, doublings + 1
+    if doublings == 0 or base > LARGEST_BASE:
+        raise InputError(
+            f"A generator doubles the resolution from a base of at most {LARGEST_BASE}, which does not lead to images of "
+            f"{image_size}×{image_size}. Set data.image_size to such a base times a power of two: 16, 28, 32, 64, 96, 224."
+        )
+    return base, doublings

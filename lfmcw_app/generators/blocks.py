@@ -1,0 +1,137 @@
+"""The layers of the residual generators: class-conditional BatchNorm, the up-sampling block, self-attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+__all__ = ["ConditionalBatchNorm", "SelfAttention", "UpBlock", "initialize", "normalize_spectrally"]
+
+Initialization = Literal["normal", "orthogonal"]
+
+
+class ConditionalBatchNorm(nn.Module):
+    """BatchNorm whose scale and shift are functions of the class (and of noise): [B, C, H, W] → the same.
+
+    Args:
+        channels: C.
+        num_classes: the condition is a label [B], and each class has a scale and a shift of its own.
+        code_dim: where given, the condition is a code [B, code_dim] instead, and both are linear in it.
+
+    Reference: Dumoulin et al. (2017); de Vries et al. (2017); Brock et al., BigGAN (2019), section 3 (the shared code).
+    """
+
+    def __init__(self, channels: int, *, num_classes: int, code_dim: int | None = None) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.scale: nn.Module
+        self.shift: nn.Module
+        if code_dim is None:
+            self.scale = nn.Embedding(num_classes, channels)
+            self.shift = nn.Embedding(num_classes, channels)
+        else:
+            self.scale = nn.Linear(code_dim, channels, bias=False)
+            self.shift = nn.Linear(code_dim, channels, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Normalises `x` over the batch, then scales by 1 + scale(condition) and adds shift(condition)."""
+        scale, shift = self.scale(condition)[:, :, None, None], self.shift(condition)[:, :, None, None]
+        out: Tensor = self.norm(x) * (1.0 + scale) + shift
+        return out
+
+
+class UpBlock(nn.Module):
+    """A residual block that doubles the resolution: [B, C_in, H, W] → [B, C_out, 2H, 2W].
+
+    Reference: Gulrajani et al., WGAN-GP (2017), appendix F; Brock et al., BigGAN (2019), appendix B, figure 15 (b).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, num_classes: int, code_dim: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = ConditionalBatchNorm(channels_in, num_classes=num_classes, code_dim=code_dim)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = ConditionalBatchNorm(channels_out, num_classes=num_classes, code_dim=code_dim)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Doubles `x` under `condition`: labels [B], or codes [B, code_dim]."""
+        h = self.conv1(_doubled(F.relu(self.norm1(x, condition))))
+        h = self.conv2(F.relu(self.norm2(h, condition)))
+        # A 1×1 convolution commutes with doubling: at the small resolution it costs a quarter.
+        out: Tensor = h + _doubled(self.shortcut(x))
+        return out
+
+
+class SelfAttention(nn.Module):
+    """x + γ · attention over all positions, γ = 0 at first: [B, C, H, W] → the same; H and W even.
+
+    The product of queries and keys is written out: fused attention kernels have no second derivative, which engines with
+    exact products need.
+
+    Reference: Zhang et al., SAGAN (2019), section 3; keys and values at half the resolution as in Brock et al. (2019).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner, self.values = max(1, channels // 8), max(1, channels // 2)
+        self.query = nn.Conv2d(channels, inner, 1, bias=False)
+        self.key = nn.Conv2d(channels, inner, 1, bias=False)
+        self.value = nn.Conv2d(channels, self.values, 1, bias=False)
+        self.out = nn.Conv2d(self.values, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Lets every position read every 2×2 patch."""
+        query = self.query(x).flatten(2)  # [B, C/8, HW]
+        key = F.max_pool2d(self.key(x), 2).flatten(2)  # [B, C/8, HW/4]
+        value = F.max_pool2d(self.value(x), 2).flatten(2)  # [B, C/2, HW/4]
+        attention = torch.softmax(query.transpose(1, 2) @ key, dim=-1)  # [B, HW, HW/4]
+        read = (value @ attention.transpose(1, 2)).view(len(x), self.values, *x.shape[2:])
+        out: Tensor = x + self.gamma * self.out(read)
+        return out
+
+
+def initialize(root: nn.Module, how: Initialization) -> None:
+    """Draws the weights of all convolutions, linear layers and embeddings; biases keep PyTorch's initial values.
+
+    Args:
+        root: whose layers.
+        how: "normal": N(0, 0.02²); "orthogonal": orthonormal rows or columns.
+
+    Reference: Brock et al., BigGAN (2019), section 3 (orthogonal; the authors' CIFAR programs use the normal one).
+    """
+    for module in root.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+            if how == "normal":
+                nn.init.normal_(module.weight, std=0.02)
+            else:
+                nn.init.orthogonal_(module.weight)
+
+
+def normalize_spectrally(root: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)) -> None:
+    """Divides every weight of these kinds of layers by its largest singular value, in each forward pass in training mode.
+
+    The value comes from a power iteration whose vectors are buffers: an `mlo` re-evaluation works on copies of them, so
+    that it repeats the division of the evaluation it stands for. As in the original, they are constants of the derivative.
+
+    Call it after the weights are initialised: the vectors start at the singular vectors of what is there.
+
+    Args:
+        root: whose layers; a convolution's weight [C_out, C_in, k, k] counts as the matrix [C_out, C_in·k·k].
+        kinds: the kinds of layers.
+
+    Reference: Miyato et al., spectral normalization (2018), algorithm 1.
+    """
+    for module in list(root.modules()):
+        if isinstance(module, kinds):
+            spectral_norm(module)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """Repeats every pixel 2×2 times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,0 +1,61 @@
+"""The image-generation games by name: a generator, its loss, and the discriminator that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from lfmcw_app.generators.adversarial import AdversarialLoss, hinge, non_saturating, wasserstein_gp
+from lfmcw_app.generators.base import ImageGenerator
+from lfmcw_app.generators.biggan import ConditionalBigGAN
+from lfmcw_app.generators.dcgan import ConditionalDCGAN
+from lfmcw_app.generators.discriminator import SpectralNorm
+from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
+from lfmcw_app.search_space.operations import Norm
+
+__all__ = ["GAMES", "Game"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """What belongs together.
+
+    Attributes:
+        generator: its class; all take num_classes, image_size, image_channels, mean, std, noise_dim and channels.
+        loss: the adversarial loss.
+        head: the discriminator's head.
+        spectral_norm: of the discriminator, for a trunk with the first of `trunk_norms`.
+        trunk_norms: the norms that the discriminator's trunk may have, the recommended one first.
+    """
+
+    generator: Callable[..., ImageGenerator]
+    loss: AdversarialLoss
+    head: Literal["flatten", "sum"]
+    spectral_norm: SpectralNorm
+    trunk_norms: tuple[Norm, ...]
+
+
+GAMES: dict[str, Game] = {
+    "dcgan": Game(
+        generator=ConditionalDCGAN,
+        loss=non_saturating,
+        head="flatten",
+        spectral_norm="none",
+        trunk_norms=("group", "instance", "batch"),
+    ),
+    "wgan_gp": Game(
+        generator=ConditionalWGANGP,
+        loss=wasserstein_gp,
+        head="flatten",
+        spectral_norm="none",
+        trunk_norms=("group", "instance", "none"),
+    ),
+    "biggan": Game(
+        generator=ConditionalBigGAN,
+        loss=hinge,
+        head="sum",
+        spectral_norm="all",
+        trunk_norms=("none", "group", "instance"),
+    ),
+}
