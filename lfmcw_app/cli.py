@@ -27,7 +27,8 @@ DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        help="Recipe: smoke, small or paper. By default smoke for digits, small for fashion-mnist, else paper."
+        help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' programs). By default "
+        "smoke for digits, small for fashion-mnist, else paper."
     ),
 ]
 OrderOption = Annotated[
@@ -37,6 +38,9 @@ OrderOption = Annotated[
 MethodOption = Annotated[
     str | None,
     typer.Option(help="lfmcw, or darts: the baseline without W1 and the generator. By default the recipe's."),
+]
+SpaceOption = Annotated[
+    str | None, typer.Option(help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.")
 ]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")]
 SetOption = Annotated[
@@ -63,6 +67,7 @@ def resolve_recipe(
     assign: list[str] | None,
     seed: int | None,
     *,
+    space: str | None = None,
     order: str | None = None,
     method: str | None = None,
 ) -> Recipe:
@@ -77,6 +82,7 @@ def resolve_recipe(
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}
     return load_recipe(
         preset or default_preset(dataset),
+        space=space or ("pcdarts" if dataset == "imagenet" else "darts"),
         config=config,
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),

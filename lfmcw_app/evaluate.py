@@ -15,11 +15,15 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.report import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
+from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
 from lfmcw_app.trainer import read_data, train_derived
 
 
 def evaluate(
-    genotype: Annotated[str, typer.Argument(help="A genotype.json, or random:N for the N-th random genotype.")],
+    genotype: Annotated[
+        str,
+        typer.Argument(help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N."),
+    ],
     dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}.")],
     preset: cli.PresetOption = None,
     config: cli.ConfigOption = None,
@@ -49,8 +53,11 @@ def evaluate(
 
 def _read_genotype(text: str, nodes: int) -> Genotype:
     kind, colon, number = text.partition(":")
+    if text in NAMED_GENOTYPES:
+        return NAMED_GENOTYPES[text]
     if not colon or kind != "random":
-        return Genotype.load(text)
+        # A name that is neither a file nor published is more likely a mistyped name.
+        return Genotype.load(text) if Path(text).suffix or Path(text).exists() else named_genotype(text)
     if not number.isascii() or not number.isdecimal() or int(number) >= 2**62:
         raise InputError(f"A random genotype is random:N with a whole number N below 2**62, got {text!r}.")
     return random_genotype(nodes, int(number))

@@ -28,7 +28,7 @@ from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer, Problem
 
-__all__ = ["build_search", "cosine_schedule", "search_rounds"]
+__all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 
 
 # ------------------------------------------------------------------ losses
@@ -118,13 +118,23 @@ def search_rounds(search: Search, images: int) -> int:
     return max(1, round(search.epochs * (images // search.batch_size)))
 
 
-def cosine_schedule(optimizer: torch.optim.Optimizer, how: WeightOptimizer, rounds: int, per_epoch: int) -> LambdaLR:
-    """A cosine from `lr` to `min_lr` in steps of epochs (per_epoch rounds), as the DARTS programs have it."""
+def learning_rate_schedule(
+    optimizer: torch.optim.Optimizer, how: WeightOptimizer, rounds: int, per_epoch: int
+) -> LambdaLR:
+    """A cosine or a line from `lr` to `min_lr` in steps of epochs (per_epoch rounds), as the DARTS programs have it.
+
+    One function of the epoch, warm-up included: a warm-up by hand would leave a scheduler that multiplies the last rate with a
+    wrong one.
+    """
     epochs = max(1, math.ceil(rounds / per_epoch))
 
     def factor(step: int) -> float:
         epoch = min(step // per_epoch, epochs)
-        return (how.min_lr + (how.lr - how.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2) / how.lr
+        if epoch < how.warmup_epochs:
+            return (epoch + 1) / how.warmup_epochs
+        done = epoch / epochs
+        share = (1 + math.cos(math.pi * done)) / 2 if how.schedule == "cosine" else 1 - done
+        return (how.min_lr + (how.lr - how.min_lr) * share) / how.lr
 
     return LambdaLR(optimizer, factor)
 
@@ -171,7 +181,7 @@ def build_search(
         optimizer = torch.optim.SGD(
             module.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
         )
-        schedule = cosine_schedule(optimizer, how, rounds, per_epoch)
+        schedule = learning_rate_schedule(optimizer, how, rounds, per_epoch)
         return Problem(
             name, module=module, optimizer=optimizer, scheduler=schedule, grad_clip=how.grad_clip, loss=loss, data=data
         )

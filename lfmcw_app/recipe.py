@@ -16,7 +16,10 @@ from mlo.errors import nearest
 
 __all__ = ["PRESETS", "Recipe", "load_recipe"]
 
-PRESETS = ("smoke", "small", "paper")
+PRESETS = ("smoke", "small", "paper", "original")
+SPACES = ("darts", "pdarts", "pcdarts")
+OVERLAYS = {"original": ("paper", "original")}
+"""Presets that go over another one; the others stand for themselves."""
 
 
 class _Section(BaseModel):
@@ -68,8 +71,10 @@ class Data(_Section):
 
 
 class WeightOptimizer(_Section):
-    """SGD with momentum and a cosine schedule."""
+    """SGD with momentum, and a schedule that steps with the epochs."""
 
+    schedule: Literal["cosine", "linear"] = Field(default="cosine", description="from lr to min_lr")
+    warmup_epochs: int = Field(default=0, ge=0, description="first epochs in which the rate grows linearly to lr")
     lr: float = Field(default=0.025, gt=0)
     min_lr: float = Field(default=0.001, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -218,6 +223,9 @@ class Evaluation(_Section):
     epochs: int = Field(default=600, ge=1)
     batch_size: int = Field(default=96, ge=2)
     weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
+    stem: Literal["cifar", "imagenet"] = Field(default="cifar", description="imagenet: to an eighth of the resolution")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["bf16"] | None = Field(default=None, description="bf16: losses under bfloat16 autocast")
     auxiliary_weight: float = Field(default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head")
     drop_path: float = Field(default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch")
     augmentation: Augmentation = Augmentation()
@@ -242,14 +250,18 @@ class Recipe(_Section):
 def load_recipe(
     preset: str,
     *,
+    space: str = "darts",
     config: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
 ) -> Recipe:
-    """Resolves a recipe: the preset's file, then a configuration file, then options, then `key=value` assignments.
+    """Resolves a recipe: the preset's files, then a configuration file, then options, then `key=value` assignments.
+
+    A preset has a file, and may have one for a space and one for ImageNet, which go over it in this order.
 
     Args:
         preset: one of `PRESETS`.
+        space: one of `SPACES`.
         config: a YAML file with any part of a recipe.
         overrides: dotted key → value.
         assignments: `dotted.key=value`, the value in YAML.
@@ -259,7 +271,15 @@ def load_recipe(
     """
     if preset not in PRESETS:
         raise InputError(f"Unknown preset {preset!r}. {nearest(preset, PRESETS)}")
-    tree = _read_yaml(resources.files("lfmcw_app").joinpath("recipes", f"{preset}.yaml").read_text("utf-8"), preset)
+    if space not in SPACES:
+        raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
+    tree: dict[str, Any] = {}
+    parts = ["", f".{space}", *([".imagenet"] if (overrides or {}).get("dataset") == "imagenet" else [])]
+    for part in parts:
+        for name in OVERLAYS.get(preset, (preset,)):
+            file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
+            if file.is_file():
+                tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
     if config is not None:
         try:
             text = config.read_text("utf-8")

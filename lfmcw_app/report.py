@@ -23,7 +23,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     console.print(table)
     console.print(
         f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of {result['dataset']}, "
-        f"{result['parameters']:,} parameters, seed {result['seed']}",
+        f"{result['parameters']:,} parameters, {result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
         highlight=False,
         soft_wrap=True,
     )

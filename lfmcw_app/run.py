@@ -25,6 +25,7 @@ def run(
         typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH. Needed unless --resume is given."),
     ] = None,
     preset: cli.PresetOption = None,
+    space: cli.SpaceOption = None,
     order: cli.OrderOption = None,
     method: cli.MethodOption = None,
     config: cli.ConfigOption = None,
@@ -48,10 +49,12 @@ def run(
             raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
         recipe = None
         if dataset is not None:
-            recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, order=order, method=method)
+            recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space, order=order, method=method)
         folder = None
         if resume is not None:
-            changes = [value for value in (preset, order, method, config, assign, seed) if value not in (None, [])]
+            changes = [
+                value for value in (preset, space, order, method, config, assign, seed) if value not in (None, [])
+            ]
             folder = _resumed(resume, out, recipe, has_changes=bool(changes))
         recipe = folder.recipe if folder is not None else recipe
         assert recipe is not None

@@ -18,11 +18,12 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
-from lfmcw_app.problems import build_search, cosine_schedule, search_rounds
+from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Recipe, Search
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
+from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import Genotype, derive_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
@@ -257,6 +258,7 @@ def train_derived(
         channels=how.channels,
         layers=how.layers,
         auxiliary=how.auxiliary_weight > 0,
+        stem=how.stem,
     ).to(device)
     batches = Batches(
         subset(dataset.train, recipe.data.train_images, recipe.seed),
@@ -274,9 +276,10 @@ def train_derived(
         "network",
         module=network,
         optimizer=weights,
-        scheduler=cosine_schedule(weights, how.weights, rounds, batches.per_epoch),
+        scheduler=learning_rate_schedule(weights, how.weights, rounds, batches.per_epoch),
         grad_clip=how.weights.grad_clip,
-        loss=_derived_loss(how.auxiliary_weight),
+        loss=_derived_loss(how.auxiliary_weight, how.label_smoothing),
+        precision=how.precision,
         data=batches,
     )
     optimizer = MultilevelOptimizer([problem])
@@ -294,12 +297,16 @@ def train_derived(
             if record.round % batches.per_epoch == 0:
                 folder.save(EVALUATION, optimizer)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    wrong = sum(_wrong(network, batch) for batch in in_order(test, dataset, 256, device))
+    ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])
+    cost = network_cost(network, dataset.image_size, dataset.channels)
     result = {
         "dataset": dataset.name,
-        "test_error_percent": 100.0 * wrong / len(test),
+        "test_error_percent": 100.0 * float((ranks >= 1).double().mean()),
+        # Of five guesses; meaningless for fewer classes.
+        "test_top5_error_percent": 100.0 * float((ranks >= 5).double().mean()) if dataset.num_classes > 5 else None,
         "test_images": len(test),
         "parameters": network.parameter_count(),
+        "multiply_adds_millions": round(cost.multiply_adds, 3),
         "seed": recipe.seed,
         "genotype": genotype.to_data(),
     }
@@ -307,22 +314,28 @@ def train_derived(
     return result
 
 
-def _derived_loss(auxiliary_weight: float) -> Any:
+def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
     def loss(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         images, labels = batch
         logits, auxiliary = network(images)
-        total = F.cross_entropy(logits, labels)
+        total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if auxiliary is not None:
-            total = total + auxiliary_weight * F.cross_entropy(auxiliary, labels)
+            total = total + auxiliary_weight * F.cross_entropy(auxiliary, labels, label_smoothing=label_smoothing)
         return total, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
     return loss
 
 
 @torch.no_grad()
-def _wrong(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> int:
+def _ranks(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """For each image the number of classes that the network finds likelier than the right one, [B]."""
     images, labels = batch
     network.eval()
     logits, _ = network(images)
     network.train()
-    return int((logits.argmax(1) != labels).sum())
+    right = logits.gather(1, labels.unsqueeze(1))
+    # Of equal logits the class listed first counts as likelier, as argmax has it.
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
+    ranks = ((logits > right) | ((logits == right) & earlier)).sum(1)
+    lost = logits.isnan().any(1)  # comparisons with NaN are all false, which would be rank 0: right
+    return torch.where(lost, logits.shape[1], ranks).cpu()
