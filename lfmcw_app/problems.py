@@ -130,11 +130,10 @@ def learning_rate_schedule(
 
     def factor(step: int) -> float:
         epoch = min(step // per_epoch, epochs)
-        if epoch < how.warmup_epochs:
-            return (epoch + 1) / how.warmup_epochs
         done = epoch / epochs
         share = (1 + math.cos(math.pi * done)) / 2 if how.schedule == "cosine" else 1 - done
-        return (how.min_lr + (how.lr - how.min_lr) * share) / how.lr
+        grown = min(1.0, (epoch + 1) / how.warmup_epochs) if how.warmup_epochs else 1.0
+        return grown * (how.min_lr + (how.lr - how.min_lr) * share) / how.lr
 
     return LambdaLR(optimizer, factor)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+import torch
 import typer
 import yaml
 from typer.testing import CliRunner
 
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.problems import learning_rate_schedule
+from lfmcw_app.recipe import PRESETS, Recipe, WeightOptimizer, load_recipe
 from lfmcw_app.run import run
 from lfmcw_app.run_folder import RunFolder
 
@@ -199,23 +203,105 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path):
     assert (recipe.seed, recipe.search.lam, recipe.search.channels, recipe.search.layers) == (3, 0.5, 10, 3)
 
 
-def test_the_paper_recipe_has_the_paper_s_values():
-    """Tables 6 and 7, columns DARTS (CIFAR)."""
-    recipe = load_recipe("paper")
-    search, evaluation = recipe.search, recipe.evaluation
-    assert search.weights.model_dump() == {
-        "lr": 0.025, "min_lr": 0.001, "momentum": 0.9, "weight_decay": 3e-4, "grad_clip": 5.0,
-    }  # fmt: skip
-    assert (search.architecture.lr, search.architecture.weight_decay) == (3e-4, 1e-3)
-    assert (search.generator.lr, search.generator.discriminator_lr) == (2e-4, 2e-4)
-    assert (search.channels, search.layers, search.batch_size, search.epochs, search.lam) == (16, 8, 64, 50, 1.0)
-    assert (evaluation.weights.lr, evaluation.weights.weight_decay, evaluation.weights.grad_clip) == (0.025, 3e-4, 5.0)
-    assert (evaluation.channels, evaluation.layers, evaluation.batch_size, evaluation.epochs) == (36, 20, 96, 600)
-    assert (evaluation.auxiliary_weight, evaluation.drop_path, evaluation.augmentation.cutout) == (0.4, 0.3, 16)
+# Gala and Xie, Tables 6 and 7: hyperparameter → its value in the columns DARTS, P-DARTS, PC-DARTS (CIFAR), PC-DARTS (ImageNet).
+TABLE_6 = {
+    "search.weights.lr": (0.025, 0.025, 0.025, 0.5),
+    "search.weights.schedule": ("cosine",) * 4,
+    "search.weights.min_lr": (0.001, 0.001, 0.001, 0.005),
+    "search.weights.momentum": (0.9,) * 4,
+    "search.weights.weight_decay": (3e-4,) * 4,
+    "search.architecture.lr": (3e-4, 3e-4, 3e-4, 6e-3),
+    "search.architecture.weight_decay": (1e-3,) * 4,
+    "search.generator.lr": (2e-4,) * 4,
+    "search.generator.discriminator_lr": (2e-4,) * 4,
+    "search.generator.name": ("biggan",) * 4,  # section 4.2
+    "search.channels": (16,) * 4,
+    "search.layers": (8,) * 4,
+    "search.weights.grad_clip": (5.0,) * 4,
+    "search.batch_size": (64,) * 4,
+    "search.epochs": (50, 25, 50, 50),
+    "search.lambda": (1.0,) * 4,
+    "search.space": ("darts", "pdarts", "pcdarts", "pcdarts"),
+}
+TABLE_7 = {
+    "evaluation.weights.lr": (0.025, 0.025, 0.025, 0.5),
+    "evaluation.weights.schedule": ("cosine",) * 4,
+    "evaluation.weights.momentum": (0.9,) * 4,
+    "evaluation.weights.weight_decay": (3e-4, 3e-4, 3e-4, 3e-5),
+    "evaluation.channels": (36, 36, 36, 48),
+    "evaluation.layers": (20, 20, 20, 14),
+    "evaluation.auxiliary_weight": (0.4,) * 4,
+    "evaluation.augmentation.cutout": (16, 16, 16, 0),
+    "evaluation.label_smoothing": (0.0, 0.0, 0.0, 0.1),
+    "evaluation.drop_path": (0.3, 0.3, 0.3, 0.0),
+    "evaluation.weights.grad_clip": (5.0,) * 4,
+    "evaluation.batch_size": (96, 96, 96, 1024),
+    "evaluation.epochs": (600, 600, 600, 250),
+}
+COLUMNS = (("darts", "cifar10"), ("pdarts", "cifar100"), ("pcdarts", "cifar10"), ("pcdarts", "imagenet"))
+
+
+@pytest.mark.parametrize("column", range(4), ids=[f"{space} on {dataset}" for space, dataset in COLUMNS])
+def test_the_paper_recipes_have_the_values_of_its_tables(column):
+    space, dataset = COLUMNS[column]
+    tree = load_recipe("paper", space=space, overrides={"dataset": dataset}).model_dump(by_alias=True)
+    for key, values in {**TABLE_6, **TABLE_7}.items():
+        value = tree
+        for part in key.split("."):
+            value = value[part]
+        assert value == values[column], key
+    if space == "pdarts":
+        progressive = tree["search"]["progressive"]
+        assert list(progressive["added_layers"]) == [0, 6, 12]
+        assert list(progressive["skip_dropout"]) == [0.1, 0.4, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("space", "dataset", "values"),
+    [
+        ("pdarts", "cifar10", {"layers": 5, "batch_size": 96}),
+        ("pcdarts", "cifar10", {"batch_size": 256}),
+        ("pcdarts", "imagenet", {"batch_size": 1024, "partial_channels": 2}),
+    ],
+)
+def test_the_original_recipes_differ_from_the_paper_where_the_programs_do(space, dataset, values):
+    search = load_recipe("original", space=space, overrides={"dataset": dataset}).search
+    assert {key: getattr(search, key) for key in values} == values
+    assert (
+        search.architecture.warmup_epochs == {"cifar10": {"pdarts": 10, "pcdarts": 15}[space], "imagenet": 35}[dataset]
+    )
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_minimum():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    for schedule, middle in (("cosine", 0.5), ("linear", 0.5)):
+        how = WeightOptimizer(lr=1.0, min_lr=0.0, schedule=schedule, warmup_epochs=2)
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        scheduler = learning_rate_schedule(optimizer, how, rounds=20, per_epoch=2)
+        rates = []
+        for _ in range(20):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert rates[0] == rates[1] == pytest.approx(0.5)
+        assert rates[10] == pytest.approx(middle)
+        assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
 
 def test_help_shows_every_option_with_its_default(invoke):
     text = " ".join(invoke("--help").output.split())
-    for option in ("--preset", "--order", "--config", "--set", "--out", "--seed", "--resume", "--print-config"):
+    for option in (
+        "--preset",
+        "--space",
+        "--order",
+        "--method",
+        "--config",
+        "--set",
+        "--out",
+        "--seed",
+        "--resume",
+        "--print-config",
+    ):
         assert option in text
     assert "[default: data]" in text

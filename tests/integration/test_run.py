@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 TINY = {
     "search.channels": 4,
@@ -172,3 +173,70 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path):
     assert finished.returncode == 2
     assert "search.method" in finished.stderr
     assert not (tmp_path / "x").exists()
+
+
+SPACES = {
+    "pdarts": {"search.steps": 2, "search.progressive.added_layers": "[0, 1, 2]", "search.nodes": 2},
+    "pcdarts": {"search.steps": 3, "search.partial_channels": 2, "search.architecture.warmup_epochs": 0},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("space", "lines"), [("pdarts", 3), ("pdarts", 5), ("pcdarts", 2)])
+def test_every_space_runs_and_resumes_bit_for_bit_from_any_stage(space, lines, tmp_path):
+    options = {**SPACES[space], "checkpoint_every": 1, "evaluation.epochs": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finished = run("--out", whole, "--space", space, **options)
+    assert finished.returncode == 0, finished.stderr
+    process = subprocess.Popen(
+        command("--out", killed, "--space", space, **options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    resumed = resume(killed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(killed) == outcome(whole)
+    phases = [json.loads(line)["phase"] for line in metrics.read_text().splitlines()]
+    stages = ["search-1"] * 2 + ["search-2"] * 2 + ["search-3"] * 2 if space == "pdarts" else ["search"] * 3
+    assert phases[: len(stages)] == stages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generator", ["wgan_gp", "biggan"])
+def test_every_generator_runs(generator, tmp_path):
+    options = {"search.generator.name": generator, "search.steps": 2, "search.generator.noise_dim": 8}
+    finished = run("--out", tmp_path / "run", **options, **{"evaluation.epochs": 1})
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_a_norm_that_does_not_fit_the_game_is_refused(tmp_path):
+    options = {"search.generator.name": "wgan_gp", "search.generator.discriminator_norm": "batch"}
+    finished = run("--out", tmp_path / "run", **options)
+    assert finished.returncode == 2
+    assert "the game of wgan_gp takes group, instance, none" in finished.stderr
+
+
+def test_a_folder_of_images_is_a_data_set(tmp_path):
+    for index in range(48):
+        folder = tmp_path / "pictures" / ("light" if index % 2 else "dark")
+        folder.mkdir(parents=True, exist_ok=True)
+        image = torch.randint(100, (3, 20, 20), generator=torch.Generator().manual_seed(index)) + 150 * (index % 2)
+        Image.fromarray(image.movedim(0, -1).to(torch.uint8).numpy()).save(folder / f"{index}.png")
+    arguments = [f"--set={key}={value}" for key, value in {**TINY, "data.search_images": "null"}.items()]
+    arguments += ["--set=data.image_size=16", "--set=search.steps=2", "--set=data.train_images=null"]
+    arguments += ["--preset=smoke", "--threads=1", "--out", str(tmp_path / "run")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "lfmcw_app.run", f"folder:{tmp_path / 'pictures'}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_top5_error_percent"] is None
