@@ -12,6 +12,7 @@ from rich.console import Console
 from lfmcw_app import cli
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.projection import print_projection, project
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.report import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
@@ -38,6 +39,9 @@ def run(
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
 ) -> None:
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
@@ -63,6 +67,9 @@ def run(
             return
         target = cli.pick_device(device)
         images = read_data(recipe, data)
+        if dry_run:
+            print_projection(project(recipe, images, target), console)
+            return
         if folder is None:
             folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)

@@ -25,7 +25,7 @@ from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.draw import draw_genotype
-from lfmcw_app.search_space.genotype import Genotype, derive_genotype
+from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
@@ -38,7 +38,7 @@ from lfmcw_app.search_space.pdarts import (
 )
 from mlo import MultilevelOptimizer, Problem, Record
 
-__all__ = ["read_data", "run", "search", "search_stages", "train_derived"]
+__all__ = ["SearchStage", "build_training", "read_data", "run", "search", "search_stages", "train_derived"]
 
 SPACES = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
 
@@ -244,15 +244,20 @@ def _rounded(values: Tensor) -> list[list[float]]:
 # ------------------------------------------------------------------ training of the derived network
 
 
-def train_derived(
-    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
-) -> dict[str, Any]:
-    """Trains the derived network from scratch and writes its test error as the run's result."""
-    recipe = folder.recipe
+def build_training(
+    recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
+) -> tuple[MultilevelOptimizer, int]:
+    """Declares the training of a derived network, initialised from the global random state; and its number of rounds.
+
+    Args:
+        recipe: the recipe.
+        genotype: the cells; None for random ones, to see what a training costs.
+        dataset: what is trained on.
+        device: where.
+    """
     how = recipe.evaluation
-    torch.manual_seed(recipe.seed)
     network = DerivedNetwork(
-        genotype,
+        genotype or random_genotype(recipe.search.nodes, 0),
         in_channels=dataset.channels,
         num_classes=dataset.num_classes,
         channels=how.channels,
@@ -282,19 +287,32 @@ def train_derived(
         precision=how.precision,
         data=batches,
     )
-    optimizer = MultilevelOptimizer([problem])
+    return MultilevelOptimizer([problem]), rounds
+
+
+def train_derived(
+    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+) -> dict[str, Any]:
+    """Trains the derived network from scratch and writes its test error as the run's result."""
+    recipe = folder.recipe
+    how = recipe.evaluation
+    torch.manual_seed(recipe.seed)
+    optimizer, rounds = build_training(recipe, genotype, dataset, device)
+    network = optimizer.problems["network"].module
+    assert isinstance(network, DerivedNetwork)
+    per_epoch = rounds // how.epochs
     folder.restore(EVALUATION, optimizer, phases_of(recipe))
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
-            network.drop_probability = how.drop_path * (optimizer.round // batches.per_epoch) / how.epochs
+            network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / how.epochs
             record = optimizer.step()
             _check_finite(record)
             folder.log({"phase": "training", **_entry(record)})
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
-            if record.round % batches.per_epoch == 0:
+            if record.round % per_epoch == 0:
                 folder.save(EVALUATION, optimizer)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])

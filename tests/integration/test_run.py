@@ -240,3 +240,15 @@ def test_a_folder_of_images_is_a_data_set(tmp_path):
     )
     assert finished.returncode == 0, finished.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["test_top5_error_percent"] is None
+
+
+@pytest.mark.parametrize("space", ["darts", "pdarts"])
+def test_a_dry_run_projects_every_phase_and_writes_nothing(space, tmp_path):
+    options = SPACES["pdarts"] if space == "pdarts" else {}
+    arguments = command("--dry-run", "--space", space, "--out", tmp_path / "run", **options)
+    finished = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    phases = ["search-1", "search-2", "search-3"] if space == "pdarts" else ["search"]
+    for phase in (*phases, "training", "all", "peak memory"):
+        assert phase in finished.stdout
+    assert list(tmp_path.iterdir()) == []
