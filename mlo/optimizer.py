@@ -17,7 +17,7 @@ from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.compatibility import check_engines
-from mlo.hypergradient.double_backward import check_double_backward
+from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -131,13 +131,16 @@ class MultilevelOptimizer:
         Raises:
             GraphError: if there is no problem of that name.
         """
-        for other in (name, *fixed):
+        held = frozenset((fixed,) if isinstance(fixed, str) else fixed)
+        for other in (name, *held):
             if other not in self.problems:
                 raise GraphError(f"There is no problem {other!r}. {nearest(other, self.problems)}")
         solutions = dict(self._solutions)
         memory = {other: dict(kept) for other, kept in self._memory.items()}
         with preserved(self._generators):
-            found = self._total_gradient(name, self._batches(name), live=False, fixed=frozenset(fixed))
+            found = self._total_gradient(
+                name, self._batches(name), live=False, fixed=frozenset((fixed,) if isinstance(fixed, str) else fixed)
+            )
         self._solutions = solutions
         for other, kept in self._memory.items():
             kept.clear()
@@ -273,18 +276,22 @@ class MultilevelOptimizer:
         self, name: str, batches: tuple[Any, ...], *, live: bool, fixed: frozenset[str] = frozenset()
     ) -> TotalGradient:
         """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`)."""
-        engine = self.engines[name]
-        unexamined = name in self._differentiated and name not in self._examined and engine.products.differentiable
         found = total_gradient(
             self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name)),
             live=live,
-            examine=partial(check_double_backward, name) if unexamined else None,
+            examine=None if name in self._examined else partial(self._examine, name),
             fixed=fixed,
         )
         self._examined.add(name)
         if not found.has_derivative and not fixed:
             self._explain_zero(name)
         return found
+
+    def _examine(self, name: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Refuses a loss, on its first batch, whose graph cannot give what is needed of it."""
+        check_checkpointing(name, loss)
+        if name in self._differentiated and self.engines[name].products.differentiable:
+            check_double_backward(name, loss, parameters)
 
     def _explain_zero(self, name: str) -> None:
         """Says why a loss has no derivative in any parameter.

@@ -47,7 +47,8 @@ class Problem:
         warmup_steps: number of first rounds in which this problem is not updated.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled modules have no double
             backward, so the problem then needs an engine with `finite_difference` products.
-        generators: `torch.Generator`s that the loss draws from; replayed like the global random state.
+        generators: `torch.Generator`s that the loss draws from; replayed like the global random state of torch, numpy and
+            `random`. Others, like `numpy.random.default_rng()`, are not replayed: keep them out of losses.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlo.errors import CheckpointError
+
 __all__ = ["RandomState", "preserved", "replayed"]
 
 
@@ -57,6 +59,11 @@ class RandomState:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as tensors and plain Python values (loadable with `weights_only=True`)."""
+        if self.numpy["bit_generator"] != "MT19937":
+            raise CheckpointError(
+                f"numpy's global generator is a {self.numpy['bit_generator']}, whose state cannot be saved; only numpy's own, "
+                "MT19937, can."
+            )
         version, words, gauss = self.python
         inner = self.numpy["state"]
         return {

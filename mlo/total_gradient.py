@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlo.errors import ProblemError
 from mlo.evaluation import Evaluation, LossModule
 from mlo.problem import Tensors
 from mlo.randomness import RandomState
@@ -73,7 +74,7 @@ def total_gradient(
     }
     leaves = [t for tensors in cut.values() for t in tensors.values() if t.requires_grad]
     states: list[RandomState] = []
-    sums = _Sums(len(batches))
+    sums = _Sums(problem.name, len(batches))
     with module.substituted(_substitutes(evaluation, cut, live=live)):
         for batch in batches:
             states.append(RandomState.capture(problem.generators))
@@ -145,7 +146,8 @@ class _Sums:
         has_derivative: whether every loss had one.
     """
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, problem: str, batches: int) -> None:
+        self._problem = problem
         self._batches = batches
         self.losses: dict[str, Tensor] = {}
         self.direct: dict[str, list[Tensor | None]] = {}
@@ -163,6 +165,11 @@ class _Sums:
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
             found = torch.autograd.grad(share, inputs, allow_unused=True, retain_graph=retain_graph)
+            if any(g is not None and g.layout != torch.strided for g in found):
+                raise ProblemError(
+                    f"Problem {self._problem!r}: its loss has sparse gradients, which no engine takes. Build embeddings with "
+                    "sparse=False."
+                )
         _add_to(self.direct, player, found[: len(own)])
         _add_to(self.cotangents, player, found[len(own) :])
         detached = share.detach()

@@ -40,6 +40,8 @@ def classwise_cross_entropy(
     """
     ce, y, used = _rows(logits, labels, label_smoothing, ignore_index)
     classes = logits.shape[1] if num_classes is None else num_classes
+    if classes < logits.shape[1]:
+        raise InputError(f"num_classes must be at least the {logits.shape[1]} classes of the logits, got {classes}.")
     counts = _sum_by_class(torch.ones_like(y) if used is None else used.long(), y, classes)
     means = _sum_by_class(ce, y, classes) / counts.clamp(min=1)
     return (means + _poison(ce, labels, logits.shape[1], ignore_index), counts) if ce.is_cuda else (means, counts)
@@ -110,7 +112,7 @@ def _rows(
         raise InputError(f"logits must be [B, C] and labels [B], got {tuple(logits.shape)} and {tuple(labels.shape)}.")
     if not logits.is_floating_point() or labels.is_floating_point() or labels.dtype == torch.bool:
         raise InputError(f"logits must be floating-point and labels integers, got {logits.dtype} and {labels.dtype}.")
-    if not 0.0 <= label_smoothing <= 1.0:
+    if not isinstance(label_smoothing, (int, float)) or not 0.0 <= label_smoothing <= 1.0:
         raise InputError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}.")
     y = labels.long()
     used = None if ignore_index is None else y != ignore_index

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.errors import EngineError
 from mlo.hypergradient.products import Autograd, LinearSystem, Products, products_from
 from mlo.records import SolveReport
 
@@ -93,6 +94,13 @@ class Engine(ABC):
         system = self.products.linearize(call, implicit=not self.differentiates_step)
         with torch.set_grad_enabled(call.differentiate):
             solve = self.solve(system, cotangent)
+            if len(solve.q) != len(system.names) or any(
+                q is not None and q.shape != t.shape for q, t in zip(solve.q, system.parameters, strict=True)
+            ):
+                raise EngineError(
+                    f"Engine {self.name!r} returned a q that does not have one entry, of its shape, for each parameter "
+                    f"of problem {system.problem!r}."
+                )
             negated = [None if entry is None else -entry for entry in solve.q]
             return system.mixed_vjp(negated), solve.report
 

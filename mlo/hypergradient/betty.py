@@ -18,9 +18,8 @@ from torch import Tensor
 
 from mlo.errors import EngineError
 from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import at_least_one
+from mlo.hypergradient.iterative import at_least_one, check_number
 from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
-from mlo.problem import SINGLE_PLAYER
 
 if TYPE_CHECKING:
     from mlo.records import SolveReport
@@ -59,6 +58,7 @@ class BettyEngine(Engine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number(self.name, "alpha", self.alpha, positive=True)
         betty_version()
 
     @property
@@ -149,7 +149,8 @@ class _Lower:
         self._call, self._parameters, self._inputs = call, parameters, inputs
 
     def training_step_exec(self, batch: None) -> Tensor:
-        return self._call.stack.enter_context(self._call.losses(self._parameters, self._inputs))[SINGLE_PLAYER]
+        (loss,) = self._call.stack.enter_context(self._call.losses(self._parameters, self._inputs)).values()
+        return loss
 
     def parameters(self) -> list[Tensor]:
         return list(self._parameters.values())

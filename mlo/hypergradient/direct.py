@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mlo.errors import EngineError
 from mlo.hypergradient.base import Cotangent, Engine, Solve, relative_residual
+from mlo.hypergradient.iterative import at_least_one, check_number
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Direct"]
@@ -31,6 +32,12 @@ class Direct(Engine):
 
     name: ClassVar[str] = "direct"
     inverts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one(self.name, "max_parameters", self.max_parameters)
+        check_number(self.name, "damping", self.damping)
+        check_number(self.name, "tol", self.tol)
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         theta = list(system.parameters)

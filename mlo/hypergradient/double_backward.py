@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mlo.errors import EngineError
+from mlo.errors import EngineError, ProblemError
 
-__all__ = ["check_double_backward", "no_double_backward"]
+__all__ = ["check_checkpointing", "check_double_backward", "is_about_double_backward", "no_double_backward"]
 
 
 def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -41,6 +41,17 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
             raise no_double_backward(problem, str(error)) from error
 
 
+def is_about_double_backward(error: RuntimeError) -> bool:
+    """Whether PyTorch says that a derivative is missing, and not that memory is, or that shapes differ."""
+    words = (
+        "is not implemented",
+        "does not currently support double backward",
+        "once_differentiable",
+        "differentiate twice",
+    )
+    return any(part in str(error) for part in words)
+
+
 def no_double_backward(problem: str, reason: str) -> EngineError:
     """The error for a loss of which a second derivative was asked in vain."""
     return EngineError(
@@ -50,9 +61,27 @@ def no_double_backward(problem: str, reason: str) -> EngineError:
     )
 
 
+def check_checkpointing(problem: str, loss: Tensor) -> None:
+    """Refuses reentrant activation checkpointing, which cuts parameters off from `torch.autograd.grad` without a word.
+
+    Raises:
+        ProblemError: with what to do.
+    """
+    if any(node.name() == "CheckpointFunctionBackward" for node in _graph([loss])):
+        raise ProblemError(
+            f"Problem {problem!r}: its loss uses torch.utils.checkpoint with use_reentrant=True, through which no "
+            "gradient can be taken with respect to given tensors. Pass use_reentrant=False."
+        )
+
+
 def _is_once_differentiable(backward: object) -> bool:
-    code = getattr(backward, "__code__", None)
-    return hasattr(backward, "__wrapped__") and getattr(code, "co_filename", "") == torch.autograd.function.__file__
+    """Whether the decorator is anywhere among those of a `backward`."""
+    while backward is not None:
+        code, inner = getattr(backward, "__code__", None), getattr(backward, "__wrapped__", None)
+        if inner is not None and getattr(code, "co_filename", "") == torch.autograd.function.__file__:
+            return True
+        backward = inner
+    return False
 
 
 def _graph(outputs: Sequence[Tensor]) -> Iterator[torch.autograd.graph.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from mlo.hypergradient.base import Cotangent, Engine, Solve
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["FlatOperator", "IterativeEngine", "Outcome"]
+
+REFRESH = 100
+"""Solves after which a kept step size is estimated anew."""
 
 
 class FlatOperator:
@@ -84,8 +88,9 @@ class IterativeEngine(Engine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.damping >= 0.0:
-            raise EngineError(f"Engine {self.name!r}: damping must not be negative, got {self.damping!r}.")
+        check_number(self.name, "damping", self.damping)
+        if hasattr(self, "tol"):
+            check_number(self.name, "tol", self.tol)
 
     @abstractmethod
     def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
@@ -135,13 +140,29 @@ def at_least_one(engine: str, option: str, value: int) -> None:
         raise EngineError(f"Engine {engine!r}: {option} must be an integer of at least 1, got {value!r}.")
 
 
+def check_number(engine: str, option: str, value: object, *, positive: bool = False) -> None:
+    """Checks an option that is a number.
+
+    Raises:
+        EngineError: if it is no number, is negative or, with `positive`, zero.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
+        raise EngineError(f"Engine {engine!r}: {option} must be a number, got {value!r}.{hint}")
+    if not (value > 0.0 if positive else value >= 0.0):
+        wanted = "positive" if positive else "not be negative"
+        raise EngineError(f"Engine {engine!r}: {option} must {'be ' if positive else ''}{wanted}, got {value!r}.")
+
+
 def checked_step_size(engine: str, step_size: float | str) -> None:
     """Checks a step size.
 
     Raises:
         EngineError: if it is neither "auto" nor a positive number.
     """
-    if step_size != "auto" and (isinstance(step_size, str) or not step_size > 0.0):
+    if step_size == "auto":
+        return
+    if isinstance(step_size, (bool, str)) or not isinstance(step_size, (int, float)) or not step_size > 0.0:
         raise EngineError(f"Engine {engine!r}: step_size must be 'auto' or a positive number, got {step_size!r}.")
 
 
@@ -222,12 +243,14 @@ def stiffness(u: Tensor, product: Tensor) -> float:
 
     q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus at α = Re λ / |λ|². For a
     symmetric positive definite A that is 1/λ; for the spirals of a game it is smaller than 1/|λ|, at which they grow. It is
-    ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here; where the curvature ⟨u, Aᵀu⟩ is not positive no step makes u decay, and 1/|λ| is taken.
+    ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here, but at least a hundredth of 1/|λ|: at eigenvalues near the imaginary axis, or of both signs, no step
+    makes everything decay, and one that is nearly zero would only stand still.
     """
     size, along = float(product.norm()), float(u @ product)
     if size == 0.0:
         return 0.0
-    return size * size / along if along > 0.0 else size / float(u.norm())
+    ratio = size / float(u.norm())
+    return min(size * size / along, 100.0 * ratio) if along > 0.0 else ratio
 
 
 def largest_stiffness(operator: FlatOperator, system: LinearSystem, products: int = 10) -> float:
@@ -252,14 +275,22 @@ def persistent_step_size(
 
     Args:
         step_size: the option.
-        operator: estimates λmax when there is no estimate yet.
+        operator: estimates λmax when there is no estimate yet, and anew every `REFRESH` solves, so that a batch of unusual
+            curvature is forgotten.
         system: keeps the estimate.
-        observed: a curvature met since; a vector that diverges turns to the largest eigenvalue's direction, so the estimate
-            grows before it can blow up.
+        observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax; a vector that diverges turns to the direction of the
+            largest eigenvalue, so the estimate grows before it can blow up.
     """
     if not isinstance(step_size, str):
         return float(step_size)
-    known = system.recall("curvature")
-    largest = max(largest_stiffness(operator, system) if known is None else float(known), observed)
+    known, age = system.recall("curvature"), system.recall("age")
+    solves = 0 if age is None else int(age)
+    stale = known is None or solves % REFRESH == 0
+    largest = largest_stiffness(operator, system) if stale or known is None else float(known)
+    if math.isfinite(observed):
+        largest = max(largest, observed)
+    if not math.isfinite(largest):
+        return 0.0  # of a gradient that is lost itself; nothing is kept of it
     system.keep("curvature", torch.tensor(largest, dtype=torch.float64))
+    system.keep("age", torch.tensor(solves + 1))
     return 1.0 / largest if largest > 0.0 else 1.0

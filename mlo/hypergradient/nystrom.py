@@ -15,6 +15,7 @@ from mlo.hypergradient.iterative import (
     IterativeEngine,
     Outcome,
     at_least_one,
+    check_number,
     conjugate_gradients,
     fixed_noise,
 )
@@ -51,8 +52,7 @@ class Nystrom(IterativeEngine):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one(self.name, "rank", self.rank)
-        if not self.ridge > 0.0:
-            raise EngineError(f"Engine 'nystrom': ridge must be positive, got {self.ridge!r}.")
+        check_number(self.name, "ridge", self.ridge, positive=True)
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 0:
             raise EngineError(f"Engine 'nystrom': max_steps must be an integer of at least 0, got {self.max_steps!r}.")
 

@@ -24,7 +24,13 @@ from torch import Tensor
 
 from mlo.errors import EngineError
 from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import FlatOperator, at_least_one, checked_step_size, persistent_step_size
+from mlo.hypergradient.iterative import (
+    FlatOperator,
+    at_least_one,
+    check_number,
+    checked_step_size,
+    persistent_step_size,
+)
 from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
 
 if TYPE_CHECKING:
@@ -46,8 +52,8 @@ class Penalty(Engine):
 
     Attributes:
         steps: gradient steps of each copy, K.
-        step_size: of these steps, below 2 / λmax; "auto" takes 1 / λmax, estimated once by finite differences and raised
-            whenever the copies show a larger curvature.
+        step_size: of these steps, below 2 / λmax; "auto" takes 1 / λmax, estimated by finite differences, again every
+            hundred solves, and raised whenever the copies show a larger curvature.
         multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the finite-difference step that suits the
             dtype. A smaller one tilts
             further, with an error of O(1/λ²).
@@ -72,10 +78,9 @@ class Penalty(Engine):
         super().__post_init__()
         at_least_one(self.name, "steps", self.steps)
         checked_step_size(self.name, self.step_size)
-        if self.multiplier != "auto" and (isinstance(self.multiplier, str) or not self.multiplier > 0.0):
-            raise EngineError(
-                f"Engine 'penalty': multiplier must be 'auto' or a positive number, got {self.multiplier!r}."
-            )
+        check_number(self.name, "tol", self.tol)
+        if self.multiplier != "auto":
+            check_number(self.name, "multiplier", self.multiplier, positive=True)
         if not isinstance(self.products, FiniteDifference):
             raise EngineError("Engine 'penalty' takes no second derivative: its products are finite_difference.")
 
@@ -120,8 +125,9 @@ class Penalty(Engine):
                 break
             up = [y - alpha * (g - g0 - e * x) for y, g, g0, x in zip(up, g_up, still, v, strict=True)]
             down = [y - alpha * (g - g0 + e * x) for y, g, g0, x in zip(down, g_down, still, v, strict=True)]
-        if curvature > 0.0:
-            persistent_step_size(self.step_size, operator, system, observed=curvature)
+        known = system.recall("curvature")
+        if known is not None and math.isfinite(curvature) and curvature > float(known):
+            system.keep("curvature", torch.tensor(curvature, dtype=torch.float64))
         diverged = not residual <= GROWTH * max(first, 1.0)
         if self.warm_start:
             system.keep("q", operator.flatten(_half_difference(up, down, e)))

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from mlo.errors import EngineError, nearest
 from mlo.evaluation import gradients
-from mlo.hypergradient.double_backward import no_double_backward
+from mlo.hypergradient.double_backward import is_about_double_backward, no_double_backward
 from mlo.hypergradient.optimizer_step import l2_penalty
-from mlo.problem import SINGLE_PLAYER
 
 if TYPE_CHECKING:
     from mlo.hypergradient.optimizer_step import OptimizerStep
@@ -219,6 +218,8 @@ class _AutogradSystem(LinearSystem):
                 allow_unused=True,
             )
         except RuntimeError as error:
+            if not is_about_double_backward(error):
+                raise
             raise no_double_backward(self.problem, str(error)) from error
         return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
 
@@ -251,12 +252,16 @@ class FiniteDifferenceSystem(LinearSystem):
     def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """∇_θ of the one loss at other `parameters`, with the optimizer's L2 penalty."""
         theta = dict(zip(self.names, parameters, strict=True))
-        found = self._gradient_at(SINGLE_PLAYER, theta, in_inputs=False)
+        found = self._gradient_at(self._player(), theta, in_inputs=False)
         return [g + d * t if d else g for g, d, t in zip(found, self._decay, parameters, strict=True)]
 
     def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """∇ of the one loss in the wanted inputs, at other `parameters`."""
-        return self._gradient_at(SINGLE_PLAYER, dict(zip(self.names, parameters, strict=True)), in_inputs=True)
+        return self._gradient_at(self._player(), dict(zip(self.names, parameters, strict=True)), in_inputs=True)
+
+    def _player(self) -> str:
+        (player,) = self.players
+        return player
 
     def per_input(self, found: Sequence[Tensor]) -> list[Tensor | None]:
         """Puts one entry for each wanted input into the order of all inputs, None for the others."""

@@ -11,12 +11,14 @@ from typing import ClassVar
 
 import torch
 
-from mlo.errors import EngineError
 from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import FlatOperator, checked_step_size, persistent_step_size, stiffness
+from mlo.hypergradient.iterative import FlatOperator, check_number, checked_step_size, persistent_step_size
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Soba"]
+
+PATIENCE = 100
+"""Updates that q is given to find A⁻ᵀ v from zero."""
 
 LOST = 100.0
 """A residual this many times the cotangent's norm means that q no longer follows; it starts again from zero."""
@@ -30,9 +32,10 @@ class Soba(Engine):
     be differentiated again: q holds what earlier updates left.
 
     Attributes:
-        step_size: α, below 2 / λmax; "auto" takes 1 / λmax, estimated once by ten products and raised whenever the
-            product of an update shows a larger curvature, as it does before q could diverge.
+        step_size: α, below 2 / λmax; "auto" takes 1 / λmax, estimated by ten products, again every hundred
+            updates, and raised whenever the product of an update shows a larger curvature, as it does before q could diverge.
         damping: added to the diagonal of A.
+        tol: relative residual above which it counts as not converged, once it has made `PATIENCE` updates.
 
     Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and global variance reduction
     algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
@@ -40,14 +43,15 @@ class Soba(Engine):
 
     step_size: float | str = "auto"
     damping: float = 0.0
+    tol: float = 0.9
 
     name: ClassVar[str] = "soba"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checked_step_size(self.name, self.step_size)
-        if not self.damping >= 0.0:
-            raise EngineError(f"Engine 'soba': damping must not be negative, got {self.damping!r}.")
+        check_number(self.name, "damping", self.damping)
+        check_number(self.name, "tol", self.tol)
 
     @property
     def differentiable(self) -> bool:
@@ -61,17 +65,25 @@ class Soba(Engine):
         q = system.recall("q")
         product = torch.zeros_like(v) if q is None else operator(q)
         q = torch.zeros_like(v) if q is None else q
-        alpha = persistent_step_size(self.step_size, operator, system, observed=stiffness(q, product))
+        observed = float(product.norm()) / float(q.norm()) if bool(q.any()) else 0.0
+        alpha = persistent_step_size(self.step_size, operator, system, observed=observed)
         residual = float((v - product).norm()) / (scale or 1.0)
         lost = scale > 0.0 and not residual <= LOST
         q = alpha * v if lost else q + alpha * (v - product)
         system.keep("q", q)
+        made = system.recall("updates")
+        updates = 1 if made is None or lost else int(made) + 1
+        system.keep("updates", torch.tensor(updates))
+        follows = updates <= PATIENCE or residual <= self.tol
         report = self.report(
             system.problem,
             iterations=operator.products,
             residual=residual,
-            converged=not lost,
+            converged=not lost and follows,
             advice="The persistent solve diverged and starts again: use step_size='auto', or a smaller one; on a Jacobian "
-            "with negative eigenvalues, damping.",
+            "with negative eigenvalues, damping."
+            if lost
+            else "The persistent solve does not follow: batches differ too much, or the Jacobian is too ill-conditioned for "
+            "one step an update. Use 'neumann' or 'cg', or a larger batch.",
         )
         return Solve(q=operator.split(q), report=report)

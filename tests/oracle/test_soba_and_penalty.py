@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -100,6 +101,36 @@ def test_a_step_size_that_is_too_large_is_said_and_nothing_becomes_infinite(engi
         records = list(fixed.optimizer.run(30))
     assert any(not record.solves["w"].converged for record in records)
     assert fixed.gradient("x").isfinite().all()
+
+
+def test_an_outlying_batch_does_not_stop_soba_for_good():
+    fixed = Fixed(mlo.Soba())
+    list(fixed.optimizer.run(3))
+    fixed.scale = 1e4
+    with pytest.warns(mlo.SolveWarning, match="diverged and starts again"):
+        fixed.optimizer.step()
+    fixed.scale = 1.0
+    list(fixed.optimizer.run(250))
+    assert relative_error(fixed.gradient("x"), fixed.exact("x")) < 1e-3
+
+
+def test_a_soba_that_does_not_follow_says_so():
+    """On an indefinite Hessian no step of either sign makes all of q converge."""
+    fixed = Fixed(mlo.Soba(step_size=1e-6))
+    with pytest.warns(mlo.SolveWarning, match="does not follow"):
+        list(fixed.optimizer.run(130))
+
+
+def test_the_kept_step_size_stays_near_the_largest_curvature_on_an_indefinite_hessian():
+    fixed = Fixed(mlo.Soba())
+    eigenvalues, basis = torch.linalg.eigh(fixed.matrix)
+    eigenvalues[0] = -0.5
+    fixed.matrix.copy_((basis * eigenvalues) @ basis.T)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mlo.SolveWarning)
+        list(fixed.optimizer.run(150))
+    kept = [float(v) for k, v in fixed.optimizer._memory["w"].items() if k.endswith("curvature")]
+    assert all(0.9 * float(eigenvalues.abs().max()) < value < 3.0 for value in kept)
 
 
 @pytest.mark.parametrize("engine", ["soba", "penalty"])
@@ -260,7 +291,7 @@ class OnceDifferentiable(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * gradient
 
 
-def custom(engine):
+def custom(engine, function=OnceDifferentiable):
     w, x = Vector(torch.ones(3).double()), Vector(torch.full((3,), 0.5).double())
     return mlo.MultilevelOptimizer(
         [
@@ -268,12 +299,32 @@ def custom(engine):
                 "w",
                 module=w,
                 optimizer=SGD(w.parameters(), lr=0.1),
-                loss=lambda w, _, *, x: (OnceDifferentiable.apply(w.v * x.v)).sum(),
+                loss=lambda w, _, *, x: (function.apply(w.v * x.v)).sum(),
             ),
             mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: (w.v**2).sum()),
         ],
         engine,
     )
+
+
+class HiddenBelow(torch.autograd.Function):
+    """The same below another decorator."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * ctx.saved_tensors[0] * gradient
+
+
+def test_a_once_differentiable_function_below_another_decorator_is_refused():
+    with pytest.raises(mlo.EngineError, match=r"HiddenBelow\.backward is once_differentiable"):
+        custom("one_step", HiddenBelow).gradient("x")
 
 
 def test_a_once_differentiable_function_would_be_silently_wrong_and_is_refused():

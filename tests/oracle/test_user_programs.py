@@ -416,3 +416,89 @@ def test_an_operation_without_double_backward_is_named_before_pytorch_s_own_word
     with pytest.raises(mlo.EngineError, match=r"no double backward.*'darts'"):
         mlo.MultilevelOptimizer(copy.deepcopy(problems), "one_step").gradient("x")
     assert mlo.MultilevelOptimizer(problems, "darts").gradient("x")["v"].isfinite().all()
+
+
+def test_reentrant_checkpointing_would_leave_parameters_alone_and_is_refused():
+    def loss(w, _, *, x):
+        inputs = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        return checkpoint(lambda t: (w.v * t) ** 2, inputs, use_reentrant=True).mean() * (1 + x.v.sum())
+
+    for engine in ("one_step", "darts", "first_order"):
+        with pytest.raises(mlo.ProblemError, match="use_reentrant=False"):
+            pair(loss, engine=engine).step()
+
+
+def test_sparse_gradients_are_refused():
+    table = nn.Embedding(4, 3, sparse=True).double()
+    optimizer = pair(
+        lambda w, _, *, x: (w(torch.tensor([0, 2])) * x.v).sum() ** 2,
+        lambda x, _, *, w: w(torch.tensor([1])).sum() + (x.v**2).sum(),
+        w=table,
+    )
+    with pytest.raises(mlo.ProblemError, match="sparse=False"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("engine", ["penalty", "darts", "cg", "soba"])
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_a_game_with_one_player_is_a_minimisation(engine):
+    alone = pair(lambda w, _, *, x: {"only": ((w.v - x.v) ** 2).sum()}, engine=engine, players={"only": ""})
+    plain = pair(engine=engine)
+    assert relative_error(alone.gradient("x")["v"], plain.gradient("x")["v"]) < 1e-9
+
+
+def test_an_error_in_a_product_that_is_not_about_derivatives_keeps_its_name():
+    class OutOfMemory(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if torch.is_grad_enabled():
+                return Second.apply(g)
+            return g
+
+    class Second(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, g):
+            return g.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            raise torch.OutOfMemoryError("no memory left")
+
+    optimizer = pair(lambda w, _, *, x: ((OutOfMemory.apply(w.v) ** 2) * x.v).sum())
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.gradient("x")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "cg", "tol": "1e-3"}, r"tol must be a number, got '1e-3'. YAML reads 1e-3 as text"),
+        ({"name": "direct", "damping": "1e-2"}, "damping must be a number"),
+        ({"name": "direct", "max_parameters": "1e4"}, "max_parameters must be an integer"),
+        ({"name": "penalty", "multiplier": None}, "multiplier must be a number"),
+        ({"name": "neumann", "tol": None}, "tol must be a number"),
+        ({"name": "gmres", "tol": -1.0}, "tol must not be negative"),
+        ({"name": "soba", "step_size": "1e-2"}, "step_size must be 'auto' or a positive number"),
+    ],
+)
+def test_numbers_that_yaml_reads_as_text_are_refused_before_a_run(options, message):
+    with pytest.raises(mlo.EngineError, match=message):
+        mlo.engine_from(options)
+
+
+def test_a_solve_of_the_wrong_shape_is_the_engines_fault():
+    class Short(mlo.Identity):
+        def solve(self, system, cotangent):
+            return mlo.hypergradient.Solve(q=[torch.zeros(2).double()], report=self.report(system.problem))
+
+    with pytest.raises(mlo.EngineError, match="does not have one entry, of its shape"):
+        pair(engine=Short()).gradient("x")
+
+
+def test_one_name_may_be_fixed_without_a_list():
+    optimizer = pair()
+    assert torch.equal(optimizer.gradient("x", fixed="w")["v"], optimizer.gradient("x", fixed=["w"])["v"])
