@@ -52,6 +52,14 @@ def test_the_fused_loss_beside_the_composition():
     assert {row[2] for row in measured} == {"composition", "fused"}
 
 
+@pytest.mark.slow
+def test_the_class_weights_find_the_class_that_cannot_be_learned():
+    printed = output_of("class_weights.py", "--dataset", "digits", "--rounds", "40")
+    ranked = [line for line in printed.splitlines() if line.startswith("|")][2:]
+    assert len(ranked) == 10
+    assert "half mislabelled" in ranked[0]
+
+
 def test_a_problem_that_does_not_exist_is_refused():
     result = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "engines.py", "--problem", "layerd"],

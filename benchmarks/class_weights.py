@@ -1,0 +1,120 @@
+"""Do the class weights find the mistakes? A search in which one class is hard, and a picture of what each class weighs.
+
+Half of the training and validation images of one class are labelled as one of its look-alikes, so that W1 cannot learn the
+class. Prints the mean class weight of every class over the last quarter of the rounds, largest first, and draws them over time.
+
+    python benchmarks/class_weights.py                                          # Fashion-MNIST: trousers as dresses, 5 minutes
+    python benchmarks/class_weights.py --dataset digits --rounds 40             # under a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lfmcw_app.data import Images, load_dataset, search_split
+from lfmcw_app.modules import build_modules
+from lfmcw_app.problems import build_search
+from lfmcw_app.recipe import load_recipe
+
+# Data set → (an easy class, its look-alikes): what rises is the mislabelling, not a class that is hard anyway.
+HARD = {"fashion-mnist": (1, (3,)), "digits": (0, (6, 8))}
+
+
+def mislabelled(images: Images, hard: int, look_alikes: tuple[int, ...], seed: int) -> Images:
+    """Labels half of the images of the class `hard` as one of `look_alikes`."""
+    generator = torch.Generator().manual_seed(seed)
+    members = (images.labels == hard).nonzero()[:, 0]
+    chosen = members[torch.randperm(len(members), generator=generator)[: len(members) // 2]]
+    others = torch.tensor(look_alikes)[torch.randint(len(look_alikes), (len(chosen),), generator=generator)]
+    return replace(images, labels=images.labels.index_put((chosen,), others.to(images.labels.dtype)))
+
+
+def class_weights(dataset_name: str, rounds: int, seed: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Runs a first-order search and returns the class weights of every round [rounds, C], and the classes' names."""
+    preset = "small" if dataset_name == "fashion-mnist" else "smoke"
+    recipe = load_recipe(
+        preset,
+        overrides={"dataset": dataset_name, "search.order": "first", "search.steps": rounds, "seed": seed},
+    )
+    dataset = load_dataset(dataset_name, image_size=recipe.data.image_size)
+    train, validation = search_split(dataset, recipe.data.search_images, seed)
+    hard, look_alikes = HARD[dataset_name]
+    torch.manual_seed(seed)
+    modules = build_modules(recipe.search, dataset)
+    optimizer = build_search(
+        recipe,
+        dataset,
+        mislabelled(train, hard, look_alikes, seed),
+        mislabelled(validation, hard, look_alikes, seed + 1),
+        modules,
+    )
+    weights = [torch.tensor(record.metrics["w2"]["class_weights"]) for record in optimizer.run(rounds)]
+    return torch.stack(weights), dataset.class_names
+
+
+def draw(weights: Tensor, names: tuple[str, ...], hard: int, path: Path) -> None:
+    """Draws running means over 20 rounds, the hard class in colour."""
+    window = min(20, len(weights))
+    smooth = weights.T.unsqueeze(1).unfold(2, window, 1).mean(-1).squeeze(1)
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    rounds = torch.arange(window, len(weights) + 1)
+    last = smooth[:, -1]
+    shown = []
+    for label in last.argsort(descending=True).tolist():
+        is_hard = label == hard
+        axes.plot(
+            rounds,
+            smooth[label],
+            color="#d62728" if is_hard else "#9aa5b1",
+            lw=2.2 if is_hard else 1.0,
+            zorder=3 if is_hard else 2,
+        )
+        height = float(last[label])
+        if all(
+            abs(height - other) > 0.06 * float(last.max()) for other in shown
+        ):  # labels that do not cover each other
+            axes.annotate(
+                names[label],
+                (int(rounds[-1]), height),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+            shown.append(height)
+    axes.set_xlim(int(rounds[0]), int(rounds[-1]) * 1.13)
+    axes.set_xlabel("round")
+    axes.set_ylabel("class weight (mean of 20 rounds)")
+    axes.set_title(f"half of the images of '{names[hard]}' have a wrong label", fontsize=11, loc="left")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Prints the ranking and draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="fashion-mnist", choices=tuple(HARD))
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="PNG file to draw into")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    weights, names = class_weights(args.dataset, args.rounds, args.seed)
+    hard = HARD[args.dataset][0]
+    mean = weights[-max(1, args.rounds // 4) :].mean(0)
+    print("| class | mean class weight |")
+    print("|---|---|")
+    for label in mean.argsort(descending=True).tolist():
+        print(f"| {names[label]}{' (half mislabelled)' if label == hard else ''} | {float(mean[label]):.3f} |")
+    if args.picture is not None:
+        draw(weights, names, hard, args.picture)
+
+
+if __name__ == "__main__":
+    main()
