@@ -67,7 +67,7 @@ def draw(weights: Tensor, names: tuple[str, ...], hard: int, path: Path) -> None
     rounds = torch.arange(window, len(weights) + 1)
     last = smooth[:, -1]
     shown = []
-    for label in last.argsort(descending=True).tolist():
+    for label in [hard, *(other for other in last.argsort(descending=True).tolist() if other != hard)]:
         is_hard = label == hard
         axes.plot(
             rounds,
