@@ -77,6 +77,10 @@ def resolve_recipe(
         InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
     """
     check_dataset(dataset)
+    given_space = [a.partition("=")[2].strip() for a in assign or () if a.partition("=")[0].strip() == "search.space"]
+    if given_space and space is not None and given_space[-1] != space:
+        raise InputError(f"--space {space} and --set search.space={given_space[-1]} contradict each other; drop one.")
+    space = space or (given_space[-1] if given_space else None)
     if any(assignment.partition("=")[0].strip() == "dataset" for assignment in assign or ()):
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}

@@ -24,8 +24,9 @@ def evaluate(
         str,
         typer.Argument(help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N."),
     ],
-    dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}.")],
+    dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH.")],
     preset: cli.PresetOption = None,
+    space: cli.SpaceOption = None,
     config: cli.ConfigOption = None,
     assign: cli.SetOption = None,
     out: Annotated[
@@ -41,7 +42,7 @@ def evaluate(
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
-        recipe = cli.resolve_recipe(dataset, preset, config, assign, seed)
+        recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
         cells = _read_genotype(genotype, recipe.search.nodes)
         target = cli.pick_device(device)
         images = read_data(recipe, data, searches=False)

@@ -115,7 +115,7 @@ def build_modules(
             in_channels=dataset.channels,
             num_classes=dataset.num_classes,
             channels=search.channels,
-            layers=layers or search.layers,
+            layers=search.layers if layers is None else layers,
             nodes=search.nodes,
             primitives=primitives,
             style=OperationStyle(norm=norm, activation=activation),

@@ -199,6 +199,12 @@ class Search(_Section):
         return self
 
     @model_validator(mode="after")
+    def _stages_have_cells(self) -> Search:
+        if self.space == "pdarts" and self.layers + min(self.progressive.added_layers) < 3:
+            raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
+        return self
+
+    @model_validator(mode="after")
     def _divides(self) -> Search:
         if self.space == "pcdarts" and self.channels % self.partial_channels:
             raise ValueError(

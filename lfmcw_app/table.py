@@ -158,6 +158,7 @@ def table(
             torch.set_num_threads(threads)
         if name not in ARMS:
             raise InputError(f"Unknown table {name!r}. {nearest(name, ARMS)}")
+        _check_settings(name, assign or [])
         recipes = {
             (label, seed): cli.resolve_recipe(
                 dataset,
@@ -172,6 +173,19 @@ def table(
             for label, changes in ARMS[name].items()
         }
         first = next(iter(recipes.values()))
+        if name != "table2" and first.search.method != "lfmcw":
+            raise InputError(
+                f"{name} compares settings of LFM-CW; search.method must be lfmcw, got {first.search.method!r}."
+            )
+        for (label, seed), recipe in recipes.items():
+            if recipe.seed != seed:
+                raise InputError("The seeds are the table's own; drop the key seed from --config.")
+            if len({other.search.model_dump_json() for (_, s), other in recipes.items() if s == seed}) < len(
+                ARMS[name]
+            ):
+                raise InputError(
+                    f"With these settings {name}'s arms are the same search ({label}); drop what makes them so."
+                )
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
         target = cli.pick_device(device)
         images = read_data(first, data)
@@ -181,6 +195,15 @@ def table(
             _write(name, results, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
         console.print((folder / "table.md").read_text("utf-8"), markup=False, soft_wrap=True)
         console.print(f"In {folder}: table.md, runs.csv, figure.png", highlight=False, soft_wrap=True, markup=False)
+
+
+def _check_settings(name: str, assign: Sequence[str]) -> None:
+    """Refuses settings of what a table varies."""
+    owned = {"seed", *(key for changes in ARMS[name].values() for key in changes)}
+    for assignment in assign:
+        key = assignment.partition("=")[0].strip()
+        if key in owned or key == "search":
+            raise InputError(f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}.")
 
 
 def _slug(label: str) -> str:

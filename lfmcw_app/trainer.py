@@ -37,8 +37,11 @@ from lfmcw_app.search_space.pdarts import (
     surviving,
 )
 from mlo import MultilevelOptimizer, Problem, Record
+from mlo.randomness import preserved
 
 __all__ = ["SearchStage", "build_training", "read_data", "run", "search", "search_stages", "train_derived"]
+
+STAGE_SEEDS = 1_000_003
 
 SPACES = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
 
@@ -70,12 +73,43 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} to draw from. Lower "
                 f"{key}, or raise data.search_images or data.train_images."
             )
+    if searches:
+        _check_search(recipe, dataset)
+    divisor = 4 if recipe.evaluation.stem == "cifar" else 32
+    if dataset.image_size % divisor:
+        raise InputError(
+            f"evaluation.stem is {recipe.evaluation.stem}, which needs images of a multiple of {divisor} pixels; those of "
+            f"{dataset.name} have {dataset.image_size}."
+        )
+    warmup, epochs = recipe.evaluation.weights.warmup_epochs, recipe.evaluation.epochs
+    if warmup >= epochs:
+        raise InputError(f"evaluation.weights.warmup_epochs ({warmup}) must be below evaluation.epochs ({epochs}).")
     cutout = recipe.evaluation.augmentation.cutout
     if cutout >= dataset.image_size:
         raise InputError(
             f"evaluation.augmentation.cutout is {cutout}, which would erase images of {dataset.image_size} pixels. Lower it."
         )
     return dataset
+
+
+def _check_search(recipe: Recipe, dataset: Dataset) -> None:
+    """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
+
+    Raises:
+        InputError: naming the key that does not fit.
+    """
+    how, data = recipe.search, recipe.data
+    available = min(data.search_images or len(dataset.train), len(dataset.train))
+    images = int(data.search_fractions[0] * available + 1e-6)
+    rounds, per_epoch = search_rounds(how, images), images // how.batch_size
+    for key, warmup in (("architecture", how.architecture.warmup_epochs), ("weights", how.weights.warmup_epochs)):
+        if warmup * per_epoch >= rounds:
+            raise InputError(
+                f"search.{key}.warmup_epochs ({warmup} epochs of {per_epoch} rounds) lasts as long as the search ({rounds} "
+                f"rounds{' a stage' if how.space == 'pdarts' else ''}). Lower it, or search longer."
+            )
+    with preserved():
+        build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 
 def _check_finite(record: Record) -> None:
@@ -154,7 +188,8 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     candidates = as_candidates(PRIMITIVES, how.nodes)
     planned = search_stages(how)
     for index, stage in enumerate(planned):
-        torch.manual_seed(folder.recipe.seed + index)
+        # Of a later stage not seed + 1, which is another run's.
+        torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
         primitives = candidates if how.space == "pdarts" else PRIMITIVES
         modules = build_modules(how, dataset, primitives=primitives, layers=stage.layers, device=device)
         _run_stage(stage, modules, folder, dataset, console, device)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype, derive_genotype
@@ -127,7 +128,8 @@ def derive_restricted_genotype(mixing: MixingWeights, candidates: Candidates, ma
         max_skips: P-DARTS: 2.
 
     Raises:
-        ValueError: if weights are not finite, or there are skip connections that nothing can replace.
+        ValueError: if weights are not finite.
+        InputError: if there are skip connections that nothing can replace.
 
     Reference: Chen et al., P-DARTS (2019), section 3.3.2.
     """
@@ -143,7 +145,7 @@ def derive_restricted_genotype(mixing: MixingWeights, candidates: Candidates, ma
             return genotype
         replaceable = [place for place in places if float(normal[place]) > 0.0]
         if not replaceable:
-            raise ValueError(
+            raise InputError(
                 f"The normal cell cannot have {max_skips} skip connections or fewer: {len(places)} of its edges have no "
                 "other operation. Give those edges more candidates, or allow more skip connections."
             )

@@ -252,3 +252,29 @@ def test_a_dry_run_projects_every_phase_and_writes_nothing(space, tmp_path):
     for phase in (*phases, "training", "all", "peak memory"):
         assert phase in finished.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"search.architecture.warmup_epochs": 1000}, "search.architecture.warmup_epochs (1000 epochs"),
+        ({"evaluation.weights.warmup_epochs": 9}, "must be below evaluation.epochs"),
+        ({"evaluation.stem": "imagenet"}, "evaluation.stem is imagenet"),
+        ({"search.stem": "imagenet"}, "The imagenet stem"),
+        ({"search.space": "pdarts", "search.progressive.added_layers": "[-3, 0, 0]"}, "at least 3 in each stage"),
+    ],
+    ids=["architecture warm-up", "learning rate warm-up", "stem", "search stem", "no cells"],
+)
+def test_what_could_not_end_well_is_refused_before_anything_is_written(options, words, tmp_path):
+    finished = run("--out", tmp_path / "run", **options)
+    assert finished.returncode == 2, finished.stdout
+    assert words in finished.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_space_by_set_has_the_presets_settings_for_it_and_must_not_contradict_the_option(tmp_path):
+    printed = run("--print-config", "--set=search.space=pdarts", "--preset=smoke").stdout
+    assert "- 0\n    - 1\n    - 2" in printed
+    finished = run("--space", "darts", "--set=search.space=pdarts")
+    assert finished.returncode == 2
+    assert "contradict" in finished.stderr

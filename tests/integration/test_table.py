@@ -80,3 +80,19 @@ def test_an_unknown_table_is_refused(tmp_path):
     assert finished.returncode == 2
     assert "Did you mean 'table2'" in finished.stderr or "Valid names" in finished.stderr
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("table2", "digits", "--set=seed=7"), "sets search.method, seed itself"),
+        (("table2", "digits", "--set=search.method=darts"), "sets search.method, seed itself"),
+        (("fig3", "digits", "--set=search.lambda=9"), "sets search.lambda, seed itself"),
+        (("table5", "digits", "--set=search.method=darts"), "search.method must be lfmcw"),
+    ],
+)
+def test_settings_that_would_make_arms_or_seeds_alike_are_refused(arguments, words, tmp_path):
+    finished = table(tmp_path / "t", *arguments)
+    assert finished.returncode == 2, finished.stdout
+    assert words in finished.stderr
+    assert not (tmp_path / "t").exists()
