@@ -20,7 +20,7 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
-    "load_dataset", "search_split", "short_name", "stratified", "subset",
+    "load_dataset", "search_counts", "search_split", "short_name", "stratified", "subset",
 ]  # fmt: skip
 
 FOLDER = "folder:"
@@ -150,12 +150,18 @@ def search_split(
             f"The fractions of the training images for the search must be positive and sum to at most 1, got {fractions}."
         )
     train = subset(dataset.train, limit, seed)
-    # 1e-6: 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996
-    first_count, second_count = (int(fraction * len(train) + 1e-6) for fraction in fractions)
+    first_count, second_count = search_counts(len(train), fractions)
     first, rest = stratified(train.labels, first_count, seed)
-    if sum(fractions) < 1 - 1e-9:
+    if first_count + second_count < len(train):
         rest = rest[stratified(train.labels[rest], second_count, seed)[0]]
     return train[first], train[rest]
+
+
+def search_counts(images: int, fractions: tuple[float, float]) -> tuple[int, int]:
+    """How many of the `images` are in D_tr and D_val; all the rest in D_val where the fractions sum to 1."""
+    # 1e-6: 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996
+    first, second = (int(fraction * images + 1e-6) for fraction in fractions)
+    return first, second if sum(fractions) < 1 - 1e-9 else images - first
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:

@@ -16,6 +16,7 @@ from lfmcw_app.ops import classwise_cross_entropy
 from lfmcw_app.recipe import Generator, Search
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.operations import PRIMITIVES, Norm, OperationStyle
+from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 
 __all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
@@ -103,7 +104,7 @@ def build_modules(
         InputError: for images whose size does not fit the stem or the generator, or a discriminator's norm that does not fit
             its game.
     """
-    divisor = 4 if search.stem == "cifar" else 32
+    divisor = image_divisor(search.stem)
     if dataset.image_size % divisor:
         raise InputError(
             f"The {search.stem} stem and two reductions need images of a multiple of {divisor} pixels, got "

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_split, short_name, subset
+from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_counts, search_split, short_name, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
@@ -36,6 +36,7 @@ from lfmcw_app.search_space.pdarts import (
     stages,
     surviving,
 )
+from lfmcw_app.search_space.stem import image_divisor
 from mlo import MultilevelOptimizer, Problem, Record
 from mlo.randomness import preserved
 
@@ -75,7 +76,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             )
     if searches:
         _check_search(recipe, dataset)
-    divisor = 4 if recipe.evaluation.stem == "cifar" else 32
+    divisor = image_divisor(recipe.evaluation.stem)
     if dataset.image_size % divisor:
         raise InputError(
             f"evaluation.stem is {recipe.evaluation.stem}, which needs images of a multiple of {divisor} pixels; those of "
@@ -100,7 +101,7 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
     """
     how, data = recipe.search, recipe.data
     available = min(data.search_images or len(dataset.train), len(dataset.train))
-    images = int(data.search_fractions[0] * available + 1e-6)
+    images, _ = search_counts(available, data.search_fractions)
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
     for key, warmup in (("architecture", how.architecture.warmup_epochs), ("weights", how.weights.warmup_epochs)):
         if warmup * per_epoch >= rounds:

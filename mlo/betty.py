@@ -146,7 +146,6 @@ class _Runner:
 
     def __init__(self, graph: DependencyGraph, engines: Mapping[str, BettyEngine]) -> None:
         configs = importlib.import_module("betty.configs")
-        self._graph = graph
         self._problems = {
             name: _bridged(
                 problem,

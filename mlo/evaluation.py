@@ -23,7 +23,7 @@ from mlo.randomness import RandomState, replayed
 if TYPE_CHECKING:
     from mlo.response import Solution
 
-__all__ = ["Evaluation", "Input", "LossModule", "LossValue", "alias", "batch_versions", "gradients"]
+__all__ = ["Evaluation", "Input", "LossModule", "LossValue", "alias", "batch_versions", "gradients", "zeros_for_none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,7 +301,12 @@ def gradients(
     found = torch.autograd.grad(
         loss, list(inputs), create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
     )
-    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
+    return zeros_for_none(found, inputs)
+
+
+def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """`found`, with zeros of the shape of the tensor in `like` where an entry is None."""
+    return [torch.zeros_like(t) if entry is None else entry for entry, t in zip(found, like, strict=True)]
 
 
 def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:

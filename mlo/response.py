@@ -236,6 +236,15 @@ class Pullback:
             for saved, value, wanted in zip(self.inputs, recorded, self.wanted, strict=True)
         ]
 
+    def wanted_of(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Of tensors that stand for the inputs, those whose gradient is asked for."""
+        return [tensor for tensor, want in zip(inputs, self.wanted, strict=True) if want]
+
+    def per_input(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+        """Puts one entry for each wanted input into the order of all inputs, None for the others."""
+        entries = iter(found)
+        return [next(entries) if want else None for want in self.wanted]
+
     @contextmanager
     def losses(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
         """Re-evaluates the problem's loss at `parameters` and `inputs` (flat); yields player → scalar.

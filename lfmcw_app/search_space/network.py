@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
 from lfmcw_app.search_space.operations import FactorizedReduce, OperationStyle, ReLUConvNorm, make_operation
-from lfmcw_app.search_space.stem import make_stem
+from lfmcw_app.search_space.stem import image_divisor, make_stem
 from lfmcw_app.search_space.supernet import reduction_layers
 
 __all__ = ["DerivedNetwork", "drop_path"]
@@ -145,7 +145,7 @@ class DerivedNetwork(nn.Module):
         self.drop_probability = 0.0
         width = stem_multiplier * channels if stem == "cifar" else channels
         self.stem, self.second_stem = make_stem(stem, in_channels, width, STYLE)
-        self.divisor = 4 if stem == "cifar" else 32  # two cells halve the resolution, and the stem's three convolutions
+        self.divisor = image_divisor(stem)
         self.cells = nn.ModuleList()
         # ImageNet's first cell reads maps of two sizes: as after a reduction, the larger one is halved.
         before, reduced_before = (width, width), stem == "imagenet"

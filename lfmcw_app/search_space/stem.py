@@ -9,7 +9,14 @@ from torch import nn
 
 from lfmcw_app.search_space.operations import OperationStyle
 
-__all__ = ["make_stem"]
+__all__ = ["image_divisor", "make_stem"]
+
+
+def image_divisor(kind: Literal["cifar", "imagenet"]) -> int:
+    """What height and width of images must be divisible by: the two reduction cells halve the resolution, and so does each of
+    the three convolutions of the stem for ImageNet.
+    """
+    return 4 if kind == "cifar" else 32
 
 
 def make_stem(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
+from mlo.evaluation import zeros_for_none
 from mlo.hypergradient.base import Cotangent, Engine, Solve
 from mlo.hypergradient.iterative import at_least_one, check_number
 from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
@@ -81,10 +82,9 @@ class BettyEngine(Engine):
         function = getattr(module, self.method)
         parameters = {k: t.detach().clone().requires_grad_() for k, t in call.solution.evaluation.parameters.items()}
         inputs = call.input_aliases()
-        wanted = [tensor for tensor, want in zip(inputs, call.wanted, strict=True) if want]
-        v = [torch.zeros_like(t) if c is None else c for c, t in zip(cotangent, parameters.values(), strict=True)]
+        v = zeros_for_none(cotangent, list(parameters.values()))
         lower = _Lower(self.config(), call, parameters, inputs)
-        arguments = {"vector": v, "curr": lower, "prev": _Upper(wanted), "sync": False}
+        arguments = {"vector": v, "curr": lower, "prev": _Upper(call.wanted_of(inputs)), "sync": False}
         taken = inspect.signature(function).parameters  # 0.1.1 has no sync
         try:
             with torch.enable_grad():
@@ -94,9 +94,7 @@ class BettyEngine(Engine):
                 f"Problem {call.solution.name!r}: the function of Betty {betty_version()} behind {self.name!r} failed: {error} "
                 f"(It needs a loss in which every parameter and every problem read takes part.) Use {self.method!r}."
             ) from error
-        entries = iter(found)
-        pulled = [next(entries).detach() if want else None for want in call.wanted]
-        return pulled, self.report(call.solution.name)
+        return call.per_input([tensor.detach() for tensor in found]), self.report(call.solution.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
+from mlo.evaluation import zeros_for_none
 from mlo.hypergradient.base import Cotangent, Engine, Solve
 from mlo.hypergradient.products import LinearSystem
 
@@ -44,10 +45,7 @@ class FlatOperator:
 
     def flatten(self, parts: Cotangent) -> Tensor:
         """One vector [n] of a tensor for each parameter; None counts as zero."""
-        like = self._system.parameters
-        return torch.cat(
-            [torch.zeros_like(t).reshape(-1) if p is None else p.reshape(-1) for p, t in zip(parts, like, strict=True)]
-        )
+        return torch.cat([part.reshape(-1) for part in zeros_for_none(parts, self._system.parameters)])
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """The inverse of `flatten`."""
@@ -285,8 +283,7 @@ def persistent_step_size(
         return float(step_size)
     known, age = system.recall("curvature"), system.recall("age")
     solves = 0 if age is None else int(age)
-    stale = known is None or solves % REFRESH == 0
-    largest = largest_stiffness(operator, system) if stale or known is None else float(known)
+    largest = largest_stiffness(operator, system) if known is None or solves % REFRESH == 0 else float(known)
     if math.isfinite(observed):
         largest = max(largest, observed)
     if not math.isfinite(largest):

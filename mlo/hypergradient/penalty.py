@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
+from mlo.evaluation import zeros_for_none
 from mlo.hypergradient.base import Cotangent, Engine, Solve
 from mlo.hypergradient.iterative import (
     FlatOperator,
@@ -96,11 +97,11 @@ class Penalty(Engine):
         assert isinstance(self.products, FiniteDifference)
         system = self.products.linearize(call, implicit=True)
         theta = system.parameters
-        v = [torch.zeros_like(t) if entry is None else entry for entry, t in zip(cotangent, theta, strict=True)]
+        v = zeros_for_none(cotangent, theta)
         size = float(torch.nn.utils.get_total_norm(v))
         if size == 0.0:
-            zeros = [torch.zeros_like(t) for t, want in zip(call.inputs, call.wanted, strict=True) if want]
-            return system.per_input(zeros), self.report(system.problem, residual=0.0)
+            zeros = [torch.zeros_like(t) for t in call.wanted_of(call.inputs)]
+            return call.per_input(zeros), self.report(system.problem, residual=0.0)
         operator = FlatOperator(system, 0.0)
         alpha = persistent_step_size(self.step_size, operator, system, observed=0.0)
         kept = system.recall("q") if self.warm_start else None
@@ -146,7 +147,7 @@ class Penalty(Engine):
             converged=residual <= self.tol or (self.steps == 1 and not diverged),
             advice=advice,
         )
-        return system.per_input(pulled), report
+        return call.per_input(pulled), report
 
 
 def _displaced(theta: Sequence[Tensor], q: Sequence[Tensor], e: float) -> list[Tensor]:

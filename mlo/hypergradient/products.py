@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, nearest
-from mlo.evaluation import gradients
+from mlo.evaluation import gradients, zeros_for_none
 from mlo.hypergradient.double_backward import is_about_double_backward, no_double_backward
 from mlo.hypergradient.optimizer_step import l2_penalty
 
@@ -181,9 +181,7 @@ class _AutogradSystem(LinearSystem):
         return [found[name] for name in self.names]
 
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        wanted = [tensor for tensor, want in zip(self._inputs, self.call.wanted, strict=True) if want]
-        products = iter(self._vjp(self._player_names(u), wanted))
-        return [next(products) if want else None for want in self.call.wanted]
+        return self.call.per_input(self._vjp(self._player_names(u), self.call.wanted_of(self._inputs)))
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._player_names(u), list(self._theta.values()))
@@ -221,7 +219,7 @@ class _AutogradSystem(LinearSystem):
             if not is_about_double_backward(error):
                 raise
             raise no_double_backward(self.problem, str(error)) from error
-        return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs, strict=True)]
+        return zeros_for_none(found, inputs)
 
 
 class FiniteDifferenceSystem(LinearSystem):
@@ -263,13 +261,8 @@ class FiniteDifferenceSystem(LinearSystem):
         (player,) = self.players
         return player
 
-    def per_input(self, found: Sequence[Tensor]) -> list[Tensor | None]:
-        """Puts one entry for each wanted input into the order of all inputs, None for the others."""
-        entries = iter(found)
-        return [next(entries) if want else None for want in self.call.wanted]
-
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.per_input(self._difference(u, in_inputs=True))
+        return self.call.per_input(self._difference(u, in_inputs=True))
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._difference(u, in_inputs=False)
@@ -290,9 +283,8 @@ class FiniteDifferenceSystem(LinearSystem):
                 scaled = [term * (sign / (2.0 * e)) for term in terms]
                 total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
         if total is None:
-            of = self.call.inputs if in_inputs else self.parameters
-            wanted = self.call.wanted if in_inputs else [True] * len(of)
-            return [torch.zeros_like(t) for t, want in zip(of, wanted, strict=True) if want]
+            of = self.call.wanted_of(self.call.inputs) if in_inputs else self.parameters
+            return [torch.zeros_like(t) for t in of]
         return total
 
     def _gradient_at(self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool) -> list[Tensor]:
@@ -300,9 +292,8 @@ class FiniteDifferenceSystem(LinearSystem):
         with torch.enable_grad():
             theta = {name: value.detach().clone().requires_grad_(not in_inputs) for name, value in parameters.items()}
             inputs = [t.detach().requires_grad_(t.requires_grad and in_inputs) for t in self.call.input_aliases()]
-            wanted = [t for t, want in zip(inputs, self.call.wanted, strict=True) if want]
             with self.call.losses(theta, inputs) as losses:
-                return gradients(losses[player], wanted if in_inputs else list(theta.values()))
+                return gradients(losses[player], self.call.wanted_of(inputs) if in_inputs else list(theta.values()))
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}
