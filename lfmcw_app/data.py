@@ -224,7 +224,30 @@ class Batches:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self._seed, epoch, 0))
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
-        chosen = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
+        return self._prepared(self._order[1][within * self._batch_size : (within + 1) * self._batch_size], index)
+
+    def of_classes(self, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Returns a batch like `batch` (index), but of one random image for each of `labels` [B], of its class.
+
+        Raises:
+            InputError: if a class has no image.
+        """
+        labels = labels.cpu()
+        own = self._images.labels
+        counts = torch.bincount(own, minlength=int(labels.max()) + 1)
+        if int(counts[labels].min()) == 0:
+            raise InputError(
+                f"search.validation_batch is matched, but class {int(labels[counts[labels] == 0][0])} of the training batch "
+                "has no validation image. Use more images, or another validation_batch."
+            )
+        generator = torch.Generator().manual_seed(_mixed(self._seed, index, 3))
+        draws = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+        ranks = (draws * counts[labels]).long()  # of the image among those of its class
+        firsts = counts.cumsum(0) - counts
+        return self._prepared(own.argsort(stable=True)[firsts[labels] + ranks], index)
+
+    def _prepared(self, chosen: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """The chosen images, [B] positions, normalised and augmented with the random numbers of batch `index`."""
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
         images = augmented(images, self._augmentation, generator, self._normalise.black)
@@ -249,17 +272,27 @@ class Batches:
 
 
 class PairedBatches:
-    """Yields (training images, training labels, validation images, validation labels) of two synchronised streams."""
+    """Yields (training images, training labels, validation images, validation labels) of two synchronised streams.
 
-    def __init__(self, train: Batches, validation: Batches) -> None:
-        self._train, self._validation = train, validation
+    Args:
+        train: the stream of training batches.
+        validation: the stream of validation batches.
+        matched: whether each training image gets a validation image of its class, instead of the stream's batches.
+    """
+
+    def __init__(self, train: Batches, validation: Batches, *, matched: bool = False) -> None:
+        self._train, self._validation, self._matched = train, validation, matched
         self.position = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         while True:
-            batch = self._train.batch(self.position) + self._validation.batch(self.position)
+            images, labels = self._train.batch(self.position)
+            if self._matched:
+                validation = self._validation.of_classes(labels, self.position)
+            else:
+                validation = self._validation.batch(self.position)
             self.position += 1
-            yield batch
+            yield (images, labels, *validation)
 
     def state_dict(self) -> dict[str, int]:
         """The position."""

@@ -47,12 +47,18 @@ class WeightedLearner(nn.Module):
         Args:
             logits: W1's logits on the validation batch, [B, C].
             labels: its labels, [B].
-            absent: what a class without examples takes: "running_mean" (a constant) or "zero".
+            absent: what a class without examples takes: "running_mean" of its earlier losses (a constant), "batch_mean" of
+                the other classes' losses (differentiable), or "zero".
         """
         means, counts = classwise_cross_entropy(logits, labels)
         present = counts > 0
-        constant = self.class_losses.to(means.dtype, copy=True) if absent == "running_mean" else torch.zeros_like(means)
-        weights = torch.where(present, means, constant)
+        if absent == "running_mean":
+            others = self.class_losses.to(means.dtype, copy=True)
+        elif absent == "batch_mean":
+            others = (torch.where(present, means, 0.0).sum() / present.sum()).expand_as(means)
+        else:
+            others = torch.zeros_like(means)
+        weights = torch.where(present, means, others)
         with torch.no_grad():
             momentum = CLASS_LOSS_MOMENTUM * self.seen.to(means.dtype)
             updated = momentum * self.class_losses + (1 - momentum) * means

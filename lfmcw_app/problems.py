@@ -31,6 +31,9 @@ from mlo import MultilevelOptimizer, Problem
 __all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 
 
+# Streams 0 and 1 of seed S are 2 S and 2 S + 1; this one is far from those of all other seeds.
+INDEPENDENT_STREAM = 2**64
+
 # ------------------------------------------------------------------ losses
 
 
@@ -54,10 +57,8 @@ def make_gan_loss(name: str) -> Callable[..., tuple[dict[str, Tensor], dict[str,
     return gan_loss
 
 
-def make_w2_loss(
-    lam: float, absent_class: str, *, synthetic_only: bool = False
-) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
-    """Makes the loss of W2 (Eq. 3) for a trade-off λ; with `synthetic_only` without the images of D_tr (Eq. 19)."""
+def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    """Makes the loss of W2 (Eq. 3); with `synthetic_only` without the images of D_tr (Eq. 19)."""
 
     def w2_loss(
         w2: WeightedLearner,
@@ -72,7 +73,9 @@ def make_w2_loss(
         logits = w2.network(images, mixing)
         real = F.cross_entropy(logits, labels)
         # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c), images drawn with the labels of the training batch.
-        class_weights = w2.class_weights(w1(validation_images, mixing), validation_labels, absent_class)
+        class_weights = w2.class_weights(w1(validation_images, mixing), validation_labels, how.absent_class)
+        if how.class_weighting == "uniform":  # as strong altogether, and differentiable in the same
+            class_weights = class_weights.mean().expand_as(class_weights)
         generated = gan.generator.sample(labels)
         generated_logits = w2.network(generated, mixing)
         synthetic = class_weighted_cross_entropy(generated_logits, labels, class_weights)
@@ -83,7 +86,7 @@ def make_w2_loss(
             "generated_accuracy": _accuracy(generated_logits, labels),
             "class_weights": class_weights,
         }
-        return (lam * synthetic if synthetic_only else real + lam * synthetic), metrics
+        return (how.lam * synthetic if how.synthetic_only else real + how.lam * synthetic), metrics
 
     return w2_loss
 
@@ -151,7 +154,7 @@ def build_search(
     """Declares the problems of a search (four, or two for plain DARTS) and their hypergradient engines.
 
     All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round; so do the two
-    streams of validation batches, which w2 (for the class weights) and arch read.
+    streams of validation batches, which w2 (for the class weights) and arch read, unless `validation_batch` says otherwise.
     """
     search = recipe.search
 
@@ -169,8 +172,8 @@ def build_search(
     def training() -> Batches:
         return batches(train, 0)
 
-    def validating() -> Batches:
-        return batches(validation, 1)
+    def validating(stream: int = 1) -> Batches:
+        return batches(validation, stream)
 
     per_epoch = training().per_epoch
     rounds = search_rounds(search, len(train))
@@ -194,6 +197,7 @@ def build_search(
             betas=search.architecture.betas,
             weight_decay=search.architecture.weight_decay,
         ),
+        grad_clip=search.architecture.grad_clip,
         loss=arch_loss,
         data=validating(),
         warmup_steps=search.architecture.warmup_epochs * per_epoch,
@@ -217,12 +221,15 @@ def build_search(
         loss=make_gan_loss(how.name),
         data=training(),
     )
-    w2_loss = make_w2_loss(search.lam, search.absent_class, synthetic_only=search.synthetic_only)
+    own_stream = search.validation_batch == "independent"
+    w2_batches = PairedBatches(
+        training(), validating(INDEPENDENT_STREAM if own_stream else 1), matched=search.validation_batch == "matched"
+    )
     return MultilevelOptimizer(
         [
             weights_problem("w1", modules.w1, w1_loss, training()),
             gan,
-            weights_problem("w2", modules.w2, w2_loss, PairedBatches(training(), validating())),
+            weights_problem("w2", modules.w2, make_w2_loss(search), w2_batches),
             arch,
         ],
         engines,

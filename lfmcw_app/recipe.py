@@ -94,6 +94,7 @@ class ArchitectureOptimizer(_Section):
     lr: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
     betas: Betas = (0.5, 0.999)
+    grad_clip: float | None = Field(default=None, gt=0)
     warmup_epochs: int = Field(default=0, ge=0, description="first epochs in which only the weights move")
 
 
@@ -163,8 +164,17 @@ class Search(_Section):
         default="one_step", description="second order: engine, or problem → engine (w1, gan, w2, default)"
     )
     lam: float = Field(default=1.0, ge=0, alias="lambda", description="λ: weight of the generated images")
-    absent_class: Literal["running_mean", "zero"] = Field(
+    class_weighting: Literal["losses", "uniform"] = Field(
+        default="losses",
+        description="uniform: every class weighs the mean of the class losses, the control of the method",
+    )
+    absent_class: Literal["running_mean", "batch_mean", "zero"] = Field(
         default="running_mean", description="class weight of a class without validation images in the batch"
+    )
+    validation_batch: Literal["same", "independent", "matched"] = Field(
+        default="same",
+        description="what class weights are measured on: A's batch, another one of D_val, or one with the classes of the "
+        "training batch",
     )
     synthetic_only: bool = Field(default=False, description="W2 learns on generated images only (Eq. 19)")
     gradient_terms_every: int = Field(

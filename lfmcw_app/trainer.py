@@ -60,12 +60,9 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     """
     dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
     available = len(dataset.train)
+    searched = search_counts(min(recipe.data.search_images or available, available), recipe.data.search_fractions)
     needs = (
-        (
-            "search.batch_size",
-            recipe.search.batch_size,
-            int(min(recipe.data.search_fractions) * min(recipe.data.search_images or available, available)),
-        ),
+        ("search.batch_size", recipe.search.batch_size, min(searched)),
         ("evaluation.batch_size", recipe.evaluation.batch_size, min(recipe.data.train_images or available, available)),
     )
     for key, batch, images in needs if searches else needs[1:]:

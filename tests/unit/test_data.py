@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import torch
 from lfmcw_app.data import Batches, Images, load_dataset, search_split, stratified
 from lfmcw_app.errors import InputError
 from lfmcw_app.readers import FASHION_MNIST_FILES
-from lfmcw_app.recipe import Augmentation
+from lfmcw_app.recipe import Augmentation, load_recipe
+from lfmcw_app.trainer import read_data
 
 
 def test_digits_are_embedded_and_normalised():
@@ -96,6 +98,15 @@ def test_augmentation_crops_mirrors_and_cuts():
     changed = (cut != plain).flatten(1).sum(1)
     assert int(changed.max()) <= 16
     assert bool((cut[cut != plain] == 0).all())
+
+
+@pytest.mark.parametrize(("fractions", "images", "batch"), [([0.6, 0.4], 99, 40), ([0.29, 0.71], 100, 29)])
+def test_a_batch_as_large_as_the_smaller_part_of_the_search_images_is_accepted(fractions, images, batch):
+    """59 and 40 of 99 images: the second part gets the rest; 0.29 · 100 is 28.999999999999996."""
+    settings = {"dataset": "digits", "data.search_images": images, "data.search_fractions": fractions}
+    read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch}), Path("data"))
+    with pytest.raises(InputError, match=f"leaves only {batch} images"):
+        read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch + 1}), Path("data"))
 
 
 def test_fewer_images_than_a_batch_are_refused():
