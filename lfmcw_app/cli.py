@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+import yaml
 from rich.console import Console
 
 from lfmcw_app.data import check_dataset
@@ -18,7 +19,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
 from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
 
-__all__ = ["default_preset", "fresh_folder", "pick_device", "reported_errors", "resolve_recipe"]
+__all__ = ["default_preset", "fresh_folder", "key_value", "pick_device", "reported_errors", "resolve_recipe"]
 
 USER_ERRORS = (InputError, CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError)
 
@@ -37,7 +38,9 @@ OrderOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None,
-    typer.Option(help="lfmcw, or darts: the baseline without W1 and the generator. By default the recipe's."),
+    typer.Option(
+        help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By default the recipe's."
+    ),
 ]
 SpaceOption = Annotated[
     str | None, typer.Option(help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.")
@@ -91,6 +94,21 @@ def resolve_recipe(
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
+
+
+def key_value(setting: str, option: str) -> tuple[str, Any]:
+    """Reads KEY=VALUE, the value in YAML.
+
+    Raises:
+        InputError: naming the option.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{option} takes KEY=VALUE, got {setting!r}.")
+    try:
+        return key.strip(), yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"The value in {option} {setting!r} is not valid YAML.") from None
 
 
 def fresh_folder(name: str) -> Path:

@@ -130,7 +130,7 @@ def build_modules(
             partial_channels=search.partial_channels if search.space == "pcdarts" else 1,
         )
 
-    plain = search.method == "darts"
+    plain = search.method != "lfmcw"
     modules = SearchModules(
         w1=None if plain else supernet("batch"),
         gan=None if plain else GAN(*_players(search.generator, dataset, supernet, dataset.image_size // divisor)),

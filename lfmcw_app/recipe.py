@@ -142,8 +142,9 @@ class Progressive(_Section):
 class Search(_Section):
     """The architecture search."""
 
-    method: Literal["lfmcw", "darts"] = Field(
-        default="lfmcw", description="darts: the baseline, without W1 and the generator"
+    method: Literal["lfmcw", "darts", "random"] = Field(
+        default="lfmcw",
+        description="darts: the baseline, without W1 and the generator; random: cells drawn by the seed, no search",
     )
     space: Literal["darts", "pdarts", "pcdarts"] = "darts"
     partial_channels: int = Field(default=4, ge=1, description="pcdarts: operations see 1 of so many channels")
@@ -224,8 +225,8 @@ class Search(_Section):
 
     @model_validator(mode="after")
     def _generates(self) -> Search:
-        if self.synthetic_only and self.method == "darts":
-            raise ValueError("synthetic_only needs generated images, which method darts has none of")
+        if self.synthetic_only and self.method != "lfmcw":
+            raise ValueError(f"synthetic_only needs generated images, which method {self.method} has none of")
         if self.synthetic_only and self.lam == 0.0:
             raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
         return self

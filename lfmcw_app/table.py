@@ -1,142 +1,90 @@
 """`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, run by run, from where it stands.
 
-    table2   LFM-CW against its baseline (the same search without LFM-CW)
-    table4   generated and real images against generated ones only (Eq. 19)
-    table5   the generators
-    fig3     the trade-off λ
+    table2     LFM-CW against its baseline (the same search without LFM-CW)
+    table4     generated and real images against generated ones only (Eq. 19)
+    table5     the generators
+    fig3       the trade-off λ
+    controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0, uniform class weights
 
-Each run has a folder of its own; those with a result are not run again, interrupted ones go on. Then a Markdown table, a CSV
-file with a row a run, and a figure are written beside them.
+Every run has a folder of its own under --runs, named by its recipe: tables share runs, those with a result are not run again,
+interrupted ones go on. A Markdown table, a CSV file with a row a run, and a figure are written after each.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-import statistics
+import hashlib
+import json
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import torch
 import typer
-from matplotlib.figure import Figure
+import yaml
 from rich.console import Console
-from scipy.stats import t as student
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS, Dataset, short_name
+from lfmcw_app.comparison import Summary, draw_comparison, summarise
+from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from lfmcw_app.trainer import read_data
-from lfmcw_app.trainer import run as run_phases
 from mlo.errors import nearest
 
-__all__ = ["ARMS", "Comparison", "Summary", "compare", "summarise"]
+__all__ = ["TABLES", "Arm"]
 
-# Table → its arms, the baseline of the comparison first: label → what is set in the recipe.
-ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "table2": {"no LFM-CW": {"search.method": "darts"}, "LFM-CW": {"search.method": "lfmcw"}},
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What a table compares.
+
+    Attributes:
+        settings: recipe key → value.
+        length: the search has so many times the recipe's epochs or steps.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    length: float = 1.0
+
+
+# LFM-CW costs 3.75 times a first-order DARTS search in the paper, and here.
+EQUAL_TIME = 4.0
+
+# Table → label → arm, the baseline of the comparison first.
+TABLES: dict[str, dict[str, Arm]] = {
+    "table2": {
+        "no LFM-CW": Arm(settings={"search.method": "darts"}),
+        "LFM-CW": Arm(settings={"search.method": "lfmcw"}),
+    },
     "table4": {
-        "generated images only": {"search.synthetic_only": "true"},
-        "generated and real images": {"search.synthetic_only": "false"},
+        "generated images only": Arm(settings={"search.synthetic_only": True}),
+        "generated and real images": Arm(settings={"search.synthetic_only": False}),
     },
     "table5": {
-        "DCGAN": {"search.generator.name": "dcgan"},
-        "WGAN-GP": {"search.generator.name": "wgan_gp"},
-        "BigGAN": {"search.generator.name": "biggan"},
+        "DCGAN": Arm(settings={"search.generator.name": "dcgan"}),
+        "WGAN-GP": Arm(settings={"search.generator.name": "wgan_gp"}),
+        "BigGAN": Arm(settings={"search.generator.name": "biggan"}),
     },
-    "fig3": {f"λ = {value:g}": {"search.lambda": value} for value in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0)},
+    "fig3": {f"λ = {value:g}": Arm(settings={"search.lambda": value}) for value in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0)},
+    "controls": {
+        "LFM-CW": Arm(settings={"search.method": "lfmcw"}),
+        "random cells": Arm(settings={"search.method": "random"}),
+        "no LFM-CW": Arm(settings={"search.method": "darts"}),
+        "no LFM-CW, 4 times the rounds": Arm(settings={"search.method": "darts"}, length=EQUAL_TIME),
+        "λ = 0": Arm(settings={"search.lambda": 0.0}),
+        "uniform class weights": Arm(settings={"search.class_weighting": "uniform"}),
+    },
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The runs of one arm.
-
-    Attributes:
-        errors: seed → test error in %.
-        parameters: seed → parameters of the derived network.
-    """
-
-    label: str
-    errors: Mapping[int, float] = field(default_factory=dict)
-    parameters: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def mean(self) -> float:
-        """Mean test error, %."""
-        return statistics.fmean(self.errors.values())
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation over the seeds, %; NaN for one."""
-        return statistics.stdev(self.errors.values()) if len(self.errors) > 1 else math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """An arm minus the baseline, paired by seed.
-
-    Attributes:
-        difference: mean of the differences, percentage points; negative: better than the baseline.
-        interval: half the width of their 95% confidence interval (Student's t); NaN for one pair.
-        pairs: number of seeds that both have.
-    """
-
-    difference: float
-    interval: float
-    pairs: int
-
-
-def compare(arm: Summary, baseline: Summary) -> Comparison:
-    """Compares two arms seed by seed: a seed decides split, initial values and noise of both."""
-    seeds = sorted(set(arm.errors) & set(baseline.errors))
-    differences = [arm.errors[seed] - baseline.errors[seed] for seed in seeds]
-    interval = math.nan
-    if len(seeds) > 1:
-        quantile = float(student.ppf(0.975, len(seeds) - 1))
-        interval = quantile * statistics.stdev(differences) / math.sqrt(len(seeds))
-    return Comparison(difference=statistics.fmean(differences), interval=interval, pairs=len(seeds))
-
-
-def summarise(arms: Sequence[Summary]) -> str:
-    """Returns the Markdown table; the first arm is the baseline."""
-    lines = [
-        "| arm | test error, % (mean ± SD) | runs | minus the first arm (95% interval) | parameters (mean) |",
-        "|---|---|---|---|---|",
-    ]
-    for index, arm in enumerate(arms):
-        against = "" if index == 0 else _against(compare(arm, arms[0]))
-        spread = "" if math.isnan(arm.deviation) else f" ± {arm.deviation:.2f}"
-        size = statistics.fmean(arm.parameters.values())
-        lines.append(f"| {arm.label} | {arm.mean:.2f}{spread} | {len(arm.errors)} | {against} | {size:,.0f} |")
-    return "\n".join(lines) + "\n"
-
-
-def _against(found: Comparison) -> str:
-    interval = "one pair only" if math.isnan(found.interval) else f"± {found.interval:.2f}"
-    return f"{found.difference:+.2f} ({interval})"
-
-
-def _figure(arms: Sequence[Summary], title: str, path: Path) -> None:
-    figure = Figure(figsize=(1.6 + 1.25 * len(arms), 4.2), layout="constrained")
-    axes = figure.subplots()
-    for position, arm in enumerate(arms):
-        axes.plot([position] * len(arm.errors), list(arm.errors.values()), "o", color="#1f77b4", alpha=0.45)
-        deviation = 0.0 if math.isnan(arm.deviation) else arm.deviation
-        axes.errorbar(position, arm.mean, deviation, fmt="_", color="black", capsize=6, ms=18)
-    axes.set_xticks(range(len(arms)), [arm.label for arm in arms])
-    axes.set_xlim(-0.6, len(arms) - 0.4)
-    axes.set_ylabel("test error, %  (mean ± SD, runs)")
-    axes.set_title(title, fontsize=11, loc="left")
-    figure.savefig(path, dpi=110)
-
-
 def table(
-    name: Annotated[str, typer.Argument(help=f"Which: {', '.join(ARMS)}.")],
+    name: Annotated[str, typer.Argument(help=f"Which: {', '.join(TABLES)}.")],
     dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH.")] = "fashion-mnist",
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
@@ -145,8 +93,18 @@ def table(
     assign: cli.SetOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Searches of each arm, with the seeds 0, 1, ...")] = 10,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the runs and the table. By default tables/NAME-DATASET-PRESET.")
+        Path | None, typer.Option(help="Folder of the table. By default tables/NAME-DATASET-PRESET.")
     ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, which tables share.")] = Path("tables/runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    launcher: Annotated[str, typer.Option(help=f"Where they run: {', '.join(LAUNCHERS)}.")] = "local",
+    launcher_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Option of the launcher, such as num_gpus=1 or timeout_min=1440. Repeatable."
+        ),
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Tries of a failed run from its last checkpoint.")] = 2,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
@@ -154,98 +112,179 @@ def table(
     """Runs what a table of the paper compares, seed by seed, and writes table.md, runs.csv and figure.png."""
     console = Console()
     with cli.reported_errors(Console(stderr=True)):
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if name not in ARMS:
-            raise InputError(f"Unknown table {name!r}. {nearest(name, ARMS)}")
+        if name not in TABLES:
+            raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         _check_settings(name, assign or [])
         recipes = {
-            (label, seed): cli.resolve_recipe(
-                dataset,
-                preset,
-                config,
-                [*(assign or []), *(f"{key}={value}" for key, value in changes.items())],
-                seed,
-                space=space,
-                order=order,
-            )
+            (label, seed): _recipe(arm, dataset, preset, config, assign or [], seed, space=space, order=order)
             for seed in range(seeds)  # seed by seed, so that an unfinished table compares equal numbers
-            for label, changes in ARMS[name].items()
+            for label, arm in TABLES[name].items()
         }
+        _check_arms(name, recipes)
         first = next(iter(recipes.values()))
-        if name != "table2" and first.search.method != "lfmcw":
-            raise InputError(
-                f"{name} compares settings of LFM-CW; search.method must be lfmcw, got {first.search.method!r}."
-            )
-        for (label, seed), recipe in recipes.items():
-            if recipe.seed != seed:
-                raise InputError("The seeds are the table's own; drop the key seed from --config.")
-            if len({other.search.model_dump_json() for (_, s), other in recipes.items() if s == seed}) < len(
-                ARMS[name]
-            ):
-                raise InputError(
-                    f"With these settings {name}'s arms are the same search ({label}); drop what makes them so."
-                )
+        read_data(first, data)
+        options = dict(cli.key_value(setting, "--launcher-set") for setting in launcher_set or [])
+        where = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=options)
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
-        target = cli.pick_device(device)
-        images = read_data(first, data)
-        results: dict[str, dict[int, dict[str, Any]]] = {label: {} for label in ARMS[name]}
-        for (label, seed), recipe in recipes.items():
-            results[label][seed] = _result(folder / _slug(label) / str(seed), recipe, images, console, target)
-            _write(name, results, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
-        console.print((folder / "table.md").read_text("utf-8"), markup=False, soft_wrap=True)
-        console.print(f"In {folder}: table.md, runs.csv, figure.png", highlight=False, soft_wrap=True, markup=False)
+        _claim(folder, {label: recipes[label, 0] for label in TABLES[name]})
+        report = _Report(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
+        folders = {key: _run_folder(runs, recipe) for key, recipe in recipes.items()}
+        keys = {path: key for key, path in folders.items()}
+        missing = [path for key, path in folders.items() if not report.add(key, path)]
+        cpu_threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+        _say(
+            console,
+            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to {runs}/*/log.txt",
+        )
+        signal.signal(signal.SIGTERM, _stop)
+        failures = []
+        with where:
+            command = partial(resume_command, data=data, device=device, threads=cpu_threads)
+            for outcome in sweep(missing, command, where, retries=retries):
+                key = keys[outcome.folder]
+                tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
+                if outcome.failure is None and report.add(key, outcome.folder):
+                    _say(console, f"{key[0]}, seed {key[1]}: {report.error(key):.2f}% test error{tries}")
+                else:
+                    failures.append(f"{key[0]}, seed {key[1]}: {outcome.failure}{tries}")
+                    _say(console, f"Failed: {failures[-1]}")
+        if report.path.exists():
+            _say(console, report.path.read_text("utf-8"))
+            _say(console, f"In {folder}: table.md, runs.csv, figure.png")
+        if failures:
+            raise InputError(
+                f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: {'; '.join(failures)}"
+            )
+
+
+def _stop(*_: Any) -> NoReturn:
+    raise SystemExit(143)  # through the launcher's end, which stops what runs
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _recipe(
+    arm: Arm,
+    dataset: str,
+    preset: str | None,
+    config: Path | None,
+    assign: Sequence[str],
+    seed: int,
+    *,
+    space: str | None,
+    order: str | None,
+) -> Recipe:
+    """The recipe of a run of an arm."""
+    settings = [*assign, *(f"{key}={json.dumps(value)}" for key, value in arm.settings.items())]
+    recipe = cli.resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+    if arm.length == 1.0:
+        return recipe
+    how = recipe.search
+    longer = f"steps={round(how.steps * arm.length)}" if how.steps else f"epochs={(how.epochs or 0) * arm.length}"
+    return cli.resolve_recipe(dataset, preset, config, [*settings, f"search.{longer}"], seed, space=space, order=order)
 
 
 def _check_settings(name: str, assign: Sequence[str]) -> None:
     """Refuses settings of what a table varies."""
-    owned = {"seed", *(key for changes in ARMS[name].values() for key in changes)}
+    owned = {"seed", *(key for arm in TABLES[name].values() for key in arm.settings)}
     for assignment in assign:
         key = assignment.partition("=")[0].strip()
         if key in owned or key == "search":
             raise InputError(f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}.")
 
 
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() or c in ".-" else "-" for c in label.replace("λ = ", "lambda-")).lower()
-
-
-def _result(path: Path, recipe: Recipe, images: Dataset, console: Console, target: torch.device) -> dict[str, Any]:
-    """The result of one run: read, gone on with, or made."""
-    if not (path / "config.yaml").exists():
-        folder = RunFolder.create(path, recipe)
-    else:
-        folder = RunFolder.open(path)
-        if folder.recipe != recipe:
-            raise InputError(
-                f"The run in {path} has another recipe than this table's. Name another folder with --out, or delete it."
-            )
-    console.print(f"Run folder: {path}", highlight=False, soft_wrap=True, markup=False)
-    return run_phases(folder, images, console, target)
-
-
-def _write(name: str, results: Mapping[str, Mapping[int, Mapping[str, Any]]], folder: Path, title: str) -> None:
-    """Writes what is there so far."""
-    arms = [
-        Summary(
-            label=label,
-            errors={seed: result["test_error_percent"] for seed, result in runs.items()},
-            parameters={seed: result["parameters"] for seed, result in runs.items()},
+def _check_arms(name: str, recipes: Mapping[tuple[str, int], Recipe]) -> None:
+    """Refuses settings that leave nothing to compare."""
+    first = next(iter(recipes.values()))
+    if name in ("table4", "table5", "fig3") and first.search.method != "lfmcw":
+        raise InputError(
+            f"{name} compares settings of LFM-CW; search.method must be lfmcw, got {first.search.method!r}."
         )
-        for label, runs in results.items()
-        if runs
-    ]
-    (folder / "table.md").write_text(f"# {title}\n\n{summarise(arms)}", encoding="utf-8")
-    with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["table", "arm", "seed", "test_error_percent", "parameters", "multiply_adds_millions"])
-        for label, runs in results.items():
-            for seed, result in runs.items():
-                writer.writerow(
-                    [name, label, seed]
-                    + [result[key] for key in ("test_error_percent", "parameters", "multiply_adds_millions")]
-                )
-    _figure(arms, title, folder / "figure.png")
+    known: dict[str, str] = {}
+    for (label, _), recipe in recipes.items():
+        same = known.setdefault(recipe.to_yaml(), label)
+        if same != label:
+            raise InputError(f"With these settings the arms {same!r} and {label!r} of {name} are the same search.")
+
+
+def _run_folder(runs: Path, recipe: Recipe) -> Path:
+    """The folder of a recipe's run, made where it is missing; its name is a digest of the recipe."""
+    how = recipe.search
+    digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]
+    path = runs / f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
+    if (path / "config.yaml").exists():
+        RunFolder.open(path)
+    else:
+        RunFolder.create(path, recipe)
+    return path
+
+
+def _claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
+    """Makes the table's folder, or sees that it belongs to the same table.
+
+    Raises:
+        InputError: if it holds a table of other settings.
+    """
+    text = yaml.safe_dump(
+        {label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"}) for label, recipe in recipes.items()},
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    claim = folder / "recipes.yaml"
+    if claim.exists():
+        if claim.read_text("utf-8") != text:
+            raise InputError(
+                f"{folder} holds a table of other settings (recipes.yaml). Name another folder with --out."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    claim.write_text(text, encoding="utf-8")
+
+
+class _Report:
+    """The table's files, written anew with every result."""
+
+    def __init__(self, name: str, folder: Path, title: str) -> None:
+        self._name, self._folder, self._title = name, folder, title
+        self._results: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {label: {} for label in TABLES[name]}
+        self.path = folder / "table.md"
+
+    def error(self, key: tuple[str, int]) -> float:
+        """The test error of a run, %."""
+        label, seed = key
+        return float(self._results[label][seed][1]["test_error_percent"])
+
+    def add(self, key: tuple[str, int], path: Path) -> bool:
+        """Takes up the result of a run, if it has one; says whether."""
+        result = RunFolder.open(path).result
+        if result is None:
+            return False
+        label, seed = key
+        self._results[label][seed] = (path, result)
+        self._write()
+        return True
+
+    def _write(self) -> None:
+        arms = [
+            Summary(
+                label=label,
+                errors={seed: result["test_error_percent"] for seed, (_, result) in sorted(runs.items())},
+                parameters={seed: result["parameters"] for seed, (_, result) in sorted(runs.items())},
+            )
+            for label, runs in self._results.items()
+            if runs
+        ]
+        self.path.write_text(f"# {self._title}\n\n{summarise(arms)}", encoding="utf-8")
+        columns = ("test_error_percent", "parameters", "multiply_adds_millions")
+        with (self._folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["table", "arm", "seed", *columns, "run"])
+            for label, runs in self._results.items():
+                for seed, (path, result) in sorted(runs.items()):
+                    writer.writerow([self._name, label, seed, *(result[key] for key in columns), path.name])
+        draw_comparison(arms, self._title, self._folder / "figure.png")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_counts, search_split, short_name, subset
 from lfmcw_app.errors import InputError
+from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
@@ -45,6 +46,7 @@ __all__ = ["SearchStage", "build_training", "read_data", "run", "search", "searc
 STAGE_SEEDS = 1_000_003
 
 SPACES = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
+METHODS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
 
 
 def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
@@ -65,6 +67,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
         ("search.batch_size", recipe.search.batch_size, min(searched)),
         ("evaluation.batch_size", recipe.evaluation.batch_size, min(recipe.data.train_images or available, available)),
     )
+    searches = searches and recipe.search.method != "random"
     for key, batch, images in needs if searches else needs[1:]:
         if images < batch:
             raise InputError(
@@ -159,7 +162,9 @@ class SearchStage:
 
 
 def search_stages(how: Search) -> tuple[SearchStage, ...]:
-    """The stages of a search, in their order."""
+    """The stages of a search, in their order; none where cells are drawn at random."""
+    if how.method == "random":
+        return ()
     if how.space != "pdarts":
         return (SearchStage(name="search", layers=how.layers),)
     progressive = how.progressive
@@ -183,9 +188,25 @@ def phases_of(recipe: Recipe) -> tuple[str, ...]:
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
     """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png."""
     how = folder.recipe.search
+    genotype, generator = _searched(folder, dataset, console, device)
+    folder.write("genotype.json", genotype.to_json())
+    title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
+    for name in ("cells.png", "cells.svg"):
+        draw_genotype(genotype, folder.path / name, title if how.method == "random" else f"{title}, {how.order} order")
+    if generator is not None:
+        save_samples(generator, dataset, folder.path / "samples.png", device)
+    return genotype
+
+
+def _searched(
+    folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
+) -> tuple[Genotype, ImageGenerator | None]:
+    """Runs all stages; returns the genotype, and the generator that was learned with it."""
+    how = folder.recipe.search
+    if how.method == "random":
+        return random_genotype(how.nodes, folder.recipe.seed), None
     candidates = as_candidates(PRIMITIVES, how.nodes)
-    planned = search_stages(how)
-    for index, stage in enumerate(planned):
+    for index, stage in enumerate(search_stages(how)):
         # Of a later stage not seed + 1, which is another run's.
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
         primitives = candidates if how.space == "pdarts" else PRIMITIVES
@@ -197,14 +218,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
         genotype = derive_restricted_genotype(modules.arch(), candidates, how.progressive.max_skips)
     else:
         genotype = derive_genotype(modules.arch(), modules.arch.primitives)
-    folder.write("genotype.json", genotype.to_json())
-    method = "LFM-CW" if how.method == "lfmcw" else "no LFM-CW"
-    title = f"{SPACES[how.space]}, {method}, {short_name(dataset.name)}, {how.order} order"
-    for name in ("cells.png", "cells.svg"):
-        draw_genotype(genotype, folder.path / name, title)
-    if modules.gan is not None:
-        save_samples(modules.gan.generator, dataset, folder.path / "samples.png", device)
-    return genotype
+    return genotype, modules.gan.generator if modules.gan is not None else None
 
 
 def _run_stage(

@@ -1,4 +1,4 @@
-"""Tables of the paper over seeds: what is compared, and runs that are not made twice."""
+"""Tables of the paper over seeds: what is compared, what can be said of it, and runs that are not made twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from lfmcw_app.table import ARMS, Summary, compare, summarise
+from lfmcw_app.comparison import Summary, compare, holm, summarise
+from lfmcw_app.table import TABLES
 
 
 def arm(label, *errors):
@@ -17,10 +18,12 @@ def arm(label, *errors):
 
 
 def test_arms_are_compared_seed_by_seed():
-    """Differences -1, -2, -3: mean -2, SD 1, and t(0.975, 2) = 4.303."""
+    """Differences -1, -2, -3: mean -2, SD 1, t(0.975, 2) = 4.303; t = -2 √3 has p = 0.0742 with two degrees of freedom."""
     found = compare(arm("new", 9.0, 11.0, 13.0), arm("old", 10.0, 13.0, 16.0))
     assert found.difference == pytest.approx(-2.0)
     assert found.interval == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert found.p_value == pytest.approx(0.0742, abs=1e-4)
+    assert found.detectable == pytest.approx((4.3027 + 1.0607) / math.sqrt(3), rel=1e-4)  # t(0.8, 2) = 1.0607
     assert found.pairs == 3
 
 
@@ -28,18 +31,36 @@ def test_only_seeds_that_both_have_are_paired():
     found = compare(arm("new", 9.0), arm("old", 10.0, 20.0))
     assert (found.difference, found.pairs) == (-1.0, 1)
     assert math.isnan(found.interval)
+    other = Summary(label="other", errors={7: 1.0}, parameters={7: 1})
+    assert compare(other, arm("old", 10.0)).pairs == 0
+
+
+def test_p_values_are_adjusted_for_their_number():
+    """The smallest of three counts three times, the next twice; none is below one that is smaller."""
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    found = holm([0.01, math.nan, 0.02])
+    assert (found[0], found[2]) == (0.02, 0.02)
+    assert math.isnan(found[1])
 
 
 def test_a_table_says_what_one_run_cannot_show():
     text = summarise([arm("old", 10.0), arm("new", 9.5)])
-    assert "| old | 10.00 | 1 |  | 1,000 |" in text
+    assert "| old | 10.00 | 1 |  |  |  | 1,000 |" in text
     assert "-0.50 (one pair only)" in text
 
 
-def test_the_arms_are_those_of_the_paper():
-    assert set(ARMS) == {"table2", "table4", "table5", "fig3"}
-    assert {arm["search.generator.name"] for arm in ARMS["table5"].values()} == {"dcgan", "wgan_gp", "biggan"}
-    assert 0.0 in {arm["search.lambda"] for arm in ARMS["fig3"].values()}
+def test_the_arms_are_those_of_the_paper_and_its_controls():
+    assert set(TABLES) == {"table2", "table4", "table5", "fig3", "controls"}
+    assert {arm.settings["search.generator.name"] for arm in TABLES["table5"].values()} == {
+        "dcgan",
+        "wgan_gp",
+        "biggan",
+    }
+    assert 0.0 in {arm.settings["search.lambda"] for arm in TABLES["fig3"].values()}
+    controls = [arm.settings for arm in TABLES["controls"].values()]
+    assert {"search.method": "random"} in controls
+    assert {"search.class_weighting": "uniform"} in controls
 
 
 TINY = (
@@ -51,28 +72,47 @@ TINY = (
 
 def table(folder, *arguments):
     settings = [f"--set={setting}" for setting in TINY.split()]
-    command = [sys.executable, "-m", "lfmcw_app.table", *arguments, "--threads=1", "--out", str(folder), *settings]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "lfmcw_app.table", *arguments, "--threads=1", "--out", str(folder)]
+    runs = f"--runs={folder.parent / 'runs'}"
+    return subprocess.run([*command, runs, *settings], capture_output=True, text=True, timeout=280)
+
+
+def rows(folder):
+    with (folder / "runs.csv").open() as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
 def test_a_table_is_made_run_by_run_and_only_what_is_missing_is_run(tmp_path):
-    finished = table(tmp_path / "t", "table4", "digits", "--seeds=1")
+    finished = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--jobs=2")
     assert finished.returncode == 0, finished.stderr
-    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "t").glob("*/0/metrics.jsonl")}
+    assert "2 runs, 0 of them done before" in finished.stdout
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/metrics.jsonl")}
     assert len(first) == 2
     again = table(tmp_path / "t", "table4", "digits", "--seeds=2")
     assert again.returncode == 0, again.stderr
+    assert "4 runs, 2 of them done before" in again.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
-    with (tmp_path / "t" / "runs.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["arm"], row["seed"]) for row in rows] == [(label, seed) for label in ARMS["table4"] for seed in "01"]
+    assert [(row["arm"], row["seed"]) for row in rows(tmp_path / "t")] == [
+        (label, seed) for label in TABLES["table4"] for seed in "01"
+    ]
     text = (tmp_path / "t" / "table.md").read_text()
     assert text.count("| 2 |") == 2
     assert (tmp_path / "t" / "figure.png").stat().st_size > 5000
-    other = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--set=search.lambda=0.5")
-    assert other.returncode == 2
-    assert "another recipe" in other.stderr
+    # Another table has the run with real images too, and a folder of its own.
+    other = table(tmp_path / "other", "controls", "digits", "--seeds=1")
+    assert other.returncode == 0, other.stderr
+    assert "6 runs, 1 of them done before" in other.stdout
+    shared = {row["run"] for row in rows(tmp_path / "t")} & {row["run"] for row in rows(tmp_path / "other")}
+    assert len(shared) == 1
+    config = {
+        row["arm"]: (tmp_path / "runs" / row["run"] / "config.yaml").read_text() for row in rows(tmp_path / "other")
+    }
+    assert "steps: 8" in config["no LFM-CW, 4 times the rounds"]
+    assert "class_weighting: uniform" in config["uniform class weights"]
+    changed = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--set=search.lambda=0.5")
+    assert changed.returncode == 2
+    assert "a table of other settings" in changed.stderr
 
 
 def test_an_unknown_table_is_refused(tmp_path):
@@ -89,10 +129,21 @@ def test_an_unknown_table_is_refused(tmp_path):
         (("table2", "digits", "--set=search.method=darts"), "sets search.method, seed itself"),
         (("fig3", "digits", "--set=search.lambda=9"), "sets search.lambda, seed itself"),
         (("table5", "digits", "--set=search.method=darts"), "search.method must be lfmcw"),
+        (("controls", "digits", "--set=search.synthetic_only=true"), "synthetic_only needs generated images"),
+        (("table2", "digits", "--launcher=slrum"), "Did you mean 'slurm'"),
+        (("table2", "digits", "--launcher-set=a=1"), "--launcher local has no options"),
     ],
 )
-def test_settings_that_would_make_arms_or_seeds_alike_are_refused(arguments, words, tmp_path):
+def test_settings_that_leave_nothing_to_compare_are_refused(arguments, words, tmp_path):
     finished = table(tmp_path / "t", *arguments)
     assert finished.returncode == 2, finished.stdout
     assert words in finished.stderr
     assert not (tmp_path / "t").exists()
+    assert not list((tmp_path / "runs").glob("*/config.yaml"))
+
+
+def test_a_configuration_that_makes_arms_alike_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("search: {class_weighting: uniform}\n")
+    finished = table(tmp_path / "t", "controls", "digits", f"--config={tmp_path / 'config.yaml'}")
+    assert finished.returncode == 2, finished.stdout
+    assert "'LFM-CW' and 'uniform class weights' of controls are the same search" in finished.stderr

@@ -1,0 +1,230 @@
+"""Many runs on an engine for jobs: processes of this machine, Ray, or SLURM by submitit.
+
+Each run is a command of its own, `python -m lfmcw_app.run --resume FOLDER`, with its output in FOLDER/log.txt: whatever happens
+to it, the others go on, and tried again it goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from lfmcw_app.errors import InputError
+from mlo.errors import nearest
+
+__all__ = ["LAUNCHERS", "Launcher", "Outcome", "make_launcher", "run_command", "sweep"]
+
+LOG, RESULT = "log.txt", "result.json"
+USER_ERROR = 2
+"""The exit code of an error in what a run was given: tried again it would fail again."""
+
+
+class Launcher(Protocol):
+    """Where jobs run. Used in a `with`, whose end stops what still runs."""
+
+    def submit(self, command: Sequence[str], log: Path) -> Future[int]:
+        """Starts `command`, its output added to `log`; the future holds its exit code, or the error that lost it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        folder: the run folder.
+        tries: how often it was started.
+        failure: why it has no result after the last of them; None if it has one.
+    """
+
+    folder: Path
+    tries: int
+    failure: str | None = None
+
+
+def sweep(
+    folders: Sequence[Path], command: Callable[[Path], Sequence[str]], launcher: Launcher, *, retries: int
+) -> Iterator[Outcome]:
+    """Runs a command for every folder and yields outcomes as they come.
+
+    Args:
+        folders: the run folders, in the order in which they start.
+        command: a folder → the command that starts or goes on with its run.
+        launcher: where.
+        retries: how often a failed one is tried again from its last checkpoint; not one whose input is wrong.
+    """
+    pending: dict[Future[int], Path] = {launcher.submit(command(path), path / LOG): path for path in folders}
+    tries = dict.fromkeys(folders, 1)
+    while pending:
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            path = pending.pop(future)
+            code, failure = _ended(future, path)
+            if failure is not None and code != USER_ERROR and tries[path] <= retries:
+                tries[path] += 1
+                pending[launcher.submit(command(path), path / LOG)] = path
+                continue
+            said = f"{failure}; see {path / LOG}" if failure is not None else None
+            yield Outcome(folder=path, tries=tries[path], failure=said)
+
+
+def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
+    """The exit code, and what went wrong."""
+    error = future.exception()
+    if error is not None:  # the launcher lost the job: a worker died, a node was taken away
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    code = future.result()
+    if code == 0:  # a run that is asked to stop saves its state and ends well, without a result
+        return code, None if (folder / RESULT).exists() else "stopped before its end"
+    return code, f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def run_command(command: Sequence[str], log: str) -> int:
+    """Runs a command with its output added to `log`, and returns its exit code. For workers of any launcher."""
+    with open(log, "ab") as output:
+        return subprocess.run(
+            list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
+
+
+class LocalProcesses(AbstractContextManager["LocalProcesses"]):
+    """Processes of this machine, so many at a time."""
+
+    def __init__(self, jobs: int) -> None:
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def submit(self, command: Sequence[str], log: Path) -> Future[int]:
+        return self._pool.submit(self._run, list(command), log)
+
+    def _run(self, command: list[str], log: Path) -> int:
+        with log.open("ab") as output:
+            with self._lock:
+                if self._stopped:
+                    raise InterruptedError("the sweep was stopped")
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                self._running.add(process)
+            try:
+                return process.wait()
+            finally:
+                self._running.discard(process)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in list(self._running):
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+
+class RayTasks(AbstractContextManager["RayTasks"]):
+    """Tasks of Ray, of a cluster (RAY_ADDRESS) or of this machine. Folders must be on a file system that workers see.
+
+    Args:
+        options: of `ray.remote(...).options`, such as num_cpus and num_gpus.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        import ray
+
+        self._ray = ray
+        self._started = not ray.is_initialized()
+        if self._started:
+            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+        self._task = ray.remote(run_command).options(max_retries=0, **options)
+
+    def submit(self, command: Sequence[str], log: Path) -> Future[int]:
+        future: Future[int] = self._task.remote(list(command), str(log.resolve())).future()
+        return future
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._started:
+            self._ray.shutdown()
+
+
+class SubmititJobs(AbstractContextManager["SubmititJobs"]):
+    """Jobs of SLURM, by submitit.
+
+    Args:
+        jobs: how many are queued at a time.
+        folder: where submitit keeps its own files, on a file system that all nodes see.
+        options: of submitit's `update_parameters`, such as timeout_min, slurm_partition, gpus_per_node.
+        cluster: "slurm"; submitit's "local" runs the same without SLURM.
+    """
+
+    def __init__(self, jobs: int, folder: Path, options: Mapping[str, Any], cluster: str = "slurm") -> None:
+        import submitit
+
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self._executor.update_parameters(**options)
+        except (RuntimeError, ValueError, TypeError, NameError) as error:
+            raise InputError(f"--launcher slurm: {' '.join(str(error).split())}") from None
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="job")
+        self._running: set[Any] = set()
+
+    def submit(self, command: Sequence[str], log: Path) -> Future[int]:
+        return self._pool.submit(self._run, list(command), str(log.resolve()))
+
+    def _run(self, command: list[str], log: str) -> int:
+        job = self._executor.submit(run_command, command, log)
+        self._running.add(job)
+        try:
+            code: int = job.result()
+        finally:
+            self._running.discard(job)
+        return code
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for job in list(self._running):
+            job.cancel()
+
+
+LAUNCHERS = ("local", "ray", "slurm")
+
+
+def make_launcher(name: str, *, jobs: int, folder: Path, options: Mapping[str, Any]) -> Any:
+    """Makes a launcher, to be used in a `with`.
+
+    Args:
+        name: one of `LAUNCHERS`.
+        jobs: how many runs at a time (Ray: as its resources allow).
+        folder: for the launcher's own files.
+        options: passed on to Ray or submitit.
+
+    Raises:
+        InputError: for an unknown name, an option where there are none, or a launcher that is not installed.
+    """
+    if name not in LAUNCHERS:
+        raise InputError(f"Unknown launcher {name!r}. {nearest(name, LAUNCHERS)}")
+    if name == "local":
+        if options:
+            raise InputError(f"--launcher local has no options; drop --launcher-set {next(iter(options))}=….")
+        return LocalProcesses(jobs)
+    try:
+        return RayTasks(options) if name == "ray" else SubmititJobs(jobs, folder, options)
+    except ModuleNotFoundError as error:
+        raise InputError(f"--launcher {name} needs {error.name}: pip install 'mlo[{name}]'.") from None
+
+
+def resume_command(folder: Path, *, data: Path, device: str, threads: int) -> list[str]:
+    """The command that starts, or goes on with, the run of a folder that holds a recipe."""
+    settings = ["--data", str(data), "--device", device, "--threads", str(threads)]
+    return [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), *settings]
