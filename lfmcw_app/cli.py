@@ -14,16 +14,26 @@ import typer
 import yaml
 from rich.console import Console
 
-from lfmcw_app.data import check_dataset
+from lfmcw_app.data import DATASETS, check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
 from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
 
-__all__ = ["default_preset", "fresh_folder", "key_value", "pick_device", "reported_errors", "resolve_recipe"]
+__all__ = [
+    "DATASET_HELP",
+    "default_preset",
+    "fresh_folder",
+    "key_value",
+    "pick_device",
+    "reported_errors",
+    "resolve_recipe",
+]
 
 USER_ERRORS = (InputError, CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError)
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
+
+DATASET_HELP = f"Data set: {', '.join(DATASETS)}, folder:PATH (your own images), random:NAME (noise in its shape)."
 
 PresetOption = Annotated[
     str | None,
@@ -89,7 +99,7 @@ def resolve_recipe(
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}
     return load_recipe(
         preset or default_preset(dataset),
-        space=space or ("pcdarts" if dataset == "imagenet" else "darts"),
+        space=space or ("pcdarts" if dataset in ("imagenet", "random:imagenet") else "darts"),
         config=config,
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),

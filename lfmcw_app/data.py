@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lfmcw_app.augmentation import CROP_DRAWS, augmented, jittered
 from lfmcw_app.errors import InputError
 from lfmcw_app.folders import ImageFiles, random_crops
-from lfmcw_app.readers import DATASETS, Images, read_folder, stratified
+from lfmcw_app.readers import DATASETS, NOISE, Images, read_folder, read_noise, stratified
 from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest
 
@@ -23,7 +23,7 @@ __all__ = [
     "load_dataset", "search_counts", "search_split", "short_name", "stratified", "subset",
 ]  # fmt: skip
 
-FOLDER = "folder:"
+FOLDER, RANDOM = "folder:", "random:"
 # Of ImageNet's training images, as everybody uses them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -62,7 +62,13 @@ class Dataset:
 
 
 def check_dataset(name: str) -> None:
-    """Raises an InputError unless `name` is one of `DATASETS` or folder:PATH."""
+    """Raises an InputError unless `name` is one of `DATASETS`, folder:PATH, or random: and one of `NOISE`."""
+    if name.startswith(RANDOM):
+        if name.removeprefix(RANDOM) not in NOISE:
+            raise InputError(
+                f"random: takes the name of a data set whose shape its images have. {nearest(name.removeprefix(RANDOM), NOISE)}"
+            )
+        return
     if name not in DATASETS and not name.startswith(FOLDER):
         raise InputError(f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH.")
     if name.strip() == FOLDER:
@@ -71,14 +77,15 @@ def check_dataset(name: str) -> None:
 
 def short_name(name: str) -> str:
     """A name of a data set for file names and titles: of folder:PATH the last part of the path."""
-    return Path(name.removeprefix(FOLDER)).resolve().name if name.startswith(FOLDER) else name
+    return Path(name.removeprefix(FOLDER)).resolve().name if name.startswith(FOLDER) else name.replace(":", "-")
 
 
 def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = None) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
-        name: one of `DATASETS`, or folder:PATH for a folder of images (see `read_folder`).
+        name: one of `DATASETS`, folder:PATH for a folder of images (see `read_folder`), or random:NAME for random ones in
+            the shape of another data set (see `read_noise`).
         root: folder of data files.
         image_size: larger images are reduced to this height and width; images in files are brought to it.
 
@@ -88,6 +95,8 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
     check_dataset(name)
     if name.startswith(FOLDER):
         train, test, class_names = read_folder(Path(name.removeprefix(FOLDER)).expanduser(), image_size)
+    elif name.startswith(RANDOM):
+        train, test, class_names = read_noise(name.removeprefix(RANDOM))
     else:
         train, test, class_names = DATASETS[name](root)
     for part, images in (("training", train), ("test", test)):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS, short_name
+from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.report import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
@@ -24,7 +24,7 @@ def evaluate(
         str,
         typer.Argument(help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N."),
     ],
-    dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH.")],
+    dataset: Annotated[str, typer.Argument(help=cli.DATASET_HELP)],
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
     config: cli.ConfigOption = None,

@@ -201,6 +201,25 @@ class ImageFiles:
         return pixels
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoiseImages(ImageFiles):
+    """Random pixels in the place of files, a function of the row: to try a recipe without its data set."""
+
+    @classmethod
+    def many(cls, count: int, size: int, first: int = 0) -> NoiseImages:
+        """`count` images of `size` pixels, different from those of other rows."""
+        return cls(paths=(), rows=torch.arange(first, first + count), size=size)
+
+    def _read(self, indices: Tensor, view: Callable[[Image.Image, int], Image.Image]) -> Tensor:
+        pixels = [
+            torch.randint(
+                256, (3, self.size, self.size), generator=torch.Generator().manual_seed(row), dtype=torch.uint8
+            )
+            for row in self.rows[indices].tolist()
+        ]
+        return torch.stack(pixels)
+
+
 def _opened(path: str, use: Callable[[Image.Image], Used]) -> Used:
     try:
         with Image.open(path) as image:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.folders import ImageFiles, Listing, common_size, list_split
+from lfmcw_app.folders import ImageFiles, Listing, NoiseImages, common_size, list_split
 
-__all__ = ["DATASETS", "FASHION_MNIST_FILES", "Images", "read_folder", "stratified"]
+__all__ = ["DATASETS", "FASHION_MNIST_FILES", "NOISE", "Images", "read_folder", "read_noise", "stratified"]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -221,6 +221,28 @@ def read_folder(folder: Path, image_size: int | None) -> Parts:
         return images, read(test), train.class_names
     held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
     return images[rest], images[held_out], train.class_names
+
+
+# Data set → its numbers of training images, test images and classes, and its image size.
+NOISE = {
+    "cifar10": (50_000, 10_000, 10, 32),
+    "cifar100": (50_000, 10_000, 100, 32),
+    "imagenet": (1_281_167, 50_000, 1000, 224),
+}
+
+
+def read_noise(name: str) -> Parts:
+    """Random images in the shape and number of a data set: what a recipe costs can be seen without the data.
+
+    Args:
+        name: one of `NOISE`.
+    """
+    train, test, classes, size = NOISE[name]
+
+    def images(count: int, first: int) -> Images:
+        return Images(pixels=NoiseImages.many(count, size, first), labels=torch.arange(count) % classes)
+
+    return images(train, 0), images(test, train), tuple(f"class {label}" for label in range(classes))
 
 
 def _imagenet(root: Path) -> Parts:

@@ -14,7 +14,7 @@ from lfmcw_app.errors import InputError
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
-__all__ = ["PRESETS", "Recipe", "load_recipe"]
+__all__ = ["PRESETS", "Recipe", "load_recipe", "trial", "validate_recipe"]
 
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts")
@@ -237,7 +237,8 @@ class Evaluation(_Section):
 
     channels: int = Field(default=36, ge=2)
     layers: int = Field(default=20, ge=3)
-    epochs: int = Field(default=600, ge=1)
+    epochs: int | None = Field(default=600, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: int = Field(default=96, ge=2)
     weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
     stem: Literal["cifar", "imagenet"] = Field(default="cifar", description="imagenet: to an eighth of the resolution")
@@ -246,6 +247,12 @@ class Evaluation(_Section):
     auxiliary_weight: float = Field(default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head")
     drop_path: float = Field(default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch")
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Evaluation:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps (set the other to null)")
+        return self
 
 
 class Recipe(_Section):
@@ -291,7 +298,8 @@ def load_recipe(
     if space not in SPACES:
         raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
     tree: dict[str, Any] = {}
-    parts = ["", f".{space}", *([".imagenet"] if (overrides or {}).get("dataset") == "imagenet" else [])]
+    imagenet = (overrides or {}).get("dataset") in ("imagenet", "random:imagenet")
+    parts = ["", f".{space}", *([".imagenet"] if imagenet else [])]
     for part in parts:
         for name in OVERLAYS.get(preset, (preset,)):
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
@@ -323,6 +331,16 @@ def validate_recipe(tree: Any) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise InputError(_explain(error)) from None
+
+
+def trial(recipe: Recipe, steps: int) -> Recipe:
+    """Returns the recipe with `steps` rounds of each phase and no warm-ups, so that all that a run does is done."""
+    tree = recipe.model_dump(mode="json", by_alias=True)
+    for phase in (tree["search"], tree["evaluation"]):
+        phase["epochs"], phase["steps"] = None, steps
+        phase["weights"]["warmup_epochs"] = 0
+    tree["search"]["architecture"]["warmup_epochs"] = 0
+    return validate_recipe(tree)
 
 
 def _explain(error: ValidationError) -> str:

@@ -13,7 +13,7 @@ from lfmcw_app import cli
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.projection import print_projection, project
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.report import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.trainer import read_data
@@ -23,7 +23,7 @@ from lfmcw_app.trainer import run as run_phases
 def run(
     dataset: Annotated[
         str | None,
-        typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH. Needed unless --resume is given."),
+        typer.Argument(help=f"{cli.DATASET_HELP} Needed unless --resume is given."),
     ] = None,
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
@@ -39,6 +39,12 @@ def run(
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="A trial: so many rounds of each phase, without warm-ups, after a projection of the whole run."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
     ] = False,
@@ -67,9 +73,15 @@ def run(
             return
         target = cli.pick_device(device)
         images = read_data(recipe, data)
-        if dry_run:
+        if dry_run or max_steps is not None:
             print_projection(project(recipe, images, target), console)
+        if dry_run:
             return
+        if max_steps is not None:
+            if folder is not None:
+                raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+            recipe = trial(recipe, max_steps)
+            console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
         if folder is None:
             folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)

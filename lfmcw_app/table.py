@@ -29,7 +29,7 @@ from rich.console import Console
 
 from lfmcw_app import cli
 from lfmcw_app.comparison import Summary, draw_comparison, summarise
-from lfmcw_app.data import DATASETS, short_name
+from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
@@ -37,7 +37,7 @@ from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from lfmcw_app.trainer import read_data
 from mlo.errors import nearest
 
-__all__ = ["TABLES", "Arm"]
+__all__ = ["TABLES", "Arm", "arm_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ TABLES: dict[str, dict[str, Arm]] = {
 
 def table(
     name: Annotated[str, typer.Argument(help=f"Which: {', '.join(TABLES)}.")],
-    dataset: Annotated[str, typer.Argument(help=f"Data set: {', '.join(DATASETS)}, folder:PATH.")] = "fashion-mnist",
+    dataset: Annotated[str, typer.Argument(help=cli.DATASET_HELP)] = "fashion-mnist",
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
     order: cli.OrderOption = None,
@@ -116,7 +116,7 @@ def table(
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         _check_settings(name, assign or [])
         recipes = {
-            (label, seed): _recipe(arm, dataset, preset, config, assign or [], seed, space=space, order=order)
+            (label, seed): arm_recipe(arm, dataset, preset, config, assign or [], seed, space=space, order=order)
             for seed in range(seeds)  # seed by seed, so that an unfinished table compares equal numbers
             for label, arm in TABLES[name].items()
         }
@@ -165,7 +165,7 @@ def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _recipe(
+def arm_recipe(
     arm: Arm,
     dataset: str,
     preset: str | None,

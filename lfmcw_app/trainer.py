@@ -21,7 +21,7 @@ from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
-from lfmcw_app.recipe import Recipe, Search
+from lfmcw_app.recipe import Evaluation, Recipe, Search
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
 from lfmcw_app.search_space.cost import network_cost
@@ -82,9 +82,13 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             f"evaluation.stem is {recipe.evaluation.stem}, which needs images of a multiple of {divisor} pixels; those of "
             f"{dataset.name} have {dataset.image_size}."
         )
-    warmup, epochs = recipe.evaluation.weights.warmup_epochs, recipe.evaluation.epochs
-    if warmup >= epochs:
-        raise InputError(f"evaluation.weights.warmup_epochs ({warmup}) must be below evaluation.epochs ({epochs}).")
+    how = recipe.evaluation
+    per_epoch = min(recipe.data.train_images or available, available) // how.batch_size
+    if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
+        raise InputError(
+            f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} rounds) must be below "
+            f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} ({how.epochs or how.steps})."
+        )
     cutout = recipe.evaluation.augmentation.cutout
     if cutout >= dataset.image_size:
         raise InputError(
@@ -291,6 +295,14 @@ def _rounded(values: Tensor) -> list[list[float]]:
 # ------------------------------------------------------------------ training of the derived network
 
 
+def training_rounds(how: Evaluation, per_epoch: int) -> int:
+    """Number of rounds of the derived network's training, of which an epoch has `per_epoch`."""
+    if how.steps is not None:
+        return how.steps
+    assert how.epochs is not None
+    return how.epochs * per_epoch
+
+
 def build_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> tuple[MultilevelOptimizer, int]:
@@ -320,7 +332,7 @@ def build_training(
         augmentation=how.augmentation,
         device=device,
     )
-    rounds = how.epochs * batches.per_epoch
+    rounds = training_rounds(how, batches.per_epoch)
     weights = torch.optim.SGD(
         network.parameters(), lr=how.weights.lr, momentum=how.weights.momentum, weight_decay=how.weights.weight_decay
     )
@@ -347,19 +359,20 @@ def train_derived(
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
     assert isinstance(network, DerivedNetwork)
-    per_epoch = rounds // how.epochs
+    per_epoch = min(len(dataset.train), recipe.data.train_images or len(dataset.train)) // how.batch_size
+    epochs = math.ceil(rounds / per_epoch)
     folder.restore(EVALUATION, optimizer, phases_of(recipe))
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
-            network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / how.epochs
+            network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
             record = optimizer.step()
             _check_finite(record)
             folder.log({"phase": "training", **_entry(record)})
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
-            if record.round % per_epoch == 0:
+            if record.round % per_epoch == 0 or record.round == rounds:
                 folder.save(EVALUATION, optimizer)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])

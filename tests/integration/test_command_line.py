@@ -65,6 +65,13 @@ def invoke(monkeypatch, tmp_path):
         (["fashion-mnist"], ["could not be downloaded", "train-images-idx3-ubyte.gz", "digits"]),
         (["cifar100"], ["cifar-100-binary.tar.gz", "data", "digits"]),
         ([], ["Name a data set", "digits"]),
+        (["random:cifar11"], ["random:", "Did you mean 'cifar10'"]),
+        (["digits", "--set", "evaluation.steps=3"], ["either epochs or steps"]),
+        (
+            ["digits", "--set", "evaluation={epochs: null, steps: 5, weights: {warmup_epochs: 1}}"],
+            ["evaluation.steps (5)"],
+        ),
+        (["--resume", "nowhere", "--max-steps", "2"], ["nowhere", "no run in it"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) and "--" in str(value) else None,
 )

@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lfmcw_app.search_space.genotype import Genotype, random_genotype
+
 TINY = {
     "search.channels": 4,
     "search.nodes": 1,
@@ -163,6 +165,32 @@ def test_the_baseline_runs_and_resumes_without_a_generator(tmp_path):
     terms = [entry["gradient_terms"] for entry in entries if "gradient_terms" in entry]
     assert len(terms) == 2
     assert set(terms[0]) == {"direct", "w2"}
+
+
+def test_a_trial_takes_few_rounds_of_every_phase_after_a_projection_of_the_whole_run(tmp_path):
+    """Warm-ups are left out, so that the architecture moves in it."""
+    warm = {"search.steps": 1000, "search.architecture.warmup_epochs": 1, "checkpoint_every": 1}
+    finished = run("--out", tmp_path / "trial", "--max-steps", 1, **warm)
+    assert finished.returncode == 0, finished.stderr
+    said = finished.stdout
+    assert (
+        said.index("1,000")
+        < said.index("peak memory")
+        < said.index("A trial: 1 rounds of each phase")
+        < said.index("test error")
+    )
+    entries = [json.loads(line) for line in (tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["phase"] for entry in entries] == ["search", "training"]
+    assert "arch" in entries[0]["losses"]
+
+
+def test_cells_can_be_drawn_instead_of_searched(tmp_path):
+    finished = run("--out", tmp_path / "x", "--method", "random", "--seed", 4)
+    assert finished.returncode == 0, finished.stderr
+    genotype = Genotype.load(tmp_path / "x" / "genotype.json")
+    assert genotype == random_genotype(1, 4)
+    phases = {json.loads(line)["phase"] for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()}
+    assert phases == {"training"}
 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lfmcw_app.comparison import Summary, compare, holm, summarise
-from lfmcw_app.table import TABLES
+from lfmcw_app.table import TABLES, arm_recipe
 
 
 def arm(label, *errors):
@@ -100,19 +100,30 @@ def test_a_table_is_made_run_by_run_and_only_what_is_missing_is_run(tmp_path):
     assert text.count("| 2 |") == 2
     assert (tmp_path / "t" / "figure.png").stat().st_size > 5000
     # Another table has the run with real images too, and a folder of its own.
-    other = table(tmp_path / "other", "controls", "digits", "--seeds=1")
+    other = table(tmp_path / "other", "table2", "digits", "--seeds=1")
     assert other.returncode == 0, other.stderr
-    assert "6 runs, 1 of them done before" in other.stdout
+    assert "2 runs, 1 of them done before" in other.stdout
     shared = {row["run"] for row in rows(tmp_path / "t")} & {row["run"] for row in rows(tmp_path / "other")}
     assert len(shared) == 1
-    config = {
-        row["arm"]: (tmp_path / "runs" / row["run"] / "config.yaml").read_text() for row in rows(tmp_path / "other")
-    }
-    assert "steps: 8" in config["no LFM-CW, 4 times the rounds"]
-    assert "class_weighting: uniform" in config["uniform class weights"]
     changed = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--set=search.lambda=0.5")
     assert changed.returncode == 2
     assert "a table of other settings" in changed.stderr
+
+
+def test_the_controls_differ_from_the_method_in_what_they_control():
+    found = {
+        label: arm_recipe(arm, "fashion-mnist", "small", None, [], 3, space=None, order=None)
+        for label, arm in TABLES["controls"].items()
+    }
+    ours = found["LFM-CW"].search
+    assert all(recipe.seed == 3 for recipe in found.values())
+    assert found["no LFM-CW"].search == ours.model_copy(update={"method": "darts"})
+    assert found["no LFM-CW, 4 times the rounds"].search == ours.model_copy(update={"method": "darts", "steps": 1200})
+    assert found["uniform class weights"].search == ours.model_copy(update={"class_weighting": "uniform"})
+    longer = arm_recipe(
+        TABLES["controls"]["no LFM-CW, 4 times the rounds"], "cifar10", "paper", None, [], 0, space=None, order=None
+    )
+    assert longer.search.epochs == 200
 
 
 def test_an_unknown_table_is_refused(tmp_path):

@@ -109,6 +109,23 @@ def test_a_batch_as_large_as_the_smaller_part_of_the_search_images_is_accepted(f
         read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch + 1}), Path("data"))
 
 
+def test_random_images_have_the_shape_and_number_of_a_data_set_and_take_no_memory():
+    noise = load_dataset("random:imagenet")
+    assert (len(noise.train), len(noise.test), noise.num_classes) == (1_281_167, 50_000, 1000)
+    train, validation = search_split(noise, None, 0, (0.1, 0.025))
+    assert (len(train), len(validation)) == (128_116, 32_029)
+    images, labels = Batches(train, noise, batch_size=2, seed=0).batch(0)
+    assert images.shape == (2, 3, 224, 224)
+    assert not torch.equal(images[0], images[1])
+    again = Batches(train, noise, batch_size=2, seed=0).batch(0)
+    assert torch.equal(again[0], images)
+    assert torch.equal(again[1], labels)
+    crop = Batches(noise.train, noise, batch_size=2, seed=0, augmentation=Augmentation(resized_crop=True)).batch(0)[0]
+    assert crop.shape == (2, 3, 224, 224)
+    small = load_dataset("random:cifar100", image_size=16)
+    assert Batches(small.train, small, batch_size=3, seed=0).batch(0)[0].shape == (3, 3, 16, 16)
+
+
 def test_fewer_images_than_a_batch_are_refused():
     digits = load_dataset("digits")
     with pytest.raises(InputError, match="fewer than one batch of 5000"):
