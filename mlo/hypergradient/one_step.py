@@ -1,7 +1,7 @@
 """`one_step`: the solution is what the optimizer's last step made of the parameters before it (DARTS, LFM-CW Eqs. 6-10).
 
 θ' = step(θ, g) with g = F(θ, x), and θ is a constant, so dθ'/dx = (∂θ'/∂g) B and the response's cotangent is
-Bᵀ (∂θ'/∂g)ᵀ v: the inverse is q = -(∂θ'/∂g)ᵀ v, which is -ξ v for plain SGD with learning rate ξ. F and B are taken at
+Bᵀ (∂θ'/∂g)ᵀ v: the inverse is q = -(∂θ'/∂g)ᵀ v, which is ξ v for plain SGD with learning rate ξ. F and B are taken at
 the parameters, batch, noise and read values of the step, not at the current ones.
 """
 
@@ -23,15 +23,25 @@ __all__ = ["OneStep", "darts"]
 class OneStep(Engine):
     """Differentiates the optimizer's last step, exactly (momentum, weight decay, Adam's correction, clipping included).
 
+    Args:
+        plain: takes the step for one of plain gradient descent with the optimizer's learning rate ξ, so that q = ξ v
+            whatever the optimizer: the papers' equations to the letter. Their programs, as the default, unroll what the
+            optimizer does.
+
     Reference: Liu et al., DARTS (2019), Eqs. 6-7; Gala and Xie, LFM-CW, Eqs. 6-18.
     """
 
+    plain: bool = False
     name: ClassVar[str] = "one_step"
     differentiates_step: ClassVar[bool] = True
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         step, solution = system.step, system.call.solution
         assert step is not None and solution.gradient is not None
+        if self.plain:
+            rates = (step.descent_rate(name) for name in system.names)
+            plain = [None if v is None else rate * v for rate, v in zip(rates, cotangent, strict=True)]
+            return Solve(q=plain, report=self.report(system.problem))
         # Without clipping, parameters that nothing above reads do not take part: a game's other player costs nothing.
         used = [entry is not None or step.grad_clip is not None for entry in cotangent]
         names = [name for name, use in zip(system.names, used, strict=True) if use]
@@ -57,10 +67,11 @@ class OneStep(Engine):
         return Solve(q=q, report=self.report(system.problem))
 
 
-def darts(*, step: float | str = "adaptive") -> OneStep:
+def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:
     """The preset `darts`: one step × finite differences.
 
     Args:
         step: step size rule of the difference; "darts" is the original's 0.01 / ‖v‖ (see `FiniteDifference`).
+        plain: see `OneStep`.
     """
-    return OneStep(products=FiniteDifference(step=step))
+    return OneStep(products=FiniteDifference(step=step), plain=plain)

@@ -67,6 +67,11 @@ class OptimizerStep:
                         )
         return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
 
+    def descent_rate(self, name: str) -> float:
+        """The learning rate of a parameter's optimizer at this step; negative where it maximizes."""
+        options = self.groups[name].options
+        return -float(options["lr"]) if options.get("maximize") else float(options["lr"])
+
     def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
 

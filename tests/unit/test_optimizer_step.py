@@ -137,3 +137,33 @@ def test_weight_decay_counts_as_a_penalty_unless_decoupled():
     assert l2_penalty(make("sgd_decay")[0]) == {"v": 0.2}
     assert l2_penalty(make("sgd_maximize")[0]) == {"v": -0.1}
     assert l2_penalty(make("adamw")[0]) == {"v": 0.0}
+
+
+@pytest.mark.parametrize("name", ["sgd_momentum", "sgd_maximize", "adam", "adamw"])
+def test_a_plain_step_is_gradient_descent_whatever_the_optimizer(name):
+    """`plain`: the derivative of θ' = θ - ξ g, the papers' equations, at the θ' that the optimizer made."""
+
+    def inner(own, batch, *, x):
+        return (own.v.sin() * x.v).sum() + 0.5 * (own.v**2).sum()
+
+    def outer(x, batch, *, w):
+        return (w.v**3).sum() + (x.v * w.v).sum()
+
+    w, x = (Vector(torch.tensor(values, dtype=torch.float64)) for values in ([0.3, -0.7], [1.1, 0.4]))
+    optimizer = mlo.MultilevelOptimizer(
+        [
+            mlo.Problem("w", module=w, optimizer=OPTIMIZERS[name](w.parameters()), loss=inner),
+            mlo.Problem("x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.0), loss=outer),
+        ],
+        mlo.OneStep(plain=True),
+    )
+    optimizer.step()  # the optimizer has momentum now
+    before = w.v.detach().clone().requires_grad_()
+    values = x.v.detach().clone().requires_grad_()
+    optimizer.step()
+    after = w.v.detach().clone().requires_grad_()
+    (direct, v) = torch.autograd.grad((after**3).sum() + (values * after).sum(), [values, after])
+    (g,) = torch.autograd.grad((before.sin() * values).sum() + 0.5 * (before**2).sum(), before, create_graph=True)
+    (mixed,) = torch.autograd.grad(g, values, v)
+    rate = -0.1 if name == "sgd_maximize" else 0.1
+    assert relative_error(optimizer.gradient("x")["v"], direct - rate * mixed) < 1e-13
