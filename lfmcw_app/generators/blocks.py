@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
+
+from lfmcw_app.search_space.banks import blocks_of_convolutions
 
 __all__ = ["ConditionalBatchNorm", "SelfAttention", "UpBlock", "initialize", "normalize_spectrally"]
 
@@ -122,14 +125,58 @@ def normalize_spectrally(root: nn.Module, kinds: tuple[type[nn.Module], ...] = (
     Call it after the weights are initialised: the vectors start at the singular vectors of what is there.
 
     Args:
-        root: whose layers; a convolution's weight [C_out, C_in, k, k] counts as the matrix [C_out, C_in·k·k].
+        root: whose layers; a convolution's weight [C_out, C_in, k, k] counts as the matrix [C_out, C_in·k·k], and the
+            weights of several edges of a supernet's cell in one convolution as one matrix each.
         kinds: the kinds of layers.
 
     Reference: Miyato et al., spectral normalization (2018), algorithm 1.
     """
+    blocks = blocks_of_convolutions(root)
     for module in list(root.modules()):
-        if isinstance(module, kinds):
+        if not isinstance(module, kinds):
+            continue
+        if blocks.get(module, 1) == 1:
             spectral_norm(module)
+        else:
+            register_parametrization(module, "weight", _SpectralNormOfBlocks(module.weight, blocks[module]))
+
+
+class _SpectralNormOfBlocks(nn.Module):
+    """Spectral norm of each of several weights that stand below one another in one tensor, as if each had a layer.
+
+    Args:
+        weight: [blocks · C_out, ...].
+        blocks: number of weights.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor, blocks: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        matrices = self._matrices(weight.detach())
+        self.register_buffer("u", F.normalize(torch.randn_like(matrices[:, :, 0]), dim=1))
+        self.register_buffer("v", F.normalize(torch.randn_like(matrices[:, 0]), dim=1))
+        for _ in range(15):  # as PyTorch's own begins
+            self._iterate(matrices)
+
+    def _matrices(self, weight: Tensor) -> Tensor:
+        return weight.reshape(self.blocks, weight.shape[0] // self.blocks, -1)
+
+    @torch.no_grad()
+    def _iterate(self, matrices: Tensor) -> None:
+        self.u.copy_(F.normalize(torch.einsum("bij,bj->bi", matrices, self.v), dim=1))
+        self.v.copy_(F.normalize(torch.einsum("bij,bi->bj", matrices, self.u), dim=1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Divides every block by its largest singular value, after one power iteration in training mode."""
+        matrices = self._matrices(weight)
+        if self.training:
+            self._iterate(matrices)
+        # Copies, since a later pass moves the vectors before this one is differentiated.
+        sigma = torch.einsum("bi,bij,bj->b", self.u.clone(), matrices, self.v.clone())
+        return (matrices / sigma.view(-1, 1, 1)).view_as(weight)
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -1,17 +1,25 @@
-"""A cell of the supernet: a directed acyclic graph whose every edge is a weighted mix of its candidate operations."""
+"""A cell of the supernet: a directed acyclic graph whose every edge is a weighted mix of its candidate operations.
+
+Written edge by edge a cell is  node t = Σ_s Σ_o weight[s→t, o] · o(state s)  (DARTS, Eq. 2). It is evaluated state by state:
+what all edges out of a state share is computed once, their convolutions are batched (`banks.py`), and the sums of the
+nodes are filled as the states become known. The values and gradients are those of the sum as written.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.operations import FactorizedReduce, OperationStyle, ReLUConvNorm, make_operation
-from lfmcw_app.search_space.pcdarts import PartialChannels
+from lfmcw_app.search_space.banks import Fan
+from lfmcw_app.search_space.operations import FactorizedReduce, OperationStyle, ReLUConvNorm
+from lfmcw_app.search_space.pcdarts import channel_shuffle
+from lfmcw_app.search_space.weighted_sum import weighted_sum
 
-__all__ = ["Cell", "MixedOp", "edge_count", "edge_index"]
+__all__ = ["Cell", "edge_count", "edge_index"]
 
 
 def edge_count(nodes: int) -> int:
@@ -24,31 +32,13 @@ def edge_index(node: int, source: int) -> int:
     return edge_count(node) + source
 
 
-class MixedOp(nn.Module):
-    """An edge: Σ_o weight_o · o(x) over the primitives (DARTS, Eq. 2)."""
+@dataclass
+class _Incoming:
+    """What flows into a node: weighted maps whose weights are applied, and maps that wait for theirs."""
 
-    def __init__(self, channels: int, stride: int, primitives: Sequence[str], style: OperationStyle) -> None:
-        super().__init__()
-        # `none` adds zero to the sum and to every gradient: it takes part in the softmax only.
-        self.columns = tuple(column for column, primitive in enumerate(primitives) if primitive != "none")
-        self.operations = nn.ModuleList(
-            make_operation(primitives[column], channels, stride, style) for column in self.columns
-        )
-
-    def forward(self, x: Tensor, weights: Tensor, skip_drop_probability: float = 0.0) -> Tensor:
-        """Mixes the operations on `x` [B, C, H, W] with `weights` [primitives].
-
-        While training, entries of an identity's output are zeroed with `skip_drop_probability` and the others scaled by
-        1 / (1 − probability): an identity has nothing to learn, and would win while the other operations are untrained
-        (Chen et al., P-DARTS (2019), section 3.3.2).
-        """
-        terms = []
-        for column, operation in zip(self.columns, self.operations, strict=True):
-            out = operation(x)
-            if isinstance(operation, nn.Identity) and skip_drop_probability > 0.0:
-                out = F.dropout(out, skip_drop_probability, self.training)
-            terms.append(weights[column] * out)
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+    terms: list[Tensor] = field(default_factory=list)
+    shared: list[Tensor] = field(default_factory=list)
+    passed: list[Tensor] = field(default_factory=list)
 
 
 class Cell(nn.Module):
@@ -62,11 +52,14 @@ class Cell(nn.Module):
         reduced_before: whether the last cell did.
         primitives: names of the candidate operations of each edge.
         style: norms and activation.
-        partial_channels: K; the operations of an edge see the first 1 / K of the channels (PC-DARTS), all of them for 1.
+        partial_channels: K; the operations of an edge see the first 1 / K of the channels and the others bypass them
+            (PC-DARTS); all of them for 1.
 
     Raises:
         ValueError: if `channels` is not a multiple of `partial_channels`.
     """
+
+    positions: Tensor
 
     def __init__(
         self,
@@ -87,32 +80,93 @@ class Cell(nn.Module):
             )
         self.reduces = reduces
         self.nodes = nodes
+        self.partial_channels = partial_channels
+        self.seen = channels // partial_channels
         first, second = channels_before
         make_first = FactorizedReduce if reduced_before else ReLUConvNorm
         self.preprocess0 = make_first(first, channels, style)
         self.preprocess1 = ReLUConvNorm(second, channels, style)
-        self.edges = nn.ModuleList()
-        for node in range(nodes):
-            for source in range(2 + node):
-                stride = 2 if reduces and source < 2 else 1
-                edge = MixedOp(channels // partial_channels, stride, primitives[edge_index(node, source)], style)
-                self.edges.append(edge if partial_channels == 1 else PartialChannels(edge, partial_channels, stride))
+        self.fans = nn.ModuleList()
+        for source in range(1 + nodes):
+            rows = self._rows(source)
+            stride = 2 if reduces and source < 2 else 1
+            self.fans.append(Fan(self.seen, stride, [primitives[row] for row in rows], style))
+        self._order_weights(primitives)
+
+    def _rows(self, source: int) -> list[int]:
+        """Rows of α of the edges that leave a state, in the order of the nodes that they lead to."""
+        return [edge_index(node, source) for node in range(max(0, source - 1), self.nodes)]
+
+    def _order_weights(self, primitives: Sequence[Sequence[str]]) -> None:
+        """Sets where in the flattened weights those of each bank stand, then those of each node's shared operations."""
+        banks: list[list[int]] = []
+        shared: list[list[int]] = [[] for _ in range(self.nodes)]
+        for source, fan in enumerate(self.fans):
+            assert isinstance(fan, Fan)
+            rows = self._rows(source)
+            for name, edges in fan.edges.items():
+                places = [rows[e] * len(primitives[rows[e]]) + primitives[rows[e]].index(name) for e in edges]
+                if name in fan.banks:
+                    banks.append(places)
+                else:
+                    for e, place in zip(edges, places, strict=True):
+                        shared[max(0, source - 1) + e].append(place)
+        groups = banks + shared
+        self.sizes = [len(group) for group in groups]
+        positions = torch.tensor([place for group in groups for place in group], dtype=torch.long)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, before_last: Tensor, last: Tensor, weights: Tensor, skip_drop_probability: float = 0.0) -> Tensor:
         """Returns the concatenation of the intermediate nodes, [B, nodes · channels, H', W'].
+
+        While training, entries of an identity's output are zeroed with `skip_drop_probability` and the others scaled by
+        1 / (1 − probability): an identity has nothing to learn, and would win while the other operations are untrained
+        (Chen et al., P-DARTS (2019), section 3.3.2).
 
         Args:
             before_last: output of the cell before the last.
             last: output of the last cell.
             weights: mixing weights, [edges, primitives].
-            skip_drop_probability: of the mixed ops.
+            skip_drop_probability: of the identities.
         """
+        chosen = weights.flatten().index_select(0, self.positions).split(self.sizes)
+        of_banks, of_nodes = iter(chosen[: -self.nodes]), chosen[-self.nodes :]
+        # The weights of an edge sum to its own: softmax(α) to one, and β · softmax(α) to β.
+        of_edges = weights.sum(1).split([2 + node for node in range(self.nodes)])
+        incoming = [_Incoming() for _ in range(self.nodes)]
         states = [self.preprocess0(before_last), self.preprocess1(last)]
-        for node in range(self.nodes):
-            rows = [edge_index(node, source) for source in range(len(states))]
-            incoming = [
-                self.edges[row](state, weights[row], skip_drop_probability)
-                for row, state in zip(rows, states, strict=True)
-            ]
-            states.append(torch.stack(incoming).sum(0))
+        for source, fan in enumerate(self.fans):
+            assert isinstance(fan, Fan)
+            if source >= 2:
+                states.append(self._node(incoming[source - 2], of_nodes[source - 2], of_edges[source - 2]))
+            ahead = incoming[max(0, source - 1) :]
+            self._spread(fan, states[source], [next(of_banks) for _ in fan.banks], ahead, skip_drop_probability)
+        states.append(self._node(incoming[-1], of_nodes[-1], of_edges[-1]))
         return torch.cat(states[2:], dim=1)
+
+    def _spread(
+        self, fan: Fan, state: Tensor, weights: list[Tensor], ahead: list[_Incoming], skip_drop_probability: float
+    ) -> None:
+        """Adds what a state sends over its edges to what flows into the nodes at their ends."""
+        if self.partial_channels > 1:
+            state, others = state.split([self.seen, state.shape[1] - self.seen], dim=1)
+            state = state.contiguous(memory_format=torch.channels_last)
+            passed = F.max_pool2d(others, 2) if fan.stride == 2 else others
+            for node in ahead:
+                node.passed.append(passed)
+        sums, shared = fan(state, weights)
+        for edges, maps in sums.items():
+            for edge, part in zip(edges, maps.split(self.seen, dim=1), strict=True):
+                ahead[edge].terms.append(part)
+        for name, maps in shared.items():
+            for edge in fan.edges[name]:
+                drops = name == "skip_connect" and skip_drop_probability > 0.0
+                ahead[edge].shared.append(F.dropout(maps, skip_drop_probability, self.training) if drops else maps)
+
+    def _node(self, incoming: _Incoming, shared_weights: Tensor, edge_weights: Tensor) -> Tensor:
+        """The value of a node, [B, channels, H', W']."""
+        mixed = weighted_sum(incoming.terms, shared_weights, incoming.shared)
+        if self.partial_channels == 1:
+            return mixed
+        passed = weighted_sum([], edge_weights, incoming.passed)
+        return channel_shuffle(torch.cat([mixed, passed], dim=1), self.partial_channels)

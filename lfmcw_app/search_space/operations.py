@@ -1,4 +1,4 @@
-"""The candidate operations (primitives) of the DARTS search space and the layers that they are made of.
+"""The candidate operations (primitives) of the DARTS search space, as layers of one edge, and what cells of all networks share.
 
 Reference: Liu et al., DARTS (2019), section 3 and appendix A.
 """
@@ -90,18 +90,6 @@ class FactorizedReduce(nn.Module):
         return out
 
 
-class Zero(nn.Module):
-    """The primitive `none`: zeros of the output's shape."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns zeros, of half the resolution where the stride is 2."""
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
-
-
 def _depthwise(channels: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
     """A depthwise convolution that keeps (or halves) the resolution, and a pointwise one."""
     padding = dilation * (kernel // 2)
@@ -124,20 +112,16 @@ def _dilated(channels: int, kernel: int, stride: int, style: OperationStyle) -> 
     return nn.Sequential(style.make_activation(), *_depthwise(channels, kernel, stride, 2), style.make_norm(channels))
 
 
-def _pool(kind: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
-    """A 3×3 pool; in a supernet with a norm without affine parameters, which puts it on the scale of the convolutions."""
-    pool = (
-        nn.MaxPool2d(3, stride=stride, padding=1)
-        if kind == "max"
-        else nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
-    )
-    return pool if style.affine else nn.Sequential(pool, style.make_norm(channels))
+def _pool(kind: str, stride: int) -> nn.Module:
+    """A 3×3 pool."""
+    if kind == "max":
+        return nn.MaxPool2d(3, stride=stride, padding=1)
+    return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
 
 
 _MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {
-    "none": lambda channels, stride, style: Zero(stride),
-    "max_pool_3x3": lambda channels, stride, style: _pool("max", channels, stride, style),
-    "avg_pool_3x3": lambda channels, stride, style: _pool("avg", channels, stride, style),
+    "max_pool_3x3": lambda channels, stride, style: _pool("max", stride),
+    "avg_pool_3x3": lambda channels, stride, style: _pool("avg", stride),
     "skip_connect": lambda channels, stride, style: (
         nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, style)
     ),
@@ -149,5 +133,8 @@ _MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {
 
 
 def make_operation(primitive: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
-    """Builds a primitive: [B, C, H, W] → [B, C, H / stride, W / stride]."""
+    """Builds a primitive other than `none` for one edge of a derived network: [B, C, H, W] → [B, C, H / stride, W / stride].
+
+    (In a supernet `banks.py` evaluates a primitive on several edges at once.)
+    """
     return _MAKERS[primitive](channels, stride, style)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.search_space.cell import MixedOp, edge_count, edge_index
+from lfmcw_app.search_space.cell import edge_count, edge_index
 from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import Edge, Genotype, derive_genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork, drop_path
@@ -36,18 +36,10 @@ DARTS_V2 = Genotype(
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("primitive", PRIMITIVES)
+@pytest.mark.parametrize("primitive", PRIMITIVES[1:])
 def test_every_primitive_keeps_or_halves_the_resolution(primitive, stride, norm):
     operation = make_operation(primitive, 6, stride, OperationStyle(norm=norm))
     assert operation(torch.randn(2, 6, 8, 8)).shape == (2, 6, 8 // stride, 8 // stride)
-
-
-def test_a_mixed_op_is_the_weighted_sum_of_its_operations():
-    torch.manual_seed(0)
-    edge = MixedOp(3, 1, PRIMITIVES, OperationStyle())
-    x, weights = torch.randn(2, 3, 4, 4), torch.rand(8)
-    expected = sum(weights[1 + k] * operation(x) for k, operation in enumerate(edge.operations))
-    assert torch.allclose(edge(x, weights), expected, atol=1e-6)
 
 
 def test_the_paper_sized_supernet_and_architecture_have_the_published_sizes():
@@ -143,10 +135,10 @@ def test_the_published_darts_cell_has_the_published_number_of_parameters():
 
 
 def test_pools_are_normalised_in_the_supernet_only():
-    in_supernet = make_operation("max_pool_3x3", 4, 1, OperationStyle())
-    derived = make_operation("max_pool_3x3", 4, 1, OperationStyle(affine=True))
-    assert [type(layer) for layer in in_supernet] == [torch.nn.MaxPool2d, torch.nn.BatchNorm2d]
-    assert isinstance(derived, torch.nn.MaxPool2d)
+    supernet = Supernet(in_channels=1, num_classes=2, channels=4, layers=3, nodes=1)
+    in_supernet = supernet.cells[0].fans[0].pools["max_pool_3x3"]
+    assert [isinstance(layer, torch.nn.BatchNorm2d) for layer in in_supernet] == [False, True]
+    assert isinstance(make_operation("max_pool_3x3", 4, 1, OperationStyle(affine=True)), torch.nn.MaxPool2d)
 
 
 def test_no_cell_is_derived_from_lost_numbers():

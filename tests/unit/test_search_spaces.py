@@ -13,10 +13,9 @@ from torch.nn import functional as F
 import mlo
 from lfmcw_app.generators import Discriminator
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
-from lfmcw_app.search_space.cell import MixedOp, edge_count
+from lfmcw_app.search_space.cell import Cell, edge_count
 from lfmcw_app.search_space.genotype import Edge, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
-from lfmcw_app.search_space.pcdarts import PartialChannels
 from lfmcw_app.search_space.pdarts import set_skip_drop_probability
 from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet
 from mlo.testing import relative_error
@@ -157,9 +156,9 @@ def test_each_edge_of_a_supernet_has_its_own_candidates():
     names = Candidates(normal=(("none", "sep_conv_3x3"), ("skip_connect", "none")), reduction=(("max_pool_3x3",),) * 2)
     supernet = Supernet(in_channels=1, num_classes=2, channels=4, layers=3, nodes=1, primitives=names)
     normal, reducing = supernet.cells[0], supernet.cells[1]
-    assert [edge.columns for edge in normal.edges] == [(1,), (0,)]
-    assert isinstance(normal.edges[1].operations[0], torch.nn.Identity)
-    assert [len(list(edge.parameters())) for edge in reducing.edges] == [0, 0]
+    assert [fan.edges for fan in normal.fans] == [{"sep_conv_3x3": (0,)}, {"skip_connect": (0,)}]
+    assert [len(list(fan.parameters())) for fan in normal.fans] == [4, 0]
+    assert [len(list(fan.parameters())) for fan in reducing.fans] == [0, 0]
     assert supernet(torch.randn(2, 1, 8, 8), Architecture(1, names)()).shape == (2, 2)
 
 
@@ -173,27 +172,45 @@ def test_a_genotype_is_named_by_each_edges_own_candidates():
 # ------------------------------------------------------------------ dropout on identities
 
 
+def bare_cell(primitives, *, reduces=False, part=1):
+    """A cell with one node of four channels, whose inputs are passed on as they are."""
+    cell = Cell(
+        (4, 4), 4, nodes=1, reduces=reduces, reduced_before=False, primitives=[primitives] * 2, style=OperationStyle(),
+        partial_channels=part,
+    )  # fmt: skip
+    cell.preprocess0 = cell.preprocess1 = torch.nn.Identity()
+    return cell
+
+
 def test_skip_dropout_zeroes_entries_of_an_identity_and_scales_the_others():
     torch.manual_seed(0)
-    edge = MixedOp(4, 1, ("none", "skip_connect"), OperationStyle())
-    x, weights = 1.0 + torch.rand(8, 4, 16, 16), torch.tensor([0.5, 0.5])
-    out = edge(x, weights, 0.3) / 0.5
+    cell = bare_cell(("none", "skip_connect"))
+    x, y = 1.0 + torch.rand(2, 8, 4, 16, 16)
+    weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+    out = cell(x, y, weights, 0.3) / 0.5
     dropped = out == 0
     assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.02)
     assert torch.allclose(out[~dropped], (x / 0.7)[~dropped])
-    assert torch.equal(edge.eval()(x, weights, 0.3), 0.5 * x)
+    assert torch.equal(cell.eval()(x, y, weights, 0.3), 0.5 * x)
+
+
+def test_skip_dropout_is_drawn_for_each_edge():
+    cell = bare_cell(("none", "skip_connect"))
+    x = torch.ones(8, 4, 16, 16)
+    out = cell(x, x, torch.tensor([[0.5, 0.5], [0.5, 0.5]]), 0.5)
+    assert out.unique().tolist() == [0.0, 1.0, 2.0]  # one of the two, or both
 
 
 @pytest.mark.parametrize("part", [1, 2])
 @pytest.mark.parametrize(
-    ("primitives", "stride"), [(tuple(p for p in PRIMITIVES if p != "skip_connect"), 1), (PRIMITIVES, 2)]
+    ("primitives", "reduces"), [(tuple(p for p in PRIMITIVES if p != "skip_connect"), False), (PRIMITIVES, True)]
 )
-def test_skip_dropout_leaves_everything_but_identities_alone(primitives, stride, part):
-    edge = MixedOp(4, stride, primitives, OperationStyle())
-    edge = edge if part == 1 else PartialChannels(edge, part, stride)
-    x, weights = torch.randn(2, 4 * part, 6, 6), torch.rand(len(primitives))
+def test_skip_dropout_leaves_everything_but_identities_alone(primitives, reduces, part):
+    cell = bare_cell(primitives, reduces=reduces, part=part)
+    x, y = torch.randn(2, 2, 4, 6, 6)
+    weights = torch.rand(2, len(primitives))
     state = torch.get_rng_state()
-    assert torch.equal(edge(x, weights, 0.9), edge(x, weights))
+    assert torch.equal(cell(x, y, weights, 0.9), cell(x, y, weights))
     assert torch.equal(torch.get_rng_state(), state)
 
 

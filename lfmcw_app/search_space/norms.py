@@ -1,0 +1,44 @@
+"""Norms of several operations at once, whose gains are the mixing weights: weight · norm(x) costs no more than norm(x)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["GainBatchNorm", "GainGroupNorm", "GainOnly"]
+
+
+class GainBatchNorm(nn.BatchNorm2d):
+    """BatchNorm without parameters of its own and with an optional gain."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Normalises `x` [B, C, H, W] and multiplies by `gain` [C]."""
+        updates = self.training and self.track_running_stats
+        if updates and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        # batch_norm's backward on a CPU reads a gain's memory without its strides (torch 2.14.1).
+        gain = None if gain is None else gain.contiguous()
+        mean, variance = (self.running_mean, self.running_var) if updates or not self.training else (None, None)
+        return F.batch_norm(x, mean, variance, gain, None, self.training, self.momentum or 0.0, self.eps)
+
+
+class GainGroupNorm(nn.GroupNorm):
+    """GroupNorm without parameters of its own and with an optional gain."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(groups, channels, affine=False)
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Normalises `x` [B, C, H, W] and multiplies by `gain` [C]."""
+        return F.group_norm(x, self.num_groups, gain, None, self.eps)
+
+
+class GainOnly(nn.Module):
+    """No norm: the gain alone."""
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Multiplies `x` [B, C, H, W] by `gain` [C]."""
+        return x if gain is None else x * gain.view(-1, 1, 1)

@@ -1,0 +1,76 @@
+"""Sums of feature maps, some of them weighted by scalars, in one pass a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["weighted_sum"]
+
+
+def weighted_sum(terms: Sequence[Tensor], weights: Tensor | None = None, weighted: Sequence[Tensor] = ()) -> Tensor:
+    """Returns Σ terms + Σ_i weights[i] · weighted[i].
+
+    Args:
+        terms: maps [B, C, H, W], all of one shape, in memory with the channels last.
+        weights: [len(weighted)].
+        weighted: more of them.
+
+    Raises:
+        ValueError: if there is nothing to sum.
+    """
+    if not terms and not weighted:
+        raise ValueError("A sum needs a term.")
+    if len(terms) + len(weighted) == 1 and terms:
+        return terms[0]
+    if not weighted:
+        weights = None
+    out: Tensor = _WeightedSum.apply(weights, len(terms), *terms, *weighted)
+    return out
+
+
+class _WeightedSum(torch.autograd.Function):
+    """One node of the graph; PyTorch's own would be two a term, and as many maps in memory."""
+
+    @staticmethod
+    def forward(weights: Tensor | None, plain: int, *terms: Tensor) -> Tensor:
+        scalars = () if weights is None else weights.unbind()
+        if plain == 0:
+            out = terms[0] * scalars[0]
+        elif plain == 1:
+            out = torch.addcmul(terms[0], terms[1], scalars[0])
+        else:
+            out = terms[0] + terms[1]
+        for term in terms[2:plain]:
+            out.add_(term)
+        done = 1 if plain == 0 else 1 if plain == 1 else 0
+        for scalar, term in zip(scalars[done:], terms[plain + done :], strict=True):
+            out.addcmul_(term, scalar)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights, ctx.plain, *terms = inputs
+        if weights is not None:
+            ctx.save_for_backward(weights, *terms[ctx.plain :])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        g = grads[0].contiguous(memory_format=torch.channels_last)
+        plain = (g,) * ctx.plain
+        if not ctx.saved_tensors:
+            return None, None, *plain
+        weights, *weighted = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[2 + ctx.plain :]
+        maps = [g * w if wants else None for w, wants in zip(weights.unbind(), wanted, strict=True)]
+        flat = _flat(g)
+        slopes = torch.stack([torch.dot(flat, _flat(term)) for term in weighted]) if ctx.needs_input_grad[0] else None
+        return slopes, None, *plain, *maps
+
+
+def _flat(x: Tensor) -> Tensor:
+    """The entries in the order of memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1)
