@@ -257,7 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=tuple(SIZES), default="paper")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--repeats", type=int, default=5, help="repetitions, interleaved, after one that is not counted")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="repetitions, interleaved, after one that is not counted"
+    )
     parser.add_argument("--only", default="", help="only steps whose name holds this")
     parser.add_argument("--no-steps", action="store_true", help="only the supernets")
     parser.add_argument("--profile", action="store_true", help="also the time of each operator")

@@ -138,6 +138,29 @@ def test_spectral_norm_divides_the_weights_of_each_edge_by_their_own_singular_va
     assert relative_error({"": ours.detach()}, {"": theirs.detach()}) < 1e-2
 
 
+@pytest.mark.parametrize("space", ["darts", "no norm", "p-darts, second stage"])
+def test_checkpointing_changes_no_gradient_and_moves_buffers_once(space):
+    """With BatchNorm, spectral norm (whose vectors move between two passes) and dropout, to second order."""
+    supernet, _, arch = pair(**SPACES[space])
+    if space == "no norm":
+        normalize_spectrally(supernet)
+    supernet.skip_drop_probability = 0.3
+    images = torch.randn(2, 2, 2, 8, 8, dtype=torch.float64)
+    results = []
+    for checkpointing in (False, True):
+        network = copy.deepcopy(supernet)
+        network.checkpointing = checkpointing
+        torch.manual_seed(3)
+        variables = [p for p in network.parameters() if p is not network.classifier.weight] + list(arch.parameters())
+        out = network.features(images[0], arch()).square().mean() + network.features(images[1], arch()).sin().mean()
+        first = torch.autograd.grad(out, variables, create_graph=True, allow_unused=True)
+        size = sum(g.square().sum() for g in first if g is not None)
+        second = torch.autograd.grad(size, variables, allow_unused=True)
+        tensors_found = [out, *(g for g in (*first, *second) if g is not None), *network.buffers()]
+        results.append({str(k): tensor.detach().double() for k, tensor in enumerate(tensors_found)})
+    assert relative_error(results[1], results[0]) < 1e-13
+
+
 def test_weights_are_drawn_as_those_of_single_convolutions():
     torch.manual_seed(0)
     options = SMALL | {"channels": 16}
