@@ -7,7 +7,7 @@ median and range of interleaved repetitions on the same batch; ratios are to the
     python benchmarks/search_step.py                    # C=16, 8 cells, 32×32, batch 8: about 15 minutes
     python benchmarks/search_step.py --size small       # the project's small presets: C=4, 3 cells, 2 nodes, 16×16, batch 32
     python benchmarks/search_step.py --profile          # also the time of each operator in a full gradient of both
-    python benchmarks/search_step.py --check            # only compares values and gradients
+    python benchmarks/search_step.py --check            # only compares values and gradients, at the full batch size
 """
 
 from __future__ import annotations
@@ -117,7 +117,6 @@ def _random_images(size: dict[str, int]) -> Dataset:
 def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
     """Forward and backward passes through supernets (and discriminators) in one step, counted by hooks."""
     counts = [0, 0]
-    handles = []
 
     def count_backward(*_: object) -> None:
         counts[1] += 1
@@ -127,11 +126,10 @@ def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
         if output.requires_grad:
             output.register_hook(count_backward)
 
-    for problem in optimizer.problems.values():
-        for module in problem.module.modules():
-            if isinstance(module, (Supernet, ReferenceSupernet)):
-                # A trunk is called by its features: what both kinds of calls go through last is the last cell.
-                handles.append(module.cells[-1].register_forward_hook(count_forward))
+    modules = (module for problem in optimizer.problems.values() for module in problem.module.modules())
+    supernets = [module for module in modules if isinstance(module, (Supernet, ReferenceSupernet))]
+    # A discriminator calls its trunk's features only: what every pass goes through is the last cell.
+    handles = [supernet.cells[-1].register_forward_hook(count_forward) for supernet in supernets]
     optimizer.step()
     for handle in handles:
         handle.remove()
@@ -270,7 +268,7 @@ def main() -> None:
     if args.batch_size:
         size["batch_size"] = args.batch_size
     print(f"torch {torch.__version__}, one thread of the CPU, {args.size}: {size}\n")
-    check(size)
+    check(size if args.check else size | {"batch_size": 2})
     if args.check:
         return
     supernet_table(size, args.repeats)
