@@ -188,9 +188,7 @@ class ReferenceSupernet(nn.Module):
         if stem == "cifar":
             self.stem, self.second_stem = nn.Sequential(*conv(in_channels, width, 1)), nn.Identity()
         else:
-            self.stem = nn.Sequential(
-                *conv(in_channels, width // 2, 2), activation(style), *conv(width // 2, width, 2)
-            )
+            self.stem = nn.Sequential(*conv(in_channels, width // 2, 2), activation(style), *conv(width // 2, width, 2))
             self.second_stem = nn.Sequential(activation(style), *conv(width, width, 2))
         self.cells = nn.ModuleList()
         before, reduced_before = (width, width), stem == "imagenet"

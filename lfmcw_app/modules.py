@@ -128,6 +128,7 @@ def build_modules(
             style=OperationStyle(norm=norm, activation=activation),
             stem=search.stem,
             partial_channels=search.partial_channels if search.space == "pcdarts" else 1,
+            checkpointing=search.checkpointing,
         )
 
     plain = search.method != "lfmcw"

@@ -181,6 +181,9 @@ class Search(_Section):
     gradient_terms_every: int = Field(
         default=0, ge=0, description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: never"
     )
+    checkpointing: bool = Field(
+        default=False, description="cells run again in backward passes instead of keeping activations: less memory"
+    )
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
     generator: Generator = Generator()

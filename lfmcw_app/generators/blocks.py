@@ -135,10 +135,11 @@ def normalize_spectrally(root: nn.Module, kinds: tuple[type[nn.Module], ...] = (
     for module in list(root.modules()):
         if not isinstance(module, kinds):
             continue
+        weight = module.get_parameter("weight")
         if blocks.get(module, 1) == 1:
             spectral_norm(module)
         else:
-            register_parametrization(module, "weight", _SpectralNormOfBlocks(module.weight, blocks[module]))
+            register_parametrization(module, "weight", _SpectralNormOfBlocks(weight, blocks[module]))
 
 
 class _SpectralNormOfBlocks(nn.Module):

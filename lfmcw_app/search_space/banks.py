@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lfmcw_app.search_space.depthwise import DepthwiseConv
 from lfmcw_app.search_space.norms import GainBatchNorm, GainGroupNorm, GainOnly
 from lfmcw_app.search_space.operations import OperationStyle
-from lfmcw_app.search_space.pointwise import GroupedPointwise
+from lfmcw_app.search_space.pointwise import PointwiseConv
 
 __all__ = ["CONVOLUTIONS", "ConvolutionBank", "Fan", "ReduceBank", "blocks_of_convolutions", "make_gain_norm"]
 
@@ -54,12 +54,15 @@ class ConvolutionBank(nn.Module):
         if dilation == 1:
             layers += [
                 DepthwiseConv(width, kernel, stride=stride),
-                GroupedPointwise(channels, edges),
+                PointwiseConv(channels, channels, groups=edges),
                 make_gain_norm(style, channels, edges),
                 style.make_activation(),
             ]
             stride = 1
-        layers += [DepthwiseConv(width, kernel, stride=stride, dilation=dilation), GroupedPointwise(channels, edges)]
+        layers += [
+            DepthwiseConv(width, kernel, stride=stride, dilation=dilation),
+            PointwiseConv(channels, channels, groups=edges),
+        ]
         self.layers = nn.Sequential(*layers)
         self.norm = make_gain_norm(style, channels, edges)
 
@@ -87,8 +90,8 @@ class ReduceBank(nn.Module):
         super().__init__()
         half = channels // 2
         self.edges = edges
-        self.even = nn.Conv2d(channels, edges * half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(channels, edges * (channels - half), 1, stride=2, bias=False)
+        self.even = PointwiseConv(channels, edges * half, stride=2)
+        self.odd = PointwiseConv(channels, edges * (channels - half), stride=2)
         self.norm = make_gain_norm(style, channels, edges)
 
     def forward(self, activated: Tensor, gain: Tensor) -> Tensor:
@@ -99,7 +102,7 @@ class ReduceBank(nn.Module):
             gain: the mixing weight of every channel, [E·C].
         """
         halves = (self.even(activated), self.odd(activated[:, :, 1:, 1:]))
-        split = [half.permute(0, 2, 3, 1).unflatten(3, (self.edges, -1)) for half in halves]
+        split = [torch.unflatten(half.permute(0, 2, 3, 1), 3, (self.edges, -1)) for half in halves]
         joined = torch.cat(split, dim=4).flatten(3).permute(0, 3, 1, 2)
         out: Tensor = self.norm(joined, gain)
         return out

@@ -129,10 +129,10 @@ class Cell(nn.Module):
             weights: mixing weights, [edges, primitives].
             skip_drop_probability: of the identities.
         """
-        chosen = weights.flatten().index_select(0, self.positions).split(self.sizes)
+        chosen = torch.split(weights.flatten().index_select(0, self.positions), self.sizes)
         of_banks, of_nodes = iter(chosen[: -self.nodes]), chosen[-self.nodes :]
         # The weights of an edge sum to its own: softmax(α) to one, and β · softmax(α) to β.
-        of_edges = weights.sum(1).split([2 + node for node in range(self.nodes)])
+        of_edges = torch.split(weights.sum(1), [2 + node for node in range(self.nodes)])
         incoming = [_Incoming() for _ in range(self.nodes)]
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         for source, fan in enumerate(self.fans):
@@ -149,14 +149,14 @@ class Cell(nn.Module):
     ) -> None:
         """Adds what a state sends over its edges to what flows into the nodes at their ends."""
         if self.partial_channels > 1:
-            state, others = state.split([self.seen, state.shape[1] - self.seen], dim=1)
+            state, others = torch.split(state, [self.seen, state.shape[1] - self.seen], dim=1)
             state = state.contiguous(memory_format=torch.channels_last)
             passed = F.max_pool2d(others, 2) if fan.stride == 2 else others
             for node in ahead:
                 node.passed.append(passed)
         sums, shared = fan(state, weights)
         for edges, maps in sums.items():
-            for edge, part in zip(edges, maps.split(self.seen, dim=1), strict=True):
+            for edge, part in zip(edges, torch.split(maps, self.seen, dim=1), strict=True):
                 ahead[edge].terms.append(part)
         for name, maps in shared.items():
             for edge in fan.edges[name]:

@@ -127,7 +127,8 @@ def _parities(x: Tensor) -> Tensor:
     height, width = x.shape[2:]
     if height % 2 or width % 2:
         x = F.pad(x, (0, width % 2, 0, height % 2))
-    split = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # B, H/2, 2, W/2, 2, C
+    columns = torch.unflatten(x.permute(0, 2, 3, 1), 2, (-1, 2))
+    split = torch.unflatten(columns, 1, (-1, 2))  # B, H/2, 2, W/2, 2, C
     return split.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
 
 

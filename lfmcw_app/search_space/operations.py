@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lfmcw_app.search_space.pointwise import PointwiseConv
+
 __all__ = ["PRIMITIVES", "FactorizedReduce", "OperationStyle", "ReLUConvNorm", "make_operation"]
 
 PRIMITIVES = (
@@ -61,15 +63,11 @@ class OperationStyle:
 
 
 class ReLUConvNorm(nn.Sequential):
-    """Activation, convolution, norm: [B, C_in, H, W] → [B, C_out, H', W']."""
+    """Activation, 1×1 convolution, norm: [B, C_in, H, W] → [B, C_out, H, W]."""
 
-    def __init__(
-        self, channels_in: int, channels_out: int, style: OperationStyle, *, kernel: int = 1, stride: int = 1
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
         super().__init__(
-            style.make_activation(),
-            nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2, bias=False),
-            style.make_norm(channels_out),
+            style.make_activation(), PointwiseConv(channels_in, channels_out), style.make_norm(channels_out)
         )
 
 
@@ -79,8 +77,8 @@ class FactorizedReduce(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
         super().__init__()
         self.activation = style.make_activation()
-        self.even = nn.Conv2d(channels_in, channels_out // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels_out - channels_out // 2, 1, stride=2, bias=False)
+        self.even = PointwiseConv(channels_in, channels_out // 2, stride=2)
+        self.odd = PointwiseConv(channels_in, channels_out - channels_out // 2, stride=2)
         self.norm = style.make_norm(channels_out)
 
     def forward(self, x: Tensor) -> Tensor:

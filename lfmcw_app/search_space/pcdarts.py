@@ -20,7 +20,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
     Reference: Zhang et al., ShuffleNet (2018).
     """
-    pixels = x.permute(0, 2, 3, 1).unflatten(3, (groups, -1))
+    pixels = torch.unflatten(x.permute(0, 2, 3, 1), 3, (groups, -1))
     return pixels.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 
 

@@ -8,24 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GroupedPointwise", "grouped_linear"]
+__all__ = ["PointwiseConv", "grouped_linear"]
 
 DENSE_CHANNELS = 32
 """Up to so many channels one product with a block-diagonal matrix is faster than one a block (measured on a CPU)."""
 
 
-class GroupedPointwise(nn.Conv2d):
-    """A 1×1 convolution of each of `groups` groups of channels by itself: [B, G·C, H, W] → [B, G·C, H, W]."""
+class PointwiseConv(nn.Conv2d):
+    """A 1×1 convolution of each of `groups` groups of channels by itself: [B, G·C, H, W] → [B, G·C', ⌈H/s⌉, ⌈W/s⌉].
 
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(groups * channels, groups * channels, 1, groups=groups, bias=False)
+    It is a matrix product also where there is one group: with few channels, channels last and stride 2, oneDNN's own
+    gradient (torch 2.14.1) writes beyond its buffers.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, groups: int = 1, stride: int = 1) -> None:
+        super().__init__(groups * channels_in, groups * channels_out, 1, stride, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves `x`."""
+        stride = self.stride[0]
+        if stride > 1:
+            x = x[:, :, ::stride, ::stride]
         batch, channels, height, width = x.shape
-        weight = self.weight.view(self.groups, channels // self.groups, -1)
+        weight = self.weight.view(self.groups, self.out_channels // self.groups, -1)
         pixels = x.permute(0, 2, 3, 1).reshape(-1, self.groups, channels // self.groups)
-        return grouped_linear(pixels, weight).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return grouped_linear(pixels, weight).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import Cell
+from lfmcw_app.search_space.checkpointing import checkpointed
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
 from lfmcw_app.search_space.pcdarts import edge_softmax
 from lfmcw_app.search_space.stem import make_stem
@@ -95,6 +96,7 @@ class Supernet(nn.Module):
         stem_multiplier: the stem has stem_multiplier · channels channels.
         stem: "cifar", or "imagenet": to an eighth of the resolution before the cells.
         partial_channels: K; the operations see the first 1 / K of a node's channels (PC-DARTS: 4, on ImageNet 2).
+        checkpointing: whether cells keep no activations and run again in backward passes: less memory, more time.
 
     Attributes:
         skip_drop_probability: current probability of the dropout on identities (P-DARTS); set by the training loop.
@@ -115,9 +117,11 @@ class Supernet(nn.Module):
         stem_multiplier: int = 3,
         stem: Literal["cifar", "imagenet"] = "cifar",
         partial_channels: int = 1,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.skip_drop_probability = 0.0
+        self.checkpointing = checkpointing
         candidates = as_candidates(primitives, nodes)
         style = style or OperationStyle()
         width = stem_multiplier * channels
@@ -150,7 +154,8 @@ class Supernet(nn.Module):
         last: Tensor = self.second_stem(before_last)
         for cell in self.cells:
             weights = mixing.reduction if cell.reduces else mixing.normal
-            before_last, last = last, cell(before_last, last, weights, self.skip_drop_probability)
+            args = before_last, last, weights, self.skip_drop_probability
+            before_last, last = last, checkpointed(cell, *args) if self.checkpointing else cell(*args)
         return last
 
     def forward(self, images: Tensor, mixing: MixingWeights) -> Tensor:

@@ -37,17 +37,16 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(weights: Tensor | None, plain: int, *terms: Tensor) -> Tensor:
-        scalars = () if weights is None else weights.unbind()
-        if plain == 0:
-            out = terms[0] * scalars[0]
-        elif plain == 1:
-            out = torch.addcmul(terms[0], terms[1], scalars[0])
-        else:
+        pairs = list(zip(terms[plain:], () if weights is None else weights.unbind(), strict=True))
+        if plain > 1:
             out = terms[0] + terms[1]
+        elif plain == 1:
+            out = torch.addcmul(terms[0], *pairs.pop(0))
+        else:
+            out = torch.mul(*pairs.pop(0))
         for term in terms[2:plain]:
             out.add_(term)
-        done = 1 if plain == 0 else 1 if plain == 1 else 0
-        for scalar, term in zip(scalars[done:], terms[plain + done :], strict=True):
+        for term, scalar in pairs:
             out.addcmul_(term, scalar)
         return out
 
@@ -61,9 +60,10 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0].contiguous(memory_format=torch.channels_last)
         plain = (g,) * ctx.plain
-        if not ctx.saved_tensors:
+        saved = ctx.saved_tensors  # once: activation checkpointing lets go of them
+        if not saved:
             return None, None, *plain
-        weights, *weighted = ctx.saved_tensors
+        weights, *weighted = saved
         wanted = ctx.needs_input_grad[2 + ctx.plain :]
         maps = [g * w if wants else None for w, wants in zip(weights.unbind(), wanted, strict=True)]
         flat = _flat(g)

@@ -30,6 +30,12 @@ def rows(printed, first):
     return [row for row in cells if row[0] == first]
 
 
+def rows_after(printed, head):
+    """The cells of every row of the table whose head begins so."""
+    lines = printed[printed.index(head) :].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+
+
 @pytest.mark.slow
 def test_engines_beside_other_libraries():
     printed = output_of("engines.py", "--quick", "--problem", "layered")
@@ -58,6 +64,17 @@ def test_the_class_weights_find_the_class_that_cannot_be_learned():
     ranked = [line for line in printed.splitlines() if line.startswith("|")][2:]
     assert len(ranked) == 10
     assert "half mislabelled" in ranked[0]
+
+
+@pytest.mark.slow
+def test_search_steps_beside_the_original_operations():
+    printed = output_of("search_step.py", "--size", "tiny", "--repeats", "1", "--only", "first order")
+    (errors,) = rows(printed, "torch.float64")
+    assert all(float(error) < 1e-12 for error in errors[1:])
+    measured = {row[0]: row for row in rows_after(printed, "| step |")}
+    assert measured["DARTS, first order"][5:] == ["2", "2"]  # forward and backward passes through supernets
+    assert measured["DARTS, first order, original operations"][5:] == ["2", "2"]
+    assert measured["LFM-CW, first order"][5:] == ["7", "7"]
 
 
 def test_a_problem_that_does_not_exist_is_refused():

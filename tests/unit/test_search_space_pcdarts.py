@@ -11,6 +11,7 @@ from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pcdarts import channel_shuffle, edge_softmax
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 
+
 def test_the_shuffle_interleaves_groups_of_channels():
     x = torch.arange(8.0).reshape(1, 8, 1, 1)
     assert channel_shuffle(x, 4).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]

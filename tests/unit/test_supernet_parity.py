@@ -1,4 +1,4 @@
-"""The supernet computes what the module-per-edge formulation of the original programs does: values, gradients, second derivatives."""
+"""The supernet computes what the module-per-edge formulation does: values, gradients, second derivatives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.depthwise import depthwise
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
-from lfmcw_app.search_space.pointwise import DENSE_CHANNELS, GroupedPointwise, grouped_linear
+from lfmcw_app.search_space.pointwise import DENSE_CHANNELS, PointwiseConv, grouped_linear
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from lfmcw_app.search_space.weighted_sum import weighted_sum
 from mlo.testing import relative_error
@@ -95,7 +95,9 @@ def assert_alike(supernet, reference, arch, images, tolerance):
 @pytest.mark.parametrize("space", SPACES)
 def test_first_and_second_derivatives_equal_those_of_the_reference(space):
     supernet, reference, arch = pair(**SPACES[space])
-    size = {"darts, odd halves": 12, "pc-darts, images of imagenet": 64, "instance norm": 16}.get(space, 8)  # 12: the last maps are 3×3
+    size = {"darts, odd halves": 12, "pc-darts, images of imagenet": 64, "instance norm": 16}.get(
+        space, 8
+    )  # 12: the last maps are 3×3
     images = torch.randn(2, 2, size, size, dtype=torch.float64)
     assert_alike(supernet, reference, arch, images, 1e-12)
     assert sum(p.numel() for p in supernet.parameters()) == sum(p.numel() for p in reference.parameters())
@@ -134,6 +136,29 @@ def test_spectral_norm_divides_the_weights_of_each_edge_by_their_own_singular_va
     images = torch.randn(2, 2, 8, 8, dtype=torch.float64)
     ours, theirs = supernet.features(images, arch()), reference.eval().features(images, arch())
     assert relative_error({"": ours.detach()}, {"": theirs.detach()}) < 1e-2
+
+
+@pytest.mark.parametrize("space", ["darts", "no norm", "p-darts, second stage"])
+def test_checkpointing_changes_no_gradient_and_moves_buffers_once(space):
+    """With BatchNorm, spectral norm (whose vectors move between two passes) and dropout, to second order."""
+    supernet, _, arch = pair(**SPACES[space])
+    if space == "no norm":
+        normalize_spectrally(supernet)
+    supernet.skip_drop_probability = 0.3
+    images = torch.randn(2, 2, 2, 8, 8, dtype=torch.float64)
+    results = []
+    for checkpointing in (False, True):
+        network = copy.deepcopy(supernet)
+        network.checkpointing = checkpointing
+        torch.manual_seed(3)
+        variables = [p for p in network.parameters() if p is not network.classifier.weight] + list(arch.parameters())
+        out = network.features(images[0], arch()).square().mean() + network.features(images[1], arch()).sin().mean()
+        first = torch.autograd.grad(out, variables, create_graph=True, allow_unused=True)
+        size = sum(g.square().sum() for g in first if g is not None)
+        second = torch.autograd.grad(size, variables, allow_unused=True)
+        tensors_found = [out, *(g for g in (*first, *second) if g is not None), *network.buffers()]
+        results.append({str(k): tensor.detach().double() for k, tensor in enumerate(tensors_found)})
+    assert relative_error(results[1], results[0]) < 1e-13
 
 
 def test_weights_are_drawn_as_those_of_single_convolutions():
@@ -175,14 +200,15 @@ def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(kernel,
     assert relative_error(actual, expected) < 1e-12
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [3, 20])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_a_pointwise_convolution_in_groups_has_pytorchs_derivatives(groups, channels):
+def test_a_pointwise_convolution_in_groups_has_pytorchs_derivatives(groups, channels, stride):
     assert 4 * 3 <= DENSE_CHANNELS < 4 * 20  # both ways are taken
     torch.manual_seed(0)
-    layer = GroupedPointwise(channels, groups).double()
+    layer = PointwiseConv(channels, 6, groups=groups, stride=stride).double()
     x = torch.randn(2, groups * channels, 3, 3, dtype=torch.float64, requires_grad=True)
-    expected = nested(lambda x, w: F.conv2d(x, w, groups=groups), (x, layer.weight))
+    expected = nested(lambda x, w: F.conv2d(x, w, None, stride, groups=groups), (x, layer.weight))
     assert relative_error(nested(lambda x, w: layer(x), (x, layer.weight)), expected) < 1e-12
 
 
