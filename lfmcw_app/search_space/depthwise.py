@@ -47,7 +47,12 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) 
 
 def _convolution(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     padding = dilation * (weight.shape[-1] // 2)
-    return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
+    return F.conv2d(_fast_format(x), weight, None, stride, padding, dilation, len(weight))
+
+
+def _fast_format(x: Tensor) -> Tensor:
+    """Double precision has no oneDNN kernels; PyTorch's own are three to four times faster with the channels first."""
+    return x.contiguous() if x.dtype == torch.float64 and x.device.type == "cpu" else x
 
 
 class _Depthwise(torch.autograd.Function):
@@ -116,7 +121,17 @@ def _native(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation: int, *,
     pad, channels = dilation * (weight.shape[-1] // 2), len(weight)
     mask = [wanted == 0, wanted == 1, False]
     found = torch.ops.aten.convolution_backward(
-        g, x, weight, None, [stride] * 2, [pad] * 2, [dilation] * 2, False, [0, 0], channels, mask
+        _fast_format(g),
+        _fast_format(x),
+        weight,
+        None,
+        [stride] * 2,
+        [pad] * 2,
+        [dilation] * 2,
+        False,
+        [0, 0],
+        channels,
+        mask,
     )
     out: Tensor = found[wanted]
     return out
