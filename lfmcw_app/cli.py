@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +18,8 @@ from rich.console import Console
 from lfmcw_app.data import DATASETS, check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
-from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
+from lfmcw_app.stopping import Stopped, stop_signals
+from mlo.errors import CheckpointError, CheckpointWarning, ConfigurationError, EngineError, GraphError, ProblemError
 
 __all__ = [
     "DATASET_HELP",
@@ -27,6 +29,7 @@ __all__ = [
     "pick_device",
     "reported_errors",
     "resolve_recipe",
+    "stoppable",
 ]
 
 USER_ERRORS = (InputError, CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError)
@@ -148,13 +151,49 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def reported_errors(console: Console) -> Iterator[None]:
-    """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep their traceback."""
+    """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep their traceback.
+
+    Warnings are shown as one paragraph too.
+    """
+
+    def paragraph(kind: str, text: object) -> None:
+        console.print(kind, end=" ")
+        console.print(" ".join(str(text).split()), highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        paragraph("[bold yellow]Warning:[/]", message)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)  # each is news, although its words may be the same
+        warnings.showwarning = shown
+        try:
+            yield
+        except USER_ERRORS as error:
+            paragraph("[bold red]Error:[/]", error)
+            raise typer.Exit(2) from None
+
+
+@contextmanager
+def stoppable(console: Console, command: str) -> Iterator[None]:
+    """Ends the body at SIGTERM (exit code 0) and SIGINT (130) after a checkpoint, and says how to go on.
+
+    Args:
+        console: where it is said.
+        command: with which the run goes on.
+    """
+
+    def go_on(what: str) -> None:
+        console.print(f"{what} Go on with: {command}", highlight=False, soft_wrap=True, markup=False)
+
     try:
-        yield
-    except USER_ERRORS as error:
-        console.print("[bold red]Error:[/] ", end="")
-        console.print(" ".join(str(error).split()), highlight=False, markup=False, soft_wrap=not console.is_terminal)
-        raise typer.Exit(2) from None
+        with stop_signals():
+            yield
+    except Stopped as stop:
+        go_on("Interrupted; the state is saved." if stop.exit_code else "Stopped; the state is saved.")
+        raise typer.Exit(stop.exit_code) from None
+    except KeyboardInterrupt:
+        go_on("Interrupted at once; the last checkpoint stands.")
+        raise typer.Exit(130) from None
 
 
 def main(command: Callable[..., None]) -> None:

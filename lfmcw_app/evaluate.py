@@ -21,10 +21,13 @@ from lfmcw_app.trainer import read_data, train_derived
 
 def evaluate(
     genotype: Annotated[
-        str,
-        typer.Argument(help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N."),
-    ],
-    dataset: Annotated[str, typer.Argument(help=cli.DATASET_HELP)],
+        str | None,
+        typer.Argument(
+            help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N. Needed unless --resume is "
+            "given."
+        ),
+    ] = None,
+    dataset: Annotated[str | None, typer.Argument(help=f"{cli.DATASET_HELP} Needed unless --resume is given.")] = None,
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
     config: cli.ConfigOption = None,
@@ -33,6 +36,7 @@ def evaluate(
         Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
     ] = None,
     seed: cli.SeedOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Goes on with the evaluation in this folder.")] = None,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
@@ -42,14 +46,40 @@ def evaluate(
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
-        recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
-        cells = _read_genotype(genotype, recipe.search.nodes)
+        folder = None
+        if resume is not None:
+            if any(value not in (None, []) for value in (genotype, dataset, preset, space, config, assign, out, seed)):
+                raise InputError("--resume takes the evaluation's own genotype, data set and recipe; drop the others.")
+            folder = _evaluation(resume)
+            recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
+        elif genotype is None or dataset is None:
+            raise InputError(
+                "Name a genotype and a data set. For a first try: python -m lfmcw_app.evaluate random:0 digits"
+            )
+        else:
+            recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
+            cells = _read_genotype(genotype, recipe.search.nodes)
         target = cli.pick_device(device)
         images = read_data(recipe, data, searches=False)
-        folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(dataset)}-{recipe.preset}-evaluation"), recipe)
-        folder.write(EVALUATED, cells.to_json())
+        if folder is None:
+            name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
+            folder = RunFolder.create(out or cli.fresh_folder(name), recipe)
+            folder.write(EVALUATED, cells.to_json())
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        print_result(train_derived(folder, cells, images, console, target), folder, console)
+        with cli.stoppable(console, f"python -m lfmcw_app.evaluate --resume {folder.path}"), folder.held():
+            result = folder.result or train_derived(folder, cells, images, console, target)
+        print_result(result, folder, console)
+
+
+def _evaluation(path: Path) -> RunFolder:
+    """Opens the folder of --resume."""
+    folder = RunFolder.open(path)
+    if not (path / EVALUATED).exists():
+        raise InputError(
+            f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, go on with it by "
+            f"python -m lfmcw_app.run --resume {path}"
+        )
+    return folder
 
 
 def _read_genotype(text: str, nodes: int) -> Genotype:

@@ -265,6 +265,9 @@ class Recipe(_Section):
     dataset: str = "digits"
     seed: int = Field(default=0, ge=0, lt=2**62)
     checkpoint_every: int = Field(default=50, ge=1, description="rounds of the search between checkpoints")
+    checkpoint_keep_every: int = Field(
+        default=0, ge=0, description="every so-many-th checkpoint of a phase stays; 0: only the last two and the best"
+    )
     data: Data = Data()
     search: Search = Search(epochs=50)
     evaluation: Evaluation = Evaluation()

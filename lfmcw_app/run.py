@@ -85,13 +85,8 @@ def run(
         if folder is None:
             folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        try:
+        with cli.stoppable(console, f"python -m lfmcw_app.run --resume {folder.path}"):
             result = run_phases(folder, images, console, target)
-        except KeyboardInterrupt:
-            console.print(
-                f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True, markup=False
-            )
-            raise typer.Exit(130) from None
         print_result(result, folder, console)
 
 
@@ -100,8 +95,8 @@ def _resumed(path: Path, out: Path | None, recipe: Recipe | None, *, has_changes
     folder = RunFolder.open(path)
     if (path / EVALUATED).exists():
         raise InputError(
-            f"{path} holds the evaluation of a given genotype, which has no search to go on with. Evaluate again into a new "
-            "folder: python -m lfmcw_app.evaluate GENOTYPE DATASET"
+            f"{path} holds the evaluation of a given genotype, which has no search to go on with. Go on with it by "
+            f"python -m lfmcw_app.evaluate --resume {path}"
         )
     if out is not None and out.resolve() != path.resolve():
         raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")

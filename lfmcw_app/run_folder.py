@@ -3,10 +3,12 @@
 config.yaml        the resolved recipe
 environment.json   versions and hardware
 metrics.jsonl      one line a round of the search and of the training: a function of recipe and seed alone
-search.pt          checkpoint of the search; evaluation.pt: of the derived network's training
+search.pt          last checkpoint of the search; evaluation.pt: of the derived network's training. Of both also
+                   .previous.pt (the one before), .best.pt and, if the recipe says so, .round-N.pt (docs/checkpoints.md)
 genotype.json      the derived cells; cells.png, cells.svg: their picture
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
-    samples.png        generated images, a row a class
+samples.png        generated images, a row a class
+.lock              held by the process that runs here
 result.json        the test error; written last, so its presence means that the run is complete
 """
 
@@ -16,13 +18,16 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.errors import InputError
@@ -33,9 +38,17 @@ __all__ = ["EVALUATED", "RunFolder"]
 EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the genotype that was given, which no search of this folder found."""
 
+LOCK = ".lock"
+
+FAILED_SAVES = 10
+"""After so many checkpoints in a row that could not be written a run stops: nothing that it computes can be kept."""
+
 
 class RunFolder:
     """The folder of one run.
+
+    Lines of metrics and checkpoints that cannot be written (a full disk) are warned of and tried again at the next checkpoint;
+    the lines wait in memory.
 
     Args:
         path: an existing folder with a `config.yaml`; see `create` and `open`.
@@ -45,6 +58,11 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
+        self._pending: list[str] = []
+        self._metrics_bytes = 0  # of metrics.jsonl, up to the last line that is known to be whole
+        self._repeats = False  # whether the rounds that run now have their lines in metrics.jsonl already
+        self._failed_saves = 0
+        self._stores: dict[str, mlo.CheckpointStore] = {}
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -53,20 +71,47 @@ class RunFolder:
         Raises:
             InputError: if the folder holds something already, or cannot be written.
         """
+        folder = cls(path, recipe)
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                what = "another run" if (path / "config.yaml").exists() else "something else"
-                raise InputError(
-                    f"--out {path} holds {what} already, and nothing there is overwritten. Name a new folder, or go "
-                    f"on with that run by --resume {path}."
-                )
+            folder._check_empty()
             path.mkdir(parents=True, exist_ok=True)
-            folder = cls(path, recipe)
-            folder.write("config.yaml", recipe.to_yaml())
-            folder.write("environment.json", json.dumps(_environment(), indent=1))
+            with folder.held():
+                folder._check_empty()  # another process may have come first
+                folder.write("config.yaml", recipe.to_yaml())
+                folder.write("environment.json", json.dumps(_environment(), indent=1))
         except OSError as error:
             raise InputError(f"The run folder {path} cannot be written ({error}). Name another with --out.") from None
         return folder
+
+    def _check_empty(self) -> None:
+        path = self.path
+        if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+            what = "another run" if (path / "config.yaml").exists() else "something else"
+            raise InputError(
+                f"--out {path} holds {what} already, and nothing there is overwritten. Name a new folder, or go "
+                f"on with that run by --resume {path}."
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes from running in this folder while the body runs; the system lets go of it when they die.
+
+        Raises:
+            InputError: if another process holds it, or it cannot be written.
+        """
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"Another process is running in {self.path}. Wait for it, stop it, or name another folder."
+            ) from None
+        except OSError as error:
+            raise InputError(f"The run folder {self.path} cannot be written ({error}).") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -85,18 +130,57 @@ class RunFolder:
         return cls(path, validate_recipe(tree))
 
     def write(self, name: str, text: str) -> None:
-        """Writes a file so that it is there whole or not at all."""
+        """Writes a file so that it is there whole or not at all.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
         temporary = self.path / f".{name}.part"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        with self.writing(name):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path / name)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Turns failures of writing in the body into a user's error: a full disk, a folder that is read-only or gone."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{what} cannot be written in {self.path} ({error.strerror or error}). Make room or give the permission, then "
+                "go on with --resume: nothing that was saved is lost."
+            ) from None
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Adds a line to metrics.jsonl; where it cannot be written it waits for the next checkpoint."""
+        self._pending.append(json.dumps(entry) + "\n")
+        if len(self._pending) == 1:
+            try:
+                self._write_pending()
+            except OSError as error:
+                self._warn(f"metrics.jsonl cannot be written ({error.strerror or error}); its lines wait in memory.")
+
+    def _write_pending(self, *, flush: bool = False) -> None:
+        """Writes the lines that wait; after a failure the file may end in part of one, which the next attempt takes away."""
+        text = "".join(self._pending).encode()
+        if text and not self._repeats:
+            with self.metrics.open("ab") as file:
+                if file.tell() > self._metrics_bytes:
+                    file.truncate(self._metrics_bytes)
+                file.write(text)
+                file.flush()
+        if flush and self.metrics.exists():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+        self._metrics_bytes += len(text)
+        self._pending.clear()
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
 
     @property
     def metrics(self) -> Path:
@@ -116,65 +200,126 @@ class RunFolder:
             ) from None
         return result
 
-    def save(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> None:
-        """Writes the checkpoint of a phase, with the length that metrics.jsonl has now."""
-        length = self.metrics.stat().st_size if self.metrics.exists() else 0
-        state = {
-            "recipe": self.recipe.to_yaml(),
-            "phase": phase,
-            "metrics_bytes": length,
-            "optimizer": optimizer.state_dict(),
-        }
-        mlo.save_checkpoint(state, self.path / f"{phase}.pt")
+    def checkpoints(self, phase: str) -> mlo.CheckpointStore:
+        """The checkpoints of a phase."""
+        return self._stores.setdefault(phase, mlo.CheckpointStore(self.path, phase))
 
-    def has_checkpoint(self, phase: str) -> bool:
-        """Whether a phase has been checkpointed."""
-        return (self.path / f"{phase}.pt").exists()
+    def save(
+        self,
+        phase: str,
+        optimizer: mlo.MultilevelOptimizer,
+        standing: dict[str, Any],
+        *,
+        must: bool = False,
+        best: bool = False,
+        keep_as: int | None = None,
+    ) -> bool:
+        """Writes the checkpoint of a phase, with the length that metrics.jsonl has now.
 
-    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]) -> None:
+        Args:
+            phase: which.
+            optimizer: its state is saved.
+            standing: what else the phase needs to go on; `restore` returns it.
+            must: whether the run cannot go on without this one.
+            best: whether it is the best of the phase.
+            keep_as: number under which a copy stays.
+
+        Returns:
+            Whether it was written; if not, there was a warning.
+
+        Raises:
+            InputError: if it could not be written and must be, or `FAILED_SAVES` in a row could not.
+        """
+        try:
+            self._write_pending(flush=True)
+            state = {
+                "recipe": self.recipe.to_yaml(),
+                "phase": phase,
+                "metrics_bytes": self._metrics_bytes,
+                "standing": standing,
+                "optimizer": optimizer.state_dict(),
+            }
+            self.checkpoints(phase).save(state, best=best, keep_as=keep_as)
+        except OSError as error:
+            self._failed_saves += 1
+            what = (
+                f"The checkpoint of round {optimizer.round} of {phase} cannot be written in {self.path} "
+                f"({error.strerror or error})"
+            )
+            if must or self._failed_saves >= FAILED_SAVES:
+                often = f", the {self._failed_saves}th in a row" if self._failed_saves > 1 else ""
+                raise InputError(
+                    f"{what}{often}. The run stops, and the last checkpoint stands. Make room or give the permission, then "
+                    "go on with --resume."
+                ) from None
+            self._warn(f"{what}. The run goes on, and tries again at the next one.")
+            return False
+        self._failed_saves = 0
+        return True
+
+    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]) -> dict[str, Any]:
         """Loads the checkpoint of a phase, if there is one; metrics written since the latest checkpoint are dropped.
+
+        If the last one is damaged and the one before is loaded in a phase that has a later one, the rounds that are computed
+        again add no lines: metrics.jsonl has them.
 
         Args:
             phase: which.
             optimizer: what is restored.
             phases: all phases of the run, in their order.
 
+        Returns:
+            What `save` was given as `standing`; empty where there is no checkpoint.
+
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
-        path = self.path / f"{phase}.pt"
-        later = [other for other in phases[phases.index(phase) + 1 :] if self.has_checkpoint(other)]
-        if not path.exists():
+        later = [other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()]
+        state = self.checkpoints(phase).load()
+        self._repeats = bool(later)
+        if state is None:
             if later:
                 raise mlo.CheckpointError(
                     f"{self.path} has a checkpoint of {later[0]!r} but none of {phase!r} before it ({phase}.pt). Put it back, "
                     "or start again in a new folder."
                 )
-            if phase == phases[0]:
-                self._cut_metrics(0)
-            return
-        state = mlo.load_checkpoint(path)
-        if not isinstance(state.get("metrics_bytes"), int) or "optimizer" not in state:
+            self._go_to(self._metrics_bytes)  # where the phase before this one ended
+            return {}
+        self._check(phase, state)
+        optimizer.load_state_dict(state["optimizer"])
+        self._go_to(state["metrics_bytes"])
+        standing: dict[str, Any] = state.get("standing", {})
+        return standing
+
+    def _check(self, phase: str, state: dict[str, Any]) -> None:
+        """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""
+        where = f"The checkpoint of {phase!r} in {self.path}"
+        length = state.get("metrics_bytes")
+        if not isinstance(length, int) or "optimizer" not in state:
+            raise mlo.CheckpointError(f"{where} is not one of a run: it lacks entries. Use another folder.")
+        try:
+            recipe = validate_recipe(
+                yaml.safe_load(state["recipe"])
+            )  # keys that are new since then have their defaults
+        except (KeyError, AttributeError, yaml.YAMLError, InputError):
+            recipe = None
+        if state.get("phase") != phase or recipe != self.recipe:
             raise mlo.CheckpointError(
-                f"The checkpoint {path} is not one of a run: it lacks entries. Use another folder."
-            )
-        if state.get("phase") != phase or state.get("recipe") != self.recipe.to_yaml():
-            raise mlo.CheckpointError(
-                f"The checkpoint {path} is from another recipe than the config.yaml beside it. Resume the run that it "
+                f"{where} ({phase}.pt) is from another recipe than the config.yaml beside it. Resume the run that it "
                 "belongs to, or start again in a new folder."
             )
-        length = self.metrics.stat().st_size if self.metrics.exists() else 0
-        if length < state["metrics_bytes"]:
+        there = self.metrics.stat().st_size if self.metrics.exists() else 0
+        if there < length:
             raise mlo.CheckpointError(
-                f"{self.metrics} is shorter ({length} bytes) than when the checkpoint was written "
-                f"({state['metrics_bytes']} bytes): it was cut or replaced. Start again in a new folder."
+                f"{self.metrics} is shorter ({there} bytes) than when the checkpoint was written ({length} bytes): it was "
+                "cut or replaced. Start again in a new folder."
             )
-        optimizer.load_state_dict(state["optimizer"])
-        if not later:
-            self._cut_metrics(state["metrics_bytes"])
 
-    def _cut_metrics(self, length: int) -> None:
-        if self.metrics.exists():
+    def _go_to(self, length: int) -> None:
+        """Goes on with metrics.jsonl from a length; what is behind it is dropped, unless it belongs to later phases."""
+        self._pending.clear()
+        self._metrics_bytes = length
+        if self.metrics.exists() and not self._repeats:
             os.truncate(self.metrics, length)
 
 

@@ -18,6 +18,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
+from lfmcw_app.phase import Phase
 from lfmcw_app.pictures import save_samples
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
@@ -117,29 +118,13 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 
-def _check_finite(record: Record) -> None:
-    """Stops a run whose numbers are lost, before they are logged or saved.
-
-    Raises:
-        InputError: naming the problem and the round.
-    """
-    losses = {f"{name}.{p}" if p else name: value for name, loss in record.losses.items() for p, value in (
-        loss.items() if isinstance(loss, dict) else [("", loss)])}  # fmt: skip
-    lost = [name for name, value in losses.items() if not math.isfinite(value)]
-    lost += [f"gradient of {name}" for name, norm in record.gradient_norms.items() if not math.isfinite(norm)]
-    if lost:
-        raise InputError(
-            f"Round {record.round}: {', '.join(lost)} is not finite, so the run is stopped; the last checkpoint is older. "
-            "Lower a learning rate or λ, or clip gradients, and start again in a new folder."
-        )
-
-
 def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> dict[str, Any]:
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
     if folder.result is not None:
         return folder.result
-    genotype = search(folder, dataset, console, device)
-    return train_derived(folder, genotype, dataset, console, device)
+    with folder.held():
+        genotype = search(folder, dataset, console, device)
+        return train_derived(folder, genotype, dataset, console, device)
 
 
 # ------------------------------------------------------------------ search
@@ -195,10 +180,12 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
     title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
-    for name in ("cells.png", "cells.svg"):
-        draw_genotype(genotype, folder.path / name, title if how.method == "random" else f"{title}, {how.order} order")
-    if generator is not None:
-        save_samples(generator, dataset, folder.path / "samples.png", device)
+    title = title if how.method == "random" else f"{title}, {how.order} order"
+    with folder.writing("The pictures"):
+        for name in ("cells.png", "cells.svg"):
+            draw_genotype(genotype, folder.path / name, title)
+        if generator is not None:
+            save_samples(generator, dataset, folder.path / "samples.png", device)
     return genotype
 
 
@@ -242,7 +229,9 @@ def _run_stage(
     per_epoch = len(train) // recipe.search.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), recipe.search.architecture.warmup_epochs
     every = recipe.search.gradient_terms_every
-    folder.restore(stage.name, optimizer, phases_of(recipe))
+    phase = Phase(
+        folder, stage.name, optimizer, rounds=rounds, save_every=recipe.checkpoint_every, phases=phases_of(recipe)
+    )
     with PhaseProgress(console, stage.name, rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             if stage.skip_dropout:
@@ -253,13 +242,10 @@ def _run_stage(
                     if module is not None:
                         set_skip_drop_probability(module, probability)
             record = optimizer.step()
-            _check_finite(record)
             entry = _search_entry(stage.name, record, modules, recipe.checkpoint_every)
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
-            folder.log(entry)
-            if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
-                folder.save(stage.name, optimizer)
+            phase.finish_round(record, entry, loss=record.losses.get("arch"))
             if "arch" in record.losses:
                 error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
                 progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
@@ -361,19 +347,16 @@ def train_derived(
     assert isinstance(network, DerivedNetwork)
     per_epoch = min(len(dataset.train), recipe.data.train_images or len(dataset.train)) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
-    folder.restore(EVALUATION, optimizer, phases_of(recipe))
+    phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe))
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
             record = optimizer.step()
-            _check_finite(record)
-            folder.log({"phase": "training", **_entry(record)})
+            phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses["network"])
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
-            if record.round % per_epoch == 0 or record.round == rounds:
-                folder.save(EVALUATION, optimizer)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])
     cost = network_cost(network, dataset.image_size, dataset.channels)

@@ -4,9 +4,10 @@ Declare problems; a loss names the other problems that it reads; `MultilevelOpti
 moves every problem down its total gradient, through the solutions of the lower ones, by a hypergradient engine you choose.
 """
 
-from mlo.checkpoint import load_checkpoint, save_checkpoint
+from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from mlo.errors import (
     CheckpointError,
+    CheckpointWarning,
     ConfigurationError,
     EngineError,
     GraphError,
@@ -44,6 +45,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Autograd",
     "CheckpointError",
+    "CheckpointStore",
+    "CheckpointWarning",
     "ConfigurationError",
     "ConjugateGradient",
     "DependencyGraph",

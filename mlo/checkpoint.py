@@ -1,20 +1,36 @@
-"""Checkpoints on disk: written atomically, read without unpickling code."""
+"""Checkpoints on disk: written atomically, checksummed, versioned, read without unpickling code (docs/checkpoints.md)."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
+import re
+import shutil
 import tempfile
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlo.errors import CheckpointError
+from mlo.errors import CheckpointError, CheckpointWarning
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointStore", "load_checkpoint", "save_checkpoint"]
+
+FORMAT_VERSION = 1
+
+# A checkpoint is the ZIP archive that torch.save writes, with an archive comment: a mark, the version of the format, and the
+# SHA-256 of every byte before its own digits. So it stays a file that torch.load and any unzip read; torch itself does not
+# notice a flipped bit.
+MARK = b"mlo-checkpoint v%d sha256:"
+COMMENT = re.compile(rb"mlo-checkpoint v(\d+) sha256:([0-9a-f]{64})\Z")
+DIGITS = 64
+ARCHIVE_END = b"PK\x05\x06"
+"""What the last 22 bytes of an archive without a comment begin with; the last two are the length of the comment, 0."""
 
 
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -29,20 +45,261 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
 
     Raises:
         CheckpointError: if the state holds something that `load_checkpoint` could not read back.
+        OSError: if it cannot be written: a full disk, a folder that is read-only or gone. `path` is then as it was.
     """
-    state = _plain(state, "")
+    content = _serialized(state)
     target = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    temporary = _written(content, target)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+    _flush_folder(target.parent)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `save_checkpoint` wrote, on the CPU, with `weights_only=True`.
+
+    A file of `torch.save` without a checksum is read too, with a `CheckpointWarning`.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, changed, of a later version or not a checkpoint.
+    """
+    try:
+        with open(path, "rb") as file:
+            version = _checked_version(file, os.fspath(path))
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no checkpoint {os.fspath(path)}.") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises many kinds for damaged archives; each means the same to the user
+        raise _unreadable(path, f"({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"The file {os.fspath(path)} holds a {type(state).__name__}, not a checkpoint.")
+    if version == 0:
+        warnings.warn(
+            f"The checkpoint {os.fspath(path)} has no checksum, so damage to it would not be noticed.",
+            CheckpointWarning,
+            stacklevel=2,
+        )
+    return state
+
+
+class CheckpointStore:
+    """The checkpoints of one run: the last one, the one before it, the best, and copies that stay.
+
+    NAME.pt is the last; NAME.previous.pt the one before, which is read where the last is damaged; NAME.best.pt the one that was
+    saved as the best; NAME.round-N.pt the ones that were saved to be kept. One process at a time may write to a store.
+
+    Args:
+        folder: where they are; it must exist.
+        name: what their names begin with.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str = "checkpoint") -> None:
+        self.folder = Path(folder)
+        self.name = name
+        self._last_is_sound = False
+
+    @property
+    def last(self) -> Path:
+        """The file of the last checkpoint."""
+        return self.folder / f"{self.name}.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The file of the checkpoint before the last."""
+        return self.folder / f"{self.name}.previous.pt"
+
+    @property
+    def best(self) -> Path:
+        """The file of the best checkpoint."""
+        return self.folder / f"{self.name}.best.pt"
+
+    @property
+    def kept(self) -> list[Path]:
+        """The files of the checkpoints that were kept, the newest round first."""
+        pattern = re.compile(rf"{re.escape(self.name)}\.round-(\d+)\.pt")
+        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := pattern.fullmatch(path.name))]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def exists(self) -> bool:
+        """Whether there is anything that `load` would try."""
+        return any(path.exists() for path in self._candidates())
+
+    def save(self, state: dict[str, Any], *, best: bool = False, keep_as: int | None = None) -> None:
+        """Makes `state` the last checkpoint, and the last one the one before; a failure leaves what `load` returns as it was.
+
+        Args:
+            state: see `save_checkpoint`.
+            best: whether it is the best one so far as well.
+            keep_as: number under which a copy stays; None for none.
+
+        Raises:
+            CheckpointError: if the state holds something that could not be read back.
+            OSError: if it cannot be written.
+        """
+        content = _serialized(state)
+        self._remove_leftovers()
+        temporary = _written(content, self.last)
+        try:
+            # A damaged last one must not take the place of a sound one before it.
+            if self._last_is_sound or (self.last.exists() and _is_sound(self.last)):
+                os.replace(self.last, self.previous)
+            os.replace(temporary, self.last)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._last_is_sound = True
+        _flush_folder(self.folder)
+        if best:
+            _copy(self.last, self.best)
+        if keep_as is not None:
+            _copy(self.last, self.folder / f"{self.name}.round-{keep_as}.pt")
+
+    def load(self) -> dict[str, Any] | None:
+        """Returns the last checkpoint; where it is damaged or gone, with a `CheckpointWarning`, the newest one before it.
+
+        Returns:
+            The state, or None if nothing was ever saved.
+
+        Raises:
+            CheckpointError: if there are checkpoints and none can be read.
+        """
+        first: CheckpointError | None = None
+        for path in self._candidates():
+            if not path.exists() and path != self.last:
+                continue
+            try:
+                state = load_checkpoint(path)
+            except CheckpointError as error:
+                first = first or error
+                continue
+            self._last_is_sound = path == self.last
+            if first is not None:
+                warnings.warn(
+                    f"{first} The one before, {path.name}, takes its place; what came after it is computed again.",
+                    CheckpointWarning,
+                    stacklevel=2,
+                )
+            return state
+        if self.exists():
+            assert first is not None
+            raise first
+        return None
+
+    def _candidates(self) -> list[Path]:
+        return [self.last, self.previous, *self.kept]
+
+    def _remove_leftovers(self) -> None:
+        """Removes the temporary files of writers that were killed."""
+        for path in self.folder.glob(f".{self.name}.*.part"):
+            path.unlink(missing_ok=True)
+
+
+def _serialized(state: dict[str, Any]) -> list[bytes | memoryview]:
+    """The content of a checkpoint file, in pieces.
+
+    In memory first: torch.save turns the OSError of a full disk into a RuntimeError about positions.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(state, ""), buffer)
+    archive: memoryview[int] = buffer.getbuffer()
+    mark = MARK % FORMAT_VERSION
+    if bytes(archive[-2:]) != b"\0\0":
+        raise CheckpointError("torch.save wrote an archive with a comment, where the checksum would be.")
+    pieces: list[bytes | memoryview] = [archive[:-2], (len(mark) + DIGITS).to_bytes(2, "little"), mark]
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return [*pieces, digest.hexdigest().encode()]
+
+
+def _written(content: list[bytes | memoryview], target: Path) -> Path:
+    """Writes a temporary file beside `target`, down to the disk, and returns its path; leaves nothing if it fails."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in content:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            os.unlink(name)
+        raise
+    return Path(name)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename survive a power failure, where the system can."""
+    with contextlib.suppress(OSError):  # not on every file system; the rename itself is done
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Gives a file a second name that outlives the first, without writing it twice where that is possible."""
+    temporary = target.parent / f".{target.name}.copy.part"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _checked_version(file: BinaryIO, name: str) -> int:
+    """Returns the version of a checkpoint's format, 0 for one without a checksum.
+
+    Raises:
+        CheckpointError: if its content does not match its checksum, or the version is a later one.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 128))
+    end = file.read()
+    found = COMMENT.search(end)
+    if found is None:
+        if end[-22:-18] == ARCHIVE_END and end[-2:] == b"\0\0":
+            return 0
+        raise _unreadable(name, "(it does not end in a checksum)")
+    digest = hashlib.sha256()
+    file.seek(0)
+    left = size - DIGITS
+    while left > 0 and (piece := file.read(min(left, 1 << 20))):
+        digest.update(piece)
+        left -= len(piece)
+    if digest.hexdigest().encode() != found[2]:
+        raise _unreadable(name, "(its checksum does not match)")
+    version = int(found[1])
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"The checkpoint {name} has format {version}; this version of mlo reads up to {FORMAT_VERSION}. Use a later mlo."
+        )
+    return version
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file is as it was written."""
+    try:
+        with path.open("rb") as file:
+            _checked_version(file, path.name)
+    except (OSError, CheckpointError):
+        return False
+    return True
+
+
+def _unreadable(path: str | os.PathLike[str], why: str) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint {os.fspath(path)} cannot be read: it is truncated, damaged or not a checkpoint {why}. Use an "
+        "earlier checkpoint, or start again in a new folder."
+    )
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -62,23 +319,3 @@ def _plain(value: Any, where: str) -> Any:
         f"The state{where} is a {type(value).__name__}, which cannot be read back without unpickling code. Keep tensors, "
         "numbers, strings, lists and dicts in states of modules, optimizers, schedulers and data."
     )
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, on the CPU, with `weights_only=True`.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated or not a checkpoint.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"There is no checkpoint {os.fspath(path)}.") from None
-    except Exception as error:  # torch raises many kinds for damaged archives; each means the same to the user
-        raise CheckpointError(
-            f"The checkpoint {os.fspath(path)} cannot be read: it is truncated, damaged or not a checkpoint "
-            f"({type(error).__name__}). Use an earlier checkpoint, or start again in a new folder."
-        ) from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"The file {os.fspath(path)} holds a {type(state).__name__}, not a checkpoint.")
-    return state

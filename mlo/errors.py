@@ -10,6 +10,7 @@ from pathlib import Path
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
     "ConfigurationError",
     "EngineError",
     "GraphError",
@@ -38,6 +39,10 @@ class ConfigurationError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or belongs to something else."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was damaged or could not be written; what is done instead is said."""
 
 
 class SolveWarning(UserWarning):

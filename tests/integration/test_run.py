@@ -63,8 +63,9 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_everything_in_its_folder(whole):
     folder, printed = whole
     expected = {
-        "cells.png", "cells.svg", "config.yaml", "environment.json", "evaluation.pt", "genotype.json", "metrics.jsonl",
-        "result.json", "samples.png", "search.pt",
+        ".lock", "cells.png", "cells.svg", "config.yaml", "environment.json", "evaluation.best.pt", "evaluation.pt",
+        "evaluation.previous.pt", "genotype.json", "metrics.jsonl", "result.json", "samples.png", "search.best.pt",
+        "search.previous.pt", "search.pt",
     }  # fmt: skip
     assert {path.name for path in folder.iterdir()} == expected
     result = json.loads((folder / "result.json").read_text())

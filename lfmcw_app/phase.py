@@ -1,0 +1,94 @@
+"""The rounds of one phase of a run, kept safe: checkpoints, stops by signals, numbers that are lost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lfmcw_app import stopping
+from lfmcw_app.run_folder import RunFolder
+from mlo import MultilevelOptimizer, Record
+
+__all__ = ["Phase", "Standing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a phase knows beside its optimizer, saved with it.
+
+    Attributes:
+        loss_sum: sum of the losses of the rounds since the last due checkpoint.
+        loss_count: number of these rounds.
+        best: lowest mean of such losses so far; None before the first.
+    """
+
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best: float | None = None
+
+
+class Phase:
+    """A phase of a run, from where its checkpoint stands.
+
+    Args:
+        folder: of the run.
+        name: of the phase.
+        optimizer: what is run; it is moved to the phase's checkpoint.
+        rounds: number of rounds of the phase.
+        save_every: rounds between checkpoints.
+        phases: all phases of the run, in their order.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        name: str,
+        optimizer: MultilevelOptimizer,
+        *,
+        rounds: int,
+        save_every: int,
+        phases: tuple[str, ...],
+    ) -> None:
+        self._folder, self._name, self._optimizer = folder, name, optimizer
+        self._rounds, self._save_every = rounds, save_every
+        self._keep_every = folder.recipe.checkpoint_keep_every
+        self._standing = Standing(**folder.restore(name, optimizer, phases))
+
+    def finish_round(self, record: Record, entry: dict[str, Any], *, loss: float | None) -> None:
+        """Logs a round, writes a checkpoint where one is due, and stops where a signal asked for it.
+
+        Args:
+            record: of the round.
+            entry: what is logged of it.
+            loss: by whose mean since the last checkpoint that was due the best one is known; None where there is none.
+
+        Raises:
+            Stopped: after a checkpoint, if a signal asked for it.
+            InputError: if the state of the phase's last round cannot be written, or none could be for a long time.
+        """
+        self._folder.log(entry)
+        if loss is not None:
+            standing = self._standing
+            self._standing = replace(standing, loss_sum=standing.loss_sum + loss, loss_count=standing.loss_count + 1)
+        last = record.round == self._rounds
+        due = last or record.round % self._save_every == 0
+        if due:
+            self._save_due(record.round, last=last)
+        received = stopping.requested()
+        if received is not None:
+            stopping.settled()
+            if not due:
+                self._save(self._standing, must=True)
+            raise stopping.Stopped(received)
+
+    def _save_due(self, round_number: int, *, last: bool) -> None:
+        now = self._standing
+        mean = now.loss_sum / now.loss_count if now.loss_count else None
+        better = mean is not None and (now.best is None or mean < now.best)
+        keep = self._keep_every and (round_number // self._save_every) % self._keep_every == 0
+        standing = Standing(best=mean if better else now.best)
+        if self._save(standing, must=last, best=better, keep_as=round_number if keep else None):
+            self._standing = standing
+
+    def _save(self, standing: Standing, *, must: bool, best: bool = False, keep_as: int | None = None) -> bool:
+        return self._folder.save(self._name, self._optimizer, asdict(standing), must=must, best=best, keep_as=keep_as)

@@ -1,0 +1,219 @@
+"""Checkpoint files: whole or not there, changed bits noticed, the one before at hand, readable by plain torch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+
+import pytest
+import torch
+
+import mlo
+from mlo import checkpoint
+
+
+def state(number):
+    return {"number": number, "tensor": torch.arange(1000.0) + number, "nested": {"list": [1, 2.5, "x", None]}}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return mlo.CheckpointStore(tmp_path, "run")
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_comes_back_and_is_an_archive_that_torch_and_zip_read(tmp_path):
+    mlo.save_checkpoint(state(1), tmp_path / "a.pt")
+    for loaded in (
+        mlo.load_checkpoint(tmp_path / "a.pt"),
+        torch.load(tmp_path / "a.pt", weights_only=True),
+        torch.load(tmp_path / "a.pt", weights_only=True, mmap=True),
+    ):
+        assert loaded["nested"] == state(1)["nested"]
+        assert torch.equal(loaded["tensor"], state(1)["tensor"])
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert archive.testzip() is None
+        mark, digits = archive.comment[:-64], archive.comment[-64:].decode()
+    assert mark == b"mlo-checkpoint v1 sha256:"
+    assert hashlib.sha256((tmp_path / "a.pt").read_bytes()[:-64]).hexdigest() == digits
+    assert files(tmp_path) == ["a.pt"]
+
+
+def test_every_flipped_bit_and_every_truncation_is_noticed(tmp_path):
+    path = tmp_path / "a.pt"
+    mlo.save_checkpoint({"tensor": torch.arange(20.0)}, path)
+    content = path.read_bytes()
+    places = [*range(0, len(content) - 200, 7), *range(len(content) - 200, len(content))]
+    for place in places:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(mlo.CheckpointError, match=r"a\.pt"):
+            mlo.load_checkpoint(path)
+    for length in range(0, len(content), 13):
+        path.write_bytes(content[:length])
+        with pytest.raises(mlo.CheckpointError, match="truncated, damaged or not a checkpoint"):
+            mlo.load_checkpoint(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(mlo.CheckpointError):
+        mlo.load_checkpoint(path)
+    path.write_bytes(content)
+    mlo.load_checkpoint(path)
+
+
+def test_a_file_of_plain_torch_save_is_read_with_a_warning(tmp_path):
+    torch.save(state(2), tmp_path / "a.pt")
+    with pytest.warns(mlo.CheckpointWarning, match="no checksum"):
+        assert mlo.load_checkpoint(tmp_path / "a.pt")["number"] == 2
+
+
+def test_a_later_format_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    mlo.save_checkpoint(state(1), tmp_path / "a.pt")
+    monkeypatch.undo()
+    with pytest.raises(mlo.CheckpointError, match="has format 2.*reads up to 1"):
+        mlo.load_checkpoint(tmp_path / "a.pt")
+
+
+class Exploit:
+    def __reduce__(self):
+        return (os.mkdir, ("exploited",))
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mlo.CheckpointError, match="is a Exploit"):
+        mlo.save_checkpoint({"x": Exploit()}, "a.pt")
+    monkeypatch.setattr(checkpoint, "_plain", lambda value, where: value)  # a checksum is no signature
+    mlo.save_checkpoint({"x": Exploit()}, "a.pt")
+    with pytest.raises(mlo.CheckpointError):
+        mlo.load_checkpoint("a.pt")
+    assert files(tmp_path) == ["a.pt"]
+
+
+def test_a_store_keeps_the_last_two_the_best_and_those_to_be_kept(store, tmp_path):
+    assert store.load() is None
+    assert not store.exists()
+    for number in range(1, 6):
+        store.save(state(number), best=number == 3, keep_as=number if number % 2 == 0 else None)
+    assert files(tmp_path) == ["run.best.pt", "run.previous.pt", "run.pt", "run.round-2.pt", "run.round-4.pt"]
+    numbers = {path: mlo.load_checkpoint(path)["number"] for path in tmp_path.iterdir()}
+    assert (numbers[store.last], numbers[store.previous]) == (5, 4)
+    assert numbers[store.best] == 3
+    assert [numbers[path] for path in store.kept] == [4, 2]
+
+
+def test_kept_ones_are_ordered_by_number(store):
+    for number in (9, 10, 100):
+        store.save(state(number), keep_as=number)
+    assert [path.name for path in store.kept] == ["run.round-100.pt", "run.round-10.pt", "run.round-9.pt"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "copies"])
+def test_copies_outlive_the_last_one_being_replaced(store, links, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
+    store.save(state(1), best=True)
+    store.save(state(2))
+    store.last.write_bytes(b"")
+    assert mlo.load_checkpoint(store.best)["number"] == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
+def test_a_damaged_last_one_falls_back_to_the_one_before_with_a_warning(store, damage):
+    for number in (1, 2, 3):
+        store.save(state(number))
+    harm(store.last, damage)
+    with pytest.warns(mlo.CheckpointWarning, match=r"run\.pt.*run\.previous\.pt, takes its place"):
+        assert mlo.CheckpointStore(store.folder, "run").load()["number"] == 2
+
+
+def test_of_several_damaged_ones_the_newest_sound_one_is_read_and_none_is_an_error(store):
+    for number in (1, 2, 3, 4):
+        store.save(state(number), keep_as=number if number < 3 else None)
+    harm(store.last, "flipped")
+    harm(store.previous, "truncated")
+    with pytest.warns(mlo.CheckpointWarning, match="round-2"):
+        assert store.load()["number"] == 2
+    for path in store.kept:
+        harm(path, "flipped")
+    with pytest.raises(mlo.CheckpointError, match=r"run\.pt"):
+        store.load()
+
+
+@pytest.mark.parametrize("loads_first", [True, False])
+def test_a_damaged_last_one_never_takes_the_place_of_the_sound_one_before(store, loads_first):
+    store.save(state(1))
+    store.save(state(2))
+    harm(store.last, "flipped")
+    later = mlo.CheckpointStore(store.folder, "run")
+    if loads_first:
+        with pytest.warns(mlo.CheckpointWarning):
+            later.load()
+    later.save(state(3))
+    assert mlo.load_checkpoint(store.last)["number"] == 3
+    assert mlo.load_checkpoint(store.previous)["number"] == 1
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_save_that_fails_at_any_step_leaves_the_last_good_state_and_nothing_else(store, step, monkeypatch):
+    store.save(state(1))
+    store.save(state(2))
+    before = files(store.folder)
+    full = OSError(28, "No space left on device")
+
+    def fail(*arguments, **options):
+        raise full
+
+    if step == "write":
+        monkeypatch.setattr(os, "fdopen", lambda descriptor, mode: Full(descriptor))
+    else:
+        monkeypatch.setattr(os, step, fail)
+    for save in (lambda: store.save(state(3)), lambda: mlo.save_checkpoint(state(3), store.last)):
+        with pytest.raises(OSError, match="No space"):
+            save()
+    monkeypatch.undo()
+    assert files(store.folder) == before
+    assert mlo.CheckpointStore(store.folder, "run").load()["number"] == 2
+    store.save(state(4))
+    assert store.load()["number"] == 4
+    assert mlo.load_checkpoint(store.previous)["number"] == 2
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that takes ten bytes."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def write(self, data):
+        os.write(self.descriptor, bytes(data[:10]))
+        raise OSError(28, "No space left on device")
+
+    def close(self):
+        if not self.closed:
+            os.close(self.descriptor)
+        super().close()
+
+
+def test_leftovers_of_killed_writers_are_removed_by_the_next(store, tmp_path):
+    (tmp_path / ".run.pt.abcd.part").write_bytes(b"half")
+    (tmp_path / ".run-2.pt.abcd.part").write_bytes(b"another store's")
+    store.save(state(1))
+    assert files(tmp_path) == [".run-2.pt.abcd.part", "run.pt"]
+
+
+def harm(path, damage):
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
