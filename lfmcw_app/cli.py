@@ -16,10 +16,18 @@ import yaml
 from rich.console import Console
 
 from lfmcw_app.data import DATASETS, check_dataset
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.recipe import Recipe, load_recipe
 from lfmcw_app.stopping import Stopped, stop_signals
-from mlo.errors import CheckpointError, CheckpointWarning, ConfigurationError, EngineError, GraphError, ProblemError
+from mlo.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    ConfigurationError,
+    EngineError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+)
 
 __all__ = [
     "DATASET_HELP",
@@ -32,7 +40,9 @@ __all__ = [
     "stoppable",
 ]
 
-USER_ERRORS = (InputError, CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError)
+USER_ERRORS = (
+    InputError, CheckpointError, ConfigurationError, EngineError, GraphError, NonFiniteError, ProblemError,
+)  # fmt: skip
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
@@ -164,7 +174,8 @@ def reported_errors(console: Console) -> Iterator[None]:
         paragraph("[bold yellow]Warning:[/]", message)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)  # each is news, although its words may be the same
+        for category in (CheckpointWarning, NumbersWarning):
+            warnings.simplefilter("always", category)  # each is news, although its words may be the same
         warnings.showwarning = shown
         try:
             yield

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError"]
+__all__ = ["InputError", "NumbersWarning"]
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what, what was received, and what to do."""
+
+
+class NumbersWarning(UserWarning):
+    """Numbers of a run are lost, or no longer mean what they should; what is done about it is said."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lfmcw_app import stopping
+from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.run_folder import RunFolder
-from mlo import MultilevelOptimizer, Record
+from mlo import MultilevelOptimizer, NonFiniteError, Record
 
 __all__ = ["Phase", "Standing"]
 
@@ -20,11 +22,17 @@ class Standing:
         loss_sum: sum of the losses of the rounds since the last due checkpoint.
         loss_count: number of these rounds.
         best: lowest mean of such losses so far; None before the first.
+        rollbacks: times that the run went back to the last due checkpoint.
     """
 
     loss_sum: float = 0.0
     loss_count: int = 0
     best: float | None = None
+    rollbacks: int = 0
+
+
+ROLLBACKS = 3
+"""Times that a run goes back to one and the same checkpoint because numbers were lost."""
 
 
 class Phase:
@@ -53,6 +61,46 @@ class Phase:
         self._rounds, self._save_every = rounds, save_every
         self._keep_every = folder.recipe.checkpoint_keep_every
         self._standing = Standing(**folder.restore(name, optimizer, phases))
+        # The optimizer's own rollback would go back to a state in memory, not to the checkpoint.
+        self._rolls_back = folder.recipe.on_nonfinite == "rollback"
+        optimizer.on_nonfinite = "skip" if folder.recipe.on_nonfinite == "skip" else "stop"
+        if self._rolls_back and optimizer.round == 0:
+            self._save(self._standing, must=True)
+
+    def step(self) -> Record | None:
+        """Runs a round; None if the run went back to its last checkpoint instead.
+
+        Raises:
+            InputError: if a loss or gradient is not finite and the recipe says stop, or nothing else helped.
+        """
+        try:
+            record = self._optimizer.step()
+        except NonFiniteError as error:
+            told = f"{error} {self._folder.save_diagnosis(error)}"
+            if not self._rolls_back:
+                raise InputError(f"{told} The run is stopped; the last checkpoint is older.") from error
+            self._roll_back(told)
+            return None
+        for skipped in record.skipped.values():
+            warnings.warn(f"{skipped} {self._folder.save_diagnosis(skipped)}", NumbersWarning, stacklevel=2)
+        return record
+
+    def _roll_back(self, told: str) -> None:
+        """Goes back to the last checkpoint, with other batches and noise than led away from it; see `roll_back` of mlo."""
+        standing = self._folder.roll_back(self._name, self._optimizer)
+        self._standing = Standing(**standing)
+        if self._standing.rollbacks == ROLLBACKS:
+            raise InputError(
+                f"{told} The run went back to round {self._optimizer.round} of {self._name} {ROLLBACKS} times, and is stopped."
+            )
+        self._standing = replace(self._standing, rollbacks=self._standing.rollbacks + 1)
+        self._save(self._standing, must=True)  # a run that is resumed from here has the same batches to come
+        warnings.warn(
+            f"{told} The run goes back to round {self._optimizer.round} of {self._name}, with other batches and noise "
+            f"({self._standing.rollbacks} of {ROLLBACKS} times).",
+            NumbersWarning,
+            stacklevel=3,
+        )
 
     def finish_round(self, record: Record, entry: dict[str, Any], *, loss: float | None) -> None:
         """Logs a round, writes a checkpoint where one is due, and stops where a signal asked for it.

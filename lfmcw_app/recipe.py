@@ -268,6 +268,11 @@ class Recipe(_Section):
     checkpoint_keep_every: int = Field(
         default=0, ge=0, description="every so-many-th checkpoint of a phase stays; 0: only the last two and the best"
     )
+    on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
+        default="stop",
+        description="a loss or gradient that is not finite stops the run, or its update is skipped, or the run goes back to "
+        "its last checkpoint with other batches and noise; each is bounded",
+    )
     data: Data = Data()
     search: Search = Search(epochs=50)
     evaluation: Evaluation = Evaluation()

@@ -6,6 +6,7 @@ metrics.jsonl      one line a round of the search and of the training: a functio
 search.pt          last checkpoint of the search; evaluation.pt: of the derived network's training. Of both also
                    .previous.pt (the one before), .best.pt and, if the recipe says so, .round-N.pt (docs/checkpoints.md)
 genotype.json      the derived cells; cells.png, cells.svg: their picture
+nonfinite-*.pt     if a loss or gradient was not finite: what is known of it, of the first few
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
 samples.png        generated images, a row a class
 .lock              held by the process that runs here
@@ -21,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,10 @@ LOCK = ".lock"
 
 FAILED_SAVES = 10
 """After so many checkpoints in a row that could not be written a run stops: nothing that it computes can be kept."""
+
+
+DIAGNOSES = 5
+"""Diagnostic files of numbers that were lost, at most."""
 
 
 class RunFolder:
@@ -182,6 +188,17 @@ class RunFolder:
     def _warn(message: str) -> None:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
 
+    def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
+        """Writes what is known of numbers that were lost, for the first few times; returns a sentence that says where."""
+        if len(list(self.path.glob("nonfinite-*.pt"))) >= DIAGNOSES:
+            return f"There are {DIAGNOSES} diagnostic files already; no more are written."
+        name = f"nonfinite-{error.problem}-round-{error.round}.pt"
+        try:
+            mlo.save_checkpoint(error.data, self.path / name)
+        except OSError as failure:
+            return f"A diagnostic file cannot be written ({failure.strerror or failure})."
+        return f"What is known of it is in {self.path / name} (mlo.load_checkpoint)."
+
     @property
     def metrics(self) -> Path:
         """The file of metrics."""
@@ -275,7 +292,7 @@ class RunFolder:
             CheckpointError: if it is damaged or belongs to another run.
         """
         later = [other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()]
-        state = self.checkpoints(phase).load()
+        state = self.checkpoints(phase).load(partial(self._check, phase))
         self._repeats = bool(later)
         if state is None:
             if later:
@@ -285,10 +302,26 @@ class RunFolder:
                 )
             self._go_to(self._metrics_bytes)  # where the phase before this one ended
             return {}
-        self._check(phase, state)
         optimizer.load_state_dict(state["optimizer"])
         self._go_to(state["metrics_bytes"])
         standing: dict[str, Any] = state.get("standing", {})
+        return standing
+
+    def roll_back(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> dict[str, Any]:
+        """Goes back to the last checkpoint of a phase, but not to its batches and noise; drops the lines since.
+
+        Returns:
+            What `save` was given as `standing`.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        state = self.checkpoints(phase).load(partial(self._check, phase))
+        if state is None:
+            raise mlo.CheckpointError(f"There is no checkpoint of {phase!r} in {self.path} to go back to.")
+        optimizer.roll_back(state["optimizer"])
+        self._go_to(state["metrics_bytes"])
+        standing: dict[str, Any] = state["standing"]
         return standing
 
     def _check(self, phase: str, state: dict[str, Any]) -> None:
@@ -298,9 +331,8 @@ class RunFolder:
         if not isinstance(length, int) or "optimizer" not in state:
             raise mlo.CheckpointError(f"{where} is not one of a run: it lacks entries. Use another folder.")
         try:
-            recipe = validate_recipe(
-                yaml.safe_load(state["recipe"])
-            )  # keys that are new since then have their defaults
+            # Keys that are new since it was written have their defaults.
+            recipe = validate_recipe(yaml.safe_load(state["recipe"]))
         except (KeyError, AttributeError, yaml.YAMLError, InputError):
             recipe = None
         if state.get("phase") != phase or recipe != self.recipe:

@@ -241,7 +241,9 @@ def _run_stage(
                 for module in modules:
                     if module is not None:
                         set_skip_drop_probability(module, probability)
-            record = optimizer.step()
+            record = phase.step()
+            if record is None:
+                continue
             entry = _search_entry(stage.name, record, modules, recipe.checkpoint_every)
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
@@ -249,7 +251,7 @@ def _run_stage(
             if "arch" in record.losses:
                 error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
                 progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
-            else:  # the architecture rests in the first epochs
+            elif "w2" in record.losses:  # the architecture rests in the first epochs
                 progress.update(record.round, {"training loss": record.losses["w2"]})
 
 
@@ -271,6 +273,7 @@ def _entry(record: Record) -> dict[str, Any]:
             name: {"engine": report.engine, "iterations": report.iterations, "residual": report.residual}
             for name, report in sorted(record.solves.items())
         },
+        **({"skipped": {name: error.term for name, error in record.skipped.items()}} if record.skipped else {}),
     }
 
 
@@ -352,8 +355,12 @@ def train_derived(
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
-            record = optimizer.step()
-            phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses["network"])
+            record = phase.step()
+            if record is None:
+                continue
+            phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses.get("network"))
+            if record.skipped:
+                continue
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, {"loss": record.losses["network"], "training error %": error})

@@ -11,6 +11,7 @@ from mlo.errors import (
     ConfigurationError,
     EngineError,
     GraphError,
+    NonFiniteError,
     ProblemError,
     SolveWarning,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Minres",
     "MultilevelOptimizer",
     "Neumann",
+    "NonFiniteError",
     "Nystrom",
     "OneStep",
     "Penalty",

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -160,14 +161,17 @@ class CheckpointStore:
         if keep_as is not None:
             _copy(self.last, self.folder / f"{self.name}.round-{keep_as}.pt")
 
-    def load(self) -> dict[str, Any] | None:
+    def load(self, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
         """Returns the last checkpoint; where it is damaged or gone, with a `CheckpointWarning`, the newest one before it.
+
+        Args:
+            check: is shown a state that was read, and raises a CheckpointError if it is not one to go on from.
 
         Returns:
             The state, or None if nothing was ever saved.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read.
+            CheckpointError: if there are checkpoints and none can be read: what is wrong with the last one.
         """
         first: CheckpointError | None = None
         for path in self._candidates():
@@ -175,6 +179,8 @@ class CheckpointStore:
                 continue
             try:
                 state = load_checkpoint(path)
+                if check is not None:
+                    check(state)
             except CheckpointError as error:
                 first = first or error
                 continue

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -14,6 +15,7 @@ __all__ = [
     "ConfigurationError",
     "EngineError",
     "GraphError",
+    "NonFiniteError",
     "ProblemError",
     "SolveWarning",
     "nearest",
@@ -39,6 +41,22 @@ class ConfigurationError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or belongs to something else."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient is not finite, and the step that it was for was not made.
+
+    Attributes:
+        problem: name of the problem.
+        round: number of the round, counted from 1.
+        term: what is not finite: the loss, the direct gradient, or the implicit term through a lower problem.
+        data: for a diagnostic file, as `save_checkpoint` takes it: losses, norms of the gradient by parameter, the gradient,
+            the tensors of the batches, the random state before each, and which tensors were not finite already.
+    """
+
+    def __init__(self, message: str, *, problem: str, round: int, term: str, data: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.problem, self.round, self.term, self.data = problem, round, term, data
 
 
 class CheckpointWarning(UserWarning):

@@ -23,7 +23,17 @@ from mlo.randomness import RandomState, replayed
 if TYPE_CHECKING:
     from mlo.response import Solution
 
-__all__ = ["Evaluation", "Input", "LossModule", "LossValue", "alias", "batch_versions", "gradients", "zeros_for_none"]
+__all__ = [
+    "Evaluation",
+    "Input",
+    "LossModule",
+    "LossValue",
+    "alias",
+    "batch_versions",
+    "gradients",
+    "tensors_of",
+    "zeros_for_none",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +293,13 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 def _rebuilt(batch: Any) -> Any:
     """The same tensors in new containers, so that a loss may pop entries from its batch."""
     return _map_tensors(batch, lambda tensor: tensor)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Every tensor in a batch."""
+    found: list[Tensor] = []
+    _map_tensors(batch, found.append)
+    return found
 
 
 def batch_versions(batch: Any) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
-from mlo.errors import CheckpointError, GraphError, ProblemError, nearest, warn_user
+from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
@@ -21,6 +22,15 @@ from mlo.hypergradient.double_backward import check_checkpointing, check_double_
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.nonfinite import (
+    ROLLBACKS,
+    SKIPS_IN_A_ROW,
+    SNAPSHOT_EVERY,
+    OnNonFinite,
+    check_policy,
+    is_finite,
+    nonfinite_error,
+)
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.records import Record
@@ -41,8 +51,14 @@ class MultilevelOptimizer:
             differentiated through that problem's solution; one that reads a later one takes its current value.
         hypergradient: how solutions are differentiated: an engine, a name (`mlo.available_engines()`), a mapping with a
             name and options, or a dict *lower problem* → one of these, with "default" for the others.
+        on_nonfinite: what happens when a loss or gradient is not finite, which is noticed before the step is made: "stop"
+            raises a `NonFiniteError`; "skip" leaves the problem as it was, for this update, and raises after ten in a row;
+            "rollback" goes back to a state of at most a hundred rounds before, but not to its batches and noise (see
+            `roll_back`), and raises after three times. None looks at nothing, which on a GPU saves a
+            synchronisation an update.
 
     Raises:
+        ConfigurationError: if `on_nonfinite` is none of these.
         GraphError: if the problems do not form a valid graph.
         EngineError: if an engine is unknown or cannot serve this graph.
     """
@@ -51,7 +67,11 @@ class MultilevelOptimizer:
         self,
         problems: Sequence[Problem],
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
+        *,
+        on_nonfinite: OnNonFinite | None = "stop",
     ) -> None:
+        check_policy(on_nonfinite)
+        self.on_nonfinite = on_nonfinite
         self.graph = DependencyGraph(problems)
         self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
         self.round = 0
@@ -78,6 +98,9 @@ class MultilevelOptimizer:
                 problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
         self._generators = [generator for problem in self.problems.values() for generator in problem.generators]
         self._updates = dict.fromkeys(self.problems, 0)
+        self._skips_in_a_row = dict.fromkeys(self.problems, 0)
+        self._snapshot: dict[str, Any] | None = None  # what "rollback" goes back to, and how often it did
+        self._rollbacks = 0
         self._warned: set[str] = set()
         self._examined: set[str] = set()
         self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.problems}
@@ -99,12 +122,36 @@ class MultilevelOptimizer:
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines or 'no response is differentiated'})"
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Runs `steps` rounds; yields the record of each."""
-        for _ in range(steps):
+        """Runs `steps` rounds; yields the record of each, and of those that are run again after a rollback."""
+        last = self.round + steps
+        while self.round < last:
             yield self.step()
 
     def step(self) -> Record:
-        """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its record."""
+        """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its record.
+
+        Raises:
+            NonFiniteError: if a loss or gradient is not finite and `on_nonfinite` says, or comes to, stop.
+        """
+        if self.on_nonfinite != "rollback":
+            return self._run_round()
+        if self._snapshot is None or self.round >= self._snapshot["round"] + SNAPSHOT_EVERY:
+            self._snapshot, self._rollbacks = self.state_dict(), 0
+        cause: NonFiniteError | None = None
+        while True:
+            try:
+                record = self._run_round()
+            except NonFiniteError as error:
+                if self._rollbacks == ROLLBACKS:
+                    raise
+                self._rollbacks += 1
+                self.roll_back(self._snapshot)
+                cause = error
+            else:
+                record.rolled_back = cause
+                return record
+
+    def _run_round(self) -> Record:
         if torch.is_inference_mode_enabled():
             raise ProblemError("A round cannot run under torch.inference_mode(), where nothing has a gradient.")
         record = Record(round=self.round + 1)
@@ -135,17 +182,25 @@ class MultilevelOptimizer:
         for other in (name, *held):
             if other not in self.problems:
                 raise GraphError(f"There is no problem {other!r}. {nearest(other, self.problems)}")
-        solutions = dict(self._solutions)
-        memory = {other: dict(kept) for other, kept in self._memory.items()}
+        with self._unchanged():
+            return self._total_gradient(name, self._batches(name), live=False, fixed=held).gradient
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Runs the body and leaves solutions, engines' memory and random state as they were."""
+        solutions, memory = dict(self._solutions), self._copied_memory()
         with preserved(self._generators):
-            found = self._total_gradient(
-                name, self._batches(name), live=False, fixed=frozenset((fixed,) if isinstance(fixed, str) else fixed)
-            )
+            yield
         self._solutions = solutions
-        for other, kept in self._memory.items():
+        self._recall(memory)
+
+    def _copied_memory(self) -> dict[str, dict[str, Tensor]]:
+        return {name: dict(kept) for name, kept in self._memory.items()}  # its tensors are replaced, never changed
+
+    def _recall(self, memory: dict[str, dict[str, Tensor]]) -> None:
+        for name, kept in self._memory.items():
             kept.clear()
-            kept.update(memory[other])
-        return found.gradient
+            kept.update(memory[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a run needs to go on, as tensors and plain values (loadable with `weights_only=True`).
@@ -164,6 +219,7 @@ class MultilevelOptimizer:
                     "schedulers": {key: copied(s.state_dict()) for key, s in problem.schedulers.items()},
                     "data": self._streams[name].state_dict(),
                     "updates": self._updates[name],
+                    "skips_in_a_row": self._skips_in_a_row[name],
                     "memory": {key: tensor.clone() for key, tensor in self._memory[name].items()},
                 }
                 for name, problem in self.problems.items()
@@ -176,6 +232,21 @@ class MultilevelOptimizer:
         Raises:
             CheckpointError: if the state is of another graph, or of a version that this one cannot read.
         """
+        self._load(state, position=True)
+        self._snapshot, self._rollbacks = None, 0
+
+    def roll_back(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state of `state_dict`, but not to its batches and noise, so that what failed is not repeated.
+
+        Parameters, buffers, optimizers, schedulers and the round are those of the state; the data and the random state go on
+        from where they are.
+
+        Raises:
+            CheckpointError: as `load_state_dict`.
+        """
+        self._load(state, position=False)
+
+    def _load(self, state: Mapping[str, Any], *, position: bool) -> None:
         if state.get("version") != STATE_VERSION:
             raise CheckpointError(
                 f"The state has version {state.get('version')!r}; this version of mlo reads {STATE_VERSION}."
@@ -203,25 +274,34 @@ class MultilevelOptimizer:
                 raise CheckpointError(
                     f"The state of problem {name!r} does not fit its module, optimizer or scheduler: {error}"
                 ) from error
-            self._streams[name].load_state_dict(saved["data"])
+            if position:
+                self._streams[name].load_state_dict(saved["data"])
             self._updates[name] = saved["updates"]
+            self._skips_in_a_row[name] = saved.get("skips_in_a_row", 0)
             self._memory[name].clear()
             self._memory[name].update(
                 {key: tensor.to(problem.device, copy=True) for key, tensor in saved["memory"].items()}
             )
         self.round = state["round"]
         self._current, self._steps, self._solutions = {}, {}, {}
-        random_state.restore(self._generators)
+        if position:
+            random_state.restore(self._generators)
 
     # ------------------------------------------------------------------ one update
 
     def _update(self, name: str, record: Record) -> None:
         problem = self.problems[name]
         batches = self._draw(name)
+        memory = self._copied_memory()
         found = self._total_gradient(name, batches, live=True)
+        norm = torch.nn.utils.get_total_norm(list(found.gradient.values()))
+        if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
+            self._recall(memory)
+            self._refuse(name, found, record)
+            return
+        self._skips_in_a_row[name] = 0
         keeps_step = self._keeps_step(name)
         step = OptimizerStep.capture(problem) if keeps_step else None
-        norm = torch.nn.utils.get_total_norm(list(found.gradient.values()))
         for key, parameter in problem.parameters.items():
             # Clipping scales in place, and the recorded step starts from the bare gradient.
             gradient = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]
@@ -253,6 +333,36 @@ class MultilevelOptimizer:
                 memory=self._memory[name],
             )
         self._note(name, found, norm, record)
+
+    @torch.no_grad()
+    def _refuse(self, name: str, found: TotalGradient, record: Record) -> None:
+        """Leaves an update out whose gradient is not finite.
+
+        Raises:
+            NonFiniteError: unless it is to be skipped, and not too many in a row are.
+        """
+        problem = self.problems[name]
+        for key, buffer in problem.module.named_buffers():
+            buffer.copy_(found.evaluation.buffers[name][key])
+
+        def again(fixed: frozenset[str]) -> Tensors:
+            with self._unchanged():
+                found.evaluation.random_states[0].restore(problem.generators)
+                return self._total_gradient(name, found.evaluation.batches, live=False, fixed=fixed).gradient
+
+        error = nonfinite_error(
+            problem,
+            found,
+            self.round + 1,
+            self._updates[name] + 1,
+            [other for other in self.problems if other in self.graph.responses(name) and other in self._differentiated],
+            {other: self.problems[other] for other in self.graph.reads[name]},
+            again,
+        )
+        self._skips_in_a_row[name] += 1
+        if self.on_nonfinite != "skip" or self._skips_in_a_row[name] > SKIPS_IN_A_ROW:
+            raise error
+        record.skipped[name] = error
 
     def _draw(self, name: str) -> tuple[Any, ...]:
         """Takes the batches of one update.

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mlo.errors import NonFiniteError
+
 __all__ = ["Record", "SolveReport"]
 
 
@@ -49,10 +51,14 @@ class Record:
     Attributes:
         round: number of the round, counted from 1.
         solves: lower problem → its solve report, for every response differentiated in this round.
+        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in this record then.
+        rolled_back: why the run went back to an earlier state before this round (`on_nonfinite="rollback"`); None: it did not.
     """
 
     round: int
     solves: dict[str, SolveReport] = field(default_factory=dict)
+    skipped: dict[str, NonFiniteError] = field(default_factory=dict)
+    rolled_back: NonFiniteError | None = None
     _losses: dict[str, Tensor | dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _gradient_norms: dict[str, Tensor] = field(default_factory=dict, repr=False)

@@ -76,7 +76,7 @@ def test_a_later_format_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
     mlo.save_checkpoint(state(1), tmp_path / "a.pt")
     monkeypatch.undo()
-    with pytest.raises(mlo.CheckpointError, match="has format 2.*reads up to 1"):
+    with pytest.raises(mlo.CheckpointError, match=r"has format 2.*reads up to 1"):
         mlo.load_checkpoint(tmp_path / "a.pt")
 
 

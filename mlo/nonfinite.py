@@ -1,0 +1,130 @@
+"""Losses and gradients that are not finite: how they are noticed, what of them is said, and what may be done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mlo.errors import ConfigurationError, NonFiniteError, nearest
+from mlo.evaluation import tensors_of
+from mlo.problem import Problem, Tensors
+from mlo.total_gradient import TotalGradient
+
+__all__ = [
+    "ROLLBACKS",
+    "SKIPS_IN_A_ROW",
+    "SNAPSHOT_EVERY",
+    "OnNonFinite",
+    "check_policy",
+    "is_finite",
+    "nonfinite_error",
+]
+
+OnNonFinite = Literal["stop", "skip", "rollback"]
+
+SKIPS_IN_A_ROW = 10
+"""Updates of one problem that are left out before the run stops: what has not mended itself by then will not."""
+
+ROLLBACKS = 3
+"""Times that a run goes back to one and the same state."""
+
+SNAPSHOT_EVERY = 100
+"""Rounds between the states that `rollback` keeps."""
+
+
+def check_policy(policy: OnNonFinite | None) -> None:
+    """Raises a ConfigurationError for anything but one of the policies, or None."""
+    if policy is not None and policy not in get_args(OnNonFinite):
+        raise ConfigurationError(f"on_nonfinite is {policy!r}. {nearest(str(policy), get_args(OnNonFinite))}")
+
+
+def is_finite(norm: Tensor, losses: Iterable[Tensor]) -> bool:
+    """Whether the norm of a gradient and the losses are all finite: on a GPU one reduction and one synchronisation."""
+    values = [norm, *losses]
+    if all(value.device.type == "cpu" for value in values):
+        return all(math.isfinite(value.item()) for value in values)
+    # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
+    return math.isfinite(sum((0.0 * value.detach().to(norm.device) for value in values), torch.zeros_like(norm)).item())
+
+
+def nonfinite_error(
+    problem: Problem,
+    found: TotalGradient,
+    round_number: int,
+    update: int,
+    lowers: Sequence[str],
+    reads: Mapping[str, Problem],
+    gradient: Callable[[frozenset[str]], Tensors],
+) -> NonFiniteError:
+    """Says what is not finite in a total gradient.
+
+    Args:
+        problem: whose gradient it is.
+        found: the gradient.
+        round_number: number of the round.
+        update: number of the problem's update.
+        lowers: the problems whose responses are in it, from the innermost to the outermost.
+        reads: the problems that the loss reads.
+        gradient: takes the gradient again where it was taken, with some problems' solutions for constants.
+    """
+    term = _term(found, lowers, gradient)
+    batches = [tensor for batch in found.evaluation.batches for tensor in tensors_of(batch)]
+    lost = [
+        f"{name}.{key}"
+        for name, other in {problem.name: problem, **reads}.items()
+        for key, tensor in other.module.state_dict(keep_vars=True).items()
+        if not _all_finite(tensor)
+    ]
+    bad_batch = not all(map(_all_finite, batches))
+    causes = " Its batch holds values that are not finite." if bad_batch else ""
+    if lost:
+        causes += f" {len(lost)} parameters or buffers are not finite already ({', '.join(lost[:3])})."
+    return NonFiniteError(
+        f"Round {round_number}, problem {problem.name!r}: its {term} is not finite, so its step was not made.{causes} Lower a "
+        "learning rate, clip gradients, or choose another on_nonfinite.",
+        problem=problem.name,
+        round=round_number,
+        term=term,
+        data={
+            "problem": problem.name,
+            "round": round_number,
+            "update": update,
+            "term": term,
+            "losses": {player: float(loss) for player, loss in found.losses.items()},
+            "gradient_norms": {key: float(tensor.norm()) for key, tensor in found.gradient.items()},
+            "nonfinite_tensors": lost,
+            "nonfinite_batch": bad_batch,
+            "gradient": {key: tensor.detach().cpu().clone() for key, tensor in found.gradient.items()},
+            "batches": [tensor.detach().cpu().clone() for tensor in batches],
+            "random": [state.state_dict() for state in found.evaluation.random_states],
+        },
+    )
+
+
+def _term(found: TotalGradient, lowers: Sequence[str], gradient: Callable[[frozenset[str]], Tensors]) -> str:
+    """The first part of a total gradient that is not finite.
+
+    The parts are differences of gradients in which fewer and fewer solutions are held fixed, from the outermost problem
+    inwards: what turns non-finite when a solution is let go flows through that problem.
+    """
+    for player, loss in found.losses.items():
+        if not _all_finite(loss):
+            return f"loss of player {player!r}" if player else "loss"
+    if all(map(_all_finite, found.gradient.values())):
+        return "gradient's norm, which overflows,"
+    held = list(lowers)
+    part = "direct gradient"
+    while True:
+        if not all(map(_all_finite, gradient(frozenset(held)).values())):
+            return part
+        if not held:
+            return "total gradient"  # which is finite when it is taken again
+        part = f"implicit term through {held.pop()!r}"
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

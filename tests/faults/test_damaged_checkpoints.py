@@ -1,0 +1,99 @@
+"""A run whose last checkpoint is damaged goes on from the one before, to the same bytes."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import flip, outcome, truncate
+
+import mlo
+
+
+def test_a_run_is_repeated_bit_for_bit_within_one_process(runs, whole, tmp_path):
+    runs.start(tmp_path / "again")
+    assert outcome(tmp_path / "again") == whole
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, lambda path: path.unlink()], ids=["flipped", "truncated", "gone"])
+@pytest.mark.parametrize("lines", [5, 10], ids=["in the search", "in the training"])
+def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(runs, whole, tmp_path, lines, harm):
+    folder = tmp_path / "run"
+    runs.start(folder, die_after=lines)
+    harm(folder / ("search.pt" if lines < 7 else "evaluation.pt"))
+    with pytest.warns(mlo.CheckpointWarning, match="takes its place"):
+        runs.resume(folder)
+    assert outcome(folder) == whole
+
+
+def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_checkpoint(runs, whole, tmp_path):
+    folder = tmp_path / "run"
+    runs.start(folder, die_after=10)
+    flip(folder / "search.pt")
+    with pytest.warns(mlo.CheckpointWarning, match=r"search\.previous\.pt"):
+        runs.resume(folder, die_after=3)
+    assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == 6
+    runs.resume(folder, die_after=2)
+    for name in ("evaluation.pt", "evaluation.previous.pt", "evaluation.best.pt"):
+        (folder / name).unlink()  # the training from its beginning, where the mended search says that it began
+    runs.resume(folder)
+    assert outcome(folder) == whole
+
+
+def test_where_every_checkpoint_is_damaged_the_error_names_the_last(runs, tmp_path):
+    folder = tmp_path / "run"
+    runs.start(folder, die_after=5)
+    for path in folder.glob("search*.pt"):
+        truncate(path)
+    with pytest.raises(mlo.CheckpointError, match=r"search\.pt"):
+        runs.resume(folder)
+
+
+def test_a_last_checkpoint_that_comes_back_after_the_lines_that_it_counts_were_cut_is_passed_over(
+    runs, whole, tmp_path
+):
+    folder = tmp_path / "run"
+    runs.start(folder, die_after=5)
+    flip(folder / "search.pt")
+    with pytest.warns(mlo.CheckpointWarning):
+        runs.resume(folder, die_after=1)
+    flip(folder / "search.pt")  # whole again
+    with pytest.warns(mlo.CheckpointWarning, match="shorter"):
+        runs.resume(folder)
+    assert outcome(folder) == whole
+
+
+def test_a_checkpoint_of_another_run_is_passed_over_for_the_one_before(runs, whole, tmp_path):
+    runs.start(tmp_path / "run", die_after=5)
+    runs.start(tmp_path / "other", die_after=3, seed=1)
+    (tmp_path / "other" / "search.pt").replace(tmp_path / "run" / "search.pt")
+    with pytest.warns(mlo.CheckpointWarning, match="another recipe"):
+        runs.resume(tmp_path / "run")
+    assert outcome(tmp_path / "run") == whole
+
+
+def test_the_recipe_says_which_checkpoints_stay(runs, tmp_path):
+    folder = tmp_path / "run"
+    runs.start(folder, checkpoint_keep_every=2)
+    kept = {path.name for path in folder.glob("*.round-*.pt")}
+    assert kept == {"search.round-4.pt", "evaluation.round-6.pt"}
+    for path in (folder / "evaluation.pt", folder / "evaluation.previous.pt", folder / "result.json"):
+        path.unlink()
+    with pytest.warns(mlo.CheckpointWarning, match="round-6"):
+        runs.resume(folder)
+
+
+def test_the_best_checkpoint_is_the_one_with_the_lowest_mean_loss_however_often_the_run_was_stopped(runs, tmp_path):
+    runs.start(tmp_path / "whole")
+    runs.start(tmp_path / "run", die_after=3)
+    runs.resume(tmp_path / "run", die_after=4)
+    runs.resume(tmp_path / "run")
+    for phase in ("search", "evaluation"):
+        best = [mlo.load_checkpoint(tmp_path / run / f"{phase}.best.pt") for run in ("whole", "run")]
+        assert best[0]["optimizer"]["round"] == best[1]["optimizer"]["round"]
+        assert best[0]["standing"] == best[1]["standing"]
+    import json
+
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["losses"]["network"] for line in lines if line["phase"] == "training"]
+    means = [sum(losses[i : i + 3]) / 3 for i in range(0, 6, 3)]
+    assert best[0]["standing"]["best"] == pytest.approx(min(means))
+    assert best[0]["optimizer"]["round"] == 3 * (1 + means.index(min(means)))
