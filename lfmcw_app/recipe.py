@@ -273,6 +273,9 @@ class Recipe(_Section):
         description="a loss or gradient that is not finite stops the run, or its update is skipped, or the run goes back to "
         "its last checkpoint with other batches and noise; each is bounded",
     )
+    detect_collapse: bool = Field(
+        default=False, description="warn of skip-connection collapse and of a GAN that does not learn (collapse.py)"
+    )
     data: Data = Data()
     search: Search = Search(epochs=50)
     evaluation: Evaluation = Evaluation()

@@ -45,6 +45,12 @@ def run(
             min=1, help="A trial: so many rounds of each phase, without warm-ups, after a projection of the whole run."
         ),
     ] = None,
+    detect_collapse: Annotated[
+        bool,
+        typer.Option(
+            "--detect-collapse", help="Warns of skip-connection collapse and of a GAN that does not learn any more."
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
     ] = False,
@@ -57,6 +63,8 @@ def run(
             torch.set_num_threads(threads)
         if dataset is None and resume is None:
             raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
+        if detect_collapse:
+            assign = [*(assign or []), "detect_collapse=true"]
         recipe = None
         if dataset is not None:
             recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space, order=order, method=method)

@@ -264,7 +264,7 @@ class RunFolder:
                 f"({error.strerror or error})"
             )
             if must or self._failed_saves >= FAILED_SAVES:
-                often = f", the {self._failed_saves}th in a row" if self._failed_saves > 1 else ""
+                often = f" ({self._failed_saves} in a row)" if self._failed_saves > 1 else ""
                 raise InputError(
                     f"{what}{often}. The run stops, and the last checkpoint stands. Make room or give the permission, then "
                     "go on with --resume."
@@ -292,7 +292,9 @@ class RunFolder:
             CheckpointError: if it is damaged or belongs to another run.
         """
         later = [other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()]
-        state = self.checkpoints(phase).load(partial(self._check, phase))
+        store = self.checkpoints(phase)
+        store.remove_leftovers()  # no later save may come to this phase
+        state = store.load(partial(self._check, phase))
         self._repeats = bool(later)
         if state is None:
             if later:

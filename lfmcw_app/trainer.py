@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfmcw_app.collapse import CollapseDetector, observe
 from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_counts, search_split, short_name, subset
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
@@ -229,6 +231,7 @@ def _run_stage(
     per_epoch = len(train) // recipe.search.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), recipe.search.architecture.warmup_epochs
     every = recipe.search.gradient_terms_every
+    detector = CollapseDetector(game=recipe.search.generator.name) if recipe.detect_collapse else None
     phase = Phase(
         folder, stage.name, optimizer, rounds=rounds, save_every=recipe.checkpoint_every, phases=phases_of(recipe)
     )
@@ -248,11 +251,19 @@ def _run_stage(
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
             phase.finish_round(record, entry, loss=record.losses.get("arch"))
+            if detector is not None:
+                _warn_of_collapse(detector, record, modules)
             if "arch" in record.losses:
                 error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
                 progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
             elif "w2" in record.losses:  # the architecture rests in the first epochs
                 progress.update(record.round, {"training loss": record.losses["w2"]})
+
+
+def _warn_of_collapse(detector: CollapseDetector, record: Record, modules: SearchModules) -> None:
+    genotype = derive_genotype(modules.arch(), modules.arch.primitives)
+    for text in detector.update(observe(record, genotype)):
+        warnings.warn(f"Round {record.round}: {text}", NumbersWarning, stacklevel=2)
 
 
 def _search_entry(stage: str, record: Record, modules: SearchModules, alpha_every: int) -> dict[str, Any]:
@@ -269,6 +280,7 @@ def _entry(record: Record) -> dict[str, Any]:
         "losses": record.losses,
         "metrics": record.metrics,
         "gradient_norms": record.gradient_norms,
+        **({"player_gradient_norms": record.player_gradient_norms} if record.player_gradient_norms else {}),
         "solves": {
             name: {"engine": report.engine, "iterations": report.iterations, "residual": report.residual}
             for name, report in sorted(record.solves.items())

@@ -144,7 +144,7 @@ class CheckpointStore:
             OSError: if it cannot be written.
         """
         content = _serialized(state)
-        self._remove_leftovers()
+        self.remove_leftovers()
         temporary = _written(content, self.last)
         try:
             # A damaged last one must not take the place of a sound one before it.
@@ -200,8 +200,8 @@ class CheckpointStore:
     def _candidates(self) -> list[Path]:
         return [self.last, self.previous, *self.kept]
 
-    def _remove_leftovers(self) -> None:
-        """Removes the temporary files of writers that were killed."""
+    def remove_leftovers(self) -> None:
+        """Removes the temporary files of writers that were killed, as `save` does."""
         for path in self.folder.glob(f".{self.name}.*.part"):
             path.unlink(missing_ok=True)
 

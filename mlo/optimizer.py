@@ -427,8 +427,19 @@ class MultilevelOptimizer:
 
     def _note(self, name: str, found: TotalGradient, norm: Tensor, record: Record) -> None:
         """Writes an update into the record, and warns once per problem of a solve that did not converge."""
-        loss = found.losses if self.problems[name].is_game else found.losses[SINGLE_PLAYER]
-        record.add(name, loss=loss, metrics=found.metrics, gradient_norm=norm)
+        problem = self.problems[name]
+        players = {
+            player: torch.nn.utils.get_total_norm([found.gradient[key] for key in keys])
+            for player, keys in problem.player_parameters.items()
+            if problem.is_game
+        }
+        record.add(
+            name,
+            loss=found.losses if problem.is_game else found.losses[SINGLE_PLAYER],
+            metrics=found.metrics,
+            gradient_norm=norm,
+            player_norms=players or None,
+        )
         for report in found.reports:
             record.solves[report.problem] = report
             if not report.converged and report.problem not in self._warned:

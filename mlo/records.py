@@ -62,11 +62,20 @@ class Record:
     _losses: dict[str, Tensor | dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _gradient_norms: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _player_gradient_norms: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def add(
-        self, problem: str, *, loss: Tensor | dict[str, Tensor], metrics: dict[str, Any], gradient_norm: Tensor
+        self,
+        problem: str,
+        *,
+        loss: Tensor | dict[str, Tensor],
+        metrics: dict[str, Any],
+        gradient_norm: Tensor,
+        player_norms: dict[str, Tensor] | None = None,
     ) -> None:
         """Notes one update of a problem; a later one in the same round takes its place."""
+        if player_norms is not None:
+            self._player_gradient_norms[problem] = player_norms
         self._losses[problem] = loss
         self._metrics[problem] = metrics
         self._gradient_norms[problem] = gradient_norm
@@ -92,3 +101,11 @@ class Record:
     def gradient_norms(self) -> dict[str, float]:
         """Problem → Euclidean norm of its total gradient, before clipping."""
         return {name: float(norm) for name, norm in self._gradient_norms.items()}
+
+    @property
+    def player_gradient_norms(self) -> dict[str, dict[str, float]]:
+        """Game → player → Euclidean norm of the gradient of the player's own parameters."""
+        return {
+            name: {player: float(norm) for player, norm in norms.items()}
+            for name, norms in self._player_gradient_norms.items()
+        }

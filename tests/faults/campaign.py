@@ -188,6 +188,7 @@ def campaign(kills: int, seed: int, folder: Path, terminations: float = 0.2) -> 
             )
         else:
             shutil.rmtree(path)
+        print(f"chain {chains}: {counts['SIGKILL']} kills, {time.monotonic() - began:.0f} s", flush=True)
     print(
         f"{chains} chains, {failures} failed; an undisturbed run took {duration:.1f} s, all {time.monotonic() - began:.0f} s"
     )

@@ -27,7 +27,7 @@ RECIPE = {
     "search.method": "darts",
     "search.batch_size": 8,
     "evaluation.channels": 2,
-    "evaluation.epochs": 2,
+    "evaluation.epochs": 3,
     "evaluation.batch_size": 16,
 }
 

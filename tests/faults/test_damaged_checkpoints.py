@@ -14,7 +14,7 @@ def test_a_run_is_repeated_bit_for_bit_within_one_process(runs, whole, tmp_path)
 
 
 @pytest.mark.parametrize("harm", [flip, truncate, lambda path: path.unlink()], ids=["flipped", "truncated", "gone"])
-@pytest.mark.parametrize("lines", [5, 10], ids=["in the search", "in the training"])
+@pytest.mark.parametrize("lines", [5, 13], ids=["in the search", "in the training"])
 def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(runs, whole, tmp_path, lines, harm):
     folder = tmp_path / "run"
     runs.start(folder, die_after=lines)
@@ -26,7 +26,7 @@ def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(runs, wh
 
 def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_checkpoint(runs, whole, tmp_path):
     folder = tmp_path / "run"
-    runs.start(folder, die_after=10)
+    runs.start(folder, die_after=13)
     flip(folder / "search.pt")
     with pytest.warns(mlo.CheckpointWarning, match=r"search\.previous\.pt"):
         runs.resume(folder, die_after=3)
@@ -94,6 +94,6 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_mean_loss_however_often_
 
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["losses"]["network"] for line in lines if line["phase"] == "training"]
-    means = [sum(losses[i : i + 3]) / 3 for i in range(0, 6, 3)]
+    means = [sum(losses[i : i + 3]) / 3 for i in range(0, 9, 3)]
     assert best[0]["standing"]["best"] == pytest.approx(min(means))
     assert best[0]["optimizer"]["round"] == 3 * (1 + means.index(min(means)))

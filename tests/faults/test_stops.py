@@ -1,0 +1,159 @@
+"""Signals, and two runs in one folder: on the command line, in processes of their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from conftest import outcome
+from filelock import FileLock
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.run_folder import RunFolder
+
+COMMAND = [sys.executable, "-m", "lfmcw_app.run", "--threads=1"]
+
+
+@pytest.fixture
+def started(runs, tmp_path):
+    """Starts a run in a process of its own and returns it after so many lines of metrics, held still."""
+    processes = []
+
+    def start(lines):
+        folder = tmp_path / "run"
+        config = tmp_path / "recipe.yaml"
+        config.write_text(runs.recipe().to_yaml())
+        process = subprocess.Popen(
+            [*COMMAND, "digits", "--preset=smoke", f"--config={config}", f"--out={folder}"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        processes.append(process)
+        metrics = folder / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGSTOP)
+        return process, folder
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(started, runs, whole, number, code):
+    process, folder = started(3)
+    process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert f"the state is saved. Go on with: python -m lfmcw_app.run --resume {folder}" in printed
+    assert "Traceback" not in errors
+    lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    assert lines < 15
+    import mlo
+
+    assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == min(lines, 6)  # of the very last round
+    runs.resume(folder)
+    assert outcome(folder) == whole
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(started, runs, whole):
+    process, folder = started(2)
+    second = subprocess.run([*COMMAND, "--resume", folder], capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 2
+    assert "Another process is running in" in second.stderr
+    assert "Traceback" not in second.stderr
+    process.kill()
+    process.wait()
+    runs.resume(folder)
+    assert outcome(folder) == whole
+
+
+def test_a_folder_that_another_process_is_about_to_begin_in_is_refused(runs, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="Another process is running"):
+        RunFolder.create(tmp_path, runs.recipe())
+    RunFolder.create(tmp_path, runs.recipe())
+
+
+# ------------------------------------------------------------------ signals alone
+
+
+def program(body):
+    """Runs a program under `stop_signals` with a short grace; returns its exit code, output and errors."""
+    code = textwrap.dedent(
+        """
+        import hashlib, os, signal
+        from lfmcw_app import stopping
+        stopping.GRACE = 0.2
+        def long_instruction():  # one that the interpreter cannot interrupt
+            hashlib.pbkdf2_hmac("sha512", b"", b"", 1 << 24)
+        """
+    ) + textwrap.dedent(body)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_round_that_outlasts_the_grace_is_given_up_with_exit_code_0():
+    code, printed, errors = program(
+        """
+        import threading
+        with stopping.stop_signals():
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            long_instruction()
+            print("survived", flush=True)
+        """
+    )
+    assert (code, printed) == (0, "")
+    assert "the round did not end within 0 s, so it is given up; the last checkpoint stands" in errors
+
+
+def test_a_round_that_ends_in_time_is_not_given_up_while_its_state_is_written():
+    code, printed, errors = program(
+        """
+        import time
+        with stopping.stop_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print(stopping.requested() == signal.SIGTERM)
+            stopping.settled()
+            time.sleep(0.6)
+            print("written", flush=True)
+        """
+    )
+    assert (code, printed, errors) == (0, "True\nwritten\n", "")
+
+
+def test_the_second_interrupt_stops_at_once():
+    code, printed, errors = program(
+        """
+        try:
+            with stopping.stop_signals():
+                os.kill(os.getpid(), signal.SIGINT)
+                print(stopping.requested() == signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                print("survived")
+        except KeyboardInterrupt:
+            print("stopped", stopping.requested())
+        """
+    )
+    assert (code, printed) == (0, "True\nstopped None\n")
+    assert "Ctrl-C again stops at once" in errors
+
+
+def test_afterwards_signals_mean_what_they_meant_before():
+    code, printed, _ = program(
+        """
+        with stopping.stop_signals():
+            pass
+        print("left", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        """
+    )
+    assert (code, printed) == (-signal.SIGTERM, "left\n")
