@@ -155,9 +155,15 @@ class MultilevelOptimizer:
         if torch.is_inference_mode_enabled():
             raise ProblemError("A round cannot run under torch.inference_mode(), where nothing has a gradient.")
         record = Record(round=self.round + 1)
-        for name in self._schedule:
-            if self.round >= self.problems[name].warmup_steps:
+        moving = [name for name in self._schedule if self.round >= self.problems[name].warmup_steps]
+        for index, name in enumerate(moving):
+            try:
                 self._update(name, record)
+            except NonFiniteError:
+                # The data of all problems stand at the end of this round, so that streams that go together still do.
+                for other in moving[index + 1 :]:
+                    self._draw(other)
+                raise
         self.round += 1
         return record
 
@@ -239,7 +245,7 @@ class MultilevelOptimizer:
         """Goes back to a state of `state_dict`, but not to its batches and noise, so that what failed is not repeated.
 
         Parameters, buffers, optimizers, schedulers and the round are those of the state; the data and the random state go on
-        from where they are.
+        from where they are. (A round that ends in a `NonFiniteError` has taken the batches of all its updates.)
 
         Raises:
             CheckpointError: as `load_state_dict`.

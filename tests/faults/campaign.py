@@ -37,9 +37,8 @@ RECIPE = {
     "search.nodes": 1,
     "search.steps": 6,
     "search.order": "first",
+    "search.method": "darts",
     "search.batch_size": 8,
-    "search.generator.channels": 2,
-    "search.generator.noise_dim": 4,
     "checkpoint_every": 1,
     "data.search_images": 80,
     "data.train_images": 60,
@@ -149,7 +148,7 @@ def campaign(kills: int, seed: int, folder: Path, terminations: float = 0.2) -> 
         trace: list[str] = []
         while True:
             pid = child(path, log)
-            code = ended(pid, rng.uniform(0.0, duration))
+            code = ended(pid, rng.uniform(0.0, duration / 2))
             if code is None and rng.random() < terminations:
                 os.kill(pid, signal.SIGTERM)
                 asked = time.monotonic()
@@ -203,6 +202,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, help="folder of the runs; by default a temporary one, removed if all went well"
@@ -211,7 +211,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not arguments.pictures:
-        trainer.draw_genotype = lambda *arguments: None  # type: ignore[assignment]
+        trainer.draw_genotype = lambda *arguments: None
+    RECIPE.update(assignment.split("=", 1) for assignment in arguments.set)
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fault-campaign-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"seed {arguments.seed}, in {folder}", flush=True)

@@ -158,6 +158,27 @@ def test_rollback_is_bounded_from_one_state_and_begins_to_count_again_at_the_nex
     assert again[-1] == SNAPSHOT_EVERY + 1  # from the second snapshot, not from the beginning
 
 
+def test_streams_that_go_together_still_do_after_a_round_that_was_given_up():
+    seen = {"first": [], "second": []}
+
+    def loss_of(name):
+        def loss(net, batch):
+            seen[name].append(int(batch))
+            return (net.v * (float("nan") if name == "first" and batch == 2 else 1.0)).sum()
+
+        return loss
+
+    def streamed(name):
+        module = Vector(1.0)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss_of(name), data=Stream(list(range(20))))
+
+    optimizer = mlo.MultilevelOptimizer([streamed("first"), streamed("second")], on_nonfinite="rollback")
+    list(optimizer.run(4))
+    assert seen["second"] == [0, 1, 3, 4, 5, 6]
+    assert seen["first"] == [0, 1, 2, 3, 4, 5, 6]
+
+
 def test_none_looks_at_nothing():
     optimizer = single(batches(bad=[0]), policy=None)
     optimizer.step()
