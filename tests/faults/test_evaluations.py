@@ -1,0 +1,78 @@
+"""`lfmcw_app.evaluate --resume`."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+from conftest import RECIPE, Killed
+from typer.testing import CliRunner
+
+from lfmcw_app.evaluate import evaluate
+from lfmcw_app.run import run
+from lfmcw_app.run_folder import RunFolder
+
+SETTINGS = [f"--set={key}={value}" for key, value in RECIPE.items() if key not in ("dataset", "search.method")]
+
+
+def call(command, *arguments):
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    result = CliRunner().invoke(app, [*map(str, arguments), "--threads=1"])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def outcome(folder):
+    names = ("metrics.jsonl", "evaluated.json", "result.json", "config.yaml")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    code, printed = call(evaluate, "random:1", "digits", "--preset=smoke", "--out", folder, *SETTINGS)
+    assert code == 0, printed
+    return folder
+
+
+@pytest.mark.parametrize("lines", [1, 3, 7], ids=["before the first checkpoint", "at one", "behind two"])
+def test_a_killed_evaluation_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, lines):
+    folder = tmp_path / "run"
+    log, count = RunFolder.log, 0
+
+    def dying(self, entry):
+        nonlocal count
+        log(self, entry)
+        count += 1
+        if count == lines:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", dying)
+        with pytest.raises(Killed):
+            call(evaluate, "random:1", "digits", "--preset=smoke", "--out", folder, *SETTINGS)
+    code, printed = call(evaluate, "--resume", folder)
+    assert code == 0, printed
+    assert outcome(folder) == outcome(whole)
+
+
+def test_a_complete_evaluation_prints_its_result_again(whole):
+    before = outcome(whole)
+    code, printed = call(evaluate, "--resume", whole)
+    assert code == 0
+    assert "test error" in printed
+    assert outcome(whole) == before
+
+
+def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
+    search = RunFolder.create(tmp_path / "search", runs.recipe())
+    for command, arguments, words in (
+        (evaluate, ["random:1", "digits", "--resume", whole], "drop the others"),
+        (evaluate, ["--resume", whole, "--seed=3"], "drop the others"),
+        (evaluate, ["--resume", search.path], f"python -m lfmcw_app.run --resume {search.path}"),
+        (evaluate, ["--resume", tmp_path / "nowhere"], "no run in it"),
+        (evaluate, ["random:1"], "Name a genotype and a data set"),
+        (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),
+    ):
+        code, printed = call(command, *arguments)
+        assert code == 2, printed
+        assert words in printed
