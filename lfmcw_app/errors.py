@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "NumbersWarning"]
+import reprlib
+from typing import Any
+
+__all__ = ["InputError", "NumbersWarning", "shown"]
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlevel = 3
 
 
 class InputError(ValueError):
@@ -11,3 +18,11 @@ class InputError(ValueError):
 
 class NumbersWarning(UserWarning):
     """Numbers of a run are lost, or no longer mean what they should; what is done about it is said."""
+
+
+def shown(value: Any) -> str:
+    """What was received, for a message: of bounded length, whatever it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a {type(value).__name__} too long to print"

@@ -265,10 +265,16 @@ def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) ->
     from torchvision.datasets.utils import download_url  # takes seconds to import, so only where it is used
 
     missing = [made for made in (folder, *folder.parents) if not made.exists()]
+    name = url.rpartition("/")[2]
+    partial = folder / f"{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        download_url(url, str(folder), md5=md5)
+        # Under another name until its checksum is right: what lies under its own is read without a further look.
+        download_url(url, str(folder), filename=partial.name, md5=md5)
+        partial.replace(folder / name)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()  # only where it is empty

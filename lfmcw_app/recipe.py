@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
-__all__ = ["PRESETS", "Recipe", "load_recipe", "trial", "validate_recipe"]
+__all__ = ["PRESETS", "Recipe", "load_recipe", "parse_yaml", "trial", "validate_recipe"]
 
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts")
@@ -366,7 +366,7 @@ def _explain(error: ValidationError) -> str:
     value = first["input"]
     if first["type"] == "value_error":
         return f"Configuration key {where or 'recipe'!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
-    got = f", got {value!r}" if not isinstance(value, (dict, BaseModel)) else ""
+    got = f", got {shown(value)}" if not isinstance(value, (dict, BaseModel)) else ""
     return f"Configuration key {where or 'recipe'!r}: {first['msg'][0].lower()}{first['msg'][1:]}{got}."
 
 
@@ -380,10 +380,22 @@ def _keys_at(path: list[str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+def parse_yaml(text: str) -> Any:
+    """Reads YAML without making anything but plain data of it.
+
+    Raises:
+        ValueError: if it is none; PyYAML itself raises many kinds, such as an AttributeError for a time that is none.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:500]) from None
+
+
 def _read_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+        tree = parse_yaml(text)
+    except ValueError as error:
         raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
     if tree is None:
         return {}
@@ -394,8 +406,8 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _yaml_value(text: str, assignment: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: an impossible date
+        return parse_yaml(text)
+    except ValueError:
         raise InputError(f"The value in --set {assignment!r} is not valid YAML.") from None
 
 

@@ -28,12 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
 
 __all__ = ["EVALUATED", "RunFolder"]
 
@@ -128,10 +127,10 @@ class RunFolder:
         """
         config = path / "config.yaml"
         try:
-            tree = yaml.safe_load(config.read_text("utf-8"))
+            tree = parse_yaml(config.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--resume {path}: there is no run in it ({error}).") from None
-        except yaml.YAMLError:
+        except ValueError:
             raise InputError(f"--resume {path}: its config.yaml is damaged.") from None
         return cls(path, validate_recipe(tree))
 
@@ -334,8 +333,8 @@ class RunFolder:
             raise mlo.CheckpointError(f"{where} is not one of a run: it lacks entries. Use another folder.")
         try:
             # Keys that are new since it was written have their defaults.
-            recipe = validate_recipe(yaml.safe_load(state["recipe"]))
-        except (KeyError, AttributeError, yaml.YAMLError, InputError):
+            recipe = validate_recipe(parse_yaml(state["recipe"]))
+        except (KeyError, ValueError):  # an InputError is a ValueError
             recipe = None
         if state.get("phase") != phase or recipe != self.recipe:
             raise mlo.CheckpointError(

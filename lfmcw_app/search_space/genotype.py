@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.operations import PRIMITIVES
@@ -70,7 +70,7 @@ class Genotype:
         """
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
@@ -95,24 +95,24 @@ class Genotype:
 
 def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
     if not isinstance(nodes, list) or not nodes:
-        raise InputError(f"The genotype's {kind!r} cell is a list with one entry a node, got {nodes!r}.")
+        raise InputError(f"The genotype's {kind!r} cell is a list with one entry a node, got {shown(nodes)}.")
     edges: list[Edge] = []
     for node, incoming in enumerate(nodes):
         if not isinstance(incoming, list) or len(incoming) != EDGES_PER_NODE:
             raise InputError(
-                f"Node {node} of the genotype's {kind!r} cell needs {EDGES_PER_NODE} edges, got {incoming!r}."
+                f"Node {node} of the genotype's {kind!r} cell needs {EDGES_PER_NODE} edges, got {shown(incoming)}."
             )
         for edge in incoming:
             if not isinstance(edge, list) or len(edge) != 2:
-                raise InputError(f"An edge of the genotype is a pair [primitive, source], got {edge!r}.")
+                raise InputError(f"An edge of the genotype is a pair [primitive, source], got {shown(edge)}.")
             primitive, source = edge
             if primitive not in PRIMITIVES or primitive == "none":
                 raise InputError(
-                    f"Unknown primitive {primitive!r} in the genotype. {nearest(str(primitive), PRIMITIVES[1:])}"
+                    f"Unknown primitive {shown(primitive)} in the genotype. {nearest(shown(primitive), PRIMITIVES[1:])}"
                 )
             if isinstance(source, bool) or not isinstance(source, int) or not 0 <= source < 2 + node:
                 raise InputError(
-                    f"Node {node} of the genotype's {kind!r} cell reads state {source!r}; it can read 0 to {1 + node}."
+                    f"Node {node} of the genotype's {kind!r} cell reads state {shown(source)}; it can read 0 to {1 + node}."
                 )
             edges.append(Edge(primitive, source))
     return tuple(edges)
