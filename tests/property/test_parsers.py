@@ -16,7 +16,7 @@ from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 
 plenty = settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
