@@ -12,12 +12,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 
 from lfmcw_app.data import DATASETS, check_dataset
 from lfmcw_app.errors import InputError, NumbersWarning
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe, load_recipe, parse_yaml
 from lfmcw_app.stopping import Stopped, stop_signals
 from mlo.errors import (
     CheckpointError,
@@ -129,8 +128,8 @@ def key_value(setting: str, option: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise InputError(f"{option} takes KEY=VALUE, got {setting!r}.")
     try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError:
+        return key.strip(), parse_yaml(text)
+    except ValueError:
         raise InputError(f"The value in {option} {setting!r} is not valid YAML.") from None
 
 

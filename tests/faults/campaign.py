@@ -30,6 +30,7 @@ import torch
 import typer
 
 from lfmcw_app import trainer
+from lfmcw_app.data import load_dataset
 from lfmcw_app.run import run
 
 RECIPE = {
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true", help="draw the cells too, which takes most of the time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    load_dataset("digits")  # imports what the children would each import
     if not arguments.pictures:
         trainer.draw_genotype = lambda *arguments: None
     RECIPE.update(assignment.split("=", 1) for assignment in arguments.set)
