@@ -35,7 +35,7 @@ from lfmcw_app.run import run
 
 RECIPE = {
     "search.channels": 4,
-    "search.nodes": 1,
+    "search.nodes": 2,
     "search.steps": 6,
     "search.order": "first",
     "search.method": "darts",

@@ -21,7 +21,7 @@ RECIPE = {
     "data.train_images": 60,
     "data.test_images": 50,
     "search.channels": 4,
-    "search.nodes": 1,
+    "search.nodes": 2,
     "search.steps": 6,
     "search.order": "first",
     "search.method": "darts",
