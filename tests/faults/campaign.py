@@ -36,7 +36,7 @@ from lfmcw_app.run import run
 RECIPE = {
     "search.channels": 4,
     "search.nodes": 2,
-    "search.steps": 6,
+    "search.steps": 4,
     "search.order": "first",
     "search.method": "darts",
     "search.batch_size": 8,
@@ -45,7 +45,7 @@ RECIPE = {
     "data.train_images": 60,
     "data.test_images": 50,
     "evaluation.channels": 2,
-    "evaluation.epochs": 4,
+    "evaluation.epochs": 2,
     "evaluation.batch_size": 16,
 }
 COMPARED = ("metrics.jsonl", "genotype.json", "result.json", "config.yaml")
@@ -137,8 +137,8 @@ def where(folder: Path) -> str:
 # ------------------------------------------------------------------ the campaign
 
 
-def campaign(kills: int, seed: int, folder: Path, terminations: float = 0.2) -> int:
-    """Runs chains until there were so many kills; prints what happened; returns the number of failures."""
+def campaign(kills: int, seed: int, folder: Path, minutes: float, terminations: float = 0.2) -> int:
+    """Runs chains until there were so many kills, or no time is left; prints what happened; returns the number of failures."""
     rng = random.Random(seed)
     log = folder / "log.txt"
     began = time.monotonic()
@@ -149,14 +149,18 @@ def campaign(kills: int, seed: int, folder: Path, terminations: float = 0.2) -> 
     counts: collections.Counter[str] = collections.Counter()
     answers: list[float] = []
     chains = failures = 0
-    while counts["SIGKILL"] < kills:
+
+    def goes_on() -> bool:
+        return counts["SIGKILL"] < kills and time.monotonic() - began < 60.0 * minutes
+
+    while goes_on():
         chains += 1
         path = folder / f"chain-{chains}"
         trace: list[str] = []
         window, stood = duration / 2, 0
         while True:
             pid = child(path, log)
-            code = ended(pid, rng.uniform(0.0, window))
+            code = ended(pid, rng.uniform(0.0, window) if goes_on() else 600.0)
             if code is None and rng.random() < terminations:
                 os.kill(pid, signal.SIGTERM)
                 asked = time.monotonic()
@@ -213,6 +217,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least")
+    parser.add_argument("--minutes", type=float, default=1e6, help="no more kills after so long")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -228,7 +233,7 @@ def main() -> None:
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fault-campaign-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"seed {arguments.seed}, in {folder}", flush=True)
-    failures = campaign(arguments.kills, arguments.seed, folder)
+    failures = campaign(arguments.kills, arguments.seed, folder, arguments.minutes)
     if not failures and arguments.out is None:
         shutil.rmtree(folder)
     sys.exit(1 if failures else 0)
