@@ -12,7 +12,8 @@ from rich.console import Console
 from lfmcw_app import cli
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
-from lfmcw_app.report import print_result
+from lfmcw_app.report import write_report
+from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
@@ -49,7 +50,9 @@ def evaluate(
         folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(dataset)}-{recipe.preset}-evaluation"), recipe)
         folder.write(EVALUATED, cells.to_json())
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        print_result(train_derived(folder, cells, images, console, target), folder, console)
+        result = train_derived(folder, cells, images, console, target)
+        write_report(folder.path)
+        print_result(result, folder, console)
 
 
 def _read_genotype(text: str, nodes: int) -> Genotype:

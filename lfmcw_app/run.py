@@ -14,7 +14,8 @@ from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.projection import print_projection, project
 from lfmcw_app.recipe import Recipe, trial
-from lfmcw_app.report import print_result
+from lfmcw_app.report import write_report
+from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.trainer import read_data
 from lfmcw_app.trainer import run as run_phases
@@ -92,6 +93,7 @@ def run(
                 f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True, markup=False
             )
             raise typer.Exit(130) from None
+        write_report(folder.path)
         print_result(result, folder, console)
 
 

@@ -6,7 +6,10 @@ metrics.jsonl      one line a round of the search and of the training: a functio
 search.pt          checkpoint of the search; evaluation.pt: of the derived network's training
 genotype.json      the derived cells; cells.png, cells.svg: their picture
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
-    samples.png        generated images, a row a class
+samples.png        generated images, a row a class; samples/: smaller ones of rounds in between, and real ones
+dataset.json       class names and sizes
+timings.jsonl      time and memory of each problem's updates
+report.html        all of it as one page (lfmcw_app.report)
 result.json        the test error; written last, so its presence means that the run is complete
 """
 
@@ -15,8 +18,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,6 +102,11 @@ class RunFolder:
         """Adds a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+    @property
+    def samples(self) -> Path:
+        """The folder of generated images through time."""
+        return self.path / "samples"
 
     @property
     def metrics(self) -> Path:
@@ -180,6 +190,8 @@ class RunFolder:
 
 def _environment() -> dict[str, Any]:
     return {
+        "command": _command(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
@@ -188,3 +200,10 @@ def _environment() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _command() -> str:
+    """The command line that started this process, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec is not None else [sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])

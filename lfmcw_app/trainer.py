@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
-from lfmcw_app.pictures import save_samples
+from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe, Search
@@ -38,6 +38,7 @@ from lfmcw_app.search_space.pdarts import (
     surviving,
 )
 from lfmcw_app.search_space.stem import image_divisor
+from lfmcw_app.timings import Timings
 from mlo import MultilevelOptimizer, Problem, Record
 from mlo.randomness import preserved
 
@@ -190,8 +191,9 @@ def phases_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
-    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png."""
+    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png and samples/."""
     how = folder.recipe.search
+    describe_dataset(dataset, folder)
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
     title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
@@ -242,7 +244,9 @@ def _run_stage(
     per_epoch = len(train) // recipe.search.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), recipe.search.architecture.warmup_epochs
     every = recipe.search.gradient_terms_every
+    snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
     folder.restore(stage.name, optimizer, phases_of(recipe))
+    timings = Timings(folder.path, stage.name, optimizer, device)
     with PhaseProgress(console, stage.name, rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             if stage.skip_dropout:
@@ -258,8 +262,13 @@ def _run_stage(
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
             folder.log(entry)
+            if modules.gan is not None and record.round in snapshots:
+                save_snapshot(
+                    modules.gan.generator, dataset, folder.samples / f"{stage.name}-{record.round:06d}.png", device
+                )
             if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
                 folder.save(stage.name, optimizer)
+                timings.write()
             if "arch" in record.losses:
                 error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
                 progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
@@ -271,6 +280,8 @@ def _search_entry(stage: str, record: Record, modules: SearchModules, alpha_ever
     entry = {"phase": stage, **_entry(record)}
     if record.round % alpha_every == 0 or record.round == 1:
         entry["alpha"] = {kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()}
+    if record.round == 1:
+        entry["candidates"] = asdict(as_candidates(modules.arch.primitives, modules.arch.nodes))
     return entry
 
 
@@ -282,7 +293,12 @@ def _entry(record: Record) -> dict[str, Any]:
         "metrics": record.metrics,
         "gradient_norms": record.gradient_norms,
         "solves": {
-            name: {"engine": report.engine, "iterations": report.iterations, "residual": report.residual}
+            name: {
+                "engine": report.engine,
+                "iterations": report.iterations,
+                "residual": report.residual,
+                "converged": report.converged,
+            }
             for name, report in sorted(record.solves.items())
         },
     }
@@ -355,6 +371,7 @@ def train_derived(
     """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
     how = recipe.evaluation
+    describe_dataset(dataset, folder)
     torch.manual_seed(recipe.seed)
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
@@ -362,6 +379,7 @@ def train_derived(
     per_epoch = min(len(dataset.train), recipe.data.train_images or len(dataset.train)) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
     folder.restore(EVALUATION, optimizer, phases_of(recipe))
+    timings = Timings(folder.path, "training", optimizer, device)
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
@@ -374,6 +392,7 @@ def train_derived(
             progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
             if record.round % per_epoch == 0 or record.round == rounds:
                 folder.save(EVALUATION, optimizer)
+                timings.write()
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])
     cost = network_cost(network, dataset.image_size, dataset.channels)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,6 +43,10 @@ class MultilevelOptimizer:
         hypergradient: how solutions are differentiated: an engine, a name (`mlo.available_engines()`), a mapping with a
             name and options, or a dict *lower problem* → one of these, with "default" for the others.
 
+    Attributes:
+        around_update: problem name → a context manager in which each of its updates runs, for timing and profiling:
+            `torch.profiler.record_function`, for example. It must not draw random numbers.
+
     Raises:
         GraphError: if the problems do not form a valid graph.
         EngineError: if an engine is unknown or cannot serve this graph.
@@ -55,6 +60,7 @@ class MultilevelOptimizer:
         self.graph = DependencyGraph(problems)
         self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
         self.round = 0
+        self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self._schedule = self.graph.schedule()
         self._streams = {name: BatchStream(problem.data, name) for name, problem in self.problems.items()}
         self._modules = {
@@ -110,7 +116,8 @@ class MultilevelOptimizer:
         record = Record(round=self.round + 1)
         for name in self._schedule:
             if self.round >= self.problems[name].warmup_steps:
-                self._update(name, record)
+                with self.around_update(name):
+                    self._update(name, record)
         self.round += 1
         return record
 
