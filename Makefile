@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 BENCH := .venv-benchmarks
 PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1
 
-.PHONY: run test check format betty benchmark benchmark-environment clean
+.PHONY: run test check format betty browser benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
@@ -25,6 +25,11 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# For the tests of the report, which are skipped without it (Debian; needs root).
+browser:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver
 
 betty: $(VENV)/.installed-betty
 
@@ -57,7 +62,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 # Betty's metadata: 0.2.1 claims Python < 3.11, on which it does not depend, and 0.1.1 has a specifier that pip 24.1 and later
 # refuse. 0.2.1 goes into the environment; 0.1.1, which the tests run as well, beside it.
-$(VENV)/.installed-betty: $(VENV)/.installed
+$(VENV)/.installed-# For the tests of the report, which are skipped without it (Debian; needs root).
+browser:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver
+
+betty: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1'
 	rm -rf $(VENV)/pip-24.0 $(VENV)/betty-0.1.1
 	$(BIN)/python -m pip install --quiet --target $(VENV)/pip-24.0 'pip==24.0'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,8 @@ from rich.console import Console
 from lfmcw_app.data import DATASETS, check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.tensorboard import EventFiles
 from mlo.errors import CheckpointError, ConfigurationError, EngineError, GraphError, ProblemError
 
 __all__ = [
@@ -65,6 +67,12 @@ SeedOption = Annotated[
 ]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Prints nothing but errors; the result is in the run folder.")
+]
+TensorBoardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads. By default one for each core.")]
 
 
@@ -144,6 +152,17 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu.")
     return torch.device(name)
+
+
+@contextmanager
+def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
+    """Writes a run's event files while the body runs, if asked to."""
+    if not tensorboard:
+        yield
+        return
+    with closing(EventFiles(folder.path / "tensorboard")) as files:
+        folder.listeners.append(files)
+        yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
+from lfmcw_app.tensorboard import check_tensorboard
 from lfmcw_app.trainer import read_data, train_derived
 
 
@@ -37,12 +38,16 @@ def evaluate(
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
+    quiet: cli.QuietOption = False,
+    tensorboard: cli.TensorBoardOption = False,
 ) -> None:
     """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
-    console = Console()
+    console = Console(quiet=quiet)
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
+        if tensorboard:
+            check_tensorboard()
         recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
         cells = _read_genotype(genotype, recipe.search.nodes)
         target = cli.pick_device(device)
@@ -50,7 +55,8 @@ def evaluate(
         folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(dataset)}-{recipe.preset}-evaluation"), recipe)
         folder.write(EVALUATED, cells.to_json())
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        result = train_derived(folder, cells, images, console, target)
+        with cli.listening(folder, tensorboard=tensorboard):
+            result = train_derived(folder, cells, images, console, target)
         write_report(folder.path)
         print_result(result, folder, console)
 

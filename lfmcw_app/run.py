@@ -17,6 +17,7 @@ from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.report import write_report
 from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.tensorboard import check_tensorboard
 from lfmcw_app.trainer import read_data
 from lfmcw_app.trainer import run as run_phases
 
@@ -46,16 +47,20 @@ def run(
             min=1, help="A trial: so many rounds of each phase, without warm-ups, after a projection of the whole run."
         ),
     ] = None,
+    quiet: cli.QuietOption = False,
+    tensorboard: cli.TensorBoardOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
 ) -> None:
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
-    console = Console()
+    console = Console(quiet=quiet and not (print_config or dry_run))  # these two are asked for what they print
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
+        if tensorboard:
+            check_tensorboard()
         if dataset is None and resume is None:
             raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
         recipe = None
@@ -87,7 +92,8 @@ def run(
             folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
         try:
-            result = run_phases(folder, images, console, target)
+            with cli.listening(folder, tensorboard=tensorboard):
+                result = run_phases(folder, images, console, target)
         except KeyboardInterrupt:
             console.print(
                 f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True, markup=False

@@ -8,6 +8,7 @@ genotype.json      the derived cells; cells.png, cells.svg: their picture
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
 samples.png        generated images, a row a class; samples/: smaller ones of rounds in between, and real ones
 dataset.json       class names and sizes
+tensorboard/       event files, with --tensorboard
 timings.jsonl      time and memory of each problem's updates
 report.html        all of it as one page (lfmcw_app.report)
 result.json        the test error; written last, so its presence means that the run is complete
@@ -20,7 +21,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -45,11 +46,15 @@ class RunFolder:
     Args:
         path: an existing folder with a `config.yaml`; see `create` and `open`.
         recipe: the recipe in it.
+
+    Attributes:
+        listeners: are called with each entry that is logged.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -99,9 +104,11 @@ class RunFolder:
         temporary.replace(self.path / name)
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl."""
+        """Adds a line to metrics.jsonl, and tells the listeners."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+        for listener in self.listeners:
+            listener(entry)
 
     @property
     def samples(self) -> Path:

@@ -269,11 +269,15 @@ def _run_stage(
             if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
                 folder.save(stage.name, optimizer)
                 timings.write()
-            if "arch" in record.losses:
-                error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
-                progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
-            else:  # the architecture rests in the first epochs
-                progress.update(record.round, {"training loss": record.losses["w2"]})
+            shown = {}
+            if "arch" in record.losses:  # the architecture may rest in the first epochs
+                shown["validation error %"] = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
+            progress.update(
+                record.round,
+                record.losses,
+                shown,
+                cells=lambda: derive_genotype(modules.arch(), modules.arch.primitives),
+            )
 
 
 def _search_entry(stage: str, record: Record, modules: SearchModules, alpha_every: int) -> dict[str, Any]:
@@ -389,7 +393,7 @@ def train_derived(
             folder.log({"phase": "training", **_entry(record)})
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
-            progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
+            progress.update(record.round, record.losses, {"training error %": error})
             if record.round % per_epoch == 0 or record.round == rounds:
                 folder.save(EVALUATION, optimizer)
                 timings.write()

@@ -17,7 +17,7 @@ ACROSS, ALONG, TOP = 88.0, 56.0, 24.0
 """Pixels a unit of the picture's layout, and above the inputs."""
 NODE_WIDTH, NODE_HEIGHT = 46.0, 24.0
 LABEL_PLACES = (0.42, 0.55, 0.3, 0.66, 0.2, 0.76)
-LETTER_WIDTH, LINE_HEIGHT = 6.3, 14.0
+LETTER_WIDTH, LINE_HEIGHT = 7.4, 15.0
 
 Box = tuple[float, float, float, float]
 
@@ -119,7 +119,7 @@ def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box
 
     def place(t: float) -> Place:
         x, y = _on(curve, t)
-        return min(max(x, width / 2), WIDTH - width / 2), y
+        return min(max(x, width / 2 + 2), WIDTH - width / 2 - 2), y
 
     def cost(t: float) -> float:
         return sum(_overlap(_box(place(t), width, LINE_HEIGHT), box) for box in taken)

@@ -91,13 +91,13 @@ def line_chart(
         for one, _, mean, _ in lines
     )
     window = max(window for _, _, _, window in lines)
-    note = f"; thick: mean of {window} rounds" if window > 1 else ""
+    note = f"thin: each round; thick: mean of {window}" if window > 1 else ""
     described = f"{title}{f' ({unit})' if unit else ''}"
     return Markup(
         '<figure class="chart"><figcaption>{title}{unit}</figcaption>'
         '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{described}" data-domain="{x0:g} {x1:g} {y0:g} {y1:g}" '
         'data-box="{l} {t} {r} {b}" data-log="{log}">{body}</svg>'
-        '<ul class="legend">{legend}</ul><p class="note">numbers: last value{note}</p></figure>'
+        '<ul class="legend">{legend}</ul><p class="note">{note}</p></figure>'
     ).format(
         title=title,
         unit=Markup(' <span class="unit">{}</span>').format(unit) if unit else "",
@@ -160,10 +160,11 @@ class _Scale:
 
     def ticks_y(self) -> list[float]:
         if not self.log:
-            return _nice(self.low_y, self.high_y, 4)
+            return _nice(self.low_y, self.high_y, 5)
         decades = range(math.floor(math.log10(self.low_y)), math.ceil(math.log10(self.high_y)) + 1)
         steps = (1,) if len(decades) > 4 else (1, 2, 5)
-        return [s * 10.0**d for d in decades for s in steps if self.low_y <= s * 10.0**d <= self.high_y]
+        ticks = [s * 10.0**d for d in decades for s in steps if self.low_y <= s * 10.0**d <= self.high_y]
+        return ticks if len(ticks) > 1 else _nice(self.low_y, self.high_y, 4)
 
 
 def _nice(low: float, high: float, count: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +26,17 @@ from lfmcw_app.report.curves import (
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets
 from lfmcw_app.report.reading import RunData, read_run
 from lfmcw_app.report.tables import (
+    FIGURES,
     PROBLEM_NAMES,
     costs,
-    duration,
     environment_rows,
     key_figures,
     progress_text,
-    size,
     solves,
 )
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
+from lfmcw_app.units import duration, size
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
 
@@ -113,14 +114,14 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         line_chart("Training of the derived network: error on batches", training, unit="%"),
     ]
     figures = {label: {f.key: f for f in key_figures(run)} for label, run in zip(labels, runs, strict=True)}
-    rows = {f.key: f.label for found in figures.values() for f in found.values()}
+    named = {f.key: f.label for found in figures.values() for f in found.values()}
     return _rendered(
         "comparison.html",
         title=f"{len(runs)} runs compared",
         labels=labels,
         whats=[_what(run) for run in runs],
         states=[progress_text(run) for run in runs],
-        rows=rows,
+        rows={key: named[key] for key in FIGURES if key in named},
         figures=figures,
         differences=_differences(runs),
         charts=[chart for chart in charts if chart],
@@ -196,7 +197,7 @@ def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     """The settings in which the recipes differ: key, and the value of each run."""
     flat = [_flat(run.recipe.model_dump(mode="json", by_alias=True)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
-    found = [(key, [str(settings.get(key, "–")) for settings in flat]) for key in keys]
+    found = [(key, [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat]) for key in keys]
     return [(key, values) for key, values in found if len(set(values)) > 1]
 
 

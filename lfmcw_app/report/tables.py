@@ -9,6 +9,7 @@ from typing import Any
 
 from lfmcw_app.report.charts import short
 from lfmcw_app.report.reading import TRAINING, RunData
+from lfmcw_app.units import duration, size
 
 __all__ = ["Cost", "Figure", "Solves", "costs", "key_figures", "phase_seconds", "progress_text", "solves"]
 
@@ -103,20 +104,8 @@ def key_figures(run: RunData) -> list[Figure]:
     return figures
 
 
-def duration(seconds: float) -> tuple[str, str]:
-    """A time in the unit that suits it."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f}", unit
-    return f"{seconds:.1f}" if seconds < 20 else f"{seconds:.0f}", "s"
-
-
-def size(count: int) -> tuple[str, str]:
-    """A number of bytes in the unit that suits it."""
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6)):
-        if count >= bytes_:
-            return f"{count / bytes_:.3g}", unit
-    return f"{count / 1e3:.3g}", "kB"
+FIGURES = ("test_error", "top5_error", "parameters", "multiply_adds", "search_time", "training_time", "peak_memory")
+"""The keys of `key_figures`, in their order."""
 
 
 def phase_seconds(run: RunData) -> dict[str, float]:
