@@ -24,9 +24,12 @@ from lfmcw_app.trainer import read_data, train_derived
 def evaluate(
     genotype: Annotated[
         str,
-        typer.Argument(help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N."),
+        typer.Argument(
+            autocompletion=cli.completing(*NAMED_GENOTYPES, "random:"),
+            help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N.",
+        ),
     ],
-    dataset: Annotated[str, typer.Argument(help=cli.DATASET_HELP)],
+    dataset: Annotated[str, typer.Argument(autocompletion=cli.complete_dataset, help=cli.DATASET_HELP)],
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
     config: cli.ConfigOption = None,

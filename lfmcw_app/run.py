@@ -25,7 +25,9 @@ from lfmcw_app.trainer import run as run_phases
 def run(
     dataset: Annotated[
         str | None,
-        typer.Argument(help=f"{cli.DATASET_HELP} Needed unless --resume is given."),
+        typer.Argument(
+            autocompletion=cli.complete_dataset, help=f"{cli.DATASET_HELP} Needed unless --resume is given."
+        ),
     ] = None,
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,

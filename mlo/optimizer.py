@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mlo.batches import BatchStream
 from mlo.errors import CheckpointError, GraphError, ProblemError, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
+from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.compatibility import check_engines
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
@@ -103,6 +105,10 @@ class MultilevelOptimizer:
             f"{name}: {self.engines[name].label}" for name in self.problems if name in self._differentiated
         )
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines or 'no response is differentiated'})"
+
+    def _repr_html_(self) -> str:
+        """The picture that a notebook shows: the graph, and which engine differentiates what."""
+        return f"{graph_svg(self.graph)}<div><code>{escape(repr(self))}</code></div>"
 
     def run(self, steps: int) -> Iterator[Record]:
         """Runs `steps` rounds; yields the record of each."""

@@ -36,14 +36,12 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
+from lfmcw_app.trainer import METHODS, SPACES
 from lfmcw_app.units import duration, size
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
 
 REPORT = "report.html"
-
-SPACES = {"darts": "DARTS space", "pdarts": "P-DARTS space", "pcdarts": "PC-DARTS space"}
-METHODS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW"}
 
 
 def write_report(folder: Path) -> Path:
@@ -163,7 +161,10 @@ def _what(run: RunData) -> str:
     if run.evaluated:
         return f"given genotype, preset {run.recipe.preset}, seed {run.recipe.seed}"
     how = run.recipe.search
-    return f"{METHODS[how.method]}, {SPACES[how.space]}, {how.order} order, preset {run.recipe.preset}, seed {run.recipe.seed}"
+    order = "" if how.method == "random" else f", {how.order} order"
+    return (
+        f"{METHODS[how.method]}, {SPACES[how.space]} space{order}, preset {run.recipe.preset}, seed {run.recipe.seed}"
+    )
 
 
 def _cells(genotype: Genotype | None) -> list[dict[str, Any]]:

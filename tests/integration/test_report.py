@@ -282,6 +282,13 @@ def test_a_search_without_a_generator_has_two_problems(tmp_path):
     assert "W1: loss" not in html
 
 
+def test_random_cells_have_no_search_to_show(tmp_path):
+    html = run_page(read_run(make_folder(tmp_path / "run", {}, settings=("search.method=random",))))
+    assert "random cells, DARTS space, preset smoke" in html
+    assert "Derived cells" in html
+    assert 'id="alpha"' not in html
+
+
 def test_an_evaluated_genotype_has_cells_and_training_only(tmp_path):
     html = run_page(read_run(make_folder(tmp_path / "run", {}, evaluated=True)))
     assert "Given cells" in html
