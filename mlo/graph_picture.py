@@ -84,7 +84,7 @@ def _arrow(start: Place, end: Place, *, dashed: bool) -> str:
     else:
         passed = abs(start[1] - end[1]) / (BOX_HEIGHT + GAP_Y) - 1
         aside = (0.9 * BOX_WIDTH if passed > 0 else 0.0) + (26 if dashed else 0)
-        control = (start[0] + end[0]) / 2 + (aside if dashed or start[0] >= end[0] else -aside), (y0 + y1) / 2
+        control = (start[0] + end[0]) / 2 + (-aside if passed > 0 and end[0] < start[0] else aside), (y0 + y1) / 2
     shift = 14 if dashed else -14
     x0, x1 = start[0] + shift, end[0] + shift
     # The head points along the last part of the curve.
