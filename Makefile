@@ -1,5 +1,5 @@
 # make run: the main job on the embedded data set.  make test: the test suite.  Both make .venv first.
-# make check: what .ci/run checks before the tests.
+# make check: what .ci/run checks before the tests.  make docs: the documentation, in site/.
 # make benchmark: mlo's engines against other libraries (about 20 minutes), in an environment of its own.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 BENCH := .venv-benchmarks
 PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1
 
-.PHONY: run test check format betty benchmark benchmark-environment clean
+.PHONY: run test check format docs betty browser benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
@@ -25,6 +25,14 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+# For the tests of the report, which are skipped without it (Debian; needs root).
+browser:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver
 
 betty: $(VENV)/.installed-betty
 
@@ -55,9 +63,18 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 # Betty's metadata: 0.2.1 claims Python < 3.11, on which it does not depend, and 0.1.1 has a specifier that pip 24.1 and later
 # refuse. 0.2.1 goes into the environment; 0.1.1, which the tests run as well, beside it.
-$(VENV)/.installed-betty: $(VENV)/.installed
+$(VENV)/.installed-# For the tests of the report, which are skipped without it (Debian; needs root).
+browser:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver
+
+betty: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1'
 	rm -rf $(VENV)/pip-24.0 $(VENV)/betty-0.1.1
 	$(BIN)/python -m pip install --quiet --target $(VENV)/pip-24.0 'pip==24.0'
@@ -65,4 +82,4 @@ $(VENV)/.installed-betty: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(BENCH) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +16,10 @@ from rich.console import Console
 
 from lfmcw_app.data import DATASETS, check_dataset
 from lfmcw_app.errors import InputError, NumbersWarning
-from lfmcw_app.recipe import Recipe, load_recipe, parse_yaml
+from lfmcw_app.recipe import PRESETS, SPACES, Recipe, load_recipe, parse_yaml
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
+from lfmcw_app.tensorboard import EventFiles
 from mlo.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -30,9 +32,12 @@ from mlo.errors import (
 
 __all__ = [
     "DATASET_HELP",
+    "complete_dataset",
+    "completing",
     "default_preset",
     "fresh_folder",
     "key_value",
+    "listening",
     "pick_device",
     "reported_errors",
     "resolve_recipe",
@@ -47,25 +52,42 @@ DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
 DATASET_HELP = f"Data set: {', '.join(DATASETS)}, folder:PATH (your own images), random:NAME (noise in its shape)."
 
+
+def completing(*values: str) -> Callable[[str], list[str]]:
+    """Completes the beginning of one of some values, for the shell."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+complete_dataset = completing(*DATASETS, "folder:", "random:")
+
 PresetOption = Annotated[
     str | None,
     typer.Option(
+        autocompletion=completing(*PRESETS),
         help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' programs). By default "
-        "smoke for digits, small for fashion-mnist, else paper."
+        "smoke for digits, small for fashion-mnist, else paper.",
     ),
 ]
 OrderOption = Annotated[
     str | None,
-    typer.Option(help="first drops the implicit terms (DARTS-1st), second keeps them. By default the recipe's."),
+    typer.Option(
+        autocompletion=completing("first", "second"),
+        help="first drops the implicit terms (DARTS-1st), second keeps them. By default the recipe's.",
+    ),
 ]
 MethodOption = Annotated[
     str | None,
     typer.Option(
-        help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By default the recipe's."
+        autocompletion=completing("lfmcw", "darts", "random"),
+        help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By default the recipe's.",
     ),
 ]
 SpaceOption = Annotated[
-    str | None, typer.Option(help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.")
+    str | None,
+    typer.Option(
+        autocompletion=completing(*SPACES),
+        help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.",
+    ),
 ]
 ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")]
 SetOption = Annotated[
@@ -76,7 +98,16 @@ SeedOption = Annotated[
     int | None, typer.Option(help="Seed of split, initial values and noise. By default the recipe's.")
 ]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(autocompletion=completing("auto", "cpu", "cuda"), help="cpu, cuda, or auto: cuda where there is one."),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Prints nothing but errors; the result is in the run folder.")
+]
+TensorBoardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads. By default one for each core.")]
 
 
@@ -159,6 +190,17 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
+def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
+    """Writes a run's event files while the body runs, if asked to."""
+    if not tensorboard:
+        yield
+        return
+    with closing(EventFiles(folder.path / "tensorboard")) as files:
+        folder.listeners.append(files)
+        yield
+
+
+@contextmanager
 def reported_errors(console: Console) -> Iterator[None]:
     """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep their traceback.
 
@@ -207,8 +249,8 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
 
 
 def main(command: Callable[..., None]) -> None:
-    """Runs a function as a command line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    """Runs a function as a command line; `--install-completion` teaches the shell to complete it."""
+    app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
     try:
         app()

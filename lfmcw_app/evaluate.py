@@ -12,10 +12,12 @@ from rich.console import Console
 from lfmcw_app import cli
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
-from lfmcw_app.report import print_result
+from lfmcw_app.report import REPORT, write_report
+from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
+from lfmcw_app.tensorboard import check_tensorboard
 from lfmcw_app.trainer import read_data, train_derived
 
 
@@ -23,11 +25,17 @@ def evaluate(
     genotype: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=cli.completing(*NAMED_GENOTYPES, "random:"),
             help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N. Needed unless --resume is "
-            "given."
+            "given.",
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Argument(help=f"{cli.DATASET_HELP} Needed unless --resume is given.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Argument(
+            autocompletion=cli.complete_dataset, help=f"{cli.DATASET_HELP} Needed unless --resume is given."
+        ),
+    ] = None,
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
     config: cli.ConfigOption = None,
@@ -40,12 +48,16 @@ def evaluate(
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
+    quiet: cli.QuietOption = False,
+    tensorboard: cli.TensorBoardOption = False,
 ) -> None:
     """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
-    console = Console()
+    console = Console(quiet=quiet)
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
+        if tensorboard:
+            check_tensorboard()
         folder = None
         if resume is not None:
             if any(value not in (None, []) for value in (genotype, dataset, preset, space, config, assign, out, seed)):
@@ -66,8 +78,11 @@ def evaluate(
             folder = RunFolder.create(out or cli.fresh_folder(name), recipe)
             folder.write(EVALUATED, cells.to_json())
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        with cli.stoppable(console, f"python -m lfmcw_app.evaluate --resume {folder.path}"), folder.held():
+        go_on = f"python -m lfmcw_app.evaluate --resume {folder.path}"
+        with cli.stoppable(console, go_on), folder.held(), cli.listening(folder, tensorboard=tensorboard):
             result = folder.result or train_derived(folder, cells, images, console, target)
+        with folder.attempting(REPORT):
+            write_report(folder.path)
         print_result(result, folder, console)
 
 

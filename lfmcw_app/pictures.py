@@ -1,22 +1,27 @@
-"""Pictures of images: a grid of generated ones beside real ones, a row a class."""
+"""Pictures of images: generated ones beside real ones, a row a class, at the end of a search and through its rounds."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.data import Dataset
 from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.run_folder import RunFolder
 from mlo.randomness import preserved
 
-__all__ = ["save_samples"]
+__all__ = ["describe_dataset", "save_samples", "save_snapshot", "snapshot_rounds"]
 
 GENERATED, REAL = 8, 2
 MOST_CLASSES = 20
+SNAPSHOTS = 8
+SNAPSHOT_CLASSES, SNAPSHOT_COLUMNS = 10, 2
 
 
 @torch.no_grad()
@@ -26,20 +31,75 @@ def save_samples(generator: ImageGenerator, dataset: Dataset, path: Path, device
     The generator's statistics and the random state are left as they are.
     """
     classes = min(dataset.num_classes, MOST_CLASSES)
-    labels = torch.arange(classes).repeat_interleave(GENERATED).to(device)
+    generated, real = _generated(generator, dataset, classes, GENERATED, device), _real(dataset, classes, REAL)
+    gap = torch.ones_like(real[:, :1])
+    _draw_grid(torch.cat([generated, gap, real], dim=1), dataset.class_names[:classes], path)
+
+
+def snapshot_rounds(rounds: int) -> frozenset[int]:
+    """The rounds of a stage after which images are kept: the first, and the ends of its eighths."""
+    return frozenset({1, *(max(1, round(rounds * part / SNAPSHOTS)) for part in range(1, SNAPSHOTS + 1))})
+
+
+@torch.no_grad()
+def save_snapshot(generator: ImageGenerator, dataset: Dataset, path: Path, device: torch.device) -> None:
+    """Saves a sheet of pixels alone: two generated images of each of the first ten classes, of the same noise each time.
+
+    The generator's statistics and the random state are left as they are.
+    """
+    classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
+    _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)
+
+
+def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
+    """Writes what a reader of the run folder needs of the data set: dataset.json, and real images as a snapshot has them."""
+    described = {
+        "name": dataset.name,
+        "class_names": dataset.class_names,
+        "image_size": dataset.image_size,
+        "channels": dataset.channels,
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+    }
+    folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
+    _save_sheet(
+        _real(dataset, min(dataset.num_classes, SNAPSHOT_CLASSES), SNAPSHOT_COLUMNS), folder.samples / "real.png"
+    )
+
+
+def _generated(generator: ImageGenerator, dataset: Dataset, classes: int, columns: int, device: torch.device) -> Tensor:
+    """Generated images of the first classes with pixels in [0, 1], [classes, columns, C, H, W]."""
+    labels = torch.arange(classes).repeat_interleave(columns).to(device)
     was_training = generator.training
     with preserved():
         torch.manual_seed(0)
-        images = generator.eval().sample(labels).cpu()
+        images = generator.eval().show(labels).cpu()
     generator.train(was_training)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
-    generated = (images * std + mean).clamp(0, 1).view(classes, GENERATED, *images.shape[1:])
+    return (images * std + mean).clamp(0, 1).view(classes, columns, *images.shape[1:])
+
+
+def _real(dataset: Dataset, classes: int, columns: int) -> Tensor:
+    """The first training images of the first classes, [classes, columns, C, H, W]; white where a class has too few."""
     rows = []
     for label in range(classes):
-        members = dataset.train.pixels[(dataset.train.labels == label).nonzero()[:REAL, 0]].float() / 255.0
-        real = F.pad(members, (0, 0, 0, 0, 0, 0, 0, REAL - len(members)), value=1.0)
-        rows.append(torch.cat([generated[label], torch.ones_like(real[:1]), real]))
-    _draw_grid(torch.stack(rows), dataset.class_names[:classes], path)
+        members = dataset.train.pixels[(dataset.train.labels == label).nonzero()[:columns, 0]].float() / 255.0
+        rows.append(F.pad(members, (0, 0, 0, 0, 0, 0, 0, columns - len(members)), value=1.0))
+    return torch.stack(rows)
+
+
+def _save_sheet(images: Tensor, path: Path) -> None:
+    """Saves images [rows, columns, C, H, W] with pixels in [0, 1] side by side, a pixel an entry."""
+    rows, columns, channels, height, width = images.shape
+    sheet = (
+        (images * 255.0)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(rows * height, columns * width, channels)
+    )
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(sheet.squeeze(-1).numpy()).save(path)
 
 
 def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:

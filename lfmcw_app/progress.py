@@ -1,72 +1,122 @@
-"""What a person sees while a run goes on: bars in a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: in a terminal a live display, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lfmcw_app.result import edge_names
+from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.units import duration
 
 __all__ = ["PhaseProgress"]
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines where the output is not a terminal."""
+LIVE_INTERVAL = 0.5
+"""Seconds between two changes in a terminal."""
 
 
 class PhaseProgress:
-    """The progress of one phase.
+    """The progress of one phase: rounds, time left, each problem's loss, and the cell that would be derived now.
 
     Args:
-        console: where it is shown.
+        console: where it is shown; nothing is where it is quiet.
         name: of the phase.
-        total: steps of it.
-        done: steps that were done before (a resumed run).
+        total: rounds of it.
+        done: rounds that were done before (a resumed run).
     """
 
     def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
         self._console = console
         self._name, self._total = name, total
         self._started, self._begun_at = time.monotonic(), done
-        self._last_line = 0.0
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (
+        self._shown_at = -PLAIN_INTERVAL
+        self._cells: Genotype | None = None
+        self._live: Live | None = None
+        if console.is_terminal and not console.quiet:
+            self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
             )
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(name, total=total, completed=done, text="")
+            self._task = self._bar.add_task(name, total=total, completed=done)
+            self._live = Live(self._bar, console=console, refresh_per_second=4)
 
     def __enter__(self) -> PhaseProgress:
-        if self._bar is not None:
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    def update(self, done: int, values: dict[str, Any]) -> None:
-        """Shows that `done` steps are complete, with the latest values (name → text or number)."""
-        text = "  ".join(
-            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-        )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=text)
-            return
+    def update(
+        self,
+        done: int,
+        losses: Mapping[str, Any],
+        values: Mapping[str, float],
+        cells: Callable[[], Genotype] | None = None,
+    ) -> None:
+        """Shows that `done` rounds are complete.
+
+        Args:
+            done: rounds.
+            losses: problem → its loss; of a game player → loss.
+            values: other numbers, by name.
+            cells: derives the cell of now; called only when it is shown.
+        """
         now = time.monotonic()
-        if now - self._last_line < PLAIN_INTERVAL and done < self._total:
+        interval = PLAIN_INTERVAL if self._live is None else LIVE_INTERVAL
+        if self._console.quiet or (now - self._shown_at < interval and done < self._total):
             return
-        self._last_line = now
+        self._shown_at = now
+        numbers = [_described(name, value) for name, value in (*losses.items(), *values.items())]
+        found = cells() if cells is not None else None
+        if self._live is not None:
+            self._bar.update(self._task, completed=done)
+            parts: list[RenderableType] = [self._bar, Text("  ".join(numbers))]
+            if found is not None:
+                parts.append(_cell_table(found))
+            self._live.update(Group(*parts))
+            return
         rate = (now - self._started) / max(1, done - self._begun_at)
-        left = f"{rate * (self._total - done):.0f} s left"
-        self._console.print(f"{self._name} {done}/{self._total}  {text}  {left}", highlight=False, soft_wrap=True)
+        left = " ".join(duration(rate * (self._total - done)))
+        self._print(f"{self._name} {done}/{self._total}  {'  '.join(numbers)}  {left} left")
+        if found is not None and found != self._cells:
+            self._cells = found
+            for kind, nodes in found.to_data().items():
+                self._print(f"  {kind} cell now: {'; '.join(', '.join(edge_names(edges)) for edges in nodes)}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _described(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{name} {', '.join(f'{player} {loss:.3f}' for player, loss in value.items())}"
+    return f"{name} {value:.3f}"
+
+
+def _cell_table(genotype: Genotype) -> Table:
+    """The cells side by side, a row a node."""
+    table = Table.grid(padding=(0, 3))
+    data = genotype.to_data()
+    table.add_row("", *(f"[bold]{kind} cell now" for kind in data))
+    for node, cells in enumerate(zip(*data.values(), strict=True)):
+        table.add_row(str(node), *(", ".join(edge_names(edges)) for edges in cells))
+    return table

@@ -18,6 +18,7 @@ from lfmcw_app.recipe import Recipe
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.trainer import SearchStage, build_training, search_stages
+from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
 
 __all__ = ["Projection", "print_projection", "project"]
@@ -98,16 +99,11 @@ def print_projection(projections: list[Projection], console: Console) -> None:
     for column in ("phase", "rounds", "seconds a round", "time"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in projections:
-        table.add_row(phase.name, f"{phase.rounds:,}", f"{phase.seconds:.3g}", _duration(phase.rounds * phase.seconds))
+        table.add_row(
+            phase.name, f"{phase.rounds:,}", f"{phase.seconds:.3g}", " ".join(duration(phase.rounds * phase.seconds))
+        )
     total = sum(phase.rounds * phase.seconds for phase in projections)
     table.add_section()
-    table.add_row("all", "", "", _duration(total))
+    table.add_row("all", "", "", " ".join(duration(total)))
     console.print(table)
     console.print(f"peak memory {max(phase.memory for phase in projections):.1f} GB", highlight=False)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

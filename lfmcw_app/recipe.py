@@ -14,7 +14,7 @@ from lfmcw_app.errors import InputError, shown
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
-__all__ = ["PRESETS", "Recipe", "load_recipe", "parse_yaml", "trial", "validate_recipe"]
+__all__ = ["PRESETS", "SPACES", "Recipe", "load_recipe", "parse_yaml", "trial", "validate_recipe"]
 
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts")

@@ -14,8 +14,10 @@ from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.projection import print_projection, project
 from lfmcw_app.recipe import Recipe, trial
-from lfmcw_app.report import print_result
+from lfmcw_app.report import REPORT, write_report
+from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.tensorboard import check_tensorboard
 from lfmcw_app.trainer import read_data
 from lfmcw_app.trainer import run as run_phases
 
@@ -23,7 +25,9 @@ from lfmcw_app.trainer import run as run_phases
 def run(
     dataset: Annotated[
         str | None,
-        typer.Argument(help=f"{cli.DATASET_HELP} Needed unless --resume is given."),
+        typer.Argument(
+            autocompletion=cli.complete_dataset, help=f"{cli.DATASET_HELP} Needed unless --resume is given."
+        ),
     ] = None,
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
@@ -51,16 +55,20 @@ def run(
             "--detect-collapse", help="Warns of skip-connection collapse and of a GAN that does not learn any more."
         ),
     ] = False,
+    quiet: cli.QuietOption = False,
+    tensorboard: cli.TensorBoardOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
 ) -> None:
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
-    console = Console()
+    console = Console(quiet=quiet and not (print_config or dry_run))  # these two are asked for what they print
     with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
+        if tensorboard:
+            check_tensorboard()
         if dataset is None and resume is None:
             raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
         if detect_collapse:
@@ -93,8 +101,11 @@ def run(
         if folder is None:
             folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
         console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        with cli.stoppable(console, f"python -m lfmcw_app.run --resume {folder.path}"):
+        go_on = f"python -m lfmcw_app.run --resume {folder.path}"
+        with cli.stoppable(console, go_on), cli.listening(folder, tensorboard=tensorboard):
             result = run_phases(folder, images, console, target)
+        with folder.attempting(REPORT):
+            write_report(folder.path)
         print_result(result, folder, console)
 
 

@@ -8,7 +8,11 @@ search.pt          last checkpoint of the search; evaluation.pt: of the derived 
 genotype.json      the derived cells; cells.png, cells.svg: their picture
 nonfinite-*.pt     if a loss or gradient was not finite: what is known of it, of the first few
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
-samples.png        generated images, a row a class
+samples.png        generated images, a row a class; samples/: smaller ones of rounds in between, and real ones
+dataset.json       class names and sizes
+tensorboard/       event files, with --tensorboard
+timings.jsonl      time and memory of each problem's updates
+report.html        all of it as one page (lfmcw_app.report)
 .lock              held by the process that runs here
 result.json        the test error; written last, so its presence means that the run is complete
 """
@@ -18,10 +22,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -58,6 +64,9 @@ class RunFolder:
     Args:
         path: an existing folder with a `config.yaml`; see `create` and `open`.
         recipe: the recipe in it.
+
+    Attributes:
+        listeners: are called with each entry that is logged.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -68,6 +77,7 @@ class RunFolder:
         self._repeats = False  # whether the rounds that run now have their lines in metrics.jsonl already
         self._failed_saves = 0
         self._stores: dict[str, mlo.CheckpointStore] = {}
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
@@ -160,13 +170,25 @@ class RunFolder:
             ) from None
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl; where it cannot be written it waits for the next checkpoint."""
+        """Adds a line to metrics.jsonl, where it waits for the next checkpoint if it must, and tells the listeners."""
         self._pending.append(json.dumps(entry) + "\n")
         if len(self._pending) == 1:
             try:
                 self._write_pending()
             except OSError as error:
                 self._warn(f"metrics.jsonl cannot be written ({error.strerror or error}); its lines wait in memory.")
+        for listener in self.listeners:
+            listener(entry)
+
+    @contextmanager
+    def attempting(self, what: str) -> Iterator[None]:
+        """Turns failures of writing what a run can do without into a warning."""
+        try:
+            yield
+        except OSError as error:
+            self._warn(
+                f"{what} cannot be written in {self.path} ({error.strerror or error}); the run goes on without it."
+            )
 
     def _write_pending(self, *, flush: bool = False) -> None:
         """Writes the lines that wait; after a failure the file may end in part of one, which the next attempt takes away."""
@@ -197,6 +219,11 @@ class RunFolder:
         except OSError as failure:
             return f"A diagnostic file cannot be written ({failure.strerror or failure})."
         return f"What is known of it is in {self.path / name} (mlo.load_checkpoint)."
+
+    @property
+    def samples(self) -> Path:
+        """The folder of generated images through time."""
+        return self.path / "samples"
 
     @property
     def metrics(self) -> Path:
@@ -358,6 +385,8 @@ class RunFolder:
 
 def _environment() -> dict[str, Any]:
     return {
+        "command": _command(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
@@ -366,3 +395,10 @@ def _environment() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _command() -> str:
+    """The command line that started this process, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["python", "-m", spec.name] if spec is not None else [sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])

@@ -85,7 +85,9 @@ TABLES: dict[str, dict[str, Arm]] = {
 
 def table(
     name: Annotated[str, typer.Argument(help=f"Which: {', '.join(TABLES)}.")],
-    dataset: Annotated[str, typer.Argument(help=cli.DATASET_HELP)] = "fashion-mnist",
+    dataset: Annotated[
+        str, typer.Argument(autocompletion=cli.complete_dataset, help=cli.DATASET_HELP)
+    ] = "fashion-mnist",
     preset: cli.PresetOption = None,
     space: cli.SpaceOption = None,
     order: cli.OrderOption = None,

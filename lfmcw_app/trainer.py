@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.phase import Phase
-from lfmcw_app.pictures import save_samples
+from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe, Search
@@ -41,6 +41,7 @@ from lfmcw_app.search_space.pdarts import (
     surviving,
 )
 from lfmcw_app.search_space.stem import image_divisor
+from lfmcw_app.timings import TIMINGS, Timings
 from mlo import MultilevelOptimizer, Problem, Record
 from mlo.randomness import preserved
 
@@ -177,8 +178,9 @@ def phases_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
-    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png."""
+    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png and samples/."""
     how = folder.recipe.search
+    describe_dataset(dataset, folder)
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
     title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
@@ -235,6 +237,8 @@ def _run_stage(
     phase = Phase(
         folder, stage.name, optimizer, rounds=rounds, save_every=recipe.checkpoint_every, phases=phases_of(recipe)
     )
+    snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
+    timings = Timings(folder.path, stage.name, optimizer, device)
     with PhaseProgress(console, stage.name, rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
             if stage.skip_dropout:
@@ -250,14 +254,25 @@ def _run_stage(
             entry = _search_entry(stage.name, record, modules, recipe.checkpoint_every)
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
+            if modules.gan is not None and record.round in snapshots:
+                path = folder.samples / f"{stage.name}-{record.round:06d}.png"
+                with folder.attempting(path.name):
+                    save_snapshot(modules.gan.generator, dataset, path, device)
+            if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
+                with folder.attempting(TIMINGS):
+                    timings.write()
             phase.finish_round(record, entry, loss=record.losses.get("arch"))
             if detector is not None:
                 _warn_of_collapse(detector, record, modules)
-            if "arch" in record.losses:
-                error = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
-                progress.update(record.round, {"loss": record.losses["arch"], "validation error %": error})
-            elif "w2" in record.losses:  # the architecture rests in the first epochs
-                progress.update(record.round, {"training loss": record.losses["w2"]})
+            shown = {}
+            if "arch" in record.losses:  # the architecture may rest in the first epochs
+                shown["validation error %"] = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])
+            progress.update(
+                record.round,
+                record.losses,
+                shown,
+                cells=lambda: derive_genotype(modules.arch(), modules.arch.primitives),
+            )
 
 
 def _warn_of_collapse(detector: CollapseDetector, record: Record, modules: SearchModules) -> None:
@@ -270,6 +285,8 @@ def _search_entry(stage: str, record: Record, modules: SearchModules, alpha_ever
     entry = {"phase": stage, **_entry(record)}
     if record.round % alpha_every == 0 or record.round == 1:
         entry["alpha"] = {kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()}
+    if record.round == 1:
+        entry["candidates"] = asdict(as_candidates(modules.arch.primitives, modules.arch.nodes))
     return entry
 
 
@@ -282,7 +299,12 @@ def _entry(record: Record) -> dict[str, Any]:
         "gradient_norms": record.gradient_norms,
         **({"player_gradient_norms": record.player_gradient_norms} if record.player_gradient_norms else {}),
         "solves": {
-            name: {"engine": report.engine, "iterations": report.iterations, "residual": report.residual}
+            name: {
+                "engine": report.engine,
+                "iterations": report.iterations,
+                "residual": report.residual,
+                "converged": report.converged,
+            }
             for name, report in sorted(record.solves.items())
         },
         **({"skipped": {name: error.term for name, error in record.skipped.items()}} if record.skipped else {}),
@@ -356,6 +378,7 @@ def train_derived(
     """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
     how = recipe.evaluation
+    describe_dataset(dataset, folder)
     torch.manual_seed(recipe.seed)
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
@@ -363,6 +386,7 @@ def train_derived(
     per_epoch = min(len(dataset.train), recipe.data.train_images or len(dataset.train)) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
     phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe))
+    timings = Timings(folder.path, "training", optimizer, device)
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
         while optimizer.round < rounds:
@@ -370,12 +394,15 @@ def train_derived(
             record = phase.step()
             if record is None:
                 continue
+            if record.round % per_epoch == 0 or record.round == rounds:
+                with folder.attempting(TIMINGS):
+                    timings.write()
             phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses.get("network"))
             if record.skipped:
                 continue
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
-            progress.update(record.round, {"loss": record.losses["network"], "training error %": error})
+            progress.update(record.round, record.losses, {"training error %": error})
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])
     cost = network_cost(network, dataset.image_size, dataset.channels)

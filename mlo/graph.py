@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlo.errors import GraphError, nearest
+from mlo.graph_picture import graph_svg
 from mlo.problem import Problem
 
 __all__ = ["DependencyGraph"]
@@ -126,6 +127,10 @@ class DependencyGraph:
             rows.append(f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: {values}")
         rows.append(f"  order of a round: {' → '.join(self.schedule())}")
         return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        """The picture that a notebook shows."""
+        return graph_svg(self)
 
     def __repr__(self) -> str:
         return f"DependencyGraph({', '.join(self.problems)})"

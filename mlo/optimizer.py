@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mlo.batches import BatchStream
 from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
+from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.compatibility import check_engines
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
@@ -57,6 +59,10 @@ class MultilevelOptimizer:
             `roll_back`), and raises after three times. None looks at nothing, which on a GPU saves a
             synchronisation an update.
 
+    Attributes:
+        around_update: problem name → a context manager in which each of its updates runs, for timing and profiling:
+            `torch.profiler.record_function`, for example. It must not draw random numbers.
+
     Raises:
         ConfigurationError: if `on_nonfinite` is none of these.
         GraphError: if the problems do not form a valid graph.
@@ -75,6 +81,7 @@ class MultilevelOptimizer:
         self.graph = DependencyGraph(problems)
         self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
         self.round = 0
+        self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self._schedule = self.graph.schedule()
         self._streams = {name: BatchStream(problem.data, name) for name, problem in self.problems.items()}
         self._modules = {
@@ -121,6 +128,10 @@ class MultilevelOptimizer:
         )
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines or 'no response is differentiated'})"
 
+    def _repr_html_(self) -> str:
+        """The picture that a notebook shows: the graph, and which engine differentiates what."""
+        return f"{graph_svg(self.graph)}<div><code>{escape(repr(self))}</code></div>"
+
     def run(self, steps: int) -> Iterator[Record]:
         """Runs `steps` rounds; yields the record of each, and of those that are run again after a rollback."""
         last = self.round + steps
@@ -158,7 +169,8 @@ class MultilevelOptimizer:
         moving = [name for name in self._schedule if self.round >= self.problems[name].warmup_steps]
         for index, name in enumerate(moving):
             try:
-                self._update(name, record)
+                with self.around_update(name):
+                    self._update(name, record)
             except NonFiniteError:
                 # The data of all problems stand at the end of this round, so that streams that go together still do.
                 for other in moving[index + 1 :]:

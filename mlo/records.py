@@ -42,6 +42,12 @@ def _as_number(value: Any) -> Any:
     return value
 
 
+def _shown(loss: Any) -> str:
+    if isinstance(loss, Mapping):
+        return f"({', '.join(f'{player}={_shown(value)}' for player, value in loss.items())})"
+    return f"{loss:.4g}"
+
+
 @dataclass(kw_only=True)
 class Record:
     """One round: every problem's last update in it.
@@ -79,6 +85,13 @@ class Record:
         self._losses[problem] = loss
         self._metrics[problem] = metrics
         self._gradient_norms[problem] = gradient_norm
+
+    def __repr__(self) -> str:
+        losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
+        failed = [name for name, report in self.solves.items() if not report.converged]
+        solved = f"; solved: {', '.join(self.solves)}" if self.solves else ""
+        trouble = f"; not converged: {', '.join(failed)}" if failed else ""
+        return f"Record(round={self.round}: {losses}{solved}{trouble})"
 
     @property
     def losses(self) -> dict[str, Any]:

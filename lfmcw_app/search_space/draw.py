@@ -14,7 +14,10 @@ from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw_genotype"]
+__all__ = ["Place", "cell_places", "control_point", "draw_genotype", "edge_bend"]
+
+Place = tuple[float, float]
+"""Along the cell, and across it."""
 
 COLUMN = 1.75
 ROWS = (0.0, 0.95, -0.95, 0.0)
@@ -43,17 +46,32 @@ def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
-    nodes = len(edges) // EDGES_PER_NODE
-    # One column a node, in rows around the middle; arrows bend away from the middle, around the nodes that they pass.
+def cell_places(nodes: int) -> list[Place]:
+    """Where the states of a cell stand: the two inputs, the nodes in a column each, in rows around the middle, the output."""
     places = [(0.0, 1.35), (0.0, -1.35)]
     places += [(COLUMN * (node + 1), ROWS[node % len(ROWS)]) for node in range(nodes)]
-    output = (COLUMN * (nodes + 1) + 0.2, 0.0)
+    return [*places, (COLUMN * (nodes + 1) + 0.2, 0.0)]
+
+
+def edge_bend(start: Place, end: Place) -> float:
+    """How far an arrow bends away from the middle, around the nodes that it passes: a part of its length."""
+    upwards = start[1] > 0.0 or (start[1] == 0.0 and end[1] >= 0.0)
+    bend = 0.14 + 0.045 * (end[0] - start[0]) / COLUMN  # wider around more nodes
+    return -bend if upwards else bend
+
+
+def control_point(start: Place, end: Place, bend: float) -> Place:
+    """The control point of the quadratic Bézier curve of an arrow, off the middle by bend · length (Matplotlib's arc3)."""
+    (x0, y0), (x1, y1) = start, end
+    return (x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0)
+
+
+def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
+    nodes = len(edges) // EDGES_PER_NODE
+    *places, output = cell_places(nodes)
     for index, edge in enumerate(edges):
         start, end = places[edge.source], places[2 + index // EDGES_PER_NODE]
-        upwards = start[1] > 0.0 or (start[1] == 0.0 and end[1] >= 0.0)
-        bend = 0.14 + 0.045 * (end[0] - start[0]) / COLUMN  # wider around more nodes
-        _arrow(ax, start, end, edge.primitive, bend=-bend if upwards else bend, slot=index % EDGES_PER_NODE)
+        _arrow(ax, start, end, edge.primitive, bend=edge_bend(start, end), slot=index % EDGES_PER_NODE)
     for place in places[2:]:
         _arrow(ax, place, output, None, bend=0.0, slot=0)
     names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes))]
@@ -69,9 +87,7 @@ def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
     ax.axis("off")
 
 
-def _arrow(
-    ax: Axes, start: tuple[float, float], end: tuple[float, float], primitive: str | None, *, bend: float, slot: int
-) -> None:
+def _arrow(ax: Axes, start: Place, end: Place, primitive: str | None, *, bend: float, slot: int) -> None:
     colour = PRIMITIVE_COLOURS.get(primitive or "", "#bbbbbb")
     ax.add_patch(
         FancyArrowPatch(
@@ -81,9 +97,7 @@ def _arrow(
     )  # fmt: skip
     if primitive is None:
         return
-    # A point of the quadratic Bézier curve that arc3 draws: its control point lies off the middle by bend · length.
-    (x0, y0), (x1, y1) = start, end
-    control = ((x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0))
+    control = control_point(start, end, bend)
     t = 0.4 if slot == 0 else 0.62
     x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(start, control, end, strict=True))
     ax.text(

@@ -46,9 +46,9 @@ def resume(folder):
 
 
 def outcome(folder):
-    return {
-        name: (folder / name).read_bytes() for name in ("metrics.jsonl", "genotype.json", "result.json", "config.yaml")
-    }
+    names = ["metrics.jsonl", "genotype.json", "result.json", "config.yaml"]
+    names += sorted(f"samples/{path.name}" for path in (folder / "samples").iterdir())
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def whole(tmp_path_factory):
 def test_a_run_leaves_everything_in_its_folder(whole):
     folder, printed = whole
     expected = {
-        ".lock", "cells.png", "cells.svg", "config.yaml", "environment.json", "evaluation.best.pt", "evaluation.pt",
-        "evaluation.previous.pt", "genotype.json", "metrics.jsonl", "result.json", "samples.png", "search.best.pt",
-        "search.previous.pt", "search.pt",
+        ".lock", "cells.png", "cells.svg", "config.yaml", "dataset.json", "environment.json", "evaluation.best.pt",
+        "evaluation.pt", "evaluation.previous.pt", "genotype.json", "metrics.jsonl", "report.html", "result.json", "samples",
+        "samples.png", "search.best.pt", "search.previous.pt", "search.pt", "timings.jsonl",
     }  # fmt: skip
     assert {path.name for path in folder.iterdir()} == expected
     result = json.loads((folder / "result.json").read_text())
@@ -78,6 +78,7 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     assert len(search[0]["metrics"]["w2"]["class_weights"]) == 10
     assert set(search[0]["solves"]) == {"w1", "gan", "w2"}
     assert "alpha" in search[1]
+    assert {path.stem for path in (folder / "samples").iterdir()} == {"real", *(f"search-{n:06d}" for n in range(1, 7))}
     assert sum(line["phase"] == "training" for line in lines) == 4 * (60 // 16)
     assert torch.load(folder / "search.pt", weights_only=True)["phase"] == "search"
 
@@ -307,3 +308,13 @@ def test_a_space_by_set_has_the_presets_settings_for_it_and_must_not_contradict_
     finished = run("--space", "darts", "--set=search.space=pdarts")
     assert finished.returncode == 2
     assert "contradict" in finished.stderr
+
+
+def test_a_quiet_run_prints_nothing_and_writes_event_files_if_asked(tmp_path):
+    folder = tmp_path / "run"
+    short = {"search.steps": 1, "search.order": "first", "evaluation.epochs": 1}
+    finished = run("--out", folder, "--quiet", "--tensorboard", "--method", "darts", **short)
+    assert (finished.returncode, finished.stdout) == (0, "")
+    assert finished.stderr == ""
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"search", "training"}
+    assert (folder / "result.json").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mlo
 from mlo.hypergradient import registry
 
 ROOT = Path(__file__).parents[2]
@@ -61,3 +62,14 @@ def test_links_between_the_documents_hold():
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text("utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_reference_documents_every_public_name_once():
+    listed = re.findall(r"^::: mlo\.(\w+)$", (ROOT / "docs" / "reference" / "mlo.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(mlo.__all__)
+
+
+def test_every_page_is_reached_from_the_sites_menu():
+    menu = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:")[1]
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"[\w/-]+\.md", menu)) == pages

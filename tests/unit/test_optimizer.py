@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import pytest
@@ -297,3 +298,36 @@ def test_a_position_beyond_the_data_is_refused():
     stream.next(), stream.next(), stream.next()
     with pytest.raises(mlo.CheckpointError, match="after 3 batches"):
         BatchStream([1], "w").load_state_dict(stream.state_dict())
+
+
+def test_each_update_runs_inside_what_is_put_around_it():
+    def loss(module, batch):
+        return (module.weight**2).sum()
+
+    def upper_loss(module, batch, *, lower):
+        seen.append("upper loss")
+        return (lower.weight * module.weight).sum()
+
+    seen = []
+
+    @contextlib.contextmanager
+    def around(name):
+        seen.append(f"begin {name}")
+        yield
+        seen.append(f"end {name}")
+
+    lower, upper = torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(2, 1, bias=False)
+    optimizer = mlo.MultilevelOptimizer(
+        [
+            mlo.Problem(
+                "lower", module=lower, optimizer=torch.optim.SGD(lower.parameters(), lr=0.1), loss=loss, steps=2
+            ),
+            mlo.Problem("upper", module=upper, optimizer=torch.optim.SGD(upper.parameters(), lr=0.1), loss=upper_loss),
+        ],
+        "first_order",
+    )
+    optimizer.around_update = around
+    optimizer.step()
+    assert seen == [
+        "begin lower", "end lower", "begin lower", "end lower", "begin upper", "upper loss", "end upper",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from lfmcw_app.run_folder import RunFolder
 
-__all__ = ["print_result"]
+__all__ = ["edge_names", "print_result"]
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
@@ -19,7 +20,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         table.add_column(column)
     for kind in ("normal", "reduction"):
         for node, edges in enumerate(result["genotype"][kind]):
-            table.add_row(kind if node == 0 else "", str(node), *(f"{op} from {_state(s)}" for op, s in edges))
+            table.add_row(kind if node == 0 else "", str(node), *edge_names(edges))
     console.print(table)
     console.print(
         f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of {result['dataset']}, "
@@ -27,9 +28,16 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         highlight=False,
         soft_wrap=True,
     )
-    present = [name for name in ("cells.png", "samples.png", "metrics.jsonl") if (folder.path / name).exists()]
+    present = [
+        name for name in ("report.html", "cells.png", "samples.png", "metrics.jsonl") if (folder.path / name).exists()
+    ]
     found = ", ".join([*present, "result.json"])
     console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
+
+
+def edge_names(edges: Iterable[Any]) -> list[str]:
+    """The edges of a node, [primitive, source] each, in words."""
+    return [f"{primitive} from {_state(source)}" for primitive, source in edges]
 
 
 def _state(source: int) -> str:

@@ -1,0 +1,147 @@
+"""Derived cells as SVG text in the page's colours, from the inputs above to the output below: narrow enough for a phone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from lfmcw_app.search_space.draw import Place, cell_places, control_point, edge_bend
+from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge
+
+__all__ = ["cell_svg", "primitive_label", "state_label"]
+
+WIDTH = 360
+ACROSS, ALONG, TOP = 88.0, 56.0, 24.0
+"""Pixels a unit of the picture's layout, and above the inputs."""
+NODE_WIDTH, NODE_HEIGHT = 46.0, 24.0
+LABEL_PLACES = (0.42, 0.55, 0.3, 0.66, 0.2, 0.76)
+LETTER_WIDTH, LINE_HEIGHT = 7.4, 15.0
+
+Box = tuple[float, float, float, float]
+
+
+def primitive_label(primitive: str) -> str:
+    """A primitive's name for people: sep_conv_3x3 → sep conv 3×3."""
+    return primitive.replace("_3x3", " 3×3").replace("_5x5", " 5×5").replace("_", " ")
+
+
+def state_label(source: int) -> str:
+    """The name of a state of a cell: 0 and 1 are the outputs of the cells before, 2 + i is node i."""
+    return ("c(k−2)", "c(k−1)")[source] if source < 2 else f"node {source - 2}"
+
+
+def cell_svg(kind: str, edges: Sequence[Edge]) -> Markup:
+    """Draws one derived cell.
+
+    Args:
+        kind: "normal" or "reduction".
+        edges: two a node.
+    """
+    nodes = len(edges) // EDGES_PER_NODE
+    layout = cell_places(nodes)
+    *places, output = [_pixels(place) for place in layout]
+    height = output[1] + TOP
+    taken = [_box(place, NODE_WIDTH + 16, NODE_HEIGHT + 8) for place in (*places, output)]
+    arrows, labels = [], []
+    for index, edge in enumerate(edges):
+        ends = layout[edge.source], layout[2 + index // EDGES_PER_NODE]
+        curve = _pixels(ends[0]), _pixels(control_point(*ends, edge_bend(*ends))), _pixels(ends[1])
+        arrows.append(_arrow(curve, f"op-{edge.primitive}", "edge"))
+        text = primitive_label(edge.primitive)
+        place = _free_place(curve, LETTER_WIDTH * len(text), taken)
+        labels.append(
+            Markup('<text class="op" x="{:.1f}" y="{:.1f}" style="fill:var(--op-{})">{}</text>').format(
+                place[0], place[1] + 4, edge.primitive, text
+            )
+        )
+    joins = [_arrow((place, _middle(place, output), output), "muted", "join") for place in places[2:]]
+    boxes = [
+        Markup(
+            '<rect class="state {0}" x="{1:.1f}" y="{2:.1f}" width="{3}" height="{4}" rx="7"/>'
+            '<text class="state" x="{5:.1f}" y="{6:.1f}">{7}</text>'
+        ).format(
+            group, x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2, NODE_WIDTH, NODE_HEIGHT, x, y + 4, label
+        )
+        for (x, y), label, group in zip(
+            (*places, output),
+            ["c(k−2)", "c(k−1)", *map(str, range(nodes)), "c(k)"],
+            ["input", "input", *["node"] * nodes, "output"],
+            strict=True,
+        )
+    ]  # fmt: skip
+    description = "; ".join(
+        f"node {index // EDGES_PER_NODE} reads {primitive_label(edge.primitive)} of {state_label(edge.source)}"
+        for index, edge in enumerate(edges)
+    )
+    return Markup(
+        '<svg class="cell" viewBox="0 0 {} {:.0f}" role="img" aria-label="{} cell: {}" data-cell="{}" data-edges="{}">{}</svg>'
+    ).format(
+        WIDTH,
+        height,
+        kind,
+        description,
+        kind,
+        len(edges),
+        Markup("").join([*joins, *arrows, *boxes, *labels]),
+    )
+
+
+def _pixels(place: Place) -> Place:
+    """The layout runs from left to right, the page's cells from above to below."""
+    along, across = place
+    return WIDTH / 2 - ACROSS * across, TOP + ALONG * along
+
+
+def _middle(start: Place, end: Place) -> Place:
+    return (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+
+
+def _on(curve: tuple[Place, Place, Place], t: float) -> Place:
+    """A point of a quadratic Bézier curve."""
+    x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(*curve, strict=True))
+    return x, y
+
+
+def _box(middle: Place, width: float, height: float) -> Box:
+    return middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2
+
+
+def _overlap(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box]) -> Place:
+    """The place along a curve where a label covers least of what is there; it is taken afterwards."""
+
+    def place(t: float) -> Place:
+        x, y = _on(curve, t)
+        return min(max(x, width / 2 + 2), WIDTH - width / 2 - 2), y
+
+    def cost(t: float) -> float:
+        return sum(_overlap(_box(place(t), width, LINE_HEIGHT), box) for box in taken)
+
+    best = place(min(LABEL_PLACES, key=cost))
+    taken.append(_box(best, width, LINE_HEIGHT))
+    return best
+
+
+def _arrow(curve: tuple[Place, Place, Place], colour: str, kind: str) -> Markup:
+    """A curve with its head where it meets the box at its end; the boxes are drawn over its ends."""
+    start, control, end = curve
+    box = _box(end, NODE_WIDTH + 4, NODE_HEIGHT + 4)
+    t = next(t / 100 for t in range(100, 0, -1) if not _inside(_on(curve, t / 100), box))
+    tip, before = _on(curve, t), _on(curve, max(t - 0.04, 0.0))
+    angle = math.degrees(math.atan2(tip[1] - before[1], tip[0] - before[0]))
+    path = f"M{start[0]:.1f} {start[1]:.1f}Q{control[0]:.1f} {control[1]:.1f} {end[0]:.1f} {end[1]:.1f}"
+    return Markup(
+        '<path class="{}" style="stroke:var(--{c})" d="{}"/>'
+        '<path style="fill:var(--{c})" transform="translate({:.1f} {:.1f}) rotate({:.0f})" d="M0 0L-8 -3.6L-8 3.6Z"/>'
+    ).format(kind, path, tip[0], tip[1], angle, c=colour)
+
+
+def _inside(place: Place, box: Box) -> bool:
+    return box[0] <= place[0] <= box[2] and box[1] <= place[1] <= box[3]

@@ -1,0 +1,238 @@
+"""Charts as SVG text: they follow the page's colours, need no script, and tell their scale to the one that reads them out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from markupsafe import Markup, escape
+
+__all__ = ["Point", "Series", "line_chart", "short"]
+
+Point = tuple[float, float]
+
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 18, 30
+MOST_POINTS = 150
+SMOOTHING = 25
+"""A running mean over a 25th of the rounds is drawn thick."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A line of a chart.
+
+    Attributes:
+        label: in the legend.
+        points: (x, y), x ascending.
+        colour: a CSS variable of the page, without its dashes.
+    """
+
+    label: str
+    points: Sequence[Point]
+    colour: str = "series-1"
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    unit: str = "",
+    x_label: str = "round",
+    log: bool = False,
+    boundaries: Sequence[tuple[float, str]] = (),
+    smooth: bool = True,
+) -> Markup:
+    """Draws lines over rounds: each value thin, a running mean thick; the legend has the last value of the mean.
+
+    Args:
+        title: above the chart.
+        series: its lines; empty ones are left out, and a chart without lines is the empty string.
+        unit: of the values.
+        x_label: of the horizontal axis.
+        log: whether the vertical axis is logarithmic; values that are not positive are left out.
+        boundaries: where something begins on the horizontal axis, and what.
+        smooth: whether a running mean is taken.
+    """
+    lines = []
+    for one in series:
+        points = [(x, y) for x, y in one.points if math.isfinite(y) and (y > 0 or not log)]
+        if points:
+            window = max(1, len(points) // SMOOTHING) if smooth else 1
+            lines.append((one, points, _running_mean(points, window), window))
+    if not lines:
+        return Markup("")
+    scale = _Scale.of([(raw, mean) for _, raw, mean, _ in lines], log)
+    body = [_grid(scale, x_label)]
+    for x, label in boundaries:
+        place = scale.x(x)
+        body.append(
+            Markup('<line class="boundary" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
+                place, TOP, HEIGHT - BOTTOM
+            )
+            + Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>').format(place + 2, TOP - 5, label)
+        )
+    for one, raw, mean, window in lines:
+        if window > 1:
+            body.append(_polyline(one, raw, scale, "raw"))
+        body.append(_polyline(one, mean, scale, "mean"))
+        if len(mean) == 1:
+            body.append(
+                Markup('<circle r="3" cx="{:.1f}" cy="{:.1f}" style="fill:var(--{})"/>').format(
+                    scale.x(mean[0][0]), scale.y(mean[0][1]), one.colour
+                )
+            )
+    legend = Markup("").join(
+        Markup(
+            '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} <b>{3}</b></li>'
+        ).format(one.label, mean[-1][1], one.colour, short(mean[-1][1]))
+        for one, _, mean, _ in lines
+    )
+    window = max(window for _, _, _, window in lines)
+    note = f"thin: each round; thick: mean of {window}" if window > 1 else ""
+    described = f"{title}{f' ({unit})' if unit else ''}"
+    return Markup(
+        '<figure class="chart"><figcaption>{title}{unit}</figcaption>'
+        '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{described}" data-domain="{x0:g} {x1:g} {y0:g} {y1:g}" '
+        'data-box="{l} {t} {r} {b}" data-log="{log}">{body}</svg>'
+        '<ul class="legend">{legend}</ul><p class="note">{note}</p></figure>'
+    ).format(
+        title=title,
+        unit=Markup(' <span class="unit">{}</span>').format(unit) if unit else "",
+        described=described,
+        w=WIDTH, h=HEIGHT, l=LEFT, t=TOP, r=WIDTH - RIGHT, b=HEIGHT - BOTTOM,
+        x0=scale.low_x, x1=scale.high_x, y0=scale.low_y, y1=scale.high_y, log=int(log),
+        body=Markup("").join(body), legend=legend, note=note,
+    )  # fmt: skip
+
+
+def short(value: float) -> str:
+    """A number of at most four digits, for people."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if abs(value) >= 100_000 or abs(value) < 0.001:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.3g}k"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scale:
+    """Maps values to places in the picture."""
+
+    low_x: float
+    high_x: float
+    low_y: float
+    high_y: float
+    log: bool
+
+    @classmethod
+    def of(cls, lines: Sequence[tuple[Sequence[Point], Sequence[Point]]], log: bool) -> _Scale:
+        """Fits all running means, and all values but the outermost hundredths, which are cut off."""
+        xs = [x for raw, _ in lines for x, _ in raw]
+        ys = [y for _, mean in lines for _, y in mean]
+        for raw, _ in lines:
+            values = sorted(y for _, y in raw)
+            cut = len(values) // 100
+            ys += [values[cut], values[-1 - cut]]
+        low, high = min(ys), max(ys)
+        if log:
+            spread = max(high / low, 1.5) ** 0.04
+            low, high = low / spread, high * spread
+        else:
+            spread = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
+            low, high = (0.0 if 0 <= low < spread * 4 else low - spread), high + spread
+        return cls(low_x=min(xs), high_x=max(xs), low_y=low, high_y=high, log=log)
+
+    def x(self, value: float) -> float:
+        span = self.high_x - self.low_x
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((value - self.low_x) / span if span else 0.5)
+
+    def y(self, value: float) -> float:
+        low, high = self.low_y, self.high_y
+        value = min(max(value, low), high)
+        share = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    def ticks_y(self) -> list[float]:
+        if not self.log:
+            return _nice(self.low_y, self.high_y, 5)
+        decades = range(math.floor(math.log10(self.low_y)), math.ceil(math.log10(self.high_y)) + 1)
+        steps = (1,) if len(decades) > 4 else (1, 2, 5)
+        ticks = [s * 10.0**d for d in decades for s in steps if self.low_y <= s * 10.0**d <= self.high_y]
+        return ticks if len(ticks) > 1 else _nice(self.low_y, self.high_y, 4)
+
+
+def _nice(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers between two others."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    base = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * base for s in (1, 2, 5, 10) if s * base >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _grid(scale: _Scale, x_label: str) -> Markup:
+    parts = []
+    for value in scale.ticks_y():
+        y = scale.y(value)
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(LEFT, WIDTH - RIGHT, y=y)
+        )
+        parts.append(
+            Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>').format(
+                LEFT - 5, y + 3.5, short(value)
+            )
+        )
+    parts += [
+        Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{}</text>').format(
+            scale.x(value), HEIGHT - BOTTOM + 14, short(value)
+        )
+        for value in _nice(scale.low_x, scale.high_x, 5)
+        if value == round(value)
+    ]
+    parts.append(
+        Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM)
+    )
+    parts.append(
+        Markup('<text class="tick" text-anchor="end" x="{}" y="{}">{}</text>').format(
+            WIDTH - RIGHT, HEIGHT - 3, x_label
+        )
+    )
+    return Markup("").join(parts)
+
+
+def _polyline(series: Series, points: Sequence[Point], scale: _Scale, kind: str) -> Markup:
+    places = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in _thinned(points))
+    return Markup('<polyline class="{}" data-label="{}" style="stroke:var(--{})" points="{}"/>').format(
+        kind, escape(series.label), series.colour, places
+    )
+
+
+def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
+    """The mean of the last `window` values at each point (of fewer at the beginning)."""
+    result, total = [], 0.0
+    for index, (x, y) in enumerate(points):
+        total += y
+        if index >= window:
+            total -= points[index - window][1]
+        result.append((x, total / min(index + 1, window)))
+    return result
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most `MOST_POINTS` points: of each stretch its lowest and its highest, so that no peak is lost."""
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    edges = [round(part * len(points) / (MOST_POINTS // 2)) for part in range(MOST_POINTS // 2 + 1)]
+    kept = []
+    for begin, end in pairwise(edges):
+        stretch = points[begin:end]
+        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+    return [*kept[:-1], points[-1]] if kept[-1][0] >= points[-1][0] else [*kept, points[-1]]

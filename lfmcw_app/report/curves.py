@@ -1,0 +1,162 @@
+"""The curves of a report: what was logged in every round, over the rounds of all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from lfmcw_app.report.charts import Point, Series, line_chart
+from lfmcw_app.report.reading import RunData
+
+__all__ = ["Rounds", "error_charts", "gradient_charts", "loss_charts", "training_charts"]
+
+Pick = Callable[[dict[str, Any]], float | None]
+"""Reads a value out of a line of metrics.jsonl; None where the line lacks it."""
+
+TERMS = {"direct": "direct", "w2": "through W2", "w1_w2": "through W1 → W2", "gan_w2": "through G → W2"}
+
+
+def at(*keys: str, percent_wrong: bool = False) -> Pick:
+    """Reads a nested value; with `percent_wrong` an accuracy as an error in %."""
+
+    def pick(entry: dict[str, Any]) -> float | None:
+        value: Any = entry
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        if not isinstance(value, int | float):
+            return None
+        return 100.0 * (1.0 - value) if percent_wrong else float(value)
+
+    return pick
+
+
+class Rounds:
+    """The rounds of a search, counted through its stages.
+
+    Attributes:
+        offsets: stage → rounds before it.
+        boundaries: where each stage begins and its name; empty for one stage.
+    """
+
+    def __init__(self, run: RunData) -> None:
+        self._run = run
+        self.offsets: dict[str, int] = {}
+        total = 0
+        for stage in run.searched:
+            self.offsets[stage.name] = total
+            total += stage.entries[-1]["round"]
+        several = len(self.offsets) > 1
+        self.boundaries = [(float(before + 1), name) for name, before in self.offsets.items()] if several else []
+
+    def points(self, pick: Pick) -> list[Point]:
+        """(round, value) of every line that has the value."""
+        return [
+            (float(self.offsets[stage.name] + entry["round"]), value)
+            for stage in self._run.searched
+            for entry in stage.entries
+            if (value := pick(entry)) is not None
+        ]
+
+    def series(self, label: str, pick: Pick, colour: int) -> Series:
+        """A line of a chart."""
+        return Series(label=label, points=self.points(pick), colour=f"series-{colour}")
+
+
+def loss_charts(rounds: Rounds) -> list[Markup]:
+    """A chart for each of the problems: w1, gan, w2, arch (those that the method has)."""
+    one = rounds.series
+    charts = [
+        line_chart("W1: loss on training data", [one("W1", at("losses", "w1"), 1)], boundaries=rounds.boundaries),
+        line_chart(
+            "GAN: losses of the players",
+            [
+                one("generator", at("losses", "gan", "generator"), 2),
+                one("discriminator", at("losses", "gan", "discriminator"), 3),
+            ],
+            boundaries=rounds.boundaries,
+        ),
+        line_chart(
+            "W2: loss with weighted classes",
+            [
+                one("total", at("losses", "w2"), 1),
+                one("real images", at("metrics", "w2", "real"), 2),
+                one("generated images", at("metrics", "w2", "synthetic"), 3),
+            ],
+            boundaries=rounds.boundaries,
+        ),
+        line_chart("A: loss on validation data", [one("A", at("losses", "arch"), 4)], boundaries=rounds.boundaries),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def error_charts(rounds: Rounds) -> list[Markup]:
+    """Errors on batches of real images, and of W2 on generated ones."""
+    one = rounds.series
+    charts = [
+        line_chart(
+            "Error on batches",
+            [
+                one("W1, training", at("metrics", "w1", "accuracy", percent_wrong=True), 1),
+                one("W2, training", at("metrics", "w2", "accuracy", percent_wrong=True), 2),
+                one("W2, validation", at("metrics", "arch", "accuracy", percent_wrong=True), 4),
+            ],
+            unit="%",
+            boundaries=rounds.boundaries,
+        ),
+        line_chart(
+            "Generated images that W2 takes for another class",
+            [one("W2, generated", at("metrics", "w2", "generated_accuracy", percent_wrong=True), 3)],
+            unit="%",
+            boundaries=rounds.boundaries,
+        ),
+    ]
+    return [chart for chart in charts if chart]
+
+
+def gradient_charts(rounds: Rounds) -> list[Markup]:
+    """Norms of the total gradients, residuals of the solves, and the parts of A's gradient where they were recorded."""
+    problems = ("w1", "gan", "w2", "arch")
+    charts = [
+        line_chart(
+            "Norm of the total gradient",
+            [rounds.series(name, at("gradient_norms", name), index) for index, name in enumerate(problems, start=1)],
+            log=True,
+            boundaries=rounds.boundaries,
+        ),
+        line_chart(
+            "Relative residual of the solves",
+            [rounds.series(name, at("solves", name, "residual"), index) for index, name in enumerate(problems[:3], 1)],
+            log=True,
+            boundaries=rounds.boundaries,
+        ),
+        line_chart(
+            "Parts of A's gradient: norms",
+            [rounds.series(label, at("gradient_terms", key, "norm"), i) for i, (key, label) in enumerate(TERMS.items(), 1)],
+            log=True,
+            boundaries=rounds.boundaries,
+        ),
+        line_chart(
+            "Parts of A's gradient: cosine with the whole",
+            [rounds.series(label, at("gradient_terms", key, "cosine"), i) for i, (key, label) in enumerate(TERMS.items(), 1)],
+            boundaries=rounds.boundaries,
+        ),
+    ]  # fmt: skip
+    return [chart for chart in charts if chart]
+
+
+def training_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
+    """Loss and error of the derived network on training batches."""
+
+    def points(pick: Pick) -> list[Point]:
+        return [(float(entry["round"]), value) for entry in entries if (value := pick(entry)) is not None]
+
+    error = at("metrics", "network", "accuracy", percent_wrong=True)
+    charts = [
+        line_chart("Training loss", [Series(label="loss", points=points(at("losses", "network")))]),
+        line_chart("Training error", [Series(label="error", points=points(error), colour="series-2")], unit="%"),
+    ]
+    return [chart for chart in charts if chart]

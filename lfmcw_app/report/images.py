@@ -1,0 +1,137 @@
+"""Pictures inside the page, as data: sheets of generated and real images, and the heat map of the class weights."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from lfmcw_app.report.reading import RunData
+
+__all__ = ["ClassWeights", "Sheet", "class_weights", "gradient_bar", "sheets"]
+
+MOST_ROWS = 30
+MOST_COLUMNS = 240
+LARGEST_TILE = 40
+LOSSLESS_BYTES = 20_000
+COLOURS = "viridis"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Images of some classes, a row a class.
+
+    Attributes:
+        phase: the stage of the search, where there are several.
+        label: its round, or "real".
+        source: the picture, as a data URL.
+        rows: classes.
+        columns: images of each.
+    """
+
+    phase: str
+    label: str
+    source: str
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassWeights:
+    """The class weights l_c through the rounds.
+
+    Attributes:
+        names: of the classes in the picture.
+        last: of each, the mean over the last tenth of the rounds.
+        source: the picture, a row a class, as a data URL.
+        low: the value of the darkest colour.
+        high: of the brightest.
+        classes: of the data set; those with the smallest last weights are left out where there are many.
+    """
+
+    names: Sequence[str]
+    last: Sequence[float]
+    source: str
+    low: float
+    high: float
+    classes: int
+
+
+def class_weights(run: RunData) -> ClassWeights | None:
+    """The heat map of a run's class weights; None where there are none (plain DARTS)."""
+    rows = [
+        entry["metrics"]["w2"]["class_weights"]
+        for stage in run.searched
+        for entry in stage.entries
+        if "class_weights" in entry["metrics"].get("w2", {})
+    ]
+    if not rows:
+        return None
+    values = np.array(rows, dtype=float).T  # [classes, rounds]
+    last = values[:, -max(1, values.shape[1] // 10) :].mean(axis=1)
+    names = class_names(run, len(values))
+    shown = sorted(np.argsort(-last, kind="stable")[:MOST_ROWS].tolist())
+    parts = np.array_split(values[shown], min(values.shape[1], MOST_COLUMNS), axis=1)
+    picture = np.stack([part.mean(axis=1) for part in parts], axis=1)
+    low, high = float(picture.min()), float(picture.max())
+    coloured = colormaps[COLOURS]((picture - low) / (high - low or 1.0), bytes=True)[:, :, :3]
+    return ClassWeights(
+        names=[names[index] for index in shown],
+        last=[float(last[index]) for index in shown],
+        source=_data_url(Image.fromarray(np.ascontiguousarray(coloured))),
+        low=low,
+        high=high,
+        classes=len(values),
+    )
+
+
+def class_names(run: RunData, count: int) -> list[str]:
+    """The names of the classes, or their numbers where the run folder does not tell them."""
+    names: list[Any] = run.dataset.get("class_names", [])
+    return [str(name) for name in names] if len(names) == count else [str(index) for index in range(count)]
+
+
+def gradient_bar() -> str:
+    """The heat map's colours from low to high, as CSS."""
+    stops = (colormaps[COLOURS](index / 8, bytes=True) for index in range(9))
+    return f"linear-gradient(90deg,{','.join(f'rgb({r},{g},{b})' for r, g, b, _ in stops)})"
+
+
+def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
+    """The names of the classes, and the sheets: generated images from the first to the last round, then real ones."""
+    size = run.dataset.get("image_size")
+    if run.real is None or not size:
+        return [], []
+    several = len(run.searched) > 1
+    found = [_sheet(shot.phase if several else "", str(shot.round), shot.path, size) for shot in run.snapshots]
+    if not found:
+        return [], []
+    found.append(_sheet("", "real", run.real, size))
+    return class_names(run, len(run.dataset["class_names"]))[: found[0].rows], found
+
+
+def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
+    with Image.open(path) as opened:
+        columns, rows = opened.width // size, opened.height // size
+        image: Image.Image = opened
+        if size > LARGEST_TILE:
+            image = opened.resize((columns * LARGEST_TILE, rows * LARGEST_TILE), Image.Resampling.LANCZOS)
+        return Sheet(phase=phase, label=label, source=_data_url(image), rows=rows, columns=columns)
+
+
+def _data_url(image: Image.Image) -> str:
+    """A picture as a data URL: exact where that is small, else nearly."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    kind = "png"
+    if buffer.tell() > LOSSLESS_BYTES:
+        buffer, kind = io.BytesIO(), "webp"
+        image.save(buffer, "WEBP", quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,152 @@
+"""Reads a run folder for a report: whatever is in it, of a complete, an unfinished or an evaluated run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.timings import TIMINGS
+
+__all__ = ["Phase", "RunData", "Snapshot", "read_run"]
+
+TRAINING = "training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The rounds of a stage of the search, or of the training.
+
+    Attributes:
+        name: "search", "search-1", ..., or "training".
+        entries: its lines of metrics.jsonl, a round each.
+    """
+
+    name: str
+    entries: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A sheet of generated images."""
+
+    phase: str
+    round: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What a run folder holds; what is missing is None or empty.
+
+    Attributes:
+        searched: the stages of the search, in their order; empty for an evaluated genotype.
+        training: of the derived network.
+        genotype: the cells that the search found, or that were given.
+        evaluated: whether the genotype was given.
+        dataset: dataset.json.
+        timings: the lines of timings.jsonl.
+        real: a sheet of real images, as the snapshots have them.
+    """
+
+    path: Path
+    recipe: Recipe
+    environment: dict[str, Any]
+    dataset: dict[str, Any]
+    searched: Sequence[Phase]
+    training: Phase
+    genotype: Genotype | None
+    evaluated: bool
+    result: dict[str, Any] | None
+    timings: Sequence[dict[str, Any]]
+    snapshots: Sequence[Snapshot]
+    real: Path | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+
+def read_run(path: Path) -> RunData:
+    """Reads a run folder.
+
+    Raises:
+        InputError: if there is no run in it, or one of its files is damaged.
+    """
+    try:
+        recipe = validate_recipe(yaml.safe_load((path / "config.yaml").read_text("utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"There is no run in {path} ({error}). Name a run folder, as runs/NAME.") from None
+    except yaml.YAMLError:
+        raise InputError(f"{path / 'config.yaml'} is damaged: it is not valid YAML.") from None
+    entries = _lines(path / "metrics.jsonl", ("phase", "round", "losses", "metrics"))
+    names = dict.fromkeys(entry["phase"] for entry in entries)
+    phases = {name: Phase(name=name, entries=[e for e in entries if e["phase"] == name]) for name in names}
+    evaluated = (path / EVALUATED).exists()
+    cells = path / (EVALUATED if evaluated else "genotype.json")
+    real = path / "samples" / "real.png"
+    return RunData(
+        path=path,
+        recipe=recipe,
+        environment=_mapping(path / "environment.json"),
+        dataset=_mapping(path / "dataset.json"),
+        searched=[phase for name, phase in phases.items() if name != TRAINING],
+        training=phases.get(TRAINING, Phase(name=TRAINING, entries=[])),
+        genotype=Genotype.load(cells) if cells.exists() else None,
+        evaluated=evaluated,
+        result=_mapping(path / "result.json") or None,
+        timings=_lines(path / TIMINGS, ("phase", "rounds", "seconds", "problems")),
+        snapshots=_snapshots(path / "samples", list(phases)),
+        real=real if real.exists() else None,
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}).") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: it holds a {type(value).__name__}, not an object.")
+    return value
+
+
+def _lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a last line without its end, of a run that was killed there, is left out."""
+    if not path.exists():
+        return []
+    try:
+        *lines, _ = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged ({error}).") from None
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            raise InputError(f"{path} is damaged: line {number} is not JSON.") from None
+        if not isinstance(entry, dict) or not set(keys) <= set(entry):
+            raise InputError(f"{path} is damaged: line {number} lacks one of {', '.join(keys)}.")
+        entries.append(entry)
+    return entries
+
+
+def _snapshots(folder: Path, phases: Sequence[str]) -> list[Snapshot]:
+    found = []
+    for phase in phases:
+        for path in sorted(folder.glob(f"{phase}-*.png")):
+            number = path.stem.removeprefix(f"{phase}-")
+            if number.isdecimal():  # not the file of search-1 for search
+                found.append(Snapshot(phase=phase, round=int(number), path=path))
+    return found

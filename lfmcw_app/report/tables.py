@@ -1,0 +1,186 @@
+"""The tables of a report: key figures, the engine's solves, time and memory of each problem."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lfmcw_app.report.charts import short
+from lfmcw_app.report.reading import TRAINING, RunData
+from lfmcw_app.units import duration, size
+
+__all__ = ["Cost", "Figure", "Solves", "costs", "key_figures", "phase_seconds", "progress_text", "solves"]
+
+PROBLEM_NAMES = {
+    "w1": "W1, weights",
+    "gan": "generator and discriminator",
+    "w2": "W2, weights",
+    "arch": "A, architecture",
+    "network": "derived network",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number at the head of the report."""
+
+    key: str
+    label: str
+    value: str
+    unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solves:
+    """The inverse products of one lower problem in the search.
+
+    Attributes:
+        count: how many.
+        residual: median and largest; None where the engine solves no system.
+        failed: how many did not converge.
+    """
+
+    problem: str
+    engine: str
+    count: int
+    iterations: float
+    residual: tuple[float, float] | None
+    failed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a problem's updates took in a phase.
+
+    Attributes:
+        seconds: of all updates.
+        share: of the phase's time, in %.
+        each: milliseconds an update.
+        peak: memory while it was updated, in bytes; None where it was not measured.
+        held: parameters, buffers and optimizer state, in bytes.
+    """
+
+    phase: str
+    problem: str
+    updates: int
+    seconds: float
+    share: float
+    each: float
+    peak: int | None
+    held: int
+
+
+def key_figures(run: RunData) -> list[Figure]:
+    """The result first, then what it took."""
+    figures = []
+    if run.result is not None:
+        figures.append(
+            Figure(key="test_error", label="test error", value=f"{run.result['test_error_percent']:.2f}", unit="%")
+        )
+        top5 = run.result.get("test_top5_error_percent")
+        if top5 is not None:
+            figures.append(Figure(key="top5_error", label="top-5 test error", value=f"{top5:.2f}", unit="%"))
+        figures.append(Figure(key="parameters", label="parameters", value=_count(run.result["parameters"])))
+        figures.append(
+            Figure(
+                key="multiply_adds", label="multiply-adds", value=short(run.result["multiply_adds_millions"]), unit="M"
+            )
+        )
+    seconds = phase_seconds(run)
+    searched = sum(s for phase, s in seconds.items() if phase != TRAINING)
+    for key, label, taken in (
+        ("search_time", "search", searched),
+        ("training_time", "training", seconds.get(TRAINING, 0.0)),
+    ):
+        if taken:
+            value, unit = duration(taken)
+            figures.append(Figure(key=key, label=label, value=value, unit=unit))
+    peaks = [cost.peak for cost in costs(run) if cost.peak is not None]
+    if peaks:
+        value, unit = size(max(peaks))
+        figures.append(Figure(key="peak_memory", label="peak memory", value=value, unit=unit))
+    return figures
+
+
+FIGURES = ("test_error", "top5_error", "parameters", "multiply_adds", "search_time", "training_time", "peak_memory")
+"""The keys of `key_figures`, in their order."""
+
+
+def phase_seconds(run: RunData) -> dict[str, float]:
+    """Phase → seconds from its first round to its last, rounds that a resumed run repeated included."""
+    found: dict[str, float] = {}
+    for entry in run.timings:
+        found[entry["phase"]] = found.get(entry["phase"], 0.0) + entry["seconds"]
+    return found
+
+
+def progress_text(run: RunData) -> str:
+    """How far the run has come, in words."""
+    if run.result is not None:
+        return "complete"
+    phase = run.training if run.training.entries else run.searched[-1] if run.searched else None
+    return f"unfinished: {phase.name}, round {phase.entries[-1]['round']:,}" if phase else "unfinished: no round yet"
+
+
+def solves(run: RunData) -> list[Solves]:
+    """How the engines' solves went, a row a problem and engine."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for stage in run.searched:
+        for entry in stage.entries:
+            for problem, report in entry.get("solves", {}).items():
+                found.setdefault((problem, report["engine"]), []).append(report)
+    rows = []
+    for (problem, engine), reports in found.items():
+        residuals = [report["residual"] for report in reports if report["residual"] is not None]
+        rows.append(
+            Solves(
+                problem=problem,
+                engine=engine,
+                count=len(reports),
+                iterations=statistics.fmean(report["iterations"] for report in reports),
+                residual=(statistics.median(residuals), max(residuals)) if residuals else None,
+                failed=sum(not report.get("converged", True) for report in reports),
+            )
+        )
+    return rows
+
+
+def costs(run: RunData) -> list[Cost]:
+    """What each problem's updates took, a row a phase and problem."""
+    taken: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in run.timings:
+        for problem, values in entry["problems"].items():
+            taken.setdefault((entry["phase"], problem), []).append(values)
+    total = phase_seconds(run)
+    rows = []
+    for (phase, problem), values in taken.items():
+        seconds, updates = sum(v["seconds"] for v in values), sum(v["updates"] for v in values)
+        peaks = [v["peak_bytes"] for v in values if v["peak_bytes"] is not None]
+        rows.append(
+            Cost(
+                phase=phase,
+                problem=problem,
+                updates=updates,
+                seconds=seconds,
+                share=100.0 * seconds / total[phase] if total[phase] else 0.0,
+                each=1000.0 * seconds / max(1, updates),
+                peak=max(peaks) if peaks else None,
+                held=values[-1]["held_bytes"],
+            )
+        )
+    return rows
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1_000_000 else f"{number:,}" if number < 10_000 else f"{short(number)}"
+
+
+def environment_rows(environment: dict[str, Any]) -> Sequence[tuple[str, str]]:
+    """The environment as names and values; the command has a place of its own."""
+    return [
+        (key.replace("_", " "), str(value))
+        for key, value in environment.items()
+        if key != "command" and value is not None
+    ]

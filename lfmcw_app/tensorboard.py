@@ -1,0 +1,68 @@
+"""TensorBoard's event files of a run, by option: what metrics.jsonl holds, as curves, a folder a phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lfmcw_app.errors import InputError
+
+__all__ = ["EventFiles", "check_tensorboard"]
+
+
+def check_tensorboard() -> None:
+    """Refuses --tensorboard where it cannot be served.
+
+    Raises:
+        InputError: if the package tensorboard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise InputError(
+            "--tensorboard needs the package tensorboard, which is not installed. Install it (pip install tensorboard, or "
+            "this package with its extra: pip install -e '.[tensorboard]'), or drop the option."
+        )
+
+
+class EventFiles:
+    """Writes every entry of a run's log as scalars: losses, metrics, class weights, gradient norms, solves.
+
+    Rounds that a resumed run repeats take the place of those that were written before.
+
+    Args:
+        folder: where the event files go; a phase has a folder of its own in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._make = SummaryWriter
+        self._folder = folder
+        self._writers: dict[str, Any] = {}
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        """Writes one entry."""
+        phase, step = entry["phase"], entry["round"]
+        if phase not in self._writers:
+            self._writers[phase] = self._make(self._folder / phase, purge_step=step)
+        for group in ("losses", "metrics", "gradient_norms", "solves", "gradient_terms"):
+            for tag, value in _scalars(group, entry.get(group, {})):
+                self._writers[phase].add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Writes what is still to be written."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _scalars(tag: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The numbers in a tree of mappings and lists, under the path that leads to each."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _scalars(f"{tag}/{key}", inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _scalars(f"{tag}/{index}", inner)
+    elif isinstance(value, int | float):
+        yield tag, float(value)

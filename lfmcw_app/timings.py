@@ -1,0 +1,141 @@
+"""What the updates of each problem take: time and memory, a line an interval in timings.jsonl.
+
+They stand beside metrics.jsonl and not in it, since they are no function of recipe and seed: a run repeated has other times.
+A resumed run adds to them what it really took, repeated rounds included.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo import MultilevelOptimizer, Problem
+
+__all__ = ["TIMINGS", "Timings"]
+
+TIMINGS = "timings.jsonl"
+
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+@dataclass
+class _Taken:
+    """What a problem's updates took in an interval."""
+
+    updates: int = 0
+    seconds: float = 0.0
+    peak_bytes: int | None = None
+
+
+class Timings:
+    """Measures every update of an optimizer's problems, and writes sums over intervals.
+
+    Args:
+        folder: where timings.jsonl is.
+        phase: of the run.
+        optimizer: whose updates are measured.
+        device: where they run. On a GPU time is taken by events, which wait for nothing until an interval is written.
+    """
+
+    def __init__(self, folder: Path, phase: str, optimizer: MultilevelOptimizer, device: torch.device) -> None:
+        self._path = folder / TIMINGS
+        self._phase, self._optimizer = phase, optimizer
+        self._cuda = device.type == "cuda"
+        self._resets_peak = self._cuda or _can_reset_peak()
+        self._begun, self._round = time.perf_counter(), optimizer.round
+        self._taken: dict[str, _Taken] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        optimizer.around_update = self.update
+
+    @contextmanager
+    def update(self, problem: str) -> Iterator[None]:
+        """Measures the body as an update of a problem."""
+        taken = self._taken.setdefault(problem, _Taken())
+        self._reset_peak()
+        begun = time.perf_counter()
+        events = _events() if self._cuda else None
+        if events is not None:
+            events[0].record()
+        yield
+        if events is not None:
+            events[1].record()
+            self._events.append((problem, *events))
+        else:
+            taken.seconds += time.perf_counter() - begun
+        taken.updates += 1
+        peak = self._peak()
+        if peak is not None:
+            taken.peak_bytes = max(peak, taken.peak_bytes or 0)
+
+    def write(self) -> None:
+        """Adds a line for the rounds since the last one."""
+        for problem, begin, end in self._events:
+            end.synchronize()
+            self._taken[problem].seconds += begin.elapsed_time(end) / 1000.0
+        self._events.clear()
+        now = time.perf_counter()
+        entry = {
+            "phase": self._phase,
+            "rounds": [self._round + 1, self._optimizer.round],
+            "seconds": round(now - self._begun, 4),
+            "problems": {
+                name: {
+                    "updates": taken.updates,
+                    "seconds": round(taken.seconds, 4),
+                    "peak_bytes": taken.peak_bytes,
+                    "held_bytes": held_bytes(self._optimizer.problems[name]),
+                }
+                for name, taken in self._taken.items()
+            },
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._begun, self._round, self._taken = now, self._optimizer.round, {}
+
+    def _reset_peak(self) -> None:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        elif self._resets_peak:
+            CLEAR_REFS.write_text("5")  # the peak of the resident set begins again (proc(5))
+
+    def _peak(self) -> int | None:
+        """Peak memory since the last reset in bytes: of the device, or of the process; None where it cannot be reset."""
+        if self._cuda:
+            return torch.cuda.max_memory_allocated()
+        if not self._resets_peak:
+            return None
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+
+def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    return begin, end
+
+
+def _can_reset_peak() -> bool:
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:  # not Linux, or not allowed
+        return False
+    return "VmHWM" in STATUS.read_text()
+
+
+def held_bytes(problem: Problem) -> int:
+    """Bytes that a problem keeps from one update to the next: parameters, buffers, and its optimizers' state."""
+    tensors = [*problem.module.parameters(), *problem.module.buffers()]
+    tensors += [tensor for optimizer in problem.optimizers.values() for tensor in _tensors(optimizer.state)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    for values in state.values():
+        yield from (value for value in values.values() if isinstance(value, Tensor))

@@ -1,0 +1,21 @@
+"""Times and sizes for people."""
+
+from __future__ import annotations
+
+__all__ = ["duration", "size"]
+
+
+def duration(seconds: float) -> tuple[str, str]:
+    """A time as a number and the unit that suits it."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f}", unit
+    return f"{seconds:.1f}" if seconds < 20 else f"{seconds:.0f}", "s"
+
+
+def size(count: int) -> tuple[str, str]:
+    """A number of bytes as a number and the unit that suits it."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6)):
+        if count >= length:
+            return f"{count / length:.3g}", unit
+    return f"{count / 1e3:.3g}", "kB"

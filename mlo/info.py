@@ -1,0 +1,70 @@
+"""`python -m mlo.info`: versions, devices and engines, for a bug report or a first look.
+
+Engines are listed with what they are (the first line of their docstring) and with their products: exact, or finite
+differences of gradients.
+"""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import mlo
+
+__all__ = ["describe"]
+
+OPTIONAL = ("betty-ml", "triton", "numpy")
+
+
+def describe() -> str:
+    """Returns what `python -m mlo.info` prints."""
+    rows = [
+        ("mlo", mlo.__version__),
+        ("python", sys.version.split()[0]),
+        ("torch", torch.__version__),
+        *((package, _version(package)) for package in OPTIONAL),
+        ("platform", platform.platform()),
+        ("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"),
+        *_accelerators(),
+    ]
+    lines = [f"{name:<10} {value}" for name, value in rows]
+    lines += ["", "engines (hypergradient=NAME):"]
+    lines += [f"  {name:<14} {_engine(name)}" for name in mlo.available_engines()]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _accelerators() -> list[tuple[str, str]]:
+    if not torch.cuda.is_available():
+        return [("cuda", f"none (torch is built for {torch.version.cuda or 'the CPU only'})")]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        found.append((f"cuda:{index}", f"{properties.name}, {memory}, compute {properties.major}.{properties.minor}"))
+    return found
+
+
+def _engine(name: str) -> str:
+    """What an engine is; or, for a registered one that cannot be made without options, why."""
+    try:
+        engine = mlo.engine_from(name)
+    except mlo.EngineError as error:
+        return " ".join(str(error).split())
+    first = (inspect.getdoc(type(engine)) or "").partition("\n\n")[0]
+    products = "" if engine.label == engine.name else f" [{engine.label.partition(' × ')[2]}]"
+    return " ".join(first.split()) + products
+
+
+if __name__ == "__main__":
+    print(describe())

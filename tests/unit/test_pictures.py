@@ -1,0 +1,58 @@
+"""Pictures of generated images while a search goes on: they change nothing, and show the same noise each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lfmcw_app.data import load_dataset
+from lfmcw_app.generators import GAMES
+from lfmcw_app.pictures import describe_dataset, save_snapshot, snapshot_rounds
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_a_snapshot_leaves_random_state_and_generator_as_they_were(game, digits, tmp_path):
+    torch.manual_seed(3)
+    generator = GAMES[game].generator(
+        num_classes=10, image_size=8, image_channels=1, mean=digits.mean, std=digits.std, noise_dim=8, channels=4
+    )
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    random_state = torch.get_rng_state()
+    for name in ("first.png", "second.png"):
+        save_snapshot(generator, digits, tmp_path / "samples" / name, torch.device("cpu"))
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+        assert all(module.training for module in generator.modules())
+        torch.manual_seed(4)
+        random_state = torch.get_rng_state()
+    first, second = ((tmp_path / "samples" / name).read_bytes() for name in ("first.png", "second.png"))
+    assert first == second
+    with Image.open(tmp_path / "samples" / "first.png") as image:
+        assert image.size == (16, 80)
+
+
+def test_snapshots_are_few_and_hold_the_first_and_the_last_round():
+    assert sorted(snapshot_rounds(800)) == [1, 100, 200, 300, 400, 500, 600, 700, 800]
+    assert snapshot_rounds(1) == {1}
+    for rounds in range(2, 40):
+        found = snapshot_rounds(rounds)
+        assert {1, rounds} <= found
+        assert max(found) == rounds
+
+
+def test_the_real_images_are_those_of_the_data_set(digits, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    describe_dataset(digits, folder)
+    with Image.open(folder.samples / "real.png") as image:
+        tile = torch.from_numpy(np.array(image.crop((8, 24, 16, 32))))
+    second_three = digits.train.pixels[(digits.train.labels == 3).nonzero()[1, 0], 0]
+    assert torch.equal(tile, second_three)
