@@ -5,6 +5,7 @@ moves every problem down its total gradient, through the solutions of the lower 
 """
 
 from mlo.checkpoint import load_checkpoint, save_checkpoint
+from mlo.distributed import DataParallel
 from mlo.errors import (
     CheckpointError,
     ConfigurationError,
@@ -46,6 +47,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "ConjugateGradient",
+    "DataParallel",
     "DependencyGraph",
     "Direct",
     "Engine",

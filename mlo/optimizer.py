@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
+from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import CheckpointError, GraphError, ProblemError, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
@@ -41,16 +42,21 @@ class MultilevelOptimizer:
             differentiated through that problem's solution; one that reads a later one takes its current value.
         hypergradient: how solutions are differentiated: an engine, a name (`mlo.available_engines()`), a mapping with a
             name and options, or a dict *lower problem* → one of these, with "default" for the others.
+        distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a `DataParallel`; None or
+            "off": every process works by itself. In a single process it changes nothing.
 
     Raises:
         GraphError: if the problems do not form a valid graph.
         EngineError: if an engine is unknown or cannot serve this graph.
+        ConfigurationError: if the processes do not fit together.
     """
 
     def __init__(
         self,
         problems: Sequence[Problem],
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
+        *,
+        distributed: DataParallel | str | None = None,
     ) -> None:
         self.graph = DependencyGraph(problems)
         self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
@@ -73,6 +79,11 @@ class MultilevelOptimizer:
             self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in self.graph.lower(name)))
         self._dependent = {name: self.graph.dependent(name) for name in self.problems}
         check_engines(self.graph, self.engines)
+        self.parallel = data_parallel(distributed)
+        if self.parallel is not None:
+            described = [f"{name}: {problem!r}, {self.engines[name]}" for name, problem in self.problems.items()]
+            modules = {name: problem.module for name, problem in self.problems.items()}
+            self.parallel.begin(modules, [f"sync={self.parallel.sync}, noise={self.parallel.noise}", *described])
         for problem in self.problems.values():
             if problem.compile:
                 problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
@@ -212,12 +223,17 @@ class MultilevelOptimizer:
         self.round = state["round"]
         self._current, self._steps, self._solutions = {}, {}, {}
         random_state.restore(self._generators)
+        if self.parallel is not None:
+            for name, problem in self.problems.items():
+                self.parallel.check_equal({f"{name}.{key}": tensor for key, tensor in problem.parameters.items()})
 
     # ------------------------------------------------------------------ one update
 
     def _update(self, name: str, record: Record) -> None:
         problem = self.problems[name]
         batches = self._draw(name)
+        if self.parallel is not None and self._updates[name] == 0:
+            self.parallel.warn_of_equal_batches(name, batches)
         found = self._total_gradient(name, batches, live=True)
         keeps_step = self._keeps_step(name)
         step = OptimizerStep.capture(problem) if keeps_step else None
@@ -432,6 +448,7 @@ class MultilevelOptimizer:
                 for lower in self.graph.responses(name)
             },
             dependent=self._dependent[name],
+            parallel=self.parallel,
         )
 
     @staticmethod

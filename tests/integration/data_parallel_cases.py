@@ -1,0 +1,319 @@
+"""What the data-parallel tests run, in one process and in several: small graphs, every engine, a few rounds in float64.
+
+As a script it is one of several processes: `python data_parallel_cases.py STORE RANK SIZE OUT` runs everything on this
+process's shards and writes what came out to OUT/RANK.pt.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+import mlo
+from mlo.distributed import SyncBatchNorm, global_mean, processes, shard
+
+ROUNDS = 3
+BATCH = 8
+BETTY = ("betty-cg", "betty-darts", "betty-neumann")
+ENGINES = {
+    "neumann": {"num_terms": 6},
+    "cg": {"max_steps": 4, "damping": 0.5},
+    "minres": {"max_steps": 6},
+    "gmres": {"max_steps": 6},
+    "nystrom": {"rank": 3, "max_steps": 3, "damping": 2.0},
+    "direct": {"damping": 0.5},
+    "unroll": {"steps": 3},
+}
+"""Options of engines, small enough to be quick and truncated, so that a product too few or too many shows."""
+
+
+class Net(nn.Module):
+    def __init__(self, inputs, hidden, outputs, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = nn.Parameter(0.4 * torch.randn(hidden, inputs, generator=generator, dtype=torch.float64))
+        self.second = nn.Parameter(0.4 * torch.randn(outputs, hidden, generator=generator, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.tanh(x @ self.first.T) @ self.second.T
+
+
+class Mix(nn.Module):
+    """Something outermost: a vector."""
+
+    def __init__(self, size, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.v = nn.Parameter(0.3 * torch.randn(size, generator=generator, dtype=torch.float64))
+
+
+class Players(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator = Net(3, 3, 3, 5)
+        self.discriminator = Net(3, 3, 1, 6)
+
+
+def batches(seed, count=3):
+    """Whole batches, inputs [8, 3] and targets [8, 2]; each process takes its rows."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(BATCH, 3, generator=generator, dtype=torch.float64),
+            torch.randn(BATCH, 2, generator=generator, dtype=torch.float64),
+        )
+        for _ in range(count)
+    ]
+
+
+def data(seed, parallel):
+    return [shard(batch, parallel) if parallel is not None else batch for batch in batches(seed)]
+
+
+def sgd(module, lr=0.1):
+    return torch.optim.SGD(module.parameters(), lr=lr, momentum=0.7, weight_decay=0.1)
+
+
+def adam(module, lr=0.02):
+    return torch.optim.Adam(module.parameters(), lr=lr, weight_decay=0.05)
+
+
+def problem(name, module, optimizer, loss, seed, parallel, **options):
+    return mlo.Problem(
+        name, module=module, optimizer=optimizer, loss=loss, data=data(seed, parallel), **options
+    )
+
+
+# ------------------------------------------------------------------ losses: means over examples
+
+
+def fit(net, batch, *, mix):
+    x, y = batch
+    error = ((net(x) - y) ** 2 * (1 + torch.sigmoid(mix.v[:2]))).mean()
+    return error + (mix.v.exp().mean() * sum((p**2).sum() for p in net.parameters())), {"error": error}
+
+
+def weighted_fit(net, batch, *, mix, teacher):
+    x, y = batch
+    hard = torch.sigmoid(((teacher(x) - y) ** 2).mean(1))
+    return (hard * ((net(x) - y) ** 2).mean(1)).mean() + 0.1 * (mix.v**2).sum() * sum(
+        (p**2).sum() for p in net.parameters()
+    )
+
+
+def synthetic_fit(net, batch, *, mix, teacher, gan):
+    x, y = batch
+    made = gan.generator(x)
+    return weighted_fit(net, batch, mix=mix, teacher=teacher) + 0.3 * ((net(made) - y) ** 2).mean()
+
+
+def game(gan, batch, *, mix):
+    x, _ = batch
+    scale = 1 + 0.1 * mix.v.sum()
+    made = gan.generator(torch.flip(x, (1,)))
+    real, fake = gan.discriminator(x), gan.discriminator(made)
+    return {
+        "generator": (F.softplus(-fake) * scale).mean() + 0.05 * (made**2).mean(),
+        "discriminator": (F.softplus(-real) + F.softplus(fake) * scale).mean()
+        + 0.05 * sum((p**2).sum() for p in gan.discriminator.parameters()),
+    }
+
+
+def validation(mix, batch, *, net):
+    x, y = batch
+    return torch.log1p((net(x) - y) ** 2).mean() + 0.01 * (mix.v**2).sum()
+
+
+def game_validation(mix, batch, *, gan):
+    x, _ = batch
+    return (gan.discriminator(gan.generator(x)) ** 2).mean() + 0.01 * (mix.v**2).sum()
+
+
+def low(low, batch, *, mid):
+    x, y = batch
+    return ((low(x) - y) ** 2 * (1 + torch.sigmoid(mid.v))).mean() + 0.2 * sum((p**2).sum() for p in low.parameters())
+
+
+def mid(mid, batch, *, low, mix):
+    x, y = batch
+    return ((low(x) - y) ** 2).mean() * (1 + torch.sigmoid(mix.v[0])) + (mid.v**2).sum()
+
+
+def top(mix, batch, *, mid):
+    x, _ = batch
+    return ((x[:, :2] * mid.v).sum(1) ** 2).mean() + (mix.v**2).mean()
+
+
+# ------------------------------------------------------------------ graphs
+
+
+def bilevel(parallel):
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+    return [
+        problem("net", net, sgd(net), fit, 11, parallel, steps=2, grad_clip=0.8),
+        problem("mix", mix, adam(mix), validation, 12, parallel, accumulate=2),
+    ]
+
+
+def bilevel_adam(parallel):
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+    return [
+        problem("net", net, adam(net), fit, 11, parallel),
+        problem("mix", mix, sgd(mix), validation, 12, parallel),
+    ]
+
+
+def chain(parallel):
+    teacher, net, mix = Net(3, 2, 2, 3), Net(3, 3, 2, 1), Mix(3, 2)
+    return [
+        problem("teacher", teacher, sgd(teacher), fit, 13, parallel),
+        problem("net", net, sgd(net), weighted_fit, 11, parallel),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+
+
+def diamond(parallel):
+    teacher, gan, net, mix = Net(3, 2, 2, 3), Players(), Net(3, 3, 2, 1), Mix(3, 2)
+    return [
+        problem("teacher", teacher, sgd(teacher), fit, 13, parallel),
+        problem("gan", gan, adam(gan), game, 14, parallel, players={"generator": "generator", "discriminator": "discriminator"}),
+        problem("net", net, sgd(net), synthetic_fit, 11, parallel),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]  # fmt: skip
+
+
+def trilevel(parallel):
+    lowest, middle, mix = Net(3, 2, 2, 3), Mix(2, 4), Mix(3, 2)
+    return [
+        problem("low", lowest, sgd(lowest), low, 13, parallel),
+        problem("mid", middle, sgd(middle), mid, 11, parallel),
+        problem("mix", mix, adam(mix), top, 12, parallel),
+    ]
+
+
+def two_players(parallel):
+    gan, mix = Players(), Mix(3, 2)
+    return [
+        problem("gan", gan, adam(gan), game, 14, parallel, players={"generator": "generator", "discriminator": "discriminator"}),
+        problem("mix", mix, adam(mix), game_validation, 12, parallel),
+    ]  # fmt: skip
+
+
+GRAPHS = {f.__name__: f for f in (bilevel, bilevel_adam, chain, diamond, trilevel, two_players)}
+
+
+def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
+    """Name → value of everything that a run makes: losses, metrics, norms, gradients, parameters; None if it is refused."""
+    problems = GRAPHS[graph](parallel)
+    choice = {"name": engine, **ENGINES.get(engine, {})}
+    if graph == "diamond" and engine in ("cg", "minres", "nystrom", "penalty", *BETTY):
+        choice = {"default": choice, "gan": "one_step"}  # which refuse games
+        if engine in BETTY:
+            choice["net"] = "one_step"  # it reads a game of which it uses one player, which fails in Betty
+    try:
+        optimizer = mlo.MultilevelOptimizer(problems, choice, distributed=distributed)
+    except mlo.EngineError as error:
+        return {"refused": str(error)}
+    found = {"start": optimizer.gradient("mix")["v"]}
+    for record in optimizer.run(rounds):
+        for key, values in (("loss", record.losses), ("metric", record.metrics), ("norm", record.gradient_norms)):
+            found[f"{record.round}.{key}"] = torch.tensor(
+                [n for value in values.values() for n in (value.values() if isinstance(value, dict) else [value])],
+                dtype=torch.float64,
+            )
+    found["gradient"] = optimizer.gradient("mix")["v"]
+    for p in problems:
+        for key, parameter in p.parameters.items():
+            found[f"{p.name}.{key}"] = parameter.detach()
+    return found
+
+
+# ------------------------------------------------------------------ losses that couple examples
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = Net(3, 4, 2, 1)
+        self.norm = nn.BatchNorm1d(3, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.net(self.norm(x))
+
+
+def run_coupled(parallel, distributed="exact"):
+    """SyncBatchNorm, means over a class and rows of shared noise, under an exact implicit engine."""
+    net, mix = Normed(), Mix(3, 2)
+    net.norm = SyncBatchNorm.convert(net.norm)
+
+    def class_means(net, batch, *, mix):
+        x, y = batch
+        labels = (y[:, 0] > 0).long()
+        errors = ((net(x + 0.1 * shard(torch.randn(BATCH, 3, dtype=torch.float64))) - y) ** 2).mean(1)
+        sums = global_mean(torch.zeros(2, dtype=torch.float64).index_add(0, labels, errors))
+        counts = global_mean(torch.bincount(labels, minlength=2).double())
+        return ((sums / counts.clamp(min=0.1)) ** 2 * torch.sigmoid(mix.v[:2])).sum() + 0.1 * (net.net.first**2).sum()
+
+    problems = [
+        problem("net", net, sgd(net), class_means, 11, parallel),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+    torch.manual_seed(3)
+    choice = {"name": "direct", "damping": 0.3}
+    if distributed is not None:
+        distributed = mlo.DataParallel(sync=distributed, noise="shared")
+    optimizer = mlo.MultilevelOptimizer(problems, choice, distributed=distributed)
+    for record in optimizer.run(ROUNDS):
+        pass
+    found = {f"loss.{name}": torch.tensor(loss, dtype=torch.float64) for name, loss in record.losses.items()}
+    found |= {f"net.{key}": tensor.detach() for key, tensor in net.state_dict().items()}
+    return found | {"mix": mix.v.detach()}
+
+
+# ------------------------------------------------------------------ one process of several
+
+
+def everything(parallel, distributed, engines):
+    results = {
+        (graph, engine): run_graph(graph, engine, parallel, distributed) for graph in GRAPHS for engine in engines
+    }
+    return results | {("coupled", "direct"): run_coupled(parallel, distributed)}
+
+
+def main(store, rank, size, out):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
+    )
+    parallel = mlo.DataParallel()
+    warnings.simplefilter("ignore")
+    engines = sorted(set(mlo.available_engines()) - (set() if has_betty() else set(BETTY)))
+    results = everything(parallel, "exact", engines)
+    torch.save(results, Path(out) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def has_betty():
+    try:
+        mlo.engine_from("betty-darts")
+    except mlo.EngineError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.exit(1)
