@@ -39,7 +39,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlo.errors import ConfigurationError, warn_user
@@ -168,7 +167,7 @@ class DataParallel:
                     f"Data parallelism needs the same problems on all processes: process {self.rank} has {other[0]!r}, process "
                     f"{rank} has {other[1]!r}."
                 )
-        source = dist.get_global_rank(self.group or dist.group.WORLD, 0)
+        source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         with torch.no_grad():
             for module in modules.values():
                 for tensor in (*module.parameters(), *module.buffers()):
@@ -217,8 +216,8 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
     if choice is None or choice == OFF:
         if choice is None and running and dist.get_world_size() > 1:
             warn_user(
-                f"A process group of {dist.get_world_size()} processes is initialised, but this MultilevelOptimizer does not use "
-                "it: every process optimizes by itself. Pass distributed='exact', or 'off' if that is meant."
+                f"A process group of {dist.get_world_size()} processes is initialised, but this MultilevelOptimizer does not "
+                "use it: every process optimizes by itself. Pass distributed='exact', or 'off' if that is meant."
             )
         return None
     if isinstance(choice, str):
@@ -228,9 +227,7 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
             )
         choice = DataParallel(sync=choice)
     if not isinstance(choice, DataParallel):
-        raise ConfigurationError(
-            f"distributed= is a mode or a DataParallel, got {choice!r} ({type(choice).__name__})."
-        )
+        raise ConfigurationError(f"distributed= is a mode or a DataParallel, got {choice!r} ({type(choice).__name__}).")
     if not running:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigurationError(

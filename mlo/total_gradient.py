@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -78,10 +78,9 @@ def total_gradient(
     states: list[RandomState] = []
     sums = _Sums(problem.name, len(batches))
     parallel = evaluation.parallel
-    own_noise = parallel is not None and parallel.noise == "own"
     with inside(parallel), module.substituted(_substitutes(evaluation, cut, live=live)):
         for batch in batches:
-            with forked(parallel.rank, problem.generators) if own_noise else nullcontext():
+            with _own_noise(parallel, problem):
                 states.append(RandomState.capture(problem.generators))
                 value = module.value(batch)
             sums.add_metrics(value.metrics)
@@ -131,6 +130,13 @@ def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: boo
         if other != evaluation.problem.name or not live:
             substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
     return substitutes
+
+
+def _own_noise(parallel: DataParallel | None, problem: Problem) -> AbstractContextManager[None]:
+    """A random state of this process's own, where that is asked for."""
+    if parallel is None or parallel.noise != "own":
+        return nullcontext()
+    return forked(parallel.rank, problem.generators)
 
 
 def _implicit(
@@ -201,7 +207,7 @@ class _Sums:
         """
         entries: list[_Entry] = []
         for player, terms in self.direct.items():
-            members = problem.player_parameters[player] if player in problem.player_parameters else problem.parameters
+            members = problem.player_parameters.get(player, tuple(problem.parameters))
             like = [problem.parameters[key] for key in members]
             entries += [_Entry(terms, index, parameter) for index, parameter in enumerate(like)]
         for terms in self.cotangents.values():

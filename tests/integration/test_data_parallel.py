@@ -73,9 +73,7 @@ def error(found, exact):
         assert found.get("refused") == exact["refused"]
         return 0.0
     assert set(found) == set(exact)
-    return max(
-        float((found[key] - exact[key]).double().norm() / (exact[key].double().norm() + 1e-12)) for key in exact
-    )
+    return max(float((found[key] - exact[key]).double().norm() / (exact[key].double().norm() + 1e-12)) for key in exact)
 
 
 @pytest.mark.parametrize("size", [2, 4])
