@@ -42,6 +42,9 @@ class RunFolder:
         recipe: the recipe in it.
     """
 
+    writes = True
+    """Whether this process writes pictures and files into it."""
+
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe

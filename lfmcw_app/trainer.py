@@ -20,6 +20,7 @@ from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
+from lfmcw_app.processes import check_batches, gathered, main_first, parallelism, share
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe, Search
 from lfmcw_app.run_folder import RunFolder
@@ -39,6 +40,7 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.search_space.stem import image_divisor
 from mlo import MultilevelOptimizer, Problem, Record
+from mlo.distributed import SyncBatchNorm
 from mlo.randomness import preserved
 
 __all__ = ["SearchStage", "build_training", "read_data", "run", "search", "search_stages", "train_derived"]
@@ -60,7 +62,9 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+    check_batches(recipe)
+    with main_first():
+        dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
     available = len(dataset.train)
     searched = search_counts(min(recipe.data.search_images or available, available), recipe.data.search_fractions)
     needs = (
@@ -195,6 +199,8 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
     title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
+    if not folder.writes:
+        return genotype
     for name in ("cells.png", "cells.svg"):
         draw_genotype(genotype, folder.path / name, title if how.method == "random" else f"{title}, {how.order} order")
     if generator is not None:
@@ -324,6 +330,8 @@ def build_training(
         auxiliary=how.auxiliary_weight > 0,
         stem=how.stem,
     ).to(device)
+    if recipe.distributed.sync_batchnorm:
+        SyncBatchNorm.convert(network)
     batches = Batches(
         subset(dataset.train, recipe.data.train_images, recipe.seed),
         dataset,
@@ -331,6 +339,7 @@ def build_training(
         seed=recipe.seed,
         augmentation=how.augmentation,
         device=device,
+        part=share(),
     )
     rounds = training_rounds(how, batches.per_epoch)
     weights = torch.optim.SGD(
@@ -346,7 +355,7 @@ def build_training(
         precision=how.precision,
         data=batches,
     )
-    return MultilevelOptimizer([problem]), rounds
+    return MultilevelOptimizer([problem], distributed=parallelism(recipe, own_noise=how.drop_path > 0)), rounds
 
 
 def train_derived(
@@ -375,7 +384,9 @@ def train_derived(
             if record.round % per_epoch == 0 or record.round == rounds:
                 folder.save(EVALUATION, optimizer)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])
+    rank, size = share()
+    own = [_ranks(network, batch) for i, batch in enumerate(in_order(test, dataset, 256, device)) if i % size == rank]
+    ranks = torch.cat([part for parts in gathered(own) for part in parts])
     cost = network_cost(network, dataset.image_size, dataset.channels)
     result = {
         "dataset": dataset.name,
