@@ -12,8 +12,9 @@ from rich.console import Console
 from lfmcw_app import cli
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.report import print_result
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
 from lfmcw_app.trainer import read_data, train_derived
@@ -39,17 +40,20 @@ def evaluate(
 ) -> None:
     """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
     console = Console()
-    with cli.reported_errors(Console(stderr=True)):
+    with cli.reported_errors(quiet_unless_main(Console(stderr=True))):
         if threads is not None:
             torch.set_num_threads(threads)
         recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
         cells = _read_genotype(genotype, recipe.search.nodes)
-        target = cli.pick_device(device)
-        images = read_data(recipe, data, searches=False)
-        folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(dataset)}-{recipe.preset}-evaluation"), recipe)
-        folder.write(EVALUATED, cells.to_json())
-        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        print_result(train_derived(folder, cells, images, console, target), folder, console)
+        check_batches(recipe, searches=False)
+        with joined(cli.pick_device(device)) as target:
+            console = quiet_unless_main(console)
+            images = read_data(recipe, data, searches=False)
+            name = f"{short_name(dataset)}-{recipe.preset}-evaluation"
+            folder = shared_folder(None, out or cli.fresh_folder(name), recipe)
+            folder.write(EVALUATED, cells.to_json())
+            console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+            print_result(train_derived(folder, cells, images, console, target), folder, console)
 
 
 def _read_genotype(text: str, nodes: int) -> Genotype:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from mlo import DataParallel
 
 __all__ = [
     "FollowerFolder", "check_batches", "from_main", "gathered", "is_main", "joined", "main_first", "parallelism",
-    "quiet_unless_main", "share",
+    "quiet_unless_main", "share", "shared_folder",
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
@@ -105,22 +106,29 @@ def parallelism(recipe: Recipe, *, own_noise: bool) -> DataParallel | None:
     return DataParallel(sync=recipe.distributed.sync, noise="own" if own_noise else "shared")
 
 
-def check_batches(recipe: Recipe) -> None:
+def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
     """Checks that batches can be divided equally among the processes.
 
     Raises:
         InputError: naming the key.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    for key, batch in (
-        ("search.batch_size", recipe.search.batch_size),
-        ("evaluation.batch_size", recipe.evaluation.batch_size),
-    ):
-        if batch % size:
+    sizes = {"search.batch_size": recipe.search.batch_size, "evaluation.batch_size": recipe.evaluation.batch_size}
+    for key, batch in sizes.items():
+        if batch % size and (searches or key != "search.batch_size"):
             raise InputError(
                 f"{key} is {batch}, the size of the whole batch, which {size} processes cannot share equally. Set it to a "
                 f"multiple of {size}."
             )
+
+
+def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFolder:
+    """The run folder of all processes: the first one makes it, if it is not `opened` already; the others only read it."""
+    if not dist.is_initialized():
+        return opened or RunFolder.create(out, recipe)
+    folder = opened or RunFolder.create(out, recipe) if is_main() else None
+    path: Path = from_main(None if folder is None else folder.path)
+    return FollowerFolder(path, recipe) if folder is None else folder
 
 
 class FollowerFolder(RunFolder):

@@ -262,7 +262,8 @@ class Distributed(_Section):
     """How the processes of torchrun share the work; without effect in a single one."""
 
     sync: Literal["exact", "final"] = Field(
-        default="exact", description="exact: the gradients of the whole batch; final: one reduction an update, with a bias"
+        default="exact",
+        description="exact: the gradients of the whole batch; final: one reduction an update, with a bias",
     )
     sync_batchnorm: bool = Field(
         default=False, description="BatchNorm with the statistics of the whole batch, not of each process's part"

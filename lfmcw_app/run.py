@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS, short_name
+from lfmcw_app.data import DATASETS, Dataset, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.projection import print_projection, project
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.report import print_result
@@ -52,7 +53,7 @@ def run(
 ) -> None:
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
     console = Console()
-    with cli.reported_errors(Console(stderr=True)):
+    with cli.reported_errors(quiet_unless_main(Console(stderr=True))):
         if threads is not None:
             torch.set_num_threads(threads)
         if dataset is None and resume is None:
@@ -71,28 +72,35 @@ def run(
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
-        target = cli.pick_device(device)
-        images = read_data(recipe, data)
-        if dry_run or max_steps is not None:
-            print_projection(project(recipe, images, target), console)
-        if dry_run:
-            return
-        if max_steps is not None:
-            if folder is not None:
-                raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
-            recipe = trial(recipe, max_steps)
-            console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
-        if folder is None:
-            folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
-        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        try:
-            result = run_phases(folder, images, console, target)
-        except KeyboardInterrupt:
-            console.print(
-                f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True, markup=False
-            )
-            raise typer.Exit(130) from None
-        print_result(result, folder, console)
+        check_batches(recipe)
+        with joined(cli.pick_device(device)) as target:
+            console = quiet_unless_main(console)
+            images = read_data(recipe, data)
+            if dry_run or max_steps is not None:
+                print_projection(project(recipe, images, target), console)
+            if dry_run:
+                return
+            if max_steps is not None:
+                if folder is not None:
+                    raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+                recipe = trial(recipe, max_steps)
+                console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
+            out = out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
+            folder = shared_folder(folder, out, recipe)
+            _run_in(folder, images, console, target)
+
+
+def _run_in(folder: RunFolder, images: Dataset, console: Console, target: torch.device) -> None:
+    """Runs both phases in a folder and prints the result."""
+    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    try:
+        result = run_phases(folder, images, console, target)
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted. Go on with: python -m lfmcw_app.run --resume {folder.path}", soft_wrap=True, markup=False
+        )
+        raise typer.Exit(130) from None
+    print_result(result, folder, console)
 
 
 def _resumed(path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool) -> RunFolder:

@@ -20,7 +20,7 @@ from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.pictures import save_samples
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
-from lfmcw_app.processes import check_batches, gathered, main_first, parallelism, share
+from lfmcw_app.processes import gathered, main_first, parallelism, share
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe, Search
 from lfmcw_app.run_folder import RunFolder
@@ -62,7 +62,6 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    check_batches(recipe)
     with main_first():
         dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
     available = len(dataset.train)

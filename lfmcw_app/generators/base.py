@@ -46,7 +46,7 @@ class ImageGenerator(nn.Module):
     def noise(self, labels: Tensor) -> Tensor:
         """Draws noise [B, noise_dim] for `labels` [B] from the global random state.
 
-        Where processes share a batch each draws for all of it and takes its rows, so that noise does not depend on their number.
+        Where processes share a batch each draws for all of it and takes its rows, so noise does not depend on their number.
         """
         count = len(labels) * processes()[1]
         noise: Tensor = shard(torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype))
