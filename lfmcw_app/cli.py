@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,7 +153,8 @@ def reported_errors(console: Console) -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        console.print("[bold red]Error:[/] ", end="")
+        number = int(os.environ.get("RANK", "0"))  # of this process, under torchrun
+        console.print(f"[bold red]Error{f' in process {number}' if number else ''}:[/] ", end="")
         console.print(" ".join(str(error).split()), highlight=False, markup=False, soft_wrap=not console.is_terminal)
         raise typer.Exit(2) from None
 

@@ -40,7 +40,7 @@ def evaluate(
 ) -> None:
     """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
     console = Console()
-    with cli.reported_errors(quiet_unless_main(Console(stderr=True))):
+    with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
         recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)

@@ -26,6 +26,9 @@ __all__ = [
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others before it counts them as lost."""
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+"""What gloo says when another process is gone."""
+
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
@@ -46,6 +49,13 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield device
+    except RuntimeError as error:
+        if not any(text in str(error) for text in LOST):
+            raise
+        raise InputError(
+            f"Process {dist.get_rank()} lost the connection to another one, which has ended; that one's own message says why. "
+            "Go on from the last checkpoint with --resume."
+        ) from error
     finally:
         dist.destroy_process_group()
 

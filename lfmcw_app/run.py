@@ -53,7 +53,7 @@ def run(
 ) -> None:
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
     console = Console()
-    with cli.reported_errors(quiet_unless_main(Console(stderr=True))):
+    with cli.reported_errors(Console(stderr=True)):
         if threads is not None:
             torch.set_num_threads(threads)
         if dataset is None and resume is None:
