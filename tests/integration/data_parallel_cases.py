@@ -315,6 +315,116 @@ def parameters(optimizer):
     return {f"{name}.{k}": p.detach() for name, o in optimizer.problems.items() for k, p in o.parameters.items()}
 
 
+# ------------------------------------------------------------------ only with several processes
+
+
+def complaints(parallel):
+    """What is said of mistakes that several processes can make: case → message."""
+    said = {}
+
+    def noted(case, act, kind):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                act()
+            except kind as error:
+                said[case] = str(error)
+            else:
+                said[case] = " ".join(str(warning.message) for warning in caught)
+
+    def forgotten():
+        mlo.MultilevelOptimizer(bilevel(parallel), "one_step")
+
+    def all_the_same():
+        mlo.MultilevelOptimizer(bilevel(None), "one_step", distributed="exact").step()
+
+    def another_engine():
+        mlo.MultilevelOptimizer(bilevel(parallel), ("one_step", "cg")[parallel.rank % 2], distributed="exact")
+
+    def another_state():
+        optimizer = mlo.MultilevelOptimizer(bilevel(parallel), "one_step", distributed="exact")
+        state = optimizer.state_dict()
+        state["problems"]["net"]["module"]["first"] += parallel.rank
+        optimizer.load_state_dict(state)
+
+    noted("forgotten", forgotten, mlo.ConfigurationError)
+    noted("all_the_same", all_the_same, mlo.ConfigurationError)
+    noted("another_engine", another_engine, mlo.ConfigurationError)
+    noted("another_state", another_state, mlo.ConfigurationError)
+    return said
+
+
+def begun(parallel):
+    """Parameters after the start, where every process had initialised its own."""
+    problems = bilevel(parallel)
+    with torch.no_grad():
+        for p in problems[0].module.parameters():
+            p.add_(parallel.rank)
+    return parameters(mlo.MultilevelOptimizer(problems, "one_step", distributed="exact"))
+
+
+def noises(parallel, kind):
+    """What each process drew inside losses, and its random state afterwards."""
+    drawn = []
+    torch.manual_seed(5)
+
+    def noisy(net, batch, *, mix):
+        drawn.append(torch.rand(3))
+        return fit(net, batch, mix=mix)
+
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+    problems = [
+        problem("net", net, sgd(net), noisy, 11, parallel),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "one_step", distributed=mlo.DataParallel(noise=kind))
+    list(optimizer.run(2))
+    return {"drawn": torch.stack(drawn), "state": torch.get_rng_state()}
+
+
+def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
+    """The total gradient of a least-squares problem of which each process has `rows` rows: final against exact."""
+    size = dist.get_world_size()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows * size, dim, generator=generator, dtype=torch.float64)
+    y = x.sum(1) + torch.randn(rows * size, generator=generator, dtype=torch.float64)
+    validation_x = torch.randn(rows * size, dim, generator=generator, dtype=torch.float64)
+    own = Mix(dim, 7)
+    decay = Mix(dim, 8)
+
+    def ridge(own, batch, *, decay):
+        x, y = batch
+        return ((x @ own.v - y) ** 2).mean() + (decay.v.exp() * own.v**2).sum() * 0.1
+
+    def held_out(decay, batch, *, own):
+        x, y = batch
+        return ((x @ own.v - y) ** 2).mean()
+
+    whole = [(x, y), (validation_x, validation_x.sum(1))]
+    batches = [[shard(batch, parallel)] for batch in whole]
+
+    def at(name, module, lr, loss, data):
+        return mlo.Problem(
+            name, module=module, optimizer=torch.optim.SGD(module.parameters(), lr=lr), loss=loss, data=data
+        )
+
+    problems = [at("own", own, 0.05, ridge, batches[0]), at("decay", decay, 0.1, held_out, batches[1])]
+    optimizer = mlo.MultilevelOptimizer(problems, engine, distributed=sync)
+    for _ in optimizer.run(5):
+        pass
+    return optimizer.gradient("decay")["v"]
+
+
+def only_several(parallel):
+    results = {("complaints", ""): complaints(parallel), ("begun", ""): begun(parallel)}
+    for kind in ("own", "shared"):
+        results["noises", kind] = noises(parallel, kind)
+    for engine in ("direct", "cg", "one_step"):
+        exact, final = (linear_bilevel(parallel, sync, engine) for sync in ("exact", "final"))
+        results["bias", engine] = {"exact": exact, "final": final}
+    return results
+
+
 # ------------------------------------------------------------------ one process of several
 
 
@@ -351,6 +461,7 @@ def main(store, rank, size, out):
     for _ in optimizer.run(2):
         pass
     results["resumed", "soba"] = parameters(optimizer)
+    results |= only_several(parallel)
     if rank == 0:
         mlo.save_checkpoint(optimizer.state_dict(), Path(out) / "several.pt")
     torch.save(results, Path(out) / f"{rank}.pt")
