@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlo.errors import ConfigurationError, warn_user
+from mlo.sharding import gathered, is_sharded
 
 __all__ = ["DataParallel", "SyncBatchNorm", "global_mean", "shard"]
 
@@ -97,10 +98,13 @@ class DataParallel:
     # ------------------------------------------------------------------ replicated and local tensors
 
     def enter(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Replicated tensors as local ones: equal, but their gradient is averaged, for all of them in one reduction."""
-        moving = [name for name, tensor in tensors.items() if tensor.requires_grad]
+        """Replicated tensors as local ones: equal, but their gradient is averaged, for all of them in one reduction.
+
+        Sharded ones are gathered, and their gradients averaged and scattered.
+        """
+        moving = [name for name, tensor in tensors.items() if tensor.requires_grad and not is_sharded(tensor)]
         entered = _Enter.apply(self, *(tensors[name] for name in moving)) if moving else ()
-        return {**tensors, **dict(zip(moving, entered, strict=True))}
+        return gathered({**tensors, **dict(zip(moving, entered, strict=True))})
 
     def leave(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Local tensors, of the same shapes on all processes, as their mean."""
@@ -171,6 +175,8 @@ class DataParallel:
         with torch.no_grad():
             for module in modules.values():
                 for tensor in (*module.parameters(), *module.buffers()):
+                    if is_sharded(tensor):
+                        continue  # every process has a part of its own
                     value = tensor.detach().contiguous()
                     dist.broadcast(value, src=source, group=self.group)
                     tensor.copy_(value)
@@ -181,7 +187,7 @@ class DataParallel:
         Raises:
             ConfigurationError: naming the first one that differs.
         """
-        sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+        sums = {name: _checksum(tensor) for name, tensor in tensors.items() if not is_sharded(tensor)}
         for rank, theirs in enumerate(self._gathered(sums)):
             for name, value in sums.items():
                 if theirs.get(name) != value:

@@ -20,6 +20,7 @@ from mlo.distributed import DataParallel, inside
 from mlo.errors import ProblemError
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, replayed
+from mlo.sharding import hooks_resting, is_sharded
 
 if TYPE_CHECKING:
     from mlo.response import Solution
@@ -61,6 +62,7 @@ class LossModule(nn.Module):
                             places.append((registry, key))
                         self._places[f"{prefix}.{key}" if prefix else key] = places
         self._all = tuple(self.modules())
+        self._sharded = any(is_sharded(parameter) for parameter in self.parameters())
 
     @staticmethod
     def _key(name: str) -> str:
@@ -89,7 +91,8 @@ class LossModule(nn.Module):
             for name, tensor in tensors.items():
                 for registry, key in self._places[name]:
                     registry[key] = tensor
-            yield
+            with hooks_resting(self._all) if self._sharded else nullcontext():
+                yield
         finally:
             for registry, key, tensor in reversed(before):
                 registry[key] = tensor

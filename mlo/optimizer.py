@@ -17,7 +17,7 @@ from mlo.errors import CheckpointError, GraphError, ProblemError, nearest, warn_
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
-from mlo.hypergradient.compatibility import check_engines
+from mlo.hypergradient.compatibility import check_engines, check_sharding
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
@@ -26,6 +26,7 @@ from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.records import Record
 from mlo.response import RecordedStep, Solution
+from mlo.sharding import total_norm
 from mlo.state import check_state, copied
 from mlo.total_gradient import TotalGradient, total_gradient
 
@@ -80,6 +81,7 @@ class MultilevelOptimizer:
         self._dependent = {name: self.graph.dependent(name) for name in self.problems}
         check_engines(self.graph, self.engines)
         self.parallel = data_parallel(distributed)
+        check_sharding(self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact)
         if self.parallel is not None:
             described = [f"{name}: {problem!r}, {self.engines[name]}" for name, problem in self.problems.items()]
             modules = {name: problem.module for name, problem in self.problems.items()}
@@ -237,7 +239,7 @@ class MultilevelOptimizer:
         found = self._total_gradient(name, batches, live=True)
         keeps_step = self._keeps_step(name)
         step = OptimizerStep.capture(problem) if keeps_step else None
-        norm = torch.nn.utils.get_total_norm(list(found.gradient.values()))
+        norm = total_norm(found.gradient.values())
         for key, parameter in problem.parameters.items():
             # Clipping scales in place, and the recorded step starts from the bare gradient.
             gradient = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]

@@ -17,6 +17,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.records import SolveReport
 from mlo.response import Context
+from mlo.sharding import gathered, is_sharded
 
 __all__ = ["Examine", "TotalGradient", "total_gradient"]
 
@@ -124,8 +125,9 @@ def total_gradient(
 def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: bool) -> Tensors:
     """What takes the places of live tensors: the tensors that are read, and copies of buffers that must not change."""
     substitutes: Tensors = {}
-    for other, tensors in reads.items():
-        substitutes |= LossModule.qualified(other, tensors)
+    own = {key: p for key, p in evaluation.problem.parameters.items() if is_sharded(p)}
+    for other, tensors in {**reads, evaluation.problem.name: own}.items():
+        substitutes |= LossModule.qualified(other, gathered(tensors))
     for other, buffers in evaluation.buffers.items():
         if other != evaluation.problem.name or not live:
             substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
@@ -220,6 +222,7 @@ class _Sums:
                 entries.append(_Entry(self.metrics, key, number))
         moving = list(statistics)
         entries += [_Entry(moving, index, statistic) for index, statistic in enumerate(statistics)]
+        entries = [entry for entry in entries if not is_sharded(entry.like)]  # which are averaged as they are scattered
         means = parallel.average([entry.within[entry.key] for entry in entries], [entry.like for entry in entries])
         for entry, mean in zip(entries, means, strict=True):
             entry.within[entry.key] = mean
