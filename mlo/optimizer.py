@@ -26,7 +26,7 @@ from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.records import Record
 from mlo.response import RecordedStep, Solution
-from mlo.sharding import total_norm
+from mlo.sharding import is_sharded, total_norm
 from mlo.state import check_state, copied
 from mlo.total_gradient import TotalGradient, total_gradient
 
@@ -165,7 +165,19 @@ class MultilevelOptimizer:
 
         Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as copies. Not the last
         steps themselves: until each problem has moved again, `gradient` looks ahead as it does before the first round.
+
+        The same on all processes of a data-parallel run that were seeded alike (but for what `sync="final"` leaves in engines'
+        memories): one process saves it, any number of them go on with it.
+
+        Raises:
+            CheckpointError: if parameters are sharded.
         """
+        for name, problem in self.problems.items():
+            if any(is_sharded(parameter) for parameter in problem.parameters.values()):
+                raise CheckpointError(
+                    f"Problem {name!r} has sharded parameters, of which no process has the whole. Save its module and "
+                    "optimizer by torch.distributed.checkpoint."
+                )
         return {
             "version": STATE_VERSION,
             "round": self.round,

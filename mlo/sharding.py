@@ -10,29 +10,35 @@ gradients to `backward()` only. They rest while a loss is evaluated here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
-__all__ = ["gathered", "hooks_resting", "is_sharded", "total_norm", "whole"]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "total_norm", "whole"]
 
 
-def is_sharded(tensor: Tensor | None) -> bool:
+def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether a tensor is a DTensor."""
-    return isinstance(tensor, DTensor)
+    # Importing DTensor takes a third of the time of importing torch; where it was not, no tensor is one.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with every sharded one as a whole local one, whose gradient is averaged and scattered."""
-    return {name: _gathered(tensor) if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
+    return {name: _gathered(tensor) if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
 
 
 def _gathered(tensor: DTensor) -> Tensor:
+    from torch.distributed.tensor import Partial, Replicate
+
     mesh = tensor.device_mesh
     replicated = tensor.redistribute(placements=[Replicate()] * mesh.ndim)
     local: Tensor = replicated.to_local(grad_placements=[Partial("avg")] * mesh.ndim)
@@ -41,12 +47,25 @@ def _gathered(tensor: DTensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all its entries on this process."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that all processes have, sharded like `parameter` if that is sharded: every process keeps its part."""
+    if not is_sharded(parameter):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = parameter.device_mesh
+    same = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return same.redistribute(placements=parameter.placements)
 
 
 @contextmanager
 def hooks_resting(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Runs the body without the hooks that `fully_shard` has put on the modules."""
+    from torch.distributed.fsdp import FSDPModule
+
     taken: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for module in modules:
         if isinstance(module, FSDPModule):

@@ -125,7 +125,8 @@ def total_gradient(
 def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: bool) -> Tensors:
     """What takes the places of live tensors: the tensors that are read, and copies of buffers that must not change."""
     substitutes: Tensors = {}
-    own = {key: p for key, p in evaluation.problem.parameters.items() if is_sharded(p)}
+    own: Tensors = {}
+    own.update((key, p) for key, p in evaluation.problem.parameters.items() if is_sharded(p))
     for other, tensors in {**reads, evaluation.problem.name: own}.items():
         substitutes |= LossModule.qualified(other, gathered(tensors))
     for other, buffers in evaluation.buffers.items():

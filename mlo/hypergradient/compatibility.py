@@ -12,9 +12,6 @@ from mlo.sharding import is_sharded
 
 __all__ = ["check_engines", "check_sharding"]
 
-SHARDED_ENGINES = ("one_step × finite_difference", "one_step", "identity × finite_difference", "identity")
-"""Labels of engines that never put a problem's parameters into one flat vector."""
-
 
 def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None:
     """Refuses an engine that cannot differentiate the response it is chosen for.
@@ -100,8 +97,20 @@ def check_sharding(graph: DependencyGraph, engines: Mapping[str, Engine], *, exa
         if problem.grad_clip is not None:
             raise EngineError(f"Problem {name!r} has sharded parameters, which grad_clip does not serve. Drop it.")
         engine = engines[name]
-        if name in read and not (engine.drops_implicit_term or engine.label in SHARDED_ENGINES):
+        if name in read and engine.name.startswith("betty-"):
             raise EngineError(
-                f"Problem {name!r} has sharded parameters, which the engine {engine.label!r} does not serve. Use one of "
-                f"{', '.join(SHARDED_ENGINES)} or first_order."
+                f"Problem {name!r} has sharded parameters, which Betty's functions do not take. Use another engine than "
+                f"{engine.label!r}."
+            )
+        nested = {
+            problem
+            for middle in read
+            for inner in graph.responses(middle)
+            if inner in graph.dependent(middle) and not engines[inner].drops_implicit_term
+            for problem in (middle, inner)
+        }
+        if name in nested:
+            raise EngineError(
+                f"Problem {name!r} has sharded parameters, and its response is differentiated twice (a gradient within a "
+                "gradient), for which they must be whole."
             )

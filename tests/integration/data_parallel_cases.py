@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import mlo
 from mlo.distributed import SyncBatchNorm, global_mean, shard
+from mlo.sharding import whole
 
 ROUNDS = 2
 PLAYERS = {"generator": "generator", "discriminator": "discriminator"}
@@ -394,7 +397,7 @@ def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
 
     def ridge(own, batch, *, decay):
         x, y = batch
-        return ((x @ own.v - y) ** 2).mean() + (decay.v.exp() * own.v**2).sum() * 0.1
+        return (((x * torch.sigmoid(decay.v)) @ own.v - y) ** 2).mean() + 0.1 * (own.v**2).sum()
 
     def held_out(decay, batch, *, own):
         x, y = batch
@@ -415,6 +418,60 @@ def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
     return optimizer.gradient("decay")["v"]
 
 
+def sharded(parallel, engine):
+    """A problem whose parameters `fully_shard` divides among the processes, under an outer one that is on all of them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    if parallel is not None:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for module in (net[0], net[2], net):
+            fully_shard(module, mesh=mesh)
+    mix = Mix(3, 2)
+    problems = [
+        problem("net", net, adam(net) if engine == "neumann" else sgd(net), fit, 11, parallel),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+    choice = {"name": engine, **ENGINES.get(engine, {})}
+    optimizer = mlo.MultilevelOptimizer(problems, choice, distributed=None if parallel is None else "exact")
+    found = {"start": optimizer.gradient("mix")["v"]}
+    for record in optimizer.run(ROUNDS):
+        found[f"{record.round}"] = torch.tensor([*record.losses.values(), *record.gradient_norms.values()])
+    found |= {key: whole(value) for key, value in parameters(optimizer).items()}
+    if parallel is not None:  # fully_shard's own forward still works
+        found["forward"] = net(batches(1)[0][0]).detach()
+        try:
+            optimizer.state_dict()
+        except mlo.CheckpointError as error:
+            found["refused state"] = str(error)
+    return found
+
+
+def sharded_engines():
+    return sorted(set(mlo.available_engines()) - set(BETTY))
+
+
+def refused_sharding(parallel):
+    """Messages for what sharded parameters cannot serve."""
+    said = []
+    for options, engine, distributed in (
+        ({}, "one_step", "final"),
+        ({}, "one_step", "off"),
+        ({"grad_clip": 1.0}, "one_step", "exact"),
+    ):
+        net = nn.Linear(3, 2).double()
+        fully_shard(net, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        mix = Mix(3, 2)
+        problems = [
+            problem("net", net, sgd(net), fit, 11, parallel, **options),
+            problem("mix", mix, adam(mix), validation, 12, parallel),
+        ]
+        try:
+            mlo.MultilevelOptimizer(problems, engine, distributed=distributed)
+        except mlo.EngineError as error:
+            said.append(str(error))
+    return said
+
+
 def only_several(parallel):
     results = {("complaints", ""): complaints(parallel), ("begun", ""): begun(parallel)}
     for kind in ("own", "shared"):
@@ -422,6 +479,9 @@ def only_several(parallel):
     for engine in ("direct", "cg", "one_step"):
         exact, final = (linear_bilevel(parallel, sync, engine) for sync in ("exact", "final"))
         results["bias", engine] = {"exact": exact, "final": final}
+    if parallel.size == 2:
+        results |= {("sharded", engine): sharded(parallel, engine) for engine in sharded_engines()}
+        results["refused sharding", ""] = {"said": refused_sharding(parallel)}
     return results
 
 

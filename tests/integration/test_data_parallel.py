@@ -149,7 +149,22 @@ def test_final_averages_once_and_is_biased(several, engine):
         found = several(size)[0][0]["bias", engine]
         bias = float((found["final"] - found["exact"]).norm() / found["exact"].norm())
         print(f"{size} processes, {engine}: relative difference of final and exact {bias:.3f}")
-        assert 1e-3 < bias < 0.9
+        assert 1e-3 < bias < 2.0
+
+
+def test_sharded_parameters_give_the_numbers_of_whole_ones(several):
+    """fully_shard on two processes, with finite differences and with exact products."""
+    found = several(2)[0][0]
+    for engine in cases.sharded_engines():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exact = cases.sharded(None, engine)
+        got = {key: value for key, value in found["sharded", engine].items() if key in exact}
+        assert error(got, exact) < 1e-10, engine
+        assert "torch.distributed.checkpoint" in found["sharded", engine]["refused state"]
+    final, alone, clipped = found["refused sharding", ""]["said"]
+    assert "Pass distributed='exact'" in final and "Pass distributed='exact'" in alone
+    assert "grad_clip" in clipped
 
 
 # ------------------------------------------------------------------ in one process
