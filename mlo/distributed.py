@@ -316,6 +316,9 @@ def _rows(batch: Any, rank: int, size: int) -> Any:
     return batch
 
 
+PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 class SyncBatchNorm(_BatchNorm):
     """BatchNorm with the statistics of the whole batch, differentiable as often as one likes, on any device.
 
@@ -325,9 +328,23 @@ class SyncBatchNorm(_BatchNorm):
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
-        """Puts one in the place of every BatchNorm in `module`, with the same parameters and buffers; returns the module."""
-        if isinstance(module, _BatchNorm) and not isinstance(module, cls):
-            replaced = cls(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        """Puts one in the place of every BatchNorm in `module`, with the same parameters and buffers; returns the module.
+
+        A subclass of BatchNorm with a forward pass of its own names its counterpart, a subclass of this one, as `synchronized`.
+
+        Raises:
+            ConfigurationError: for such a subclass that names none.
+        """
+        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
+            counterpart = getattr(module, "synchronized", cls if type(module) in PLAIN_NORMS else None)
+            if counterpart is None:
+                raise ConfigurationError(
+                    f"{type(module).__name__} is a BatchNorm with a forward pass of its own. Give it an attribute "
+                    "`synchronized`: a subclass of mlo.distributed.SyncBatchNorm that does the same."
+                )
+            replaced: _BatchNorm = counterpart(
+                module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+            )
             replaced._parameters, replaced._buffers = module._parameters, module._buffers
             replaced.training = module.training
             return replaced
