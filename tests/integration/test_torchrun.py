@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 
+import data_parallel_search
 import pytest
+import torch
+from test_data_parallel import launch
 from test_run import TINY, run
 
 SHORT = {
@@ -54,8 +57,23 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert len(one) == len(two) == 4
     for first, second in zip(map(json.loads, one), map(json.loads, two), strict=True):
         expected, found = numbers(first), numbers(second)
-        assert found == pytest.approx(expected, rel=1e-3 if first["round"] > 1 else 1e-4, abs=1e-5)
+        # In single precision: the architecture's gradient, a small difference of large terms, agrees to a few digits.
+        norms = {key for key in expected if key.startswith(".gradient_norms")}
+        assert {k: found[k] for k in norms} == pytest.approx({k: expected[k] for k in norms}, rel=1e-2)
+        rest = expected.keys() - norms
+        assert {k: found[k] for k in rest} == pytest.approx({k: expected[k] for k in rest}, rel=1e-4, abs=1e-4)
     assert (tmp_path / "two" / "genotype.json").read_text() == (tmp_path / "one" / "genotype.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_of_two_processes_is_that_of_one_in_double_precision(tmp_path):
+    launch(2, tmp_path, script=data_parallel_search.__file__)
+    expected = data_parallel_search.search()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-10), name
 
 
 @pytest.mark.slow
