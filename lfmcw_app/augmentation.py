@@ -10,22 +10,43 @@ from torch.nn import functional as F
 
 from lfmcw_app.recipe import Augmentation
 
-__all__ = ["CROP_DRAWS", "adjust_colors", "augmented", "crop_box", "jittered"]
+__all__ = ["CROP_DRAWS", "Part", "adjust_colors", "augmented", "crop_box", "jittered", "rows_of"]
 
 
-def augmented(images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor) -> Tensor:
-    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside, cut-outs are the mean (0)."""
+Part = tuple[int, int]
+"""(Number of a part, number of equal parts) of a batch."""
+
+
+def rows_of(draws: Tensor, part: Part) -> Tensor:
+    """A part's rows of what was drawn for a whole batch."""
+    rows = len(draws) // part[1]
+    return draws[part[0] * rows : (part[0] + 1) * rows]
+
+
+def augmented(
+    images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor, part: Part = (0, 1)
+) -> Tensor:
+    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside, cut-outs are the mean (0).
+
+    Args:
+        images: [B, C, H, W], a part of the batch.
+        how: what is changed.
+        generator: draws for the whole batch.
+        black: a black pixel.
+        part: which part it is.
+    """
     count, _, height, width = images.shape
+    total = count * part[1]
     rows = torch.arange(height).expand(count, height)
     columns = torch.arange(width).expand(count, width)
     if how.crop_padding:
         shift = 2 * how.crop_padding + 1
-        rows = rows + torch.randint(shift, (count, 1), generator=generator)
-        columns = columns + torch.randint(shift, (count, 1), generator=generator)
+        rows = rows + rows_of(torch.randint(shift, (total, 1), generator=generator), part)
+        columns = columns + rows_of(torch.randint(shift, (total, 1), generator=generator), part)
         border = F.pad(torch.zeros_like(images[:1, :1]), (how.crop_padding,) * 4, value=1.0)
         images = F.pad(images, (how.crop_padding,) * 4) + border * black
     if how.flip:
-        mirror = torch.rand(count, 1, generator=generator) < 0.5
+        mirror = rows_of(torch.rand(total, 1, generator=generator), part) < 0.5
         columns = torch.where(mirror, columns.flip(1), columns)
     if how.crop_padding or how.flip:
         example = torch.arange(count)[:, None, None]
@@ -34,7 +55,7 @@ def augmented(images: Tensor, how: Augmentation, generator: torch.Generator, bla
         # DARTS's square: centred on a random pixel, clipped at the borders.
         inside = []
         for size in (height, width):
-            centre = torch.randint(size, (count, 1), generator=generator)
+            centre = rows_of(torch.randint(size, (total, 1), generator=generator), part)
             offset = torch.arange(size) - centre
             inside.append((offset >= -(how.cutout // 2)) & (offset < how.cutout // 2))
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
@@ -72,16 +93,20 @@ def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int
     return left, top, left + w, top + h
 
 
-def jittered(images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
+def jittered(
+    images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator, part: Part = (0, 1)
+) -> Tensor:
     """Changes the colours of each image of a batch at random.
 
     Args:
         images: [B, C, H, W] in [0, 1].
         strength: largest change of brightness, contrast and saturation (around 1) and hue (around 0, of the circle).
-        generator: what is drawn from.
+        generator: draws for the whole batch.
+        part: which part of the batch it is.
     """
-    uniform = torch.rand(len(images), 4, generator=generator)
-    order = torch.rand(len(images), 4, generator=generator).argsort(1)
+    total = len(images) * part[1]
+    uniform = rows_of(torch.rand(total, 4, generator=generator), part)
+    order = rows_of(torch.rand(total, 4, generator=generator), part).argsort(1)
     if not any(strength):
         return images
     middle, most = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor(strength)

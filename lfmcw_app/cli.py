@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -192,7 +193,7 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
     """Writes a run's event files while the body runs, if asked to."""
-    if not tensorboard:
+    if not (tensorboard and folder.writes):
         yield
         return
     with closing(EventFiles(folder.path / "tensorboard")) as files:
@@ -206,13 +207,15 @@ def reported_errors(console: Console) -> Iterator[None]:
 
     Warnings are shown as one paragraph too.
     """
+    number = int(os.environ.get("RANK", "0"))  # of this process, under torchrun
 
     def paragraph(kind: str, text: object) -> None:
         console.print(kind, end=" ")
         console.print(" ".join(str(text).split()), highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
     def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        paragraph("[bold yellow]Warning:[/]", message)
+        if number == 0:  # the others warn of the same
+            paragraph("[bold yellow]Warning:[/]", message)
 
     with warnings.catch_warnings():
         for category in (CheckpointWarning, NumbersWarning):
@@ -221,7 +224,7 @@ def reported_errors(console: Console) -> Iterator[None]:
         try:
             yield
         except USER_ERRORS as error:
-            paragraph("[bold red]Error:[/]", error)
+            paragraph(f"[bold red]Error{f' in process {number}' if number else ''}:[/]", error)
             raise typer.Exit(2) from None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.augmentation import CROP_DRAWS, augmented, jittered
+from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of
 from lfmcw_app.errors import InputError
 from lfmcw_app.folders import ImageFiles, random_crops
 from lfmcw_app.readers import DATASETS, NOISE, Images, read_folder, read_noise, stratified
@@ -193,6 +193,7 @@ class Batches:
         augmentation: random changes; None for none.
         device: where batches go.
         dtype: of the images.
+        part: which part of every batch this stream yields, with the random changes that it has in the whole batch.
     """
 
     def __init__(
@@ -205,6 +206,7 @@ class Batches:
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        part: Part = (0, 1),
     ) -> None:
         if len(images) < batch_size:
             raise InputError(
@@ -216,6 +218,7 @@ class Batches:
         self._seed = seed
         self._augmentation = augmentation or Augmentation()
         self._device = device
+        self._part = part
         self._normalise = _Normaliser(dataset, device, dtype)
         self._order: tuple[int, Tensor] | None = None
         self.per_epoch = len(images) // batch_size
@@ -228,12 +231,13 @@ class Batches:
             yield batch
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns batch `index` of the stream: images [B, C, H, W], normalised, and labels [B]."""
+        """Returns batch `index` of the stream, or its part of it: images [B, C, H, W], normalised, and labels [B]."""
         epoch, within = divmod(index, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self._seed, epoch, 0))
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
-        return self._prepared(self._order[1][within * self._batch_size : (within + 1) * self._batch_size], index)
+        whole = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
+        return self._prepared(rows_of(whole, self._part), index)
 
     def of_classes(self, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """Returns a batch like `batch` (index), but of one random image for each of `labels` [B], of its class.
@@ -250,7 +254,8 @@ class Batches:
                 "has no validation image. Use more images, or another validation_batch."
             )
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 3))
-        draws = torch.rand(len(labels), generator=generator, dtype=torch.float64)
+        whole = torch.rand(len(labels) * self._part[1], generator=generator, dtype=torch.float64)
+        draws = rows_of(whole, self._part)
         ranks = (draws * counts[labels]).long()  # of the image among those of its class
         firsts = counts.cumsum(0) - counts
         return self._prepared(own.argsort(stable=True)[firsts[labels] + ranks], index)
@@ -259,17 +264,17 @@ class Batches:
         """The chosen images, [B] positions, normalised and augmented with the random numbers of batch `index`."""
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
-        images = augmented(images, self._augmentation, generator, self._normalise.black)
+        images = augmented(images, self._augmentation, generator, self._normalise.black, self._part)
         return images, self._images.labels[chosen].to(self._device)
 
     def _photographs(self, chosen: Tensor, index: int) -> Tensor:
         """The chosen images in [0, 1], with the random changes that need the original image or its colours."""
         how = self._augmentation
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
-        draws = torch.rand(len(chosen), *CROP_DRAWS, generator=generator)
+        draws = rows_of(torch.rand(self._batch_size, *CROP_DRAWS, generator=generator), self._part)
         pixels = self._images.pixels
         images = self._normalise.scaled(random_crops(pixels, chosen, draws) if how.resized_crop else pixels[chosen])
-        return jittered(images, how.color_jitter, generator)
+        return jittered(images, how.color_jitter, generator, self._part)
 
     def state_dict(self) -> dict[str, int]:
         """The position."""

@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import short_name
+from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.report import REPORT, write_report
 from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
@@ -71,16 +72,26 @@ def evaluate(
         else:
             recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
             cells = _read_genotype(genotype, recipe.search.nodes)
-        target = cli.pick_device(device)
-        images = read_data(recipe, data, searches=False)
-        if folder is None:
+        check_batches(recipe, searches=False)
+        with joined(cli.pick_device(device)) as target:
+            console = quiet_unless_main(console)
+            images = read_data(recipe, data, searches=False)
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
-            folder = RunFolder.create(out or cli.fresh_folder(name), recipe)
-            folder.write(EVALUATED, cells.to_json())
-        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        go_on = f"python -m lfmcw_app.evaluate --resume {folder.path}"
-        with cli.stoppable(console, go_on), folder.held(), cli.listening(folder, tensorboard=tensorboard):
-            result = folder.result or train_derived(folder, cells, images, console, target)
+            shared = shared_folder(folder, out or cli.fresh_folder(name), recipe)
+            if folder is None:
+                shared.write(EVALUATED, cells.to_json())
+            _evaluate_in(shared, cells, images, console, target, tensorboard=tensorboard)
+
+
+def _evaluate_in(
+    folder: RunFolder, cells: Genotype, images: Dataset, console: Console, target: torch.device, *, tensorboard: bool
+) -> None:
+    """Trains in a folder, writes the report and prints the result."""
+    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    go_on = f"python -m lfmcw_app.evaluate --resume {folder.path}"
+    with cli.stoppable(console, go_on), folder.held(), cli.listening(folder, tensorboard=tensorboard):
+        result = folder.result or train_derived(folder, cells, images, console, target)
+    if folder.writes:
         with folder.attempting(REPORT):
             write_report(folder.path)
         print_result(result, folder, console)

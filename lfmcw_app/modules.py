@@ -18,6 +18,7 @@ from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.operations import PRIMITIVES, Norm, OperationStyle
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.search_space.supernet import Architecture, Supernet
+from mlo.distributed import global_mean, processes
 
 __all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
 
@@ -51,6 +52,10 @@ class WeightedLearner(nn.Module):
                 the other classes' losses (differentiable), or "zero".
         """
         means, counts = classwise_cross_entropy(logits, labels)
+        if processes()[1] > 1:  # the mean over a class of the whole batch, which is not the mean of its parts' means
+            parts = torch.stack([means * counts, counts.to(means.dtype)])
+            sums, counts = global_mean(parts).unbind()
+            means = torch.where(counts > 0, sums / counts.clamp(min=1e-6), 0.0)
         present = counts > 0
         if absent == "running_mean":
             others = self.class_losses.to(means.dtype, copy=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lfmcw_app import stopping
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.processes import agreed, together
 from lfmcw_app.run_folder import RunFolder
 from mlo import MultilevelOptimizer, NonFiniteError, Record
 
@@ -61,6 +62,7 @@ class Phase:
         self._rounds, self._save_every = rounds, save_every
         self._keep_every = folder.recipe.checkpoint_keep_every
         self._standing = Standing(**folder.restore(name, optimizer, phases))
+        together()
         # The optimizer's own rollback would go back to a state in memory, not to the checkpoint.
         self._rolls_back = folder.recipe.on_nonfinite == "rollback"
         optimizer.on_nonfinite = "skip" if folder.recipe.on_nonfinite == "skip" else "stop"
@@ -88,6 +90,7 @@ class Phase:
     def _roll_back(self, told: str) -> None:
         """Goes back to the last checkpoint, with other batches and noise than led away from it; see `roll_back` of mlo."""
         standing = self._folder.roll_back(self._name, self._optimizer)
+        together()
         self._standing = Standing(**standing)
         if self._standing.rollbacks == ROLLBACKS:
             raise InputError(
@@ -122,7 +125,7 @@ class Phase:
         due = last or record.round % self._save_every == 0
         if due:
             self._save_due(record.round, last=last)
-        received = stopping.requested()
+        received = agreed(stopping.requested())  # all processes stop after the same round
         if received is not None:
             stopping.settled()
             if not due:

@@ -24,9 +24,11 @@ from lfmcw_app.data import Batches, Dataset, Images, PairedBatches
 from lfmcw_app.generators import GAMES
 from lfmcw_app.modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.ops import class_weighted_cross_entropy
+from lfmcw_app.processes import parallelism, share
 from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer, Problem
+from mlo.distributed import SyncBatchNorm
 
 __all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 
@@ -157,6 +159,11 @@ def build_search(
     streams of validation batches, which w2 (for the class weights) and arch read, unless `validation_batch` says otherwise.
     """
     search = recipe.search
+    parallel = parallelism(recipe, own_noise=search.space == "pdarts")
+    if recipe.distributed.sync_batchnorm:
+        for module in modules:
+            if module is not None:
+                SyncBatchNorm.convert(module)
 
     def batches(images: Images, stream: int) -> Batches:
         return Batches(
@@ -167,6 +174,7 @@ def build_search(
             augmentation=search.augmentation,
             device=device,
             dtype=dtype,
+            part=share(),
         )
 
     def training() -> Batches:
@@ -206,7 +214,8 @@ def build_search(
     if modules.w1 is None or modules.gan is None:
         if isinstance(engines, Mapping) and "name" not in engines:
             engines = {name: engine for name, engine in engines.items() if name in ("default", "w2")}
-        return MultilevelOptimizer([weights_problem("w2", modules.w2, plain_w2_loss, training()), arch], engines)
+        problems = [weights_problem("w2", modules.w2, plain_w2_loss, training()), arch]
+        return MultilevelOptimizer(problems, engines, distributed=parallel)
     how = search.generator
     gan = Problem(
         "gan",
@@ -233,4 +242,5 @@ def build_search(
             arch,
         ],
         engines,
+        distributed=parallel,
     )

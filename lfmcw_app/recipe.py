@@ -258,6 +258,18 @@ class Evaluation(_Section):
         return self
 
 
+class Distributed(_Section):
+    """How the processes of torchrun share the work; without effect in a single one."""
+
+    sync: Literal["exact", "final"] = Field(
+        default="exact",
+        description="exact: the gradients of the whole batch; final: one reduction an update, with a bias",
+    )
+    sync_batchnorm: bool = Field(
+        default=False, description="BatchNorm with the statistics of the whole batch, not of each process's part"
+    )
+
+
 class Recipe(_Section):
     """Everything that decides what a run computes."""
 
@@ -279,6 +291,7 @@ class Recipe(_Section):
     data: Data = Data()
     search: Search = Search(epochs=50)
     evaluation: Evaluation = Evaluation()
+    distributed: Distributed = Distributed()
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `load_recipe` reads back."""

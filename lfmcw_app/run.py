@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS, short_name
+from lfmcw_app.data import DATASETS, Dataset, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.projection import print_projection, project
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.report import REPORT, write_report
@@ -87,23 +88,30 @@ def run(
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
-        target = cli.pick_device(device)
-        images = read_data(recipe, data)
-        if dry_run or max_steps is not None:
-            print_projection(project(recipe, images, target), console)
-        if dry_run:
-            return
-        if max_steps is not None:
-            if folder is not None:
-                raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
-            recipe = trial(recipe, max_steps)
-            console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
-        if folder is None:
-            folder = RunFolder.create(out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}"), recipe)
-        console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-        go_on = f"python -m lfmcw_app.run --resume {folder.path}"
-        with cli.stoppable(console, go_on), cli.listening(folder, tensorboard=tensorboard):
-            result = run_phases(folder, images, console, target)
+        check_batches(recipe)
+        with joined(cli.pick_device(device)) as target:
+            console = quiet_unless_main(console)
+            images = read_data(recipe, data)
+            if dry_run or max_steps is not None:
+                print_projection(project(recipe, images, target), console)
+            if dry_run:
+                return
+            if max_steps is not None:
+                if folder is not None:
+                    raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+                recipe = trial(recipe, max_steps)
+                console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
+            out = out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
+            _run_in(shared_folder(folder, out, recipe), images, console, target, tensorboard=tensorboard)
+
+
+def _run_in(folder: RunFolder, images: Dataset, console: Console, target: torch.device, *, tensorboard: bool) -> None:
+    """Runs both phases in a folder, writes the report and prints the result."""
+    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    go_on = f"python -m lfmcw_app.run --resume {folder.path}"
+    with cli.stoppable(console, go_on), cli.listening(folder, tensorboard=tensorboard):
+        result = run_phases(folder, images, console, target)
+    if folder.writes:
         with folder.attempting(REPORT):
             write_report(folder.path)
         print_result(result, folder, console)

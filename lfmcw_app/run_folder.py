@@ -69,6 +69,9 @@ class RunFolder:
         listeners: are called with each entry that is logged.
     """
 
+    writes = True
+    """Whether this process writes pictures and files into it."""
+
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
@@ -319,7 +322,8 @@ class RunFolder:
         """
         later = [other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()]
         store = self.checkpoints(phase)
-        store.remove_leftovers()  # no later save may come to this phase
+        if self.writes:
+            store.remove_leftovers()  # no later save may come to this phase
         state = store.load(partial(self._check, phase))
         self._repeats = bool(later)
         if state is None:
@@ -379,7 +383,7 @@ class RunFolder:
         """Goes on with metrics.jsonl from a length; what is behind it is dropped, unless it belongs to later phases."""
         self._pending.clear()
         self._metrics_bytes = length
-        if self.metrics.exists() and not self._repeats:
+        if self.writes and self.metrics.exists() and not self._repeats:
             os.truncate(self.metrics, length)
 
 

@@ -23,6 +23,7 @@ from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.phase import Phase
 from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
+from lfmcw_app.processes import gathered, main_first, parallelism, share
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe, Search
 from lfmcw_app.run_folder import RunFolder
@@ -43,6 +44,7 @@ from lfmcw_app.search_space.pdarts import (
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.timings import TIMINGS, Timings
 from mlo import MultilevelOptimizer, Problem, Record
+from mlo.distributed import SyncBatchNorm
 from mlo.randomness import preserved
 
 __all__ = ["SearchStage", "build_training", "read_data", "run", "search", "search_stages", "train_derived"]
@@ -64,7 +66,8 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+    with main_first():
+        dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
     available = len(dataset.train)
     searched = search_counts(min(recipe.data.search_images or available, available), recipe.data.search_fractions)
     needs = (
@@ -180,10 +183,13 @@ def phases_of(recipe: Recipe) -> tuple[str, ...]:
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
     """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png and samples/."""
     how = folder.recipe.search
-    describe_dataset(dataset, folder)
+    if folder.writes:
+        describe_dataset(dataset, folder)
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
     title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
+    if not folder.writes:
+        return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     with folder.writing("The pictures"):
         for name in ("cells.png", "cells.svg"):
@@ -254,11 +260,11 @@ def _run_stage(
             entry = _search_entry(stage.name, record, modules, recipe.checkpoint_every)
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
-            if modules.gan is not None and record.round in snapshots:
+            if modules.gan is not None and folder.writes and record.round in snapshots:
                 path = folder.samples / f"{stage.name}-{record.round:06d}.png"
                 with folder.attempting(path.name):
                     save_snapshot(modules.gan.generator, dataset, path, device)
-            if record.round % recipe.checkpoint_every == 0 or record.round == rounds:
+            if folder.writes and (record.round % recipe.checkpoint_every == 0 or record.round == rounds):
                 with folder.attempting(TIMINGS):
                     timings.write()
             phase.finish_round(record, entry, loss=record.losses.get("arch"))
@@ -347,6 +353,8 @@ def build_training(
         auxiliary=how.auxiliary_weight > 0,
         stem=how.stem,
     ).to(device)
+    if recipe.distributed.sync_batchnorm:
+        SyncBatchNorm.convert(network)
     batches = Batches(
         subset(dataset.train, recipe.data.train_images, recipe.seed),
         dataset,
@@ -354,6 +362,7 @@ def build_training(
         seed=recipe.seed,
         augmentation=how.augmentation,
         device=device,
+        part=share(),
     )
     rounds = training_rounds(how, batches.per_epoch)
     weights = torch.optim.SGD(
@@ -369,7 +378,7 @@ def build_training(
         precision=how.precision,
         data=batches,
     )
-    return MultilevelOptimizer([problem]), rounds
+    return MultilevelOptimizer([problem], distributed=parallelism(recipe, own_noise=how.drop_path > 0)), rounds
 
 
 def train_derived(
@@ -378,7 +387,8 @@ def train_derived(
     """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
     how = recipe.evaluation
-    describe_dataset(dataset, folder)
+    if folder.writes:
+        describe_dataset(dataset, folder)
     torch.manual_seed(recipe.seed)
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
@@ -394,7 +404,7 @@ def train_derived(
             record = phase.step()
             if record is None:
                 continue
-            if record.round % per_epoch == 0 or record.round == rounds:
+            if folder.writes and (record.round % per_epoch == 0 or record.round == rounds):
                 with folder.attempting(TIMINGS):
                     timings.write()
             phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses.get("network"))
@@ -404,7 +414,9 @@ def train_derived(
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, record.losses, {"training error %": error})
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    ranks = torch.cat([_ranks(network, batch) for batch in in_order(test, dataset, 256, device)])
+    rank, size = share()
+    own = [_ranks(network, batch) for i, batch in enumerate(in_order(test, dataset, 256, device)) if i % size == rank]
+    ranks = torch.cat([part for parts in gathered(own) for part in parts])
     cost = network_cost(network, dataset.image_size, dataset.channels)
     result = {
         "dataset": dataset.name,

@@ -5,6 +5,7 @@ moves every problem down its total gradient, through the solutions of the lower 
 """
 
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from mlo.distributed import DataParallel
 from mlo.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointWarning",
     "ConfigurationError",
     "ConjugateGradient",
+    "DataParallel",
     "DependencyGraph",
     "Direct",
     "Engine",

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mlo.distributed import DataParallel, inside
 from mlo.errors import ProblemError
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, replayed
+from mlo.sharding import hooks_resting, is_sharded
 
 if TYPE_CHECKING:
     from mlo.response import Solution
@@ -70,6 +72,7 @@ class LossModule(nn.Module):
                             places.append((registry, key))
                         self._places[f"{prefix}.{key}" if prefix else key] = places
         self._all = tuple(self.modules())
+        self._sharded = any(is_sharded(parameter) for parameter in self.parameters())
 
     @staticmethod
     def _key(name: str) -> str:
@@ -98,7 +101,8 @@ class LossModule(nn.Module):
             for name, tensor in tensors.items():
                 for registry, key in self._places[name]:
                     registry[key] = tensor
-            yield
+            with hooks_resting(self._all) if self._sharded else nullcontext():
+                yield
         finally:
             for registry, key, tensor in reversed(before):
                 registry[key] = tensor
@@ -153,6 +157,7 @@ class Evaluation:
         uppers: problem listed later → its parameters, for every one that the loss, or a solution in it, depends on.
         lowers: problem listed earlier → its solution; also the ones that other solutions are conditioned on.
         dependent: those of them that are functions of the problem's own value.
+        parallel: the processes among which batches are divided.
     """
 
     problem: Problem
@@ -167,6 +172,7 @@ class Evaluation:
     uppers: dict[str, Tensors]
     lowers: dict[str, Solution] = field(default_factory=dict)
     dependent: frozenset[str] = frozenset()
+    parallel: DataParallel | None = None
 
     @contextmanager
     def losses(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[dict[str, Tensor]]:
@@ -175,7 +181,8 @@ class Evaluation:
         The gradients must be taken inside the context.
 
         Yields:
-            player → scalar, averaged over the batches.
+            player → scalar, averaged over the batches; under exact data parallelism also over the processes, as a function
+            of replicated parameters and reads (see `mlo.distributed`).
 
         Raises:
             ProblemError: if a batch was changed since the loss was evaluated on it.
@@ -185,20 +192,28 @@ class Evaluation:
                 f"Problem {self.problem.name!r}: a batch was changed in place after its loss was evaluated; perhaps its "
                 "data fill one buffer again and again. Yield new tensors (batch.clone())."
             )
+        shared = self.parallel if self.parallel is not None and self.parallel.exact else None
+        if shared is not None:
+            # Each player's parameters, and what each problem read offers, in a reduction of their own: a derivative in some of
+            # them computes and sends no other.
+            members = self.problem.player_parameters.values()
+            players = [shared.enter({key: parameters[key] for key in keys}) for keys in members]
+            parameters = {key: tensor for entered in players for key, tensor in entered.items()}
+            reads = {name: shared.enter(tensors) for name, tensors in reads.items()}
         substitutes = LossModule.qualified(self.problem.name, parameters)
         for name, tensors in reads.items():
             substitutes |= LossModule.qualified(name, tensors)
         for name, buffers in self.buffers.items():
             substitutes |= LossModule.qualified(name, {key: buffer.clone() for key, buffer in buffers.items()})
         total: dict[str, Tensor] = {}
-        with self.module.substituted(substitutes), self.module.in_modes(self.modes):
+        with inside(shared), self.module.substituted(substitutes), self.module.in_modes(self.modes):
             for batch, state in zip(self.batches, self.random_states, strict=True):
                 with replayed(state, self.problem.generators):
                     value = self.module.value(batch)
                 for player, loss in value.players.items():
                     share = loss / len(self.batches)
                     total[player] = total[player] + share if player in total else share
-            yield total
+            yield total if shared is None else shared.leave(total)
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
+from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions
 from mlo.graph import DependencyGraph
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
-from mlo.hypergradient.compatibility import check_engines
+from mlo.hypergradient.compatibility import check_engines, check_sharding
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
@@ -37,6 +38,7 @@ from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.records import Record
 from mlo.response import RecordedStep, Solution
+from mlo.sharding import is_sharded, total_norm
 from mlo.state import check_state, copied
 from mlo.total_gradient import TotalGradient, total_gradient
 
@@ -58,6 +60,8 @@ class MultilevelOptimizer:
             "rollback" goes back to a state of at most a hundred rounds before, but not to its batches and noise (see
             `roll_back`), and raises after three times. None looks at nothing, which on a GPU saves a
             synchronisation an update.
+        distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a `DataParallel`; None or
+            "off": every process works by itself. In a single process it changes nothing.
 
     Attributes:
         around_update: problem name → a context manager in which each of its updates runs, for timing and profiling:
@@ -67,6 +71,7 @@ class MultilevelOptimizer:
         ConfigurationError: if `on_nonfinite` is none of these.
         GraphError: if the problems do not form a valid graph.
         EngineError: if an engine is unknown or cannot serve this graph.
+        ConfigurationError: if the processes do not fit together.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class MultilevelOptimizer:
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
         *,
         on_nonfinite: OnNonFinite | None = "stop",
+        distributed: DataParallel | str | None = None,
     ) -> None:
         check_policy(on_nonfinite)
         self.on_nonfinite = on_nonfinite
@@ -100,6 +106,12 @@ class MultilevelOptimizer:
             self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in self.graph.lower(name)))
         self._dependent = {name: self.graph.dependent(name) for name in self.problems}
         check_engines(self.graph, self.engines)
+        self.parallel = data_parallel(distributed)
+        check_sharding(self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact)
+        if self.parallel is not None:
+            described = [f"{name}: {problem!r}, {self.engines[name]}" for name, problem in self.problems.items()]
+            modules = {name: problem.module for name, problem in self.problems.items()}
+            self.parallel.begin(modules, [f"sync={self.parallel.sync}, noise={self.parallel.noise}", *described])
         for problem in self.problems.values():
             if problem.compile:
                 problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
@@ -225,7 +237,19 @@ class MultilevelOptimizer:
 
         Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as copies. Not the last
         steps themselves: until each problem has moved again, `gradient` looks ahead as it does before the first round.
+
+        The same on all processes of a data-parallel run that were seeded alike (but for what `sync="final"` leaves in engines'
+        memories): one process saves it, any number of them go on with it.
+
+        Raises:
+            CheckpointError: if parameters are sharded.
         """
+        for name, problem in self.problems.items():
+            if any(is_sharded(parameter) for parameter in problem.parameters.values()):
+                raise CheckpointError(
+                    f"Problem {name!r} has sharded parameters, of which no process has the whole. Save its module and "
+                    "optimizer by torch.distributed.checkpoint."
+                )
         return {
             "version": STATE_VERSION,
             "round": self.round,
@@ -304,15 +328,20 @@ class MultilevelOptimizer:
         self._current, self._steps, self._solutions = {}, {}, {}
         if position:
             random_state.restore(self._generators)
+        if self.parallel is not None:
+            for name, problem in self.problems.items():
+                self.parallel.check_equal({f"{name}.{key}": tensor for key, tensor in problem.parameters.items()})
 
     # ------------------------------------------------------------------ one update
 
     def _update(self, name: str, record: Record) -> None:
         problem = self.problems[name]
         batches = self._draw(name)
+        if self.parallel is not None and self._updates[name] == 0:
+            self.parallel.warn_of_equal_batches(name, batches)
         memory = self._copied_memory()
         found = self._total_gradient(name, batches, live=True)
-        norm = torch.nn.utils.get_total_norm(list(found.gradient.values()))
+        norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
             self._recall(memory)
             self._refuse(name, found, record)
@@ -447,7 +476,7 @@ class MultilevelOptimizer:
         """Writes an update into the record, and warns once per problem of a solve that did not converge."""
         problem = self.problems[name]
         players = {
-            player: torch.nn.utils.get_total_norm([found.gradient[key] for key in keys])
+            player: total_norm(found.gradient[key] for key in keys)
             for player, keys in problem.player_parameters.items()
             if problem.is_game
         }
@@ -571,6 +600,7 @@ class MultilevelOptimizer:
                 for lower in self.graph.responses(name)
             },
             dependent=self._dependent[name],
+            parallel=self.parallel,
         )
 
     @staticmethod

@@ -7,6 +7,7 @@ re-evaluation of a loss inside a hypergradient therefore runs under the random s
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mlo.errors import CheckpointError
 
-__all__ = ["RandomState", "preserved", "replayed"]
+__all__ = ["RandomState", "forked", "preserved", "replayed"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,6 +156,24 @@ def preserved(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
         yield
     finally:
         before.restore(generators)
+
+
+@contextmanager
+def forked(branch: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Runs the body under a random state of its own for each `branch`; takes one number of torch's global generator.
+
+    Branches that were in the same state before are so again afterwards, whatever the body draws.
+    """
+    seed = int(torch.randint(2**62, ()))
+    with preserved(generators):
+        digests = [hashlib.sha256(repr((seed, branch, k)).encode()).digest() for k in range(1 + len(generators))]
+        own, *others = [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
+        torch.manual_seed(own)  # CUDA's generators as well
+        random.seed(own)
+        np.random.seed(own % 2**32)
+        for generator, value in zip(generators, others, strict=True):
+            generator.manual_seed(value)
+        yield
 
 
 @contextmanager

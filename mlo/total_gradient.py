@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mlo.distributed import DataParallel, inside, running_statistics
 from mlo.errors import ProblemError
 from mlo.evaluation import Evaluation, LossModule
-from mlo.problem import Tensors
-from mlo.randomness import RandomState
+from mlo.problem import Problem, Tensors
+from mlo.randomness import RandomState, forked
 from mlo.records import SolveReport
 from mlo.response import Context
+from mlo.sharding import gathered, is_sharded
 
 __all__ = ["Examine", "TotalGradient", "total_gradient"]
 
@@ -75,10 +78,12 @@ def total_gradient(
     leaves = [t for tensors in cut.values() for t in tensors.values() if t.requires_grad]
     states: list[RandomState] = []
     sums = _Sums(problem.name, len(batches))
-    with module.substituted(_substitutes(evaluation, cut, live=live)):
+    parallel = evaluation.parallel
+    with inside(parallel), module.substituted(_substitutes(evaluation, cut, live=live)):
         for batch in batches:
-            states.append(RandomState.capture(problem.generators))
-            value = module.value(batch)
+            with _own_noise(parallel, problem):
+                states.append(RandomState.capture(problem.generators))
+                value = module.value(batch)
             sums.add_metrics(value.metrics)
             remaining = len(value.players)
             for player, loss in value.players.items():
@@ -87,6 +92,10 @@ def total_gradient(
                 if examine is not None and len(states) == 1:
                     examine(loss, own)
                 sums.add(player, loss, own, leaves, retain_graph=remaining > 0)
+    statistics = running_statistics(problem.module) if live else []
+    if parallel is not None and parallel.exact:
+        # Cotangents are averaged before they go through the responses: an inverse product of the mean.
+        sums.synchronise(parallel, problem, leaves, statistics)
     responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
     gradient: dict[str, Tensor | None] = {}
     for index, (player, direct) in enumerate(sums.direct.items()):
@@ -97,6 +106,10 @@ def total_gradient(
         implicit = _implicit(responses, sums.cotangents[player], own, retain_graph=not last)
         for key, first, second in zip(members, direct, implicit, strict=True):
             gradient[key] = second if first is None else first if second is None else first + second
+    if parallel is not None and not parallel.exact:
+        sums.direct, sums.cotangents = {"": [gradient[key] for key in problem.parameters]}, {}
+        sums.synchronise(parallel, problem, leaves, statistics)
+        gradient = dict(zip(problem.parameters, sums.direct[""], strict=True))
     found = {key: value for key, value in gradient.items() if value is not None}
     return TotalGradient(
         gradient={key: found[key] if key in found else torch.zeros_like(p) for key, p in problem.parameters.items()},
@@ -112,12 +125,21 @@ def total_gradient(
 def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: bool) -> Tensors:
     """What takes the places of live tensors: the tensors that are read, and copies of buffers that must not change."""
     substitutes: Tensors = {}
-    for other, tensors in reads.items():
-        substitutes |= LossModule.qualified(other, tensors)
+    own: Tensors = {}
+    own.update((key, p) for key, p in evaluation.problem.parameters.items() if is_sharded(p))
+    for other, tensors in {**reads, evaluation.problem.name: own}.items():
+        substitutes |= LossModule.qualified(other, gathered(tensors))
     for other, buffers in evaluation.buffers.items():
         if other != evaluation.problem.name or not live:
             substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
     return substitutes
+
+
+def _own_noise(parallel: DataParallel | None, problem: Problem) -> AbstractContextManager[None]:
+    """A random state of this process's own, where that is asked for."""
+    if parallel is None or parallel.noise != "own":
+        return nullcontext()
+    return forked(parallel.rank, problem.generators)
 
 
 def _implicit(
@@ -175,12 +197,57 @@ class _Sums:
         detached = share.detach()
         self.losses[player] = self.losses[player] + detached if player in self.losses else detached
 
+    def synchronise(
+        self, parallel: DataParallel, problem: Problem, leaves: Sequence[Tensor], statistics: Sequence[Tensor]
+    ) -> None:
+        """Averages everything over the processes, in one reduction.
+
+        Args:
+            parallel: the processes.
+            problem: whose parameters `direct` is in.
+            leaves: what `cotangents` is in.
+            statistics: running statistics of BatchNorm layers, averaged in place.
+        """
+        entries: list[_Entry] = []
+        for player, terms in self.direct.items():
+            members = problem.player_parameters.get(player, tuple(problem.parameters))
+            like = [problem.parameters[key] for key in members]
+            entries += [_Entry(terms, index, parameter) for index, parameter in enumerate(like)]
+        for terms in self.cotangents.values():
+            entries += [_Entry(terms, index, leaf) for index, leaf in enumerate(leaves)]
+        entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
+        for key, value in self.metrics.items():
+            if _is_number(value):
+                number = value if isinstance(value, Tensor) else torch.tensor(value, device=problem.device)
+                self.metrics[key] = number
+                entries.append(_Entry(self.metrics, key, number))
+        moving = list(statistics)
+        entries += [_Entry(moving, index, statistic) for index, statistic in enumerate(statistics)]
+        entries = [entry for entry in entries if not is_sharded(entry.like)]  # which are averaged as they are scattered
+        means = parallel.average([entry.within[entry.key] for entry in entries], [entry.like for entry in entries])
+        for entry, mean in zip(entries, means, strict=True):
+            entry.within[entry.key] = mean
+        with torch.no_grad():
+            for statistic, mean in zip(statistics, moving, strict=True):
+                statistic.copy_(mean)
+
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds one batch's metrics: floating-point ones are averaged, of others the last stays."""
         for key, value in metrics.items():
-            number = isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
-            share = value / self._batches if number else value
-            self.metrics[key] = self.metrics[key] + share if number and key in self.metrics else share
+            share = value / self._batches if _is_number(value) else value
+            self.metrics[key] = self.metrics[key] + share if _is_number(value) and key in self.metrics else share
+
+
+class _Entry(NamedTuple):
+    """One tensor of what is averaged: where it is kept, and a tensor of its shape."""
+
+    within: Any
+    key: Any
+    like: Tensor
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
 
 
 def _add_to(total: dict[str, list[Tensor | None]], player: str, terms: Sequence[Tensor | None]) -> None:

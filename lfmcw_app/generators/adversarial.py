@@ -18,6 +18,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators.base import ImageGenerator
 from lfmcw_app.generators.discriminator import mixes_the_batch
 from lfmcw_app.search_space.supernet import MixingWeights
+from mlo.distributed import processes, shard
 
 __all__ = ["AdversarialLoss", "check_per_image", "gradient_penalty", "hinge", "non_saturating", "wasserstein_gp"]
 
@@ -92,7 +93,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated
 
     Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), Eq. 3 and algorithm 1.
     """
-    share = torch.rand(len(real), 1, 1, 1, device=real.device, dtype=real.dtype)
+    # Drawn for the whole batch, as a generator's noise is.
+    share = shard(torch.rand(len(real) * processes()[1], 1, 1, 1, device=real.device, dtype=real.dtype))
     between = share * real + (1.0 - share) * generated
     if not between.requires_grad:
         between.requires_grad_()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmcw_app.errors import InputError
+from mlo.distributed import processes, shard
 
 __all__ = ["ImageGenerator", "base_and_doublings"]
 
@@ -43,8 +44,13 @@ class ImageGenerator(nn.Module):
         return images
 
     def noise(self, labels: Tensor) -> Tensor:
-        """Draws noise [B, noise_dim] for `labels` [B] from the global random state."""
-        return torch.randn(len(labels), self.noise_dim, device=labels.device, dtype=self.mean.dtype)
+        """Draws noise [B, noise_dim] for `labels` [B] from the global random state.
+
+        Where processes share a batch each draws for all of it and takes its rows, so noise does not depend on their number.
+        """
+        count = len(labels) * processes()[1]
+        noise: Tensor = shard(torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype))
+        return noise
 
     def sample(self, labels: Tensor) -> Tensor:
         """Draws noise from the global random state and returns one image for each label, differentiable in the weights."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["Cost", "network_cost"]
 
-NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 ACTIVATIONS = (nn.ReLU, nn.SiLU)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mlo.distributed import SyncBatchNorm
+
 __all__ = ["GainBatchNorm", "GainGroupNorm", "GainOnly"]
+
+
+class _SyncGainBatchNorm(SyncBatchNorm):
+    """`GainBatchNorm` with the statistics of the whole batch."""
+
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Normalises `x` [B, C, H, W] and multiplies by `gain` [C]."""
+        normalised = super().forward(x)
+        return normalised if gain is None else normalised * gain.view(-1, 1, 1)
 
 
 class GainBatchNorm(nn.BatchNorm2d):
     """BatchNorm without parameters of its own and with an optional gain."""
+
+    synchronized = _SyncGainBatchNorm
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=False)

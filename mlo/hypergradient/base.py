@@ -18,6 +18,7 @@ from torch import Tensor
 from mlo.errors import EngineError
 from mlo.hypergradient.products import Autograd, LinearSystem, Products, products_from
 from mlo.records import SolveReport
+from mlo.sharding import total_norm
 
 if TYPE_CHECKING:
     from mlo.problem import Tensors
@@ -130,6 +131,6 @@ def relative_residual(system: LinearSystem, q: Sequence[Tensor], cotangent: Sequ
     """Returns ‖Aᵀq − v‖ / ‖v‖ (the plain norm of Aᵀq where v is zero)."""
     with torch.no_grad():
         product = system.transpose_product(q)
-        error = torch.nn.utils.get_total_norm([a - b for a, b in zip(product, cotangent, strict=True)])
-        size = torch.nn.utils.get_total_norm(list(cotangent))
+        error = total_norm([a - b for a, b in zip(product, cotangent, strict=True)])
+        size = total_norm(cotangent)
     return float(error / size) if size > 0 else float(error)

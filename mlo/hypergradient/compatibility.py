@@ -8,8 +8,9 @@ from mlo.errors import EngineError, warn_user
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.optimizer_step import has_decoupled_decay, has_differentiable_step
+from mlo.sharding import is_sharded
 
-__all__ = ["check_engines"]
+__all__ = ["check_engines", "check_sharding"]
 
 
 def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None:
@@ -70,4 +71,46 @@ def _check_inner_responses(graph: DependencyGraph, engines: Mapping[str, Engine]
                 f"Problem {name!r} is itself a lower problem and its gradient contains the response of {inner!r}, so that "
                 f"response is differentiated twice, which {engines[inner].label!r} cannot be. Give {inner!r} an engine "
                 "with autograd products, such as 'one_step' or 'direct'."
+            )
+
+
+def check_sharding(graph: DependencyGraph, engines: Mapping[str, Engine], *, exact: bool) -> None:
+    """Refuses what sharded parameters (DTensors) cannot serve.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine.
+        exact: whether the optimizer is data-parallel and averages every evaluation.
+
+    Raises:
+        EngineError: naming the problem and what to do.
+    """
+    read = {lower for name in graph.problems for lower in graph.responses(name)}
+    for name, problem in graph.problems.items():
+        if not any(is_sharded(parameter) for parameter in problem.parameters.values()):
+            continue
+        if not exact:
+            raise EngineError(
+                f"Problem {name!r} has sharded parameters, whose gradients are averaged as they are scattered. Pass "
+                "distributed='exact'."
+            )
+        if problem.grad_clip is not None:
+            raise EngineError(f"Problem {name!r} has sharded parameters, which grad_clip does not serve. Drop it.")
+        engine = engines[name]
+        if name in read and engine.name.startswith("betty-"):
+            raise EngineError(
+                f"Problem {name!r} has sharded parameters, which Betty's functions do not take. Use another engine than "
+                f"{engine.label!r}."
+            )
+        nested = {
+            problem
+            for middle in read
+            for inner in graph.responses(middle)
+            if inner in graph.dependent(middle) and not engines[inner].drops_implicit_term
+            for problem in (middle, inner)
+        }
+        if name in nested:
+            raise EngineError(
+                f"Problem {name!r} has sharded parameters, and its response is differentiated twice (a gradient within a "
+                "gradient), for which they must be whole."
             )

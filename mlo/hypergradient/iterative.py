@@ -16,6 +16,7 @@ from mlo.errors import EngineError
 from mlo.evaluation import zeros_for_none
 from mlo.hypergradient.base import Cotangent, Engine, Solve
 from mlo.hypergradient.products import LinearSystem
+from mlo.sharding import sharded_like, whole
 
 __all__ = ["FlatOperator", "IterativeEngine", "Outcome"]
 
@@ -45,12 +46,15 @@ class FlatOperator:
 
     def flatten(self, parts: Cotangent) -> Tensor:
         """One vector [n] of a tensor for each parameter; None counts as zero."""
-        return torch.cat([part.reshape(-1) for part in zeros_for_none(parts, self._system.parameters)])
+        return torch.cat([whole(part).reshape(-1) for part in zeros_for_none(parts, self._system.parameters)])
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """The inverse of `flatten`."""
         parts: Sequence[Tensor] = torch.split(flat, self._sizes)
-        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [
+            sharded_like(part.view(shape), parameter)
+            for part, shape, parameter in zip(parts, self._shapes, self._system.parameters, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

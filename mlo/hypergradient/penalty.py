@@ -33,6 +33,7 @@ from mlo.hypergradient.iterative import (
     persistent_step_size,
 )
 from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
+from mlo.sharding import total_norm
 
 if TYPE_CHECKING:
     from mlo.records import SolveReport
@@ -98,7 +99,7 @@ class Penalty(Engine):
         system = self.products.linearize(call, implicit=True)
         theta = system.parameters
         v = zeros_for_none(cotangent, theta)
-        size = float(torch.nn.utils.get_total_norm(v))
+        size = float(total_norm(v))
         if size == 0.0:
             zeros = [torch.zeros_like(t) for t in call.wanted_of(call.inputs)]
             return call.per_input(zeros), self.report(system.problem, residual=0.0)
@@ -160,4 +161,4 @@ def _half_difference(up: Sequence[Tensor], down: Sequence[Tensor], e: float) -> 
 
 
 def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.nn.utils.get_total_norm(list(tensors)))
+    return float(total_norm(tensors))

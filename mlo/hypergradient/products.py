@@ -23,6 +23,7 @@ from mlo.errors import EngineError, nearest
 from mlo.evaluation import gradients, zeros_for_none
 from mlo.hypergradient.double_backward import is_about_double_backward, no_double_backward
 from mlo.hypergradient.optimizer_step import l2_penalty
+from mlo.sharding import total_norm, whole
 
 if TYPE_CHECKING:
     from mlo.hypergradient.optimizer_step import OptimizerStep
@@ -152,13 +153,13 @@ class FiniteDifference(Products):
             dtype: in which the loss is computed.
         """
         if self.step == "adaptive":
-            moved = torch.stack([tensor.detach().norm() for tensor in direction]).tolist()
-            norms = torch.stack([tensor.detach().norm() for tensor in parameters]).tolist()
+            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
+            norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
             # A tensor that is zero still, like a new bias, is given entries of 0.01.
             sizes = [max(norm, 0.01 * math.sqrt(t.numel())) for norm, t in zip(norms, parameters, strict=True)]
             ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
             return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
-        norm = float(torch.nn.utils.get_total_norm([tensor.detach() for tensor in direction]))
+        norm = float(total_norm([tensor.detach() for tensor in direction]))
         radius = 0.01 if self.step == "darts" else float(self.step)
         return radius / norm if norm > 0.0 else 0.0
 

@@ -1,0 +1,177 @@
+"""The processes of `torchrun`: how a run joins them, what each does alone, and how its batches are divided among them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.run_folder import RunFolder
+from mlo import DataParallel, NonFiniteError
+
+__all__ = [
+    "FollowerFolder", "agreed", "check_batches", "from_main", "gathered", "is_main", "joined", "main_first", "parallelism",
+    "quiet_unless_main", "share", "shared_folder", "together",
+]  # fmt: skip
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others before it counts them as lost."""
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+"""What gloo says when another process is gone."""
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Joins the processes that `torchrun` started, if it did, and leaves them at the end; yields this process's device."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"torchrun starts process {local + 1} of this machine, which has {torch.cuda.device_count()} GPUs. Lower "
+                "--nproc-per-node, or pass --device cpu."
+            )
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield device
+    except RuntimeError as error:
+        if not any(text in str(error) for text in LOST):
+            raise
+        raise InputError(
+            f"Process {dist.get_rank()} lost the connection to another one, which has ended; that one's own message says why. "
+            "Go on from the last checkpoint with --resume."
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """Whether this process writes and talks: it is the first one, or alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def share() -> tuple[int, int]:
+    """(Number of this process, how many there are)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def quiet_unless_main(console: Console) -> Console:
+    """The console, or one that shows nothing."""
+    return console if is_main() else Console(quiet=True)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Runs the body in the first process before the others: for files that only one may download."""
+    if dist.is_initialized() and not is_main():
+        dist.barrier()
+    yield
+    if dist.is_initialized() and is_main():
+        dist.barrier()
+
+
+def from_main(value: Any) -> Any:
+    """The first process's value, in all of them."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def agreed(value: Any) -> Any:
+    """The value of the first process that has one other than None; in all of them."""
+    return next((found for found in gathered(value) if found is not None), None)
+
+
+def together() -> None:
+    """Waits until all processes are here: a file that one is about to write has been read by the others."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def parallelism(recipe: Recipe, *, own_noise: bool) -> DataParallel | None:
+    """How the processes share a phase; None for a single one.
+
+    Args:
+        recipe: says what is averaged when.
+        own_noise: whether the phase has dropout, whose masks must differ between the processes. Without it all draw the noise
+            of the whole batch and take their rows, so that it does not depend on their number.
+    """
+    if share()[1] == 1:
+        return None
+    return DataParallel(sync=recipe.distributed.sync, noise="own" if own_noise else "shared")
+
+
+def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
+    """Checks that batches can be divided equally among the processes.
+
+    Raises:
+        InputError: naming the key.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    sizes = {"search.batch_size": recipe.search.batch_size, "evaluation.batch_size": recipe.evaluation.batch_size}
+    for key, batch in sizes.items():
+        if batch % size and (searches or key != "search.batch_size"):
+            raise InputError(
+                f"{key} is {batch}, the size of the whole batch, which {size} processes cannot share equally. Set it to a "
+                f"multiple of {size}."
+            )
+
+
+def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFolder:
+    """The run folder of all processes: the first one makes it, if it is not `opened` already; the others only read it."""
+    if not dist.is_initialized():
+        return opened or RunFolder.create(out, recipe)
+    folder = opened or RunFolder.create(out, recipe) if is_main() else None
+    path: Path = from_main(None if folder is None else folder.path)
+    return FollowerFolder(path, recipe) if folder is None else folder
+
+
+class FollowerFolder(RunFolder):
+    """The run folder as the processes see it that do not write: checkpoints are read, nothing is written."""
+
+    writes = False
+
+    def write(self, name: str, text: str) -> None:
+        """Writes nothing."""
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Writes nothing."""
+
+    def save(self, *args: Any, **options: Any) -> bool:
+        """Writes nothing: the first process's state is that of all."""
+        return True
+
+    def save_diagnosis(self, error: NonFiniteError) -> str:
+        """Writes nothing; says where to look."""
+        return "The first process's message says more."
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds nothing: the first process does."""
+        yield

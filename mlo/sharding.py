@@ -1,0 +1,89 @@
+"""Sharded parameters (`fully_shard`, DTensor): gathered where a loss is evaluated, their gradients scattered again.
+
+A sharded parameter is one tensor of which every process stores a part. For a loss it is replicated like any other
+(see `mlo.distributed`): gathering it is `enter`, and the backward pass of that, a reduce-scatter, is the mean of the local
+gradients. So the derivatives in sharded parameters are sharded, and those of the mean loss.
+
+`fully_shard`'s own hooks put its parameters into the modules when they are called, which would undo a substitution, and give
+gradients to `backward()` only. They rest while a loss is evaluated here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "total_norm", "whole"]
+
+
+def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
+    """Whether a tensor is a DTensor."""
+    # Importing DTensor takes a third of the time of importing torch; where it was not, no tensor is one.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with every sharded one as a whole local one, whose gradient is averaged and scattered."""
+    return {name: _gathered(tensor) if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+
+
+def _gathered(tensor: DTensor) -> Tensor:
+    from torch.distributed.tensor import Partial, Replicate
+
+    mesh = tensor.device_mesh
+    replicated = tensor.redistribute(placements=[Replicate()] * mesh.ndim)
+    local: Tensor = replicated.to_local(grad_placements=[Partial("avg")] * mesh.ndim)
+    return local
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its entries on this process."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that all processes have, sharded like `parameter` if that is sharded: every process keeps its part."""
+    if not is_sharded(parameter):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = parameter.device_mesh
+    same = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return same.redistribute(placements=parameter.placements)
+
+
+@contextmanager
+def hooks_resting(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Runs the body without the hooks that `fully_shard` has put on the modules."""
+    from torch.distributed.fsdp import FSDPModule
+
+    taken: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            state = module._get_fsdp_state()
+            own = (state._pre_forward, state._post_forward)
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                taken.append((hooks, dict(hooks)))
+                for key in [key for key, hook in hooks.items() if hook in own]:
+                    del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, before in taken:
+            hooks.clear()
+            hooks.update(before)
+
+
+@torch.no_grad()
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
+    return whole(torch.nn.utils.get_total_norm(list(tensors)))

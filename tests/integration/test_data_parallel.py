@@ -1,0 +1,217 @@
+"""Two and four processes on gloo, each with its shard of every batch, against one process on the whole batches."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+
+import data_parallel_cases as cases
+import pytest
+import torch
+
+import mlo
+from mlo.distributed import SyncBatchNorm, _rows
+
+TIMEOUT = 300
+"""Seconds after which processes count as hanging."""
+
+
+def launch(size, folder, script=cases.__file__, arguments=None, expect=0):
+    """Runs `size` processes of a script to their ends; returns what each printed."""
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(os.path.dirname(mlo.__file__)), *sys.path])
+    running = [
+        subprocess.Popen(
+            [sys.executable, script, *(arguments or [str(folder / "store"), str(rank), str(size), str(folder)])],
+            env={**environment, "RANK": str(rank), "WORLD_SIZE": str(size)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        printed = [process.communicate(timeout=TIMEOUT)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, printed, strict=True):
+        assert (process.returncode == 0) == (expect == 0), text
+    return printed
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """size → what each of that many processes found, and the folder with their states; each run once."""
+    known = {}
+
+    def of(size):
+        if size not in known:
+            folder = tmp_path_factory.mktemp(f"processes{size}")
+            single = cases.resumable(None, None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                list(single.run(2))
+            mlo.save_checkpoint(single.state_dict(), folder / "single.pt")
+            launch(size, folder)
+            known[size] = [torch.load(folder / f"{rank}.pt") for rank in range(size)], folder
+        return known[size]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def alone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return cases.everything(2, None, None)
+
+
+def error(found, exact):
+    if "refused" in exact:
+        assert found.get("refused") == exact["refused"]
+        return 0.0
+    assert set(found) == set(exact)
+    return max(float((found[key] - exact[key]).double().norm() / (exact[key].double().norm() + 1e-12)) for key in exact)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_equal_one_on_the_whole_batch_with_every_engine(several, alone, size):
+    results, _ = several(size)
+    found = results[0]
+    errors = {key: error(value, alone[key]) for key, value in found.items() if key in alone}
+    assert max(errors.values()) < 1e-10, {key: e for key, e in errors.items() if e >= 1e-10}
+    tried = {engine for graph, engine in errors if "refused" not in found[graph, engine]}
+    missing = set(mlo.available_engines()) - tried
+    assert missing <= (set() if cases.has_betty() else set(cases.BETTY))
+    assert {graph for graph, _ in errors} == {*cases.GRAPHS, "coupled", "uneven"}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_all_processes_hold_the_same_bits(several, size):
+    results, _ = several(size)
+    for other in results[1:]:
+        for key, values in results[0].items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and key != ("noises", "own"):
+                    assert torch.equal(value, other[key][name]), (key, name)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_one_process_and_several_go_on_with_each_others_states(several, size):
+    results, folder = several(size)
+    whole = cases.resumable(None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        list(whole.run(4))
+        expected = cases.parameters(whole)
+        assert error(results[0]["resumed", "soba"], expected) < 1e-10
+        back = cases.resumable(None, None)
+        back.load_state_dict(mlo.load_checkpoint(folder / "several.pt"))
+        list(back.run(2))
+        list(whole.run(2))
+    assert error(cases.parameters(back), cases.parameters(whole)) < 1e-10
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_parameters_are_the_first_process_s_from_the_start(several, size):
+    results, _ = several(size)
+    expected = {f"net.{key}": p.detach() for key, p in cases.bilevel(None)[0].module.named_parameters()}
+    for found in results:
+        assert all(torch.equal(found["begun", ""][key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_mistakes_of_several_processes_are_named(several, size):
+    for rank, found in enumerate(several(size)[0]):
+        said = found["complaints", ""]
+        assert "Pass distributed='exact', or 'off'" in said["forgotten"]
+        assert "'net': all" in said["all_the_same"] and "'mix': all" in said["all_the_same"]
+        assert "needs the same problems on all processes" in said["another_engine"]
+        assert f"'net.first' differs between process {rank}" in said["another_state"]
+
+
+def test_noise_is_each_process_s_own_or_shared_and_random_states_stay_alike(several):
+    first, second = several(2)[0]
+    own, other = first["noises", "own"], second["noises", "own"]
+    assert not torch.isclose(own["drawn"], other["drawn"]).any()
+    assert len(own["drawn"]) == 4 and len(own["drawn"].unique(dim=0)) == 2  # each step's noise is replayed once
+    assert torch.equal(own["state"], other["state"])
+    assert torch.equal(first["noises", "shared"]["drawn"], second["noises", "shared"]["drawn"])
+
+
+@pytest.mark.parametrize("engine", ["direct", "cg", "one_step"])
+def test_final_averages_once_and_is_biased(several, engine):
+    for size in (2, 4):
+        found = several(size)[0][0]["bias", engine]
+        bias = float((found["final"] - found["exact"]).norm() / found["exact"].norm())
+        print(f"{size} processes, {engine}: relative difference of final and exact {bias:.3f}")
+        assert 1e-3 < bias < 2.0
+
+
+def test_sharded_parameters_give_the_numbers_of_whole_ones(several):
+    """fully_shard on two processes, with finite differences and with exact products."""
+    found = several(2)[0][0]
+    for engine in cases.sharded_engines():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exact = cases.sharded(None, engine)
+        got = {key: value for key, value in found["sharded", engine].items() if key in exact}
+        assert error(got, exact) < 1e-10, engine
+        assert "torch.distributed.checkpoint" in found["sharded", engine]["refused state"]
+    final, alone, clipped = found["refused sharding", ""]["said"]
+    assert "Pass distributed='exact'" in final and "Pass distributed='exact'" in alone
+    assert "grad_clip" in clipped
+
+
+# ------------------------------------------------------------------ in one process
+
+
+def test_in_a_single_process_the_option_changes_nothing():
+    first, second = (cases.run_graph("bilevel", "one_step", None, choice) for choice in (None, "exact"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: mlo.DataParallel(sync="often"), "sync must be one of exact, final"),
+        (lambda: mlo.DataParallel(noise="none"), "noise must be one of own, shared"),
+        (lambda: mlo.MultilevelOptimizer(cases.bilevel(None), distributed="always"), "'exact', 'final', 'off'"),
+        (lambda: mlo.MultilevelOptimizer(cases.bilevel(None), distributed=2), "a mode or a DataParallel, got 2"),
+    ],
+)
+def test_wrong_options_are_named(make, words):
+    with pytest.raises(mlo.ConfigurationError, match=words):
+        make()
+
+
+def test_several_processes_without_a_group_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(mlo.ConfigurationError, match="init_process_group"):
+        mlo.MultilevelOptimizer(cases.bilevel(None), distributed="exact")
+
+
+def test_a_batch_is_divided_by_rows():
+    batch = {"x": torch.arange(8), "rest": [torch.ones(4, 2), "name"]}
+    parts = [_rows(batch, rank, 4) for rank in range(4)]
+    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+    assert parts[3]["rest"][0].shape == (1, 2) and parts[3]["rest"][1] == "name"
+    with pytest.raises(mlo.ConfigurationError, match="cannot be divided equally among 3"):
+        _rows(batch, 0, 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sync_batchnorm_alone_is_batchnorm(training):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3)).train(training)
+    synced = SyncBatchNorm.convert(copy.deepcopy(plain))
+    x = torch.randn(4, 2, 5, 5)
+    assert torch.equal(plain(x), synced(x))
+    assert list(plain.state_dict()) == list(synced.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), synced.state_dict().values(), strict=True)
+    )

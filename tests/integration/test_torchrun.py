@@ -1,0 +1,84 @@
+"""The main job under `torchrun`: two processes give the numbers of one, and say what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import data_parallel_search
+import pytest
+import torch
+from test_data_parallel import launch
+from test_run import TINY, run
+
+SHORT = {
+    "search.steps": 2,
+    "search.batch_size": 16,
+    "search.generator.channels": 4,
+    "data.train_images": 32,
+    "evaluation.epochs": 1,
+    "distributed.sync_batchnorm": "true",
+}
+
+
+def torchrun(*arguments, processes=2, **changes):
+    settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*launcher, "-m", "lfmcw_app.run", *map(str, arguments), "--device=cpu", "--threads=1", *settings],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def numbers(value, name=""):
+    """Dotted name → number, of nested data."""
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in numbers(inner, f"{name}.{key}").items()}
+    if isinstance(value, list):
+        return {k: v for index, inner in enumerate(value) for k, v in numbers(inner, f"{name}.{index}").items()}
+    return {name: value} if isinstance(value, (int, float)) else {}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    """Batches, augmentation, the generator's noise, class means and BatchNorm are those of the whole batch."""
+    alone = run("--out", tmp_path / "one", **SHORT)
+    assert alone.returncode == 0, alone.stderr
+    shared = torchrun("digits", "--out", tmp_path / "two", **SHORT)
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout.count("Run folder") == 1 and shared.stdout.count("test error") == 1
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+    one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for first, second in zip(map(json.loads, one), map(json.loads, two), strict=True):
+        expected, found = numbers(first), numbers(second)
+        # In single precision: the architecture's gradient, a small difference of large terms, agrees to a few digits.
+        norms = {key for key in expected if key.startswith(".gradient_norms")}
+        assert {k: found[k] for k in norms} == pytest.approx({k: expected[k] for k in norms}, rel=1e-2)
+        rest = expected.keys() - norms
+        assert {k: found[k] for k in rest} == pytest.approx({k: expected[k] for k in rest}, rel=1e-4, abs=1e-4)
+    assert (tmp_path / "two" / "genotype.json").read_text() == (tmp_path / "one" / "genotype.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_of_two_processes_is_that_of_one_in_double_precision(tmp_path):
+    launch(2, tmp_path, script=data_parallel_search.__file__)
+    expected = data_parallel_search.search()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, rtol=1e-9, atol=1e-10), name
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_an_error_of_all(tmp_path):
+    refused = torchrun("digits", "--out", tmp_path / "two", **{**SHORT, "search.batch_size": 15})
+    assert refused.returncode != 0
+    assert "search.batch_size is 15" in refused.stderr and "multiple of 2" in refused.stderr
+    assert not (tmp_path / "two").exists()
