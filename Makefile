@@ -69,12 +69,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 # Betty's metadata: 0.2.1 claims Python < 3.11, on which it does not depend, and 0.1.1 has a specifier that pip 24.1 and later
 # refuse. 0.2.1 goes into the environment; 0.1.1, which the tests run as well, beside it.
-$(VENV)/.installed-# For the tests of the report, which are skipped without it (Debian; needs root).
-browser:
-	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver
-
-betty: $(VENV)/.installed
+$(VENV)/.installed-betty: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --ignore-requires-python --no-deps 'betty-ml==0.2.1'
 	rm -rf $(VENV)/pip-24.0 $(VENV)/betty-0.1.1
 	$(BIN)/python -m pip install --quiet --target $(VENV)/pip-24.0 'pip==24.0'
