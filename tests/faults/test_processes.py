@@ -1,0 +1,111 @@
+"""Runs of several processes: one is killed, all are asked to stop; a single process goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SETTINGS = {
+    "search.method": "darts", "search.order": "first", "search.channels": 4, "search.nodes": 2, "search.steps": 100_000,
+    "search.batch_size": 8, "checkpoint_every": 2, "data.search_images": 80, "data.train_images": 32,
+    "data.test_images": 50, "evaluation.channels": 4, "evaluation.epochs": 1, "evaluation.batch_size": 16,
+}  # fmt: skip
+ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A search of two processes that would never end, after its third checkpoint; the launcher, and the run folder."""
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "lfmcw_app.run",
+    ]
+    options = ["digits", "--device=cpu", "--threads=1", "--out", str(folder)]
+    settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    process = subprocess.Popen(
+        [*command, *options, *settings], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(lambda: lines(folder) >= 6 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[1]
+        yield process, folder
+    finally:
+        for worker in workers(process):
+            os.kill(worker, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+def lines(folder: Path) -> int:
+    return len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    return [int(number) for number in found.split()]
+
+
+def goes_on(folder: Path) -> int:
+    """Rounds of the search after a single process went on with it for a while, from where its checkpoint stands."""
+    before = lines(folder)
+    single = subprocess.Popen(
+        [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), "--threads=1"],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: lines(folder) >= before + 3 or single.poll() is not None)
+    assert single.poll() is None, single.communicate()[1]
+    single.terminate()
+    assert single.wait(60) == 0, single.communicate()[1]
+    rounds = [json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rounds == list(range(1, len(rounds) + 1))
+    return len(rounds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["the one that writes", "the other"])
+def test_a_killed_process_ends_all_and_a_single_one_goes_on(started, victim):
+    process, folder = started
+    pids = workers(process)
+    assert len(pids) == 2
+    os.kill(sorted(pids)[victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "SIGKILL" in errors or "Signal 9" in errors
+    assert goes_on(folder) > 6
+
+
+@pytest.mark.slow
+def test_all_processes_stop_after_the_same_round_when_asked_to(started):
+    process, folder = started
+    pids = workers(process)
+    process.terminate()
+    process.communicate(timeout=60)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    stopped_after = lines(folder)
+    assert (folder / "search.pt").exists()
+    assert goes_on(folder) >= stopped_after + 3  # not a round is lost: the state was saved at the last one
