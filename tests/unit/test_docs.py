@@ -20,8 +20,15 @@ BLOCKS = [
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL))
 ]
 
+CONTINUED = {"tutorial.md"}
+"""Pages whose blocks go on from each other; each is followed by what it prints."""
 
-@pytest.mark.parametrize(("path", "number", "code"), BLOCKS, ids=lambda value: str(value)[:30])
+
+@pytest.mark.parametrize(
+    ("path", "number", "code"),
+    [block for block in BLOCKS if block[0].name not in CONTINUED],
+    ids=lambda value: str(value)[:30],
+)
 def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, capsys):
     if code.startswith("# needs betty-ml"):
         pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
@@ -29,6 +36,23 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # a block may register an engine
     run(code, f"{path}:{number}")
     assert capsys.readouterr().out
+
+
+def test_the_tutorial_prints_what_it_says(capsys):
+    text = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    steps = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert len(steps) == text.count("```python") == text.count("```text")
+    names = {}
+    for number, (code, said) in enumerate(steps, start=1):
+        exec(compile(code, f"tutorial.md:{number}", "exec"), names)
+        printed = capsys.readouterr().out
+        figures = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
+        assert re.sub(figures, "#", printed) == re.sub(figures, "#", said)
+        for here, there in zip(re.findall(figures, printed), re.findall(figures, said), strict=True):
+            if "e" in there:  # an error: its size counts
+                assert float(here) < 10 * float(there)
+            else:
+                assert float(here) == pytest.approx(float(there), abs=0.02)
 
 
 def run(code, name):
