@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import types
@@ -76,6 +77,36 @@ def test_the_program_moved_from_betty_ends_at_the_same_weights(capsys):
     assert float((ours["weights"].weight - initial).abs().max()) > 0.1
     for module in ("net", "weights"):
         assert torch.allclose(theirs[module].weight, ours[module].weight, rtol=1e-4, atol=1e-6)
+
+
+NAMED = [
+    (path.name, file, name)
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for file, name in re.findall(
+        r"`((?:mlo|lfmcw_app|tests|benchmarks|examples)/[\w./-]+\.\w+)(?:: ([\w.]+))?[` ]", path.read_text("utf-8")
+    )
+]
+
+
+def test_files_and_functions_that_the_docs_name_exist():
+    assert any(page == "method.md" and name for page, _, name in NAMED)
+    for page, file, name in NAMED:
+        assert (ROOT / file).is_file(), f"{page} names {file}"
+        if name:
+            tree = ast.parse((ROOT / file).read_text("utf-8"))
+            assert name in set(defined(tree)), f"{page} names {name} in {file}"
+
+
+def defined(tree, prefix=""):
+    """The functions, classes, methods and assigned names of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from defined(node, f"{prefix}{node.name}.")
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
 
 
 def test_the_readme_stays_short():
