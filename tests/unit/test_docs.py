@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import mlo
+from lfmcw_app.cli import resolve_recipe
+from lfmcw_app.evaluate import evaluate as evaluate_command
+from lfmcw_app.run import run as run_command
+from lfmcw_app.table import table as table_command
 from mlo.hypergradient import registry
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +101,28 @@ def test_files_and_functions_that_the_docs_name_exist():
         if name:
             tree = ast.parse((ROOT / file).read_text("utf-8"))
             assert name in set(defined(tree)), f"{page} names {name} in {file}"
+
+
+COMMANDS = {"run": run_command, "evaluate": evaluate_command, "table": table_command}
+
+
+def test_commands_that_the_docs_write_out_are_understood():
+    lines = [
+        (path.name, *line.split("#")[0].split(maxsplit=3)[2:])
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+        for line in block.splitlines()
+        if re.match(r"\S*python -m lfmcw_app\.(run|evaluate|table) ", line)
+    ]
+    assert {page for page, *_ in lines} >= {"README.md", "reproducing.md"}
+    for page, module, text in lines:
+        app = typer.Typer()
+        app.command()(COMMANDS[module.rpartition(".")[2]])
+        text = re.sub(r"\b[KS]\b", "0", text).replace("TABLE", "table2")  # what is to be filled in
+        given = typer.main.get_command(app).make_context(page, shlex.split(text)).params
+        if given["dataset"] is not None:
+            options = (given.get(key) for key in ("dataset", "preset", "config", "assign", "seed"))
+            resolve_recipe(*options, space=given["space"])
 
 
 def defined(tree, prefix=""):
