@@ -103,6 +103,25 @@ def test_files_and_functions_that_the_docs_name_exist():
             assert name in set(defined(tree)), f"{page} names {name} in {file}"
 
 
+def test_messages_that_the_docs_quote_are_in_the_sources():
+    messages = "\n".join(
+        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in parts)
+        for package in ("mlo", "lfmcw_app")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for parts in ([node.values] if isinstance(node, ast.JoinedStr) else [[node]] if is_text(node) else [])
+    )
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall("^\\|(.*?)\\|", text, re.MULTILINE)
+    fragments = [part for cell in quoted for quote in re.findall("“(.*?)”", cell) for part in quote.split("…")]
+    assert len(fragments) > 50
+    assert [part for part in fragments if part.strip() not in messages] == []
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 COMMANDS = {"run": run_command, "evaluate": evaluate_command, "table": table_command}
 
 
