@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import mlo
+from lfmcw_app.cli import resolve_recipe
+from lfmcw_app.evaluate import evaluate as evaluate_command
+from lfmcw_app.run import run as run_command
+from lfmcw_app.table import table as table_command
 from mlo.hypergradient import registry
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +27,15 @@ BLOCKS = [
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL))
 ]
 
+CONTINUED = {"tutorial.md"}
+"""Pages whose blocks go on from each other; each is followed by what it prints."""
 
-@pytest.mark.parametrize(("path", "number", "code"), BLOCKS, ids=lambda value: str(value)[:30])
+
+@pytest.mark.parametrize(
+    ("path", "number", "code"),
+    [block for block in BLOCKS if block[0].name not in CONTINUED],
+    ids=lambda value: str(value)[:30],
+)
 def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, capsys):
     if code.startswith("# needs betty-ml"):
         pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
@@ -29,6 +43,23 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # a block may register an engine
     run(code, f"{path}:{number}")
     assert capsys.readouterr().out
+
+
+def test_the_tutorial_prints_what_it_says(capsys):
+    text = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    steps = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert len(steps) == text.count("```python") == text.count("```text")
+    names = {}
+    for number, (code, said) in enumerate(steps, start=1):
+        exec(compile(code, f"tutorial.md:{number}", "exec"), names)
+        printed = capsys.readouterr().out
+        figures = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
+        assert re.sub(figures, "#", printed) == re.sub(figures, "#", said)
+        for here, there in zip(re.findall(figures, printed), re.findall(figures, said), strict=True):
+            if "e" in there:  # an error: its size counts
+                assert float(here) < 10 * float(there)
+            else:
+                assert float(here) == pytest.approx(float(there), abs=0.02)
 
 
 def run(code, name):
@@ -52,6 +83,77 @@ def test_the_program_moved_from_betty_ends_at_the_same_weights(capsys):
     assert float((ours["weights"].weight - initial).abs().max()) > 0.1
     for module in ("net", "weights"):
         assert torch.allclose(theirs[module].weight, ours[module].weight, rtol=1e-4, atol=1e-6)
+
+
+NAMED = [
+    (path.name, file, name)
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    for file, name in re.findall(
+        r"`((?:mlo|lfmcw_app|tests|benchmarks|examples)/[\w./-]+\.\w+)(?:: ([\w.]+))?[` ]", path.read_text("utf-8")
+    )
+]
+
+
+def test_files_and_functions_that_the_docs_name_exist():
+    assert any(page == "method.md" and name for page, _, name in NAMED)
+    for page, file, name in NAMED:
+        assert (ROOT / file).is_file(), f"{page} names {file}"
+        if name:
+            tree = ast.parse((ROOT / file).read_text("utf-8"))
+            assert name in set(defined(tree)), f"{page} names {name} in {file}"
+
+
+def test_messages_that_the_docs_quote_are_in_the_sources():
+    messages = "\n".join(
+        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in parts)
+        for package in ("mlo", "lfmcw_app")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for parts in ([node.values] if isinstance(node, ast.JoinedStr) else [[node]] if is_text(node) else [])
+    )
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall("^\\|(.*?)\\|", text, re.MULTILINE)
+    fragments = [part for cell in quoted for quote in re.findall("“(.*?)”", cell) for part in quote.split("…")]
+    assert len(fragments) > 50
+    assert [part for part in fragments if part.strip() not in messages] == []
+
+
+def is_text(node):
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+COMMANDS = {"run": run_command, "evaluate": evaluate_command, "table": table_command}
+
+
+def test_commands_that_the_docs_write_out_are_understood():
+    lines = [
+        (path.name, *line.split("#")[0].split(maxsplit=3)[2:])
+        for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+        for line in block.splitlines()
+        if re.match(r"\S*python -m lfmcw_app\.(run|evaluate|table) ", line)
+    ]
+    assert {page for page, *_ in lines} >= {"README.md", "reproducing.md"}
+    for page, module, text in lines:
+        app = typer.Typer()
+        app.command()(COMMANDS[module.rpartition(".")[2]])
+        text = re.sub(r"\b[KS]\b", "0", text).replace("TABLE", "table2")  # what is to be filled in
+        given = typer.main.get_command(app).make_context(page, shlex.split(text)).params
+        if given["dataset"] is not None:
+            options = (given.get(key) for key in ("dataset", "preset", "config", "assign", "seed"))
+            resolve_recipe(*options, space=given["space"])
+
+
+def defined(tree, prefix=""):
+    """The functions, classes, methods and assigned names of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from defined(node, f"{prefix}{node.name}.")
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
 
 
 def test_the_readme_stays_short():
