@@ -19,18 +19,23 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def output_of(name: str, folder: Path, *arguments: object) -> str:
-    """What an example prints, run in an empty folder; a warning of mlo or of PyTorch is a failure."""
+    """What an example prints, run in an empty folder; a warning of mlo or of PyTorch is a failure.
+
+    An example leaves nothing behind but the picture that its `--picture` names.
+    """
     result = subprocess.run(
         [sys.executable, EXAMPLES / name, *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
-    assert list(folder.iterdir()) == []
+    picture = [folder / arguments[k + 1] for k, argument in enumerate(arguments) if argument == "--picture"]
+    assert list(folder.iterdir()) == picture
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in picture)
     return result.stdout
 
 
@@ -39,6 +44,13 @@ def change(printed: str, label: str) -> tuple[float, float]:
     found = re.search(rf"^{re.escape(label)}: (\S+) -> (\S+)$", printed, re.MULTILINE)
     assert found, printed
     return float(found[1]), float(found[2])
+
+
+def number(printed: str, label: str) -> float:
+    """The number behind `label` and a blank."""
+    found = re.search(rf"{re.escape(label)} (-?\d+(?:\.\d+)?)", printed)
+    assert found, printed
+    return float(found[1])
 
 
 def test_every_example_is_tested_and_short():
@@ -78,6 +90,36 @@ def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
     assert untrained < 35 and learned > untrained + 15
     not_adapted = change(printed, "new tasks, accuracy (%) after 0 steps")[1]
     assert learned > not_adapted + 5  # it is the adaptation that was learned, not one network for all tasks
+
+
+def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
+    arguments = ("--steps", 20, "--picture", "gan.png")
+    printed = output_of("gan_game.py", tmp_path, *arguments)
+    before, after = change(printed, "penalty r")  # reaches the generator through the discriminator alone
+    assert after > 1.1 * before
+    assert number(printed, "learned") < number(printed, "fixed")
+
+
+def test_architecture_search_chooses_better_than_chance(tmp_path):
+    printed = output_of("architecture_search.py", tmp_path, "--steps", 40, "--random", 4, "--picture", "search.png")
+    assert number(printed, "mean weight") > number(printed, "uniform:") + 0.1
+    assert number(printed, "(%): chosen") > number(printed, "random mean") + 5
+
+
+def test_the_learned_schedule_beats_the_best_constant_rate(tmp_path):
+    printed = output_of("learning_rate_schedule.py", tmp_path, "--steps", 40, "--picture", "schedule.png")
+    learned, reverse, constant = (
+        number(printed, f"test, {label}: loss") for label in ("learned", "learned, reversed", "best constant")
+    )
+    assert learned < constant
+    assert learned < reverse  # the order of the rates was learned, not only their size
+
+
+def test_data_distillation_beats_as_many_real_images(tmp_path):
+    printed = output_of("data_distillation.py", tmp_path, "--steps", 20, "--picture", "distilled.png")
+    before, after = change(printed, "synthetic images")
+    assert after > before + 10
+    assert after > number(printed, "best") + 5
 
 
 def test_the_custom_engine_keeps_its_bound(tmp_path):
