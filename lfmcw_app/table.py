@@ -53,7 +53,7 @@ class Arm:
     length: float = 1.0
 
 
-# LFM-CW costs 3.75 times a first-order DARTS search in the paper, and here.
+# LFM-CW costs 3.75 times a first-order DARTS search in the paper, 3 to 5 times here.
 EQUAL_TIME = 4.0
 
 # Table → label → arm, the baseline of the comparison first.
