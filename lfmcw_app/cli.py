@@ -17,7 +17,9 @@ from rich.console import Console
 
 from lfmcw_app.data import DATASETS, check_dataset
 from lfmcw_app.errors import InputError, NumbersWarning
-from lfmcw_app.recipe import PRESETS, SPACES, Recipe, load_recipe, parse_yaml
+from lfmcw_app.recipe import PRESETS, SPACES, Recipe, is_imagenet, load_recipe
+from lfmcw_app.report import REPORT, write_report
+from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
 from lfmcw_app.tensorboard import EventFiles
@@ -33,16 +35,14 @@ from mlo.errors import (
 
 __all__ = [
     "DATASET_HELP",
+    "carry_out",
     "complete_dataset",
     "completing",
     "default_preset",
     "fresh_folder",
-    "key_value",
-    "listening",
     "pick_device",
     "reported_errors",
     "resolve_recipe",
-    "stoppable",
 ]
 
 USER_ERRORS = (
@@ -143,26 +143,11 @@ def resolve_recipe(
     given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}
     return load_recipe(
         preset or default_preset(dataset),
-        space=space or ("pcdarts" if dataset in ("imagenet", "random:imagenet") else "darts"),
+        space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
         config=config,
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
-
-
-def key_value(setting: str, option: str) -> tuple[str, Any]:
-    """Reads KEY=VALUE, the value in YAML.
-
-    Raises:
-        InputError: naming the option.
-    """
-    key, equals, text = setting.partition("=")
-    if not equals or not key.strip():
-        raise InputError(f"{option} takes KEY=VALUE, got {setting!r}.")
-    try:
-        return key.strip(), parse_yaml(text)
-    except ValueError:
-        raise InputError(f"The value in {option} {setting!r} is not valid YAML.") from None
 
 
 def fresh_folder(name: str) -> Path:
@@ -199,6 +184,28 @@ def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
     with closing(EventFiles(folder.path / "tensorboard")) as files:
         folder.listeners.append(files)
         yield
+
+
+def carry_out(
+    folder: RunFolder, console: Console, module: str, work: Callable[[], dict[str, Any]], *, tensorboard: bool
+) -> None:
+    """Does the work of a run folder, writes its report and prints the result.
+
+    Args:
+        folder: of the run.
+        console: where it is told.
+        module: whose `--resume` goes on with it.
+        work: returns the result.
+        tensorboard: whether event files are written.
+    """
+    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    go_on = f"python -m {module} --resume {folder.path}"
+    with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
+        result = work()
+    if folder.writes:
+        with folder.attempting(REPORT):
+            write_report(folder.path)
+        print_result(result, folder, console)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -214,6 +215,7 @@ class Batches:
                 "use more images."
             )
         self._images = images
+        self._num_classes = dataset.num_classes
         self._batch_size = batch_size
         self._seed = seed
         self._augmentation = augmentation or Augmentation()
@@ -246,8 +248,7 @@ class Batches:
             InputError: if a class has no image.
         """
         labels = labels.cpu()
-        own = self._images.labels
-        counts = torch.bincount(own, minlength=int(labels.max()) + 1)
+        by_class, counts = self._by_class
         if int(counts[labels].min()) == 0:
             raise InputError(
                 f"search.validation_batch is matched, but class {int(labels[counts[labels] == 0][0])} of the training batch "
@@ -258,7 +259,13 @@ class Batches:
         draws = rows_of(whole, self._part)
         ranks = (draws * counts[labels]).long()  # of the image among those of its class
         firsts = counts.cumsum(0) - counts
-        return self._prepared(own.argsort(stable=True)[firsts[labels] + ranks], index)
+        return self._prepared(by_class[firsts[labels] + ranks], index)
+
+    @cached_property
+    def _by_class(self) -> tuple[Tensor, Tensor]:
+        """The positions of the images, class by class [N], and how many each class has [classes]."""
+        labels = self._images.labels
+        return labels.argsort(stable=True), torch.bincount(labels, minlength=self._num_classes)
 
     def _prepared(self, chosen: Tensor, index: int) -> tuple[Tensor, Tensor]:
         """The chosen images, [B] positions, normalised and augmented with the random numbers of batch `index`."""

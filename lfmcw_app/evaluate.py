@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +11,14 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import Dataset, short_name
+from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-from lfmcw_app.report import REPORT, write_report
-from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
 from lfmcw_app.tensorboard import check_tensorboard
-from lfmcw_app.trainer import read_data, train_derived
+from lfmcw_app.trainer import evaluate_genotype, read_data
 
 
 def evaluate(
@@ -80,21 +79,8 @@ def evaluate(
             shared = shared_folder(folder, out or cli.fresh_folder(name), recipe)
             if folder is None:
                 shared.write(EVALUATED, cells.to_json())
-            _evaluate_in(shared, cells, images, console, target, tensorboard=tensorboard)
-
-
-def _evaluate_in(
-    folder: RunFolder, cells: Genotype, images: Dataset, console: Console, target: torch.device, *, tensorboard: bool
-) -> None:
-    """Trains in a folder, writes the report and prints the result."""
-    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-    go_on = f"python -m lfmcw_app.evaluate --resume {folder.path}"
-    with cli.stoppable(console, go_on), folder.held(), cli.listening(folder, tensorboard=tensorboard):
-        result = folder.result or train_derived(folder, cells, images, console, target)
-    if folder.writes:
-        with folder.attempting(REPORT):
-            write_report(folder.path)
-        print_result(result, folder, console)
+            work = partial(evaluate_genotype, shared, cells, images, console, target)
+            cli.carry_out(shared, console, "lfmcw_app.evaluate", work, tensorboard=tensorboard)
 
 
 def _evaluation(path: Path) -> RunFolder:

@@ -105,6 +105,10 @@ class Phase:
             stacklevel=3,
         )
 
+    def is_due(self, round_number: int) -> bool:
+        """Whether a checkpoint belongs to the end of a round."""
+        return round_number == self._rounds or round_number % self._save_every == 0
+
     def finish_round(self, record: Record, entry: dict[str, Any], *, loss: float | None) -> None:
         """Logs a round, writes a checkpoint where one is due, and stops where a signal asked for it.
 
@@ -121,10 +125,9 @@ class Phase:
         if loss is not None:
             standing = self._standing
             self._standing = replace(standing, loss_sum=standing.loss_sum + loss, loss_count=standing.loss_count + 1)
-        last = record.round == self._rounds
-        due = last or record.round % self._save_every == 0
+        due = self.is_due(record.round)
         if due:
-            self._save_due(record.round, last=last)
+            self._save_due(record.round, last=record.round == self._rounds)
         received = agreed(stopping.requested())  # all processes stop after the same round
         if received is not None:
             stopping.settled()

@@ -14,7 +14,17 @@ from lfmcw_app.errors import InputError, shown
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
-__all__ = ["PRESETS", "SPACES", "Recipe", "load_recipe", "parse_yaml", "trial", "validate_recipe"]
+__all__ = [
+    "PRESETS",
+    "SPACES",
+    "Recipe",
+    "is_imagenet",
+    "key_value",
+    "load_recipe",
+    "parse_yaml",
+    "trial",
+    "validate_recipe",
+]
 
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts")
@@ -325,8 +335,7 @@ def load_recipe(
     if space not in SPACES:
         raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
     tree: dict[str, Any] = {}
-    imagenet = (overrides or {}).get("dataset") in ("imagenet", "random:imagenet")
-    parts = ["", f".{space}", *([".imagenet"] if imagenet else [])]
+    parts = ["", f".{space}", *([".imagenet"] if is_imagenet((overrides or {}).get("dataset", "")) else [])]
     for part in parts:
         for name in OVERLAYS.get(preset, (preset,)):
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
@@ -341,10 +350,7 @@ def load_recipe(
     for key, value in (overrides or {}).items():
         _assign(tree, key, value)
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"--set takes key=value, for example search.channels=8, got {assignment!r}.")
-        _assign(tree, key.strip(), _yaml_value(text, assignment))
+        _assign(tree, *key_value(assignment, "--set", "search.channels=8"))
     return validate_recipe(tree)
 
 
@@ -417,11 +423,29 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
     return tree
 
 
-def _yaml_value(text: str, assignment: str) -> Any:
+def key_value(setting: str, option: str, example: str) -> tuple[str, Any]:
+    """Reads key=value, the value in YAML.
+
+    Args:
+        setting: what was given.
+        option: the option that it was given to, for messages.
+        example: a setting that is right.
+
+    Raises:
+        InputError: naming the option.
+    """
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{option} takes key=value, for example {example}, got {setting!r}.")
     try:
-        return parse_yaml(text)
+        return key.strip(), parse_yaml(text)
     except ValueError:
-        raise InputError(f"The value in --set {assignment!r} is not valid YAML.") from None
+        raise InputError(f"The value in {option} {setting!r} is not valid YAML.") from None
+
+
+def is_imagenet(dataset: str) -> bool:
+    """Whether a data set is ImageNet, or noise in its shape."""
+    return dataset.removeprefix("random:") == "imagenet"
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,11 @@ import typer
 from rich.console import Console
 
 from lfmcw_app import cli
-from lfmcw_app.data import DATASETS, Dataset, short_name
+from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.projection import print_projection, project
 from lfmcw_app.recipe import Recipe, trial
-from lfmcw_app.report import REPORT, write_report
-from lfmcw_app.result import print_result
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.tensorboard import check_tensorboard
 from lfmcw_app.trainer import read_data
@@ -83,6 +82,8 @@ def run(
                 value for value in (preset, space, order, method, config, assign, seed) if value not in (None, [])
             ]
             folder = _resumed(resume, out, recipe, has_changes=bool(changes))
+            if max_steps is not None:
+                raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
         recipe = folder.recipe if folder is not None else recipe
         assert recipe is not None
         if print_config:
@@ -97,24 +98,12 @@ def run(
             if dry_run:
                 return
             if max_steps is not None:
-                if folder is not None:
-                    raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
                 recipe = trial(recipe, max_steps)
                 console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
             out = out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
-            _run_in(shared_folder(folder, out, recipe), images, console, target, tensorboard=tensorboard)
-
-
-def _run_in(folder: RunFolder, images: Dataset, console: Console, target: torch.device, *, tensorboard: bool) -> None:
-    """Runs both phases in a folder, writes the report and prints the result."""
-    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
-    go_on = f"python -m lfmcw_app.run --resume {folder.path}"
-    with cli.stoppable(console, go_on), cli.listening(folder, tensorboard=tensorboard):
-        result = run_phases(folder, images, console, target)
-    if folder.writes:
-        with folder.attempting(REPORT):
-            write_report(folder.path)
-        print_result(result, folder, console)
+            shared = shared_folder(folder, out, recipe)
+            work = partial(run_phases, shared, images, console, target)
+            cli.carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)
 
 
 def _resumed(path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool) -> RunFolder:

@@ -200,7 +200,9 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
 LAUNCHERS = ("local", "ray", "slurm")
 
 
-def make_launcher(name: str, *, jobs: int, folder: Path, options: Mapping[str, Any]) -> Any:
+def make_launcher(
+    name: str, *, jobs: int, folder: Path, options: Mapping[str, Any]
+) -> AbstractContextManager[Launcher]:
     """Makes a launcher, to be used in a `with`.
 
     Args:

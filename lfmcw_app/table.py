@@ -31,7 +31,7 @@ from lfmcw_app import cli
 from lfmcw_app.comparison import Summary, draw_comparison, summarise
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, key_value
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from lfmcw_app.trainer import read_data
@@ -125,14 +125,16 @@ def table(
         _check_arms(name, recipes)
         first = next(iter(recipes.values()))
         read_data(first, data)
-        options = dict(cli.key_value(setting, "--launcher-set") for setting in launcher_set or [])
-        where = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=options)
+        options = dict(key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or [])
+        place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=options)
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
         _claim(folder, {label: recipes[label, 0] for label in TABLES[name]})
         report = _Report(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
         folders = {key: _run_folder(runs, recipe) for key, recipe in recipes.items()}
         keys = {path: key for key, path in folders.items()}
         missing = [path for key, path in folders.items() if not report.add(key, path)]
+        if len(missing) < len(folders):
+            report.write()
         cpu_threads = threads or max(1, (os.cpu_count() or 1) // jobs)
         _say(
             console,
@@ -140,12 +142,13 @@ def table(
         )
         signal.signal(signal.SIGTERM, _stop)
         failures = []
-        with where:
+        with place as where:
             command = partial(resume_command, data=data, device=device, threads=cpu_threads)
             for outcome in sweep(missing, command, where, retries=retries):
                 key = keys[outcome.folder]
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
+                    report.write()
                     _say(console, f"{key[0]}, seed {key[1]}: {report.error(key):.2f}% test error{tries}")
                 else:
                     failures.append(f"{key[0]}, seed {key[1]}: {outcome.failure}{tries}")
@@ -216,9 +219,7 @@ def _run_folder(runs: Path, recipe: Recipe) -> Path:
     how = recipe.search
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]
     path = runs / f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
-    if (path / "config.yaml").exists():
-        RunFolder.open(path)
-    else:
+    if not (path / "config.yaml").exists():
         RunFolder.create(path, recipe)
     return path
 
@@ -246,7 +247,7 @@ def _claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
 
 
 class _Report:
-    """The table's files, written anew with every result."""
+    """The results of a table's runs, and its files."""
 
     def __init__(self, name: str, folder: Path, title: str) -> None:
         self._name, self._folder, self._title = name, folder, title
@@ -265,10 +266,10 @@ class _Report:
             return False
         label, seed = key
         self._results[label][seed] = (path, result)
-        self._write()
         return True
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes table.md, runs.csv and figure.png of the results so far."""
         arms = [
             Summary(
                 label=label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,16 @@ from mlo import MultilevelOptimizer, Problem, Record
 from mlo.distributed import SyncBatchNorm
 from mlo.randomness import preserved
 
-__all__ = ["SearchStage", "build_training", "read_data", "run", "search", "search_stages", "train_derived"]
+__all__ = [
+    "SearchStage",
+    "build_training",
+    "evaluate_genotype",
+    "read_data",
+    "run",
+    "search",
+    "search_stages",
+    "train_derived",
+]
 
 STAGE_SEEDS = 1_000_003
 
@@ -72,7 +82,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     searched = search_counts(min(recipe.data.search_images or available, available), recipe.data.search_fractions)
     needs = (
         ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, min(recipe.data.train_images or available, available)),
+        ("evaluation.batch_size", recipe.evaluation.batch_size, _training_images(recipe, dataset)),
     )
     searches = searches and recipe.search.method != "random"
     for key, batch, images in needs if searches else needs[1:]:
@@ -90,7 +100,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             f"{dataset.name} have {dataset.image_size}."
         )
     how = recipe.evaluation
-    per_epoch = min(recipe.data.train_images or available, available) // how.batch_size
+    per_epoch = _training_images(recipe, dataset) // how.batch_size
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
             f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} rounds) must be below "
@@ -102,6 +112,11 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             f"evaluation.augmentation.cutout is {cutout}, which would erase images of {dataset.image_size} pixels. Lower it."
         )
     return dataset
+
+
+def _training_images(recipe: Recipe, dataset: Dataset) -> int:
+    """How many images the derived network is trained on."""
+    return min(recipe.data.train_images or len(dataset.train), len(dataset.train))
 
 
 def _check_search(recipe: Recipe, dataset: Dataset) -> None:
@@ -126,11 +141,28 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
 
 def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> dict[str, Any]:
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
+
+    def both() -> dict[str, Any]:
+        return train_derived(folder, search(folder, dataset, console, device), dataset, console, device)
+
+    return _completed(folder, dataset, both)
+
+
+def evaluate_genotype(
+    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+) -> dict[str, Any]:
+    """Trains the derived network of a given genotype, from where the folder's checkpoint stands, and returns the result."""
+    return _completed(folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device))
+
+
+def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a folder, from `work` where it has none yet."""
     if folder.result is not None:
         return folder.result
     with folder.held():
-        genotype = search(folder, dataset, console, device)
-        return train_derived(folder, genotype, dataset, console, device)
+        if folder.writes:
+            describe_dataset(dataset, folder)
+        return work()
 
 
 # ------------------------------------------------------------------ search
@@ -183,8 +215,6 @@ def phases_of(recipe: Recipe) -> tuple[str, ...]:
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
     """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png and samples/."""
     how = folder.recipe.search
-    if folder.writes:
-        describe_dataset(dataset, folder)
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
     title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
@@ -264,7 +294,7 @@ def _run_stage(
                 path = folder.samples / f"{stage.name}-{record.round:06d}.png"
                 with folder.attempting(path.name):
                     save_snapshot(modules.gan.generator, dataset, path, device)
-            if folder.writes and (record.round % recipe.checkpoint_every == 0 or record.round == rounds):
+            if folder.writes and phase.is_due(record.round):
                 with folder.attempting(TIMINGS):
                     timings.write()
             phase.finish_round(record, entry, loss=record.losses.get("arch"))
@@ -387,13 +417,11 @@ def train_derived(
     """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
     how = recipe.evaluation
-    if folder.writes:
-        describe_dataset(dataset, folder)
     torch.manual_seed(recipe.seed)
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
     assert isinstance(network, DerivedNetwork)
-    per_epoch = min(len(dataset.train), recipe.data.train_images or len(dataset.train)) // how.batch_size
+    per_epoch = _training_images(recipe, dataset) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
     phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe))
     timings = Timings(folder.path, "training", optimizer, device)
@@ -404,7 +432,7 @@ def train_derived(
             record = phase.step()
             if record is None:
                 continue
-            if folder.writes and (record.round % per_epoch == 0 or record.round == rounds):
+            if folder.writes and phase.is_due(record.round):
                 with folder.attempting(TIMINGS):
                     timings.write()
             phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses.get("network"))

@@ -196,9 +196,9 @@ class DataParallel:
                         "state."
                     )
 
-    def warn_of_equal_batches(self, problem: str, batch: Any) -> None:
-        """Warns if all processes were given the same batch, which is then work done many times over."""
-        sums = [_checksum(tensor) for tensor in _tensors(batch)]
+    def warn_of_equal_batches(self, problem: str, tensors: Sequence[Tensor]) -> None:
+        """Warns if all processes were given the same batch (its tensors), which is then work done many times over."""
+        sums = [_checksum(tensor) for tensor in tensors]
         alike = all(theirs == sums for theirs in self._gathered(sums))
         if sums and alike:
             warn_user(
@@ -443,13 +443,6 @@ class _Leave(torch.autograd.Function):
 
 def _is(value: Any) -> bool:
     return isinstance(value, Tensor)
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    entries = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
-    return [tensor for entry in entries for tensor in _tensors(entry)]
 
 
 def _checksum(tensor: Tensor) -> str:

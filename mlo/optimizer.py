@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mlo.batches import BatchStream
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, nearest, warn_user
-from mlo.evaluation import Evaluation, LossModule, batch_versions
+from mlo.evaluation import Evaluation, LossModule, batch_versions, tensors_of
 from mlo.graph import DependencyGraph
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
@@ -338,7 +338,7 @@ class MultilevelOptimizer:
         problem = self.problems[name]
         batches = self._draw(name)
         if self.parallel is not None and self._updates[name] == 0:
-            self.parallel.warn_of_equal_batches(name, batches)
+            self.parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory = self._copied_memory()
         found = self._total_gradient(name, batches, live=True)
         norm = total_norm(found.gradient.values())
