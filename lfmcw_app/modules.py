@@ -168,6 +168,7 @@ def _players(
         noise_dim=how.noise_dim,
         channels=how.channels,
     )
+    generator.evaluations_per_update = how.discriminator_steps
     discriminator = Discriminator(
         supernet(norm),
         num_classes=dataset.num_classes,

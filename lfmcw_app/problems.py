@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +155,8 @@ def build_search(
 ) -> MultilevelOptimizer:
     """Declares the problems of a search (four, or two for plain DARTS) and their hypergradient engines.
 
-    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round; so do the two
+    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round (unless the discriminator
+    makes several moves, each on a batch); so do the two
     streams of validation batches, which w2 (for the class weights) and arch read, unless `validation_batch` says otherwise.
     """
     search = recipe.search
@@ -211,16 +212,20 @@ def build_search(
         warmup_steps=search.architecture.warmup_epochs * per_epoch,
     )
     engines = "first_order" if search.order == "first" else search.hypergradient
+    order: Literal["outermost_first", "lower_first"] = (
+        "outermost_first" if search.architecture.moves_first else "lower_first"
+    )
     if modules.w1 is None or modules.gan is None:
         if isinstance(engines, Mapping) and "name" not in engines:
             engines = {name: engine for name, engine in engines.items() if name in ("default", "w2")}
         problems = [weights_problem("w2", modules.w2, plain_w2_loss, training()), arch]
-        return MultilevelOptimizer(problems, engines, distributed=parallel)
+        return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
     how = search.generator
     gan = Problem(
         "gan",
         module=modules.gan,
         players={"generator": "generator", "discriminator": "discriminator"},
+        player_steps={"discriminator": how.discriminator_steps},
         optimizer={
             "generator": torch.optim.Adam(modules.gan.generator.parameters(), lr=how.lr, betas=how.betas),
             "discriminator": torch.optim.Adam(
@@ -242,5 +247,6 @@ def build_search(
             arch,
         ],
         engines,
+        order=order,
         distributed=parallel,
     )

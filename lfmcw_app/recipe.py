@@ -106,6 +106,11 @@ class ArchitectureOptimizer(_Section):
     betas: Betas = (0.5, 0.999)
     grad_clip: float | None = Field(default=None, gt=0)
     warmup_epochs: int = Field(default=0, ge=0, description="first epochs in which only the weights move")
+    moves_first: bool = Field(
+        default=False,
+        description="the architecture begins a round, looking one step ahead at the weights (DARTS's program); by default it "
+        "ends it (Algorithm 1)",
+    )
 
 
 class Generator(_Section):
@@ -116,6 +121,9 @@ class Generator(_Section):
     channels: int = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     discriminator_lr: float = Field(default=2e-4, gt=0)
+    discriminator_steps: int = Field(
+        default=1, ge=1, description="moves of the discriminator per move of the generator, each on a batch of its own"
+    )
     betas: Betas = (0.5, 0.999)
     discriminator_norm: Literal["group", "batch", "instance", "none"] | None = Field(
         default=None, description="norm of the discriminator's cells; null: the generator's usual one"

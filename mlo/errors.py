@@ -18,6 +18,7 @@ __all__ = [
     "NonFiniteError",
     "ProblemError",
     "SolveWarning",
+    "check_choice",
     "nearest",
     "warn_user",
 ]
@@ -73,6 +74,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid names: {', '.join(names) if names else '(none)'}."
+
+
+def check_choice(option: str, value: object, choices: Iterable[str | None]) -> None:
+    """Raises a `ConfigurationError` for a value of an option that is none of its choices."""
+    known = list(choices)
+    if value not in known:
+        raise ConfigurationError(f"{option} is {value!r}. {nearest(str(value), map(str, known))}")
 
 
 def warn_user(message: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from mlo.errors import GraphError, nearest
 from mlo.graph_picture import graph_svg
 from mlo.problem import Problem
 
-__all__ = ["DependencyGraph"]
+__all__ = ["DependencyGraph", "Order"]
+
+Order = Literal["lower_first", "outermost_first"]
+"""Whether the outermost problems end a round of updates or begin it."""
 
 
 class DependencyGraph:
@@ -89,24 +93,32 @@ class DependencyGraph:
                 found.add(lower)
         return frozenset(found)
 
-    def schedule(self) -> tuple[str, ...]:
+    def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
         """The order of the updates in one round; a problem with `steps=K` moves K times per move of those above it.
 
         Problems move level by level (a level is the longest chain of responses in a gradient), in listed order within
         one. A level moves as often as its most frequent problem; the less frequent ones join in its last moves, so each
-        problem has just moved when the next level does.
+        problem has just moved when the next level does. With "outermost_first" the last level begins the round.
         """
         levels = [
             [problem for name, problem in self.problems.items() if self.level[name] == level]
             for level in range(max(self.level.values()) + 1)
         ]
-        order: tuple[str, ...] = ()
+        names: tuple[str, ...] = ()
         for members in levels:
             most = max(problem.steps for problem in members)
-            below, order = order, ()
+            below, names = names, ()
             for move in range(most):
-                order += below + tuple(p.name for p in members if move >= most - p.steps)
-        return order
+                if order == "outermost_first" and members is levels[-1]:
+                    names += tuple(p.name for p in members if move < p.steps) + below
+                else:
+                    names += below + tuple(p.name for p in members if move >= most - p.steps)
+        return names
+
+    @property
+    def outermost(self) -> tuple[str, ...]:
+        """The problems of the last level."""
+        return tuple(name for name, level in self.level.items() if level == max(self.level.values()))
 
     def to_mermaid(self) -> str:
         """Returns the graph as a Mermaid flowchart: solid arrows are responses, dashed ones conditioning values."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mlo.errors import ConfigurationError, NonFiniteError, nearest
+from mlo.errors import NonFiniteError
 from mlo.evaluation import tensors_of
 from mlo.problem import Problem, Tensors
 from mlo.total_gradient import TotalGradient
@@ -19,7 +19,6 @@ __all__ = [
     "SKIPS_IN_A_ROW",
     "SNAPSHOT_EVERY",
     "OnNonFinite",
-    "check_policy",
     "is_finite",
     "nonfinite_error",
 ]
@@ -34,12 +33,6 @@ ROLLBACKS = 3
 
 SNAPSHOT_EVERY = 100
 """Rounds between the states that `rollback` keeps."""
-
-
-def check_policy(policy: OnNonFinite | None) -> None:
-    """Raises a ConfigurationError for anything but one of the policies, or None."""
-    if policy is not None and policy not in get_args(OnNonFinite):
-        raise ConfigurationError(f"on_nonfinite is {policy!r}. {nearest(str(policy), get_args(OnNonFinite))}")
 
 
 def is_finite(norm: Tensor, losses: Iterable[Tensor]) -> bool:

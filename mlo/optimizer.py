@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
 from mlo.distributed import DataParallel, data_parallel
-from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, nearest, warn_user
+from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
 from mlo.evaluation import Evaluation, LossModule, batch_versions, tensors_of
-from mlo.graph import DependencyGraph
+from mlo.graph import DependencyGraph, Order
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
-from mlo.hypergradient.compatibility import check_engines, check_sharding
+from mlo.hypergradient.compatibility import check_engines, check_look_ahead, check_sharding
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
@@ -30,7 +30,6 @@ from mlo.nonfinite import (
     SKIPS_IN_A_ROW,
     SNAPSHOT_EVERY,
     OnNonFinite,
-    check_policy,
     is_finite,
     nonfinite_error,
 )
@@ -60,6 +59,10 @@ class MultilevelOptimizer:
             "rollback" goes back to a state of at most a hundred rounds before, but not to its batches and noise (see
             `roll_back`), and raises after three times. None looks at nothing, which on a GPU saves a
             synchronisation an update.
+        order: "lower_first": a round moves lower problems, then those that read their solutions. "outermost_first": the
+            outermost problems (no one reads their solutions) begin it, as in DARTS's program. They look ahead at solutions:
+            engines that differentiate a step make it on copies, with the batches that the lower problems draw next; these then
+            make a step of their own from where they were, with the outermost problems' new values.
         distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a `DataParallel`; None or
             "off": every process works by itself. In a single process it changes nothing.
 
@@ -68,7 +71,7 @@ class MultilevelOptimizer:
             `torch.profiler.record_function`, for example. It must not draw random numbers.
 
     Raises:
-        ConfigurationError: if `on_nonfinite` is none of these.
+        ConfigurationError: if `on_nonfinite` or `order` is none of these.
         GraphError: if the problems do not form a valid graph.
         EngineError: if an engine is unknown or cannot serve this graph.
         ConfigurationError: if the processes do not fit together.
@@ -80,15 +83,18 @@ class MultilevelOptimizer:
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
         *,
         on_nonfinite: OnNonFinite | None = "stop",
+        order: Order = "lower_first",
         distributed: DataParallel | str | None = None,
     ) -> None:
-        check_policy(on_nonfinite)
+        check_choice("on_nonfinite", on_nonfinite, (*get_args(OnNonFinite), None))
+        check_choice("order", order, get_args(Order))
         self.on_nonfinite = on_nonfinite
+        self.order: Order = order
         self.graph = DependencyGraph(problems)
         self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
         self.round = 0
         self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self._schedule = self.graph.schedule()
+        self._schedule = self.graph.schedule(order)
         self._streams = {name: BatchStream(problem.data, name) for name, problem in self.problems.items()}
         self._modules = {
             name: LossModule(problem, {read: self.problems[read] for read in self.graph.reads[name]})
@@ -106,6 +112,8 @@ class MultilevelOptimizer:
             self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in self.graph.lower(name)))
         self._dependent = {name: self.graph.dependent(name) for name in self.problems}
         check_engines(self.graph, self.engines)
+        self._looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
+        check_look_ahead(self.graph, self.engines, self._looks_ahead)
         self.parallel = data_parallel(distributed)
         check_sharding(self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact)
         if self.parallel is not None:
@@ -127,7 +135,7 @@ class MultilevelOptimizer:
         # the engine differentiates that update, and other solutions with the state of the updates they were made at.
         self._current: dict[str, Evaluation] = {}
         self._steps: dict[str, Solution] = {}
-        self._solutions: dict[str, tuple[tuple[int, ...], Solution]] = {}
+        self._solutions: dict[tuple[str, bool], tuple[tuple[int, ...], Solution]] = {}
 
     @property
     def problems(self) -> dict[str, Problem]:
@@ -179,6 +187,8 @@ class MultilevelOptimizer:
             raise ProblemError("A round cannot run under torch.inference_mode(), where nothing has a gradient.")
         record = Record(round=self.round + 1)
         moving = [name for name in self._schedule if self.round >= self.problems[name].warmup_steps]
+        if self._looks_ahead:
+            self._solutions.clear()  # the batches that come next are others
         for index, name in enumerate(moving):
             try:
                 with self.around_update(name):
@@ -335,19 +345,30 @@ class MultilevelOptimizer:
     # ------------------------------------------------------------------ one update
 
     def _update(self, name: str, record: Record) -> None:
+        moves = self.problems[name].moves
+        for index, players in enumerate(moves):
+            try:
+                self._move(name, players, record, last=index + 1 == len(moves))
+            except NonFiniteError:
+                for _ in moves[index + 1 :]:
+                    self._draw(name)
+                raise
+
+    def _move(self, name: str, players: Collection[str], record: Record, *, last: bool) -> None:
+        """Moves players of a problem; the last move of an update, of all players, is the one that is differentiated."""
         problem = self.problems[name]
         batches = self._draw(name)
         if self.parallel is not None and self._updates[name] == 0:
             self.parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory = self._copied_memory()
-        found = self._total_gradient(name, batches, live=True)
+        found = self._total_gradient(name, batches, live=True, moving=players)
         norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
             self._recall(memory)
             self._refuse(name, found, record)
             return
         self._skips_in_a_row[name] = 0
-        keeps_step = self._keeps_step(name)
+        keeps_step = last and self._keeps_step(name)
         step = OptimizerStep.capture(problem) if keeps_step else None
         for key, parameter in problem.parameters.items():
             # Clipping scales in place, and the recorded step starts from the bare gradient.
@@ -360,11 +381,15 @@ class MultilevelOptimizer:
         for parameter in problem.parameters.values():
             parameter.grad = None
         for player, scheduler in problem.schedulers.items():
+            if player in problem.players and player not in players:
+                continue
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(float(found.losses.get(player, sum(found.losses.values()))))
             else:
                 scheduler.step()
         self._updates[name] += 1
+        if not last:
+            return
         self._current[name] = found.evaluation
         if step is not None:
             recorded = RecordedStep(evaluation=found.evaluation, step=step)
@@ -430,16 +455,35 @@ class MultilevelOptimizer:
         return tuple(batches)
 
     def _total_gradient(
-        self, name: str, batches: tuple[Any, ...], *, live: bool, fixed: frozenset[str] = frozenset()
+        self,
+        name: str,
+        batches: tuple[Any, ...],
+        *,
+        live: bool,
+        fixed: frozenset[str] = frozenset(),
+        moving: Collection[str] | None = None,
+        ahead: bool = False,
     ) -> TotalGradient:
-        """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`)."""
+        """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`).
+
+        Args:
+            name: the problem.
+            batches: its batches.
+            live: whether it is the problem's own update.
+            fixed: problems whose solutions are taken for constants.
+            moving: the players that move; None: all.
+            ahead: whether it is taken for a problem that looks ahead at this one's solution.
+        """
+        ahead = ahead or name in self._looks_ahead
         found = total_gradient(
-            self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name)),
+            self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name), ahead=ahead),
             live=live,
             examine=None if name in self._examined else partial(self._examine, name),
             fixed=fixed,
+            moving=moving,
         )
-        self._examined.add(name)
+        if moving is None or len(moving) == len(self.problems[name].player_parameters):
+            self._examined.add(name)
         if not found.has_derivative and not fixed:
             self._explain_zero(name)
         return found
@@ -499,21 +543,22 @@ class MultilevelOptimizer:
 
     # ------------------------------------------------------------------ solutions of lower problems
 
-    def _solution(self, name: str) -> Solution:
-        """The problem's solution as those above it see it now."""
+    def _solution(self, name: str, *, ahead: bool) -> Solution:
+        """The problem's solution as those above it see it now, or, where they look ahead, as it will be."""
         engine = self.engines[name]
         rests = self.round < self.problems[name].warmup_steps
-        if engine.differentiates_step and name in self._steps and not rests:
+        if engine.differentiates_step and name in self._steps and not rests and not ahead:
             return self._steps[name]
         # Made once, and again only after something that it depends on has moved.
         stamp = (int(rests), *(self._updates[other] for other in sorted(self._dependencies[name])))
-        known = self._solutions.get(name)
+        known = self._solutions.get((name, ahead))
         if known is None or known[0] != stamp:
             if rests or engine.drops_implicit_term:
                 solution = self._constant(name)
             else:
-                solution = self._look_ahead(name) if engine.differentiates_step else self._stationary(name)
-            known = self._solutions[name] = (stamp, solution)
+                look = self._look_ahead if engine.differentiates_step else self._stationary
+                solution = look(name, ahead=ahead)
+            known = self._solutions[name, ahead] = (stamp, solution)
         return known[1]
 
     def _constant(self, name: str) -> Solution:
@@ -525,13 +570,13 @@ class MultilevelOptimizer:
         )  # fmt: skip
         return Solution(name=name, engine=FirstOrder(), value=dict(problem.parameters), evaluation=evaluation)
 
-    def _stationary(self, name: str) -> Solution:
-        """The current parameters as a solution of the problem's stationarity condition at its current batches."""
-        current = self._current.get(name)
-        batches = self._batches(name)
+    def _stationary(self, name: str, *, ahead: bool) -> Solution:
+        """The current parameters as a solution of the problem's stationarity condition, at its current or next batches."""
+        current = None if ahead else self._current.get(name)
+        batches = self._batches(name, ahead=ahead)
         now = RandomState.capture(self.problems[name].generators)
         states = current.random_states if current is not None else (now,) * len(batches)
-        evaluation = self._evaluation(name, batches, states=states, copy=False)
+        evaluation = self._evaluation(name, batches, states=states, copy=False, ahead=ahead)
         if current is not None:
             evaluation = replace(evaluation, modes=current.modes)
         return Solution(
@@ -542,10 +587,10 @@ class MultilevelOptimizer:
             memory=self._memory[name],
         )
 
-    def _look_ahead(self, name: str) -> Solution:
-        """The solution of a problem that has not moved yet: one step of its optimizer, made on copies."""
+    def _look_ahead(self, name: str, *, ahead: bool) -> Solution:
+        """The solution of a problem that has not moved yet, or moves later: one step of its optimizer, made on copies."""
         problem = self.problems[name]
-        found = self._total_gradient(name, self._batches(name), live=False)
+        found = self._total_gradient(name, self._batches(name, ahead=ahead), live=False, ahead=ahead)
         step = OptimizerStep.capture(problem)
         before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
         after = step.apply(before, found.gradient)
@@ -561,7 +606,7 @@ class MultilevelOptimizer:
         )
 
     def _evaluation(
-        self, name: str, batches: tuple[Any, ...], *, states: tuple[RandomState, ...], copy: bool
+        self, name: str, batches: tuple[Any, ...], *, states: tuple[RandomState, ...], copy: bool, ahead: bool
     ) -> Evaluation:
         """Describes an evaluation of a problem's loss at its current parameters.
 
@@ -570,9 +615,9 @@ class MultilevelOptimizer:
             batches: its batches.
             states: the random state before each.
             copy: whether the live parameters will move while the evaluation is still needed.
+            ahead: whether it looks ahead at the solutions that it reads.
         """
         problem = self.problems[name]
-
         keeps_many = copy and self.engines[name].recorded_steps > 1
 
         def held(tensor: Tensor) -> Tensor:
@@ -596,8 +641,9 @@ class MultilevelOptimizer:
                 for other in self.graph.values(name)
             },
             lowers={
-                lower: self._frozen(self._solution(lower)) if keeps_many else self._solution(lower)
+                lower: self._frozen(solution) if keeps_many else solution
                 for lower in self.graph.responses(name)
+                for solution in (self._solution(lower, ahead=ahead),)
             },
             dependent=self._dependent[name],
             parallel=self.parallel,
@@ -608,9 +654,9 @@ class MultilevelOptimizer:
         """A solution with a copy of its value, for records that outlive the next move of its problem."""
         return replace(solution, value={key: tensor.detach().clone() for key, tensor in solution.value.items()})
 
-    def _batches(self, name: str) -> tuple[Any, ...]:
-        """The batches of the problem's last update, or those that it will draw first."""
-        current = self._current.get(name)
+    def _batches(self, name: str, *, ahead: bool = False) -> tuple[Any, ...]:
+        """The batches of the problem's last update; before the first, or where asked for, those that it will draw next."""
+        current = None if ahead else self._current.get(name)
         return current.batches if current is not None else self._streams[name].peek(self.problems[name].accumulate)
 
     def _keeps_step(self, name: str) -> bool:

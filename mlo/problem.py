@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from mlo.errors import ProblemError
+from mlo.errors import ProblemError, nearest
 
 __all__ = ["Problem", "Tensors"]
 
@@ -39,6 +39,9 @@ class Problem:
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
         players: makes the problem a game: player → name of the submodule that this player controls. The players'
             parameters must be disjoint and cover the module's. All move simultaneously, each down its own loss.
+        player_steps: player → its moves in one update of the game, 1 for those not named: `{"discriminator": 4}`. The first
+            ones it makes without those that move less often, each on a batch of its own; in the last one all move, and
+            engines that differentiate a step take that one.
         steps: updates of this problem per update of the problems above it.
         scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each update.
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
@@ -63,6 +66,7 @@ class Problem:
         loss: Callable[..., Any],
         data: Iterable[Any] | None = None,
         players: Mapping[str, str] | None = None,
+        player_steps: Mapping[str, int] | None = None,
         steps: int = 1,
         scheduler: LRScheduler | Mapping[str, LRScheduler] | None = None,
         grad_clip: float | None = None,
@@ -110,6 +114,7 @@ class Problem:
         self._check_schedulers()
         self.players = dict(players) if players else {}
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
+        self.moves = self._moves(player_steps or {})
         self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
 
     @property
@@ -127,6 +132,25 @@ class Problem:
         kind = f"game of {', '.join(self.players)}" if self.players else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+
+    def _moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
+        """The players that move in each move of one update; all of them in the last."""
+        if unknown := [player for player in steps if player not in self.players]:
+            raise ProblemError(
+                f"Problem {self.name!r}: player_steps names {unknown[0]!r}, which is none of its players. "
+                f"{nearest(unknown[0], list(self.players))}"
+            )
+        counts = {
+            player: _at_least(self.name, f"player_steps[{player!r}]", steps.get(player, 1), 1)
+            for player in self.player_parameters
+        }
+        if min(counts.values()) > 1:
+            raise ProblemError(
+                f"Problem {self.name!r}: every player makes {min(counts.values())} moves or more an update; use steps="
+                f"{min(counts.values())} instead."
+            )
+        most = max(counts.values())
+        return tuple(tuple(p for p, count in counts.items() if move >= most - count) for move in range(most))
 
     def _check_schedulers(self) -> None:
         for scheduler in self.schedulers.values():

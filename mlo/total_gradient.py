@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class TotalGradient:
     """A problem's total gradient at one point, and what came with it.
 
     Attributes:
-        gradient: parameter → gradient; zero for parameters that the loss does not depend on.
+        gradient: parameter → gradient; zero for parameters that no loss depends on, or whose player rests.
         unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
         losses: player → loss, averaged over the batches.
         metrics: what the loss returned beside it.
@@ -49,7 +49,12 @@ class TotalGradient:
 
 @torch.enable_grad()
 def total_gradient(
-    evaluation: Evaluation, *, live: bool, examine: Examine | None = None, fixed: frozenset[str] = frozenset()
+    evaluation: Evaluation,
+    *,
+    live: bool,
+    examine: Examine | None = None,
+    fixed: frozenset[str] = frozenset(),
+    moving: Collection[str] | None = None,
 ) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, through the responses that it reads.
 
@@ -61,6 +66,7 @@ def total_gradient(
         live: whether the problem's own buffers may change, as they do in its own update.
         examine: is shown each player's loss on the first batch, with the player's parameters, before it is differentiated.
         fixed: problems whose solutions are taken for constants.
+        moving: the players whose losses are differentiated, each in its own parameters; None: all.
     """
     problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
     values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
@@ -85,8 +91,9 @@ def total_gradient(
                 states.append(RandomState.capture(problem.generators))
                 value = module.value(batch)
             sums.add_metrics(value.metrics)
-            remaining = len(value.players)
-            for player, loss in value.players.items():
+            losses = {player: value.players[player] for player in value.players if moving is None or player in moving}
+            remaining = len(losses)
+            for player, loss in losses.items():
                 remaining -= 1
                 own = [problem.parameters[key] for key in problem.player_parameters[player]]
                 if examine is not None and len(states) == 1:
@@ -107,13 +114,13 @@ def total_gradient(
         for key, first, second in zip(members, direct, implicit, strict=True):
             gradient[key] = second if first is None else first if second is None else first + second
     if parallel is not None and not parallel.exact:
-        sums.direct, sums.cotangents = {"": [gradient[key] for key in problem.parameters]}, {}
+        sums.direct, sums.cotangents = {"": [gradient.get(key) for key in problem.parameters]}, {}
         sums.synchronise(parallel, problem, leaves, statistics)
         gradient = dict(zip(problem.parameters, sums.direct[""], strict=True))
     found = {key: value for key, value in gradient.items() if value is not None}
     return TotalGradient(
         gradient={key: found[key] if key in found else torch.zeros_like(p) for key, p in problem.parameters.items()},
-        unused=frozenset(gradient) - frozenset(found),
+        unused=frozenset(problem.parameters) - frozenset(found),
         losses=sums.losses,
         metrics=sums.metrics,
         reports=context.reports,

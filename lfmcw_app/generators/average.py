@@ -23,7 +23,7 @@ class MovingAverage(nn.Module):
         start: number of updates before averaging begins.
 
     Attributes:
-        updates: number of updates so far, an integer scalar.
+        updates: number of calls of `update` so far, an integer scalar.
 
     Reference: Brock et al., BigGAN (2019), appendix C (0.9999; their CIFAR programs begin at step 1000).
     """
@@ -40,10 +40,16 @@ class MovingAverage(nn.Module):
             self.register_buffer(self._keys[name], tensor.detach().clone())
 
     @torch.no_grad()
-    def update(self, tensors: Mapping[str, Tensor]) -> None:
-        """Moves the average towards `tensors`, in place."""
+    def update(self, tensors: Mapping[str, Tensor], parts: int = 1) -> None:
+        """Moves the average towards `tensors`, in place.
+
+        Args:
+            tensors: name → tensor.
+            parts: calls that together make one update, as many with the same tensors: k moves by 1 - decay^(1/k) are one
+                by 1 - decay.
+        """
         # One scalar on the device: a comparison in Python would wait for the GPU in every step.
-        share = torch.where(self.updates < self.start, 1.0, 1.0 - self.decay)
+        share = torch.where(self.updates < self.start * parts, 1.0, 1.0 - self.decay ** (1.0 / parts))
         for name, tensor in tensors.items():
             average = getattr(self, self._keys[name])
             average.lerp_(tensor.detach(), share.to(average.dtype))

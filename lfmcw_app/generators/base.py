@@ -21,10 +21,14 @@ class ImageGenerator(nn.Module):
         image_channels: channels of an image.
         mean: mean of each image channel, for pixels in [0, 1].
         std: standard deviation of each image channel.
+
+    Attributes:
+        evaluations_per_update: calls of `track` for each update of the weights.
     """
 
     mean: Tensor
     std: Tensor
+    evaluations_per_update: int = 1
 
     def __init__(self, *, noise_dim: int, image_channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ class ConditionalBigGAN(ImageGenerator):
 
     def track(self) -> None:
         """Moves the average of the weights towards those that the module holds: the ones before this round's update."""
-        self.average.update(self._averaged())
+        self.average.update(self._averaged(), self.evaluations_per_update)
 
     @torch.no_grad()
     def show(self, labels: Tensor) -> Tensor:

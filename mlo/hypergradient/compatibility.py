@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from mlo.errors import EngineError, warn_user
 from mlo.graph import DependencyGraph
@@ -10,7 +10,7 @@ from mlo.hypergradient.base import Engine
 from mlo.hypergradient.optimizer_step import has_decoupled_decay, has_differentiable_step
 from mlo.sharding import is_sharded
 
-__all__ = ["check_engines", "check_sharding"]
+__all__ = ["check_engines", "check_look_ahead", "check_sharding"]
 
 
 def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None:
@@ -40,6 +40,11 @@ def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None
                 f"Problem {name!r}: its optimizer {type(plain[0]).__name__} has no differentiable step (an option "
                 f"`differentiable` like torch.optim's), which {engine.label!r} needs. Use a torch.optim optimizer, or an "
                 "engine that does not differentiate the step, such as 'neumann' or 'cg'."
+            )
+        if engine.recorded_steps > 1 and len(problem.moves) > 1:
+            raise EngineError(
+                f"Problem {name!r} has player_steps: {engine.label!r} would need the moves of single players between the "
+                "steps that it records. Use 'one_step' or an engine that does not differentiate steps."
             )
         if engine.inverts and not engine.products.differentiable:
             warn_user(
@@ -72,6 +77,21 @@ def _check_inner_responses(graph: DependencyGraph, engines: Mapping[str, Engine]
                 f"response is differentiated twice, which {engines[inner].label!r} cannot be. Give {inner!r} an engine "
                 "with autograd products, such as 'one_step' or 'direct'."
             )
+
+
+def check_look_ahead(graph: DependencyGraph, engines: Mapping[str, Engine], looking: Iterable[str]) -> None:
+    """Refuses engines of several recorded steps where problems look ahead, which they do by one step.
+
+    Raises:
+        EngineError: naming the problem.
+    """
+    for name in looking:
+        for lower in graph.responses(name):
+            if engines[lower].recorded_steps > 1:
+                raise EngineError(
+                    f"Problem {name!r} moves first in a round and looks one step ahead at the solution of {lower!r}, of which "
+                    f"{engines[lower].label!r} needs several. Use 'one_step', or order='lower_first'."
+                )
 
 
 def check_sharding(graph: DependencyGraph, engines: Mapping[str, Engine], *, exact: bool) -> None:

@@ -273,6 +273,8 @@ def test_the_paper_recipes_have_the_values_of_its_tables(column):
 )
 def test_the_original_recipes_differ_from_the_paper_where_the_programs_do(space, dataset, values):
     search = load_recipe("original", space=space, overrides={"dataset": dataset}).search
+    assert search.architecture.moves_first
+    assert not load_recipe("paper", space=space, overrides={"dataset": dataset}).search.architecture.moves_first
     assert {key: getattr(search, key) for key in values} == values
     assert (
         search.architecture.warmup_epochs == {"cifar10": {"pdarts": 10, "pcdarts": 15}[space], "imagenet": 35}[dataset]

@@ -112,6 +112,18 @@ def test_the_baseline_and_the_ablation_equal_their_own_equations(search, rounds)
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
 
 
+@pytest.mark.parametrize("method", ["lfmcw", "darts"])
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_an_architecture_that_moves_first_looks_at_the_step_that_comes(method, rounds):
+    recipe, modules, optimizer = make(method=method, **{"architecture.moves_first": True})
+    list(optimizer.run(rounds))
+    expected = oracle(recipe, modules, optimizer)
+    assert (
+        relative_error(optimizer.gradient("arch") if rounds == 0 else gradient_of_next_round(optimizer), expected)
+        < 1e-9
+    )
+
+
 def candidates():
     """Different primitives on every edge, as a stage of P-DARTS leaves them."""
     kept = [PRIMITIVES[1 + k % 4 :][:3] for k in range(edge_count(2))]

@@ -212,6 +212,17 @@ def test_the_average_is_the_weights_themselves_until_it_starts_and_moves_by_a_sh
         assert torch.allclose(average.tensors()["a.b"], torch.full((2,), expected))
 
 
+def test_several_calls_with_the_same_weights_are_one_update_of_the_average():
+    once, parts = (MovingAverage({"a": torch.zeros(2, dtype=torch.float64)}, decay=0.9, start=1) for _ in range(2))
+    for value in (1.0, 2.0, 4.0):
+        tensors = {"a": torch.full((2,), value, dtype=torch.float64)}
+        once.update(tensors)
+        for _ in range(4):
+            parts.update(tensors, parts=4)
+    assert torch.allclose(parts.tensors()["a"], once.tensors()["a"], rtol=1e-12)
+    assert not torch.allclose(once.tensors()["a"], tensors["a"])
+
+
 def test_biggan_shows_images_of_the_averaged_weights_and_samples_with_the_live_ones():
     generator = make_generator("biggan", average_decay=0.5, average_start=1).eval()
     generator.track()

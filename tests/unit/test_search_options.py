@@ -66,6 +66,19 @@ def test_uniform_class_weights_are_as_strong_together_and_differ_in_nothing_else
     assert float(found["uniform"].mean()) == pytest.approx(float(found["losses"].mean()), rel=1e-5)
 
 
+def test_the_discriminator_can_move_several_times_for_each_move_of_the_generator():
+    options = {"generator.name": "biggan", "generator.noise_dim": 8, "generator.discriminator_steps": 3}
+    _, modules, optimizer = search(**options)
+    players = optimizer.problems["gan"].optimizers
+    list(optimizer.run(2))
+    counts = {name: {int(state["step"]) for state in o.state.values()} for name, o in players.items()}
+    assert counts == {"generator": {2}, "discriminator": {6}}
+    assert optimizer.problems["gan"].data.position == 6
+    assert optimizer.problems["w1"].data.position == 2
+    assert int(modules.gan.generator.average.updates) == 6
+    assert modules.gan.generator.evaluations_per_update == 3
+
+
 def test_class_weights_are_measured_on_the_batch_of_the_architecture_by_default():
     ours, architectures = first_validation_batches(search()[2])
     assert torch.equal(ours[0], architectures[0])
