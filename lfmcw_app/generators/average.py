@@ -48,11 +48,13 @@ class MovingAverage(nn.Module):
             parts: calls that together make one update, as many with the same tensors: k moves by 1 - decay^(1/k) are one
                 by 1 - decay.
         """
-        # One scalar on the device: a comparison in Python would wait for the GPU in every step.
-        share = torch.where(self.updates < self.start * parts, 1.0, 1.0 - self.decay ** (1.0 / parts))
+        # A scalar on the device: a comparison in Python would wait for the GPU in every step. It has each average's own
+        # precision: torch.where of two Python numbers would round the share to the default one.
+        early = self.updates < self.start * parts
         for name, tensor in tensors.items():
             average = getattr(self, self._keys[name])
-            average.lerp_(tensor.detach(), share.to(average.dtype))
+            copied = early.to(average.dtype)
+            average.lerp_(tensor.detach(), copied + (1 - copied) * (1.0 - self.decay ** (1.0 / parts)))
         self.updates.add_(1)
 
     def tensors(self) -> dict[str, Tensor]:
