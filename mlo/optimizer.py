@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
+from mlo.containers import tensors_of, versions_of
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
-from mlo.evaluation import Evaluation, LossModule, batch_versions, tensors_of
+from mlo.evaluation import Evaluation, LossModule
 from mlo.graph import DependencyGraph, Order
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
@@ -446,8 +447,8 @@ class MultilevelOptimizer:
         versions: list[tuple[int, ...]] = []
         for _ in range(self.problems[name].accumulate):
             batches.append(self._streams[name].next())
-            versions.append(batch_versions(batches[-1]))
-        if list(map(batch_versions, batches)) != versions:
+            versions.append(versions_of(batches[-1]))
+        if list(map(versions_of, batches)) != versions:
             raise ProblemError(
                 f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its data fill one buffer again "
                 "and again. Yield new tensors (batch.clone())."
@@ -631,7 +632,7 @@ class MultilevelOptimizer:
             batches=batches,
             random_states=states,
             modes=self._modules[name].modes,
-            versions=tuple(map(batch_versions, batches)),
+            versions=tuple(map(versions_of, batches)),
             buffers={
                 other: {key: buffer.detach().clone() for key, buffer in self.problems[other].module.named_buffers()}
                 for other in (name, *self.graph.reads[name])
