@@ -287,6 +287,14 @@ class MultilevelOptimizer:
         """
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
+        for name in self.problems:
+            recorded, moves = self.engines[name].recorded_steps, self.problems[name].steps
+            if name in self._differentiated and recorded > moves:
+                warn_user(
+                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates {recorded} steps, of which a "
+                    f"state holds none and a round makes {moves}: until there are as many, gradients are not those of a run that "
+                    f"was not interrupted. With steps={recorded} of the problem they are."
+                )
 
     def roll_back(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state of `state_dict`, but not to its batches and noise, so that what failed is not repeated.
