@@ -195,7 +195,14 @@ def build_search(
         )
         schedule = learning_rate_schedule(optimizer, how, rounds, per_epoch)
         return Problem(
-            name, module=module, optimizer=optimizer, scheduler=schedule, grad_clip=how.grad_clip, loss=loss, data=data
+            name,
+            module=module,
+            optimizer=optimizer,
+            scheduler=schedule,
+            grad_clip=how.grad_clip,
+            precision=search.precision,
+            loss=loss,
+            data=data,
         )
 
     arch = Problem(
@@ -208,6 +215,7 @@ def build_search(
             weight_decay=search.architecture.weight_decay,
         ),
         grad_clip=search.architecture.grad_clip,
+        precision=search.precision,
         loss=arch_loss,
         data=validating(),
         warmup_steps=search.architecture.warmup_epochs * per_epoch,
@@ -233,6 +241,7 @@ def build_search(
                 modules.gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
             ),
         },
+        precision=search.precision,
         loss=make_gan_loss(how.name),
         data=training(),
     )

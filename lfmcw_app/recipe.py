@@ -199,6 +199,9 @@ class Search(_Section):
     gradient_terms_every: int = Field(
         default=0, ge=0, description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: never"
     )
+    precision: Literal["bf16"] | None = Field(
+        default=None, description="bf16: all losses under bfloat16 autocast; first order only"
+    )
     checkpointing: bool = Field(
         default=False, description="cells run again in backward passes instead of keeping activations: less memory"
     )
@@ -241,6 +244,14 @@ class Search(_Section):
         if self.space == "pcdarts" and self.channels % self.partial_channels:
             raise ValueError(
                 f"channels ({self.channels}) must be a multiple of partial_channels ({self.partial_channels})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_precise_enough(self) -> Search:
+        if self.precision == "bf16" and self.order == "second":
+            raise ValueError(
+                "precision bf16 rounds second derivatives away (docs/results.md): set order to first, or precision to null"
             )
         return self
 

@@ -291,9 +291,9 @@ class MultilevelOptimizer:
             recorded, moves = self.engines[name].recorded_steps, self.problems[name].steps
             if name in self._differentiated and recorded > moves:
                 warn_user(
-                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates {recorded} steps, of which a "
-                    f"state holds none and a round makes {moves}: until there are as many, gradients are not those of a run that "
-                    f"was not interrupted. With steps={recorded} of the problem they are."
+                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates {recorded} steps, of which "
+                    f"a state holds none and a round makes {moves}: until there are as many, gradients are not those of a run "
+                    f"that was not interrupted. With steps={recorded} of the problem they are."
                 )
 
     def roll_back(self, state: Mapping[str, Any]) -> None:

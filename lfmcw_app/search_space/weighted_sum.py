@@ -28,6 +28,11 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor | None = None, weighte
         return terms[0]
     if not weighted:
         weights = None
+    # Under autocast a convolution's map has 16 bits, and what passed through a pool or nothing may have 32.
+    dtypes = {map_.dtype for map_ in (*terms, *weighted)}
+    if len(dtypes) > 1:
+        widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
+        terms, weighted = [term.to(widest) for term in terms], [term.to(widest) for term in weighted]
     out: Tensor = _WeightedSum.apply(weights, len(terms), *terms, *weighted)
     return out
 

@@ -13,6 +13,7 @@ from lfmcw_app.modules import WeightedLearner, build_modules
 from lfmcw_app.problems import build_search, make_w2_loss
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.supernet import Supernet
+from mlo.testing import relative_error
 
 TINY = {
     "search.channels": 4,
@@ -137,3 +138,20 @@ def test_the_gradient_of_the_architecture_can_be_clipped():
         moved[clip] = float((modules.arch.normal.detach() - before).abs().max())
     # Adam's step is lr · g / (|g| + 1e-8): a gradient far below 1e-8 moves it less.
     assert moved[1e-9] < 0.5 * moved[None]
+
+
+@pytest.mark.parametrize("game", ["dcgan", "wgan_gp", "biggan"])
+def test_a_first_order_search_in_bfloat16_has_nearly_the_gradients_of_one_in_float32(game):
+    options = {"generator.name": game, "generator.noise_dim": 8, "order": "first", "batch_size": 32, "nodes": 2}
+    _, _, exact = search(**options)
+    _, _, rounded = search(**options, precision="bf16")
+    for name in exact.problems:
+        assert 1e-4 < relative_error(rounded.gradient(name), exact.gradient(name)) < 0.4, name
+    record = rounded.step()
+    assert all(p.dtype == torch.float32 for problem in rounded.problems.values() for p in problem.parameters.values())
+    assert record.losses["arch"] == pytest.approx(float(exact.step().losses["arch"]), rel=0.05)
+
+
+def test_a_second_order_search_in_bfloat16_is_refused():
+    with pytest.raises(InputError, match="precision bf16 rounds second derivatives away"):
+        load_recipe("smoke", overrides={"search.precision": "bf16", "search.order": "second"})
