@@ -75,6 +75,22 @@ def test_the_rounds_are_those_of_darts_program():
         assert relative_error(x.v, expected_x) < 1e-12
 
 
+def test_a_round_after_one_that_was_skipped_looks_ahead_at_its_own_batch():
+    """The lower problem's update is left out once, so nothing but its batch has moved."""
+    optimizer, *_ = make()
+    optimizer.on_nonfinite = "skip"
+    whole, seen = optimizer.problems["w"].loss, []
+
+    def lost_on_the_first_batch(w, batch, *, x):
+        seen.append(batch)
+        return whole(w, batch, x=x) * (float("nan") if batch is TRAIN[0] else 1.0)
+
+    optimizer.problems["w"].loss = lost_on_the_first_batch
+    first, second = optimizer.run(2)
+    assert set(first.skipped) == {"w", "x"} and not second.skipped
+    assert all(batch is TRAIN[1] for batch in seen[-2:])
+
+
 def test_the_order_matters():
     """Otherwise the test above would show nothing of the order."""
     optimizer, _, x = make(order="lower_first")
