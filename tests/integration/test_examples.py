@@ -84,6 +84,25 @@ def test_data_reweighting_finds_the_wrong_labels(tmp_path):
     assert float(re.search(r"^AUC: (\S+)$", printed, re.MULTILINE)[1]) > 0.9
 
 
+def test_the_program_from_betty_learns_that_a_high_loss_is_a_wrong_label(tmp_path):
+    printed = output_of("from_betty.py", tmp_path, "--steps", 150, "--picture", "weights.png")
+    assert number(printed, "right labels") > number(printed, "wrong labels") + 0.2
+    assert number(printed, "AUC:") > 0.95
+    assert number(printed, "weighted") > number(printed, "all alike") + 3
+
+
+def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
+    """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon sees."""
+    pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
+    arguments = ("--steps", 50, "--picture", "weights.png")
+    theirs = output_of("from_betty.py", tmp_path, *arguments, "--on-betty")
+    assert theirs.startswith("Betty ")
+    ours = output_of("from_betty.py", tmp_path, *arguments)
+    for label in ("right labels", "wrong labels"):
+        assert number(theirs, label) == pytest.approx(number(ours, label), abs=0.02)
+    assert number(theirs, "wrong labels") < 0.3  # about 0.5 at first
+
+
 def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
     printed = output_of("maml.py", tmp_path, "--steps", 20)
     untrained, learned = change(printed, "new tasks, accuracy (%) after 1 steps")
