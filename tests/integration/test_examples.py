@@ -18,6 +18,10 @@ from mlo.testing import bilevel_quadratic
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+UNDER = {"architecture_search.py": 80, "gan_game.py": 100}
+"""Lines that these examples stay under; the others have at most 120."""
+
+
 def output_of(name: str, folder: Path, *arguments: object) -> str:
     """What an example prints, run in an empty folder; a warning of mlo or of PyTorch is a failure.
 
@@ -61,7 +65,7 @@ def test_every_example_is_tested_and_short():
         text = (EXAMPLES / name).read_text()
         assert f'output_of("{name}"' in source
         assert f"python examples/{name}" in ast.get_docstring(ast.parse(text))
-        assert len(text.splitlines()) <= 120, name
+        assert len(text.splitlines()) < UNDER.get(name, 121), name
 
 
 def test_hyperparameter_optimization_by_cg_agrees_with_the_dense_solve(tmp_path):
@@ -120,7 +124,7 @@ def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
 
 
 def test_architecture_search_chooses_better_than_chance(tmp_path):
-    printed = output_of("architecture_search.py", tmp_path, "--steps", 40, "--random", 4, "--picture", "search.png")
+    printed = output_of("architecture_search.py", tmp_path, "--steps", 40, "--picture", "search.png")
     assert number(printed, "mean weight") > number(printed, "uniform:") + 0.1
     assert number(printed, "(%): chosen") > number(printed, "random mean") + 5
 
