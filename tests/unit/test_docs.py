@@ -179,6 +179,36 @@ def test_files_and_functions_that_the_docs_name_exist():
             assert name in set(defined(tree)), f"{page} names {name} in {file}"
 
 
+def equation_rows():
+    """Equation → the files and names in its rows on the method's page; a row without a number belongs to the one above."""
+    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    rows = {}
+    for table in re.findall(r"^\| equation \|.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        equations = []
+        for first, rest in re.findall(r"^\|(.*?)\|(.*)$", table, re.MULTILINE):
+            if first.strip():
+                equations = [int(number) for number in re.findall(r"\d+", first) if "Algorithm" not in first]
+            for equation in equations:
+                rows.setdefault(equation, set()).update(re.findall(r"`([\w./]+\.py): ([\w.]+)`", rest))
+    return rows
+
+
+def test_every_equation_of_the_method_names_what_implements_it():
+    rows = equation_rows()
+    assert sorted(rows) == list(range(1, 20))
+    assert all(rows.values()), rows
+    claims = [
+        (int(equation), str(path.relative_to(ROOT)), node.name)
+        for path in (ROOT / "lfmcw_app").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        for equation in re.findall(r"(?:\(|LFM-CW, )Eq\. (\d+)", ast.get_docstring(node) or "")
+    ]
+    assert {equation for equation, *_ in claims} == {1, 2, 3, 4, 19}
+    for equation, file, name in claims:
+        assert (file, name) in rows[equation], f"{name} says that it implements Eq. {equation}; docs/method.md does not"
+
+
 def test_messages_that_the_docs_quote_are_in_the_sources():
     messages = "\n".join(
         "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in parts)
