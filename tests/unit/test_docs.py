@@ -170,6 +170,11 @@ NAMED = [
 ]
 
 
+def test_the_first_page_lists_every_example():
+    listed = [file for page, file, _ in NAMED if page == "index.md" and file.startswith("examples/")]
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py"))
+
+
 def test_files_and_functions_that_the_docs_name_exist():
     assert any(page == "method.md" and name for page, _, name in NAMED)
     for page, file, name in NAMED:
