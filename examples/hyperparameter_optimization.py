@@ -1,4 +1,4 @@
-"""Hyperparameter optimization: one L2 decay per feature of a logistic regression, learned from the validation loss.
+"""Regularisation: a strength of L2 decay for each feature of a logistic regression, learned from the validation loss.
 
     lower level   w* = argmin_w  CE(w; training data) + 1/2 sum_j exp(d_j) w_j^2
     upper level   min_d          CE(w*(d); validation data)

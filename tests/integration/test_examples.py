@@ -18,6 +18,10 @@ from mlo.testing import bilevel_quadratic
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+UNDER = {"architecture_search.py": 80, "gan_game.py": 100}
+"""Lines that these examples stay under; the others have at most 120."""
+
+
 def output_of(name: str, folder: Path, *arguments: object) -> str:
     """What an example prints, run in an empty folder; a warning of mlo or of PyTorch is a failure.
 
@@ -61,7 +65,7 @@ def test_every_example_is_tested_and_short():
         text = (EXAMPLES / name).read_text()
         assert f'output_of("{name}"' in source
         assert f"python examples/{name}" in ast.get_docstring(ast.parse(text))
-        assert len(text.splitlines()) <= 120, name
+        assert len(text.splitlines()) < UNDER.get(name, 121), name
 
 
 def test_hyperparameter_optimization_by_cg_agrees_with_the_dense_solve(tmp_path):
@@ -84,6 +88,25 @@ def test_data_reweighting_finds_the_wrong_labels(tmp_path):
     assert float(re.search(r"^AUC: (\S+)$", printed, re.MULTILINE)[1]) > 0.9
 
 
+def test_the_program_from_betty_learns_that_a_high_loss_is_a_wrong_label(tmp_path):
+    printed = output_of("from_betty.py", tmp_path, "--steps", 150, "--picture", "weights.png")
+    assert number(printed, "right labels") > number(printed, "wrong labels") + 0.2
+    assert number(printed, "AUC:") > 0.95
+    assert number(printed, "weighted") > number(printed, "all alike") + 3
+
+
+def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
+    """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon sees."""
+    pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
+    arguments = ("--steps", 50, "--picture", "weights.png")
+    theirs = output_of("from_betty.py", tmp_path, *arguments, "--on-betty")
+    assert theirs.startswith("Betty ")
+    ours = output_of("from_betty.py", tmp_path, *arguments)
+    for label in ("right labels", "wrong labels"):
+        assert number(theirs, label) == pytest.approx(number(ours, label), abs=0.02)
+    assert number(theirs, "wrong labels") < 0.3  # about 0.5 at first
+
+
 def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
     printed = output_of("maml.py", tmp_path, "--steps", 20)
     untrained, learned = change(printed, "new tasks, accuracy (%) after 1 steps")
@@ -101,7 +124,7 @@ def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
 
 
 def test_architecture_search_chooses_better_than_chance(tmp_path):
-    printed = output_of("architecture_search.py", tmp_path, "--steps", 40, "--random", 4, "--picture", "search.png")
+    printed = output_of("architecture_search.py", tmp_path, "--steps", 40, "--picture", "search.png")
     assert number(printed, "mean weight") > number(printed, "uniform:") + 0.1
     assert number(printed, "(%): chosen") > number(printed, "random mean") + 5
 

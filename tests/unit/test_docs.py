@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from sklearn.datasets import load_diabetes
 
 import mlo
 from lfmcw_app.cli import resolve_recipe
@@ -37,8 +39,8 @@ CONTINUED = {"tutorial.md"}
     ids=lambda value: str(value)[:30],
 )
 def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, capsys):
-    if code.startswith("# needs betty-ml"):
-        pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
+    if needed := re.match(r"# needs (\S+)", code):
+        require(needed[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # a block may register an engine
     run(code, f"{path}:{number}")
@@ -62,6 +64,22 @@ def test_the_tutorial_prints_what_it_says(capsys):
                 assert float(here) == pytest.approx(float(there), abs=0.02)
 
 
+PEERS = {
+    "betty-ml": ("betty", "make betty"),
+    "higher": ("higher", "pip install higher"),
+    "torchopt": ("torchopt", "pip install torchopt"),
+}
+"""Package → the module that it installs, and what installs it."""
+
+
+def require(package):
+    module, how = PEERS[package]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        pytest.skip(f"{package} is not installed ({how}): {error}")
+
+
 def run(code, name):
     """Runs a block as a module of its own (dataclasses look theirs up); returns its names."""
     module = types.ModuleType("block")
@@ -74,7 +92,7 @@ def run(code, name):
 
 
 def test_the_program_moved_from_betty_ends_at_the_same_weights(capsys):
-    pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
+    require("betty-ml")
     before, after = (code for path, _, code in BLOCKS if path.name == "migrating-from-betty.md")
     theirs, ours = run(before, "before"), run(after, "after")
     torch.manual_seed(0)  # as both programs begin
@@ -83,6 +101,64 @@ def test_the_program_moved_from_betty_ends_at_the_same_weights(capsys):
     assert float((ours["weights"].weight - initial).abs().max()) > 0.1
     for module in ("net", "weights"):
         assert torch.allclose(theirs[module].weight, ours[module].weight, rtol=1e-4, atol=1e-6)
+
+
+def naive_maml():
+    """The parameters of the start after 20 steps down the gradient through five steps of each task, by plain autograd."""
+    torch.manual_seed(0)
+    x = 6 * torch.rand(6, 20, 1, dtype=torch.float64) - 3
+    y = torch.sin(x + torch.arange(6, dtype=torch.float64).view(6, 1, 1) / 3)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)).double()
+    names, start = zip(*net.named_parameters(), strict=True)
+
+    def loss(weights, task, part):
+        named = dict(zip(names, weights, strict=True))
+        return ((torch.func.functional_call(net, named, x[task, part]) - y[task, part]) ** 2).mean()
+
+    for _ in range(20):
+        total = 0.0
+        for task in range(6):
+            weights = start
+            for _ in range(5):
+                slopes = torch.autograd.grad(loss(weights, task, slice(0, 10)), weights, create_graph=True)
+                weights = [w - 0.1 * slope for w, slope in zip(weights, slopes, strict=True)]
+            total = total + loss(weights, task, slice(10, 20)) / 6
+        slopes = torch.autograd.grad(total, start)
+        start = [(w - 0.1 * slope).detach().requires_grad_() for w, slope in zip(start, slopes, strict=True)]
+    return total, torch.cat([w.detach().flatten() for w in start])
+
+
+def naive_ridge():
+    """The decays after 20 steps down the gradient through the closed form of the ridge regression."""
+    data = load_diabetes()
+    x, y = torch.tensor(data.data), torch.tensor(data.target)[:, None]
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    a, b, log = x[:40], y[:40], torch.full((10, 1), -1.0, dtype=torch.float64)
+    for _ in range(20):
+        log.requires_grad_()
+        solution = torch.linalg.solve(a.T @ a / 40 + log.exp().flatten().diag(), a.T @ b / 40)
+        loss = ((x[40:240] @ solution - y[40:240]) ** 2).mean()
+        log = (log - 50.0 * torch.autograd.grad(loss, log)[0]).detach()
+    return loss, log.flatten()
+
+
+@pytest.mark.parametrize(
+    ("package", "naive", "learned"), [("higher", naive_maml, "start"), ("torchopt", naive_ridge, "decay")]
+)
+@pytest.mark.parametrize("which", ["before", "after"])
+def test_programs_from_higher_and_torchopt_end_where_plain_autograd_does(package, naive, learned, which, capsys):
+    """The outer optimizer is gradient descent, so that a gradient of the wrong length ends elsewhere too."""
+    page = "migrating-from-torchopt-and-higher.md"
+    codes = [code for path, _, code in BLOCKS if path.name == page]
+    before = next(k for k, code in enumerate(codes) if code.startswith(f"# needs {package}\n"))
+    if which == "before":
+        require(package)
+    found = run(codes[before if which == "before" else before + 1], f"{page}: {package}, {which}")
+    loss, expected = naive()
+    end = torch.nn.utils.parameters_to_vector(found[learned].parameters()).detach()
+    assert float((end - expected).norm() / expected.norm()) < 1e-8
+    said = re.findall(r"```text\n(.*?)\n```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)[before // 2]
+    assert capsys.readouterr().out == f"{float(loss):.6f} {float(expected[0]):.6f}\n" == f"{said}\n"
 
 
 NAMED = [
@@ -94,6 +170,11 @@ NAMED = [
 ]
 
 
+def test_the_first_page_lists_every_example():
+    listed = [file for page, file, _ in NAMED if page == "index.md" and file.startswith("examples/")]
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py"))
+
+
 def test_files_and_functions_that_the_docs_name_exist():
     assert any(page == "method.md" and name for page, _, name in NAMED)
     for page, file, name in NAMED:
@@ -101,6 +182,36 @@ def test_files_and_functions_that_the_docs_name_exist():
         if name:
             tree = ast.parse((ROOT / file).read_text("utf-8"))
             assert name in set(defined(tree)), f"{page} names {name} in {file}"
+
+
+def equation_rows():
+    """Equation → the files and names in its rows on the method's page; a row without a number belongs to the one above."""
+    text = (ROOT / "docs" / "method.md").read_text("utf-8")
+    rows = {}
+    for table in re.findall(r"^\| equation \|.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        equations = []
+        for first, rest in re.findall(r"^\|(.*?)\|(.*)$", table, re.MULTILINE):
+            if first.strip():
+                equations = [int(number) for number in re.findall(r"\d+", first) if "Algorithm" not in first]
+            for equation in equations:
+                rows.setdefault(equation, set()).update(re.findall(r"`([\w./]+\.py): ([\w.]+)`", rest))
+    return rows
+
+
+def test_every_equation_of_the_method_names_what_implements_it():
+    rows = equation_rows()
+    assert sorted(rows) == list(range(1, 20))
+    assert all(rows.values()), rows
+    claims = [
+        (int(equation), str(path.relative_to(ROOT)), node.name)
+        for path in (ROOT / "lfmcw_app").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        for equation in re.findall(r"(?:\(|LFM-CW, )Eq\. (\d+)", ast.get_docstring(node) or "")
+    ]
+    assert {equation for equation, *_ in claims} == {1, 2, 3, 4, 19}
+    for equation, file, name in claims:
+        assert (file, name) in rows[equation], f"{name} says that it implements Eq. {equation}; docs/method.md does not"
 
 
 def test_messages_that_the_docs_quote_are_in_the_sources():
