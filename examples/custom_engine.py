@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="values of K")
     parser.add_argument("--condition", type=float, default=10.0, help="condition number of the lower problem, above 1")
     parser.add_argument("--seed", type=int, default=0, help="seed of the problem")
+    parser.add_argument("--picture", default="custom_engine.png", help="file for the errors")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -90,12 +92,20 @@ def main() -> None:
     print(f"direct: error {measured('direct')[0]:.2e}")
     print("| K | chebyshev residual | its bound | chebyshev error | neumann error |")
     print("|---|---|---|---|---|")
+    rows = []
     for steps in args.steps:
         options = {"num_steps": steps, "smallest": 1 / args.condition, "largest": 1.0}
         error, residual = measured({"name": "chebyshev", **options})
         neumann, _ = measured({"name": "neumann", "num_terms": steps, "step_size": 1.0, "tol": 1.0})
         bound = Chebyshev(**options).bound()
         print(f"| {steps} | {residual:.2e} | {bound:.2e} | {error:.2e} | {neumann:.2e} |")
+        rows.append((residual, bound, error, neumann))
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.loglog(args.steps, rows, "o-", label=("chebyshev residual", "its bound", "chebyshev error", "neumann error"))
+    axes.set(title="engines of K steps", xlabel="K", ylabel="relative size")
+    axes.legend()
+    figure.savefig(args.picture, dpi=100)
 
 
 if __name__ == "__main__":

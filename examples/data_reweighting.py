@@ -11,11 +11,10 @@ ones (AUC: 0.5 is chance, 1 is perfect). The default engine, `neumann`, cuts its
     python examples/data_reweighting.py --dataset digits   # 900 and 300 images of scikit-learn's digits
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -31,14 +30,13 @@ DECAY = 1e-2
 
 
 class ExampleWeights(nn.Module):
-    """A weight in (0, 1) for each training example, [examples]; 1/2 at first."""
+    """Returns a weight in (0, 1) for each training example, [examples]; 1/2 at first."""
 
     def __init__(self, examples: int) -> None:
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(examples))
 
     def forward(self) -> Tensor:
-        """The weights, [examples]."""
         return self.scores.sigmoid()
 
 
@@ -81,11 +79,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="updates of the weights")
     parser.add_argument("--warmup", type=int, default=20, help="rounds in which only the model moves")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", default="data_reweighting.png", help="file for the learned weights")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
 
-    rest = args.warmup
     images, test_images, classes = DATASETS[args.dataset](Path("data"))
     generator = torch.Generator().manual_seed(args.seed)
     order, (n, m) = torch.randperm(len(images), generator=generator), SIZES[args.dataset]
@@ -98,11 +96,13 @@ def main() -> None:
     outer = torch.optim.Adam(weights.parameters(), lr=0.1)
     problems = [
         mlo.Problem("model", module=model, optimizer=inner, loss=train_loss, data=[(x, noisy)], steps=5),
-        mlo.Problem("weights", module=weights, optimizer=outer, loss=valid_loss, data=[valid], warmup_steps=rest),
+        mlo.Problem(
+            "weights", module=weights, optimizer=outer, loss=valid_loss, data=[valid], warmup_steps=args.warmup
+        ),
     ]
     accept = {"tol": 1.0} if args.engine == "neumann" else {}  # the truncated series is meant
     optimizer = mlo.MultilevelOptimizer(problems, hypergradient={"name": args.engine, **accept})
-    list(optimizer.run(rest))
+    list(optimizer.run(args.warmup))
     before = measure(model, valid, test)
     for record in optimizer.run(args.steps):
         if record.round % 10 == 0:
@@ -114,6 +114,11 @@ def main() -> None:
     print(f"test accuracy (%): {before[1]:.2f} -> {after[1]:.2f}")
     print(f"mean weight: right labels {learned[~wrong].mean():.3f}, wrong labels {learned[wrong].mean():.3f}")
     print(f"AUC: {roc_auc_score(~wrong, learned):.4f}")
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.hist([learned[~wrong], learned[wrong]], bins=20, label=("right labels", "wrong labels"))
+    axes.set(title="training examples", xlabel="learned weight", ylabel="count")
+    axes.legend()
+    figure.savefig(args.picture, dpi=100)
 
 
 if __name__ == "__main__":

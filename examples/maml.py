@@ -11,12 +11,11 @@ until the tasks are there. The test adapts to new angles and images by plain gra
     python examples/maml.py
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
@@ -85,6 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=80, help="updates of the initialisation")
     parser.add_argument("--pull", type=float, default=0.2, help="lambda")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", default="maml.png", help="file for the accuracies")
     args = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.manual_seed(args.seed)
@@ -107,12 +107,20 @@ def main() -> None:
     ]
     optimizer = mlo.MultilevelOptimizer(problems, hypergradient=mlo.ConjugateGradient(max_steps=60, tol=1e-2))
     before = {k: adapted_accuracy(theta, k, *new_tasks) for k in (0, 1, 5, 20)}
+    after = {}
     for record in optimizer.run(WARMUP + args.steps):
         if record.round % 20 == 0:
             print(f"round {record.round}: meta-loss {record.losses['theta']:.4f}")
     for k, accuracy in before.items():
-        after = adapted_accuracy(theta, k, *new_tasks)
-        print(f"new tasks, accuracy (%) after {k} steps: {accuracy:.1f} -> {after:.1f}")
+        after[k] = adapted_accuracy(theta, k, *new_tasks)
+        print(f"new tasks, accuracy (%) after {k} steps: {accuracy:.1f} -> {after[k]:.1f}")
+
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for label, course in (("random initialisation", before), ("learned initialisation", after)):
+        axes.plot(course.keys(), course.values(), "o-", label=label)
+    axes.set(title="new tasks", xlabel="steps of gradient descent on 30 images", ylabel="accuracy (%)")
+    axes.legend()
+    figure.savefig(args.picture, dpi=100)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def output_of(name: str, folder: Path, *arguments: object) -> str:
 
     An example leaves nothing behind but the picture that its `--picture` names.
     """
+    assert "--picture" in arguments
     result = subprocess.run(
         [sys.executable, EXAMPLES / name, *map(str, arguments)],
         cwd=folder,
@@ -63,9 +64,9 @@ def test_every_example_is_tested_and_short():
     assert names
     for name in names:
         text = (EXAMPLES / name).read_text()
-        assert f'output_of("{name}"' in source
+        assert re.search(rf'output_of\(\s*"{re.escape(name)}"', source), name
         assert f"python examples/{name}" in ast.get_docstring(ast.parse(text))
-        assert len(text.splitlines()) < UNDER.get(name, 121), name
+        assert len(text.splitlines()) < UNDER.get(name, 131), name
 
 
 def test_learned_regularisation_finds_the_decoys_and_helps_on_test_images(tmp_path):
@@ -90,7 +91,9 @@ def test_learned_regularisation_by_cg_agrees_with_the_dense_solve(tmp_path):
 
 
 def test_data_reweighting_finds_the_wrong_labels(tmp_path):
-    printed = output_of("data_reweighting.py", tmp_path, "--dataset", "digits", "--steps", 20)
+    printed = output_of(
+        "data_reweighting.py", tmp_path, "--dataset", "digits", "--steps", 20, "--picture", "weights.png"
+    )
     before, after = change(printed, "validation loss")
     assert after < 0.9 * before
     before, after = change(printed, "test accuracy (%)")
@@ -118,7 +121,7 @@ def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
 
 
 def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
-    printed = output_of("maml.py", tmp_path, "--steps", 20)
+    printed = output_of("maml.py", tmp_path, "--steps", 20, "--picture", "maml.png")
     untrained, learned = change(printed, "new tasks, accuracy (%) after 1 steps")
     assert untrained < 35 and learned > untrained + 15
     not_adapted = change(printed, "new tasks, accuracy (%) after 0 steps")[1]
@@ -157,7 +160,8 @@ def test_data_distillation_beats_as_many_real_images(tmp_path):
 
 def test_the_custom_engine_keeps_its_bound(tmp_path):
     condition, dim = 25.0, 40
-    printed = output_of("custom_engine.py", tmp_path, "--steps", 1, 5, 20, 60, "--condition", condition, "--seed", 3)
+    arguments = ("--steps", 1, 5, 20, 60, "--condition", condition, "--seed", 3, "--picture", "errors.png")
+    printed = output_of("custom_engine.py", tmp_path, *arguments)
     assert float(re.search(r"^direct: error (\S+)$", printed, re.MULTILINE)[1]) < 1e-10
     rows = [[float(cell) for cell in row] for row in re.findall(r"\| (\d+) " + r"\| (\S+) " * 4 + r"\|", printed)]
     assert [row[0] for row in rows] == [1, 5, 20, 60]
