@@ -336,7 +336,7 @@ def main() -> None:
         (name, setting, engine)
         for name, setting in SETTINGS.items()
         for engine in setting.engines
-        if args.only in name or args.only in engine
+        if args.only in f"{name}, {engine}"
     ]
     print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |\n|---|---|---|")
     for name, setting, engine in chosen:

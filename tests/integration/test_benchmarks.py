@@ -72,9 +72,30 @@ def test_search_steps_beside_the_original_operations():
     (errors,) = rows(printed, "torch.float64")
     assert all(float(error) < 1e-12 for error in errors[1:])
     measured = {row[0]: row for row in rows_after(printed, "| step |")}
-    assert measured["DARTS, first order"][5:] == ["2", "2"]  # forward and backward passes through supernets
-    assert measured["DARTS, first order, original operations"][5:] == ["2", "2"]
-    assert measured["LFM-CW, first order"][5:] == ["7", "7"]
+    assert measured["DARTS, first order"][5:7] == ["2", "2"]  # forward and backward passes through supernets
+    assert measured["DARTS, first order, original operations"][5:7] == ["2", "2"]
+    assert measured["LFM-CW, first order"][5:7] == ["7", "7"]
+    memory = {tuple(row[:2]): float(row[6]) for row in rows_after(printed, "| pass |") if len(row) == 7}
+    assert set(memory) == {
+        (name, side) for name in ("forward", "full gradient", "α's gradient") for side in ("original", "this one")
+    }
+    assert all(float(row[7]) > 0 for row in measured.values())
+
+
+@pytest.mark.slow
+def test_overhead_beside_the_same_updates_written_by_hand():
+    printed = output_of("overhead.py", "--quick")
+    equal = rows_after(printed.split("\n\n| problem | engine | side |")[0], "| problem | engine | largest")
+    assert {tuple(row[:2]) for row in equal} == {
+        *(("mixed activations", engine) for engine in ("first_order", "darts", "one_step")),
+        *(("class weights", engine) for engine in ("darts", "one_step")),
+    }
+    assert all(float(row[2]) < (1e-6 if row[1] == "darts" else 1e-10) for row in equal)
+    measured = rows_after(printed, "| problem | engine | side |")
+    sides = {"by hand", "by hand, again", "mlo"}
+    for name, engine, _ in equal:
+        found = {row[2] for row in measured if row[:2] == [name, engine]}
+        assert found == (sides | {"by hand, graph kept"} if engine == "one_step" else sides)
 
 
 def test_a_problem_that_does_not_exist_is_refused():
