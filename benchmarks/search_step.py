@@ -193,9 +193,9 @@ def pass_memory(size: dict[str, int], name: str, original: bool, device: torch.d
 def step_memory(size: dict[str, int], name: str, device: torch.device) -> float:
     """The memory of the first step of a search, in MB: with what optimizers and engines keep from then on."""
     original = name == ORIGINAL
-    return _memory(
-        search(size, STEPS["DARTS, first order" if original else name], device, original=original).step, device
-    )
+    options = STEPS["DARTS, first order" if original else name]
+    search(SIZES["tiny"], options, device, original=original).step()  # loads what PyTorch loads at first use
+    return _memory(search(size, options, device, original=original).step, device)
 
 
 def _memory(work: Callable[[], object], device: torch.device) -> float:
