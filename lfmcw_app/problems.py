@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+import mlo
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches
-from lfmcw_app.generators import GAMES
+from lfmcw_app.generators import GAMES, PlayerLosses
 from lfmcw_app.modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.ops import class_weighted_cross_entropy
 from lfmcw_app.processes import parallelism, share
@@ -46,13 +47,11 @@ def w1_loss(w1: Supernet, batch: tuple[Tensor, Tensor], *, arch: Architecture) -
     return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
 
 
-def make_gan_loss(name: str) -> Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]:
+def make_gan_loss(name: str) -> Callable[..., PlayerLosses]:
     """Makes the loss of the conditional GAN's game on a training batch (Eq. 2), by the name of its generator."""
     loss = GAMES[name].loss
 
-    def gan_loss(
-        gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def gan_loss(gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> PlayerLosses:
         images, labels = batch
         return loss(gan.discriminator, gan.generator, images, labels, arch())
 
@@ -71,14 +70,16 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         gan: GAN,
     ) -> tuple[Tensor, dict[str, Any]]:
         images, labels, validation_images, validation_labels = batch
-        mixing = arch()
+        # What does not depend on W2, finite differences of this loss in W2 share (`mlo.once`).
+        mixing = mlo.once(arch)
         logits = w2.network(images, mixing)
         real = F.cross_entropy(logits, labels)
         # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c), images drawn with the labels of the training batch.
-        class_weights = w2.class_weights(w1(validation_images, mixing), validation_labels, how.absent_class)
+        validation_logits = mlo.once(w1, validation_images, mixing)
+        class_weights = w2.class_weights(validation_logits, validation_labels, how.absent_class)
         if how.class_weighting == "uniform":  # as strong altogether, and differentiable in the same
             class_weights = class_weights.mean().expand_as(class_weights)
-        generated = gan.generator.sample(labels)
+        generated = mlo.once(gan.generator.sample, labels)
         generated_logits = w2.network(generated, mixing)
         synthetic = class_weighted_cross_entropy(generated_logits, labels, class_weights)
         metrics = {

@@ -41,6 +41,7 @@ from mlo.hypergradient import (
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
 from mlo.records import Record, SolveReport
+from mlo.shared_parts import once
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ __all__ = [
     "darts",
     "engine_from",
     "load_checkpoint",
+    "once",
     "register_engine",
     "save_checkpoint",
 ]

@@ -6,8 +6,7 @@ of. Re-evaluating it never changes a live tensor: other tensors take the places 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mlo.containers import map_tensors, versions_of
 from mlo.distributed import DataParallel, inside
 from mlo.errors import ProblemError
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.sharding import hooks_resting, is_sharded
+from mlo.shared_parts import RecordedParts, SharedParts, using_parts
 
 if TYPE_CHECKING:
     from mlo.response import Solution
@@ -31,16 +32,17 @@ __all__ = [
     "LossModule",
     "LossValue",
     "alias",
-    "batch_versions",
     "gradients",
-    "tensors_of",
     "zeros_for_none",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossValue:
-    """What a loss returned: player → scalar (one player without a name unless the problem is a game), and metrics."""
+    """What a loss returned: player → scalar (one player without a name unless the problem is a game), and metrics.
+
+    Of a game's players only those that were asked for, where the loss of the others was not evaluated.
+    """
 
     players: dict[str, Tensor]
     metrics: dict[str, Any]
@@ -127,16 +129,24 @@ class LossModule(nn.Module):
             for module, training in zip(self._all, before, strict=True):
                 module.training = training
 
-    def value(self, batch: Any) -> LossValue:
+    def value(
+        self, batch: Any, *, players: Collection[str] | None = None, parts: RecordedParts | SharedParts | None = None
+    ) -> LossValue:
         """Evaluates the loss with the tensors and flags that the modules hold now.
+
+        Args:
+            batch: its batch.
+            players: those whose losses are needed; None: all.
+            parts: what becomes of its calls of `once`.
 
         Raises:
             ProblemError: if the loss changes its batch in place, so that it could not be evaluated again.
         """
-        versions = batch_versions(batch)
-        with _autocast(self._problem):
-            value = _parse(self._problem, self(_rebuilt(batch)))
-        if batch_versions(batch) != versions:
+        versions = versions_of(batch)
+        # The same tensors in new containers, so that a loss may pop entries from its batch.
+        with _autocast(self._problem), using_parts(parts):
+            value = _parse(self._problem, self(map_tensors(batch, lambda tensor: tensor)), players)
+        if versions_of(batch) != versions:
             raise ProblemError(
                 f"The loss of problem {self._problem.name!r} changes its batch in place. The batch is needed again when the "
                 "solution is differentiated: work on a copy (x = x.clone(), or x - mean in place of x.sub_(mean))."
@@ -175,10 +185,23 @@ class Evaluation:
     parallel: DataParallel | None = None
 
     @contextmanager
-    def losses(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[dict[str, Tensor]]:
+    def losses(
+        self,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None = None,
+        parts: SharedParts | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
         """Re-evaluates the loss at other `parameters` and `reads`, with the same batches, noise, buffers and modes.
 
         The gradients must be taken inside the context.
+
+        Args:
+            parameters: own parameters.
+            reads: problem that the loss reads → its parameters.
+            players: those whose losses are needed; None: all.
+            parts: what it shares with other evaluations at the same `reads`.
 
         Yields:
             player → scalar, averaged over the batches; under exact data parallelism also over the processes, as a function
@@ -187,7 +210,7 @@ class Evaluation:
         Raises:
             ProblemError: if a batch was changed since the loss was evaluated on it.
         """
-        if tuple(map(batch_versions, self.batches)) != self.versions:
+        if tuple(map(versions_of, self.batches)) != self.versions:
             raise ProblemError(
                 f"Problem {self.problem.name!r}: a batch was changed in place after its loss was evaluated; perhaps its "
                 "data fill one buffer again and again. Yield new tensors (batch.clone())."
@@ -197,19 +220,21 @@ class Evaluation:
             # Each player's parameters, and what each problem read offers, in a reduction of their own: a derivative in some of
             # them computes and sends no other.
             members = self.problem.player_parameters.values()
-            players = [shared.enter({key: parameters[key] for key in keys}) for keys in members]
-            parameters = {key: tensor for entered in players for key, tensor in entered.items()}
+            entered = [shared.enter({key: parameters[key] for key in keys}) for keys in members]
+            parameters = {key: tensor for tensors in entered for key, tensor in tensors.items()}
             reads = {name: shared.enter(tensors) for name, tensors in reads.items()}
         substitutes = LossModule.qualified(self.problem.name, parameters)
         for name, tensors in reads.items():
             substitutes |= LossModule.qualified(name, tensors)
         for name, buffers in self.buffers.items():
             substitutes |= LossModule.qualified(name, {key: buffer.clone() for key, buffer in buffers.items()})
+        if parts is not None:
+            parts.begin()
         total: dict[str, Tensor] = {}
         with inside(shared), self.module.substituted(substitutes), self.module.in_modes(self.modes):
             for batch, state in zip(self.batches, self.random_states, strict=True):
                 with replayed(state, self.problem.generators):
-                    value = self.module.value(batch)
+                    value = self.module.value(batch, players=players, parts=parts)
                 for player, loss in value.players.items():
                     share = loss / len(self.batches)
                     total[player] = total[player] + share if player in total else share
@@ -257,8 +282,8 @@ def _autocast(problem: Problem) -> AbstractContextManager[Any]:
     return torch.autocast(problem.device.type, dtype=torch.bfloat16)
 
 
-def _parse(problem: Problem, result: Any) -> LossValue:
-    loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
+def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:
+    loss, metrics = _with_metrics(problem, result)
     if problem.is_game:
         if not isinstance(loss, Mapping) or set(loss) != set(problem.players):
             got = f"the players {sorted(loss)}" if isinstance(loss, Mapping) else f"a {type(loss).__name__}"
@@ -266,7 +291,8 @@ def _parse(problem: Problem, result: Any) -> LossValue:
                 f"The loss of the game {problem.name!r} returned {got}; return a dict with one scalar for each of "
                 f"{sorted(problem.players)}."
             )
-        players = dict(loss)
+        players = {player: loss[player] for player in loss if chosen is None or player in chosen}
+        metrics |= _call_deferred(problem, players)
     else:
         players = {SINGLE_PLAYER: loss}
     for player, scalar in players.items():
@@ -279,49 +305,37 @@ def _parse(problem: Problem, result: Any) -> LossValue:
                 f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a pair of it and a "
                 f"dict of metrics), got {got!r}. Reduce it, for example by .mean()."
             )
+    players = {player: scalar.reshape(()) for player, scalar in players.items()}
+    return LossValue(players=players, metrics=map_tensors(metrics, lambda tensor: tensor.detach().clone()))
+
+
+def _with_metrics(problem: Problem, result: Any) -> tuple[Any, dict[str, Any]]:
+    """A loss, and the metrics that it may have come with."""
+    loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(metrics, Mapping):
         raise ProblemError(
             f"The loss of problem {problem.name!r} returned a pair of which the second part is a {type(metrics).__name__}; "
             "return (scalar, {metric name: value})."
         )
-    players = {player: scalar.reshape(()) for player, scalar in players.items()}
-    return LossValue(players=players, metrics=_map_tensors(dict(metrics), lambda tensor: tensor.detach().clone()))
+    return loss, dict(metrics)
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Rebuilds dicts, lists and tuples with every tensor in them mapped."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        rebuilt = copy.copy(value)
-        for key, entry in value.items():
-            rebuilt[key] = _map_tensors(entry, function)
-        return rebuilt
-    if isinstance(value, list):
-        return [_map_tensors(entry, function) for entry in value]
-    if isinstance(value, tuple):
-        entries = [_map_tensors(entry, function) for entry in value]
-        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
-    return value
+def _call_deferred(problem: Problem, players: dict[str, Any]) -> dict[str, Any]:
+    """Puts values in the places of losses that are functions, and returns the metrics that these came with.
 
-
-def _rebuilt(batch: Any) -> Any:
-    """The same tensors in new containers, so that a loss may pop entries from its batch."""
-    return _map_tensors(batch, lambda tensor: tensor)
-
-
-def tensors_of(batch: Any) -> list[Tensor]:
-    """Every tensor in a batch."""
-    found: list[Tensor] = []
-    _map_tensors(batch, found.append)
+    Each begins with the random state of the first, so that none depends on which others are evaluated.
+    """
+    found: dict[str, Any] = {}
+    state: RandomState | None = None
+    for player, loss in players.items():
+        if callable(loss):
+            if state is None:
+                state = RandomState.capture(problem.generators)
+            else:
+                state.restore(problem.generators)
+            players[player], metrics = _with_metrics(problem, loss())
+            found |= metrics
     return found
-
-
-def batch_versions(batch: Any) -> tuple[int, ...]:
-    """The in-place version of every tensor in a batch."""
-    versions: list[int] = []
-    _map_tensors(batch, lambda tensor: versions.append(0 if tensor.is_inference() else tensor._version))
-    return tuple(versions)
 
 
 def gradients(

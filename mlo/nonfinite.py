@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mlo.containers import tensors_of
 from mlo.errors import NonFiniteError
-from mlo.evaluation import tensors_of
 from mlo.problem import Problem, Tensors
 from mlo.total_gradient import TotalGradient
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
+from mlo.containers import tensors_of, versions_of
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
-from mlo.evaluation import Evaluation, LossModule, batch_versions, tensors_of
+from mlo.evaluation import Evaluation, LossModule
 from mlo.graph import DependencyGraph, Order
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
@@ -291,6 +292,14 @@ class MultilevelOptimizer:
         """
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
+        for name in self.problems:
+            recorded, moves = self.engines[name].recorded_steps, self.problems[name].steps
+            if name in self._differentiated and recorded > moves:
+                warn_user(
+                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates {recorded} steps, of which a "
+                    f"state holds none and a round makes {moves}: until there are as many, gradients are not those of a run that "
+                    f"was not interrupted. With steps={recorded} of the problem they are."
+                )
 
     def roll_back(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state of `state_dict`, but not to its batches and noise, so that what failed is not repeated.
@@ -453,8 +462,8 @@ class MultilevelOptimizer:
         versions: list[tuple[int, ...]] = []
         for _ in range(self.problems[name].accumulate):
             batches.append(self._streams[name].next())
-            versions.append(batch_versions(batches[-1]))
-        if list(map(batch_versions, batches)) != versions:
+            versions.append(versions_of(batches[-1]))
+        if list(map(versions_of, batches)) != versions:
             raise ProblemError(
                 f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its data fill one buffer again "
                 "and again. Yield new tensors (batch.clone())."
@@ -638,7 +647,7 @@ class MultilevelOptimizer:
             batches=batches,
             random_states=states,
             modes=self._modules[name].modes,
-            versions=tuple(map(batch_versions, batches)),
+            versions=tuple(map(versions_of, batches)),
             buffers={
                 other: {
                     prefix + key: buffer.detach().clone()

@@ -35,7 +35,9 @@ class Problem:
         optimizer: a `torch.optim` optimizer over exactly these parameters; for a game also a dict player → optimizer.
         loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems that it reads; each is
             passed as the module of that problem holding the right parameters. Returns a scalar, or `(scalar, metrics)`;
-            a game returns `{player: scalar}` or `({player: scalar}, metrics)`.
+            a game returns `{player: scalar}` or `({player: scalar}, metrics)`, and in the place of a player's scalar may put
+            a function of no arguments that returns it, alone or with metrics: it is called only where the loss of this player
+            is needed, and such functions all begin with the same random state.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
         players: makes the problem a game: player → name of the submodule that this player controls. The players'
             parameters must be disjoint and cover the module's. All move simultaneously, each down its own loss.

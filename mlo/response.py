@@ -11,7 +11,7 @@ again, which is what a problem in the middle needs, whose own gradient contains 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from mlo.errors import EngineError
 from mlo.evaluation import Evaluation, Input, alias
 from mlo.problem import Tensors
 from mlo.records import SolveReport
+from mlo.shared_parts import SharedParts
 
 if TYPE_CHECKING:
     from mlo.hypergradient.base import Engine
@@ -246,11 +247,18 @@ class Pullback:
         return [next(entries) if want else None for want in self.wanted]
 
     @contextmanager
-    def losses(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+    def losses(
+        self,
+        parameters: Tensors,
+        inputs: Sequence[Tensor],
+        *,
+        players: Collection[str] | None = None,
+        parts: SharedParts | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
         """Re-evaluates the problem's loss at `parameters` and `inputs` (flat); yields player → scalar.
 
         Responses that depend on this problem are made again inside, so the loss is the *total* one. The gradients must be
-        taken inside the context.
+        taken inside the context. `players` and `parts` are those of `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {evaluation.problem.name: parameters}
@@ -272,7 +280,7 @@ class Pullback:
             fixed=self.context.fixed,
         )
         reads = {name: context.value(name) for name in evaluation.reads}
-        with evaluation.losses(parameters, reads) as losses:
+        with evaluation.losses(parameters, reads, players=players, parts=parts) as losses:
             yield losses
 
     def _names(self, item: Input) -> Sequence[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ __all__ = [
     "chain_of_three",
     "check_gradient_changes_nothing",
     "diamond",
+    "evaluated",
     "layered",
     "relative_error",
     "trilevel_quadratic",
@@ -53,6 +54,17 @@ class Vector(nn.Module):
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.v = nn.Parameter(value.detach().clone())
+
+
+def evaluated(losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the loss of a game returned, with scalars in the places of the functions that it left some players' losses to."""
+    scalars, found = dict(losses), dict(metrics)
+    for player, loss in losses.items():
+        if callable(loss):
+            result = loss()
+            scalars[player], more = result if isinstance(result, tuple) else (result, {})
+            found |= more
+    return scalars, found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from mlo.randomness import RandomState, forked
 from mlo.records import SolveReport
 from mlo.response import Context
 from mlo.sharding import gathered, is_sharded
+from mlo.shared_parts import RecordedParts
 
 __all__ = ["Examine", "TotalGradient", "total_gradient"]
 
@@ -87,13 +88,15 @@ def total_gradient(
     parallel = evaluation.parallel
     with inside(parallel), module.substituted(_substitutes(evaluation, cut, live=live)):
         for batch in batches:
+            parts = RecordedParts(problem.name) if examine is not None and not states else None
             with _own_noise(parallel, problem):
                 states.append(RandomState.capture(problem.generators))
-                value = module.value(batch)
+                value = module.value(batch, players=moving, parts=parts)
+            if parts is not None:
+                parts.check(list(problem.parameters.values()))
             sums.add_metrics(value.metrics)
-            losses = {player: value.players[player] for player in value.players if moving is None or player in moving}
-            remaining = len(losses)
-            for player, loss in losses.items():
+            remaining = len(value.players)
+            for player, loss in value.players.items():
                 remaining -= 1
                 own = [problem.parameters[key] for key in problem.player_parameters[player]]
                 if examine is not None and len(states) == 1:

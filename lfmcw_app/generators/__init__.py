@@ -2,6 +2,7 @@
 
 from lfmcw_app.generators.adversarial import (
     AdversarialLoss,
+    PlayerLosses,
     check_per_image,
     gradient_penalty,
     hinge,
@@ -24,6 +25,7 @@ __all__ = [
     "Discriminator",
     "Game",
     "ImageGenerator",
+    "PlayerLosses",
     "check_per_image",
     "gradient_penalty",
     "hinge",

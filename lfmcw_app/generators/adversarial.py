@@ -1,6 +1,7 @@
 """The games of a generator and a discriminator: each loss is differentiated in its own player's weights only.
 
-One pass of the discriminator on the generated images serves both players. Nothing is detached: engines for games need the
+One pass of the discriminator on the generated images serves both players; what only the discriminator's loss needs is left to
+a function, so that evaluating the generator's alone does not compute it. Nothing is detached: engines for games need the
 derivative of each player's gradient in the other's weights. Each loss first calls the generator's `track`, which averages
 weights: with accumulated batches, once a batch.
 """
@@ -20,12 +21,21 @@ from lfmcw_app.generators.discriminator import mixes_the_batch
 from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.distributed import processes, shard
 
-__all__ = ["AdversarialLoss", "check_per_image", "gradient_penalty", "hinge", "non_saturating", "wasserstein_gp"]
-
-AdversarialLoss = Callable[
-    [nn.Module, ImageGenerator, Tensor, Tensor, MixingWeights], tuple[dict[str, Tensor], dict[str, Any]]
+__all__ = [
+    "AdversarialLoss",
+    "PlayerLosses",
+    "check_per_image",
+    "gradient_penalty",
+    "hinge",
+    "non_saturating",
+    "wasserstein_gp",
 ]
-"""(discriminator, generator, real images [B, C, H, W], their labels [B], mixing) → (player → scalar, metrics).
+
+PlayerLosses = tuple[dict[str, Tensor | Callable[[], tuple[Tensor, dict[str, Any]]]], dict[str, Any]]
+"""Player → scalar, or a function that returns it with metrics; and metrics."""
+
+AdversarialLoss = Callable[[nn.Module, ImageGenerator, Tensor, Tensor, MixingWeights], PlayerLosses]
+"""(discriminator, generator, real images [B, C, H, W], their labels [B], mixing) → losses of the players and metrics.
 
 The discriminator maps (images, labels, mixing) to scores [B]; the players are "generator" and "discriminator".
 """
@@ -36,34 +46,39 @@ PENALTY = 10.0
 
 def non_saturating(
     discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> PlayerLosses:
     """The logistic game: D minimises -log σ(D(x)) - log(1 - σ(D(x̂))), G minimises -log σ(D(x̂)).
 
     Reference: Goodfellow et al., GAN (2014), section 3.
     """
-    real, fake, _ = _scores(discriminator, generator, images, labels, mixing)
-    losses = {
-        "generator": F.softplus(-fake).mean(),
-        "discriminator": F.softplus(-real).mean() + F.softplus(fake).mean(),
-    }
-    return losses, _metrics(real, fake)
+    fake, _ = _generated_scores(discriminator, generator, labels, mixing)
+
+    def discriminator_loss() -> tuple[Tensor, dict[str, Any]]:
+        real = discriminator(images, labels, mixing)
+        return F.softplus(-real).mean() + F.softplus(fake).mean(), {"real_score": real.mean()}
+
+    return {"generator": F.softplus(-fake).mean(), "discriminator": discriminator_loss}, {"fake_score": fake.mean()}
 
 
 def hinge(
     discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> PlayerLosses:
     """BigGAN's game: D minimises max(0, 1 - D(x)) + max(0, 1 + D(x̂)), G minimises -D(x̂).
 
     Reference: Lim and Ye, geometric GAN (2017); Miyato et al. (2018), Eqs. 16-17; Brock et al., BigGAN (2019).
     """
-    real, fake, _ = _scores(discriminator, generator, images, labels, mixing)
-    losses = {"generator": -fake.mean(), "discriminator": F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()}
-    return losses, _metrics(real, fake)
+    fake, _ = _generated_scores(discriminator, generator, labels, mixing)
+
+    def discriminator_loss() -> tuple[Tensor, dict[str, Any]]:
+        real = discriminator(images, labels, mixing)
+        return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(), {"real_score": real.mean()}
+
+    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {"fake_score": fake.mean()}
 
 
 def wasserstein_gp(
     discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> PlayerLosses:
     """WGAN-GP's game: D minimises D(x̂) - D(x) + λ · `gradient_penalty` with λ = 10, G minimises -D(x̂).
 
     Raises:
@@ -72,10 +87,15 @@ def wasserstein_gp(
     Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), Eq. 3.
     """
     check_per_image(discriminator)
-    real, fake, generated = _scores(discriminator, generator, images, labels, mixing)
-    penalty = gradient_penalty(lambda x: discriminator(x, labels, mixing), images, generated)
-    losses = {"generator": -fake.mean(), "discriminator": fake.mean() - real.mean() + PENALTY * penalty}
-    return losses, _metrics(real, fake) | {"gradient_penalty": penalty}
+    fake, generated = _generated_scores(discriminator, generator, labels, mixing)
+
+    def discriminator_loss() -> tuple[Tensor, dict[str, Any]]:
+        real = discriminator(images, labels, mixing)
+        penalty = gradient_penalty(lambda x: discriminator(x, labels, mixing), images, generated)
+        metrics = {"real_score": real.mean(), "gradient_penalty": penalty}
+        return fake.mean() - real.mean() + PENALTY * penalty, metrics
+
+    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {"fake_score": fake.mean()}
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated: Tensor) -> Tensor:
@@ -121,15 +141,10 @@ def check_per_image(discriminator: nn.Module) -> None:
         )
 
 
-def _scores(
-    discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the scores [B] of the real and of as many generated images, and the generated images."""
+def _generated_scores(
+    discriminator: nn.Module, generator: ImageGenerator, labels: Tensor, mixing: MixingWeights
+) -> tuple[Tensor, Tensor]:
+    """Returns the scores [B] of generated images of the classes `labels`, and these images."""
     generator.track()
-    real = discriminator(images, labels, mixing)
     generated = generator.sample(labels)
-    return real, discriminator(generated, labels, mixing), generated
-
-
-def _metrics(real: Tensor, fake: Tensor) -> dict[str, Any]:
-    return {"real_score": real.mean(), "fake_score": fake.mean()}
+    return discriminator(generated, labels, mixing), generated

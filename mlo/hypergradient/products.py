@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,6 +25,7 @@ from mlo.evaluation import gradients, zeros_for_none
 from mlo.hypergradient.double_backward import is_about_double_backward, no_double_backward
 from mlo.hypergradient.optimizer_step import l2_penalty
 from mlo.sharding import total_norm, whole
+from mlo.shared_parts import SharedParts
 
 if TYPE_CHECKING:
     from mlo.hypergradient.optimizer_step import OptimizerStep
@@ -275,14 +277,17 @@ class FiniteDifferenceSystem(LinearSystem):
             e = self._products.step_size(
                 [self._theta[name] for name in directions], list(directions.values()), self._dtype
             )
-            for sign in (1.0, -1.0) if e else ():
-                moved = {
+            if not e:
+                continue
+            points = {
+                sign / (2.0 * e): {
                     name: value + sign * e * directions[name] if name in directions else value
                     for name, value in self._theta.items()
                 }
-                terms = self._gradient_at(player, moved, in_inputs=in_inputs)
-                scaled = [term * (sign / (2.0 * e)) for term in terms]
-                total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+                for sign in (1.0, -1.0)
+            }
+            terms = self._weighted_gradients(player, points, in_inputs=in_inputs)
+            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         if total is None:
             of = self.call.wanted_of(self.call.inputs) if in_inputs else self.parameters
             return [torch.zeros_like(t) for t in of]
@@ -290,11 +295,36 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _gradient_at(self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool) -> list[Tensor]:
         """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
-        with torch.enable_grad():
-            theta = {name: value.detach().clone().requires_grad_(not in_inputs) for name, value in parameters.items()}
-            inputs = [t.detach().requires_grad_(t.requires_grad and in_inputs) for t in self.call.input_aliases()]
-            with self.call.losses(theta, inputs) as losses:
-                return gradients(losses[player], self.call.wanted_of(inputs) if in_inputs else list(theta.values()))
+        return self._weighted_gradients(player, {1.0: parameters}, in_inputs=in_inputs)
+
+    def _weighted_gradients(
+        self, player: str, points: Mapping[float, Mapping[str, Tensor]], *, in_inputs: bool
+    ) -> list[Tensor]:
+        """Σ w ∇ of a player's loss at θ, over weights w and `points` θ, in the wanted inputs or in the parameters.
+
+        What the loss computes of the inputs alone (`mlo.once`) is computed and differentiated once for all points.
+        """
+        inputs = [t.detach().requires_grad_(t.requires_grad and in_inputs) for t in self.call.input_aliases()]
+        of = self.call.wanted_of(inputs)
+        # (A loss that reads a solution that depends on this problem, and so on θ, gets no finite differences.)
+        generators = self.call.solution.evaluation.problem.generators
+        parts = SharedParts(self.problem, generators) if len(points) > 1 else None
+        total: list[Tensor] | None = None
+        # The places of the first point are held until the shared parts are differentiated, as checkpointing needs it.
+        with torch.enable_grad(), ExitStack() as stack:
+            for weight, parameters in points.items():
+                theta = {name: t.detach().clone().requires_grad_(not in_inputs) for name, t in parameters.items()}
+                losses = stack.enter_context(self.call.losses(theta, inputs, players=(player,), parts=parts))
+                leaves = parts.leaves if parts is not None else []
+                like = [*(of if in_inputs else theta.values()), *leaves]
+                scaled = [term * weight for term in gradients(losses[player], like)]
+                total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+            assert total is not None
+            if parts is None or not parts.leaves:
+                return total
+            direct, cotangents = total[: len(of)], total[len(of) :]
+            through = parts.gradients(cotangents, of)
+            return [a if b is None else a + b for a, b in zip(direct, through, strict=True)]
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}

@@ -35,7 +35,8 @@ class Unroll(Engine):
     """Differentiates the last `steps` steps of the optimizer; fewer where fewer were made since the start.
 
     A problem that has not moved yet is looked at one step ahead, like `one_step`. The state of a run does not hold the
-    recorded steps: after a resume they are recorded anew, so use `steps` no larger than the problem's own `steps`.
+    recorded steps: after a resume they are recorded anew (a warning says so where it matters), so use `steps` no larger than
+    the problem's own `steps`.
 
     Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization (2017), Algorithm 1;
     Maclaurin et al. (2015).

@@ -1,4 +1,4 @@
-"""Two rounds of a tiny LFM-CW search in float64; as a script one of several processes: STORE RANK SIZE OUT."""
+"""Two rounds of tiny LFM-CW searches in float64; as a script one of several processes: STORE RANK SIZE OUT."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 
+# Name → what differs from the smoke recipe, and how far two processes may be from one. A finite difference divides the
+# rounding of its gradients by its step.
+SEARCHES = {
+    "exact products": ({}, 1e-9),
+    "finite differences": ({"hypergradient": "darts"}, 1e-6),
+    "PC-DARTS": ({"space": "pcdarts"}, 1e-9),
+    "WGAN-GP": ({"generator.name": "wgan_gp"}, 1e-9),
+    "BigGAN, four steps of the discriminator": ({"generator.name": "biggan", "generator.discriminator_steps": 4}, 1e-9),
+}
 
-def search():
-    """Name → loss, gradient norm or parameter."""
+
+def search(name):
+    """Loss, gradient norm or parameter → its value, after the search of that name."""
     small = {"channels": 4, "nodes": 1, "batch_size": 16, "generator.channels": 4, "generator.noise_dim": 4}
-    overrides = {f"search.{key}": value for key, value in small.items()}
+    changed, _ = SEARCHES[name]
+    overrides = {f"search.{key}": value for key, value in {**small, **changed}.items()}
     recipe = load_recipe("smoke", overrides={**overrides, "distributed.sync_batchnorm": True})
     dataset = load_dataset("digits", Path("data"), 16)
     torch.manual_seed(0)
@@ -38,5 +49,5 @@ if __name__ == "__main__":
     store, rank, size, out = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(size))
-    torch.save(search(), Path(out) / f"{rank}.pt")
+    torch.save({name: search(name) for name in SEARCHES}, Path(out) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -94,11 +94,11 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
 
     # Eqs. 7 and 8, simultaneous
     g, h = leaves(modules.gan.generator), leaves(modules.gan.discriminator)
-    # The real images are scored first, and the penalty's points are drawn: what these draw and move comes before what follows.
-    functional_call(modules.gan.discriminator, h, (images, labels, mix))
     noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
     fakes = functional_call(modules.gan.generator, g, (noise, labels))
     fake = functional_call(modules.gan.discriminator, h, (fakes, labels, mix))
+    # The discriminator's own loss, for what it draws and moves, comes before what follows.
+    functional_call(modules.gan.discriminator, h, (images, labels, mix))
     if game == "wgan_gp":
         torch.rand(len(labels), 1, 1, 1, dtype=images.dtype)
         functional_call(modules.gan.discriminator, h, (fakes.detach(), labels, mix))

@@ -30,7 +30,7 @@ from lfmcw_app.generators.blocks import SelfAttention, initialize, normalize_spe
 from lfmcw_app.search_space.operations import OperationStyle
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer, Problem
-from mlo.testing import check_gradient_changes_nothing, relative_error
+from mlo.testing import check_gradient_changes_nothing, evaluated, relative_error
 
 GRAY = {"image_channels": 1, "mean": (0.5,), "std": (0.25,)}
 COLOUR = {"image_channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -313,22 +313,22 @@ def test_the_penalty_is_differentiable_in_the_generated_images():
 
 
 class ScoresOf(nn.Module):
-    """A discriminator with given scores: of the real images in the first call, of the generated ones in the second."""
+    """A discriminator with given scores of the images `real`, and of all others."""
 
-    def __init__(self, real, fake):
+    def __init__(self, images, real, fake):
         super().__init__()
-        self.scores = [real, fake]
+        self.images, self.real, self.fake = images, real, fake
 
     def forward(self, images, labels, mixing):
-        return self.scores.pop(0)
+        return self.real if images is self.images else self.fake
 
 
 def test_the_losses_are_their_formulas():
     real, fake, images, labels = [0.5, -2.0], [0.25, 3.0], torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
 
     def players(loss):
-        critic = ScoresOf(torch.tensor(real), torch.tensor(fake))
-        losses, metrics = loss(critic, make_generator("dcgan"), images, labels, None)
+        critic = ScoresOf(images, torch.tensor(real), torch.tensor(fake))
+        losses, metrics = evaluated(*loss(critic, make_generator("dcgan"), images, labels, None))
         assert float(metrics["real_score"]) == pytest.approx(sum(real) / 2)
         assert float(metrics["fake_score"]) == pytest.approx(sum(fake) / 2)
         return {player: float(value) for player, value in losses.items()}
@@ -350,7 +350,7 @@ def test_the_losses_are_their_formulas():
 def test_the_wasserstein_loss_weighs_the_penalty_by_ten():
     critic, generator = LinearCritic(3.0), make_generator("wgan_gp").double()
     images, labels = torch.randn(4, 1, 8, 8, dtype=torch.float64), torch.arange(4)
-    losses, metrics = wasserstein_gp(critic, generator, images, labels, None)
+    losses, metrics = evaluated(*wasserstein_gp(critic, generator, images, labels, None))
     assert float(metrics["gradient_penalty"].detach()) == pytest.approx(4.0)
     distance = float((metrics["real_score"] - metrics["fake_score"]).detach())
     assert float(losses["discriminator"].detach()) == pytest.approx(40.0 - distance)
@@ -361,7 +361,7 @@ def test_the_wasserstein_loss_weighs_the_penalty_by_ten():
 def test_every_game_is_made_of_parts_that_fit(game):
     generator = game.generator(num_classes=4, image_size=8, noise_dim=6, channels=2, **GRAY)
     discriminator, arch = make_discriminator(game.trunk_norms[0], head=game.head, spectral_norm=game.spectral_norm)
-    losses, _ = game.loss(discriminator, generator, torch.randn(4, 1, 8, 8), torch.arange(4), arch())
+    losses, _ = evaluated(*game.loss(discriminator, generator, torch.randn(4, 1, 8, 8), torch.arange(4), arch()))
     for player, module in (("generator", generator), ("discriminator", discriminator)):
         grads = torch.autograd.grad(losses[player], list(module.parameters()), retain_graph=True, allow_unused=True)
         assert any(g is not None and bool(g.any()) for g in grads), player
@@ -515,9 +515,9 @@ def naive_gradient(optimizer, pair, arch, data, loss):
         return functional_call(pair.generator, parameters, (noise, labels))
 
     with torch.random.fork_rng():
-        real = scores(images, before["discriminator"])
         generated = samples(before["generator"])
         fake = scores(generated, before["discriminator"])
+        real = scores(images, before["discriminator"])
         values = naive_losses(loss, real, fake, lambda x: scores(x, before["discriminator"]), images, generated)
         after = {}
         for player, value in zip(LR, values, strict=True):

@@ -15,6 +15,7 @@ from lfmcw_app.ops import class_weighted_cross_entropy, classwise_cross_entropy
 from lfmcw_app.problems import make_gan_loss
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.supernet import Supernet
+from mlo.testing import evaluated
 
 
 def test_classwise_cross_entropy_is_the_mean_of_each_class():
@@ -113,14 +114,14 @@ def test_the_discriminator_has_the_searched_architecture():
 
 def test_each_player_goes_down_its_own_loss():
     modules, batch = gan_parts()
-    losses, _ = make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch)
+    losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
     fake_up = torch.autograd.grad(losses["generator"], list(modules.gan.generator.parameters()), retain_graph=True)
     assert any(bool(g.abs().sum() > 0) for g in fake_up)
     before = {name: float(loss.detach()) for name, loss in losses.items()}
     for player in ("generator", "discriminator"):
         modules, batch = gan_parts()
         torch.manual_seed(1)
-        losses, _ = make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch)
+        losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
         params = list(getattr(modules.gan, player).parameters())
         grads = torch.autograd.grad(losses[player], params, allow_unused=True)
         with torch.no_grad():
@@ -128,6 +129,6 @@ def test_each_player_goes_down_its_own_loss():
                 if g is not None:
                     p -= 1e-2 * g
         torch.manual_seed(1)
-        after, _ = make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch)
+        after, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
         assert float(after[player]) < float(losses[player])
     assert set(before) == {"generator", "discriminator"}

@@ -17,7 +17,7 @@ from mlo.evaluation import Evaluation
 from mlo.testing import GRAPHS, Vector, bilevel_quadratic, diamond, identical, snapshot, trilevel_quadratic
 
 
-def regression(seed=0, *, optimizer=torch.optim.Adam, scheduler=None, **options):
+def regression(seed=0, *, optimizer=torch.optim.Adam, scheduler=None, hypergradient="one_step", **options):
     """Ridge-like regression whose log decay is learned, on shuffled data with dropout: randomness everywhere."""
     torch.manual_seed(seed)
     x = torch.randn(40, 5)
@@ -51,7 +51,7 @@ def regression(seed=0, *, optimizer=torch.optim.Adam, scheduler=None, **options)
         loss=decay_loss,
         data=DataLoader(dataset, batch_size=16, shuffle=True, drop_last=True),
     )
-    return mlo.MultilevelOptimizer([lower, upper])
+    return mlo.MultilevelOptimizer([lower, upper], hypergradient)
 
 
 def lines(records):
@@ -72,6 +72,24 @@ def test_a_record_names_losses_metrics_norms_and_solves():
 def test_the_same_seed_gives_the_same_run():
     assert lines(regression().run(7)) == lines(regression().run(7))
     assert lines(regression().run(7)) != lines(regression(1).run(7))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_resumed_unroll_is_bit_identical_where_a_round_makes_its_steps_and_says_so_where_not(steps):
+    def run(rounds, state=None):
+        optimizer = regression(hypergradient={"name": "unroll", "steps": 3}, steps=steps)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        list(optimizer.run(rounds))
+        return optimizer
+
+    whole, half = run(4), run(2)
+    short = pytest.warns(
+        mlo.SolveWarning, match="differentiates 3 steps, of which a state holds none and a round makes 1"
+    )
+    with short if steps == 1 else contextlib.nullcontext():
+        resumed = run(2, half.state_dict())
+    assert identical(snapshot(resumed), snapshot(whole)) == (steps == 3)
 
 
 @pytest.mark.parametrize("rounds_before", [0, 1, 7])
