@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import resource
 import sys
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ import torch
 from engines_libraries import LIBRARIES, Method, Program, Refused
 from engines_oracle import Reference, flat
 from engines_problems import Task
+from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor
 
 __all__ = ["serve"]
@@ -87,13 +86,13 @@ class _Measuring:
         """Makes the program in float32, and measures the memory of its first steps."""
         self._program = self._make(torch.float32, upper_lr=UPPER_LR)
         self._warm_up_torch()
-        _return_free_memory()
-        before = _reset_peak()
+        return_free_memory()
+        before = reset_peak()
         began = time.perf_counter()
         for _ in range(2):
             self._program.step()
         seconds = (time.perf_counter() - began) / 2
-        memory = _peak() - before
+        memory = peak() - before
         self._block = max(1, min(200, round(BLOCK / seconds)))
         return {"memory": memory / 2**20}
 
@@ -184,40 +183,3 @@ def _compare(found: Tensor, exact: Tensor) -> dict[str, float]:
         "cosine": float(torch.cosine_similarity(found, exact, dim=0)),
         "scale": float(found.norm() / exact.norm()),
     }
-
-
-# ------------------------------------------------------------------ resident memory
-
-
-def _return_free_memory() -> None:
-    """Collects garbage and has glibc return free memory, so that later use of it shows as growth."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _status(key: str) -> int | None:
-    """A size in /proc/self/status, in bytes; None where there is no such file or line."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    sizes = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
-    return int(sizes[0]) * 1024 if sizes else None
-
-
-def _reset_peak() -> int:
-    """Sets the peak to the present resident size where the system can, and returns the size to subtract from it."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists() and _status("VmHWM") is not None:
-        clear.write_text("5")
-        return _status("VmRSS") or 0
-    return _peak()
-
-
-def _peak() -> int:
-    """Largest resident size, in bytes: since the reset, or else of the whole process."""
-    high = _status("VmHWM")
-    if high is not None:
-        return high
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -2,25 +2,30 @@
 
 Three tables: a forward pass, a full gradient and α's gradient of both supernets; complete steps of every method through
 `build_search` with this project's supernet, and of DARTS with the original operations; the passes of a step. Each time is the
-median and range of interleaved repetitions on the same batch; ratios are to the original operations.
+median and range of interleaved repetitions on the same batch; ratios are to the original operations. Memory is the most that
+one pass or step takes beyond what was held before it: by a GPU's allocator, or by a process in which nothing else runs.
 
     python benchmarks/search_step.py                    # C=16, 8 cells, 32×32, batch 8: about 15 minutes
     python benchmarks/search_step.py --size small       # the project's small presets: C=4, 3 cells, 2 nodes, 16×16, batch 32
     python benchmarks/search_step.py --profile          # also the time of each operator in a full gradient of both
     python benchmarks/search_step.py --check            # only compares values and gradients, at the full batch size
+    python benchmarks/search_step.py --device cuda      # on a GPU, in float32 without TF32 unless --tf32 is given
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from reference_supernet import ReferenceSupernet, split_by_edge
+from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,6 +55,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
 }
 ORIGINAL = "DARTS, first order, original operations"
+CPU = torch.device("cpu")
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""Largest relative difference of the two supernets on a CPU."""
 
 
 # ------------------------------------------------------------------ what is measured
@@ -63,20 +71,28 @@ def build(size: dict[str, int], original: bool, dtype: torch.dtype = torch.float
     return network
 
 
+def batch_of(size: dict[str, int], device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Images of noise and labels, the same on every device."""
+    images = torch.randn(size["batch_size"], size["image_channels"], size["image_size"], size["image_size"])
+    return images.to(device, dtype), torch.randint(10, (size["batch_size"],)).to(device)
+
+
 def pair(
-    size: dict[str, int], dtype: torch.dtype = torch.float32, **options: Any
+    size: dict[str, int], device: torch.device = CPU, dtype: torch.dtype = torch.float32, **options: Any
 ) -> tuple[Supernet, nn.Module, Architecture, tuple[Tensor, Tensor]]:
     """Both supernets with the same weights, an architecture and a batch."""
     torch.manual_seed(0)
     ours, original = build(size, False, dtype, **options), build(size, True, dtype, **options)
     assert isinstance(ours, Supernet)
     original.load_state_dict(split_by_edge(ours, {**dict(ours.named_parameters()), **dict(ours.named_buffers())}))
-    images = torch.randn(size["batch_size"], size["image_channels"], size["image_size"], size["image_size"]).to(dtype)
-    labels = torch.randint(10, (size["batch_size"],))
-    return ours, original, Architecture(size["nodes"], scale=0.1).to(dtype), (images, labels)
+    batch = batch_of(size, device, dtype)
+    arch = Architecture(size["nodes"], scale=0.1).to(device, dtype)
+    return ours.to(device), original.to(device), arch, batch
 
 
-def search(size: dict[str, int], options: dict[str, Any], *, original: bool = False) -> MultilevelOptimizer:
+def search(
+    size: dict[str, int], options: dict[str, Any], device: torch.device = CPU, *, original: bool = False
+) -> MultilevelOptimizer:
     """The search of a recipe on random images, as `lfmcw_app.run` builds it."""
     recipe, dataset = _recipe(size, options), _random_images(size)
     primitives, layers = as_candidates(PRIMITIVES, size["nodes"]), size["layers"]
@@ -84,11 +100,11 @@ def search(size: dict[str, int], options: dict[str, Any], *, original: bool = Fa
         primitives, layers = as_candidates(PRIMITIVES[3:6], size["nodes"]), layers + 9 if layers == 8 else layers + 2
     torch.manual_seed(0)
     train, validation = search_split(dataset, None, 0, (0.5, 0.5))
-    modules = build_modules(recipe.search, dataset, primitives=primitives, layers=layers)
+    modules = build_modules(recipe.search, dataset, primitives=primitives, layers=layers, device=device)
     if original:
         modules = SearchModules(w1=None, gan=None, w2=modules.w2, arch=modules.arch)
-        modules.w2.network = build(size, True)  # type: ignore[assignment]
-    optimizer = build_search(recipe, dataset, train, validation, modules)
+        modules.w2.network = build(size, True).to(device)  # type: ignore[assignment]
+    optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
     optimizer.round = recipe.search.architecture.warmup_epochs * (len(train) // recipe.search.batch_size)
     return optimizer
 
@@ -136,75 +152,145 @@ def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
+# ------------------------------------------------------------------ passes and their memory
+
+Work = Callable[[nn.Module, Architecture, tuple[Tensor, Tensor]], object]
+
+
+def _loss(network: nn.Module, arch: Architecture, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(network(batch[0], arch()), batch[1])
+
+
+def _forward(network: nn.Module, arch: Architecture, batch: tuple[Tensor, Tensor]) -> None:
+    with torch.no_grad():
+        _loss(network, arch, batch)
+
+
+def _full(network: nn.Module, arch: Architecture, batch: tuple[Tensor, Tensor]) -> None:
+    torch.autograd.grad(_loss(network, arch, batch), [*network.parameters(), *arch.parameters()])
+
+
+def _architecture(network: nn.Module, arch: Architecture, batch: tuple[Tensor, Tensor]) -> None:
+    network.requires_grad_(False)
+    torch.autograd.grad(_loss(network, arch, batch), list(arch.parameters()))
+    network.requires_grad_(True)
+
+
+PASSES: dict[str, Work] = {"forward": _forward, "full gradient": _full, "α's gradient": _architecture}
+
+
+def pass_memory(size: dict[str, int], name: str, original: bool, device: torch.device) -> float:
+    """The memory of a pass through one supernet, in MB."""
+
+    def ready(of: dict[str, int]) -> Callable[[], object]:
+        network, arch = build(of, original).to(device), Architecture(of["nodes"], scale=0.1).to(device)
+        return partial(PASSES[name], network, arch, batch_of(of, device))
+
+    ready(SIZES["tiny"])()  # loads what PyTorch loads at first use
+    return _memory(ready(size), device)
+
+
+def step_memory(size: dict[str, int], name: str, device: torch.device) -> float:
+    """The memory of the first step of a search, in MB: with what optimizers and engines keep from then on."""
+    original = name == ORIGINAL
+    options = STEPS["DARTS, first order" if original else name]
+    search(SIZES["tiny"], options, device, original=original).step()  # loads what PyTorch loads at first use
+    return _memory(search(size, options, device, original=original).step, device)
+
+
+def _memory(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    torch.set_num_threads(1)
+    return_free_memory()
+    before = reset_peak()
+    work()
+    return (peak() - before) / 1e6
+
+
+def measured_apart(function: Callable[..., float], *arguments: Any, device: torch.device) -> float:
+    """What a function of `arguments` and the device returns, on a CPU in a new process, where nothing else takes memory."""
+    if device.type == "cuda":
+        return function(*arguments, device)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, device).result()
+
+
 # ------------------------------------------------------------------ tables
 
 
-def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def clock(device: torch.device) -> float:
+    """Seconds on the wall, of a GPU when it has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def interleaved(work: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every repetition, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + 1):
         for name, function in work.items():
-            began = time.perf_counter()
+            began = clock(device)
             function()
             if repeat:
-                times[name].append(time.perf_counter() - began)
+                times[name].append(clock(device) - began)
     return times
 
 
 def row(name: str, times: list[float], base: list[float], *more: object) -> str:
     """A row of a table: name, median, range, how many times faster than `base` and how many times its time."""
     mid, of_base = statistics.median(times), statistics.median(base)
-    cells = [name, f"{mid * 1e3:.0f}", f"{min(times) * 1e3:.0f}–{max(times) * 1e3:.0f}", f"{of_base / mid:.2f}",
+    cells = [name, f"{mid * 1e3:.1f}", f"{min(times) * 1e3:.1f}–{max(times) * 1e3:.1f}", f"{of_base / mid:.2f}",
              f"{mid / of_base:.2f}", *more]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def supernet_table(size: dict[str, int], repeats: int) -> None:
+def supernet_table(size: dict[str, int], repeats: int, device: torch.device) -> None:
     """Prints passes through both supernets."""
-    ours, original, arch, (images, labels) = pair(size)
-
-    def loss(network: nn.Module) -> Tensor:
-        return F.cross_entropy(network(images, arch()), labels)
-
-    def forward(network: nn.Module) -> None:
-        with torch.no_grad():
-            loss(network)
-
-    def full(network: nn.Module) -> None:
-        torch.autograd.grad(loss(network), [*network.parameters(), *arch.parameters()])
-
-    def architecture(network: nn.Module) -> None:
-        network.requires_grad_(False)
-        torch.autograd.grad(loss(network), list(arch.parameters()))
-        network.requires_grad_(True)
-
-    print("| pass | supernet | ms | range | times faster | ÷ original |\n|---|---|---|---|---|---|")
-    for name, what in (("forward", forward), ("full gradient", full), ("α's gradient", architecture)):
-        found = interleaved({"original": lambda: what(original), "this one": lambda: what(ours)}, repeats)  # noqa: B023
+    ours, original, arch, batch = pair(size, device)
+    networks = {"original": original, "this one": ours}
+    print("| pass | supernet | ms | range | times faster | ÷ original | MB |\n|---|---|---|---|---|---|---|")
+    for name, work in PASSES.items():
+        sides: dict[str, Callable[[], object]] = {
+            which: partial(work, network, arch, batch) for which, network in networks.items()
+        }
+        found = interleaved(sides, repeats, device)
         for which, times in found.items():
-            print(row(f"{name} | {which}", times, found["original"]), flush=True)
+            memory = measured_apart(pass_memory, size, name, which == "original", device=device)
+            print(row(f"{name} | {which}", times, found["original"], f"{memory:.0f}"), flush=True)
     print()
 
 
-def step_table(size: dict[str, int], repeats: int, only: str) -> None:
+def step_table(size: dict[str, int], repeats: int, only: str, device: torch.device) -> None:
     """Prints complete steps."""
-    searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], original=True)}
-    searches |= {name: search(size, options) for name, options in STEPS.items() if only in name}
+    memory = {
+        name: measured_apart(step_memory, size, name, device=device)
+        for name in (ORIGINAL, *(name for name in STEPS if only in name))
+    }
+    searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], device, original=True)}
+    searches |= {name: search(size, STEPS[name], device) for name in memory if name != ORIGINAL}
     counted = {name: passes(optimizer) for name, optimizer in searches.items()}  # also warms up
-    times = interleaved({name: optimizer.step for name, optimizer in searches.items()}, repeats)
-    head = ("step", "ms", "range", "times faster", "÷ original", "forward", "backward")
+    times = interleaved({name: optimizer.step for name, optimizer in searches.items()}, repeats, device)
+    head = ("step", "ms", "range", "times faster", "÷ original", "forward", "backward", "MB")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, found in times.items():
-        print(row(name, found, times[ORIGINAL], *counted[name]))
-    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB\n")
+        print(row(name, found, times[ORIGINAL], *counted[name], f"{memory[name]:.0f}"))
+    print()
 
 
-def check(size: dict[str, int]) -> None:
+def check(size: dict[str, int], device: torch.device) -> None:
     """Prints the largest relative differences of values and gradients.
 
     Raises:
-        SystemExit: if one is above 1e-12 (float64) or 1e-5 (float32; in a smooth supernet: at a kink of ReLU or a tie of max
-            pooling a rounding chooses another branch in either formulation).
+        SystemExit: if one is above `TOLERANCES`, on a GPU ten times as large, whose convolutions round by the algorithm that
+            cuDNN picks. (In float32 of smooth supernets: at a kink of ReLU or a tie of max pooling a rounding chooses another
+            branch in either formulation.)
     """
     smooth = {
         "style": OperationStyle(activation="silu"),
@@ -212,10 +298,10 @@ def check(size: dict[str, int]) -> None:
     }
     print("| type | values | gradient in W | gradient in α |\n|---|---|---|---|")
     worst = False
-    for dtype, tolerance, options in ((torch.float64, 1e-12, {}), (torch.float32, 1e-5, smooth)):
-        ours, original, arch, (images, labels) = pair(size, dtype, **options)
+    for dtype, options in ((torch.float64, {}), (torch.float32, smooth)):
+        ours, original, arch, (images, labels) = pair(size, device, dtype, **options)
         if options:
-            arch = Architecture(size["nodes"], options["primitives"], scale=0.1).to(dtype)
+            arch = Architecture(size["nodes"], options["primitives"], scale=0.1).to(device, dtype)
         found = []
         for network in (ours, original):
             logits = network(images, arch())
@@ -230,23 +316,25 @@ def check(size: dict[str, int]) -> None:
             relative_error(dict(enumerate(ga)), dict(enumerate(gb))),
         ]
         print(f"| {dtype} | {' | '.join(f'{error:.1e}' for error in errors)} |")
-        worst = worst or max(errors) > tolerance
+        worst = worst or max(errors) > TOLERANCES[dtype] * (10 if device.type == "cuda" else 1)
     if worst:
         raise SystemExit("The supernets differ.")
     print()
 
 
-def profile(size: dict[str, int]) -> None:
-    """Prints the time of each operator in a full gradient of both supernets."""
-    ours, original, arch, (images, labels) = pair(size)
+def profile(size: dict[str, int], device: torch.device) -> None:
+    """Prints the time of each operator in a full gradient of both supernets, after one that is not counted."""
+    ours, original, arch, batch = pair(size, device)
     for name, network in (("original", original), ("this one", ours)):
+        _full(network, arch, batch)
         with torch.profiler.profile() as found:
-            loss = F.cross_entropy(network(images, arch()), labels)
-            torch.autograd.grad(loss, [*network.parameters(), *arch.parameters()])
-        table = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)[:15]
+            _full(network, arch, batch)
+            clock(device)
+        of = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        table = sorted(found.key_averages(), key=lambda event: -getattr(event, of))[:15]
         print(f"| {name}: operator | ms | calls |\n|---|---|---|")
         for event in table:
-            print(f"| {event.key} | {event.self_cpu_time_total / 1e3:.1f} | {event.count} |")
+            print(f"| {event.key} | {getattr(event, of) / 1e3:.1f} | {event.count} |")
         print()
 
 
@@ -255,6 +343,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=tuple(SIZES), default="paper")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--tf32", action="store_true", help="on a GPU, TF32 in the convolutions and products of the timings"
+    )
     parser.add_argument(
         "--repeats", type=int, default=5, help="repetitions, interleaved, after one that is not counted"
     )
@@ -263,19 +355,29 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also the time of each operator")
     parser.add_argument("--check", action="store_true", help="only compare values and gradients")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this machine (or this build of PyTorch) has no CUDA")
+    if args.tf32 and args.device == "cpu":
+        parser.error("--tf32 needs --device cuda")
     torch.set_num_threads(1)
+    device = torch.device(args.device)
     size = dict(SIZES[args.size])
     if args.batch_size:
         size["batch_size"] = args.batch_size
-    print(f"torch {torch.__version__}, one thread of the CPU, {args.size}: {size}\n")
-    check(size if args.check else size | {"batch_size": 2})
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
+    numbers = "float32 with TF32" if args.tf32 else "float32"
+    print(f"torch {torch.__version__}, {where}, {numbers}, {args.size}: {size}\n")
+    # By default PyTorch's convolutions take TF32 and its matrix products do not: one side's 1×1 convolutions are products.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    check(size if args.check else size | {"batch_size": 2}, device)
     if args.check:
         return
-    supernet_table(size, args.repeats)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    supernet_table(size, args.repeats, device)
     if args.profile:
-        profile(size)
+        profile(size, device)
     if not args.no_steps:
-        step_table(size, args.repeats, args.only)
+        step_table(size, args.repeats, args.only, device)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,11 @@ class MultilevelOptimizer:
             name: LossModule(problem, {read: self.problems[read] for read in self.graph.reads[name]})
             for name, problem in self.problems.items()
         }
+        # Walking through the modules at every update would take longer than copying their buffers.
+        self._buffers = {
+            name: [(f"{prefix}." if prefix else "", m._buffers) for prefix, m in problem.module.named_modules()]
+            for name, problem in self.problems.items()
+        }
         self._differentiated = {
             lower
             for name in self.problems
@@ -378,7 +383,9 @@ class MultilevelOptimizer:
             return
         self._skips_in_a_row[name] = 0
         keeps_step = last and self._keeps_step(name)
-        step = OptimizerStep.capture(problem) if keeps_step else None
+        step = None
+        if keeps_step:
+            step = OptimizerStep.capture(problem, linear_state=self.engines[name].applies_linear_steps)
         for key, parameter in problem.parameters.items():
             # Clipping scales in place, and the recorded step starts from the bare gradient.
             gradient = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]
@@ -642,7 +649,12 @@ class MultilevelOptimizer:
             modes=self._modules[name].modes,
             versions=tuple(map(versions_of, batches)),
             buffers={
-                other: {key: buffer.detach().clone() for key, buffer in self.problems[other].module.named_buffers()}
+                other: {
+                    prefix + key: buffer.detach().clone()
+                    for prefix, registry in self._buffers[other]
+                    for key, buffer in registry.items()
+                    if buffer is not None
+                }
                 for other in (name, *self.graph.reads[name])
             },
             uppers={

@@ -120,6 +120,9 @@ def total_gradient(
         sums.direct, sums.cotangents = {"": [gradient.get(key) for key in problem.parameters]}, {}
         sums.synchronise(parallel, problem, leaves, statistics)
         gradient = dict(zip(problem.parameters, sums.direct[""], strict=True))
+    # A response's node holds the context, which holds the response: PyTorch frees no such circle, nor does Python's collector
+    # where the node has several outputs.
+    context.responses.clear()
     found = {key: value for key, value in gradient.items() if value is not None}
     return TotalGradient(
         gradient={key: found[key] if key in found else torch.zeros_like(p) for key, p in problem.parameters.items()},

@@ -46,6 +46,8 @@ class Engine(ABC):
         products: how products with derivatives of F are taken: an `Autograd()` or `FiniteDifference(...)`, or the name
             of one, or a mapping `{"name": ..., option: ...}`.
         differentiates_step: whether the derivative is that of the optimizer's last step, taken where it was made.
+        applies_linear_steps: whether it applies recorded steps again also where they are linear in their gradient (SGD's), for
+            which the optimizer's state is copied at every update; else `OptimizerStep.gain` says all of such a step.
         drops_implicit_term: whether the solution is treated as a constant.
         inverts: whether products with A itself are iterated, which amplifies their errors.
         needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
@@ -55,6 +57,7 @@ class Engine(ABC):
 
     name: ClassVar[str]
     differentiates_step: ClassVar[bool] = False
+    applies_linear_steps: ClassVar[bool] = True
     drops_implicit_term: ClassVar[bool] = False
     inverts: ClassVar[bool] = False
     needs_symmetry: ClassVar[bool] = False
@@ -102,8 +105,8 @@ class Engine(ABC):
                     f"Engine {self.name!r} returned a q that does not have one entry, of its shape, for each parameter "
                     f"of problem {system.problem!r}."
                 )
-            negated = [None if entry is None else -entry for entry in solve.q]
-            return system.mixed_vjp(negated), solve.report
+            # Of the two sides of -Bᵀ q the result has the fewer entries, as a rule.
+            return [None if entry is None else -entry for entry in system.mixed_vjp(solve.q)], solve.report
 
     def report(
         self,

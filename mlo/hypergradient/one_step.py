@@ -34,6 +34,7 @@ class OneStep(Engine):
     plain: bool = False
     name: ClassVar[str] = "one_step"
     differentiates_step: ClassVar[bool] = True
+    applies_linear_steps: ClassVar[bool] = False
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         step, solution = system.step, system.call.solution
@@ -50,14 +51,23 @@ class OneStep(Engine):
             for entry, theta, use in zip(cotangent, system.parameters, used, strict=True)
             if use
         ]
+        gains = [
+            step.gain(name) for name in names
+        ]  # θ' = c g + …, so (∂θ'/∂g)ᵀ v = c v: no step need be differentiated
+        linear = [-gain * entry for gain, entry in zip(gains, v, strict=True) if gain is not None]
+        if len(linear) == len(v) and step.grad_clip is None:
+            of = dict(zip(names, linear, strict=True))
+            return Solve(q=[of.get(name) for name in system.names], report=self.report(system.problem))
         with torch.enable_grad():
             if system.call.differentiate:
                 found = dict(zip(system.names, system.gradient(), strict=True))
                 g = {name: found[name] for name in names}
             else:
                 g = {name: solution.gradient[name].detach().requires_grad_() for name in names}
-            before = {name: solution.evaluation.parameters[name].detach() for name in names}
-            after = step.apply(before, g)
+            if len(linear) == len(v):  # (∂θ'/∂g)ᵀ v = (∂ clipped / ∂g)ᵀ c v
+                after, v = step.clipped(g), [-entry for entry in linear]
+            else:
+                after = step.apply({name: solution.evaluation.parameters[name].detach() for name in names}, g)
         moved = [after[name] for name in names]
         found_q = torch.autograd.grad(
             moved, list(g.values()), grad_outputs=v, create_graph=system.call.differentiate, allow_unused=True

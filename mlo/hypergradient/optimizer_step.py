@@ -29,12 +29,13 @@ COUNTERS = ("step", "mu_product", "eta", "mu")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
-    """One optimizer's hyper-parameters and state for one parameter, before the step."""
+    """One optimizer's hyper-parameters and state (None: not kept) for one parameter, before the step."""
 
     optimizer: Optimizer
     options: dict[str, Any]
-    state: dict[str, Any]
+    state: dict[str, Any] | None
     shape: torch.Size
+    gain: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,8 +53,13 @@ class OptimizerStep:
     grad_clip: float | None
 
     @classmethod
-    def capture(cls, problem: Problem) -> OptimizerStep:
-        """Copies the optimizers' state before a step."""
+    def capture(cls, problem: Problem, *, linear_state: bool = True) -> OptimizerStep:
+        """Copies the optimizers' state before a step.
+
+        Args:
+            problem: whose optimizers.
+            linear_state: whether also of those whose step is linear in its gradient; `gain` needs none.
+        """
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         groups: dict[str, _Group] = {}
         for optimizer in problem.optimizers.values():
@@ -61,9 +67,15 @@ class OptimizerStep:
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
                 for parameter in group["params"]:
                     if id(parameter) in name_of:
-                        state = {key: _copied(value) for key, value in optimizer.state.get(parameter, {}).items()}
+                        state = optimizer.state.get(parameter, {})
+                        gain = _gain(optimizer, options, state)
+                        kept = (
+                            {key: _copied(value) for key, value in state.items()}
+                            if linear_state or gain is None
+                            else None
+                        )
                         groups[name_of[id(parameter)]] = _Group(
-                            optimizer=optimizer, options=dict(options), state=state, shape=parameter.shape
+                            optimizer=optimizer, options=dict(options), state=kept, shape=parameter.shape, gain=gain
                         )
         return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
 
@@ -71,6 +83,22 @@ class OptimizerStep:
         """The learning rate of a parameter's optimizer at this step; negative where it maximizes."""
         options = self.groups[name].options
         return -float(options["lr"]) if options.get("maximize") else float(options["lr"])
+
+    def gain(self, name: str) -> float | None:
+        """The number c of a step θ' = c g + (what does not depend on g), as SGD's is; None for other optimizers.
+
+        Where the step clips, g is the clipped gradient.
+        """
+        return self.groups[name].gain
+
+    def clipped(self, gradients: Tensors) -> Tensors:
+        """The gradients as the step takes them: scaled, all of them together, where their norm is above `grad_clip`."""
+        if self.grad_clip is None:
+            return gradients
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
+        scale = torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
+        return {key: gradient * scale for key, gradient in gradients.items()}
 
     def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
@@ -89,7 +117,7 @@ class OptimizerStep:
         return {
             (name, key): value
             for name, group in self.groups.items()
-            for key, value in group.state.items()
+            for key, value in (group.state or {}).items()
             if isinstance(value, Tensor) and value.shape == group.shape and key not in COUNTERS
         }
 
@@ -106,12 +134,7 @@ class OptimizerStep:
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
-        gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
-        if self.grad_clip is not None:
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
-            # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
-            scale = torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
-            gradients = {key: gradient * scale for key, gradient in gradients.items()}
+        gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
         # A step changes its parameters in place: give it a copy that is not a leaf.
         moved = {key: parameters[key] * 1.0 for key in gradients}
         by_optimizer: dict[int, list[str]] = defaultdict(list)
@@ -137,7 +160,13 @@ class OptimizerStep:
         twin.state = defaultdict(dict)
         twin.param_groups = []
         for key in keys:
-            options, state = self.groups[key].options, {k: _precise(k, v) for k, v in self.groups[key].state.items()}
+            options, kept = self.groups[key].options, self.groups[key].state
+            if kept is None:
+                raise EngineError(
+                    f"Problem {self.problem!r}: the state of its {type(original).__name__} was not kept, so its step cannot be "
+                    "applied again. An engine that applies steps says so by `applies_linear_steps = True`."
+                )
+            state = {k: _precise(k, v) for k, v in kept.items()}
             state |= {entry: tensor * 1.0 for (name, entry), tensor in given.items() if name == key}
             options = {**options, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
             if options.get("momentum") and isinstance(original, torch.optim.SGD) and "momentum_buffer" not in state:
@@ -188,6 +217,18 @@ def has_decoupled_decay(problem: Problem) -> bool:
 def has_differentiable_step(optimizer: Optimizer) -> bool:
     """Whether the optimizer's step has torch.optim's option `differentiable`."""
     return "differentiable" in optimizer.defaults
+
+
+def _gain(optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]) -> float | None:
+    """See `OptimizerStep.gain`."""
+    if type(optimizer) is not torch.optim.SGD:  # a subclass may make another step
+        return None
+    momentum, rate = options["momentum"], float(options["lr"])
+    # SGD's first buffer is the bare gradient.
+    dampened = momentum and state.get("momentum_buffer") is not None
+    in_buffer = 1.0 - options["dampening"] if dampened else 1.0
+    direction = 1.0 + momentum * in_buffer if options["nesterov"] else in_buffer
+    return rate * direction if options["maximize"] else -rate * direction
 
 
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,9 +73,76 @@ def test_search_steps_beside_the_original_operations():
     (errors,) = rows(printed, "torch.float64")
     assert all(float(error) < 1e-12 for error in errors[1:])
     measured = {row[0]: row for row in rows_after(printed, "| step |")}
-    assert measured["DARTS, first order"][5:] == ["2", "2"]  # forward and backward passes through supernets
-    assert measured["DARTS, first order, original operations"][5:] == ["2", "2"]
-    assert measured["LFM-CW, first order"][5:] == ["7", "7"]
+    assert measured["DARTS, first order"][5:7] == ["2", "2"]  # forward and backward passes through supernets
+    assert measured["DARTS, first order, original operations"][5:7] == ["2", "2"]
+    assert measured["LFM-CW, first order"][5:7] == ["7", "7"]
+    memory = {tuple(row[:2]): float(row[6]) for row in rows_after(printed, "| pass |") if len(row) == 7}
+    assert set(memory) == {
+        (name, side) for name in ("forward", "full gradient", "α's gradient") for side in ("original", "this one")
+    }
+    assert all(float(row[7]) > 0 for row in measured.values())
+
+
+@pytest.mark.slow
+def test_overhead_beside_the_same_updates_written_by_hand():
+    printed = output_of("overhead.py", "--quick")
+    equal = rows_after(printed.split("\n\n| problem | engine | side |")[0], "| problem | engine | largest")
+    assert {tuple(row[:2]) for row in equal} == {
+        *(("mixed activations", engine) for engine in ("first_order", "darts", "one_step")),
+        *(("class weights", engine) for engine in ("darts", "one_step")),
+    }
+    assert all(float(row[2]) < (1e-6 if row[1] == "darts" else 1e-10) for row in equal)
+    measured = rows_after(printed, "| problem | engine | side |")
+    sides = {"by hand", "by hand, again", "mlo"}
+    for name, engine, _ in equal:
+        found = {row[2] for row in measured if row[:2] == [name, engine]}
+        assert found == (sides | {"by hand, graph kept"} if engine == "one_step" else sides)
+
+
+def gpu_results(folder, **environment):
+    """The file that benchmarks/gpu.sh writes on a CPU, and how it ends."""
+    result = subprocess.run(
+        [ROOT / "benchmarks" / "gpu.sh", folder],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    files = list(folder.glob("gpu-results-*.md"))
+    return result, files[0].read_text("utf-8") if files else ""
+
+
+@pytest.mark.slow
+def test_one_command_runs_every_gpu_test_and_benchmark_into_one_file(tmp_path):
+    result, written = gpu_results(tmp_path, DEVICE="cpu", SIZE="tiny")
+    assert result.returncode == 0, result.stderr
+    assert "A trial on a CPU" in written
+    parts = rows_after(written, "| part | result | s |")[:5]
+    assert [part[1] for part in parts] == ["passed"] * 5
+    for part, head in zip(
+        parts,
+        ("```", "| problem | engine | side |", "| problem | engine | side |", "| B × C | phase |", "| step | ms |"),
+        strict=True,
+    ):
+        assert head in written.split(f"\n## {part[0]}\n")[1].split("\n## ")[0]
+    assert "NO GPU: kernels not verified on hardware" in written
+
+
+def test_a_part_of_it_that_fails_is_in_the_file_and_in_the_exit_code(tmp_path):
+    result, written = gpu_results(tmp_path, DEVICE="cpu", SIZE="tiny", BUDGET="1")
+    assert result.returncode == 1
+    assert "**5 of 5 parts failed.**" in written
+    parts = rows_after(written, "| part | result | s |")[:5]
+    assert parts[0][1] == "FAILED: stopped after 1 s"
+    assert {part[1] for part in parts[1:]} == {"NOT RUN: no time was left"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path):
+    result, written = gpu_results(tmp_path)
+    assert result.returncode == 2
+    assert "has no CUDA" in result.stderr
+    assert not written
 
 
 def test_a_problem_that_does_not_exist_is_refused():

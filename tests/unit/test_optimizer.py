@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 
 import pytest
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mlo
 from mlo.batches import BatchStream
-from mlo.testing import Vector, bilevel_quadratic, diamond, identical, snapshot
+from mlo.evaluation import Evaluation
+from mlo.testing import GRAPHS, Vector, bilevel_quadratic, diamond, identical, snapshot, trilevel_quadratic
 
 
 def regression(seed=0, *, optimizer=torch.optim.Adam, scheduler=None, hypergradient="one_step", **options):
@@ -349,3 +351,25 @@ def test_each_update_runs_inside_what_is_put_around_it():
     assert seen == [
         "begin lower", "end lower", "begin lower", "end lower", "begin upper", "upper loss", "end upper",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts", "direct"])
+@pytest.mark.parametrize("graph", [*GRAPHS, "trilevel"])
+def test_what_earlier_rounds_were_evaluated_at_is_freed(graph, engine):
+    """Each evaluation holds a copy of its problem's parameters."""
+    if graph == "trilevel" and engine == "darts":
+        pytest.skip("finite differences are refused there")
+    problem = {**GRAPHS, "trilevel": trilevel_quadratic}[graph]()
+    optimizer = problem.optimizer(engine)
+
+    def alive():
+        gc.collect()
+        evaluations = [e for e in gc.get_objects() if type(e) is Evaluation]
+        return sum(any(e.problem is own for own in problem.problems) for e in evaluations)
+
+    for _ in range(3):
+        optimizer.step()
+    before = alive()
+    for _ in range(3):
+        optimizer.step()
+    assert alive() == before > 0

@@ -74,6 +74,47 @@ def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
     assert relative_error(after.detach(), parameter.detach()) < (1e-8 if name == "nadam" else 1e-14)
 
 
+@pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_gain_of_a_linear_step_is_its_derivative_and_others_have_none(name, steps_before):
+    problem, parameter, gradient = make(name)
+    for k in range(steps_before):
+        real_step(problem, parameter, gradient + k)
+    step = OptimizerStep.capture(problem)
+    if not name.startswith("sgd"):
+        assert step.gain("v") is None
+        return
+    g = gradient.clone().requires_grad_()
+    v = torch.linspace(-1, 1, len(g), dtype=g.dtype)
+    (expected,) = torch.autograd.grad(step.apply({"v": parameter.detach()}, {"v": g})["v"], g, v)
+    torch.testing.assert_close(step.gain("v") * v, expected, rtol=1e-14, atol=0)
+
+
+def test_a_subclass_of_sgd_may_make_another_step():
+    class Signs(torch.optim.SGD):
+        pass
+
+    module = Vector(torch.ones(2))
+    problem = mlo.Problem("w", module=module, optimizer=Signs(module.parameters(), lr=0.1), loss=loss)
+    assert OptimizerStep.capture(problem).gain("v") is None
+
+
+def test_a_linear_step_can_be_captured_without_its_state_and_is_not_applied_then():
+    problem, parameter, gradient = make("sgd_momentum")
+    real_step(problem, parameter, gradient)
+    step = OptimizerStep.capture(problem, linear_state=False)
+    assert step.gain("v") == OptimizerStep.capture(problem).gain("v")
+    assert step.differentiable_state() == {}
+    with pytest.raises(mlo.EngineError, match="applies_linear_steps"):
+        step.apply({"v": parameter.detach()}, {"v": gradient})
+    problem, parameter, gradient = make("adam")
+    real_step(problem, parameter, gradient)
+    assert set(OptimizerStep.capture(problem, linear_state=False).differentiable_state()) == {
+        ("v", "exp_avg"),
+        ("v", "exp_avg_sq"),
+    }
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd_momentum"])
 def test_clipping_is_part_of_the_step(name):
     problem, parameter, gradient = make(name, grad_clip=0.5)

@@ -1,0 +1,365 @@
+"""What mlo costs: its rounds beside loops written by hand in plain PyTorch that make the same updates, in one process.
+
+The lower problem is a perceptron of 1.0 M parameters under SGD with momentum; above it, under Adam, either mixtures of
+activations, which both losses read, or weights of classes, which only the lower loss reads. All sides first make the same
+rounds in float64, after which their parameters must be equal. Then single rounds of all, and of a second copy of the loop by
+hand, take turns; by how much the second copy differs from the first is the noise.
+
+    python benchmarks/overhead.py                     # on one thread of the CPU, about 5 minutes
+    python benchmarks/overhead.py --device cuda
+    python benchmarks/overhead.py --profile           # also the functions in which mlo spends its own time
+    python benchmarks/overhead.py --quick             # a small network: only shows that the two are equal
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import cProfile
+import itertools
+import math
+import pstats
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlo import MultilevelOptimizer, Problem
+from mlo.testing import relative_error
+
+Batch = tuple[Tensor, Tensor]
+CLASSES = 10
+INPUTS = 784
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 3e-4
+CHECKED_ROUNDS = 5
+TOLERANCES = {"darts": 1e-6}
+"""Largest relative difference in float64: a finite difference magnifies roundings by the reciprocal of its step."""
+
+
+# ------------------------------------------------------------------ the two problems
+
+
+class Perceptron(nn.Module):
+    """Two hidden layers; with `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(INPUTS, hidden), nn.Linear(hidden, hidden)])
+        self.head = nn.Linear(hidden, CLASSES)
+
+    def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """Returns logits, [B, CLASSES]."""
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            x = x.relu() if mixing is None else mixing[index, 0] * x.relu() + mixing[index, 1] * x.tanh()
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Upper(nn.Module):
+    """The upper problem's parameters, in one tensor."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(shape))
+
+
+def mixed_lower(weights: Perceptron, batch: Batch, *, upper: Upper) -> Tensor:
+    """Cross entropy of the network with mixed activations."""
+    return F.cross_entropy(weights(batch[0], upper.value.softmax(1)), batch[1])
+
+
+def mixed_upper(upper: Upper, batch: Batch, *, weights: Perceptron) -> Tensor:
+    """The same on validation data."""
+    return mixed_lower(weights, batch, upper=upper)
+
+
+def weighted_lower(weights: Perceptron, batch: Batch, *, upper: Upper) -> Tensor:
+    """Cross entropy in which every class has a weight."""
+    losses = F.cross_entropy(weights(batch[0]), batch[1], reduction="none")
+    return (losses * upper.value.exp()[batch[1]]).mean()
+
+
+def weighted_upper(upper: Upper, batch: Batch, *, weights: Perceptron) -> Tensor:
+    """Plain cross entropy on validation data."""
+    return F.cross_entropy(weights(batch[0]), batch[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A problem: losses, the shape of the upper parameters, and the engines that say something on it."""
+
+    lower_loss: Callable[..., Tensor]
+    upper_loss: Callable[..., Tensor]
+    shape: tuple[int, ...]
+    engines: tuple[str, ...]
+
+
+SETTINGS = {
+    "mixed activations": Setting(
+        lower_loss=mixed_lower, upper_loss=mixed_upper, shape=(2, 2), engines=("first_order", "darts", "one_step")
+    ),
+    "class weights": Setting(
+        lower_loss=weighted_lower, upper_loss=weighted_upper, shape=(CLASSES,), engines=("darts", "one_step")
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What both sides begin with: modules, which they copy, and batches."""
+
+    network: Perceptron
+    upper: Upper
+    training: list[Batch]
+    validation: list[Batch]
+
+
+def start(setting: Setting, hidden: int, batch_size: int, device: torch.device, dtype: torch.dtype) -> Start:
+    """Makes modules and eight batches of noise for each loss."""
+    torch.manual_seed(0)
+    network, upper = Perceptron(hidden), Upper(*setting.shape)
+    batches = [
+        (torch.randn(batch_size, INPUTS).to(device, dtype), torch.randint(CLASSES, (batch_size,)).to(device))
+        for _ in range(16)
+    ]
+    return Start(
+        network=network.to(device, dtype), upper=upper.to(device, dtype), training=batches[:8], validation=batches[8:]
+    )
+
+
+def optimizers(network: nn.Module, upper: nn.Module) -> tuple[torch.optim.SGD, torch.optim.Adam]:
+    """SGD with momentum for the network, Adam for what is above it."""
+    return (
+        torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+        torch.optim.Adam(upper.parameters(), lr=1e-3, betas=(0.5, 0.999)),
+    )
+
+
+# ------------------------------------------------------------------ the two sides
+
+
+class WithMlo:
+    """The rounds of a `MultilevelOptimizer`."""
+
+    def __init__(self, setting: Setting, engine: str, begin: Start, on_nonfinite: str | None) -> None:
+        self.network, self.upper = copy.deepcopy(begin.network), copy.deepcopy(begin.upper)
+        sgd, adam = optimizers(self.network, self.upper)
+        problems = [
+            Problem("weights", module=self.network, optimizer=sgd, loss=setting.lower_loss, data=begin.training),
+            Problem("upper", module=self.upper, optimizer=adam, loss=setting.upper_loss, data=begin.validation),
+        ]
+        self.step = MultilevelOptimizer(problems, engine, on_nonfinite=on_nonfinite).step  # type: ignore[arg-type]
+
+
+class ByHand:
+    """The same updates, with PyTorch alone.
+
+    An update of the network W' = W - lr (momentum · buffer + ∇_W L(W, a) + decay · W), then of what is above it, a, along
+    ∇_a L_val(W', a) - lr ∇_a ⟨∇_W L(W, a), ∇_W' L_val⟩. The second term is left out by `first_order` and taken by central
+    differences by `darts`. `one_step` takes it exactly: from the graph of the first gradient where `keeps_graph`, else from
+    a gradient that is computed again, as mlo does, which holds less memory meanwhile.
+    """
+
+    def __init__(self, setting: Setting, engine: str, begin: Start, *, keeps_graph: bool = False) -> None:
+        self._setting, self._engine, self._keeps_graph = setting, engine, keeps_graph
+        self.network, self.upper = copy.deepcopy(begin.network), copy.deepcopy(begin.upper)
+        self._before = copy.deepcopy(self.network)  # holds W while `network` moves on to W'
+        self._sgd, self._adam = optimizers(self.network, self.upper)
+        self._training, self._validation = itertools.cycle(begin.training), itertools.cycle(begin.validation)
+        self._w, self._w_before = list(self.network.parameters()), list(self._before.parameters())
+        self._a = list(self.upper.parameters())
+
+    def step(self) -> None:
+        """Makes one round."""
+        batch = next(self._training)
+        if self._engine != "first_order":
+            with torch.no_grad():
+                torch._foreach_copy_(self._w_before, self._w)
+        graph: Sequence[Tensor] | None = None
+        if self._keeps_graph:
+            graph = self._gradient_before(batch)
+            gradient = [g.detach() for g in graph]
+        else:
+            gradient = list(torch.autograd.grad(self._lower(self.network, batch), self._w))
+        _move(self._sgd, self._w, gradient)
+        loss = self._setting.upper_loss(self.upper, next(self._validation), weights=self.network)
+        if self._engine == "first_order":
+            _move(self._adam, self._a, torch.autograd.grad(loss, self._a))
+            return
+        direct, *v = torch.autograd.grad(loss, [*self._a, *self._w], allow_unused=True)
+        q = torch._foreach_mul(v, LEARNING_RATE)
+        implicit = self._difference(batch, q) if self._engine == "darts" else self._exact(batch, q, graph)
+        _move(self._adam, self._a, [-implicit if direct is None else direct - implicit])
+
+    def _lower(self, network: nn.Module, batch: Batch) -> Tensor:
+        return self._setting.lower_loss(network, batch, upper=self.upper)
+
+    def _gradient_before(self, batch: Batch) -> Sequence[Tensor]:
+        return torch.autograd.grad(self._lower(self._before, batch), self._w_before, create_graph=True)
+
+    def _exact(self, batch: Batch, q: Sequence[Tensor], graph: Sequence[Tensor] | None) -> Tensor:
+        """∇_a ⟨∇_W L(W, a), q⟩."""
+        (found,) = torch.autograd.grad(graph or self._gradient_before(batch), self._a, grad_outputs=q)
+        return found
+
+    def _difference(self, batch: Batch, q: Sequence[Tensor]) -> Tensor:
+        """The same by (∇_a L(W + e q, a) - ∇_a L(W - e q, a)) / 2e, e as mlo chooses it (`mlo.FiniteDifference`)."""
+        moved, norms = (torch.stack(torch._foreach_norm(tensors)).tolist() for tensors in (q, self._w_before))
+        sizes = [max(norm, 0.01 * math.sqrt(w.numel())) for norm, w in zip(norms, self._w_before, strict=True)]
+        e = math.cbrt(torch.finfo(q[0].dtype).eps) * min(s / u for s, u in zip(sizes, moved, strict=True) if u > 0.0)
+        found = []
+        for shift in (e, -2.0 * e):
+            with torch.no_grad():
+                torch._foreach_add_(self._w_before, q, alpha=shift)
+            found += torch.autograd.grad(self._lower(self._before, batch), self._a)
+        return (found[0] - found[1]) / (2.0 * e)
+
+
+def _move(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+    for parameter, g in zip(parameters, gradient, strict=True):
+        parameter.grad = g
+    optimizer.step()
+
+
+# ------------------------------------------------------------------ equality and time
+
+
+def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None) -> float:
+    """Makes rounds on all sides in float64 and returns the largest relative difference of what they moved.
+
+    Raises:
+        SystemExit: if it is above the engine's tolerance.
+    """
+    sides = [WithMlo(setting, engine, begin, on_nonfinite), ByHand(setting, engine, begin)]
+    if engine == "one_step":
+        sides.append(ByHand(setting, engine, begin, keeps_graph=True))
+    for side in sides:
+        for _ in range(CHECKED_ROUNDS):
+            side.step()
+    worst = 0.0
+    origin = {**dict(begin.network.named_parameters()), **dict(begin.upper.named_parameters())}
+    moved = [
+        {
+            key: parameter.detach() - origin[key].detach()
+            for module in (side.network, side.upper)
+            for key, parameter in module.named_parameters()
+        }
+        for side in sides
+    ]
+    for other in moved[1:]:
+        worst = max(worst, *(relative_error(moved[0][key], other[key]) for key in other))
+    if worst > TOLERANCES.get(engine, 1e-10):
+        raise SystemExit(f"{engine}: after {CHECKED_ROUNDS} rounds the two sides differ by {worst:.1e}.")
+    return worst
+
+
+def clock(device: torch.device) -> float:
+    """Seconds: of this process's processor time on a CPU, where other jobs run too; of the wall on a GPU, when it is idle."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def turns(sides: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of single rounds, in turns; every side comes first, second and so on equally often."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    orders: Iterator[Sequence[str]] = itertools.cycle(itertools.permutations(sides))
+    for repeat in range(-3, repeats):
+        for name in next(orders):
+            began = clock(device)
+            sides[name]()
+            ended = clock(device)
+            if repeat >= 0:
+                times[name].append(ended - began)
+    return times
+
+
+def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
+    """The rows of a table: medians, and quartiles of the ratios to the loop by hand of the same turn."""
+    hand = times["by hand"]
+    for side, found in times.items():
+        ratios = [100.0 * (a / b - 1.0) for a, b in zip(found, hand, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        overhead = 100.0 * (statistics.median(found) / statistics.median(hand) - 1.0)
+        cells = [name, engine, side, f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}",
+                 f"{overhead:+.1f}", f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}"]  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
+def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
+    """The functions in which rounds spend most of their own time, as the rows of a table."""
+    profiler = cProfile.Profile()
+    profiler.enable()
+    for _ in range(rounds):
+        work()
+    profiler.disable()
+    yield "| function | ms a round, own | ms a round, all | calls a round |\n|---|---|---|---|"
+    entries = pstats.Stats(profiler).get_stats_profile().func_profiles
+    for key, entry in sorted(entries.items(), key=lambda item: -item[1].tottime)[:25]:
+        where = f"{entry.file_name.rpartition('/')[2]}:{entry.line_number} " if entry.line_number else ""
+        per_round = [1e3 * seconds / rounds for seconds in (entry.tottime, entry.cumtime)]
+        calls = int(str(entry.ncalls).partition("/")[0]) / rounds
+        yield f"| {where}{key} | {per_round[0]:.3f} | {per_round[1]:.3f} | {calls:.0f} |"
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument(
+        "--repeats", type=int, default=300, help="rounds of each side, in turns, after three not counted"
+    )
+    parser.add_argument("--only", default="", help="only problems or engines whose name holds this")
+    parser.add_argument("--on-nonfinite", default="stop", choices=("stop", "none"), help="mlo's option of that name")
+    parser.add_argument(
+        "--profile", action="store_true", help="also the functions in which mlo's rounds spend their time"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a small network, few rounds: only shows that all are equal"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(args.device)
+    on_nonfinite = None if args.on_nonfinite == "none" else args.on_nonfinite
+    hidden, repeats = (8, 3) if args.quick else (680, args.repeats)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
+    size = sum(parameter.numel() for parameter in Perceptron(hidden).parameters())
+    print(f"torch {torch.__version__}, {where}, {size:,} parameters, batch {args.batch_size}, float32\n")
+    chosen = [
+        (name, setting, engine)
+        for name, setting in SETTINGS.items()
+        for engine in setting.engines
+        if args.only in f"{name}, {engine}"
+    ]
+    print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |\n|---|---|---|")
+    for name, setting, engine in chosen:
+        begin = start(setting, hidden, args.batch_size, device, torch.float64)
+        print(f"| {name} | {engine} | {check(setting, engine, begin, on_nonfinite):.1e} |", flush=True)
+    head = ("problem", "engine", "side", "ms", "least", "overhead %", "in a turn, %", "quartiles")
+    print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    profiles: list[str] = []
+    for name, setting, engine in chosen:
+        begin = start(setting, hidden, args.batch_size, device, torch.float32)
+        sides: dict[str, Callable[[], object]] = {
+            "by hand": ByHand(setting, engine, begin).step,
+            "by hand, again": ByHand(setting, engine, begin).step,
+            "mlo": WithMlo(setting, engine, begin, on_nonfinite).step,
+        }
+        if engine == "one_step":
+            sides["by hand, graph kept"] = ByHand(setting, engine, begin, keeps_graph=True).step
+        for line in rows(name, engine, turns(sides, repeats, device)):
+            print(line, flush=True)
+        if args.profile:
+            profiles += [f"\n{name}, {engine}:\n", *profile(sides["mlo"], repeats)]
+    print("\n".join(profiles))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The search on a GPU: supernets and steps equal to those of a CPU in float64, steps that do not wait, and the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import mlo
+from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.modules import build_modules
+from lfmcw_app.problems import build_search
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.supernet import Architecture, Supernet
+from mlo.testing import relative_error
+
+CPU = torch.device("cpu")
+SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+"""Without ReLU and max pooling, where a rounding chooses another branch."""
+
+
+@pytest.fixture
+def fixed_noise(monkeypatch):
+    """Generators that draw the same noise on every device, whose random streams differ."""
+
+    def noise(generator, labels):
+        entries = torch.arange(len(labels) * generator.noise_dim, dtype=torch.float64).sin()
+        return entries.view(len(labels), -1).to(labels.device, generator.mean.dtype)
+
+    monkeypatch.setattr(ImageGenerator, "noise", noise)
+
+
+def search(device, dtype=torch.float64, *, on_device=False, **options):
+    """The search of a small recipe on digits; with `on_device` on batches that are there already, and looking at nothing."""
+    recipe = load_recipe(
+        "smoke",
+        overrides={
+            "search.channels": 4, "search.nodes": 2, "search.batch_size": 12, "search.generator.channels": 4,
+            "search.generator.noise_dim": 6, **{f"search.{key}": value for key, value in options.items()},
+        },
+    )  # fmt: skip
+    torch.manual_seed(3)
+    dataset = load_dataset("digits")
+    train, validation = search_split(dataset, 200, seed=1)
+    modules = build_modules(
+        recipe.search, dataset, primitives=SMOOTH, activation="silu", device=device, dtype=dtype
+    )  # which draws on the CPU
+    optimizer = build_search(recipe, dataset, train, validation, modules, device=device, dtype=dtype)
+    if not on_device:
+        return optimizer
+    problems = [
+        mlo.Problem(
+            name,
+            module=problem.module,
+            optimizer=problem.optimizers,
+            scheduler=problem.schedulers or None,
+            loss=problem.loss,
+            players=problem.players or None,
+            grad_clip=problem.grad_clip,
+            data=[next(iter(problem.data)) for _ in range(3)],
+        )
+        for name, problem in optimizer.problems.items()
+    ]
+    engines = "first_order" if recipe.search.order == "first" else recipe.search.hypergradient
+    return mlo.MultilevelOptimizer(problems, engines, on_nonfinite=None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": "first"},
+        {"order": "second"},
+        {"order": "second", "hypergradient": "cg", "method": "darts"},
+        {"order": "first", "space": "pcdarts"},
+    ],
+    ids=lambda options: ", ".join(options.values()),
+)
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_rounds_of_a_search_equal_those_on_the_cpu(device, fixed_noise, options):
+    searches = [search(where, **options) for where in (CPU, device)]
+    for _ in range(2):
+        losses = [optimizer.step().losses for optimizer in searches]
+        assert set(losses[0]) == set(losses[1])
+        gradients = [{key: g.cpu() for key, g in optimizer.gradient("arch").items()} for optimizer in searches]
+        assert relative_error(gradients[1], gradients[0]) < 1e-8
+    for name, problem in searches[1].problems.items():
+        assert problem.device.type == device.type
+        moved = {key: parameter.detach().cpu() for key, parameter in problem.parameters.items()}
+        expected = {key: parameter.detach() for key, parameter in searches[0].problems[name].parameters.items()}
+        assert relative_error(moved, expected) < 1e-8
+
+
+@pytest.mark.parametrize("partial_channels", [1, 4], ids=["darts", "pcdarts"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_a_supernet_and_its_derivatives_equal_those_on_the_cpu(device, partial_channels, checkpointing):
+    torch.manual_seed(0)
+    options = {"partial_channels": partial_channels, "checkpointing": checkpointing, "primitives": PRIMITIVES}
+    network = Supernet(in_channels=3, num_classes=10, channels=8, layers=3, nodes=3, **options).double()
+    arch = Architecture(3, PRIMITIVES, edge_weights=partial_channels > 1, scale=0.5).double()
+    images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.arange(6)
+    found = []
+    for where in (CPU, device):
+        network.to(where)
+        arch.to(where)
+        variables = [*network.parameters(), *arch.parameters()]
+        logits = network(images.to(where), arch())
+        gradient = torch.autograd.grad(F.cross_entropy(logits, labels.to(where)), variables, create_graph=True)
+        product = sum((g * g.detach().sin()).sum() for g in gradient)
+        second = torch.autograd.grad(product, variables, allow_unused=True)
+        found.append([t.detach().cpu() for t in (logits, *gradient, *second) if t is not None])
+    assert len(found[0]) == len(found[1]) > 2 * len(list(arch.parameters()))
+    assert relative_error(dict(enumerate(found[1])), dict(enumerate(found[0]))) < 1e-10
+
+
+def test_a_first_order_round_does_not_wait_for_the_device(device):
+    """Beyond the batches, which are on the device already, and the check for numbers that are lost, which is off."""
+    optimizer = search(device, torch.float32, on_device=True, order="first")
+    for _ in range(2):
+        optimizer.step()  # compiles kernels, and makes the optimizers' states
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        record = optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(parameter.isfinite().all() for p in optimizer.problems.values() for parameter in p.parameters.values())
+    assert set(record.losses) == {"w1", "gan", "w2", "arch"}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "lfmcw_app.run", "--threads=1", *map(str, arguments)]
+
+
+def test_a_killed_run_goes_on_from_where_it_was(device, tmp_path):
+    settings = {
+        "search.channels": 4, "search.nodes": 1, "search.steps": 12, "search.batch_size": 8, "search.generator.channels": 2,
+        "search.generator.noise_dim": 4, "checkpoint_every": 2, "data.search_images": 80, "data.train_images": 60,
+        "data.test_images": 50, "evaluation.channels": 4, "evaluation.epochs": 2, "evaluation.batch_size": 16,
+    }  # fmt: skip
+    where = f"--device={device.type}"
+    folder, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    options = [f"--set={key}={value}" for key, value in settings.items()]
+    with subprocess.Popen(command("digits", where, "--out", folder, *options), stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 200
+            while not log.exists() or len(log.read_text().splitlines()) < 4:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    before = log.read_text().splitlines()[:2]
+    assert not (folder / "result.json").exists()
+    resumed = subprocess.run(command("--resume", folder, where), capture_output=True, text=True, timeout=250)
+    assert resumed.returncode == 0, resumed.stderr
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_images"] == 50
+    lines = log.read_text().splitlines()
+    assert lines[:2] == before
+    rounds = [entry["round"] for entry in map(json.loads, lines) if entry["phase"] == "search"]
+    assert rounds == list(range(1, settings["search.steps"] + 1))
+    gpu = json.loads((folder / "environment.json").read_text())["gpu"]
+    assert gpu == (torch.cuda.get_device_name() if device.type == "cuda" else None)
