@@ -6,7 +6,7 @@ of. Re-evaluating it never changes a live tensor: other tensors take the places 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -248,24 +248,23 @@ class Evaluation:
         evaluation, and what *it* depends on becomes an input instead.
         """
         found: dict[tuple[str, int], Input] = {}
+        self._collect((Input(name, None) for name in self.reads), found)
+        return tuple(found.values())
 
-        def visit(item: Input) -> None:
+    def _collect(self, items: Iterable[Input], found: dict[tuple[str, int], Input]) -> None:
+        # A method, since a closure that calls itself is a circle that would keep the evaluation until the collector runs.
+        for item in items:
             if item.solution is None and item.name == self.problem.name:
-                return
+                continue
             solution = item.solution or self.lowers.get(item.name)
             if solution is None:
                 found.setdefault((item.name, 0), item)
             elif solution.engine.drops_implicit_term:
-                return
+                continue
             elif solution.name in self.dependent:
-                for inner in solution.free_inputs:
-                    visit(inner)
+                self._collect(solution.free_inputs, found)
             else:
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
-
-        for name in self.reads:
-            visit(Input(name, None))
-        return tuple(found.values())
 
 
 @dataclass(frozen=True, eq=False)

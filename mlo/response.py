@@ -280,8 +280,11 @@ class Pullback:
             fixed=self.context.fixed,
         )
         reads = {name: context.value(name) for name in evaluation.reads}
-        with evaluation.losses(parameters, reads, players=players, parts=parts) as losses:
-            yield losses
+        try:
+            with evaluation.losses(parameters, reads, players=players, parts=parts) as losses:
+                yield losses
+        finally:
+            responses.clear()  # as in `total_gradient`: a circle that nothing would free
 
     def _names(self, item: Input) -> Sequence[str]:
         if item.solution is not None:

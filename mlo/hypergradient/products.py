@@ -281,7 +281,7 @@ class FiniteDifferenceSystem(LinearSystem):
                 continue
             points = {
                 sign / (2.0 * e): {
-                    name: value + sign * e * directions[name] if name in directions else value
+                    name: value.add(directions[name], alpha=sign * e) if name in directions else value
                     for name, value in self._theta.items()
                 }
                 for sign in (1.0, -1.0)
@@ -313,7 +313,7 @@ class FiniteDifferenceSystem(LinearSystem):
         # The places of the first point are held until the shared parts are differentiated, as checkpointing needs it.
         with torch.enable_grad(), ExitStack() as stack:
             for weight, parameters in points.items():
-                theta = {name: t.detach().clone().requires_grad_(not in_inputs) for name, t in parameters.items()}
+                theta = {name: t.detach().requires_grad_(not in_inputs) for name, t in parameters.items()}
                 losses = stack.enter_context(self.call.losses(theta, inputs, players=(player,), parts=parts))
                 leaves = parts.leaves if parts is not None else []
                 like = [*(of if in_inputs else theta.values()), *leaves]
