@@ -1,11 +1,13 @@
 """What mlo costs: its rounds beside loops written by hand in plain PyTorch that make the same updates, in one process.
 
-The lower problem is a perceptron of 1.0 M parameters under SGD with momentum; above it, under Adam, either mixtures of
-activations, which both losses read, or weights of classes, which only the lower loss reads. All sides first make the same
+The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the hardest case, since its
+rounds take the least time, a perceptron; above it, under Adam, either mixtures of activations, which both losses read, or
+weights of classes, which only the lower loss reads. All sides first make the same
 rounds in float64, after which their parameters must be equal. Then single rounds of all, and of a second copy of the loop by
 hand, take turns; by how much the second copy differs from the first is the noise.
 
     python benchmarks/overhead.py                     # on one thread of the CPU, about 5 minutes
+    python benchmarks/overhead.py --network convolutional
     python benchmarks/overhead.py --device cuda
     python benchmarks/overhead.py --profile           # also the functions in which mlo spends its own time
     python benchmarks/overhead.py --quick             # a small network: only shows that the two are equal
@@ -23,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +63,32 @@ class Perceptron(nn.Module):
         return logits
 
 
+class Convolutional(nn.Module):
+    """Three convolutions of 28×28 images, to 7×7, with batch norm; two mixtures of activations, as the perceptron has."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
+            for inputs, outputs, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+        )
+        self.head = nn.Linear(4 * width, CLASSES)
+
+    def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """Returns logits, [B, CLASSES]."""
+        x = x.view(-1, 1, 28, 28)
+        for index, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            mixed = mixing is not None and index < len(mixing)
+            x = mixing[index, 0] * x.relu() + mixing[index, 1] * x.tanh() if mixed else x.relu()
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+NETWORKS = {"perceptron": (Perceptron, 680, 8), "convolutional": (Convolutional, 105, 4)}
+"""Name → class, its width for 1.0 M parameters, and for `--quick`."""
+
+
 class Upper(nn.Module):
     """The upper problem's parameters, in one tensor."""
 
@@ -68,23 +97,23 @@ class Upper(nn.Module):
         self.value = nn.Parameter(torch.zeros(shape))
 
 
-def mixed_lower(weights: Perceptron, batch: Batch, *, upper: Upper) -> Tensor:
+def mixed_lower(weights: nn.Module, batch: Batch, *, upper: Upper) -> Tensor:
     """Cross entropy of the network with mixed activations."""
     return F.cross_entropy(weights(batch[0], upper.value.softmax(1)), batch[1])
 
 
-def mixed_upper(upper: Upper, batch: Batch, *, weights: Perceptron) -> Tensor:
+def mixed_upper(upper: Upper, batch: Batch, *, weights: nn.Module) -> Tensor:
     """The same on validation data."""
     return mixed_lower(weights, batch, upper=upper)
 
 
-def weighted_lower(weights: Perceptron, batch: Batch, *, upper: Upper) -> Tensor:
+def weighted_lower(weights: nn.Module, batch: Batch, *, upper: Upper) -> Tensor:
     """Cross entropy in which every class has a weight."""
     losses = F.cross_entropy(weights(batch[0]), batch[1], reduction="none")
     return (losses * upper.value.exp()[batch[1]]).mean()
 
 
-def weighted_upper(upper: Upper, batch: Batch, *, weights: Perceptron) -> Tensor:
+def weighted_upper(upper: Upper, batch: Batch, *, weights: nn.Module) -> Tensor:
     """Plain cross entropy on validation data."""
     return F.cross_entropy(weights(batch[0]), batch[1])
 
@@ -113,16 +142,18 @@ SETTINGS = {
 class Start:
     """What both sides begin with: modules, which they copy, and batches."""
 
-    network: Perceptron
+    network: nn.Module
     upper: Upper
     training: list[Batch]
     validation: list[Batch]
 
 
-def start(setting: Setting, hidden: int, batch_size: int, device: torch.device, dtype: torch.dtype) -> Start:
+def start(
+    setting: Setting, make: Callable[[], nn.Module], batch_size: int, device: torch.device, dtype: torch.dtype
+) -> Start:
     """Makes modules and eight batches of noise for each loss."""
     torch.manual_seed(0)
-    network, upper = Perceptron(hidden), Upper(*setting.shape)
+    network, upper = make(), Upper(*setting.shape)
     batches = [
         (torch.randn(batch_size, INPUTS).to(device, dtype), torch.randint(CLASSES, (batch_size,)).to(device))
         for _ in range(16)
@@ -312,6 +343,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--network", default="perceptron", choices=tuple(NETWORKS))
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(
         "--repeats", type=int, default=300, help="rounds of each side, in turns, after three not counted"
@@ -328,10 +360,13 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     on_nonfinite = None if args.on_nonfinite == "none" else args.on_nonfinite
-    hidden, repeats = (8, 3) if args.quick else (680, args.repeats)
+    network, width, small = NETWORKS[args.network]
+    make, repeats = partial(network, small if args.quick else width), 3 if args.quick else args.repeats
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
-    size = sum(parameter.numel() for parameter in Perceptron(hidden).parameters())
-    print(f"torch {torch.__version__}, {where}, {size:,} parameters, batch {args.batch_size}, float32\n")
+    size = sum(parameter.numel() for parameter in make().parameters())
+    print(
+        f"torch {torch.__version__}, {where}, {args.network}, {size:,} parameters, batch {args.batch_size}, float32\n"
+    )
     chosen = [
         (name, setting, engine)
         for name, setting in SETTINGS.items()
@@ -340,13 +375,13 @@ def main() -> None:
     ]
     print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |\n|---|---|---|")
     for name, setting, engine in chosen:
-        begin = start(setting, hidden, args.batch_size, device, torch.float64)
+        begin = start(setting, make, args.batch_size, device, torch.float64)
         print(f"| {name} | {engine} | {check(setting, engine, begin, on_nonfinite):.1e} |", flush=True)
     head = ("problem", "engine", "side", "ms", "least", "overhead %", "in a turn, %", "quartiles")
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     profiles: list[str] = []
     for name, setting, engine in chosen:
-        begin = start(setting, hidden, args.batch_size, device, torch.float32)
+        begin = start(setting, make, args.batch_size, device, torch.float32)
         sides: dict[str, Callable[[], object]] = {
             "by hand": ByHand(setting, engine, begin).step,
             "by hand, again": ByHand(setting, engine, begin).step,

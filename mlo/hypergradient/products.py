@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -279,14 +279,7 @@ class FiniteDifferenceSystem(LinearSystem):
             )
             if not e:
                 continue
-            points = {
-                sign / (2.0 * e): {
-                    name: value.add(directions[name], alpha=sign * e) if name in directions else value
-                    for name, value in self._theta.items()
-                }
-                for sign in (1.0, -1.0)
-            }
-            terms = self._weighted_gradients(player, points, in_inputs=in_inputs)
+            terms = self._weighted_gradients(player, self._both_sides(directions, e), in_inputs=in_inputs)
             total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         if total is None:
             of = self.call.wanted_of(self.call.inputs) if in_inputs else self.parameters
@@ -295,32 +288,40 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _gradient_at(self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool) -> list[Tensor]:
         """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
-        return self._weighted_gradients(player, {1.0: parameters}, in_inputs=in_inputs)
+        return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
+
+    def _both_sides(self, directions: Mapping[str, Tensor], e: float) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        """1 / 2e and θ + e u, then −1 / 2e and θ − e u, one after the other in the same memory."""
+        moved: dict[str, Tensor] = {}
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                for name, direction in directions.items():
+                    # By torch.add and from θ: to go back by −2e would leave the rounding of two sums.
+                    moved[name] = torch.add(self._theta[name], direction, alpha=sign * e, out=moved.get(name))
+            yield sign / (2.0 * e), {**self._theta, **moved}
 
     def _weighted_gradients(
-        self, player: str, points: Mapping[float, Mapping[str, Tensor]], *, in_inputs: bool
+        self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
     ) -> list[Tensor]:
-        """Σ w ∇ of a player's loss at θ, over weights w and `points` θ, in the wanted inputs or in the parameters.
+        """Σ w ∇ of a player's loss at θ, over pairs of a weight w and a point θ, in the wanted inputs or in the parameters.
 
         What the loss computes of the inputs alone (`mlo.once`) is computed and differentiated once for all points.
         """
         inputs = [t.detach().requires_grad_(t.requires_grad and in_inputs) for t in self.call.input_aliases()]
         of = self.call.wanted_of(inputs)
         # (A loss that reads a solution that depends on this problem, and so on θ, gets no finite differences.)
-        generators = self.call.solution.evaluation.problem.generators
-        parts = SharedParts(self.problem, generators) if len(points) > 1 else None
+        parts = SharedParts(self.problem, self.call.solution.evaluation.problem.generators)
         total: list[Tensor] | None = None
         # The places of the first point are held until the shared parts are differentiated, as checkpointing needs it.
         with torch.enable_grad(), ExitStack() as stack:
-            for weight, parameters in points.items():
+            for weight, parameters in points:
                 theta = {name: t.detach().requires_grad_(not in_inputs) for name, t in parameters.items()}
                 losses = stack.enter_context(self.call.losses(theta, inputs, players=(player,), parts=parts))
-                leaves = parts.leaves if parts is not None else []
-                like = [*(of if in_inputs else theta.values()), *leaves]
+                like = [*(of if in_inputs else theta.values()), *parts.leaves]
                 scaled = [term * weight for term in gradients(losses[player], like)]
                 total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
             assert total is not None
-            if parts is None or not parts.leaves:
+            if not parts.leaves:
                 return total
             direct, cotangents = total[: len(of)], total[len(of) :]
             through = parts.gradients(cotangents, of)

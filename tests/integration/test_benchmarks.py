@@ -84,8 +84,9 @@ def test_search_steps_beside_the_original_operations():
 
 
 @pytest.mark.slow
-def test_overhead_beside_the_same_updates_written_by_hand():
-    printed = output_of("overhead.py", "--quick")
+@pytest.mark.parametrize("network", ["perceptron", "convolutional"])
+def test_overhead_beside_the_same_updates_written_by_hand(network):
+    printed = output_of("overhead.py", "--quick", "--network", network)
     equal = rows_after(printed.split("\n\n| problem | engine | side |")[0], "| problem | engine | largest")
     assert {tuple(row[:2]) for row in equal} == {
         *(("mixed activations", engine) for engine in ("first_order", "darts", "one_step")),
