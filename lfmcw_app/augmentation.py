@@ -10,11 +10,18 @@ from torch.nn import functional as F
 
 from lfmcw_app.recipe import Augmentation
 
-__all__ = ["CROP_DRAWS", "Part", "adjust_colors", "augmented", "crop_box", "jittered", "rows_of"]
+__all__ = ["CROP_DRAWS", "Part", "adjust_colors", "augmented", "crop_box", "jittered", "rows_of", "sent"]
 
 
 Part = tuple[int, int]
 """(Number of a part, number of equal parts) of a batch."""
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device; to a GPU it goes without the CPU waiting for it, which needs pinned memory."""
+    if torch.device(device).type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def rows_of(draws: Tensor, part: Part) -> Tensor:
@@ -49,7 +56,8 @@ def augmented(
         mirror = rows_of(torch.rand(total, 1, generator=generator), part) < 0.5
         columns = torch.where(mirror, columns.flip(1), columns)
     if how.crop_padding or how.flip:
-        example = torch.arange(count)[:, None, None]
+        example = torch.arange(count, device=images.device)[:, None, None]
+        rows, columns = sent(rows, images.device), sent(columns, images.device)
         images = images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
     if how.cutout:
         # DARTS's square: centred on a random pixel, clipped at the borders.
@@ -59,7 +67,7 @@ def augmented(
             offset = torch.arange(size) - centre
             inside.append((offset >= -(how.cutout // 2)) & (offset < how.cutout // 2))
         hole = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        images = images.masked_fill(hole.to(images.device), 0.0)
+        images = images.masked_fill(sent(hole, images.device), 0.0)
     return images
 
 
@@ -131,8 +139,8 @@ def adjust_colors(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         for kind, adjust in enumerate(adjustments):
             members = ((order[:, step] == kind) & (factors[:, kind] != (0.0 if kind == 3 else 1.0))).nonzero()[:, 0]
             if len(members):
-                factor = factors[members, kind].view(-1, 1, 1, 1).to(images)
-                members = members.to(images.device)
+                factor = sent(factors[members, kind].view(-1, 1, 1, 1), images.device).to(images.dtype)
+                members = sent(members, images.device)
                 images[members] = adjust(images[members], factor)
     return images
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of
+from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of, sent
 from lfmcw_app.errors import InputError
 from lfmcw_app.folders import ImageFiles, random_crops
 from lfmcw_app.readers import DATASETS, NOISE, Images, read_folder, read_noise, stratified
@@ -21,10 +21,11 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
-    "load_dataset", "search_counts", "search_split", "short_name", "stratified", "subset",
+    "load_dataset", "resident", "search_counts", "search_split", "short_name", "stratified", "subset",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"
+RESIDENT_SHARE = 0.1
 # Of ImageNet's training images, as everybody uses them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -181,13 +182,27 @@ def subset(images: Images, limit: int | None, seed: int) -> Images:
     return images[stratified(images.labels, limit, seed)[0]]
 
 
+def resident(images: Images, how: Augmentation, device: torch.device | str) -> Images:
+    """The images with their pixels on a GPU, so that batches are cut out there instead of being sent.
+
+    The pixels stay where they are if the device is a CPU, if they are in files, if the CPU cuts windows out of them
+    (`resized_crop`), or if they would take more than `RESIDENT_SHARE` of the GPU's free memory.
+    """
+    device, pixels = torch.device(device), images.pixels
+    if device.type != "cuda" or not isinstance(pixels, Tensor) or how.resized_crop:
+        return images
+    if pixels.numel() > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return images
+    return replace(images, pixels=pixels.to(device))
+
+
 class Batches:
     """An endless stream of normalised batches; batch k of a stream depends on the seed and k alone.
 
     So streams with one seed are synchronised without sharing anything, and a position is one number.
 
     Args:
-        images: the images; at least one batch of them.
+        images: the images; at least one batch of them. Streams share those that are on the device already (`resident`).
         dataset: gives the normalisation.
         batch_size: examples in a batch; the last ones of a pass that do not fill a batch wait for another pass.
         seed: decides the order and the augmentation.
@@ -215,6 +230,7 @@ class Batches:
                 "use more images."
             )
         self._images = images
+        self._labels = sent(images.labels, device)
         self._num_classes = dataset.num_classes
         self._batch_size = batch_size
         self._seed = seed
@@ -234,20 +250,27 @@ class Batches:
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Returns batch `index` of the stream, or its part of it: images [B, C, H, W], normalised, and labels [B]."""
+        return self._prepared(self._chosen(index), index)
+
+    def labels(self, index: int) -> Tensor:
+        """The labels of batch `index`, [B], on the CPU."""
+        return self._images.labels[self._chosen(index)]
+
+    def _chosen(self, index: int) -> Tensor:
+        """The positions of the images of batch `index`, [B]."""
         epoch, within = divmod(index, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self._seed, epoch, 0))
             self._order = (epoch, torch.randperm(len(self._images), generator=generator))
         whole = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
-        return self._prepared(rows_of(whole, self._part), index)
+        return rows_of(whole, self._part)
 
     def of_classes(self, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Returns a batch like `batch` (index), but of one random image for each of `labels` [B], of its class.
+        """Returns a batch like `batch` (index), but of one random image for each of `labels` [B] (on the CPU), of its class.
 
         Raises:
             InputError: if a class has no image.
         """
-        labels = labels.cpu()
         by_class, counts = self._by_class
         if int(counts[labels].min()) == 0:
             raise InputError(
@@ -272,7 +295,7 @@ class Batches:
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
         images = augmented(images, self._augmentation, generator, self._normalise.black, self._part)
-        return images, self._images.labels[chosen].to(self._device)
+        return images, self._labels[sent(chosen, self._device)]
 
     def _photographs(self, chosen: Tensor, index: int) -> Tensor:
         """The chosen images in [0, 1], with the random changes that need the original image or its colours."""
@@ -280,8 +303,11 @@ class Batches:
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
         draws = rows_of(torch.rand(self._batch_size, *CROP_DRAWS, generator=generator), self._part)
         pixels = self._images.pixels
-        images = self._normalise.scaled(random_crops(pixels, chosen, draws) if how.resized_crop else pixels[chosen])
-        return jittered(images, how.color_jitter, generator, self._part)
+        if how.resized_crop:
+            images = random_crops(pixels, chosen, draws)
+        else:
+            images = pixels[sent(chosen, pixels.device) if isinstance(pixels, Tensor) else chosen]
+        return jittered(self._normalise.scaled(images), how.color_jitter, generator, self._part)
 
     def state_dict(self) -> dict[str, int]:
         """The position."""
@@ -309,7 +335,7 @@ class PairedBatches:
         while True:
             images, labels = self._train.batch(self.position)
             if self._matched:
-                validation = self._validation.of_classes(labels, self.position)
+                validation = self._validation.of_classes(self._train.labels(self.position), self.position)
             else:
                 validation = self._validation.batch(self.position)
             self.position += 1
@@ -349,7 +375,7 @@ class _Normaliser:
 
     def scaled(self, pixels: Tensor) -> Tensor:
         """Pixels of 0 to 255 → values in [0, 1], on the device."""
-        return pixels.to(self._device, self._dtype) / 255.0
+        return sent(pixels, self._device).to(self._dtype) / 255.0
 
     def centred(self, values: Tensor) -> Tensor:
         """Values in [0, 1] → normalised ones."""

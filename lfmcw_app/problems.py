@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 import mlo
-from lfmcw_app.data import Batches, Dataset, Images, PairedBatches
+from lfmcw_app.data import Batches, Dataset, Images, PairedBatches, resident
 from lfmcw_app.generators import GAMES, PlayerLosses
 from lfmcw_app.modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.ops import class_weighted_cross_entropy
@@ -166,6 +166,8 @@ def build_search(
         for module in modules:
             if module is not None:
                 SyncBatchNorm.convert(module)
+
+    train, validation = (resident(images, search.augmentation, device) for images in (train, validation))
 
     def batches(images: Images, stream: int) -> Batches:
         return Batches(

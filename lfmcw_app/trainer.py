@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.collapse import CollapseDetector, observe
-from lfmcw_app.data import Batches, Dataset, in_order, load_dataset, search_counts, search_split, short_name, subset
+from lfmcw_app.data import (
+    Batches, Dataset, in_order, load_dataset, resident, search_counts, search_split, short_name, subset,
+)  # fmt: skip
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
@@ -386,7 +388,7 @@ def build_training(
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
     batches = Batches(
-        subset(dataset.train, recipe.data.train_images, recipe.seed),
+        resident(subset(dataset.train, recipe.data.train_images, recipe.seed), how.augmentation, device),
         dataset,
         batch_size=how.batch_size,
         seed=recipe.seed,

@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional as F
 
 import mlo
-from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.data import Batches, load_dataset, resident, search_split
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import Augmentation, load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo.testing import relative_error
@@ -38,8 +38,8 @@ def fixed_noise(monkeypatch):
     monkeypatch.setattr(ImageGenerator, "noise", noise)
 
 
-def search(device, dtype=torch.float64, *, on_device=False, **options):
-    """The search of a small recipe on digits; with `on_device` on batches that are there already, and looking at nothing."""
+def search(device, dtype=torch.float64, **options):
+    """The search of a small recipe on digits."""
     recipe = load_recipe(
         "smoke",
         overrides={
@@ -53,24 +53,7 @@ def search(device, dtype=torch.float64, *, on_device=False, **options):
     modules = build_modules(
         recipe.search, dataset, primitives=SMOOTH, activation="silu", device=device, dtype=dtype
     )  # which draws on the CPU
-    optimizer = build_search(recipe, dataset, train, validation, modules, device=device, dtype=dtype)
-    if not on_device:
-        return optimizer
-    problems = [
-        mlo.Problem(
-            name,
-            module=problem.module,
-            optimizer=problem.optimizers,
-            scheduler=problem.schedulers or None,
-            loss=problem.loss,
-            players=problem.players or None,
-            grad_clip=problem.grad_clip,
-            data=[next(iter(problem.data)) for _ in range(3)],
-        )
-        for name, problem in optimizer.problems.items()
-    ]
-    engines = "first_order" if recipe.search.order == "first" else recipe.search.hypergradient
-    return mlo.MultilevelOptimizer(problems, engines, on_nonfinite=None)
+    return build_search(recipe, dataset, train, validation, modules, device=device, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +104,9 @@ def test_a_supernet_and_its_derivatives_equal_those_on_the_cpu(device, partial_c
 
 
 def test_a_first_order_round_does_not_wait_for_the_device(device):
-    """Beyond the batches, which are on the device already, and the check for numbers that are lost, which is off."""
-    optimizer = search(device, torch.float32, on_device=True, order="first")
+    """But for the check for numbers that are lost, which is off."""
+    optimizer = search(device, torch.float32, order="first")
+    optimizer.on_nonfinite = None
     for _ in range(2):
         optimizer.step()  # compiles kernels, and makes the optimizers' states
     torch.cuda.synchronize()
@@ -133,6 +117,30 @@ def test_a_first_order_round_does_not_wait_for_the_device(device):
         torch.cuda.set_sync_debug_mode("default")
     assert all(parameter.isfinite().all() for p in optimizer.problems.values() for parameter in p.parameters.values())
     assert set(record.losses) == {"w1", "gan", "w2", "arch"}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"crop_padding": 2, "flip": True, "cutout": 4},
+        {"flip": True, "color_jitter": (0.4, 0.4, 0.4, 0.1)},
+        {"resized_crop": True},
+    ],
+    ids=lambda how: ", ".join(how) or "plain",
+)
+def test_batches_equal_those_on_the_cpu(device, how):
+    dataset, augmentation = load_dataset("digits"), Augmentation(**how)
+    images = resident(dataset.train, augmentation, device)
+    assert images.pixels.device.type == ("cpu" if how.get("resized_crop") else device.type)
+    streams = [
+        Batches(pixels, dataset, batch_size=16, seed=3, augmentation=augmentation, device=where)
+        for pixels, where in ((dataset.train, CPU), (images, device))
+    ]
+    for (expected, labels), (found, found_labels), _ in zip(*streams, range(3)):
+        assert found.device.type == found_labels.device.type == device.type
+        assert torch.equal(found_labels.cpu(), labels)
+        assert torch.allclose(found.cpu(), expected, atol=1e-5)
 
 
 def command(*arguments):
