@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from lfmcw_app.collapse import CollapseDetector, observe
 from lfmcw_app.data import (
-    Batches, Dataset, in_order, load_dataset, resident, search_counts, search_split, short_name, subset,
+    Batches,
+    Dataset,
+    in_order,
+    load_dataset,
+    resident,
+    search_counts,
+    search_split,
+    short_name,
+    subset,
 )  # fmt: skip
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from html import escape
 from typing import Any, get_args
@@ -17,13 +17,12 @@ from mlo.batches import BatchStream
 from mlo.containers import tensors_of, versions_of
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
-from mlo.evaluation import Evaluation, LossModule
+from mlo.evaluation import LossModule
 from mlo.graph import DependencyGraph, Order
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.compatibility import check_engines, check_look_ahead, check_sharding
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
-from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.nonfinite import (
@@ -37,8 +36,8 @@ from mlo.nonfinite import (
 from mlo.problem import SINGLE_PLAYER, Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.records import Record
-from mlo.response import RecordedStep, Solution
 from mlo.sharding import is_sharded, total_norm
+from mlo.solutions import Solutions
 from mlo.state import check_state, copied
 from mlo.total_gradient import TotalGradient, total_gradient
 
@@ -101,22 +100,6 @@ class MultilevelOptimizer:
             name: LossModule(problem, {read: self.problems[read] for read in self.graph.reads[name]})
             for name, problem in self.problems.items()
         }
-        # Walking through the modules at every update would take longer than copying their buffers.
-        self._buffers = {
-            name: [(f"{prefix}." if prefix else "", m._buffers) for prefix, m in problem.module.named_modules()]
-            for name, problem in self.problems.items()
-        }
-        self._differentiated = {
-            lower
-            for name in self.problems
-            for lower in self.graph.responses(name)
-            if not self.engines[lower].drops_implicit_term
-        }
-        self._dependencies: dict[str, frozenset[str]] = {}
-        for name in self.problems:
-            own = frozenset({name, *self.graph.upper(name)})
-            self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in self.graph.lower(name)))
-        self._dependent = {name: self.graph.dependent(name) for name in self.problems}
         check_engines(self.graph, self.engines)
         self._looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         check_look_ahead(self.graph, self.engines, self._looks_ahead)
@@ -130,18 +113,21 @@ class MultilevelOptimizer:
             if problem.compile:
                 problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
         self._generators = [generator for problem in self.problems.values() for generator in problem.generators]
-        self._updates = dict.fromkeys(self.problems, 0)
         self._skips_in_a_row = dict.fromkeys(self.problems, 0)
         self._snapshot: dict[str, Any] | None = None  # what "rollback" goes back to, and how often it did
         self._rollbacks = 0
         self._warned: set[str] = set()
         self._examined: set[str] = set()
-        self._memory: dict[str, dict[str, Tensor]] = {name: {} for name in self.problems}
-        # What later gradients need of earlier updates: the evaluation of each problem's last update, its solution where
-        # the engine differentiates that update, and other solutions with the state of the updates they were made at.
-        self._current: dict[str, Evaluation] = {}
-        self._steps: dict[str, Solution] = {}
-        self._solutions: dict[tuple[str, bool], tuple[tuple[int, ...], Solution]] = {}
+        this = weakref.proxy(self)  # so that an optimizer that is let go of is freed at once, with all that it holds
+        self._solutions = Solutions(
+            self.graph,
+            self.engines,
+            self._modules,
+            self._streams,
+            parallel=self.parallel,
+            rests=lambda name: this._rests(name),
+            total_gradient=lambda name, batches, ahead: this._total_gradient(name, batches, live=False, ahead=ahead),
+        )
 
     @property
     def problems(self) -> dict[str, Problem]:
@@ -150,7 +136,7 @@ class MultilevelOptimizer:
 
     def __repr__(self) -> str:
         engines = ", ".join(
-            f"{name}: {self.engines[name].label}" for name in self.problems if name in self._differentiated
+            f"{name}: {self.engines[name].label}" for name in self.problems if name in self._solutions.differentiated
         )
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines or 'no response is differentiated'})"
 
@@ -192,9 +178,9 @@ class MultilevelOptimizer:
         if torch.is_inference_mode_enabled():
             raise ProblemError("A round cannot run under torch.inference_mode(), where nothing has a gradient.")
         record = Record(round=self.round + 1)
-        moving = [name for name in self._schedule if self.round >= self.problems[name].warmup_steps]
+        moving = [name for name in self._schedule if not self._rests(name)]
         if self._looks_ahead:
-            self._solutions.clear()  # the batches that come next are others
+            self._solutions.forget_looks_ahead()
         for index, name in enumerate(moving):
             try:
                 with self.around_update(name):
@@ -229,24 +215,16 @@ class MultilevelOptimizer:
             if other not in self.problems:
                 raise GraphError(f"There is no problem {other!r}. {nearest(other, self.problems)}")
         with self._unchanged():
-            return self._total_gradient(name, self._batches(name), live=False, fixed=held).gradient
+            return self._total_gradient(name, self._solutions.batches(name), live=False, fixed=held).gradient
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """Runs the body and leaves solutions, engines' memory and random state as they were."""
-        solutions, memory = dict(self._solutions), self._copied_memory()
-        with preserved(self._generators):
+        with self._solutions.preserved(), preserved(self._generators):
             yield
-        self._solutions = solutions
-        self._recall(memory)
 
-    def _copied_memory(self) -> dict[str, dict[str, Tensor]]:
-        return {name: dict(kept) for name, kept in self._memory.items()}  # its tensors are replaced, never changed
-
-    def _recall(self, memory: dict[str, dict[str, Tensor]]) -> None:
-        for name, kept in self._memory.items():
-            kept.clear()
-            kept.update(memory[name])
+    def _rests(self, name: str) -> bool:
+        return self.round < self.problems[name].warmup_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a run needs to go on, as tensors and plain values (loadable with `weights_only=True`).
@@ -276,9 +254,9 @@ class MultilevelOptimizer:
                     "optimizers": {key: copied(o.state_dict()) for key, o in problem.optimizers.items()},
                     "schedulers": {key: copied(s.state_dict()) for key, s in problem.schedulers.items()},
                     "data": self._streams[name].state_dict(),
-                    "updates": self._updates[name],
+                    "updates": self._solutions.updates[name],
                     "skips_in_a_row": self._skips_in_a_row[name],
-                    "memory": {key: tensor.clone() for key, tensor in self._memory[name].items()},
+                    "memory": {key: tensor.clone() for key, tensor in self._solutions.memory[name].items()},
                 }
                 for name, problem in self.problems.items()
             },
@@ -294,7 +272,7 @@ class MultilevelOptimizer:
         self._snapshot, self._rollbacks = None, 0
         for name in self.problems:
             recorded, moves = self.engines[name].recorded_steps, self.problems[name].steps
-            if name in self._differentiated and recorded > moves:
+            if name in self._solutions.differentiated and recorded > moves:
                 warn_user(
                     f"The engine {self.engines[name].label!r} of problem {name!r} differentiates {recorded} steps, of which "
                     f"a state holds none and a round makes {moves}: until there are as many, gradients are not those of a run "
@@ -342,14 +320,14 @@ class MultilevelOptimizer:
                 ) from error
             if position:
                 self._streams[name].load_state_dict(saved["data"])
-            self._updates[name] = saved["updates"]
+            self._solutions.updates[name] = saved["updates"]
             self._skips_in_a_row[name] = saved.get("skips_in_a_row", 0)
-            self._memory[name].clear()
-            self._memory[name].update(
+            self._solutions.memory[name].clear()
+            self._solutions.memory[name].update(
                 {key: tensor.to(problem.device, copy=True) for key, tensor in saved["memory"].items()}
             )
         self.round = state["round"]
-        self._current, self._steps, self._solutions = {}, {}, {}
+        self._solutions.forget()
         if position:
             random_state.restore(self._generators)
         if self.parallel is not None:
@@ -372,17 +350,17 @@ class MultilevelOptimizer:
         """Moves players of a problem; the last move of an update, of all players, is the one that is differentiated."""
         problem = self.problems[name]
         batches = self._draw(name)
-        if self.parallel is not None and self._updates[name] == 0:
+        if self.parallel is not None and self._solutions.updates[name] == 0:
             self.parallel.warn_of_equal_batches(name, tensors_of(batches))
-        memory = self._copied_memory()
+        memory = self._solutions.copied_memory()
         found = self._total_gradient(name, batches, live=True, moving=players)
         norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
-            self._recall(memory)
+            self._solutions.recall(memory)
             self._refuse(name, found, record)
             return
         self._skips_in_a_row[name] = 0
-        keeps_step = last and self._keeps_step(name)
+        keeps_step = last and self._solutions.keeps_step(name)
         step = None
         if keeps_step:
             step = OptimizerStep.capture(problem, linear_state=self.engines[name].applies_linear_steps)
@@ -403,23 +381,10 @@ class MultilevelOptimizer:
                 scheduler.step(float(found.losses.get(player, sum(found.losses.values()))))
             else:
                 scheduler.step()
-        self._updates[name] += 1
+        self._solutions.updates[name] += 1
         if not last:
             return
-        self._current[name] = found.evaluation
-        if step is not None:
-            recorded = RecordedStep(evaluation=found.evaluation, step=step)
-            earlier = self._steps[name].history if name in self._steps else ()
-            self._steps[name] = Solution(
-                name=name,
-                engine=self.engines[name],
-                value=dict(problem.parameters),
-                evaluation=found.evaluation,
-                step=step,
-                gradient=found.gradient,
-                history=(*earlier, recorded)[-self.engines[name].recorded_steps :],
-                memory=self._memory[name],
-            )
+        self._solutions.record(name, found, step)
         self._note(name, found, norm, record)
 
     @torch.no_grad()
@@ -442,8 +407,12 @@ class MultilevelOptimizer:
             problem,
             found,
             self.round + 1,
-            self._updates[name] + 1,
-            [other for other in self.problems if other in self.graph.responses(name) and other in self._differentiated],
+            self._solutions.updates[name] + 1,
+            [
+                other
+                for other in self.problems
+                if other in self.graph.responses(name) and other in self._solutions.differentiated
+            ],
             {other: self.problems[other] for other in self.graph.reads[name]},
             again,
         )
@@ -492,7 +461,9 @@ class MultilevelOptimizer:
         """
         ahead = ahead or name in self._looks_ahead
         found = total_gradient(
-            self._evaluation(name, batches, states=(), copy=live and self._keeps_step(name), ahead=ahead),
+            self._solutions.evaluation(
+                name, batches, states=(), copy=live and self._solutions.keeps_step(name), ahead=ahead
+            ),
             live=live,
             examine=None if name in self._examined else partial(self._examine, name),
             fixed=fixed,
@@ -507,7 +478,7 @@ class MultilevelOptimizer:
     def _examine(self, name: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
         """Refuses a loss, on its first batch, whose graph cannot give what is needed of it."""
         check_checkpointing(name, loss)
-        if name in self._differentiated and self.engines[name].products.differentiable:
+        if name in self._solutions.differentiated and self.engines[name].products.differentiable:
             check_double_backward(name, loss, parameters)
 
     def _explain_zero(self, name: str) -> None:
@@ -518,7 +489,7 @@ class MultilevelOptimizer:
         """
         earlier = list(self.problems)[: self.graph.position[name]]
         dropped = [other for other in earlier if self.engines[other].drops_implicit_term]
-        resting = [other for other in earlier if self.round < self.problems[other].warmup_steps]
+        resting = [other for other in earlier if self._rests(other)]
         if not dropped and not resting:
             raise ProblemError(
                 f"The loss of problem {name!r} does not depend on any parameter: it was detached, computed under "
@@ -556,129 +527,3 @@ class MultilevelOptimizer:
                     f"Engine {report.engine!r} did not converge on problem {report.problem!r}{residual}. {report.advice} "
                     "Later failures on this problem are only in the records."
                 )
-
-    # ------------------------------------------------------------------ solutions of lower problems
-
-    def _solution(self, name: str, *, ahead: bool) -> Solution:
-        """The problem's solution as those above it see it now, or, where they look ahead, as it will be."""
-        engine = self.engines[name]
-        rests = self.round < self.problems[name].warmup_steps
-        if engine.differentiates_step and name in self._steps and not rests and not ahead:
-            return self._steps[name]
-        # Made once, and again only after something that it depends on has moved.
-        stamp = (int(rests), *(self._updates[other] for other in sorted(self._dependencies[name])))
-        known = self._solutions.get((name, ahead))
-        if known is None or known[0] != stamp:
-            if rests or engine.drops_implicit_term:
-                solution = self._constant(name)
-            else:
-                look = self._look_ahead if engine.differentiates_step else self._stationary
-                solution = look(name, ahead=ahead)
-            known = self._solutions[name, ahead] = (stamp, solution)
-        return known[1]
-
-    def _constant(self, name: str) -> Solution:
-        """The current parameters as a constant: of a problem that rests, or whose derivative is dropped."""
-        problem = self.problems[name]
-        evaluation = Evaluation(
-            problem=problem, module=self._modules[name], reads=(), parameters={}, batches=(), random_states=(),
-            modes=(), versions=(), buffers={}, uppers={},
-        )  # fmt: skip
-        return Solution(name=name, engine=FirstOrder(), value=dict(problem.parameters), evaluation=evaluation)
-
-    def _stationary(self, name: str, *, ahead: bool) -> Solution:
-        """The current parameters as a solution of the problem's stationarity condition, at its current or next batches."""
-        current = None if ahead else self._current.get(name)
-        batches = self._batches(name, ahead=ahead)
-        now = RandomState.capture(self.problems[name].generators)
-        states = current.random_states if current is not None else (now,) * len(batches)
-        evaluation = self._evaluation(name, batches, states=states, copy=False, ahead=ahead)
-        if current is not None:
-            evaluation = replace(evaluation, modes=current.modes)
-        return Solution(
-            name=name,
-            engine=self.engines[name],
-            value=dict(self.problems[name].parameters),
-            evaluation=evaluation,
-            memory=self._memory[name],
-        )
-
-    def _look_ahead(self, name: str, *, ahead: bool) -> Solution:
-        """The solution of a problem that has not moved yet, or moves later: one step of its optimizer, made on copies."""
-        problem = self.problems[name]
-        found = self._total_gradient(name, self._batches(name, ahead=ahead), live=False, ahead=ahead)
-        step = OptimizerStep.capture(problem)
-        before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
-        after = step.apply(before, found.gradient)
-        return Solution(
-            name=name,
-            engine=self.engines[name],
-            value={key: value.detach() for key, value in after.items()},
-            evaluation=found.evaluation,
-            step=step,
-            gradient=found.gradient,
-            history=(RecordedStep(evaluation=found.evaluation, step=step),),
-            memory=self._memory[name],
-        )
-
-    def _evaluation(
-        self, name: str, batches: tuple[Any, ...], *, states: tuple[RandomState, ...], copy: bool, ahead: bool
-    ) -> Evaluation:
-        """Describes an evaluation of a problem's loss at its current parameters.
-
-        Args:
-            name: the problem.
-            batches: its batches.
-            states: the random state before each.
-            copy: whether the live parameters will move while the evaluation is still needed.
-            ahead: whether it looks ahead at the solutions that it reads.
-        """
-        problem = self.problems[name]
-        keeps_many = copy and self.engines[name].recorded_steps > 1
-
-        def held(tensor: Tensor) -> Tensor:
-            return tensor.detach().clone() if copy else tensor.detach()
-
-        return Evaluation(
-            problem=problem,
-            module=self._modules[name],
-            reads=self.graph.reads[name],
-            parameters={key: held(parameter) for key, parameter in problem.parameters.items()},
-            batches=batches,
-            random_states=states,
-            modes=self._modules[name].modes,
-            versions=tuple(map(versions_of, batches)),
-            buffers={
-                other: {
-                    prefix + key: buffer.detach().clone()
-                    for prefix, registry in self._buffers[other]
-                    for key, buffer in registry.items()
-                    if buffer is not None
-                }
-                for other in (name, *self.graph.reads[name])
-            },
-            uppers={
-                other: {key: held(parameter) for key, parameter in self.problems[other].parameters.items()}
-                for other in self.graph.values(name)
-            },
-            lowers={
-                lower: self._frozen(solution) if keeps_many else solution
-                for lower in self.graph.responses(name)
-                for solution in (self._solution(lower, ahead=ahead),)
-            },
-            dependent=self._dependent[name],
-            parallel=self.parallel,
-        )
-
-    @staticmethod
-    def _frozen(solution: Solution) -> Solution:
-        """A solution with a copy of its value, for records that outlive the next move of its problem."""
-        return replace(solution, value={key: tensor.detach().clone() for key, tensor in solution.value.items()})
-
-    def _batches(self, name: str, *, ahead: bool = False) -> tuple[Any, ...]:
-        """The batches of the problem's last update; before the first, or where asked for, those that it will draw next."""
-        current = None if ahead else self._current.get(name)
-        return current.batches if current is not None else self._streams[name].peek(self.problems[name].accumulate)
-
-    def _keeps_step(self, name: str) -> bool:
-        return name in self._differentiated and self.engines[name].differentiates_step

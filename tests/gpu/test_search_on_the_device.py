@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import mlo
 from lfmcw_app.data import Batches, load_dataset, resident, search_split
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.modules import build_modules
@@ -137,7 +136,7 @@ def test_batches_equal_those_on_the_cpu(device, how):
         Batches(pixels, dataset, batch_size=16, seed=3, augmentation=augmentation, device=where)
         for pixels, where in ((dataset.train, CPU), (images, device))
     ]
-    for (expected, labels), (found, found_labels), _ in zip(*streams, range(3)):
+    for _, (expected, labels), (found, found_labels) in zip(range(3), *streams, strict=False):
         assert found.device.type == found_labels.device.type == device.type
         assert torch.equal(found_labels.cpu(), labels)
         assert torch.allclose(found.cpu(), expected, atol=1e-5)

@@ -129,7 +129,9 @@ def test_the_kept_step_size_stays_near_the_largest_curvature_on_an_indefinite_he
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mlo.SolveWarning)
         list(fixed.optimizer.run(150))
-    kept = [float(v) for k, v in fixed.optimizer._memory["w"].items() if k.endswith("curvature")]
+    kept = [
+        float(v) for k, v in fixed.optimizer.state_dict()["problems"]["w"]["memory"].items() if k.endswith("curvature")
+    ]
     assert all(0.9 * float(eigenvalues.abs().max()) < value < 3.0 for value in kept)
 
 

@@ -113,7 +113,7 @@ def test_the_derivative_is_taken_where_the_step_was_made():
     optimizer.step()
     expected = optimizer.gradient("weights")["v"]
     with torch.no_grad():  # what the live parameters are does not enter the step that led to them
-        recorded = optimizer._steps["net"].evaluation.parameters
+        recorded = optimizer._solutions.find("net", ahead=False).evaluation.parameters
         assert all(not torch.equal(recorded[k], p) for k, p in optimizer.problems["net"].parameters.items())
     assert torch.equal(optimizer.gradient("weights")["v"], expected)
 

@@ -261,7 +261,8 @@ def test_the_term_that_is_lost_is_named(poisoned, term, engine):
         optimizer.step()
     assert caught.value.problem == "outer"
     assert caught.value.term == term
-    assert all(bool(torch.isfinite(kept).all()) for memory in optimizer._memory.values() for kept in memory.values())
+    memories = [saved["memory"] for saved in optimizer.state_dict()["problems"].values()]
+    assert all(bool(torch.isfinite(kept).all()) for memory in memories for kept in memory.values())
 
 
 def test_a_players_loss_is_named():

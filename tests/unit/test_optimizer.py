@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -375,5 +376,18 @@ def test_what_earlier_rounds_were_evaluated_at_is_freed_at_once(graph, engine):
         for _ in range(3):
             optimizer.step()
         assert alive() == before > 0
+    finally:
+        gc.enable()
+
+
+def test_an_optimizer_that_is_let_go_of_is_freed_at_once():
+    """A search of several stages makes one after the other, each with its supernets."""
+    optimizer = regression()
+    list(optimizer.run(2))
+    gone = weakref.ref(optimizer)
+    gc.disable()
+    try:
+        del optimizer
+        assert gone() is None
     finally:
         gc.enable()
