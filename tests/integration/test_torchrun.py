@@ -23,11 +23,11 @@ SHORT = {
 }
 
 
-def torchrun(*arguments, processes=2, **changes):
+def torchrun(*arguments, module="lfmcw_app.run", processes=2, **changes):
     settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.run(
-        [*launcher, "-m", "lfmcw_app.run", *map(str, arguments), "--device=cpu", "--threads=1", *settings],
+        [*launcher, "-m", module, *map(str, arguments), "--device=cpu", "--threads=1", *settings],
         capture_output=True,
         text=True,
         timeout=300,
@@ -82,6 +82,23 @@ def test_a_search_of_two_processes_is_that_of_one_in_double_precision(name, sear
         assert set(found) == set(expected)
         for key, value in expected.items():
             assert torch.allclose(found[key], value, rtol=tolerance, atol=tolerance / 10), key
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_derived_network_as_one_does(tmp_path):
+    for name, processes in (("one", 1), ("two", 2)):
+        arguments = ("random:0", "digits", "--out", tmp_path / name)
+        finished = torchrun(*arguments, module="lfmcw_app.evaluate", processes=processes, **SHORT)
+        assert finished.returncode == 0, finished.stderr
+    one, two = (
+        [numbers(json.loads(line)) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 2
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two")]
+    assert results[0]["test_error_percent"] == results[1]["test_error_percent"]
 
 
 @pytest.mark.slow
