@@ -248,7 +248,7 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
         console.print(f"{what} Go on with: {command}", highlight=False, soft_wrap=True, markup=False)
 
     try:
-        with stop_signals():
+        with stop_signals(f"Go on with: {command}"):
             yield
     except Stopped as stop:
         go_on("Interrupted; the state is saved." if stop.exit_code else "Stopped; the state is saved.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -31,6 +32,9 @@ class Standing:
     best: float | None = None
     rollbacks: int = 0
 
+
+SAVE_AFTER = 120.0
+"""Seconds without a checkpoint after which the next round ends with one, whether it is due or not."""
 
 ROLLBACKS = 3
 """Times that a run goes back to one and the same checkpoint because numbers were lost."""
@@ -62,6 +66,7 @@ class Phase:
         self._rounds, self._save_every = rounds, save_every
         self._keep_every = folder.recipe.checkpoint_keep_every
         self._standing = Standing(**folder.restore(name, optimizer, phases))
+        self._saved_at = time.monotonic()
         together()
         # The optimizer's own rollback would go back to a state in memory, not to the checkpoint.
         self._rolls_back = folder.recipe.on_nonfinite == "rollback"
@@ -128,6 +133,8 @@ class Phase:
         due = self.is_due(record.round)
         if due:
             self._save_due(record.round, last=record.round == self._rounds)
+        elif agreed(time.monotonic() - self._saved_at > SAVE_AFTER or None):  # rounds of minutes are not lost
+            self._save(self._standing, must=False)
         received = agreed(stopping.requested())  # all processes stop after the same round
         if received is not None:
             stopping.settled()
@@ -145,4 +152,5 @@ class Phase:
             self._standing = standing
 
     def _save(self, standing: Standing, *, must: bool, best: bool = False, keep_as: int | None = None) -> bool:
+        self._saved_at = time.monotonic()
         return self._folder.save(self._name, self._optimizer, asdict(standing), must=must, best=best, keep_as=keep_as)

@@ -305,6 +305,7 @@ class Recipe(_Section):
     preset: str = "custom"
     dataset: str = "digits"
     seed: int = Field(default=0, ge=0, lt=2**62)
+    trial: bool = Field(default=False, description="cut short by --max-steps, so that the result says nothing")
     checkpoint_every: int = Field(default=50, ge=1, description="rounds of the search between checkpoints")
     checkpoint_keep_every: int = Field(
         default=0, ge=0, description="every so-many-th checkpoint of a phase stays; 0: only the last two and the best"
@@ -392,6 +393,7 @@ def trial(recipe: Recipe, steps: int) -> Recipe:
         phase["epochs"], phase["steps"] = None, steps
         phase["weights"]["warmup_epochs"] = 0
     tree["search"]["architecture"]["warmup_epochs"] = 0
+    tree["trial"] = True
     return validate_recipe(tree)
 
 

@@ -94,12 +94,15 @@ def run(
             console = quiet_unless_main(console)
             images = read_data(recipe, data)
             if dry_run or max_steps is not None:
+                console.print("Measuring two rounds of each phase …", highlight=False)
                 print_projection(project(recipe, images, target), console)
             if dry_run:
                 return
             if max_steps is not None:
                 recipe = trial(recipe, max_steps)
-                console.print(f"A trial: {max_steps} rounds of each phase, whose result says nothing.", highlight=False)
+                console.print(
+                    f"A trial, whose result says nothing; rounds of each phase: {max_steps}.", highlight=False
+                )
             out = out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
             work = partial(run_phases, shared, images, console, target)

@@ -141,8 +141,10 @@ class RunFolder:
         config = path / "config.yaml"
         try:
             tree = parse_yaml(config.read_text("utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"--resume {path}: there is no run in it (no config.yaml).") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--resume {path}: there is no run in it ({error}).") from None
+            raise InputError(f"--resume {path}: its config.yaml cannot be read ({error}).") from None
         except ValueError:
             raise InputError(f"--resume {path}: its config.yaml is damaged.") from None
         return cls(path, validate_recipe(tree))

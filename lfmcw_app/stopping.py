@@ -44,8 +44,11 @@ def settled() -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
+def stop_signals(advice: str = "") -> Iterator[None]:
     """While the body runs, the first SIGTERM or SIGINT only asks it to stop (see `requested`).
+
+    Args:
+        advice: what to do next, said where a round is given up.
 
     A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a SIGTERM, the process exits with
     code 0 in the middle of it: a checkpoint is whole at every moment, so nothing is lost but the rounds since the last one.
@@ -62,7 +65,7 @@ def stop_signals() -> Iterator[None]:
     os.set_blocking(writer, False)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(reader, advice), daemon=True)
     watcher.start()
     try:
         yield
@@ -87,11 +90,11 @@ def _ask(number: int, frame: FrameType | None) -> None:
             print("Stopping at the end of this round; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
 
 
-def _watch(reader: int) -> None:
+def _watch(reader: int, advice: str) -> None:
     while received := os.read(reader, 64):
         if signal.SIGTERM in received and not _settled.wait(GRACE):
             print(
-                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up; the last checkpoint stands.",
+                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up; the last checkpoint stands. {advice}",
                 file=sys.stderr,
                 flush=True,
             )

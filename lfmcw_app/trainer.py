@@ -297,7 +297,9 @@ def _run_stage(
             record = phase.step()
             if record is None:
                 continue
-            entry = _search_entry(stage.name, record, modules, recipe.checkpoint_every)
+            entry = _search_entry(
+                stage.name, record, modules, with_alpha=record.round == 1 or phase.is_due(record.round)
+            )
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
             if modules.gan is not None and folder.writes and record.round in snapshots:
@@ -327,9 +329,9 @@ def _warn_of_collapse(detector: CollapseDetector, record: Record, modules: Searc
         warnings.warn(f"Round {record.round}: {text}", NumbersWarning, stacklevel=2)
 
 
-def _search_entry(stage: str, record: Record, modules: SearchModules, alpha_every: int) -> dict[str, Any]:
+def _search_entry(stage: str, record: Record, modules: SearchModules, *, with_alpha: bool) -> dict[str, Any]:
     entry = {"phase": stage, **_entry(record)}
-    if record.round % alpha_every == 0 or record.round == 1:
+    if with_alpha:
         entry["alpha"] = {kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()}
     if record.round == 1:
         entry["candidates"] = asdict(as_candidates(modules.arch.primitives, modules.arch.nodes))
@@ -465,6 +467,7 @@ def train_derived(
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         "seed": recipe.seed,
+        **({"trial": True} if recipe.trial else {}),
         "genotype": genotype.to_data(),
     }
     folder.write("result.json", json.dumps(result, indent=1) + "\n")

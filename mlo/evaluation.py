@@ -300,9 +300,12 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
             got = (
                 f"a tensor of shape {tuple(scalar.shape)} and {scalar.dtype}" if isinstance(scalar, Tensor) else scalar
             )
+            advice = "Reduce it, for example by .mean()."
+            if isinstance(scalar, Mapping) and not problem.is_game:
+                advice = "Where several players have losses of their own, declare them by players=."
             raise ProblemError(
                 f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a pair of it and a "
-                f"dict of metrics), got {got!r}. Reduce it, for example by .mean()."
+                f"dict of metrics), got {got!r}. {advice}"
             )
     players = {player: scalar.reshape(()) for player, scalar in players.items()}
     return LossValue(players=players, metrics=map_tensors(metrics, lambda tensor: tensor.detach().clone()))

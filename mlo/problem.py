@@ -114,7 +114,7 @@ class Problem:
             )
         self._check_optimizers()
         self._check_schedulers()
-        self.players = dict(players) if players else {}
+        self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.moves = self._moves(player_steps or {})
         self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
@@ -235,6 +235,18 @@ def _at_least(problem: str, option: str, value: int, smallest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
         raise ProblemError(f"Problem {problem!r}: {option} must be an integer of at least {smallest}, got {value!r}.")
     return value
+
+
+def _players(problem: str, players: Any) -> dict[str, str]:
+    if not players:
+        return {}
+    if not isinstance(players, Mapping) or not all(isinstance(submodule, str) for submodule in players.values()):
+        raise ProblemError(
+            f"Problem {problem!r}: players must be a dict player → name of its submodule, such as "
+            '{"generator": "generator", "discriminator": "discriminator"}, got '
+            f"{players!r}."
+        )
+    return dict(players)
 
 
 def _as_mapping(value: Any) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def phase_seconds(run: RunData) -> dict[str, float]:
 def progress_text(run: RunData) -> str:
     """How far the run has come, in words."""
     if run.result is not None:
-        return "complete"
+        return "a trial: the result says nothing" if run.recipe.trial else "complete"
     phase = run.training if run.training.entries else run.searched[-1] if run.searched else None
     return f"unfinished: {phase.name}, round {phase.entries[-1]['round']:,}" if phase else "unfinished: no round yet"
 

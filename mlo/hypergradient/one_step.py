@@ -36,6 +36,11 @@ class OneStep(Engine):
     differentiates_step: ClassVar[bool] = True
     applies_linear_steps: ClassVar[bool] = False
 
+    @property
+    def label(self) -> str:
+        """`darts` where its products are finite differences."""
+        return "darts" if isinstance(self.products, FiniteDifference) else super().label
+
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         step, solution = system.step, system.call.solution
         assert step is not None and solution.gradient is not None

@@ -113,6 +113,23 @@ def test_a_fault_that_stays_stops_the_run_where_its_state_is_needed_and_it_goes_
     assert list(folder.glob(".*.part")) == []
 
 
+def test_a_long_round_ends_with_a_checkpoint_that_is_not_due(runs, monkeypatch, tmp_path, whole):
+    """And leads to the same run: the best checkpoint is chosen by those that are due."""
+    saved, save = [], RunFolder.save
+
+    def noted(self, phase, optimizer, standing, **options):
+        saved.append((phase, optimizer.round))
+        return save(self, phase, optimizer, standing, **options)
+
+    monkeypatch.setattr(RunFolder, "save", noted)
+    monkeypatch.setattr("lfmcw_app.phase.SAVE_AFTER", 0.0)
+    folder = tmp_path / "run"
+    runs.start(folder)
+    rounds = [number for phase, number in saved if phase == "search"]
+    assert rounds == list(range(1, rounds[-1] + 1)) and len(rounds) > 3
+    assert outcome(folder) == whole
+
+
 @pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")
 def test_a_run_gives_up_after_so_many_checkpoints_that_could_not_be_written(runs, monkeypatch, tmp_path):
     def full(self, state, **options):

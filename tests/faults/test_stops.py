@@ -105,14 +105,14 @@ def test_a_round_that_outlasts_the_grace_is_given_up_with_exit_code_0():
     code, printed, errors = program(
         """
         import threading
-        with stopping.stop_signals():
+        with stopping.stop_signals("Go on with: THIS"):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             long_instruction()
             print("survived", flush=True)
         """
     )
     assert (code, printed) == (0, "")
-    assert "the round did not end within 0 s, so it is given up; the last checkpoint stands" in errors
+    assert "did not end within 0 s, so it is given up; the last checkpoint stands. Go on with: THIS" in errors
 
 
 def test_a_round_that_ends_in_time_is_not_given_up_while_its_state_is_written():

@@ -176,14 +176,17 @@ def test_a_trial_takes_few_rounds_of_every_phase_after_a_projection_of_the_whole
     assert finished.returncode == 0, finished.stderr
     said = finished.stdout
     assert (
-        said.index("1,000")
+        said.index("Measuring two rounds of each phase")
+        < said.index("1,000")
         < said.index("peak memory")
-        < said.index("A trial: 1 rounds of each phase")
+        < said.index("A trial, whose result says nothing; rounds of each phase: 1.")
         < said.index("test error")
     )
     entries = [json.loads(line) for line in (tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["phase"] for entry in entries] == ["search", "training"]
     assert "arch" in entries[0]["losses"]
+    assert json.loads((tmp_path / "trial" / "result.json").read_text())["trial"] is True
+    assert "a trial: the result says nothing" in (tmp_path / "trial" / "report.html").read_text()
 
 
 def test_cells_can_be_drawn_instead_of_searched(tmp_path):

@@ -223,6 +223,27 @@ def test_the_loss_must_be_a_scalar():
         optimizer.step()
 
 
+def test_losses_of_players_that_are_not_declared_say_how():
+    net = nn.Linear(2, 1)
+    problem = mlo.Problem(
+        "net",
+        module=net,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        loss=lambda net, _: {"a": net.bias.sum()},
+    )
+    with pytest.raises(mlo.ProblemError, match="declare them by players="):
+        mlo.MultilevelOptimizer([problem]).step()
+
+
+@pytest.mark.parametrize("players", [["a", "b"], {"a": nn.Linear(1, 1)}])
+def test_players_declared_in_another_way_say_how(players):
+    module = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+    with pytest.raises(mlo.ProblemError, match="players must be a dict player → name of its submodule"):
+        mlo.Problem(
+            "pair", module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1), loss=print, players=players
+        )
+
+
 def test_gradient_of_an_unknown_problem_names_the_nearest():
     with pytest.raises(mlo.GraphError, match="Did you mean 'decay'"):
         regression().gradient("decya")
