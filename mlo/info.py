@@ -62,7 +62,7 @@ def _engine(name: str) -> str:
     except mlo.EngineError as error:
         return " ".join(str(error).split())
     first = (inspect.getdoc(type(engine)) or "").partition("\n\n")[0]
-    products = "" if engine.label == engine.name else f" [{engine.label.partition(' × ')[2]}]"
+    products = "" if isinstance(engine.products, mlo.Autograd) else f" [{engine.products.name}]"
     return " ".join(first.split()) + products
 
 
