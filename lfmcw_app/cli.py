@@ -109,7 +109,10 @@ QuietOption = Annotated[
 TensorBoardOption = Annotated[
     bool, typer.Option("--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads. By default one for each core.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads. By default one for the presets smoke and small, else one for each core."),
+]
 
 
 def default_preset(dataset: str) -> str:
@@ -184,6 +187,21 @@ def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
     with closing(EventFiles(folder.path / "tensorboard")) as files:
         folder.listeners.append(files)
         yield
+
+
+def default_threads(preset: str) -> int | None:
+    """CPU threads of a run of a preset: one for the small ones, which gain nothing by more; else None, PyTorch's choice.
+
+    More cost them much where other work wants the cores, since threads that wait for one another spin (docs/results.md).
+    """
+    return 1 if preset in ("smoke", "small") else None
+
+
+def set_threads(threads: int | None, preset: str) -> None:
+    """Sets the number of CPU threads to `threads`, or to the default of the preset."""
+    number = threads or default_threads(preset)
+    if number is not None:
+        torch.set_num_threads(number)
 
 
 def carry_out(

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -54,8 +53,6 @@ def evaluate(
     """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
     console = Console(quiet=quiet)
     with cli.reported_errors(Console(stderr=True)):
-        if threads is not None:
-            torch.set_num_threads(threads)
         if tensorboard:
             check_tensorboard()
         folder = None
@@ -72,6 +69,7 @@ def evaluate(
             recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
             cells = _read_genotype(genotype, recipe.search.nodes)
         check_batches(recipe, searches=False)
+        cli.set_threads(threads, recipe.preset)
         with joined(cli.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data, searches=False)

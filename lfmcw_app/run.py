@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -65,8 +64,6 @@ def run(
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
     console = Console(quiet=quiet and not (print_config or dry_run))  # these two are asked for what they print
     with cli.reported_errors(Console(stderr=True)):
-        if threads is not None:
-            torch.set_num_threads(threads)
         if tensorboard:
             check_tensorboard()
         if dataset is None and resume is None:
@@ -90,6 +87,7 @@ def run(
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
         check_batches(recipe)
+        cli.set_threads(threads, recipe.preset)
         with joined(cli.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data)

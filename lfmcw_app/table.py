@@ -135,7 +135,7 @@ def table(
         missing = [path for key, path in folders.items() if not report.add(key, path)]
         if len(missing) < len(folders):
             report.write()
-        cpu_threads = threads or max(1, (os.cpu_count() or 1) // jobs)
+        cpu_threads = threads or cli.default_threads(first.preset) or max(1, (os.cpu_count() or 1) // jobs)
         _say(
             console,
             f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to {runs}/*/log.txt",

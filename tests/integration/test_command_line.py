@@ -10,6 +10,8 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from lfmcw_app import cli
+from lfmcw_app.errors import InputError
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.recipe import PRESETS, Recipe, WeightOptimizer, load_recipe
 from lfmcw_app.run import run
@@ -314,3 +316,22 @@ def test_help_shows_every_option_with_its_default(invoke):
     ):
         assert option in text
     assert "[default: data]" in text
+
+
+@pytest.mark.parametrize(
+    ("threads", "preset", "expected"),
+    [(None, "smoke", [1]), (None, "small", [1]), (None, "paper", []), (3, "smoke", [3])],
+)
+def test_small_presets_take_one_thread(threads, preset, expected, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    cli.set_threads(threads, preset)
+    assert found == expected
+
+
+def test_a_run_sets_its_threads(invoke, monkeypatch):
+    def caught(threads, preset):
+        raise InputError(f"{threads} of {preset}")
+
+    monkeypatch.setattr(cli, "set_threads", caught)
+    assert "2 of small" in invoke("digits", "--preset", "small", "--threads", "2", "--set", "data.image_size=8").stderr
