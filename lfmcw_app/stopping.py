@@ -47,13 +47,13 @@ def settled() -> None:
 def stop_signals(advice: str = "") -> Iterator[None]:
     """While the body runs, the first SIGTERM or SIGINT only asks it to stop (see `requested`).
 
-    Args:
-        advice: what to do next, said where a round is given up.
-
     A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a SIGTERM, the process exits with
     code 0 in the middle of it: a checkpoint is whole at every moment, so nothing is lost but the rounds since the last one.
     A Python signal handler runs only between two instructions of the interpreter, and a backward pass can be one that takes
     minutes; so a thread waits for the signal, which the system writes into a pipe.
+
+    Args:
+        advice: what to do next, said where a round is given up.
     """
     global _received
     if threading.current_thread() is not threading.main_thread():

@@ -26,7 +26,7 @@ from lfmcw_app.data import (
     search_split,
     short_name,
     subset,
-)  # fmt: skip
+)
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms

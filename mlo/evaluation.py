@@ -32,6 +32,7 @@ __all__ = [
     "LossModule",
     "LossValue",
     "alias",
+    "call_deferred",
     "gradients",
     "zeros_for_none",
 ]
@@ -282,7 +283,7 @@ def _autocast(problem: Problem) -> AbstractContextManager[Any]:
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:
-    loss, metrics = _with_metrics(problem, result)
+    loss, metrics = _with_metrics(problem.name, result)
     if problem.is_game:
         if not isinstance(loss, Mapping) or set(loss) != set(problem.players):
             got = f"the players {sorted(loss)}" if isinstance(loss, Mapping) else f"a {type(loss).__name__}"
@@ -291,7 +292,7 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
                 f"{sorted(problem.players)}."
             )
         players = {player: loss[player] for player in loss if chosen is None or player in chosen}
-        metrics |= _call_deferred(problem, players)
+        metrics |= call_deferred(players, problem.name, problem.generators)
     else:
         players = {SINGLE_PLAYER: loss}
     for player, scalar in players.items():
@@ -311,18 +312,20 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
     return LossValue(players=players, metrics=map_tensors(metrics, lambda tensor: tensor.detach().clone()))
 
 
-def _with_metrics(problem: Problem, result: Any) -> tuple[Any, dict[str, Any]]:
+def _with_metrics(problem: str, result: Any) -> tuple[Any, dict[str, Any]]:
     """A loss, and the metrics that it may have come with."""
     loss, metrics = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(metrics, Mapping):
         raise ProblemError(
-            f"The loss of problem {problem.name!r} returned a pair of which the second part is a {type(metrics).__name__}; "
+            f"The loss of problem {problem!r} returned a pair of which the second part is a {type(metrics).__name__}; "
             "return (scalar, {metric name: value})."
         )
     return loss, dict(metrics)
 
 
-def _call_deferred(problem: Problem, players: dict[str, Any]) -> dict[str, Any]:
+def call_deferred(
+    players: dict[str, Any], problem: str = "", generators: Sequence[torch.Generator] = ()
+) -> dict[str, Any]:
     """Puts values in the places of losses that are functions, and returns the metrics that these came with.
 
     Each begins with the random state of the first, so that none depends on which others are evaluated.
@@ -332,9 +335,9 @@ def _call_deferred(problem: Problem, players: dict[str, Any]) -> dict[str, Any]:
     for player, loss in players.items():
         if callable(loss):
             if state is None:
-                state = RandomState.capture(problem.generators)
+                state = RandomState.capture(generators)
             else:
-                state.restore(problem.generators)
+                state.restore(generators)
             players[player], metrics = _with_metrics(problem, loss())
             found |= metrics
     return found

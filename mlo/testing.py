@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mlo.errors import EngineError
+from mlo.evaluation import call_deferred
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.registry import EngineChoice
 from mlo.optimizer import MultilevelOptimizer
@@ -58,13 +59,8 @@ class Vector(nn.Module):
 
 def evaluated(losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What the loss of a game returned, with scalars in the places of the functions that it left some players' losses to."""
-    scalars, found = dict(losses), dict(metrics)
-    for player, loss in losses.items():
-        if callable(loss):
-            result = loss()
-            scalars[player], more = result if isinstance(result, tuple) else (result, {})
-            found |= more
-    return scalars, found
+    scalars = dict(losses)
+    return scalars, {**metrics, **call_deferred(scalars)}
 
 
 @dataclass(frozen=True, kw_only=True)
