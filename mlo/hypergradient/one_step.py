@@ -7,6 +7,7 @@ the parameters, batch, noise and read values of the step, not at the current one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,42 +45,40 @@ class OneStep(Engine):
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         step, solution = system.step, system.call.solution
         assert step is not None and solution.gradient is not None
-        if self.plain:
-            rates = (step.descent_rate(name) for name in system.names)
-            plain = [None if v is None else rate * v for rate, v in zip(rates, cotangent, strict=True)]
-            return Solve(q=plain, report=self.report(system.problem))
         # Without clipping, parameters that nothing above reads do not take part: a game's other player costs nothing.
-        used = [entry is not None or step.grad_clip is not None for entry in cotangent]
-        names = [name for name, use in zip(system.names, used, strict=True) if use]
-        v = [
-            torch.zeros_like(theta) if entry is None else entry
-            for entry, theta, use in zip(cotangent, system.parameters, used, strict=True)
-            if use
-        ]
-        gains = [
-            step.gain(name) for name in names
-        ]  # θ' = c g + …, so (∂θ'/∂g)ᵀ v = c v: no step need be differentiated
-        linear = [-gain * entry for gain, entry in zip(gains, v, strict=True) if gain is not None]
-        if len(linear) == len(v) and step.grad_clip is None:
-            of = dict(zip(names, linear, strict=True))
-            return Solve(q=[of.get(name) for name in system.names], report=self.report(system.problem))
+        clips = step.grad_clip is not None and not self.plain
+        v_of = {
+            name: torch.zeros_like(theta) if v is None else v
+            for name, theta, v in zip(system.names, system.parameters, cotangent, strict=True)
+            if v is not None or clips
+        }
+        names, v = list(v_of), list(v_of.values())
+        # θ' = c g + …, so (∂θ'/∂g)ᵀ v = c v: the step need not be made again.
+        gains = [-step.descent_rate(name) if self.plain else step.gain(name) for name in names]
+        scaled = [c * entry for c, entry in zip(gains, v, strict=True) if c is not None]
+        linear = len(scaled) == len(v)
+        if linear and not clips:
+            return self._solved(system, names, scaled)
         with torch.enable_grad():
             if system.call.differentiate:
                 found = dict(zip(system.names, system.gradient(), strict=True))
                 g = {name: found[name] for name in names}
             else:
                 g = {name: solution.gradient[name].detach().requires_grad_() for name in names}
-            if len(linear) == len(v):  # (∂θ'/∂g)ᵀ v = (∂ clipped / ∂g)ᵀ c v
-                after, v = step.clipped(g), [-entry for entry in linear]
+            if linear:  # (∂θ'/∂g)ᵀ v = (∂ clipped / ∂g)ᵀ c v
+                after, v = step.clipped(g), scaled
             else:
                 after = step.apply({name: solution.evaluation.parameters[name].detach() for name in names}, g)
         moved = [after[name] for name in names]
         found_q = torch.autograd.grad(
             moved, list(g.values()), grad_outputs=v, create_graph=system.call.differentiate, allow_unused=True
         )
-        q_of = {name: -q for name, q in zip(names, found_q, strict=True) if q is not None}
-        q: list[Tensor | None] = [q_of.get(name) for name in system.names]
-        return Solve(q=q, report=self.report(system.problem))
+        return self._solved(system, names, found_q)
+
+    def _solved(self, system: LinearSystem, names: Sequence[str], moved: Sequence[Tensor | None]) -> Solve:
+        """The solve whose q, at the parameters `names`, is the negative of (∂θ'/∂g)ᵀ v."""
+        q_of = {name: -entry for name, entry in zip(names, moved, strict=True) if entry is not None}
+        return Solve(q=[q_of.get(name) for name in system.names], report=self.report(system.problem))
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:
