@@ -9,7 +9,7 @@ from typing import Any
 
 from lfmcw_app import stopping
 from lfmcw_app.errors import InputError, NumbersWarning
-from lfmcw_app.processes import agreed, together
+from lfmcw_app.processes import gathered, together
 from lfmcw_app.run_folder import RunFolder
 from mlo import MultilevelOptimizer, NonFiniteError, Record
 
@@ -133,13 +133,14 @@ class Phase:
         due = self.is_due(record.round)
         if due:
             self._save_due(record.round, last=record.round == self._rounds)
-        elif agreed(time.monotonic() - self._saved_at > SAVE_AFTER or None):  # rounds of minutes are not lost
-            self._save(self._standing, must=False)
-        received = agreed(stopping.requested())  # all processes stop after the same round
+        overdue = time.monotonic() - self._saved_at > SAVE_AFTER  # rounds of minutes are not lost
+        asked = gathered((stopping.requested(), overdue))  # all processes save and stop after the same round
+        received = next((number for number, _ in asked if number is not None), None)
         if received is not None:
             stopping.settled()
-            if not due:
-                self._save(self._standing, must=True)
+        if not due and (received is not None or any(late for _, late in asked)):
+            self._save(self._standing, must=received is not None)
+        if received is not None:
             raise stopping.Stopped(received)
 
     def _save_due(self, round_number: int, *, last: bool) -> None:

@@ -19,7 +19,7 @@ from lfmcw_app.run_folder import RunFolder
 from mlo import DataParallel, NonFiniteError
 
 __all__ = [
-    "FollowerFolder", "agreed", "check_batches", "from_main", "gathered", "is_main", "joined", "main_first", "parallelism",
+    "FollowerFolder", "check_batches", "from_main", "gathered", "is_main", "joined", "main_first", "parallelism",
     "quiet_unless_main", "share", "shared_folder", "together",
 ]  # fmt: skip
 
@@ -92,11 +92,6 @@ def from_main(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
-
-
-def agreed(value: Any) -> Any:
-    """The value of the first process that has one other than None; in all of them."""
-    return next((found for found in gathered(value) if found is not None), None)
 
 
 def together() -> None:

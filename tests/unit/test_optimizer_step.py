@@ -48,13 +48,18 @@ def real_step(problem, parameter, gradient):
     problem.optimizers[""].step()
 
 
-@pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
+def captured(name, steps_before):
+    """What `make` makes, after so many steps, and the next one as it was captured."""
     problem, parameter, gradient = make(name)
     for k in range(steps_before):
         real_step(problem, parameter, gradient + k)
-    step = OptimizerStep.capture(problem)
+    return problem, parameter, gradient, OptimizerStep.capture(problem)
+
+
+@pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
+    problem, parameter, gradient, step = captured(name, steps_before)
     before = {"v": parameter.detach().clone()}
     g = gradient.clone().requires_grad_()
     after = step.apply(before, {"v": g})["v"]
@@ -77,10 +82,7 @@ def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
 @pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_gain_of_a_linear_step_is_its_derivative_and_others_have_none(name, steps_before):
-    problem, parameter, gradient = make(name)
-    for k in range(steps_before):
-        real_step(problem, parameter, gradient + k)
-    step = OptimizerStep.capture(problem)
+    _, parameter, gradient, step = captured(name, steps_before)
     if not name.startswith("sgd"):
         assert step.gain("v") is None
         return
