@@ -112,13 +112,18 @@ def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: i
         return _weight_gradient(_parities(x), _parities(g), kernel, 1, 1)
     if kernel == 5 and stride == dilation == 1:
         return _from_3x3(x, g)
+    if kernel == 5 and stride == 2 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+        return _from_parities(x, g)
     weight = g.new_empty(g.shape[1], 1, kernel, kernel)
     return _native(x, weight, g, stride, dilation, wanted=1)
 
 
-def _native(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation: int, *, wanted: int) -> Tensor:
+def _native(
+    x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation: int, *, wanted: int, padding: int | None = None
+) -> Tensor:
     """PyTorch's own gradient in x (wanted 0) or in the weight (1), of which only the shape is read then."""
-    pad, channels = dilation * (weight.shape[-1] // 2), len(weight)
+    pad = dilation * (weight.shape[-1] // 2) if padding is None else padding
+    channels = len(weight)
     mask = [wanted == 0, wanted == 1, False]
     found = torch.ops.aten.convolution_backward(
         _fast_format(g),
@@ -148,10 +153,35 @@ def _parities(x: Tensor) -> Tensor:
 
 
 def _from_3x3(x: Tensor, g: Tensor) -> Tensor:
-    """The gradient of a 5×5 filter as four of 3×3 filters, which overlap in the middle row and column."""
-    x = F.pad(x, (1, 1, 1, 1))
-    rows = []
+    """The gradient of a 5×5 filter as four of 3×3 filters, which overlap in the middle row and column.
+
+    All four read one copy of `x`, from its beginning or from two pixels later, as oneDNN likes it: without gaps in memory. In
+    the copy each row has two zeros in front, and each image two rows of them, which serve the row and the image before as
+    well: what stands behind the end of a row is the beginning of the next.
+    """
+    batch, channels, height, width = x.shape
+    size = batch, channels, height + 2, width + 2
+    row = size[3] * channels
+    strides = size[2] * row, 1, row, channels
+    memory = x.new_zeros(batch * strides[0] + 2 * row + 2 * channels)
+    memory.as_strided(size, strides)[:, :, 2:, 2:] = x
+    found = g.new_empty(channels, 1, 5, 5)
     for top in (0, 2):
-        blocks = [_weight_gradient(x, F.pad(g, (left, 2 - left, top, 2 - top)), 3, 1, 1) for left in (0, 2)]
-        rows.append(torch.cat([blocks[0], blocks[1][..., 1:]], dim=3))
-    return torch.cat([rows[0], rows[1][:, :, 1:]], dim=2)
+        for left in (0, 2):
+            shifted = memory.as_strided(size, strides, top * row + left * channels)
+            block = found[:, :, top : top + 3, left : left + 3]
+            block.copy_(_native(shifted, block, g, 1, 1, wanted=1, padding=0))
+    return found
+
+
+def _from_parities(x: Tensor, g: Tensor) -> Tensor:
+    """The gradient of a 5×5 filter of stride 2, whose every second tap only meets rows (and columns) of one parity.
+
+    With x⁰ the even rows and x¹ the odd ones,  gw[2m] = Σ_p x⁰[p + m − 1] g[p]  and  gw[2m + 1] = Σ_p x¹[p + m − 1] g[p].
+    """
+    found = g.new_empty(g.shape[1], 1, 5, 5)
+    for row in (0, 1):
+        for column in (0, 1):
+            block = _weight_gradient(x[:, :, row::2, column::2], g, 3, 1, 1)
+            found[:, :, row::2, column::2] = block[:, :, : 3 - row, : 3 - column]
+    return found
