@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
+    "GradientGraph",
     "Input",
     "LossModule",
     "LossValue",
@@ -224,15 +225,10 @@ class Evaluation:
             entered = [shared.enter({key: parameters[key] for key in keys}) for keys in members]
             parameters = {key: tensor for tensors in entered for key, tensor in tensors.items()}
             reads = {name: shared.enter(tensors) for name, tensors in reads.items()}
-        substitutes = LossModule.qualified(self.problem.name, parameters)
-        for name, tensors in reads.items():
-            substitutes |= LossModule.qualified(name, tensors)
-        for name, buffers in self.buffers.items():
-            substitutes |= LossModule.qualified(name, {key: buffer.clone() for key, buffer in buffers.items()})
         if parts is not None:
             parts.begin()
         total: dict[str, Tensor] = {}
-        with inside(shared), self.module.substituted(substitutes), self.module.in_modes(self.modes):
+        with inside(shared), self.in_place(parameters, reads):
             for batch, state in zip(self.batches, self.random_states, strict=True):
                 with replayed(state, self.problem.generators):
                     value = self.module.value(batch, players=players, parts=parts)
@@ -240,6 +236,17 @@ class Evaluation:
                     share = loss / len(self.batches)
                     total[player] = total[player] + share if player in total else share
             yield total if shared is None else shared.leave(total)
+
+    @contextmanager
+    def in_place(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[None]:
+        """Puts these tensors, copies of the buffers, and the modes into the modules while the body runs."""
+        substitutes = LossModule.qualified(self.problem.name, parameters)
+        for name, tensors in reads.items():
+            substitutes |= LossModule.qualified(name, tensors)
+        for name, buffers in self.buffers.items():
+            substitutes |= LossModule.qualified(name, {key: buffer.clone() for key, buffer in buffers.items()})
+        with self.module.substituted(substitutes), self.module.in_modes(self.modes):
+            yield
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -266,6 +273,25 @@ class Evaluation:
                 self._collect(solution.free_inputs, found)
             else:
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
+
+
+@dataclass(kw_only=True, eq=False)
+class GradientGraph:
+    """The gradient that a step was made with, together with its graph: what an evaluation need not be made again for.
+
+    Attributes:
+        parameters: the tensors that stood for the own parameters.
+        reads: problem → the tensors that stood for its parameters.
+        gradients: player → parameter → gradient, differentiable in both; None when the graph was let go of.
+    """
+
+    parameters: Tensors
+    reads: dict[str, Tensors]
+    gradients: dict[str, Tensors] | None
+
+    def release(self) -> None:
+        """Lets go of the graph and of all that it holds."""
+        self.parameters, self.reads, self.gradients = {}, {}, None
 
 
 @dataclass(frozen=True, eq=False)

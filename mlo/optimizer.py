@@ -21,7 +21,7 @@ from mlo.evaluation import LossModule
 from mlo.graph import DependencyGraph, Order
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
-from mlo.hypergradient.compatibility import check_engines, check_look_ahead, check_sharding
+from mlo.hypergradient.compatibility import check_engines, check_kept_graphs, check_look_ahead, check_sharding
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -104,6 +104,7 @@ class MultilevelOptimizer:
         self._looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         check_look_ahead(self.graph, self.engines, self._looks_ahead)
         self.parallel = data_parallel(distributed)
+        check_kept_graphs(self.graph, self.engines, divided=self.parallel is not None)
         check_sharding(self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact)
         if self.parallel is not None:
             described = [f"{name}: {problem!r}, {self.engines[name]}" for name, problem in self.problems.items()]
@@ -126,7 +127,9 @@ class MultilevelOptimizer:
             self._streams,
             parallel=self.parallel,
             rests=lambda name: this._rests(name),
-            total_gradient=lambda name, batches, ahead: this._total_gradient(name, batches, live=False, ahead=ahead),
+            total_gradient=lambda name, batches, ahead: this._total_gradient(
+                name, batches, live=False, ahead=ahead, keep_graph=this.engines[name].keeps_graph
+            ),
         )
 
     @property
@@ -183,12 +186,15 @@ class MultilevelOptimizer:
             self._solutions.forget_looks_ahead()
         for index, name in enumerate(moving):
             try:
+                later = moving[index + 1 :]
                 with self.around_update(name):
-                    self._update(name, record)
+                    self._update(name, record, keep_graph=self._solutions.keeps_graph(name, later))
+                self._solutions.release_graphs(later)
             except NonFiniteError:
                 # The data of all problems stand at the end of this round, so that streams that go together still do.
-                for other in moving[index + 1 :]:
+                for other in later:
                     self._draw(other)
+                self._solutions.release_graphs(later=())
                 raise
         self.round += 1
         return record
@@ -336,24 +342,25 @@ class MultilevelOptimizer:
 
     # ------------------------------------------------------------------ one update
 
-    def _update(self, name: str, record: Record) -> None:
+    def _update(self, name: str, record: Record, *, keep_graph: bool) -> None:
         moves = self.problems[name].moves
         for index, players in enumerate(moves):
             try:
-                self._move(name, players, record, last=index + 1 == len(moves))
+                last = index + 1 == len(moves)
+                self._move(name, players, record, last=last, keep_graph=keep_graph and last)
             except NonFiniteError:
                 for _ in moves[index + 1 :]:
                     self._draw(name)
                 raise
 
-    def _move(self, name: str, players: Collection[str], record: Record, *, last: bool) -> None:
+    def _move(self, name: str, players: Collection[str], record: Record, *, last: bool, keep_graph: bool) -> None:
         """Moves players of a problem; the last move of an update, of all players, is the one that is differentiated."""
         problem = self.problems[name]
         batches = self._draw(name)
         if self.parallel is not None and self._solutions.updates[name] == 0:
             self.parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory = self._solutions.copied_memory()
-        found = self._total_gradient(name, batches, live=True, moving=players)
+        found = self._total_gradient(name, batches, live=True, moving=players, keep_graph=keep_graph)
         norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
             self._solutions.recall(memory)
@@ -395,6 +402,8 @@ class MultilevelOptimizer:
             NonFiniteError: unless it is to be skipped, and not too many in a row are.
         """
         problem = self.problems[name]
+        if found.graph is not None:
+            found.graph.release()
         for key, buffer in problem.module.named_buffers():
             buffer.copy_(found.evaluation.buffers[name][key])
 
@@ -448,6 +457,7 @@ class MultilevelOptimizer:
         fixed: frozenset[str] = frozenset(),
         moving: Collection[str] | None = None,
         ahead: bool = False,
+        keep_graph: bool = False,
     ) -> TotalGradient:
         """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`).
 
@@ -458,6 +468,7 @@ class MultilevelOptimizer:
             fixed: problems whose solutions are taken for constants.
             moving: the players that move; None: all.
             ahead: whether it is taken for a problem that looks ahead at this one's solution.
+            keep_graph: whether the gradient's graph is kept.
         """
         ahead = ahead or name in self._looks_ahead
         found = total_gradient(
@@ -468,6 +479,7 @@ class MultilevelOptimizer:
             examine=None if name in self._examined else partial(self._examine, name),
             fixed=fixed,
             moving=moving,
+            keep_graph=keep_graph,
         )
         if moving is None or len(moving) == len(self.problems[name].player_parameters):
             self._examined.add(name)

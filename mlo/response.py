@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
-from mlo.evaluation import Evaluation, Input, alias
+from mlo.evaluation import Evaluation, GradientGraph, Input, alias
 from mlo.problem import Tensors
 from mlo.records import SolveReport
 from mlo.shared_parts import SharedParts
@@ -51,6 +51,7 @@ class Solution:
             evaluation that the step was made from; for implicit ones, the current point.
         step: the optimizer's step as it was made, for engines that differentiate it.
         gradient: the gradient that this step used.
+        graph: the same with its graph, where the engine keeps it.
         history: the last steps, oldest first, for engines that differentiate more than one.
         memory: what the problem's engine keeps from one solve to the next (warm starts): name → tensor.
     """
@@ -61,6 +62,7 @@ class Solution:
     evaluation: Evaluation
     step: OptimizerStep | None = None
     gradient: Tensors | None = None
+    graph: GradientGraph | None = None
     history: tuple[RecordedStep, ...] = ()
     memory: dict[str, Tensor] = field(default_factory=dict)
 

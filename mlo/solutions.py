@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from mlo.batches import BatchStream
 from mlo.containers import versions_of
 from mlo.distributed import DataParallel
-from mlo.evaluation import Evaluation, LossModule
+from mlo.evaluation import Evaluation, GradientGraph, LossModule
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.base import Engine
 from mlo.hypergradient.first_order import FirstOrder
@@ -81,6 +81,7 @@ class Solutions:
         self._current: dict[str, Evaluation] = {}
         self._steps: dict[str, Solution] = {}
         self._known: dict[tuple[str, bool], tuple[tuple[int, ...], Solution]] = {}
+        self._graphs: list[tuple[str, GradientGraph]] = []  # those of solutions, with the problem's name
 
     # ------------------------------------------------------------------ the course of a run
 
@@ -88,11 +89,33 @@ class Solutions:
         """Whether a later gradient differentiates the step of the problem's update."""
         return name in self.differentiated and self.engines[name].differentiates_step
 
+    def keeps_graph(self, name: str, later: Sequence[str]) -> bool:
+        """Whether one of the updates that come `later` in the round differentiates the problem's step as it was made now."""
+        if not (self.keeps_step(name) and self.engines[name].keeps_graph):
+            return False
+        for other in later:
+            if other == name:
+                return False
+            if name in self._dependent[other]:
+                return True
+        return False
+
+    def release_graphs(self, later: Sequence[str]) -> None:
+        """Lets go of the graphs that no update that comes `later` in the round needs."""
+        needed = []
+        for name, graph in self._graphs:
+            if self.keeps_graph(name, later):
+                needed.append((name, graph))
+            else:
+                graph.release()
+        self._graphs = needed
+
     def record(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
         """Notes an update of a problem: where it was made, and the step, if a later gradient differentiates it."""
         self._current[name] = found.evaluation
         if step is None:
             return
+        self._note_graph(name, found)
         recorded = RecordedStep(evaluation=found.evaluation, step=step)
         earlier = self._steps[name].history if name in self._steps else ()
         self._steps[name] = Solution(
@@ -102,9 +125,14 @@ class Solutions:
             evaluation=found.evaluation,
             step=step,
             gradient=found.gradient,
+            graph=found.graph,
             history=(*earlier, recorded)[-self.engines[name].recorded_steps :],
             memory=self.memory[name],
         )
+
+    def _note_graph(self, name: str, found: TotalGradient) -> None:
+        if found.graph is not None:
+            self._graphs.append((name, found.graph))
 
     def forget(self) -> None:
         """Lets go of all updates that were made: the problems stand elsewhere now."""
@@ -117,9 +145,11 @@ class Solutions:
     @contextmanager
     def preserved(self) -> Iterator[None]:
         """Runs the body and leaves everything as it was."""
-        known, memory = dict(self._known), self.copied_memory()
+        known, memory, graphs = dict(self._known), self.copied_memory(), self._graphs
+        self._graphs = []
         yield
-        self._known = known
+        self.release_graphs(later=())
+        self._known, self._graphs = known, graphs
         self.recall(memory)
 
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
@@ -182,6 +212,7 @@ class Solutions:
         """The solution of a problem that has not moved yet, or moves later: one step of its optimizer, made on copies."""
         problem = self._problems[name]
         found = self._total_gradient(name, self.batches(name, ahead=ahead), ahead)
+        self._note_graph(name, found)
         step = OptimizerStep.capture(problem)
         before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
         after = step.apply(before, found.gradient)
@@ -192,6 +223,7 @@ class Solutions:
             evaluation=found.evaluation,
             step=step,
             gradient=found.gradient,
+            graph=found.graph,
             history=(RecordedStep(evaluation=found.evaluation, step=step),),
             memory=self.memory[name],
         )

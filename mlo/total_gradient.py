@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlo.distributed import DataParallel, inside, running_statistics
 from mlo.errors import ProblemError
-from mlo.evaluation import Evaluation, LossModule
+from mlo.evaluation import Evaluation, GradientGraph, LossModule, zeros_for_none
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.records import SolveReport
@@ -37,6 +37,7 @@ class TotalGradient:
         reports: the solves that it took.
         evaluation: where it was taken, with the random state before each batch.
         has_derivative: whether the loss depends on any parameter at all.
+        graph: the gradient with its graph, where it was to be kept.
     """
 
     gradient: Tensors
@@ -46,6 +47,7 @@ class TotalGradient:
     reports: list[SolveReport]
     evaluation: Evaluation
     has_derivative: bool
+    graph: GradientGraph | None = None
 
 
 @torch.enable_grad()
@@ -56,6 +58,7 @@ def total_gradient(
     examine: Examine | None = None,
     fixed: frozenset[str] = frozenset(),
     moving: Collection[str] | None = None,
+    keep_graph: bool = False,
 ) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, through the responses that it reads.
 
@@ -68,6 +71,7 @@ def total_gradient(
         examine: is shown each player's loss on the first batch, with the player's parameters, before it is differentiated.
         fixed: problems whose solutions are taken for constants.
         moving: the players whose losses are differentiated, each in its own parameters; None: all.
+        keep_graph: whether the gradient's graph is kept, for a problem whose gradient contains no response.
     """
     problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
     values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
@@ -78,30 +82,37 @@ def total_gradient(
         else {key: value.detach() for key, value in evaluation.lowers[other].value.items()}
         for other in evaluation.reads
     }
+    inputs = frozenset(item.name for item in evaluation.free_inputs) if keep_graph else frozenset()
     cut = {
-        other: {key: t.detach().requires_grad_(t.requires_grad) for key, t in tensors.items()}
+        other: {key: t.detach().requires_grad_(t.requires_grad or other in inputs) for key, t in tensors.items()}
         for other, tensors in read.items()
     }
-    leaves = [t for tensors in cut.values() for t in tensors.values() if t.requires_grad]
+    parameters: Tensors = dict(problem.parameters)
+    if keep_graph:  # whose tensors the step will not change
+        parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
+    leaves = [cut[other][key] for other, tensors in read.items() for key, t in tensors.items() if t.requires_grad]
     states: list[RandomState] = []
     sums = _Sums(problem.name, len(batches))
     parallel = evaluation.parallel
-    with inside(parallel), module.substituted(_substitutes(evaluation, cut, live=live)):
+    substitutes = _substitutes(evaluation, cut, live=live)
+    if keep_graph:
+        substitutes |= LossModule.qualified(problem.name, parameters)
+    with inside(parallel), module.substituted(substitutes):
         for batch in batches:
             parts = RecordedParts(problem.name) if examine is not None and not states else None
             with _own_noise(parallel, problem):
                 states.append(RandomState.capture(problem.generators))
                 value = module.value(batch, players=moving, parts=parts)
             if parts is not None:
-                parts.check(list(problem.parameters.values()))
+                parts.check(list(parameters.values()))
             sums.add_metrics(value.metrics)
             remaining = len(value.players)
             for player, loss in value.players.items():
                 remaining -= 1
-                own = [problem.parameters[key] for key in problem.player_parameters[player]]
+                own = [parameters[key] for key in problem.player_parameters[player]]
                 if examine is not None and len(states) == 1:
                     examine(loss, own)
-                sums.add(player, loss, own, leaves, retain_graph=remaining > 0)
+                sums.add(player, loss, own, leaves, retain_graph=remaining > 0, create_graph=keep_graph)
     statistics = running_statistics(problem.module) if live else []
     if parallel is not None and parallel.exact:
         # Cotangents are averaged before they go through the responses: an inverse product of the mean.
@@ -123,6 +134,14 @@ def total_gradient(
     # A response's node holds the context, which holds the response: PyTorch frees no such circle, nor does Python's collector
     # where the node has several outputs.
     context.responses.clear()
+    graph = None
+    if keep_graph:
+        of_player = {
+            player: dict(zip(names, zeros_for_none(sums.direct[player], [parameters[n] for n in names]), strict=True))
+            for player, names in problem.player_parameters.items()
+        }
+        graph = GradientGraph(parameters=parameters, reads=cut, gradients=of_player)
+        gradient = {key: None if value is None else value.detach() for key, value in gradient.items()}
     found = {key: value for key, value in gradient.items() if value is not None}
     return TotalGradient(
         gradient={key: found[key] if key in found else torch.zeros_like(p) for key, p in problem.parameters.items()},
@@ -132,6 +151,7 @@ def total_gradient(
         reports=context.reports,
         evaluation=replace(evaluation, random_states=tuple(states)),
         has_derivative=sums.has_derivative,
+        graph=graph,
     )
 
 
@@ -191,7 +211,14 @@ class _Sums:
         self.has_derivative = True
 
     def add(
-        self, player: str, loss: Tensor, own: Sequence[Tensor], leaves: Sequence[Tensor], *, retain_graph: bool
+        self,
+        player: str,
+        loss: Tensor,
+        own: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+        *,
+        retain_graph: bool,
+        create_graph: bool,
     ) -> None:
         """Adds one batch's loss of a player, and its gradients."""
         share = loss / self._batches
@@ -199,7 +226,9 @@ class _Sums:
         found: Sequence[Tensor | None] = [None] * len(inputs)
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
-            found = torch.autograd.grad(share, inputs, allow_unused=True, retain_graph=retain_graph)
+            found = torch.autograd.grad(
+                share, inputs, allow_unused=True, retain_graph=retain_graph or create_graph, create_graph=create_graph
+            )
             if any(g is not None and g.layout != torch.strided for g in found):
                 raise ProblemError(
                     f"Problem {self._problem!r}: its loss has sparse gradients, which no engine takes. Build embeddings with "

@@ -76,6 +76,11 @@ class Engine(ABC):
         return self.name if isinstance(self.products, Autograd) else f"{self.name} × {self.products.name}"
 
     @property
+    def keeps_graph(self) -> bool:
+        """Whether the gradient that a step is made with is kept with its graph, to be differentiated later in the round."""
+        return False
+
+    @property
     def recorded_steps(self) -> int:
         """How many of the optimizer's last steps are kept for the derivative."""
         return 1

@@ -10,7 +10,7 @@ from mlo.hypergradient.base import Engine
 from mlo.hypergradient.optimizer_step import has_decoupled_decay, has_differentiable_step
 from mlo.sharding import is_sharded
 
-__all__ = ["check_engines", "check_look_ahead", "check_sharding"]
+__all__ = ["check_engines", "check_kept_graphs", "check_look_ahead", "check_sharding"]
 
 
 def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None:
@@ -58,6 +58,34 @@ def check_engines(graph: DependencyGraph, engines: Mapping[str, Engine]) -> None
                 f"{engine.label!r} leaves it out of the stationarity condition. 'one_step' differentiates it exactly."
             )
         _check_inner_responses(graph, engines, name)
+
+
+def check_kept_graphs(graph: DependencyGraph, engines: Mapping[str, Engine], *, divided: bool) -> None:
+    """Refuses engines that keep the graph of a gradient which is made of several.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine.
+        divided: whether processes average the gradients.
+
+    Raises:
+        EngineError: naming the problem.
+    """
+    for name in {lower for reader in graph.problems for lower in graph.responses(reader)}:
+        if not engines[name].keeps_graph:
+            continue
+        why = ""
+        if any(not engines[inner].drops_implicit_term for inner in graph.dependent(name)):
+            why = "contains the response of another problem"
+        elif graph.problems[name].accumulate > 1:
+            why = "is averaged over several batches"
+        elif divided:
+            why = "is averaged over processes"
+        if why:
+            raise EngineError(
+                f"Problem {name!r} has a gradient that {why}, whose graph cannot be kept. Give {name!r} the engine 'one_step' "
+                "without keep_graph."
+            )
 
 
 def _check_inner_responses(graph: DependencyGraph, engines: Mapping[str, Engine], name: str) -> None:

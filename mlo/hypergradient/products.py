@@ -169,11 +169,19 @@ class FiniteDifference(Products):
 class _AutogradSystem(LinearSystem):
     def __init__(self, call: Pullback, *, implicit: bool) -> None:
         super().__init__(call, implicit=implicit)
+        self._gradients: dict[str, dict[str, Tensor]] = {}
+        evaluation, graph = call.solution.evaluation, call.solution.graph
+        # What is kept ends at constants: nothing flows through it to where the step was made.
+        if graph is not None and graph.gradients is not None and not call.differentiate:
+            self._theta, self._gradients = graph.parameters, graph.gradients
+            self._inputs = [t for item in evaluation.free_inputs for t in graph.reads[item.name].values()]
+            # A checkpoint in the graph runs modules again.
+            call.stack.enter_context(evaluation.in_place(graph.parameters, graph.reads))
+            return
         with torch.enable_grad():
             self._theta = call.parameter_aliases()
             self._inputs = call.input_aliases()
             self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
-        self._gradients: dict[str, dict[str, Tensor]] = {}
 
     @property
     def parameters(self) -> Sequence[Tensor]:

@@ -70,6 +70,12 @@ class TestOneStep(OneStepOfSgd):
         return mlo.OneStep()
 
 
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestOneStepThatKeepsItsGraph(OneStepOfSgd):
+    def make_engine(self):
+        return mlo.OneStep(keep_graph=True)
+
+
 class TestUnroll(OneStepOfSgd):
     def make_engine(self):
         return mlo.Unroll()

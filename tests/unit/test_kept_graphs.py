@@ -1,0 +1,263 @@
+"""`one_step` with `keep_graph`: the same runs as without, from fewer evaluations, and nothing kept for longer than a round."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import mlo
+from mlo.testing import Vector, relative_error
+
+KEEPING = {"name": "one_step", "keep_graph": True}
+
+
+class Net(nn.Module):
+    """With what an evaluation must restore: running statistics, dropout masks; a part may be checkpointed."""
+
+    def __init__(self, checkpointed=False):
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Tanh())
+        self.out = nn.Linear(6, 3)
+        self.checkpointed = checkpointed
+        self.outputs = []
+
+    def forward(self, x):
+        hidden = checkpoint(self.hidden, x, use_reentrant=False) if self.checkpointed else self.hidden(x)
+        self.outputs.append(weakref.ref(hidden))
+        return self.out(hidden)
+
+
+def batches(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(8, 4, generator=generator, dtype=torch.float64), torch.randint(3, (8,), generator=generator))
+        for _ in range(5)
+    ]
+
+
+def make(
+    engine, *, optimizer=torch.optim.SGD, grad_clip=None, order="lower_first", steps=1, warmup=0, checkpointed=False
+):
+    """teacher → student → weights, and teacher → weights: the student learns from the teacher, both with learned weights."""
+    torch.manual_seed(0)
+    teacher, student, x = Net(checkpointed).double(), Net().double(), Vector(torch.linspace(-0.5, 0.5, 3).double())
+    calls = dict.fromkeys(("teacher", "student", "x"), 0)
+
+    def weighted(network, batch, x):
+        return (nn.functional.cross_entropy(network(batch[0]), batch[1], reduction="none") * x.v.exp()[batch[1]]).mean()
+
+    def teacher_loss(teacher, batch, *, x):
+        calls["teacher"] += 1
+        return weighted(teacher, batch, x)
+
+    def student_loss(student, batch, *, teacher, x):
+        calls["student"] += 1
+        return weighted(student, batch, x) + (student(batch[0]) - teacher(batch[0])).pow(2).mean()
+
+    def x_loss(x, batch, *, student):
+        calls["x"] += 1
+        return nn.functional.cross_entropy(student(batch[0]), batch[1]) + 0.1 * x.v.pow(2).sum()
+
+    options = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9} if optimizer is torch.optim.SGD else {})
+    problems = [
+        mlo.Problem(
+            "teacher", module=teacher, optimizer=optimizer(teacher.parameters(), **options), loss=teacher_loss,
+            data=batches(1), grad_clip=grad_clip, steps=steps,
+        ),
+        mlo.Problem(
+            "student", module=student, optimizer=optimizer(student.parameters(), **options), loss=student_loss,
+            data=batches(2), grad_clip=grad_clip,
+        ),
+        mlo.Problem(
+            "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.5), loss=x_loss, data=batches(3),
+            warmup_steps=warmup,
+        ),
+    ]  # fmt: skip
+    optimizer_of_all = mlo.MultilevelOptimizer(problems, engine, order=order)
+    torch.manual_seed(1)
+    return optimizer_of_all, calls
+
+
+def state(optimizer):
+    return {
+        f"{name}.{key}": tensor
+        for name, problem in optimizer.problems.items()
+        for key, tensor in problem.module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def run(engine, **options):
+    """The states after each of four rounds, and a gradient after the graphs were let go of."""
+    optimizer, _ = make(engine, **options)
+    states = []
+    for _ in range(4):
+        optimizer.step()
+        states.append({key: tensor.clone() for key, tensor in state(optimizer).items()})
+    return states, optimizer.gradient("x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": torch.optim.Adam},
+        {"grad_clip": 0.05},
+        {"grad_clip": 0.05, "optimizer": torch.optim.Adam},
+        {"order": "outermost_first"},
+        {"order": "outermost_first", "optimizer": torch.optim.Adam},
+        {"steps": 3},
+        {"warmup": 2},
+        {"checkpointed": True},
+        {"checkpointed": True, "order": "outermost_first"},
+    ],
+    ids=str,
+)
+def test_the_run_is_that_of_one_step(options):
+    (kept, kept_gradient), (again, again_gradient) = (run(engine, **options) for engine in (KEEPING, "one_step"))
+    for one, other in zip(kept, again, strict=True):
+        assert relative_error(one, other) < 1e-12
+    assert relative_error(again[-1]["x.v"], again[0]["x.v"]) > 1e-2
+    assert relative_error(kept_gradient, again_gradient) < 1e-12
+
+
+def test_a_round_evaluates_each_loss_once():
+    for engine, expected in ((KEEPING, 1), ("one_step", 2)):
+        optimizer, calls = make(engine)
+        optimizer.step()
+        assert calls == {"teacher": expected, "student": expected, "x": 1}
+
+
+def test_a_lower_problem_that_moves_several_times_keeps_the_graph_of_its_last_move_only():
+    optimizer, calls = make(KEEPING, steps=3)
+    made = []
+    total_gradient = optimizer._total_gradient
+    optimizer._total_gradient = lambda name, *args, **options: (
+        made.append((name, options["keep_graph"])) or total_gradient(name, *args, **options)
+    )
+    optimizer.step()
+    assert calls["teacher"] == 3
+    assert made == [("teacher", False), ("teacher", False), ("teacher", True), ("student", True), ("x", False)]
+
+
+def test_no_graph_is_kept_for_a_problem_that_rests():
+    optimizer, _ = make(KEEPING, warmup=1)
+    made = []
+    total_gradient = optimizer._total_gradient
+    optimizer._total_gradient = lambda name, *args, **options: (
+        made.append((name, options["keep_graph"])) or total_gradient(name, *args, **options)
+    )
+    optimizer.step()
+    assert made == [("teacher", False), ("student", False)]
+
+
+@pytest.mark.parametrize("order", ["lower_first", "outermost_first"])
+def test_what_a_graph_holds_is_freed_when_it_was_differentiated(order):
+    optimizer, _ = make(KEEPING, order=order)
+    optimizer.step()
+    gc.disable()
+    try:
+        optimizer.step()
+        optimizer.gradient("x")
+        outputs = [ref for name in ("teacher", "student") for ref in optimizer.problems[name].module.outputs]
+        assert len(outputs) >= 6 and not any(ref() is not None for ref in outputs)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("bad", ["student", "x"])
+def test_a_round_that_ends_early_lets_go_of_its_graphs(bad):
+    optimizer, _ = make(KEEPING)
+    optimizer.step()
+    with torch.no_grad():
+        next(iter(optimizer.problems[bad].module.parameters())).fill_(float("nan"))
+    failed = False
+    gc.disable()
+    try:
+        try:
+            optimizer.step()
+        except mlo.NonFiniteError:
+            failed = True  # pytest.raises would hold the frames that the error came through
+        assert failed
+        assert not any(ref() is not None for ref in optimizer.problems["teacher"].module.outputs)
+    finally:
+        gc.enable()
+
+
+def test_a_response_that_is_differentiated_twice_is_evaluated_again():
+    chosen = {"w": KEEPING, "default": "one_step"}
+    for order in ("lower_first", "outermost_first"):
+        optimizers = [three_levels(engine, order) for engine in (chosen, "one_step")]
+        for _ in range(3):
+            for optimizer in optimizers:
+                optimizer.step()
+        assert relative_error(*map(state, optimizers)) < 1e-12
+
+
+def three_levels(engine, order):
+    """The middle problem's own gradient contains the innermost one's response."""
+    modules = {name: Vector(torch.linspace(-1, 1, 3).double() + k) for k, name in enumerate(("w", "m", "x"))}
+    losses = {
+        "w": lambda w, _, *, m, x: (torch.tanh(w.v * m.v) - x.v).pow(2).sum() + (w.v - m.v).pow(4).sum(),
+        "m": lambda m, _, *, w, x: (m.v.sin() * w.v).sum() + (m.v - x.v).pow(2).sum(),
+        "x": lambda x, _, *, w, m: (w.v - 1).pow(2).sum() + (m.v * x.v).sum() + x.v.pow(2).sum(),
+    }
+    problems = [
+        mlo.Problem(name, module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.05), loss=losses[name])
+        for name, module in modules.items()
+    ]
+    return mlo.MultilevelOptimizer(problems, engine, order=order)
+
+
+def test_a_game_keeps_the_gradients_of_its_players():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.u, self.v = Vector(torch.linspace(-1, 1, 3).double()), Vector(torch.linspace(1, 2, 3).double())
+
+    def run(engine):
+        pair, x = Pair(), Vector(torch.linspace(0.1, 0.4, 3).double())
+        calls = []
+
+        def loss(pair, _, *, x):
+            calls.append("pair")
+            product = (torch.tanh(pair.u.v * x.v) * pair.v.v).sum()
+            return {"u": product + pair.u.v.pow(2).sum(), "v": -product.sin()}
+
+        game = mlo.Problem(
+            "pair", module=pair, players={"u": "u", "v": "v"}, player_steps={"v": 2}, loss=loss,
+            optimizer={name: torch.optim.SGD(getattr(pair, name).parameters(), lr=0.1, momentum=0.5) for name in "uv"},
+        )  # fmt: skip
+        upper = mlo.Problem(
+            "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.3),
+            loss=lambda x, _, *, pair: (pair.u.v * x.v).sum() + pair.v.v.cos().sum(),
+        )  # fmt: skip
+        optimizer = mlo.MultilevelOptimizer([game, upper], engine)
+        list(optimizer.run(3))
+        return state(optimizer), len(calls)
+
+    (kept, fewer), (again, more) = run(KEEPING), run("one_step")
+    assert relative_error(kept, again) < 1e-12
+    assert (fewer, more) == (6, 9)
+
+
+def test_what_cannot_keep_a_graph_is_refused():
+    with pytest.raises(mlo.EngineError, match="products='autograd'"):
+        mlo.OneStep(keep_graph=True, products="finite_difference")
+    with pytest.raises(mlo.EngineError, match=r"'m' has a gradient that contains the response.* without keep_graph"):
+        three_levels(KEEPING, "lower_first")
+    network, x = Vector(torch.ones(2)), Vector(torch.ones(2))
+    lower = mlo.Problem(
+        "w", module=network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1), accumulate=2, data=[1, 2],
+        loss=lambda w, batch, *, x: (w.v * x.v).pow(2).sum(),
+    )  # fmt: skip
+    upper = mlo.Problem(
+        "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: w.v.sum()
+    )
+    with pytest.raises(mlo.EngineError, match="averaged over several batches"):
+        mlo.MultilevelOptimizer([lower, upper], KEEPING)
