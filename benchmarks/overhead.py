@@ -2,9 +2,9 @@
 
 The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the hardest case, since its
 rounds take the least time, a perceptron; above it, under Adam, either mixtures of activations, which both losses read, or
-weights of classes, which only the lower loss reads. All sides first make the same
-rounds in float64, after which their parameters must be equal. Then single rounds of all, and of a second copy of the loop by
-hand, take turns; by how much the second copy differs from the first is the noise.
+weights of classes, which only the lower loss reads. Both sides first make the same rounds in float64, after which their
+parameters must be equal. Then single rounds of both, and of a second copy of the loop by hand, take turns; by how much the
+second copy differs from the first is the noise.
 
     python benchmarks/overhead.py                     # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,13 @@ CLASSES = 10
 INPUTS = 784
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 3e-4
 CHECKED_ROUNDS = 5
+KEPT = "one_step, graph kept"
+ENGINES: dict[str, str | dict[str, Any]] = {
+    "first_order": "first_order",
+    "darts": "darts",
+    "one_step": "one_step",
+    KEPT: {"name": "one_step", "keep_graph": True},
+}
 TOLERANCES = {"darts": 1e-6}
 """Largest relative difference in float64: a finite difference magnifies roundings by the reciprocal of its step."""
 
@@ -129,11 +137,9 @@ class Setting:
 
 
 SETTINGS = {
-    "mixed activations": Setting(
-        lower_loss=mixed_lower, upper_loss=mixed_upper, shape=(2, 2), engines=("first_order", "darts", "one_step")
-    ),
+    "mixed activations": Setting(lower_loss=mixed_lower, upper_loss=mixed_upper, shape=(2, 2), engines=tuple(ENGINES)),
     "class weights": Setting(
-        lower_loss=weighted_lower, upper_loss=weighted_upper, shape=(CLASSES,), engines=("darts", "one_step")
+        lower_loss=weighted_lower, upper_loss=weighted_upper, shape=(CLASSES,), engines=("darts", "one_step", KEPT)
     ),
 }
 
@@ -184,7 +190,7 @@ class WithMlo:
             Problem("weights", module=self.network, optimizer=sgd, loss=setting.lower_loss, data=begin.training),
             Problem("upper", module=self.upper, optimizer=adam, loss=setting.upper_loss, data=begin.validation),
         ]
-        self.step = MultilevelOptimizer(problems, engine, on_nonfinite=on_nonfinite).step  # type: ignore[arg-type]
+        self.step = MultilevelOptimizer(problems, ENGINES[engine], on_nonfinite=on_nonfinite).step  # type: ignore[arg-type]
 
 
 class ByHand:
@@ -192,12 +198,12 @@ class ByHand:
 
     An update of the network W' = W - lr (momentum · buffer + ∇_W L(W, a) + decay · W), then of what is above it, a, along
     ∇_a L_val(W', a) - lr ∇_a ⟨∇_W L(W, a), ∇_W' L_val⟩. The second term is left out by `first_order` and taken by central
-    differences by `darts`. `one_step` takes it exactly: from the graph of the first gradient where `keeps_graph`, else from
-    a gradient that is computed again, as mlo does, which holds less memory meanwhile.
+    differences by `darts`. `one_step` takes it exactly, from a gradient that is computed again, which holds less memory
+    meanwhile, or from the first gradient with its graph kept.
     """
 
-    def __init__(self, setting: Setting, engine: str, begin: Start, *, keeps_graph: bool = False) -> None:
-        self._setting, self._engine, self._keeps_graph = setting, engine, keeps_graph
+    def __init__(self, setting: Setting, engine: str, begin: Start) -> None:
+        self._setting, self._engine = setting, engine
         self.network, self.upper = copy.deepcopy(begin.network), copy.deepcopy(begin.upper)
         self._before = copy.deepcopy(self.network)  # holds W while `network` moves on to W'
         self._sgd, self._adam = optimizers(self.network, self.upper)
@@ -212,7 +218,7 @@ class ByHand:
             with torch.no_grad():
                 torch._foreach_copy_(self._w_before, self._w)
         graph: Sequence[Tensor] | None = None
-        if self._keeps_graph:
+        if self._engine == KEPT:
             graph = self._gradient_before(batch)
             gradient = [g.detach() for g in graph]
         else:
@@ -261,29 +267,19 @@ def _move(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradie
 
 
 def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None) -> float:
-    """Makes rounds on all sides in float64 and returns the largest relative difference of what they moved.
+    """Makes rounds on both sides in float64 and returns the largest relative difference of what they moved.
 
     Raises:
         SystemExit: if it is above the engine's tolerance.
     """
-    sides = [WithMlo(setting, engine, begin, on_nonfinite), ByHand(setting, engine, begin)]
-    if engine == "one_step":
-        sides.append(ByHand(setting, engine, begin, keeps_graph=True))
-    for side in sides:
+    origin = {**dict(begin.network.named_parameters()), **dict(begin.upper.named_parameters())}
+    moved: list[dict[str, Tensor]] = []
+    for side in (WithMlo(setting, engine, begin, on_nonfinite), ByHand(setting, engine, begin)):
         for _ in range(CHECKED_ROUNDS):
             side.step()
-    worst = 0.0
-    origin = {**dict(begin.network.named_parameters()), **dict(begin.upper.named_parameters())}
-    moved = [
-        {
-            key: parameter.detach() - origin[key].detach()
-            for module in (side.network, side.upper)
-            for key, parameter in module.named_parameters()
-        }
-        for side in sides
-    ]
-    for other in moved[1:]:
-        worst = max(worst, *(relative_error(moved[0][key], other[key]) for key in other))
+        parameters = {**dict(side.network.named_parameters()), **dict(side.upper.named_parameters())}
+        moved.append({key: parameter.detach() - origin[key].detach() for key, parameter in parameters.items()})
+    worst = max(relative_error(moved[0][key], moved[1][key]) for key in origin)
     if worst > TOLERANCES.get(engine, 1e-10):
         raise SystemExit(f"{engine}: after {CHECKED_ROUNDS} rounds the two sides differ by {worst:.1e}.")
     return worst
@@ -387,8 +383,6 @@ def main() -> None:
             "by hand, again": ByHand(setting, engine, begin).step,
             "mlo": WithMlo(setting, engine, begin, on_nonfinite).step,
         }
-        if engine == "one_step":
-            sides["by hand, graph kept"] = ByHand(setting, engine, begin, keeps_graph=True).step
         for line in rows(name, engine, turns(sides, repeats, device)):
             print(line, flush=True)
         if args.profile:

@@ -145,10 +145,8 @@ class Solutions:
     @contextmanager
     def preserved(self) -> Iterator[None]:
         """Runs the body and leaves everything as it was."""
-        known, memory, graphs = dict(self._known), self.copied_memory(), self._graphs
-        self._graphs = []
+        known, memory, graphs = dict(self._known), self.copied_memory(), list(self._graphs)
         yield
-        self.release_graphs(later=())
         self._known, self._graphs = known, graphs
         self.recall(memory)
 

@@ -73,9 +73,9 @@ class OneStep(Engine):
             if v is not None or clips
         }
         names, v = list(v_of), list(v_of.values())
-        # θ' = c g + …, so (∂θ'/∂g)ᵀ v = c v: the step need not be made again.
+        # θ' = c g + …, so -(∂θ'/∂g)ᵀ v = -c v: the step need not be made again.
         gains = [-step.descent_rate(name) if self.plain else step.gain(name) for name in names]
-        scaled = [c * entry for c, entry in zip(gains, v, strict=True) if c is not None]
+        scaled = [-c * entry for c, entry in zip(gains, v, strict=True) if c is not None]
         linear = len(scaled) == len(v)
         if linear and not clips:
             return self._solved(system, names, scaled)
@@ -85,19 +85,20 @@ class OneStep(Engine):
                 g = {name: found[name] for name in names}
             else:
                 g = {name: solution.gradient[name].detach().requires_grad_() for name in names}
-            if linear:  # (∂θ'/∂g)ᵀ v = (∂ clipped / ∂g)ᵀ c v
-                after, v = step.clipped(g), scaled
+            if linear:  # -(∂θ'/∂g)ᵀ v = -(∂ clipped / ∂g)ᵀ c v
+                after, minus_v = step.clipped(g), scaled
             else:
+                minus_v = [-entry for entry in v]
                 after = step.apply({name: solution.evaluation.parameters[name].detach() for name in names}, g)
         moved = [after[name] for name in names]
         found_q = torch.autograd.grad(
-            moved, list(g.values()), grad_outputs=v, create_graph=system.call.differentiate, allow_unused=True
+            moved, list(g.values()), grad_outputs=minus_v, create_graph=system.call.differentiate, allow_unused=True
         )
         return self._solved(system, names, found_q)
 
-    def _solved(self, system: LinearSystem, names: Sequence[str], moved: Sequence[Tensor | None]) -> Solve:
-        """The solve whose q, at the parameters `names`, is the negative of (∂θ'/∂g)ᵀ v."""
-        q_of = {name: -entry for name, entry in zip(names, moved, strict=True) if entry is not None}
+    def _solved(self, system: LinearSystem, names: Sequence[str], q: Sequence[Tensor | None]) -> Solve:
+        """The solve with these entries of q at the parameters `names`."""
+        q_of = dict(zip(names, q, strict=True))
         return Solve(q=[q_of.get(name) for name in system.names], report=self.report(system.problem))
 
 
