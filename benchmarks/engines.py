@@ -29,7 +29,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from engines_libraries import LIBRARIES
+from engines_libraries import KEPT, LIBRARIES
 from engines_oracle import reference
 from engines_problems import PROBLEMS, build
 from engines_worker import serve
@@ -45,8 +45,8 @@ MANY = 50
 # Library → (method by mlo's name, products). What a library does not offer for a graph is a row that says so.
 ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "mlo": (
-        ("first_order", 0), ("one_step", 0), ("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY), ("minres", K),
-        ("gmres", K), ("nystrom", K), ("direct", 0), ("soba", 0), ("penalty", 0),
+        ("first_order", 0), ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY),
+        ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0), ("soba", 0), ("penalty", 0),
     ),
     "Betty": (("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY)),
     "TorchOpt": (("one_step", 0), ("neumann", K), ("cg", K), ("cg", MANY), ("direct", 0)),
@@ -58,8 +58,10 @@ QUICK_METHODS = ("darts", "cg")
 BILEVEL = ("BOAT", "hypergrad")
 """Libraries that know two levels only."""
 
-LAYERED_METHODS = (("one_step", 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0), ("soba", 0), ("penalty", 0))
-STEP_METHODS = ("one_step", "darts")
+LAYERED_METHODS = (
+    ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0), ("soba", 0), ("penalty", 0),
+)  # fmt: skip
+STEP_METHODS = ("one_step", KEPT, "darts")
 """Methods that approximate the derivative of one step, not of the solution."""
 
 ROUNDS = {"soba": 100, "penalty": 20}
@@ -88,7 +90,7 @@ row says; Neumann series have the same α in all libraries (1 / λmax).
 - *error*: ‖found − exact‖ / ‖exact‖ of the outermost gradient in float64, against the implicit function theorem at
   solutions with gradients below 1e-10; *error (1 step)*: against the derivative of one SGD step of each lower problem
   there, which is what `one_step` and `darts` approximate. *cosine* and *scale* (ratio of norms) are of the second for these
-  two methods, of the first for the others. The outermost problem rests. Steps before the error is taken: {ROUNDED}, else 1.
+  methods, of the first for the others. The outermost problem rests. Steps before the error is taken: {ROUNDED}, else 1.
 - *ms*: median time of a step in float32 over the repetitions, a process for each row, rows interleaved; *range*: least and
   largest; *÷ mlo*: ratio of the median to that of mlo's same method.
 - *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first evaluation of the losses.

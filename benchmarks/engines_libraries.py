@@ -18,6 +18,9 @@ import torch
 from engines_problems import Level, Task, Tensors, Values
 from torch import Tensor
 
+KEPT = "one_step, graph kept"
+"""mlo's `one_step` with `keep_graph`."""
+
 __all__ = ["LIBRARIES", "Method", "Program", "Refused"]
 
 
@@ -89,7 +92,10 @@ def mlo_program(task: Task, method: Method) -> Program:
                 data=[level.batch],
             )
         )
-    optimizer = mlo.MultilevelOptimizer(problems, {"name": method.name, **options.get(method.name, {})})
+    engine = {"name": method.name, **options.get(method.name, {})}
+    if method.name == KEPT:
+        engine = {"name": "one_step", "keep_graph": True}
+    optimizer = mlo.MultilevelOptimizer(problems, engine)
     return Program(step=optimizer.step, upper=problems[-1].optimizers[""])
 
 

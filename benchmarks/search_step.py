@@ -44,12 +44,15 @@ SIZES: dict[str, dict[str, int]] = {
     "small": {"channels": 4, "layers": 3, "nodes": 2, "image_size": 16, "image_channels": 1, "batch_size": 32},
     "tiny": {"channels": 4, "layers": 3, "nodes": 1, "image_size": 8, "image_channels": 1, "batch_size": 4},
 }
+KEPT = {"name": "one_step", "keep_graph": True}
 STEPS: dict[str, dict[str, Any]] = {
     "DARTS, first order": {"method": "darts", "order": "first"},
     "DARTS, second order (one_step)": {"method": "darts"},
+    "DARTS, second order (one_step, graph kept)": {"method": "darts", "hypergradient": KEPT},
     "DARTS, second order (darts)": {"method": "darts", "hypergradient": "darts"},
     "LFM-CW, first order": {"order": "first"},
     "LFM-CW, second order (one_step)": {},
+    "LFM-CW, second order (one_step, graph kept)": {"hypergradient": KEPT},
     "LFM-CW, second order (darts)": {"hypergradient": "darts"},
     "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
     "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
