@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lfmcw_app.search_space.wanted import wanted
+
 __all__ = ["DepthwiseConv", "depthwise"]
 
 
@@ -39,9 +41,10 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) 
     if stride == dilation == 2:
         # Every tap falls on an even row and column.
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not differentiated or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return _convolution(x, weight, stride, dilation)
-    out: Tensor = _Depthwise.apply(x, weight, stride, dilation)
+    out: Tensor = _Depthwise.apply(x, weight.view_as(weight), stride, dilation)
     return out
 
 
@@ -70,9 +73,16 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (g,) = ctx.saved_tensors, grads
+        in_x, in_weight = wanted(ctx, 0), wanted(ctx, 1)
         how = ctx.stride, ctx.dilation
-        gx = _input_gradient(x, weight, g, *how) if ctx.needs_input_grad[0] else None
-        gw = _WeightGradient.apply(x, g, weight.shape[-1], *how) if ctx.needs_input_grad[1] else None
+        if torch.is_grad_enabled():  # the gradients will be differentiated
+            gx = _input_gradient(x, weight, g, *how) if in_x else None
+            gw = _WeightGradient.apply(x, g, weight.shape[-1], *how) if in_weight else None
+            return gx, gw, None, None
+        if ctx.dilation == 1 and (weight.shape[-1] == 3 or ctx.stride > 1):
+            return *_native(x, weight, g, *how, wanted=(in_x, in_weight)), None, None
+        gx = _input_gradient(x, weight, g, *how) if in_x else None
+        gw = _weight_gradient(x, g, weight.shape[-1], *how) if in_weight else None
         return gx, gw, None, None
 
 
@@ -93,17 +103,18 @@ class _WeightGradient(torch.autograd.Function):
         (x, g), (v,) = ctx.saved_tensors, grads
         how = ctx.stride, ctx.dilation
         # ⟨v, gw⟩ = ⟨v ∗ x, g⟩: linear in x as the convolution with v is, and in g.
-        gx = _input_gradient(x, v, g, *how) if ctx.needs_input_grad[0] else None
-        gg = _Depthwise.apply(x, v, *how) if ctx.needs_input_grad[1] else None
+        gx = _input_gradient(x, v, g, *how) if wanted(ctx, 0) else None
+        gg = depthwise(x, v, stride=ctx.stride, dilation=ctx.dilation) if wanted(ctx, 1) else None
         return gx, gg, None, None, None
 
 
 def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation: int) -> Tensor:
     """The transpose of x → x ∗ w, applied to `g`."""
     if stride == 1:
-        out: Tensor = _Depthwise.apply(g, weight.flip(2, 3), 1, dilation)
-        return out
-    return _native(x, weight, g, stride, dilation, wanted=0)
+        return depthwise(g, weight.flip(2, 3), dilation=dilation)
+    found, _ = _native(x, weight, g, stride, dilation, wanted=(True, False))
+    assert found is not None
+    return found
 
 
 def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
@@ -112,20 +123,25 @@ def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: i
         return _weight_gradient(_parities(x), _parities(g), kernel, 1, 1)
     if kernel == 5 and stride == dilation == 1:
         return _from_3x3(x, g)
-    if kernel == 5 and stride == 2 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
-        return _from_parities(x, g)
     weight = g.new_empty(g.shape[1], 1, kernel, kernel)
-    return _native(x, weight, g, stride, dilation, wanted=1)
+    _, found = _native(x, weight, g, stride, dilation, wanted=(False, True))
+    assert found is not None
+    return found
 
 
 def _native(
-    x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation: int, *, wanted: int, padding: int | None = None
-) -> Tensor:
-    """PyTorch's own gradient in x (wanted 0) or in the weight (1), of which only the shape is read then."""
+    x: Tensor,
+    weight: Tensor,
+    g: Tensor,
+    stride: int,
+    dilation: int,
+    *,
+    wanted: tuple[bool, bool],
+    padding: int | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """PyTorch's own gradients in x and in the weight, those that are wanted; for the latter only the weight's shape is read."""
     pad = dilation * (weight.shape[-1] // 2) if padding is None else padding
-    channels = len(weight)
-    mask = [wanted == 0, wanted == 1, False]
-    found = torch.ops.aten.convolution_backward(
+    gx, gw, _ = torch.ops.aten.convolution_backward(
         _fast_format(g),
         _fast_format(x),
         weight,
@@ -135,11 +151,10 @@ def _native(
         [dilation] * 2,
         False,
         [0, 0],
-        channels,
-        mask,
+        len(weight),
+        [*wanted, False],
     )
-    out: Tensor = found[wanted]
-    return out
+    return gx, gw
 
 
 def _parities(x: Tensor) -> Tensor:
@@ -170,18 +185,7 @@ def _from_3x3(x: Tensor, g: Tensor) -> Tensor:
         for left in (0, 2):
             shifted = memory.as_strided(size, strides, top * row + left * channels)
             block = found[:, :, top : top + 3, left : left + 3]
-            block.copy_(_native(shifted, block, g, 1, 1, wanted=1, padding=0))
-    return found
-
-
-def _from_parities(x: Tensor, g: Tensor) -> Tensor:
-    """The gradient of a 5×5 filter of stride 2, whose every second tap only meets rows (and columns) of one parity.
-
-    With x⁰ the even rows and x¹ the odd ones,  gw[2m] = Σ_p x⁰[p + m − 1] g[p]  and  gw[2m + 1] = Σ_p x¹[p + m − 1] g[p].
-    """
-    found = g.new_empty(g.shape[1], 1, 5, 5)
-    for row in (0, 1):
-        for column in (0, 1):
-            block = _weight_gradient(x[:, :, row::2, column::2], g, 3, 1, 1)
-            found[:, :, row::2, column::2] = block[:, :, : 3 - row, : 3 - column]
+            _, gradient = _native(shifted, block, g, 1, 1, wanted=(False, True), padding=0)
+            assert gradient is not None
+            block.copy_(gradient)
     return found

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lfmcw_app.search_space.wanted import wanted
+
 __all__ = ["PointwiseConv", "grouped_linear"]
 
 DENSE_CHANNELS = 32
@@ -44,8 +46,14 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
         diagonal = torch.eye(groups, dtype=weight.dtype, device=weight.device).view(groups, 1, groups, 1)
         dense = (diagonal * weight.unsqueeze(2)).view(groups * outputs, groups * inputs)
         return F.linear(x.flatten(1), dense).view(-1, groups, outputs)
-    out: Tensor = _GroupedLinear.apply(x, weight)
-    return out
+    return _products(x, weight)
+
+
+def _products(x: Tensor, weight: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        out: Tensor = _GroupedLinear.apply(x, weight)
+        return out
+    return _GroupedLinear.forward(x, weight)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -67,6 +75,6 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (g,) = ctx.saved_tensors, grads
-        gx = _GroupedLinear.apply(g, weight.transpose(1, 2)) if ctx.needs_input_grad[0] else None
-        gw = torch.bmm(g.permute(1, 2, 0), x.transpose(0, 1)) if ctx.needs_input_grad[1] else None
+        gx = _products(g, weight.transpose(1, 2)) if wanted(ctx, 0) else None
+        gw = torch.bmm(g.permute(1, 2, 0), x.transpose(0, 1)) if wanted(ctx, 1) else None
         return gx, gw

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmcw_app.search_space.wanted import wanted
+
 __all__ = ["weighted_sum"]
 
 
@@ -69,10 +71,10 @@ class _WeightedSum(torch.autograd.Function):
         if not saved:
             return None, None, *plain
         weights, *weighted = saved
-        wanted = ctx.needs_input_grad[2 + ctx.plain :]
-        maps = [g * w if wants else None for w, wants in zip(weights.unbind(), wanted, strict=True)]
+        needs = [wanted(ctx, 1 + ctx.plain + index) for index in range(len(weighted))]
+        maps = [g * w if need else None for w, need in zip(weights.unbind(), needs, strict=True)]
         flat = _flat(g)
-        slopes = torch.stack([torch.dot(flat, _flat(term)) for term in weighted]) if ctx.needs_input_grad[0] else None
+        slopes = torch.stack([torch.dot(flat, _flat(term)) for term in weighted]) if wanted(ctx, 0) else None
         return slopes, None, *plain, *maps
 
 
