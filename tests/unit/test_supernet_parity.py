@@ -9,6 +9,7 @@ import pytest
 import torch
 from reference_supernet import ReferenceSupernet, split_by_edge
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfmcw_app.generators.blocks import normalize_spectrally
 from lfmcw_app.search_space.candidates import Candidates
@@ -196,8 +197,15 @@ def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(kernel,
     inputs = x.requires_grad_(), torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
     padding = dilation * (kernel // 2)
     expected = nested(lambda x, w: F.conv2d(x, w, None, stride, padding, dilation, 3), inputs)
-    actual = nested(lambda x, w: depthwise(x, w, stride=stride, dilation=dilation), inputs)
-    assert relative_error(actual, expected) < 1e-12
+
+    def ours(x, w):
+        return depthwise(x, w, stride=stride, dilation=dilation)
+
+    assert relative_error(nested(ours, inputs), expected) < 1e-12
+    for wanted in (inputs, inputs[:1], inputs[1:]):  # where no graph of the gradient is wanted
+        found = torch.autograd.grad(ours(*inputs).sin().sum(), wanted)
+        exact = torch.autograd.grad(F.conv2d(*inputs, None, stride, padding, dilation, 3).sin().sum(), wanted)
+        assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -233,6 +241,54 @@ def test_a_weighted_sum_is_the_sum(plain, weighted):
         return sum(maps[:plain]) + sum(w * m for w, m in zip(weights.unbind(), maps[plain:], strict=True))
 
     assert relative_error(nested(ours, inputs), nested(theirs, inputs)) < 1e-12
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.partition(".")[0])
+        return function(*args, **kwargs or {})
+
+
+def operators_of_gradient(out, inputs, *, create_graph):
+    with Operators() as found:
+        torch.autograd.grad(out.sum(), inputs, create_graph=create_graph)
+    return found.names
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_that_are_not_asked_for_are_not_computed(create_graph):
+    """A generator's loss is differentiated through a discriminator whose weights require gradients, but not theirs."""
+    x = torch.randn(2, 40, 6, 6).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    weight = torch.nn.Parameter(torch.randn(40, 1, 5, 5))
+    # The gradient in x is a convolution itself, the one in the weight is made of PyTorch's own gradients.
+    named = operators_of_gradient(depthwise(x.sin(), weight), (x, weight), create_graph=create_graph)
+    assert {"convolution", "convolution_backward"} <= set(named)
+    alone = operators_of_gradient(depthwise(x.sin(), weight), x, create_graph=create_graph)
+    assert "convolution" in alone and "convolution_backward" not in alone
+    alone = operators_of_gradient(depthwise(x.sin(), weight), weight, create_graph=create_graph)
+    assert "convolution" not in alone and "convolution_backward" in alone
+
+    pointwise = PointwiseConv(20, 20, groups=2)
+    both, of_x, of_weight = (
+        operators_of_gradient(pointwise(x.sin()), inputs, create_graph=create_graph).count("bmm")
+        for inputs in ((x, pointwise.weight), x, pointwise.weight)
+    )
+    assert (both, of_x, of_weight) == (2, 1, 1)
+
+    scalars = torch.randn(2, requires_grad=True)
+
+    def mixed():
+        return weighted_sum([], scalars.sin(), [x.sin(), x.cos()])
+
+    assert "dot" in operators_of_gradient(mixed(), (x, scalars), create_graph=create_graph)
+    assert "dot" not in operators_of_gradient(mixed(), x, create_graph=create_graph)
 
 
 def test_an_empty_sum_is_refused():
