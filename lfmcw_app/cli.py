@@ -36,6 +36,7 @@ from mlo.errors import (
 __all__ = [
     "DATASET_HELP",
     "carry_out",
+    "check_no_trial",
     "complete_dataset",
     "completing",
     "default_preset",
@@ -109,6 +110,15 @@ QuietOption = Annotated[
 TensorBoardOption = Annotated[
     bool, typer.Option("--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard.")
 ]
+MaxStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="A trial: so many rounds of each phase, without warm-ups, after a projection of the whole run."
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(min=1, help="CPU threads. By default one for the presets smoke and small, else one for each core."),
@@ -151,6 +161,16 @@ def resolve_recipe(
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
+
+
+def check_no_trial(max_steps: int | None) -> None:
+    """Refuses --max-steps beside --resume.
+
+    Raises:
+        InputError: if it is given.
+    """
+    if max_steps is not None:
+        raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
 
 
 def fresh_folder(name: str) -> Path:

@@ -72,7 +72,9 @@ def check_dataset(name: str) -> None:
             )
         return
     if name not in DATASETS and not name.startswith(FOLDER):
-        raise InputError(f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH.")
+        raise InputError(
+            f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH; noise: random:NAME."
+        )
     if name.strip() == FOLDER:
         raise InputError("folder: needs the path of a folder of images, for example folder:pictures.")
 

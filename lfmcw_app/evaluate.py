@@ -13,6 +13,7 @@ from lfmcw_app import cli
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
+from lfmcw_app.projection import project_training, rehearsed
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
@@ -47,11 +48,13 @@ def evaluate(
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
+    max_steps: cli.MaxStepsOption = None,
     quiet: cli.QuietOption = False,
     tensorboard: cli.TensorBoardOption = False,
+    dry_run: cli.DryRunOption = False,
 ) -> None:
     """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet and not dry_run)
     with cli.reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
@@ -59,6 +62,7 @@ def evaluate(
         if resume is not None:
             if any(value not in (None, []) for value in (genotype, dataset, preset, space, config, assign, out, seed)):
                 raise InputError("--resume takes the evaluation's own genotype, data set and recipe; drop the others.")
+            cli.check_no_trial(max_steps)
             folder = _evaluation(resume)
             recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
         elif genotype is None or dataset is None:
@@ -73,6 +77,11 @@ def evaluate(
         with joined(cli.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data, searches=False)
+            measure = partial(project_training, recipe, cells, images, target)
+            rehearsal = rehearsed(recipe, measure, console, dry_run=dry_run, max_steps=max_steps)
+            if rehearsal is None:
+                return
+            recipe = rehearsal
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
             shared = shared_folder(folder, out or cli.fresh_folder(name), recipe)
             if folder is None:

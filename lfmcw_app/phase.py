@@ -13,7 +13,7 @@ from lfmcw_app.processes import gathered, together
 from lfmcw_app.run_folder import RunFolder
 from mlo import MultilevelOptimizer, NonFiniteError, Record
 
-__all__ = ["Phase", "Standing"]
+__all__ = ["Phase", "Standing", "entry_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,3 +155,24 @@ class Phase:
     def _save(self, standing: Standing, *, must: bool, best: bool = False, keep_as: int | None = None) -> bool:
         self._saved_at = time.monotonic()
         return self._folder.save(self._name, self._optimizer, asdict(standing), must=must, best=best, keep_as=keep_as)
+
+
+def entry_of(record: Record) -> dict[str, Any]:
+    """A record as plain data; nothing in it depends on the clock, so equal runs have equal files."""
+    return {
+        "round": record.round,
+        "losses": record.losses,
+        "metrics": record.metrics,
+        "gradient_norms": record.gradient_norms,
+        **({"player_gradient_norms": record.player_gradient_norms} if record.player_gradient_norms else {}),
+        "solves": {
+            name: {
+                "engine": report.engine,
+                "iterations": report.iterations,
+                "residual": report.residual,
+                "converged": report.converged,
+            }
+            for name, report in sorted(record.solves.items())
+        },
+        **({"skipped": {name: error.term for name, error in record.skipped.items()}} if record.skipped else {}),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,16 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.data import Dataset, search_split
+from lfmcw_app.derived_training import build_training
 from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search, search_rounds
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
+from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
-from lfmcw_app.trainer import SearchStage, build_training, search_stages
+from lfmcw_app.trainer import SearchStage, search_stages
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
 
-__all__ = ["Projection", "print_projection", "project"]
+__all__ = ["Projection", "print_projection", "project", "project_training", "rehearsed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,46 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
         found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
         dropped += stage.drops.drops if stage.drops is not None else 0
         del modules, optimizer
-    training, rounds = build_training(recipe, None, dataset, device)
-    found.append(_measured("training", rounds, training, device))
-    return found
+    return [*found, *project_training(recipe, None, dataset, device)]
+
+
+def project_training(
+    recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
+) -> list[Projection]:
+    """Runs two rounds of the training of a genotype, or of a random one, and returns what it will take."""
+    optimizer, rounds = build_training(recipe, genotype, dataset, device)
+    return [_measured("training", rounds, optimizer, device)]
+
+
+def rehearsed(
+    recipe: Recipe,
+    measure: Callable[[], list[Projection]],
+    console: Console,
+    *,
+    dry_run: bool,
+    max_steps: int | None,
+) -> Recipe | None:
+    """Prints the projection that a dry run or a trial begins with.
+
+    Args:
+        recipe: of the whole run.
+        measure: projects it.
+        console: where it is printed.
+        dry_run: whether that is all.
+        max_steps: rounds of each phase of a trial.
+
+    Returns:
+        The recipe that is to be run, if one is.
+    """
+    if dry_run or max_steps is not None:
+        console.print("Measuring two rounds of each phase …", highlight=False)
+        print_projection(measure(), console)
+    if dry_run:
+        return None
+    if max_steps is None:
+        return recipe
+    console.print(f"A trial, whose result says nothing; rounds of each phase: {max_steps}.", highlight=False)
+    return trial(recipe, max_steps)
 
 
 def _candidates(stage: SearchStage, nodes: int, dropped: int) -> tuple[str, ...] | Candidates:

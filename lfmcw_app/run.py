@@ -13,8 +13,8 @@ from lfmcw_app import cli
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-from lfmcw_app.projection import print_projection, project
-from lfmcw_app.recipe import Recipe, trial
+from lfmcw_app.projection import project, rehearsed
+from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.tensorboard import check_tensorboard
 from lfmcw_app.trainer import read_data
@@ -42,12 +42,7 @@ def run(
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
-    max_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="A trial: so many rounds of each phase, without warm-ups, after a projection of the whole run."
-        ),
-    ] = None,
+    max_steps: cli.MaxStepsOption = None,
     detect_collapse: Annotated[
         bool,
         typer.Option(
@@ -56,9 +51,7 @@ def run(
     ] = False,
     quiet: cli.QuietOption = False,
     tensorboard: cli.TensorBoardOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
-    ] = False,
+    dry_run: cli.DryRunOption = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
 ) -> None:
     """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
@@ -79,8 +72,7 @@ def run(
                 value for value in (preset, space, order, method, config, assign, seed) if value not in (None, [])
             ]
             folder = _resumed(resume, out, recipe, has_changes=bool(changes))
-            if max_steps is not None:
-                raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+            cli.check_no_trial(max_steps)
         recipe = folder.recipe if folder is not None else recipe
         assert recipe is not None
         if print_config:
@@ -91,16 +83,10 @@ def run(
         with joined(cli.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data)
-            if dry_run or max_steps is not None:
-                console.print("Measuring two rounds of each phase …", highlight=False)
-                print_projection(project(recipe, images, target), console)
-            if dry_run:
+            measure = partial(project, recipe, images, target)
+            recipe = rehearsed(recipe, measure, console, dry_run=dry_run, max_steps=max_steps)
+            if recipe is None:
                 return
-            if max_steps is not None:
-                recipe = trial(recipe, max_steps)
-                console.print(
-                    f"A trial, whose result says nothing; rounds of each phase: {max_steps}.", highlight=False
-                )
             out = out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
             work = partial(run_phases, shared, images, console, target)

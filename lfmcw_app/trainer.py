@@ -1,8 +1,7 @@
-"""The two phases of a run: the search of a cell, and the training of the derived network from scratch."""
+"""A run: what it needs of its data, the stages of its search, and then the training of the derived network."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable
@@ -13,36 +12,30 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.nn import functional as F
 
 from lfmcw_app.collapse import CollapseDetector, observe
 from lfmcw_app.data import (
-    Batches,
     Dataset,
-    in_order,
     load_dataset,
-    resident,
     search_counts,
     search_split,
     short_name,
-    subset,
 )
+from lfmcw_app.derived_training import EVALUATION, train_derived, training_images, training_rounds
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.modules import SearchModules, build_modules
-from lfmcw_app.phase import Phase
+from lfmcw_app.phase import Phase, entry_of
 from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, snapshot_rounds
-from lfmcw_app.problems import build_search, learning_rate_schedule, search_rounds
-from lfmcw_app.processes import gathered, main_first, parallelism, share
+from lfmcw_app.problems import build_search, search_rounds
+from lfmcw_app.processes import main_first
 from lfmcw_app.progress import PhaseProgress
-from lfmcw_app.recipe import Evaluation, Recipe, Search
+from lfmcw_app.recipe import Recipe, Search
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
-from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
-from lfmcw_app.search_space.network import DerivedNetwork
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     Stage,
@@ -54,19 +47,16 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.timings import TIMINGS, Timings
-from mlo import MultilevelOptimizer, Problem, Record
-from mlo.distributed import SyncBatchNorm
+from mlo import Record
 from mlo.randomness import preserved
 
 __all__ = [
     "SearchStage",
-    "build_training",
     "evaluate_genotype",
     "read_data",
     "run",
     "search",
     "search_stages",
-    "train_derived",
 ]
 
 STAGE_SEEDS = 1_000_003
@@ -92,7 +82,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     searched = search_counts(min(recipe.data.search_images or available, available), recipe.data.search_fractions)
     needs = (
         ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, _training_images(recipe, dataset)),
+        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
     )
     searches = searches and recipe.search.method != "random"
     for key, batch, images in needs if searches else needs[1:]:
@@ -110,7 +100,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             f"{dataset.name} have {dataset.image_size}."
         )
     how = recipe.evaluation
-    per_epoch = _training_images(recipe, dataset) // how.batch_size
+    per_epoch = training_images(recipe, dataset) // how.batch_size
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
             f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} rounds) must be below "
@@ -122,11 +112,6 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             f"evaluation.augmentation.cutout is {cutout}, which would erase images of {dataset.image_size} pixels. Lower it."
         )
     return dataset
-
-
-def _training_images(recipe: Recipe, dataset: Dataset) -> int:
-    """How many images the derived network is trained on."""
-    return min(recipe.data.train_images or len(dataset.train), len(dataset.train))
 
 
 def _check_search(recipe: Recipe, dataset: Dataset) -> None:
@@ -153,7 +138,9 @@ def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.dev
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        return train_derived(folder, search(folder, dataset, console, device), dataset, console, device)
+        return train_derived(
+            folder, search(folder, dataset, console, device), dataset, console, device, phases_of(folder.recipe)
+        )
 
     return _completed(folder, dataset, both)
 
@@ -162,7 +149,9 @@ def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains the derived network of a given genotype, from where the folder's checkpoint stands, and returns the result."""
-    return _completed(folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device))
+    return _completed(
+        folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device, phases_of(folder.recipe))
+    )
 
 
 def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -176,9 +165,6 @@ def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str,
 
 
 # ------------------------------------------------------------------ search
-
-
-EVALUATION = "evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +316,7 @@ def _warn_of_collapse(detector: CollapseDetector, record: Record, modules: Searc
 
 
 def _search_entry(stage: str, record: Record, modules: SearchModules, *, with_alpha: bool) -> dict[str, Any]:
-    entry = {"phase": stage, **_entry(record)}
+    entry = {"phase": stage, **entry_of(record)}
     if with_alpha:
         entry["alpha"] = {kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()}
     if record.round == 1:
@@ -338,164 +324,5 @@ def _search_entry(stage: str, record: Record, modules: SearchModules, *, with_al
     return entry
 
 
-def _entry(record: Record) -> dict[str, Any]:
-    """A record as plain data; nothing in it depends on the clock, so equal runs have equal files."""
-    return {
-        "round": record.round,
-        "losses": record.losses,
-        "metrics": record.metrics,
-        "gradient_norms": record.gradient_norms,
-        **({"player_gradient_norms": record.player_gradient_norms} if record.player_gradient_norms else {}),
-        "solves": {
-            name: {
-                "engine": report.engine,
-                "iterations": report.iterations,
-                "residual": report.residual,
-                "converged": report.converged,
-            }
-            for name, report in sorted(record.solves.items())
-        },
-        **({"skipped": {name: error.term for name, error in record.skipped.items()}} if record.skipped else {}),
-    }
-
-
 def _rounded(values: Tensor) -> list[list[float]]:
     return [[round(value, 6) for value in row] for row in values.detach().tolist()]
-
-
-# ------------------------------------------------------------------ training of the derived network
-
-
-def training_rounds(how: Evaluation, per_epoch: int) -> int:
-    """Number of rounds of the derived network's training, of which an epoch has `per_epoch`."""
-    if how.steps is not None:
-        return how.steps
-    assert how.epochs is not None
-    return how.epochs * per_epoch
-
-
-def build_training(
-    recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
-) -> tuple[MultilevelOptimizer, int]:
-    """Declares the training of a derived network, initialised from the global random state; and its number of rounds.
-
-    Args:
-        recipe: the recipe.
-        genotype: the cells; None for random ones, to see what a training costs.
-        dataset: what is trained on.
-        device: where.
-    """
-    how = recipe.evaluation
-    network = DerivedNetwork(
-        genotype or random_genotype(recipe.search.nodes, 0),
-        in_channels=dataset.channels,
-        num_classes=dataset.num_classes,
-        channels=how.channels,
-        layers=how.layers,
-        auxiliary=how.auxiliary_weight > 0,
-        stem=how.stem,
-    ).to(device)
-    if recipe.distributed.sync_batchnorm:
-        SyncBatchNorm.convert(network)
-    batches = Batches(
-        resident(subset(dataset.train, recipe.data.train_images, recipe.seed), how.augmentation, device),
-        dataset,
-        batch_size=how.batch_size,
-        seed=recipe.seed,
-        augmentation=how.augmentation,
-        device=device,
-        part=share(),
-    )
-    rounds = training_rounds(how, batches.per_epoch)
-    weights = torch.optim.SGD(
-        network.parameters(), lr=how.weights.lr, momentum=how.weights.momentum, weight_decay=how.weights.weight_decay
-    )
-    problem = Problem(
-        "network",
-        module=network,
-        optimizer=weights,
-        scheduler=learning_rate_schedule(weights, how.weights, rounds, batches.per_epoch),
-        grad_clip=how.weights.grad_clip,
-        loss=_derived_loss(how.auxiliary_weight, how.label_smoothing),
-        precision=how.precision,
-        data=batches,
-    )
-    return MultilevelOptimizer([problem], distributed=parallelism(recipe, own_noise=how.drop_path > 0)), rounds
-
-
-def train_derived(
-    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
-) -> dict[str, Any]:
-    """Trains the derived network from scratch and writes its test error as the run's result."""
-    recipe = folder.recipe
-    how = recipe.evaluation
-    torch.manual_seed(recipe.seed)
-    optimizer, rounds = build_training(recipe, genotype, dataset, device)
-    network = optimizer.problems["network"].module
-    assert isinstance(network, DerivedNetwork)
-    per_epoch = _training_images(recipe, dataset) // how.batch_size
-    epochs = math.ceil(rounds / per_epoch)
-    phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe))
-    timings = Timings(folder.path, "training", optimizer, device)
-    accuracy: list[float] = []
-    with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
-        while optimizer.round < rounds:
-            network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
-            record = phase.step()
-            if record is None:
-                continue
-            if folder.writes and phase.is_due(record.round):
-                with folder.attempting(TIMINGS):
-                    timings.write()
-            phase.finish_round(record, {"phase": "training", **_entry(record)}, loss=record.losses.get("network"))
-            if record.skipped:
-                continue
-            accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
-            error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
-            progress.update(record.round, record.losses, {"training error %": error})
-    test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    rank, size = share()
-    own = [_ranks(network, batch) for i, batch in enumerate(in_order(test, dataset, 256, device)) if i % size == rank]
-    ranks = torch.cat([part for parts in gathered(own) for part in parts])
-    cost = network_cost(network, dataset.image_size, dataset.channels)
-    result = {
-        "dataset": dataset.name,
-        "test_error_percent": 100.0 * float((ranks >= 1).double().mean()),
-        # Of five guesses; meaningless for fewer classes.
-        "test_top5_error_percent": 100.0 * float((ranks >= 5).double().mean()) if dataset.num_classes > 5 else None,
-        "test_images": len(test),
-        "parameters": network.parameter_count(),
-        "multiply_adds_millions": round(cost.multiply_adds, 3),
-        "seed": recipe.seed,
-        **({"trial": True} if recipe.trial else {}),
-        "genotype": genotype.to_data(),
-    }
-    folder.write("result.json", json.dumps(result, indent=1) + "\n")
-    return result
-
-
-def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
-    def loss(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
-        images, labels = batch
-        logits, auxiliary = network(images)
-        total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        if auxiliary is not None:
-            total = total + auxiliary_weight * F.cross_entropy(auxiliary, labels, label_smoothing=label_smoothing)
-        return total, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
-
-    return loss
-
-
-@torch.no_grad()
-def _ranks(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """For each image the number of classes that the network finds likelier than the right one, [B]."""
-    images, labels = batch
-    network.eval()
-    logits, _ = network(images)
-    network.train()
-    right = logits.gather(1, labels.unsqueeze(1))
-    # Of equal logits the class listed first counts as likelier, as argmax has it.
-    earlier = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
-    ranks = ((logits > right) | ((logits == right) & earlier)).sum(1)
-    lost = logits.isnan().any(1)  # comparisons with NaN are all false, which would be rank 0: right
-    return torch.where(lost, logits.shape[1], ranks).cpu()

@@ -60,7 +60,7 @@ def _engine(name: str) -> str:
     try:
         engine = mlo.engine_from(name)
     except mlo.EngineError as error:
-        return " ".join(str(error).split())
+        return " ".join(str(error).split()).partition(". ")[0]
     first = (inspect.getdoc(type(engine)) or "").partition("\n\n")[0]
     products = "" if isinstance(engine.products, mlo.Autograd) else f" [{engine.products.name}]"
     return " ".join(first.split()) + products

@@ -91,7 +91,8 @@ def line_chart(
         for one, _, mean, _ in lines
     )
     window = max(window for _, _, _, window in lines)
-    note = f"thin: each round; thick: mean of {window}" if window > 1 else ""
+    notes = [f"thin: each round; thick: mean of {window}"] if window > 1 else []
+    notes += ["logarithmic"] if log else []
     described = f"{title}{f' ({unit})' if unit else ''}"
     return Markup(
         '<figure class="chart"><figcaption>{title}{unit}</figcaption>'
@@ -104,7 +105,7 @@ def line_chart(
         described=described,
         w=WIDTH, h=HEIGHT, l=LEFT, t=TOP, r=WIDTH - RIGHT, b=HEIGHT - BOTTOM,
         x0=scale.low_x, x1=scale.high_x, y0=scale.low_y, y1=scale.high_y, log=int(log),
-        body=Markup("").join(body), legend=legend, note=note,
+        body=Markup("").join(body), legend=legend, note="; ".join(notes),
     )  # fmt: skip
 
 

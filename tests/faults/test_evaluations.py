@@ -1,6 +1,8 @@
-"""`lfmcw_app.evaluate --resume`."""
+"""`lfmcw_app.evaluate`: what goes on after a stop, what is refused, projections and trials."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import typer
@@ -70,9 +72,23 @@ def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
         (evaluate, ["--resume", whole, "--seed=3"], "drop the others"),
         (evaluate, ["--resume", search.path], f"python -m lfmcw_app.run --resume {search.path}"),
         (evaluate, ["--resume", tmp_path / "nowhere"], "no run in it"),
+        (evaluate, ["--resume", whole, "--max-steps", "2"], "--max-steps starts a trial of its own"),
         (evaluate, ["random:1"], "Name a genotype and a data set"),
         (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),
     ):
         code, printed = call(command, *arguments)
         assert code == 2, printed
         assert words in printed
+
+
+def test_an_evaluation_can_be_projected_and_tried(tmp_path):
+    given = ("random:1", "digits", "--preset=smoke", *SETTINGS)
+    code, printed = call(evaluate, *given, "--out", tmp_path / "none", "--dry-run")
+    assert code == 0
+    assert "training" in printed and "peak memory" in printed
+    assert not (tmp_path / "none").exists()
+    code, printed = call(evaluate, *given, "--out", tmp_path / "trial", "--max-steps", 3)
+    assert code == 0
+    assert "peak memory" in printed and "rounds of each phase: 3." in printed
+    assert len((tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert json.loads((tmp_path / "trial" / "result.json").read_text())["trial"] is True
