@@ -61,14 +61,12 @@ def _fast_format(x: Tensor) -> Tensor:
 class _Depthwise(torch.autograd.Function):
     """(x, w) → x ∗ w."""
 
+    # Not by `setup_context`, for which PyTorch reads the signature at every call: 34 µs instead of 4.
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-        return _convolution(x, weight, stride, dilation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, ctx.stride, ctx.dilation = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+        ctx.stride, ctx.dilation = stride, dilation
         ctx.save_for_backward(x, weight)
+        return _convolution(x, weight, stride, dilation)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,13 +88,10 @@ class _WeightGradient(torch.autograd.Function):
     """(x, g) → Σ_p x[s·p + d·k] g[p], [C, 1, k, k]."""
 
     @staticmethod
-    def forward(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
-        return _weight_gradient(x, g, kernel, stride, dilation)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, g, _, ctx.stride, ctx.dilation = inputs
+    def forward(ctx: Any, x: Tensor, g: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+        ctx.stride, ctx.dilation = stride, dilation
         ctx.save_for_backward(x, g)
+        return _weight_gradient(x, g, kernel, stride, dilation)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -53,24 +53,26 @@ def _products(x: Tensor, weight: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         out: Tensor = _GroupedLinear.apply(x, weight)
         return out
-    return _GroupedLinear.forward(x, weight)
+    return _multiply(x, weight)
 
 
-class _GroupedLinear(torch.autograd.Function):
-    """(x, w) → y. Its gradients are a product with wᵀ and a sum of outer products, whose gradients are these again.
+def _multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """The products themselves.
 
     A plain `torch.bmm` has its groups first, and would be followed by a transposing copy each way.
     """
+    out = x.new_empty(len(x), *weight.shape[:2])
+    torch.bmm(x.transpose(0, 1), weight.transpose(1, 2), out=out.transpose(0, 1))
+    return out
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """(x, w) → y. Its gradients are a product with wᵀ and a sum of outer products, whose gradients are these again."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
-        out = x.new_empty(len(x), *weight.shape[:2])
-        torch.bmm(x.transpose(0, 1), weight.transpose(1, 2), out=out.transpose(0, 1))
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -43,7 +43,10 @@ class _WeightedSum(torch.autograd.Function):
     """One node of the graph; PyTorch's own would be two a term, and as many maps in memory."""
 
     @staticmethod
-    def forward(weights: Tensor | None, plain: int, *terms: Tensor) -> Tensor:
+    def forward(ctx: Any, weights: Tensor | None, plain: int, *terms: Tensor) -> Tensor:
+        ctx.plain = plain
+        if weights is not None:
+            ctx.save_for_backward(weights, *terms[plain:])
         pairs = list(zip(terms[plain:], () if weights is None else weights.unbind(), strict=True))
         if plain > 1:
             out = terms[0] + terms[1]
@@ -56,12 +59,6 @@ class _WeightedSum(torch.autograd.Function):
         for term, scalar in pairs:
             out.addcmul_(term, scalar)
         return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weights, ctx.plain, *terms = inputs
-        if weights is not None:
-            ctx.save_for_backward(weights, *terms[ctx.plain :])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
