@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,7 +98,7 @@ def train_derived(
     dataset: Dataset,
     console: Console,
     device: torch.device,
-    phases: Sequence[str],
+    phases: tuple[str, ...],
 ) -> dict[str, Any]:
     """Trains the derived network from scratch and writes its test error as the run's result.
 
