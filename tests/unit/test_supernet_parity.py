@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lfmcw_app.generators.blocks import normalize_spectrally
+from lfmcw_app.search_space import depthwise as depthwise_module
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.depthwise import depthwise
@@ -187,11 +188,16 @@ def nested(function, inputs):
     return {str(k): tensor.detach() for k, tensor in enumerate(found)}
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("size", [6, 7])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(kernel, stride, dilation, size):
+def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(
+    kernel, stride, dilation, size, large, monkeypatch
+):
+    if large:  # which takes other ways
+        monkeypatch.setattr(depthwise_module, "LARGE", 0)
     torch.manual_seed(0)
     x = torch.randn(2, 3, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     inputs = x.requires_grad_(), torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
@@ -262,8 +268,9 @@ def operators_of_gradient(out, inputs, *, create_graph):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_gradients_that_are_not_asked_for_are_not_computed(create_graph):
+def test_gradients_that_are_not_asked_for_are_not_computed(create_graph, monkeypatch):
     """A generator's loss is differentiated through a discriminator whose weights require gradients, but not theirs."""
+    monkeypatch.setattr(depthwise_module, "LARGE", 0)
     x = torch.randn(2, 40, 6, 6).contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     weight = torch.nn.Parameter(torch.randn(40, 1, 5, 5))
