@@ -212,11 +212,7 @@ class Evaluation:
         Raises:
             ProblemError: if a batch was changed since the loss was evaluated on it.
         """
-        if tuple(map(versions_of, self.batches)) != self.versions:
-            raise ProblemError(
-                f"Problem {self.problem.name!r}: a batch was changed in place after its loss was evaluated; perhaps its "
-                "data fill one buffer again and again. Yield new tensors (batch.clone())."
-            )
+        self.check_batches()
         shared = self.parallel if self.parallel is not None and self.parallel.exact else None
         if shared is not None:
             # Each player's parameters, and what each problem read offers, in a reduction of their own: a derivative in some of
@@ -236,6 +232,18 @@ class Evaluation:
                     share = loss / len(self.batches)
                     total[player] = total[player] + share if player in total else share
             yield total if shared is None else shared.leave(total)
+
+    def check_batches(self) -> None:
+        """Refuses to evaluate, or to run a checkpoint of an evaluation again, on batches that are not what they were.
+
+        Raises:
+            ProblemError: if one was changed.
+        """
+        if tuple(map(versions_of, self.batches)) != self.versions:
+            raise ProblemError(
+                f"Problem {self.problem.name!r}: a batch was changed in place after its loss was evaluated; perhaps its "
+                "data fill one buffer again and again. Yield new tensors (batch.clone())."
+            )
 
     @contextmanager
     def in_place(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[None]:

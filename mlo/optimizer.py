@@ -126,6 +126,7 @@ class MultilevelOptimizer:
             self._modules,
             self._streams,
             parallel=self.parallel,
+            looks_ahead=self._looks_ahead,
             rests=lambda name: this._rests(name),
             total_gradient=lambda name, batches, ahead: this._total_gradient(
                 name, batches, live=False, ahead=ahead, keep_graph=this.engines[name].keeps_graph
@@ -185,17 +186,18 @@ class MultilevelOptimizer:
         if self._looks_ahead:
             self._solutions.forget_looks_ahead()
         for index, name in enumerate(moving):
+            later: Sequence[str] = ()
             try:
-                later = moving[index + 1 :]
                 with self.around_update(name):
-                    self._update(name, record, keep_graph=self._solutions.keeps_graph(name, later))
-                self._solutions.release_graphs(later)
+                    self._update(name, record, keep_graph=self._solutions.keeps_graph(name, moving[index + 1 :]))
+                later = moving[index + 1 :]
             except NonFiniteError:
                 # The data of all problems stand at the end of this round, so that streams that go together still do.
-                for other in later:
+                for other in moving[index + 1 :]:
                     self._draw(other)
-                self._solutions.release_graphs(later=())
                 raise
+            finally:
+                self._solutions.release_graphs(later)
         self.round += 1
         return record
 
@@ -372,8 +374,11 @@ class MultilevelOptimizer:
         if keeps_step:
             step = OptimizerStep.capture(problem, linear_state=self.engines[name].applies_linear_steps)
         for key, parameter in problem.parameters.items():
-            # Clipping scales in place, and the recorded step starts from the bare gradient.
-            gradient = found.gradient[key].clone() if keeps_step and problem.grad_clip else found.gradient[key]
+            # Clipping and some optimizers change a gradient in place, but the recorded step starts from the bare one, a kept
+            # graph may need it, and autograd gives one tensor to several parameters (a + b), or an expanded one (a.sum()).
+            gradient = found.gradient[key]
+            if problem.grad_clip is not None or found.graph is not None:
+                gradient = gradient.clone()
             parameter.grad = None if key in found.unused else gradient
         if problem.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(problem.parameters.values(), problem.grad_clip, norm)

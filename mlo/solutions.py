@@ -33,6 +33,7 @@ class Solutions:
         modules: problem → its loss as a module.
         streams: problem → its batches, which are looked at but not taken.
         parallel: the processes that share batches.
+        looks_ahead: the problems that see solutions as they will be.
         rests: whether a problem rests in this round (`warmup_steps`).
         total_gradient: (problem, its batches, whether it looks ahead) → its total gradient, in which nothing moves.
 
@@ -50,6 +51,7 @@ class Solutions:
         streams: Mapping[str, BatchStream],
         *,
         parallel: DataParallel | None,
+        looks_ahead: frozenset[str],
         rests: Callable[[str], bool],
         total_gradient: Callable[[str, tuple[Any, ...], bool], TotalGradient],
     ) -> None:
@@ -65,7 +67,7 @@ class Solutions:
         )
         self._problems = graph.problems
         self._modules, self._streams, self._parallel = modules, streams, parallel
-        self._rests, self._total_gradient = rests, total_gradient
+        self._looks_ahead, self._rests, self._total_gradient = looks_ahead, rests, total_gradient
         self._dependent = {name: graph.dependent(name) for name in graph.problems}
         self._dependencies: dict[str, frozenset[str]] = {}
         for name in graph.problems:
@@ -96,7 +98,7 @@ class Solutions:
         for other in later:
             if other == name:
                 return False
-            if name in self._dependent[other]:
+            if name in self._dependent[other] and other not in self._looks_ahead:
                 return True
         return False
 
@@ -136,6 +138,7 @@ class Solutions:
 
     def forget(self) -> None:
         """Lets go of all updates that were made: the problems stand elsewhere now."""
+        self.release_graphs(later=())
         self._current, self._steps, self._known = {}, {}, {}
 
     def forget_looks_ahead(self) -> None:
@@ -146,9 +149,11 @@ class Solutions:
     def preserved(self) -> Iterator[None]:
         """Runs the body and leaves everything as it was."""
         known, memory, graphs = dict(self._known), self.copied_memory(), list(self._graphs)
-        yield
-        self._known, self._graphs = known, graphs
-        self.recall(memory)
+        try:
+            yield
+        finally:
+            self._known, self._graphs = known, graphs
+            self.recall(memory)
 
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `recall`."""

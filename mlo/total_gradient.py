@@ -89,7 +89,9 @@ def total_gradient(
     }
     parameters: Tensors = dict(problem.parameters)
     if keep_graph:  # whose tensors the step will not change
+        _check_hooks(problem)
         parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
+    versions = {key: t._version for key, t in parameters.items()} if keep_graph else {}
     leaves = [cut[other][key] for other, tensors in read.items() for key, t in tensors.items() if t.requires_grad]
     states: list[RandomState] = []
     sums = _Sums(problem.name, len(batches))
@@ -136,6 +138,8 @@ def total_gradient(
     context.responses.clear()
     graph = None
     if keep_graph:
+        if live:
+            _copy_changed(problem, parameters, versions)
         of_player = {
             player: dict(zip(names, zeros_for_none(sums.direct[player], [parameters[n] for n in names]), strict=True))
             for player, names in problem.player_parameters.items()
@@ -166,6 +170,29 @@ def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: boo
         if other != evaluation.problem.name or not live:
             substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
     return substitutes
+
+
+def _check_hooks(problem: Problem) -> None:
+    """Refuses hooks on parameters where the gradient is computed at copies of them.
+
+    Raises:
+        ProblemError: if there is one.
+    """
+    hooked = [key for key, parameter in problem.parameters.items() if parameter._backward_hooks]
+    if hooked:
+        raise ProblemError(
+            f"Parameter {hooked[0]!r} of problem {problem.name!r} has a hook (register_hook), which changes gradients of this "
+            "tensor only. With keep_graph the gradient is computed at a copy: give the problem the engine 'one_step' without "
+            "keep_graph."
+        )
+
+
+@torch.no_grad()
+def _copy_changed(problem: Problem, parameters: Tensors, versions: dict[str, int]) -> None:
+    """Does to the live parameters what the loss did in place to the tensors in their places (`nn.Embedding(max_norm=…)`)."""
+    for key, tensor in parameters.items():
+        if tensor._version != versions[key]:
+            problem.parameters[key].copy_(tensor)
 
 
 def _own_noise(parallel: DataParallel | None, problem: Problem) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ y = x ∗ w is bilinear, so its gradients are bilinear again and the three maps 
 oneDNN (torch 2.14.1) has fast kernels for the first at every dilation, but leaves them in the input's gradient at dilation 2
 (5 to 8 times slower) and in the weight's at dilation 2 (15 times) and for kernels wider than 3 (2 to 6 times on large maps).
 There the first is used in place of the second, and the third is taken apart into pieces of dilation 1 and kernel 3. PyTorch's
-own double backward would go through the channels one by one.
+own double backward would go through the channels one by one. (The functions are not made for `torch.func`.)
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Depthwise(torch.autograd.Function):
             gw = _WeightGradient.apply(x, g, weight.shape[-1], *how) if in_weight else None
             return gx, gw, None, None
         if ctx.dilation == 1 and not _in_pieces(x, weight.shape[-1], ctx.stride):
-            return *_native(x, weight, g, *how, wanted=(in_x, in_weight)), None, None
+            return *_native(x, weight, g, *how, which=(in_x, in_weight)), None, None
         gx = _input_gradient(x, weight, g, *how) if in_x else None
         gw = _weight_gradient(x, g, weight.shape[-1], *how) if in_weight else None
         return gx, gw, None, None
@@ -111,7 +111,7 @@ def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation:
     """The transpose of x → x ∗ w, applied to `g`."""
     if stride == 1:
         return depthwise(g, weight.flip(2, 3), dilation=dilation)
-    found, _ = _native(x, weight, g, stride, dilation, wanted=(True, False))
+    found, _ = _native(x, weight, g, stride, dilation, which=(True, False))
     assert found is not None
     return found
 
@@ -123,7 +123,7 @@ def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: i
     if dilation == 1 and _in_pieces(x, kernel, stride):
         return _from_3x3(x, g)
     weight = g.new_empty(g.shape[1], 1, kernel, kernel)
-    _, found = _native(x, weight, g, stride, dilation, wanted=(False, True))
+    _, found = _native(x, weight, g, stride, dilation, which=(False, True))
     assert found is not None
     return found
 
@@ -140,10 +140,10 @@ def _native(
     stride: int,
     dilation: int,
     *,
-    wanted: tuple[bool, bool],
+    which: tuple[bool, bool],
     padding: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """PyTorch's own gradients in x and in the weight, those that are wanted; for the latter only the weight's shape is read."""
+    """PyTorch's own gradients in x and in the weight, one or both; for the latter only the weight's shape is read."""
     pad = dilation * (weight.shape[-1] // 2) if padding is None else padding
     gx, gw, _ = torch.ops.aten.convolution_backward(
         _fast_format(g),
@@ -156,7 +156,7 @@ def _native(
         False,
         [0, 0],
         len(weight),
-        [*wanted, False],
+        [*which, False],
     )
     return gx, gw
 
@@ -189,7 +189,7 @@ def _from_3x3(x: Tensor, g: Tensor) -> Tensor:
         for left in (0, 2):
             shifted = memory.as_strided(size, strides, top * row + left * channels)
             block = found[:, :, top : top + 3, left : left + 3]
-            _, gradient = _native(shifted, block, g, 1, 1, wanted=(False, True), padding=0)
+            _, gradient = _native(shifted, block, g, 1, 1, which=(False, True), padding=0)
             assert gradient is not None
             block.copy_(gradient)
     return found

@@ -31,7 +31,7 @@ class OneStep(Engine):
             optimizer does.
         keep_graph: computes the gradient of a step with its graph and keeps this until the response was differentiated, where
             it is otherwise computed again: the same numbers, less time, and the memory of the graph while those above compute
-            theirs. (A response that is differentiated twice is evaluated again all the same.)
+            theirs. (A response whose derivative is itself differentiated is evaluated again all the same.)
 
     Raises:
         EngineError: if `keep_graph` is given with products other than "autograd".

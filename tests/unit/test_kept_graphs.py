@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mlo
+from mlo.hypergradient.compatibility import check_kept_graphs
 from mlo.testing import Vector, relative_error
 
 KEEPING = {"name": "one_step", "keep_graph": True}
@@ -261,3 +263,116 @@ def test_what_cannot_keep_a_graph_is_refused():
     )
     with pytest.raises(mlo.EngineError, match="averaged over several batches"):
         mlo.MultilevelOptimizer([lower, upper], KEEPING)
+
+
+def test_a_gradient_that_is_averaged_over_processes_is_refused():
+    graph, engines = make(KEEPING)[0].graph, make(KEEPING)[0].engines
+    check_kept_graphs(graph, engines, divided=False)
+    with pytest.raises(mlo.EngineError, match="averaged over processes"):
+        check_kept_graphs(graph, engines, divided=True)
+
+
+def pair(engine, module, loss, *, optimizer=None, data=None, upper_data=None, upper_loss=None, **options):
+    """A lower problem of any module, and one vector above it."""
+    optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    x = Vector(torch.linspace(0.1, 0.4, 4).double())
+    lower = mlo.Problem("w", module=module, optimizer=optimizer, loss=loss, data=data)
+    upper = mlo.Problem(
+        "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.5), data=upper_data, **options,
+        loss=upper_loss or (lambda x, batch, *, w: sum(p.sin().sum() for p in w.parameters()) + x.v.pow(2).sum()),
+    )  # fmt: skip
+    return mlo.MultilevelOptimizer([lower, upper], engine)
+
+
+def test_a_hook_on_a_parameter_is_refused():
+    w = Vector(torch.ones(4).double())
+    optimizer = pair(KEEPING, w, lambda w, batch, *, x: (w.v * x.v).cos().sum())
+    optimizer.step()
+    w.v.register_hook(lambda g: g * 0.5)
+    with pytest.raises(mlo.ProblemError, match=r"Parameter 'v' of problem 'w' has a hook"):
+        optimizer.step()
+
+
+def test_what_a_loss_does_to_its_parameters_in_place_lasts():
+    def rounds(engine):
+        torch.manual_seed(0)
+        embedding = nn.Embedding(5, 4, max_norm=1.0).double()
+        optimizer = pair(engine, embedding, lambda w, _, *, x: (w(torch.tensor([0, 2])) * x.v).cos().sum())
+        list(optimizer.run(3))
+        return state(optimizer)
+
+    kept = rounds(KEEPING)
+    assert relative_error(kept, rounds("one_step")) < 1e-12
+    assert float(kept["w.weight"][0].norm()) < 1.5
+
+
+@pytest.mark.parametrize("engine", [KEEPING, "one_step"], ids=str)
+def test_a_batch_that_changes_before_a_checkpoint_runs_again_is_refused(engine):
+    buffer = torch.linspace(0, 1, 4).double()
+
+    def refilled():
+        while True:
+            buffer.add_(0.1)
+            yield torch.zeros(1)
+
+    def loss(w, batch, *, x):
+        return checkpoint(lambda v: (v * batch.sin() * x.v).cos().sum(), w.v, use_reentrant=False)
+
+    optimizer = pair(engine, Vector(torch.ones(4).double()), loss, data=[buffer], upper_data=refilled())
+    with pytest.raises(mlo.ProblemError, match="a batch was changed in place"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_an_optimizer_may_change_gradients_in_place(foreach):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.linspace(0, k, 4).double()) for k in (1, 2))
+
+    def rounds(engine):
+        module = Two()
+        sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=foreach)
+        optimizer = pair(engine, module, lambda w, _, *, x: ((w.a.tanh() + w.b) * x.v).cos().sum(), optimizer=sgd)
+        list(optimizer.run(3))
+        return state(optimizer)
+
+    assert relative_error(rounds(KEEPING), rounds("one_step")) < 1e-12
+
+
+@pytest.mark.parametrize("fails", [ValueError, KeyboardInterrupt])
+def test_whatever_ends_a_round_lets_go_of_its_graphs(fails):
+    optimizer, _ = make(KEEPING)
+    optimizer.step()
+    around, failed = [], False
+
+    def body(name):
+        around.append(name)
+        if name == "x":
+            raise fails
+        return contextlib.nullcontext()
+
+    optimizer.around_update = body
+    gc.disable()
+    try:
+        try:
+            optimizer.step()
+        except fails:
+            failed = True
+        assert failed and around == ["teacher", "student", "x"]
+        assert not any(ref() is not None for ref in optimizer.problems["teacher"].module.outputs)
+    finally:
+        gc.enable()
+
+
+def test_a_live_step_whose_readers_look_ahead_keeps_no_graph():
+    optimizer = pair(KEEPING, Vector(torch.ones(4).double()), lambda w, batch, *, x: (w.v * x.v).cos().sum(), steps=2)
+    lower, upper = optimizer.problems.values()
+    optimizer = mlo.MultilevelOptimizer([lower, upper], KEEPING, order="outermost_first")
+    made = []
+    total_gradient = optimizer._total_gradient
+    optimizer._total_gradient = lambda name, *args, **options: (
+        made.append((name, options["live"], options["keep_graph"])) or total_gradient(name, *args, **options)
+    )
+    optimizer.step()
+    assert made == [("x", True, False), ("w", False, True), ("w", True, False)] * 2

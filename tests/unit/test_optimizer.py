@@ -416,3 +416,23 @@ def test_an_optimizer_that_is_let_go_of_is_freed_at_once():
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_one_gradient_of_two_parameters_is_clipped_once():
+    """Autograd returns one tensor for both terms of a + b, and an expanded one for a sum."""
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+
+    ours, plain = Two(), Two()
+    problem = mlo.Problem(
+        "n", module=ours, optimizer=torch.optim.SGD(ours.parameters(), lr=1.0), grad_clip=0.1,
+        loss=lambda n, _: (n.a + n.b).sum(),
+    )  # fmt: skip
+    mlo.MultilevelOptimizer([problem]).step()
+    (plain.a + plain.b).sum().backward()
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+    torch.optim.SGD(plain.parameters(), lr=1.0).step()
+    assert torch.equal(ours.a, plain.a) and torch.equal(ours.b, plain.b)

@@ -247,6 +247,19 @@ def test_a_weighted_sum_is_the_sum(plain, weighted):
         return sum(maps[:plain]) + sum(w * m for w, m in zip(weights.unbind(), maps[plain:], strict=True))
 
     assert relative_error(nested(ours, inputs), nested(theirs, inputs)) < 1e-12
+    for count in range(1, len(inputs)):
+        for some in itertools.combinations(inputs, count):
+            found, exact = (torch.autograd.grad(function().sin().sum(), some) for function in (ours, theirs))
+            assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
+            # Of the gradient in all inputs, differentiated in some of them.
+            found, exact = (
+                torch.autograd.grad(
+                    sum((g**3).sum() for g in torch.autograd.grad(function().sin().sum(), inputs, create_graph=True)),
+                    some,
+                )
+                for function in (ours, theirs)
+            )
+            assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
 
 
 class Operators(TorchDispatchMode):
