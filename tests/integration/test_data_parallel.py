@@ -38,8 +38,8 @@ def launch(size, folder, script=cases.__file__, arguments=None, expect=0):
     finally:
         for process in running:
             process.kill()
-    for process, text in zip(running, printed, strict=True):
-        assert (process.returncode == 0) == (expect == 0), text
+    codes = [process.returncode for process in running]
+    assert all((code == 0) == (expect == 0) for code in codes), "\n".join([f"exit codes {codes}", *printed])
     return printed
 
 
