@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "hypergrad": (("neumann", K), ("cg", K), ("nystrom", K)),
     "higher": (("one_step", 0),),
 }  # fmt: skip
-QUICK_METHODS = ("darts", "cg")
+QUICK_METHODS = (KEPT, "darts", "cg")
 BILEVEL = ("BOAT", "hypergrad")
 """Libraries that know two levels only."""
 
@@ -176,7 +176,7 @@ def rows_of(problem: str, sizes: dict[str, int], *, quick: bool) -> list[Row]:
                 continue
             if problem.startswith("layered") and (method, steps) not in LAYERED_METHODS:
                 continue
-            if library == "mlo" and method not in mlo.available_engines():
+            if library == "mlo" and method not in (*mlo.available_engines(), KEPT):
                 continue
             if method == "direct" and max(list(sizes.values())[:-1]) > DIRECT_AT_MOST:
                 continue
