@@ -18,10 +18,7 @@ import torch
 from engines_problems import Level, Task, Tensors, Values
 from torch import Tensor
 
-KEPT = "one_step, graph kept"
-"""mlo's `one_step` with `keep_graph`."""
-
-__all__ = ["LIBRARIES", "Method", "Program", "Refused"]
+__all__ = ["KEPT", "LIBRARIES", "Method", "Program", "Refused"]
 
 
 class Refused(Exception):
@@ -64,6 +61,10 @@ def _sgd(module: Values, level: Level) -> torch.optim.SGD:
 
 
 # ------------------------------------------------------------------ mlo
+
+
+KEPT = "one_step, graph kept"
+"""`one_step` with `keep_graph`."""
 
 
 def mlo_program(task: Task, method: Method) -> Program:

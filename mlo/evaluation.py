@@ -224,7 +224,7 @@ class Evaluation:
         if parts is not None:
             parts.begin()
         total: dict[str, Tensor] = {}
-        with inside(shared), self.in_place(parameters, reads):
+        with inside(shared), self.placed(parameters, reads):
             for batch, state in zip(self.batches, self.random_states, strict=True):
                 with replayed(state, self.problem.generators):
                     value = self.module.value(batch, players=players, parts=parts)
@@ -246,7 +246,7 @@ class Evaluation:
             )
 
     @contextmanager
-    def in_place(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[None]:
+    def placed(self, parameters: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Iterator[None]:
         """Puts these tensors, copies of the buffers, and the modes into the modules while the body runs."""
         substitutes = LossModule.qualified(self.problem.name, parameters)
         for name, tensors in reads.items():

@@ -91,7 +91,6 @@ def total_gradient(
     if keep_graph:  # whose tensors the step will not change
         _check_hooks(problem)
         parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
-    versions = {key: t._version for key, t in parameters.items()} if keep_graph else {}
     leaves = [cut[other][key] for other, tensors in read.items() for key, t in tensors.items() if t.requires_grad]
     states: list[RandomState] = []
     sums = _Sums(problem.name, len(batches))
@@ -139,7 +138,7 @@ def total_gradient(
     graph = None
     if keep_graph:
         if live:
-            _copy_changed(problem, parameters, versions)
+            _copy_changed(problem, parameters)
         of_player = {
             player: dict(zip(names, zeros_for_none(sums.direct[player], [parameters[n] for n in names]), strict=True))
             for player, names in problem.player_parameters.items()
@@ -188,10 +187,10 @@ def _check_hooks(problem: Problem) -> None:
 
 
 @torch.no_grad()
-def _copy_changed(problem: Problem, parameters: Tensors, versions: dict[str, int]) -> None:
-    """Does to the live parameters what the loss did in place to the tensors in their places (`nn.Embedding(max_norm=…)`)."""
+def _copy_changed(problem: Problem, parameters: Tensors) -> None:
+    """Does to the live parameters what the loss did in place to the new copies in their places (`nn.Embedding(max_norm=…)`)."""
     for key, tensor in parameters.items():
-        if tensor._version != versions[key]:
+        if tensor._version > 0:
             problem.parameters[key].copy_(tensor)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.wanted import wanted
+from lfmcw_app.search_space.wanted import differentiated, wanted
 
 __all__ = ["LARGE", "DepthwiseConv", "depthwise"]
 
@@ -45,8 +45,7 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) 
     if stride == dilation == 2:
         # Every tap falls on an even row and column.
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not differentiated or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not differentiated(x, weight) or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return _convolution(x, weight, stride, dilation)
     out: Tensor = _Depthwise.apply(x, weight.view_as(weight), stride, dilation)
     return out

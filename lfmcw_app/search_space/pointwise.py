@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.wanted import wanted
+from lfmcw_app.search_space.wanted import differentiated, wanted
 
 __all__ = ["PointwiseConv", "grouped_linear"]
 
@@ -50,7 +50,7 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _products(x: Tensor, weight: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if differentiated(x, weight):
         out: Tensor = _GroupedLinear.apply(x, weight)
         return out
     return _multiply(x, weight)

@@ -1,12 +1,18 @@
-"""Which gradients a backward pass asks for: `torch.autograd.grad(loss, some_inputs)` leaves those of others out."""
+"""Whether a graph is wanted, and which gradients: `torch.autograd.grad(loss, some_inputs)` leaves those of others out."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["wanted"]
+__all__ = ["differentiated", "wanted"]
+
+
+def differentiated(*inputs: Tensor) -> bool:
+    """Whether autograd records what is made of these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
 def wanted(ctx: Any, index: int) -> bool:

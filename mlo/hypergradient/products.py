@@ -177,7 +177,7 @@ class _AutogradSystem(LinearSystem):
             self._inputs = [t for item in evaluation.free_inputs for t in graph.reads[item.name].values()]
             # A checkpoint in the graph runs modules again.
             evaluation.check_batches()
-            call.stack.enter_context(evaluation.in_place(graph.parameters, graph.reads))
+            call.stack.enter_context(evaluation.placed(graph.parameters, graph.reads))
             return
         with torch.enable_grad():
             self._theta = call.parameter_aliases()
