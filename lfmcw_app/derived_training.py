@@ -21,13 +21,12 @@ from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.stages import EVALUATION, phases_of
 from lfmcw_app.timings import TIMINGS, Timings
 from mlo import MultilevelOptimizer, Problem
 from mlo.distributed import SyncBatchNorm
 
-__all__ = ["EVALUATION", "build_training", "train_derived", "training_images", "training_rounds"]
-
-EVALUATION = "evaluation"
+__all__ = ["build_training", "train_derived", "training_images", "training_rounds"]
 
 
 def training_images(recipe: Recipe, dataset: Dataset) -> int:
@@ -93,23 +92,9 @@ def build_training(
 
 
 def train_derived(
-    folder: RunFolder,
-    genotype: Genotype,
-    dataset: Dataset,
-    console: Console,
-    device: torch.device,
-    phases: tuple[str, ...],
+    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
-    """Trains the derived network from scratch and writes its test error as the run's result.
-
-    Args:
-        folder: of the run.
-        genotype: the cells.
-        dataset: what is trained and tested on.
-        console: where progress is shown.
-        device: where.
-        phases: the names of the run's phases.
-    """
+    """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
     how = recipe.evaluation
     torch.manual_seed(recipe.seed)
@@ -118,7 +103,7 @@ def train_derived(
     assert isinstance(network, DerivedNetwork)
     per_epoch = training_images(recipe, dataset) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
-    phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases)
+    phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe))
     timings = Timings(folder.path, "training", optimizer, device)
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:

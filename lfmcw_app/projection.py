@@ -20,11 +20,11 @@ from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
-from lfmcw_app.trainer import SearchStage, search_stages
+from lfmcw_app.stages import SearchStage, search_stages
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
 
-__all__ = ["Projection", "print_projection", "project", "project_training", "rehearsed"]
+__all__ = ["Projection", "project", "project_training", "rehearsed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def rehearsed(
     """
     if dry_run or max_steps is not None:
         console.print("Measuring two rounds of each phase …", highlight=False)
-        print_projection(measure(), console)
+        _print(measure(), console)
     if dry_run:
         return None
     if max_steps is None:
@@ -133,7 +133,7 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def print_projection(projections: list[Projection], console: Console) -> None:
+def _print(projections: list[Projection], console: Console) -> None:
     """Prints a row a phase, and the sum."""
     table = Table(title="projected from two rounds of each phase", title_justify="left")
     for column in ("phase", "rounds", "seconds a round", "time"):

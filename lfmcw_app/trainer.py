@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lfmcw_app.data import (
     search_split,
     short_name,
 )
-from lfmcw_app.derived_training import EVALUATION, train_derived, training_images, training_rounds
+from lfmcw_app.derived_training import train_derived, training_images, training_rounds
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
@@ -31,32 +31,29 @@ from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, sn
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.processes import main_first
 from lfmcw_app.progress import PhaseProgress
-from lfmcw_app.recipe import Recipe, Search
+from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
 from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
-    Stage,
     derive_restricted_genotype,
     set_skip_drop_probability,
     skip_drop_probability,
-    stages,
     surviving,
 )
 from lfmcw_app.search_space.stem import image_divisor
+from lfmcw_app.stages import SearchStage, phases_of, search_stages
 from lfmcw_app.timings import TIMINGS, Timings
 from mlo import Record
 from mlo.randomness import preserved
 
 __all__ = [
-    "SearchStage",
     "evaluate_genotype",
     "read_data",
     "run",
     "search",
-    "search_stages",
 ]
 
 STAGE_SEEDS = 1_000_003
@@ -138,9 +135,7 @@ def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.dev
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        return train_derived(
-            folder, search(folder, dataset, console, device), dataset, console, device, phases_of(folder.recipe)
-        )
+        return train_derived(folder, search(folder, dataset, console, device), dataset, console, device)
 
     return _completed(folder, dataset, both)
 
@@ -149,9 +144,7 @@ def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains the derived network of a given genotype, from where the folder's checkpoint stands, and returns the result."""
-    return _completed(
-        folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device, phases_of(folder.recipe))
-    )
+    return _completed(folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device))
 
 
 def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -165,47 +158,6 @@ def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str,
 
 
 # ------------------------------------------------------------------ search
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchStage:
-    """A stage of a search, with modules and optimizers of its own: the only one, or one of P-DARTS's.
-
-    Attributes:
-        name: of its checkpoint and in metrics.jsonl.
-        layers: cells of its supernets.
-        skip_dropout: initial dropout on identities.
-        drops: what its end drops of each edge; None where the search ends with a genotype.
-    """
-
-    name: str
-    layers: int
-    skip_dropout: float = 0.0
-    drops: Stage | None = None
-
-
-def search_stages(how: Search) -> tuple[SearchStage, ...]:
-    """The stages of a search, in their order; none where cells are drawn at random."""
-    if how.method == "random":
-        return ()
-    if how.space != "pdarts":
-        return (SearchStage(name="search", layers=how.layers),)
-    progressive = how.progressive
-    planned = stages(how.layers, progressive.added_layers, progressive.dropped_operations)
-    return tuple(
-        SearchStage(
-            name=f"search-{index + 1}",
-            layers=stage.layers,
-            skip_dropout=rate,
-            drops=None if stage.drops_none else stage,
-        )
-        for index, (stage, rate) in enumerate(zip(planned, progressive.skip_dropout, strict=True))
-    )
-
-
-def phases_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a run's phases, in their order: the stages of its search, and the training of the derived network."""
-    return (*(stage.name for stage in search_stages(recipe.search)), EVALUATION)
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
