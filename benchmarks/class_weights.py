@@ -1,11 +1,14 @@
-"""Do the class weights find the mistakes? A search in which one class is hard, and a picture of what each class weighs.
+"""Do the class weights find the mistakes? A search in which one class is hard, and a picture of
+what each class weighs.
 
-Half of the training and validation images of one class are labelled as one of its look-alikes, so that W1 cannot learn the
-class. Prints the mean class weight of every class over the last quarter of the rounds, largest first, and draws them over time.
+Half of the training and validation images of one class are labelled as one of its look-alikes, so
+that W1 cannot learn the class. Prints the mean class weight of every class over the last quarter of
+the rounds, largest first, and draws them over time.
 
-    python benchmarks/class_weights.py                                          # Fashion-MNIST: trousers as dresses, 5 minutes
-    python benchmarks/class_weights.py --dataset digits --rounds 40             # under a minute
-    python benchmarks/class_weights.py --hard pullover --look-alikes coat shirt # a class with real look-alikes
+    python benchmarks/class_weights.py                                          # Fashion-MNIST:
+    trousers as dresses, 5 minutes python benchmarks/class_weights.py --dataset digits --rounds 40
+              # under a minute python benchmarks/class_weights.py --hard pullover --look-alikes coat
+              shirt # a class with real look-alikes
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 
-# Data set → (an easy class, its look-alikes): what rises is the mislabelling, not a class that is hard anyway.
+# Data set → (an easy class, its look-alikes): what rises is the mislabelling, not a class that is
+# hard anyway.
 HARD = {"fashion-mnist": ("trouser", ("dress",)), "digits": ("0", ("6", "8"))}
 
 
@@ -32,22 +36,36 @@ def mislabelled(images: Images, hard: int, look_alikes: tuple[int, ...], seed: i
     generator = torch.Generator().manual_seed(seed)
     members = (images.labels == hard).nonzero()[:, 0]
     chosen = members[torch.randperm(len(members), generator=generator)[: len(members) // 2]]
-    others = torch.tensor(look_alikes)[torch.randint(len(look_alikes), (len(chosen),), generator=generator)]
-    return replace(images, labels=images.labels.index_put((chosen,), others.to(images.labels.dtype)))
+    others = torch.tensor(look_alikes)[
+        torch.randint(len(look_alikes), (len(chosen),), generator=generator)
+    ]
+    return replace(
+        images, labels=images.labels.index_put((chosen,), others.to(images.labels.dtype))
+    )
 
 
 def class_weights(
     dataset_name: str, rounds: int, seed: int, hard: str, look_alikes: tuple[str, ...]
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Runs a first-order search and returns the class weights of every round [rounds, C], and the classes' names."""
+    """Runs a first-order search and returns the class weights of every round [rounds, C], and the
+    classes' names.
+    """
     preset = "small" if dataset_name == "fashion-mnist" else "smoke"
     recipe = load_recipe(
         preset,
-        overrides={"dataset": dataset_name, "search.order": "first", "search.steps": rounds, "seed": seed},
+        overrides={
+            "dataset": dataset_name,
+            "search.order": "first",
+            "search.steps": rounds,
+            "seed": seed,
+        },
     )
     dataset = load_dataset(dataset_name, image_size=recipe.data.image_size)
     train, validation = search_split(dataset, recipe.data.search_images, seed)
-    label, others = dataset.class_names.index(hard), tuple(dataset.class_names.index(name) for name in look_alikes)
+    label, others = (
+        dataset.class_names.index(hard),
+        tuple(dataset.class_names.index(name) for name in look_alikes),
+    )
     torch.manual_seed(seed)
     modules = build_modules(recipe.search, dataset)
     optimizer = build_search(
@@ -57,7 +75,9 @@ def class_weights(
         mislabelled(validation, label, others, seed + 1),
         modules,
     )
-    weights = [torch.tensor(record.metrics["w2"]["class_weights"]) for record in optimizer.run(rounds)]
+    weights = [
+        torch.tensor(record.metrics["w2"]["class_weights"]) for record in optimizer.run(rounds)
+    ]
     return torch.stack(weights), dataset.class_names
 
 
@@ -70,7 +90,10 @@ def draw(weights: Tensor, names: tuple[str, ...], hard: int, path: Path) -> None
     rounds = torch.arange(window, len(weights) + 1)
     last = smooth[:, -1]
     shown = []
-    for label in [hard, *(other for other in last.argsort(descending=True).tolist() if other != hard)]:
+    for label in [
+        hard,
+        *(other for other in last.argsort(descending=True).tolist() if other != hard),
+    ]:
         is_hard = label == hard
         axes.plot(
             rounds,
@@ -95,7 +118,9 @@ def draw(weights: Tensor, names: tuple[str, ...], hard: int, path: Path) -> None
     axes.set_xlim(int(rounds[0]), int(rounds[-1]) * 1.13)
     axes.set_xlabel("round")
     axes.set_ylabel("class weight (mean of 20 rounds)")
-    axes.set_title(f"half of the images of '{names[hard]}' have a wrong label", fontsize=11, loc="left")
+    axes.set_title(
+        f"half of the images of '{names[hard]}' have a wrong label", fontsize=11, loc="left"
+    )
     figure.savefig(path, dpi=100)
 
 
@@ -106,7 +131,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hard", help="name of the class that is made hard")
-    parser.add_argument("--look-alikes", nargs="+", help="names of the classes that half of its images are labelled as")
+    parser.add_argument(
+        "--look-alikes",
+        nargs="+",
+        help="names of the classes that half of its images are labelled as",
+    )
     parser.add_argument("--picture", type=Path, help="PNG file to draw into")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -123,7 +152,10 @@ def main() -> None:
     print("| class | mean class weight |")
     print("|---|---|")
     for label in mean.argsort(descending=True).tolist():
-        print(f"| {names[label]}{' (half mislabelled)' if label == hard else ''} | {float(mean[label]):.3f} |")
+        print(
+            f"| {names[label]}{' (half mislabelled)' if label == hard else ''} | "
+            f"{float(mean[label]):.3f} |"
+        )
     if args.picture is not None:
         draw(weights, names, hard, args.picture)
 

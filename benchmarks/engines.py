@@ -1,12 +1,14 @@
-"""mlo's hypergradient engines against other libraries: error, time, memory and evaluations on the same problems.
+"""mlo's hypergradient engines against other libraries: error, time, memory and evaluations on the
+same problems.
 
     python benchmarks/engines.py                      # all problems; about 20 minutes on 2 cores
     python benchmarks/engines.py --problem diamond --repeats 9 --output table.md
-    python benchmarks/engines.py --quick              # small sizes, about a minute; peers where they are installed
+    python benchmarks/engines.py --quick              # small sizes, about a minute; peers where
+    they are installed
 
-`make benchmark-environment` makes an environment with the peers, `make benchmark` runs everything in it. What the
-columns mean is printed below the tables. See `engines_problems.py` for the problems, `engines_oracle.py` for the exact
-gradients and `engines_libraries.py` for the programs.
+`make benchmark-environment` makes an environment with the peers, `make benchmark` runs everything
+in it. What the columns mean is printed below the tables. See `engines_problems.py` for the
+problems, `engines_oracle.py` for the exact gradients and `engines_libraries.py` for the programs.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ K = 10
 
 MANY = 50
 
-# Library → (method by mlo's name, products). What a library does not offer for a graph is a row that says so.
+# Library → (method by mlo's name, products). What a library does not offer for a graph is a row
+# that says so.
 ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "mlo": (
         ("first_order", 0), ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY),
@@ -65,7 +68,9 @@ STEP_METHODS = ("one_step", KEPT, "darts")
 """Methods that approximate the derivative of one step, not of the solution."""
 
 ROUNDS = {"soba": 100, "penalty": 20}
-"""Steps at a fixed upper point before the error is taken, for methods that converge over steps; 1 for the others."""
+"""Steps at a fixed upper point before the error is taken, for methods that converge over steps; 1
+for the others.
+"""
 
 DIRECT_AT_MOST = 1000
 """Dense methods are left out where a lower problem has more parameters."""
@@ -139,7 +144,9 @@ class Process:
         )
 
     def ask(self, request: str, limit: float) -> dict[str, Any]:
-        """Returns the answer, or `{"failed": why}` after `limit` seconds or when the process has died."""
+        """Returns the answer, or `{"failed": why}` after `limit` seconds or when the process has
+        died.
+        """
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -198,7 +205,9 @@ def measure(path: Path, rows: list[Row], *, repeats: int, limit: float) -> None:
     def set_up(index: int) -> None:
         row = rows[index]
         rounds = ROUNDS.get(row.method, 1)
-        processes[index] = Process([row.library, row.method, str(row.steps), str(rounds), str(path)])
+        processes[index] = Process(
+            [row.library, row.method, str(row.steps), str(rounds), str(path)]
+        )
         if "failed" not in ask(index, "ready", READY_LIMIT):
             row.answers |= ask(index, "start", limit)
 
@@ -293,19 +302,28 @@ def versions() -> str:
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Quick = Annotated[bool, typer.Option("--quick", help="Small problems, few methods, 2 repetitions: about a minute.")]
+Quick = Annotated[
+    bool,
+    typer.Option("--quick", help="Small problems, few methods, 2 repetitions: about a minute."),
+]
 
 
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    problem: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PROBLEMS)}; all by default.")] = None,
+    problem: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(PROBLEMS)}; all by default.")
+    ] = None,
     quick: Quick = False,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Repetitions of each timing; 5, or 2 with --quick.")
     ] = None,
-    limit: Annotated[float, typer.Option(help="Seconds after which a measurement is given up.")] = 60.0,
-    output: Annotated[Path | None, typer.Option(help="Also writes the tables into this file.")] = None,
+    limit: Annotated[
+        float, typer.Option(help="Seconds after which a measurement is given up.")
+    ] = 60.0,
+    output: Annotated[
+        Path | None, typer.Option(help="Also writes the tables into this file.")
+    ] = None,
 ) -> None:
     """Prints a Markdown table for each problem."""
     if context.invoked_subcommand is not None:
@@ -338,7 +356,11 @@ def run(
                 torch.save((task, known), path)
                 rows = rows_of(full, known.sizes, quick=quick)
                 measure(path, rows, repeats=repeats or (2 if quick else 5), limit=limit)
-                counts = sorted(set(known.sizes.values())) if name == "layered" else list(known.sizes.items())
+                counts = (
+                    sorted(set(known.sizes.values()))
+                    if name == "layered"
+                    else list(known.sizes.items())
+                )
                 say(f"\n## {full}\n\nParameters: {counts}; α = {known.step_size:.3g}.\n")
                 say("\n".join(table(rows)))
                 if name == "layered":

@@ -1,7 +1,8 @@
 """The same multi-level step in each library of `engines.py`, in that library's own interface.
 
-One step of every program is: one SGD step of every lower problem, then the hypergradient of the outermost problem and
-one SGD step of that. Libraries are imported where they are used, so that a missing one costs its own rows only.
+One step of every program is: one SGD step of every lower problem, then the hypergradient of the
+outermost problem and one SGD step of that. Libraries are imported where they are used, so that a
+missing one costs its own rows only.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _sgd(module: Values, level: Level) -> torch.optim.SGD:
     return torch.optim.SGD(module.parameters(), lr=level.lr)
 
 
-# ------------------------------------------------------------------ mlo
+# ------------------------------ mlo
 
 
 KEPT = "one_step, graph kept"
@@ -78,7 +79,11 @@ def mlo_program(task: Task, method: Method) -> Program:
         "cg": {"max_steps": method.steps, "tol": 0.0},
         "minres": {"max_steps": method.steps, "tol": 0.0},
         "gmres": {"max_steps": method.steps, "restart": method.steps, "tol": 0.0},
-        "nystrom": {"rank": method.steps // 2, "max_steps": method.steps - method.steps // 2, "tol": 0.0},
+        "nystrom": {
+            "rank": method.steps // 2,
+            "max_steps": method.steps - method.steps // 2,
+            "tol": 0.0,
+        },
     }
     warnings.simplefilter("ignore", mlo.SolveWarning)
     problems = []
@@ -115,7 +120,7 @@ def _named_reads(level: Level) -> Callable[..., Tensor]:
     return loss
 
 
-# ------------------------------------------------------------------ Betty
+# ------------------------------ Betty
 
 
 def betty_program(task: Task, method: Method) -> Program:
@@ -135,7 +140,9 @@ def betty_program(task: Task, method: Method) -> Program:
         def training_step(self, batch: Sequence[Tensor]) -> Tensor:
             """The loss."""
             tensors = {name: getattr(self, name).module.tensors() for name in self.level.reads}
-            return self.level.loss({**tensors, self.level.name: self.module.tensors()}, tuple(batch))
+            return self.level.loss(
+                {**tensors, self.level.name: self.module.tensors()}, tuple(batch)
+            )
 
     problems = {}
     for level in task.levels:
@@ -159,7 +166,9 @@ def betty_program(task: Task, method: Method) -> Program:
         problems[level.name] = problem
     upper = problems[task.upper.name]
     below = {level.name for level in task.lower}
-    up_to_low = {upper: [problems[level.name] for level in task.lower if task.upper.name in level.reads]}
+    up_to_low = {
+        upper: [problems[level.name] for level in task.lower if task.upper.name in level.reads]
+    }
     low_to_up = {
         problem: [problems[level.name] for level in task.levels if name in level.reads]
         for name, problem in problems.items()
@@ -179,19 +188,25 @@ def betty_program(task: Task, method: Method) -> Program:
     return Program(step=step, upper=upper.optimizer)
 
 
-# ------------------------------------------------------------------ TorchOpt
+# ------------------------------ TorchOpt
 
 
 def torchopt_program(task: Task, method: Method) -> Program:
-    """`custom_root` around each lower problem, composed by autograd; one step by the functional SGD."""
+    """`custom_root` around each lower problem, composed by autograd; one step by the functional
+    SGD.
+    """
     import functorch
     import torchopt
 
     # It divides by zero once the residual is: the least tolerance that stops before that.
     dtype = next(iter(task.upper.values.values())).dtype
     solvers: dict[str, Callable[[], Any]] = {
-        "cg": lambda: torchopt.linear_solve.solve_cg(maxiter=method.steps, rtol=torch.finfo(dtype).eps),
-        "neumann": lambda: torchopt.linear_solve.solve_inv(ns=True, maxiter=method.steps, alpha=method.step_size),
+        "cg": lambda: torchopt.linear_solve.solve_cg(
+            maxiter=method.steps, rtol=torch.finfo(dtype).eps
+        ),
+        "neumann": lambda: torchopt.linear_solve.solve_inv(
+            ns=True, maxiter=method.steps, alpha=method.step_size
+        ),
         "direct": lambda: torchopt.linear_solve.solve_inv(),
     }
     if method.name != "one_step" and method.name not in solvers:
@@ -202,7 +217,10 @@ def torchopt_program(task: Task, method: Method) -> Program:
     def named(level: Level, flat: Sequence[Sequence[Tensor]]) -> dict[str, Tensors]:
         """Problem → its tensors, from the tuples of its own and of what it reads."""
         names = (level.name, *level.reads)
-        return {n: dict(zip(modules[n].tensors(), part, strict=True)) for n, part in zip(names, flat, strict=True)}
+        return {
+            n: dict(zip(modules[n].tensors(), part, strict=True))
+            for n, part in zip(names, flat, strict=True)
+        }
 
     def implicit(level: Level) -> Callable[..., tuple[Tensor, ...]]:
         def loss(*flat: tuple[Tensor, ...]) -> Tensor:
@@ -234,7 +252,10 @@ def torchopt_program(task: Task, method: Method) -> Program:
 
         return solve
 
-    responses = {level.name: (unrolled if method.name == "one_step" else implicit)(level) for level in task.lower}
+    responses = {
+        level.name: (unrolled if method.name == "one_step" else implicit)(level)
+        for level in task.lower
+    }
 
     def step() -> None:
         flat = {task.upper.name: tuple(modules[task.upper.name].parameters())}
@@ -242,7 +263,9 @@ def torchopt_program(task: Task, method: Method) -> Program:
             own = tuple(modules[level.name].parameters())
             flat[level.name] = responses[level.name](own, *(flat[read] for read in level.reads))
         upper = task.upper
-        loss = upper.loss(named(upper, [flat[name] for name in (upper.name, *upper.reads)]), upper.batch)
+        loss = upper.loss(
+            named(upper, [flat[name] for name in (upper.name, *upper.reads)]), upper.batch
+        )
         loss.backward(inputs=flat[upper.name])
         optimizers[upper.name].step()
         optimizers[upper.name].zero_grad()
@@ -255,11 +278,13 @@ def _keep(modules: Mapping[str, Values], moved: Mapping[str, Sequence[Tensor]], 
     """Writes what the lower problems became into their modules."""
     with torch.no_grad():
         for level in task.lower:
-            for parameter, tensor in zip(modules[level.name].parameters(), moved[level.name], strict=True):
+            for parameter, tensor in zip(
+                modules[level.name].parameters(), moved[level.name], strict=True
+            ):
                 parameter.copy_(tensor)
 
 
-# ------------------------------------------------------------------ higher
+# ------------------------------ higher
 
 
 def higher_program(task: Task, method: Method) -> Program:
@@ -293,7 +318,7 @@ def higher_program(task: Task, method: Method) -> Program:
     return Program(step=step, upper=optimizers[task.upper.name])
 
 
-# ------------------------------------------------------------------ hypergrad
+# ------------------------------ hypergrad
 
 
 def hypergrad_program(task: Task, method: Method) -> Program:
@@ -304,7 +329,10 @@ def hypergrad_program(task: Task, method: Method) -> Program:
     functions: dict[str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, Any]]] = {
         "cg": (approx_hypergrad.conjugate_gradient, {"num_iters": method.steps, "lr": 1.0}),
         "neumann": (approx_hypergrad.neumann, {"num_iters": method.steps, "lr": method.step_size}),
-        "nystrom": (approx_hypergrad.nystrom, {"rank": method.steps, "rho": 0.01}),  # rho as its authors' examples
+        "nystrom": (
+            approx_hypergrad.nystrom,
+            {"rank": method.steps, "rho": 0.01},
+        ),  # rho as its authors' examples
     }
     if method.name not in functions:
         raise Refused("not offered")
@@ -330,7 +358,11 @@ def hypergrad_program(task: Task, method: Method) -> Program:
         optimizers[0].step()
         optimizers[0].zero_grad()
         found = function(
-            inner_loss, outer_loss, tuple(t.detach() for t in below), tuple(t.detach() for t in above), **options
+            inner_loss,
+            outer_loss,
+            tuple(t.detach() for t in below),
+            tuple(t.detach() for t in above),
+            **options,
         )
         for parameter, gradient in zip(above, found, strict=True):
             parameter.grad = gradient.detach()
@@ -340,10 +372,12 @@ def hypergrad_program(task: Task, method: Method) -> Program:
     return Program(step=step, upper=optimizers[1])
 
 
-# ------------------------------------------------------------------ BOAT
+# ------------------------------ BOAT
 
 
-def boat_loss(feed: dict[str, Any], upper: Values, lower: Any, params: Sequence[Tensor] | None = None) -> Tensor:
+def boat_loss(
+    feed: dict[str, Any], upper: Values, lower: Any, params: Sequence[Tensor] | None = None
+) -> Tensor:
     """A loss in BOAT's form; it is found by its dotted name, so the level comes with the data."""
     level, names = feed["level"], feed["names"]
     own = dict(zip(feed["below"], lower.parameters() if params is None else params, strict=True))
@@ -352,7 +386,9 @@ def boat_loss(feed: dict[str, Any], upper: Values, lower: Any, params: Sequence[
 
 
 def boat_program(task: Task, method: Method) -> Program:
-    """`boat_torch.Problem` with one lower iteration (NGD) and the operation that names the method."""
+    """`boat_torch.Problem` with one lower iteration (NGD) and the operation that names the
+    method.
+    """
     import boat_torch
 
     lower, upper = task.levels

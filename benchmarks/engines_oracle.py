@@ -1,4 +1,5 @@
-"""The references of `engines.py`: solutions of the lower problems, and exact gradients of the outermost one there.
+"""The references of `engines.py`: solutions of the lower problems, and exact gradients of the
+outermost one there.
 
 Plain autograd in float64, and nothing of any library that is measured.
 """
@@ -15,7 +16,9 @@ from torch import Tensor
 __all__ = ["Reference", "flat", "reference"]
 
 DENSE = 800
-"""Up to this many parameters a Hessian is written out; larger systems are solved by conjugate gradients."""
+"""Up to this many parameters a Hessian is written out; larger systems are solved by conjugate
+gradients.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +53,16 @@ def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _leaves(values: Mapping[str, Tensors], names: Sequence[str]) -> dict[str, Tensors]:
-    return {n: {key: tensor.detach().clone().requires_grad_() for key, tensor in values[n].items()} for n in names}
+    return {
+        n: {key: tensor.detach().clone().requires_grad_() for key, tensor in values[n].items()}
+        for n in names
+    }
 
 
 class _Hessian:
-    """The gradient of a level's loss in its own parameters at a point, and products with its derivatives."""
+    """The gradient of a level's loss in its own parameters at a point, and products with its
+    derivatives.
+    """
 
     def __init__(self, level: Level, values: Mapping[str, Tensors]) -> None:
         self._tensors = _leaves(values, (level.name, *level.reads))
@@ -65,7 +73,9 @@ class _Hessian:
 
     def product(self, u: Tensor) -> Tensor:
         """H u."""
-        found = torch.autograd.grad(self._gradient, self._own, _split(u, self._own), retain_graph=True)
+        found = torch.autograd.grad(
+            self._gradient, self._own, _split(u, self._own), retain_graph=True
+        )
         return flat(found)
 
     def mixed(self, u: Tensor, reads: Sequence[str]) -> dict[str, Tensor]:
@@ -86,14 +96,18 @@ class _Hessian:
         x = self._dense(b) if len(b) <= DENSE else self._conjugate_gradients(b)
         residual = float((self.product(x) - b).norm() / b.norm())
         if not residual < 1e-10:
-            raise RuntimeError(f"the oracle's system was solved to a relative residual of {residual:.1e} only")
+            raise RuntimeError(
+                f"the oracle's system was solved to a relative residual of {residual:.1e} only"
+            )
         return x
 
     def _dense(self, b: Tensor) -> Tensor:
         matrix = torch.stack([self.product(row) for row in torch.eye(len(b), dtype=b.dtype)])
         factor, info = torch.linalg.cholesky_ex((matrix + matrix.T) / 2)
         if int(info):
-            raise RuntimeError("the Hessian of a lower problem is not positive definite at its solution")
+            raise RuntimeError(
+                "the Hessian of a lower problem is not positive definite at its solution"
+            )
         x = torch.cholesky_solve(b[:, None], factor)[:, 0]
         # The factorization leaves condition × 1e-16; one step of refinement takes that away.
         return x + torch.cholesky_solve((b - self.product(x))[:, None], factor)[:, 0]
@@ -105,7 +119,9 @@ class _Hessian:
             product = self.product(p)
             curvature = p @ product
             if not curvature > 0:
-                raise RuntimeError("the Hessian of a lower problem is not positive definite at its solution")
+                raise RuntimeError(
+                    "the Hessian of a lower problem is not positive definite at its solution"
+                )
             x, r = x + rr / curvature * p, r - rr / curvature * product
             before, rr = rr, r @ r
             if rr.sqrt() < 1e-12 * b.norm():
@@ -115,16 +131,24 @@ class _Hessian:
 
     def largest_eigenvalue(self) -> float:
         """λmax by power iteration, a little too large rather than too small."""
-        u = torch.randn(len(self.gradient), generator=torch.Generator().manual_seed(0), dtype=self.gradient.dtype)
+        u = torch.randn(
+            len(self.gradient),
+            generator=torch.Generator().manual_seed(0),
+            dtype=self.gradient.dtype,
+        )
         for _ in range(100):
             u = self.product(u / u.norm())
         return 1.02 * float(u.norm())
 
 
 def _minimise(level: Level, values: dict[str, Tensors]) -> float:
-    """Moves `values[level.name]` to a stationary point by LBFGS, then Newton's method; returns the gradient's norm."""
+    """Moves `values[level.name]` to a stationary point by LBFGS, then Newton's method; returns the
+    gradient's norm.
+    """
     tensors = {name: dict(values[name]) for name in (level.name, *level.reads)}
-    own = {key: tensor.detach().clone().requires_grad_() for key, tensor in values[level.name].items()}
+    own = {
+        key: tensor.detach().clone().requires_grad_() for key, tensor in values[level.name].items()
+    }
     tensors[level.name] = own
     optimizer = torch.optim.LBFGS(
         own.values(), max_iter=1500, tolerance_grad=1e-4, tolerance_change=0.0, history_size=50,
@@ -147,14 +171,20 @@ def _minimise(level: Level, values: dict[str, Tensors]) -> float:
             break
         own_values = values[level.name]
         step = _split(hessian.solve(hessian.gradient), list(own_values.values()))
-        values[level.name] = {key: t - s for (key, t), s in zip(own_values.items(), step, strict=True)}
+        values[level.name] = {
+            key: t - s for (key, t), s in zip(own_values.items(), step, strict=True)
+        }
     if not norm < 1e-10:
-        raise RuntimeError(f"the problem {level.name!r} was solved to a gradient norm of {norm:.1e} only")
+        raise RuntimeError(
+            f"the problem {level.name!r} was solved to a gradient norm of {norm:.1e} only"
+        )
     return norm
 
 
 def _implicit(task: Task, values: Mapping[str, Tensors]) -> Tensor:
-    """One reverse sweep over the levels: each cotangent goes through H⁻¹ and the mixed derivatives."""
+    """One reverse sweep over the levels: each cotangent goes through H⁻¹ and the mixed
+    derivatives.
+    """
     upper = task.upper
     tensors = _leaves(values, (upper.name, *upper.reads))
     inputs = [tensor for name in tensors for tensor in tensors[name].values()]
@@ -170,23 +200,32 @@ def _implicit(task: Task, values: Mapping[str, Tensors]) -> Tensor:
 
 
 def _one_step(task: Task, values: Mapping[str, Tensors]) -> Tensor:
-    """Nested autograd through θ' = θ − lr ∇L of every lower problem, each reading what those before it became."""
+    """Nested autograd through θ' = θ − lr ∇L of every lower problem, each reading what those before
+    it became.
+    """
     leaves = _leaves(values, [level.name for level in task.levels])
     tensors = dict(leaves)
     for level in task.lower:
         own = leaves[level.name]
         loss = level.loss({**tensors, level.name: own}, level.batch)
         gradient = torch.autograd.grad(loss, list(own.values()), create_graph=True)
-        tensors[level.name] = {key: t - level.lr * g for (key, t), g in zip(own.items(), gradient, strict=True)}
+        tensors[level.name] = {
+            key: t - level.lr * g for (key, t), g in zip(own.items(), gradient, strict=True)
+        }
     upper = list(leaves[task.upper.name].values())
-    return flat(torch.autograd.grad(task.upper.loss(tensors, task.upper.batch), upper, materialize_grads=True))
+    return flat(
+        torch.autograd.grad(
+            task.upper.loss(tensors, task.upper.batch), upper, materialize_grads=True
+        )
+    )
 
 
 def reference(task: Task) -> Reference:
     """Solves the lower problems and differentiates the outermost loss exactly, both ways.
 
     Raises:
-        RuntimeError: if a solution or a linear system was not reached to the accuracy that the errors need.
+        RuntimeError: if a solution or a linear system was not reached to the accuracy that the
+            errors need.
     """
     values = {level.name: dict(level.values) for level in task.levels}
     residual = max(_minimise(level, values) for level in task.lower)

@@ -1,7 +1,9 @@
-"""The problems of `engines.py`, written once for all libraries: losses are plain functions of tensors, data are tensors.
+"""The problems of `engines.py`, written once for all libraries: losses are plain functions of
+tensors, data are tensors.
 
-A task is a list of levels from the innermost to the outermost. Each library builds its own modules and optimizers from
-it, and evaluates the same functions, so that differences in the tables are those of the libraries.
+A task is a list of levels from the innermost to the outermost. Each library builds its own modules
+and optimizers from it, and evaluates the same functions, so that differences in the tables are
+those of the libraries.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Level:
         values: its parameters, by name.
         reads: the other problems that its loss reads.
         loss: (problem → its tensors, batch) → scalar.
-        batch: the one batch on which it is always evaluated: every constant of the loss that has a dtype.
+        batch: the one batch on which it is always evaluated: every constant of the loss that has a
+            dtype.
         lr: learning rate of its SGD.
     """
 
@@ -57,7 +60,9 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A multi-level problem: levels from the innermost to the outermost, whose gradient is wanted."""
+    """A multi-level problem: levels from the innermost to the outermost, whose gradient is
+    wanted.
+    """
 
     levels: tuple[Level, ...]
 
@@ -72,7 +77,9 @@ class Task:
         return self.levels[:-1]
 
     def at(self, values: Mapping[str, Tensors], *, dtype: torch.dtype, upper_lr: float) -> Task:
-        """The same task at other values, in another precision, and with a learning rate of the outermost level."""
+        """The same task at other values, in another precision, and with a learning rate of the
+        outermost level.
+        """
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -98,7 +105,7 @@ def _cross_entropy_of_linear(weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(x @ weight.T, y, reduction="none")
 
 
-# ------------------------------------------------------------------ one regularisation strength per feature
+# ------------------------------ one regularisation strength per feature
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -121,7 +128,9 @@ def _validation_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) 
 
 
 def logistic(*, quick: bool) -> Task:
-    """Softmax regression on digits whose L2 penalty has one strength a feature, exp(decays); validation loss above."""
+    """Softmax regression on digits whose L2 penalty has one strength a feature, exp(decays);
+    validation loss above.
+    """
     images, labels = _digits()
     x = images.flatten(1)
     x = x[:, x.std(0) > 0.03]
@@ -150,7 +159,7 @@ def logistic(*, quick: bool) -> Task:
     )
 
 
-# ------------------------------------------------------------------ reweighting of mislabelled examples
+# ------------------------------ reweighting of mislabelled examples
 
 
 def _reweighted_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) -> Tensor:
@@ -160,7 +169,8 @@ def _reweighted_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) 
 
 
 def reweighting(*, quick: bool) -> Task:
-    """Softmax regression on Fashion-MNIST with half of the labels wrong and one weight an example; clean images above.
+    """Softmax regression on Fashion-MNIST with half of the labels wrong and one weight an example;
+    clean images above.
 
     Raises:
         InputError: if the data set is neither on disk nor can be downloaded.
@@ -175,7 +185,9 @@ def reweighting(*, quick: bool) -> Task:
     x = torch.cat([(small - 0.3) * 3.0, torch.ones(len(small), 1, dtype=torch.float64)], 1)
     labels = images.labels[order].clone()
     wrong = torch.randperm(count, generator=generator)[: count // 2]
-    labels[wrong] = (labels[wrong] + torch.randint(1, CLASSES, wrong.shape, generator=generator)) % CLASSES
+    labels[wrong] = (
+        labels[wrong] + torch.randint(1, CLASSES, wrong.shape, generator=generator)
+    ) % CLASSES
     weight = torch.zeros(CLASSES, x.shape[1], dtype=torch.float64)
     scores = torch.zeros(count, dtype=torch.float64)
     return Task(
@@ -199,22 +211,30 @@ def reweighting(*, quick: bool) -> Task:
     )
 
 
-# ------------------------------------------------------------------ the diamond of LFM-CW
+# ------------------------------ the diamond of LFM-CW
 #
-# SiLU and average pooling throughout: across kinks a finite difference measures something else than autograd. Each lower
-# loss pulls its parameters towards their initial values, so strongly that its solution is isolated and well-conditioned
-# enough (a few hundred) to be computed to rounding; without that there is no exact hypergradient to compare with.
+# SiLU and average pooling throughout: across kinks a finite difference measures something else than
+# autograd. Each lower loss pulls its parameters towards their initial values, so strongly that its
+# solution is isolated and well-conditioned enough (a few hundred) to be computed to rounding;
+# without that there is no exact hypergradient to compare with.
 
 PULL = 0.15
 NODES = 2
 
 
 def _mixed(own: Tensors, alpha: Tensor, node: int, x: Tensor) -> Tensor:
-    """The softmax-weighted sum of a 3×3 convolution, a 1×1 convolution, an average pooling and a skip connection."""
+    """The softmax-weighted sum of a 3×3 convolution, a 1×1 convolution, an average pooling and a
+    skip connection.
+    """
     weights = alpha[node].softmax(0)
     wide = F.silu(F.conv2d(x, own[f"wide{node}"], padding=1))
     narrow = F.silu(F.conv2d(x, own[f"narrow{node}"]))
-    return weights[0] * wide + weights[1] * narrow + weights[2] * F.avg_pool2d(x, 3, 1, 1) + weights[3] * x
+    return (
+        weights[0] * wide
+        + weights[1] * narrow
+        + weights[2] * F.avg_pool2d(x, 3, 1, 1)
+        + weights[3] * x
+    )
 
 
 def _classify(own: Tensors, alpha: Tensor, images: Tensor) -> Tensor:
@@ -232,7 +252,10 @@ def _generate(own: Tensors, alpha: Tensor, codes: Tensor) -> Tensor:
 
 
 def _pull(own: Tensors, anchors: tuple[Tensor, ...]) -> Tensor:
-    terms = [(tensor - anchor).square().sum() for tensor, anchor in zip(own.values(), anchors, strict=True)]
+    terms = [
+        (tensor - anchor).square().sum()
+        for tensor, anchor in zip(own.values(), anchors, strict=True)
+    ]
     return 0.5 * PULL * torch.stack(terms).sum()
 
 
@@ -256,7 +279,11 @@ def _w2_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) -> Tenso
     made = _generate(tensors["gan"], alpha, codes)
     real = F.cross_entropy(_classify(tensors["w2"], alpha, images), labels, reduction="none")
     synthetic = F.cross_entropy(_classify(tensors["w2"], alpha, made), labels)
-    return (2.0 * torch.sigmoid(mistakes) * real).mean() + 0.5 * synthetic + _pull(tensors["w2"], tuple(anchors))
+    return (
+        (2.0 * torch.sigmoid(mistakes) * real).mean()
+        + 0.5 * synthetic
+        + _pull(tensors["w2"], tuple(anchors))
+    )
 
 
 def _arch_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) -> Tensor:
@@ -265,7 +292,9 @@ def _arch_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) -> Ten
 
 
 def diamond(*, quick: bool) -> Task:
-    """The graph of LFM-CW on digits: arch → w2, arch → w1 → w2, arch → gan → w2, and arch's direct gradient."""
+    """The graph of LFM-CW on digits: arch → w2, arch → w1 → w2, arch → gan → w2, and arch's direct
+    gradient.
+    """
     channels, examples, noise = (2, 16, 1) if quick else (8, 128, 6)
     images, labels = _digits()
     generator = torch.Generator().manual_seed(0)
@@ -288,30 +317,48 @@ def diamond(*, quick: bool) -> Task:
     def classifier() -> Tensors:
         features = channels * 4
         ends = {"stem": convolution(channels, 1, 3), "stem_bias": zeros(channels)}
-        return ends | mixed() | {"head": normal(CLASSES, features) / features**0.5, "head_bias": zeros(CLASSES)}
+        return (
+            ends
+            | mixed()
+            | {"head": normal(CLASSES, features) / features**0.5, "head_bias": zeros(CLASSES)}
+        )
 
     def generating() -> Tensors:
         width = codes.shape[1]
-        ends = {"stem": normal(channels * 16, width) / width**0.5, "stem_bias": zeros(channels * 16)}
+        ends = {
+            "stem": normal(channels * 16, width) / width**0.5,
+            "stem_bias": zeros(channels * 16),
+        }
         return ends | mixed() | {"head": convolution(1, channels, 3), "head_bias": zeros(1)}
 
     valid = (images[examples : 2 * examples], labels[examples : 2 * examples])
     alpha = 0.5 * normal(NODES, 4)
 
-    def lower(name: str, values: Tensors, reads: tuple[str, ...], loss: Loss, *data: Tensor) -> Level:
-        return Level(name=name, values=values, reads=reads, loss=loss, batch=(*data, *values.values()), lr=0.05)
+    def lower(
+        name: str, values: Tensors, reads: tuple[str, ...], loss: Loss, *data: Tensor
+    ) -> Level:
+        return Level(
+            name=name,
+            values=values,
+            reads=reads,
+            loss=loss,
+            batch=(*data, *values.values()),
+            lr=0.05,
+        )
 
     return Task(
         levels=(
             lower("w1", classifier(), ("arch",), _w1_loss, x, y),
             lower("gan", generating(), ("arch",), _gan_loss, codes, x),
             lower("w2", classifier(), ("arch", "w1", "gan"), _w2_loss, x, y, codes),
-            Level(name="arch", values={"alpha": alpha}, reads=("w2",), loss=_arch_loss, batch=valid),
+            Level(
+                name="arch", values={"alpha": alpha}, reads=("w2",), loss=_arch_loss, batch=valid
+            ),
         )
     )
 
 
-# ------------------------------------------------------------------ layers of width two
+# ------------------------------ layers of width two
 
 DIM = 16
 
@@ -326,13 +373,19 @@ def _layer_loss(
     return 0.5 * residual @ matrix @ residual
 
 
-def _target_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...], *, reads: tuple[str, ...]) -> Tensor:
+def _target_loss(
+    tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...], *, reads: tuple[str, ...]
+) -> Tensor:
     (target,) = batch
-    return 0.5 * (torch.stack([tensors[read]["v"] for read in reads]).sum(0) - target).square().sum()
+    return (
+        0.5 * (torch.stack([tensors[read]["v"] for read in reads]).sum(0) - target).square().sum()
+    )
 
 
 def layered(*, layers: int) -> Task:
-    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers paths."""
+    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers
+    paths.
+    """
     generator = torch.Generator().manual_seed(0)
     normal = partial(_normal, generator)
     levels: list[Level] = []
@@ -345,10 +398,18 @@ def layered(*, layers: int) -> Task:
             maps = tuple(normal(DIM, DIM) / (DIM * len(below)) ** 0.5 for _ in below)
             loss = partial(_layer_loss, own=name, reads=below)
             values = {"v": torch.zeros(DIM, dtype=torch.float64)}
-            levels.append(Level(name=name, values=values, reads=below, loss=loss, batch=(matrix, *maps), lr=0.5))
+            levels.append(
+                Level(
+                    name=name, values=values, reads=below, loss=loss, batch=(matrix, *maps), lr=0.5
+                )
+            )
         below = names
     x = Level(
-        name="x", values={"v": normal(DIM)}, reads=below, loss=partial(_target_loss, reads=below), batch=(normal(DIM),)
+        name="x",
+        values={"v": normal(DIM)},
+        reads=below,
+        loss=partial(_target_loss, reads=below),
+        batch=(normal(DIM),),
     )
     return Task(levels=(*levels, x))
 
@@ -360,5 +421,9 @@ def build(name: str, *, quick: bool) -> Task:
     """Builds a task by name; `layered` is followed by its number of layers: `layered-8`."""
     if name.startswith("layered-"):
         return layered(layers=int(name.removeprefix("layered-")))
-    makers: dict[str, Callable[..., Task]] = {"logistic": logistic, "reweighting": reweighting, "diamond": diamond}
+    makers: dict[str, Callable[..., Task]] = {
+        "logistic": logistic,
+        "reweighting": reweighting,
+        "diamond": diamond,
+    }
     return makers[name](quick=quick)

@@ -1,4 +1,6 @@
-"""One measuring process of `engines.py`: a task in one library by one method; requests on stdin, JSON lines on stdout."""
+"""One measuring process of `engines.py`: a task in one library by one method; requests on stdin,
+JSON lines on stdout.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ UPPER_LR = 1e-6
 
 
 def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> None:
-    """Answers `ready`, `start`, `time` and `finish`, one JSON object a line; a failure is an answer too.
+    """Answers `ready`, `start`, `time` and `finish`, one JSON object a line; a failure is an answer
+    too.
 
     Args:
         library: key of `LIBRARIES`.
@@ -61,14 +64,16 @@ def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> Non
             answer = requests[line.strip()]()
         except Refused as refusal:
             answer = {"failed": str(refusal)}
-        except Exception as error:  # noqa: BLE001 - whatever a library raises is a result of the benchmark
+        except Exception as error:  # noqa: BLE001 - whatever it raises is a result
             first = str(error).strip().splitlines()
             answer = {"failed": type(error).__name__ + (f": {first[0][:80]}" if first else "")}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 class _Measuring:
-    def __init__(self, task: Task, reference: Reference, library: str, method: Method, rounds: int) -> None:
+    def __init__(
+        self, task: Task, reference: Reference, library: str, method: Method, rounds: int
+    ) -> None:
         self._task = task
         self._reference = reference
         self._library = library
@@ -77,7 +82,9 @@ class _Measuring:
         self._program: Program | None = None
         self._block = 1
 
-    def _make(self, dtype: torch.dtype, *, upper_lr: float, counted: Counter[str] | None = None) -> Program:
+    def _make(
+        self, dtype: torch.dtype, *, upper_lr: float, counted: Counter[str] | None = None
+    ) -> Program:
         _, maker = LIBRARIES[self._library]
         task = self._task.at(self._reference.values, dtype=dtype, upper_lr=upper_lr)
         return maker(task if counted is None else _counting(task, counted), self._method)
@@ -131,10 +138,14 @@ class _Measuring:
         }
 
     def _warm_up_torch(self) -> None:
-        """Second derivatives of every loss once, so that what torch loads at first use counts as set-up."""
+        """Second derivatives of every loss once, so that what torch loads at first use counts as
+        set-up.
+        """
         task = self._task.at(self._reference.values, dtype=torch.float32, upper_lr=0.0)
         leaves = {
-            level.name: {key: tensor.clone().requires_grad_() for key, tensor in level.values.items()}
+            level.name: {
+                key: tensor.clone().requires_grad_() for key, tensor in level.values.items()
+            }
             for level in task.levels
         }
         for level in task.lower:

@@ -1,7 +1,9 @@
-"""How far `darts` (finite differences) is from `one_step` (exact) for α, on smooth and on ReLU supernets.
+"""How far `darts` (finite differences) is from `one_step` (exact) for α, on smooth and on ReLU
+supernets.
 
-Prints a Markdown table: relative error and cosine of the implicit part of the architecture's gradient (the gradient
-minus the direct one), for digits at 8×8, C=4, 3 cells, 2 nodes, after 0 and 5 rounds of the search.
+Prints a Markdown table: relative error and cosine of the implicit part of the architecture's
+gradient (the gradient minus the direct one), for digits at 8×8, C=4, 3 cells, 2 nodes, after 0 and
+5 rounds of the search.
 
     python benchmarks/finite_difference_kinks.py
 """
@@ -24,7 +26,15 @@ from mlo.hypergradient import LinearSystem, OneStep, Solve
 from mlo.hypergradient.base import Cotangent
 from mlo.hypergradient.registry import EngineChoice
 
-SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+SMOOTH = (
+    "none",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
 STEPS = ("adaptive", "darts", 1e-4, 1.0)
 
 
@@ -34,13 +44,17 @@ def make(activation: str, primitives: tuple[str, ...], dtype: torch.dtype) -> Mu
     torch.manual_seed(0)
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, None, 0)
-    modules = build_modules(recipe.search, dataset, primitives=primitives, activation=activation, dtype=dtype)
+    modules = build_modules(
+        recipe.search, dataset, primitives=primitives, activation=activation, dtype=dtype
+    )
     return build_search(recipe, dataset, train, validation, modules, dtype=dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookAheadOnly(OneStep):
-    """Moves the lower problems one step, as `one_step` does, and drops the derivative of the step."""
+    """Moves the lower problems one step, as `one_step` does, and drops the derivative of the
+    step.
+    """
 
     name: ClassVar[str] = "look_ahead_only"
 
@@ -50,7 +64,9 @@ class LookAheadOnly(OneStep):
 
 
 def implicit_part(optimizer: MultilevelOptimizer, engine: EngineChoice) -> Tensor:
-    """The architecture's gradient with `engine` minus the direct gradient at the same look-ahead W2', flat."""
+    """The architecture's gradient with `engine` minus the direct gradient at the same look-ahead
+    W2', flat.
+    """
 
     def gradient(choice: EngineChoice) -> Tensor:
         twin = MultilevelOptimizer(list(optimizer.problems.values()), choice)
@@ -76,7 +92,10 @@ def main() -> None:
                     cosine = float(found @ exact / (found.norm() * exact.norm()))
                     label = step if isinstance(step, str) else f"{step:g} / ‖v‖"
                     kind = str(dtype).removeprefix("torch.")
-                    print(f"| {name} | {kind} | {rounds} | {label} | {error:.1e} | {cosine:.3f} |", flush=True)
+                    print(
+                        f"| {name} | {kind} | {rounds} | {label} | {error:.1e} | {cosine:.3f} |",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

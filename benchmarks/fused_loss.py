@@ -1,11 +1,12 @@
-"""The class-weighted loss: PyTorch's composition, `torch.compile`, and the fused function, against a copy of the same bytes.
+"""The class-weighted loss: PyTorch's composition, `torch.compile`, and the fused function, against
+a copy of the same bytes.
 
-Prints Markdown tables with the time (median and range of interleaved repetitions), the ratio to the composition, the
-fraction of a device copy's bandwidth, the peak memory and the kernel launches, of the forward pass, the backward pass, the
-double backward and all three.
+Prints Markdown tables with the time (median and range of interleaved repetitions), the ratio to the
+composition, the fraction of a device copy's bandwidth, the peak memory and the kernel launches, of
+the forward pass, the backward pass, the double backward and all three.
 
-    python benchmarks/fused_loss.py                 # on the GPU if there is one, else on one thread of the CPU
-    python benchmarks/fused_loss.py --quick         # small shapes, under a minute
+    python benchmarks/fused_loss.py                 # on the GPU if there is one, else on one thread
+    of the CPU python benchmarks/fused_loss.py --quick         # small shapes, under a minute
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from lfmcw_app.ops import class_weighted_cross_entropy
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = ((64, 10), (64, 100), (1024, 100), (1024, 1000), (8192, 1000), (65536, 1000))
 PHASES = ("forward", "backward", "double backward", "end to end")
-# What a perfect kernel moves, in units of [B, C]: reads x; reads x, writes dx; reads x and v, writes dx (docs/benchmarks.md).
+# What a perfect kernel moves, in units of [B, C]: reads x; reads x, writes dx; reads x and v,
+# writes dx (docs/benchmarks.md).
 TRAFFIC = {"forward": 1, "backward": 2, "double backward": 3, "end to end": 6}
 
 
@@ -41,9 +43,15 @@ def fused(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 class Case:
     """One shape, dtype and device, with a function to time for each phase."""
 
-    def __init__(self, loss: Loss, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, loss: Loss, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         generator = torch.Generator(device).manual_seed(0)
-        self.x = torch.randn(rows, columns, device=device, generator=generator).to(dtype).requires_grad_()
+        self.x = (
+            torch.randn(rows, columns, device=device, generator=generator)
+            .to(dtype)
+            .requires_grad_()
+        )
         self.w = torch.rand(columns, device=device, generator=generator).requires_grad_()
         self.y = torch.randint(columns, (rows,), device=device, generator=generator)
         self.v = torch.randn(rows, columns, device=device, generator=generator).to(dtype)
@@ -67,12 +75,16 @@ class Case:
             return lambda: torch.autograd.grad(value, (self.x, self.w), retain_graph=True)
         if name == "double backward":
             found = self.gradients()
-            return lambda: torch.autograd.grad(found, (self.x, self.w), (self.v, self.u), retain_graph=True)
+            return lambda: torch.autograd.grad(
+                found, (self.x, self.w), (self.v, self.u), retain_graph=True
+            )
         return lambda: torch.autograd.grad(self.gradients(), (self.x, self.w), (self.v, self.u))
 
 
 class Compiled(Case):
-    """The product with the Hessian as one compiled function; a compiled loss has no double backward of its own."""
+    """The product with the Hessian as one compiled function; a compiled loss has no double backward
+    of its own.
+    """
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(composition, rows, columns, dtype, device)
@@ -125,10 +137,20 @@ def launches(work: Callable[[], object], device: torch.device) -> str:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()
-    return str(sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()))
+    return str(
+        sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    )
 
 
-def measure(rows: int, columns: int, dtype: torch.dtype, device: torch.device, *, repeats: int, compiled: bool) -> None:
+def measure(
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    repeats: int,
+    compiled: bool,
+) -> None:
     """Prints the rows of one shape."""
     cases: dict[str, Case] = {
         "composition": Case(composition, rows, columns, dtype, device),
@@ -139,7 +161,9 @@ def measure(rows: int, columns: int, dtype: torch.dtype, device: torch.device, *
     source, target = cases["fused"].x.detach(), torch.empty_like(cases["fused"].x)
     for phase in PHASES:
         work = {
-            name: case.phase(phase) for name, case in cases.items() if phase == "end to end" or name != "torch.compile"
+            name: case.phase(phase)
+            for name, case in cases.items()
+            if phase == "end to end" or name != "torch.compile"
         }
         for function in work.values():  # compiles, and fills caches
             for _ in range(3):
@@ -157,9 +181,9 @@ def measure(rows: int, columns: int, dtype: torch.dtype, device: torch.device, *
         for name, function in work.items():
             mid = statistics.median(times[name])
             print(
-                f"| {rows} × {columns} | {phase} | {name} | {mid * 1e6:.0f} | {min(times[name]) * 1e6:.0f}–"
-                f"{max(times[name]) * 1e6:.0f} | {base / mid:.2f} | {ideal / mid:.2f} | {peak(function, device)} | "
-                f"{launches(function, device)} |",
+                f"| {rows} × {columns} | {phase} | {name} | {mid * 1e6:.0f} | "
+                f"{min(times[name]) * 1e6:.0f}–{max(times[name]) * 1e6:.0f} | {base / mid:.2f} | "
+                f"{ideal / mid:.2f} | {peak(function, device)} | {launches(function, device)} |",
                 flush=True,
             )
 
@@ -168,10 +192,14 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64")
+    )
     parser.add_argument("--repeats", type=int, default=9, help="repetitions, interleaved")
     parser.add_argument(
-        "--compile", action="store_true", help="also torch.compile the whole product (needs a C++ compiler)"
+        "--compile",
+        action="store_true",
+        help="also torch.compile the whole product (needs a C++ compiler)",
     )
     parser.add_argument("--quick", action="store_true", help="small shapes only")
     args = parser.parse_args()
@@ -181,7 +209,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {args.dtype}\n")
     print("| B × C | phase | formulation | µs | range | speed-up | of copy | MB | launches |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for rows, columns in SHAPES[:3] if args.quick else SHAPES if device.type == "cuda" else SHAPES[:5]:
+    for rows, columns in (
+        SHAPES[:3] if args.quick else SHAPES if device.type == "cuda" else SHAPES[:5]
+    ):
         measure(
             rows,
             columns,

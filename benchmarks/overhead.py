@@ -1,16 +1,19 @@
-"""What mlo costs: its rounds beside loops written by hand in plain PyTorch that make the same updates, in one process.
+"""What mlo costs: its rounds beside loops written by hand in plain PyTorch that make the same
+updates, in one process.
 
-The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the hardest case, since its
-rounds take the least time, a perceptron; above it, under Adam, either mixtures of activations, which both losses read, or
-weights of classes, which only the lower loss reads. Both sides first make the same rounds in float64, after which their
-parameters must be equal. Then single rounds of both, and of a second copy of the loop by hand, take turns; by how much the
+The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the
+hardest case, since its rounds take the least time, a perceptron; above it, under Adam, either
+mixtures of activations, which both losses read, or weights of classes, which only the lower loss
+reads. Both sides first make the same rounds in float64, after which their parameters must be equal.
+Then single rounds of both, and of a second copy of the loop by hand, take turns; by how much the
 second copy differs from the first is the noise.
 
     python benchmarks/overhead.py                     # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
     python benchmarks/overhead.py --device cuda
-    python benchmarks/overhead.py --profile           # also the functions in which mlo spends its own time
-    python benchmarks/overhead.py --quick             # a small network: only shows that the two are equal
+    python benchmarks/overhead.py --profile           # also the functions in which mlo spends its
+    own time python benchmarks/overhead.py --quick             # a small network: only shows that
+    the two are equal
 """
 
 from __future__ import annotations
@@ -48,10 +51,12 @@ ENGINES: dict[str, str | dict[str, Any]] = {
     KEPT: {"name": "one_step", "keep_graph": True},
 }
 TOLERANCES = {"darts": 1e-6}
-"""Largest relative difference in float64: a finite difference magnifies roundings by the reciprocal of its step."""
+"""Largest relative difference in float64: a finite difference magnifies roundings by the reciprocal
+of its step.
+"""
 
 
-# ------------------------------------------------------------------ the two problems
+# ------------------------------ the two problems
 
 
 class Perceptron(nn.Module):
@@ -66,19 +71,31 @@ class Perceptron(nn.Module):
         """Returns logits, [B, CLASSES]."""
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            x = x.relu() if mixing is None else mixing[index, 0] * x.relu() + mixing[index, 1] * x.tanh()
+            x = (
+                x.relu()
+                if mixing is None
+                else mixing[index, 0] * x.relu() + mixing[index, 1] * x.tanh()
+            )
         logits: Tensor = self.head(x)
         return logits
 
 
 class Convolutional(nn.Module):
-    """Three convolutions of 28×28 images, to 7×7, with batch norm; two mixtures of activations, as the perceptron has."""
+    """Three convolutions of 28×28 images, to 7×7, with batch norm; two mixtures of activations, as
+    the perceptron has.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
-            for inputs, outputs, stride in ((1, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+            nn.Sequential(
+                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
+            for inputs, outputs, stride in (
+                (1, width, 1),
+                (width, 2 * width, 2),
+                (2 * width, 4 * width, 2),
+            )
         )
         self.head = nn.Linear(4 * width, CLASSES)
 
@@ -128,7 +145,9 @@ def weighted_upper(upper: Upper, batch: Batch, *, weights: nn.Module) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A problem: losses, the shape of the upper parameters, and the engines that say something on it."""
+    """A problem: losses, the shape of the upper parameters, and the engines that say something on
+    it.
+    """
 
     lower_loss: Callable[..., Tensor]
     upper_loss: Callable[..., Tensor]
@@ -137,9 +156,14 @@ class Setting:
 
 
 SETTINGS = {
-    "mixed activations": Setting(lower_loss=mixed_lower, upper_loss=mixed_upper, shape=(2, 2), engines=tuple(ENGINES)),
+    "mixed activations": Setting(
+        lower_loss=mixed_lower, upper_loss=mixed_upper, shape=(2, 2), engines=tuple(ENGINES)
+    ),
     "class weights": Setting(
-        lower_loss=weighted_lower, upper_loss=weighted_upper, shape=(CLASSES,), engines=("darts", "one_step", KEPT)
+        lower_loss=weighted_lower,
+        upper_loss=weighted_upper,
+        shape=(CLASSES,),
+        engines=("darts", "one_step", KEPT),
     ),
 }
 
@@ -155,51 +179,79 @@ class Start:
 
 
 def start(
-    setting: Setting, make: Callable[[], nn.Module], batch_size: int, device: torch.device, dtype: torch.dtype
+    setting: Setting,
+    make: Callable[[], nn.Module],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Start:
     """Makes modules and eight batches of noise for each loss."""
     torch.manual_seed(0)
     network, upper = make(), Upper(*setting.shape)
     batches = [
-        (torch.randn(batch_size, INPUTS).to(device, dtype), torch.randint(CLASSES, (batch_size,)).to(device))
+        (
+            torch.randn(batch_size, INPUTS).to(device, dtype),
+            torch.randint(CLASSES, (batch_size,)).to(device),
+        )
         for _ in range(16)
     ]
     return Start(
-        network=network.to(device, dtype), upper=upper.to(device, dtype), training=batches[:8], validation=batches[8:]
+        network=network.to(device, dtype),
+        upper=upper.to(device, dtype),
+        training=batches[:8],
+        validation=batches[8:],
     )
 
 
 def optimizers(network: nn.Module, upper: nn.Module) -> tuple[torch.optim.SGD, torch.optim.Adam]:
     """SGD with momentum for the network, Adam for what is above it."""
     return (
-        torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY),
+        torch.optim.SGD(
+            network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        ),
         torch.optim.Adam(upper.parameters(), lr=1e-3, betas=(0.5, 0.999)),
     )
 
 
-# ------------------------------------------------------------------ the two sides
+# ------------------------------ the two sides
 
 
 class WithMlo:
     """The rounds of a `MultilevelOptimizer`."""
 
-    def __init__(self, setting: Setting, engine: str, begin: Start, on_nonfinite: str | None) -> None:
+    def __init__(
+        self, setting: Setting, engine: str, begin: Start, on_nonfinite: str | None
+    ) -> None:
         self.network, self.upper = copy.deepcopy(begin.network), copy.deepcopy(begin.upper)
         sgd, adam = optimizers(self.network, self.upper)
         problems = [
-            Problem("weights", module=self.network, optimizer=sgd, loss=setting.lower_loss, data=begin.training),
-            Problem("upper", module=self.upper, optimizer=adam, loss=setting.upper_loss, data=begin.validation),
+            Problem(
+                "weights",
+                module=self.network,
+                optimizer=sgd,
+                loss=setting.lower_loss,
+                data=begin.training,
+            ),
+            Problem(
+                "upper",
+                module=self.upper,
+                optimizer=adam,
+                loss=setting.upper_loss,
+                data=begin.validation,
+            ),
         ]
-        self.step = MultilevelOptimizer(problems, ENGINES[engine], on_nonfinite=on_nonfinite).step  # type: ignore[arg-type]
+        # type: ignore[arg-type]
+        self.step = MultilevelOptimizer(problems, ENGINES[engine], on_nonfinite=on_nonfinite).step
 
 
 class ByHand:
     """The same updates, with PyTorch alone.
 
-    An update of the network W' = W - lr (momentum · buffer + ∇_W L(W, a) + decay · W), then of what is above it, a, along
-    ∇_a L_val(W', a) - lr ∇_a ⟨∇_W L(W, a), ∇_W' L_val⟩. The second term is left out by `first_order` and taken by central
-    differences by `darts`. `one_step` takes it exactly, from a gradient that is computed again, which holds less memory
-    meanwhile, or from the first gradient with its graph kept.
+    An update of the network W' = W - lr (momentum · buffer + ∇_W L(W, a) + decay · W), then of what
+    is above it, a, along ∇_a L_val(W', a) - lr ∇_a ⟨∇_W L(W, a), ∇_W' L_val⟩. The second term is
+    left out by `first_order` and taken by central differences by `darts`. `one_step` takes it
+    exactly, from a gradient that is computed again, which holds less memory meanwhile, or from the
+    first gradient with its graph kept.
     """
 
     def __init__(self, setting: Setting, engine: str, begin: Start) -> None:
@@ -207,7 +259,10 @@ class ByHand:
         self.network, self.upper = copy.deepcopy(begin.network), copy.deepcopy(begin.upper)
         self._before = copy.deepcopy(self.network)  # holds W while `network` moves on to W'
         self._sgd, self._adam = optimizers(self.network, self.upper)
-        self._training, self._validation = itertools.cycle(begin.training), itertools.cycle(begin.validation)
+        self._training, self._validation = (
+            itertools.cycle(begin.training),
+            itertools.cycle(begin.validation),
+        )
         self._w, self._w_before = list(self.network.parameters()), list(self._before.parameters())
         self._a = list(self.upper.parameters())
 
@@ -230,25 +285,40 @@ class ByHand:
             return
         direct, *v = torch.autograd.grad(loss, [*self._a, *self._w], allow_unused=True)
         q = torch._foreach_mul(v, LEARNING_RATE)
-        implicit = self._difference(batch, q) if self._engine == "darts" else self._exact(batch, q, graph)
+        implicit = (
+            self._difference(batch, q) if self._engine == "darts" else self._exact(batch, q, graph)
+        )
         _move(self._adam, self._a, [-implicit if direct is None else direct - implicit])
 
     def _lower(self, network: nn.Module, batch: Batch) -> Tensor:
         return self._setting.lower_loss(network, batch, upper=self.upper)
 
     def _gradient_before(self, batch: Batch) -> Sequence[Tensor]:
-        return torch.autograd.grad(self._lower(self._before, batch), self._w_before, create_graph=True)
+        return torch.autograd.grad(
+            self._lower(self._before, batch), self._w_before, create_graph=True
+        )
 
     def _exact(self, batch: Batch, q: Sequence[Tensor], graph: Sequence[Tensor] | None) -> Tensor:
         """∇_a ⟨∇_W L(W, a), q⟩."""
-        (found,) = torch.autograd.grad(graph or self._gradient_before(batch), self._a, grad_outputs=q)
+        (found,) = torch.autograd.grad(
+            graph or self._gradient_before(batch), self._a, grad_outputs=q
+        )
         return found
 
     def _difference(self, batch: Batch, q: Sequence[Tensor]) -> Tensor:
-        """The same by (∇_a L(W + e q, a) - ∇_a L(W - e q, a)) / 2e, e as mlo chooses it (`mlo.FiniteDifference`)."""
-        moved, norms = (torch.stack(torch._foreach_norm(tensors)).tolist() for tensors in (q, self._w_before))
-        sizes = [max(norm, 0.01 * math.sqrt(w.numel())) for norm, w in zip(norms, self._w_before, strict=True)]
-        e = math.cbrt(torch.finfo(q[0].dtype).eps) * min(s / u for s, u in zip(sizes, moved, strict=True) if u > 0.0)
+        """The same by (∇_a L(W + e q, a) - ∇_a L(W - e q, a)) / 2e, e as mlo chooses it
+        (`mlo.FiniteDifference`).
+        """
+        moved, norms = (
+            torch.stack(torch._foreach_norm(tensors)).tolist() for tensors in (q, self._w_before)
+        )
+        sizes = [
+            max(norm, 0.01 * math.sqrt(w.numel()))
+            for norm, w in zip(norms, self._w_before, strict=True)
+        ]
+        e = math.cbrt(torch.finfo(q[0].dtype).eps) * min(
+            s / u for s, u in zip(sizes, moved, strict=True) if u > 0.0
+        )
         found = []
         for shift in (e, -2.0 * e):
             with torch.no_grad():
@@ -257,17 +327,20 @@ class ByHand:
         return (found[0] - found[1]) / (2.0 * e)
 
 
-def _move(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:
+def _move(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], gradient: Sequence[Tensor]
+) -> None:
     for parameter, g in zip(parameters, gradient, strict=True):
         parameter.grad = g
     optimizer.step()
 
 
-# ------------------------------------------------------------------ equality and time
+# ------------------------------ equality and time
 
 
 def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None) -> float:
-    """Makes rounds on both sides in float64 and returns the largest relative difference of what they moved.
+    """Makes rounds on both sides in float64 and returns the largest relative difference of what
+    they moved.
 
     Raises:
         SystemExit: if it is above the engine's tolerance.
@@ -277,24 +350,40 @@ def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None)
     for side in (WithMlo(setting, engine, begin, on_nonfinite), ByHand(setting, engine, begin)):
         for _ in range(CHECKED_ROUNDS):
             side.step()
-        parameters = {**dict(side.network.named_parameters()), **dict(side.upper.named_parameters())}
-        moved.append({key: parameter.detach() - origin[key].detach() for key, parameter in parameters.items()})
+        parameters = {
+            **dict(side.network.named_parameters()),
+            **dict(side.upper.named_parameters()),
+        }
+        moved.append(
+            {
+                key: parameter.detach() - origin[key].detach()
+                for key, parameter in parameters.items()
+            }
+        )
     worst = max(relative_error(moved[0][key], moved[1][key]) for key in origin)
     if worst > TOLERANCES.get(engine, 1e-10):
-        raise SystemExit(f"{engine}: after {CHECKED_ROUNDS} rounds the two sides differ by {worst:.1e}.")
+        raise SystemExit(
+            f"{engine}: after {CHECKED_ROUNDS} rounds the two sides differ by {worst:.1e}."
+        )
     return worst
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this process's processor time on a CPU, where other jobs run too; of the wall on a GPU, when it is idle."""
+    """Seconds: of this process's processor time on a CPU, where other jobs run too; of the wall on
+    a GPU, when it is idle.
+    """
     if device.type != "cuda":
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def turns(sides: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of single rounds, in turns; every side comes first, second and so on equally often."""
+def turns(
+    sides: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of single rounds, in turns; every side comes first, second and so on equally
+    often.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     orders: Iterator[Sequence[str]] = itertools.cycle(itertools.permutations(sides))
     for repeat in range(-3, repeats):
@@ -308,7 +397,9 @@ def turns(sides: dict[str, Callable[[], object]], repeats: int, device: torch.de
 
 
 def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
-    """The rows of a table: medians, and quartiles of the ratios to the loop by hand of the same turn."""
+    """The rows of a table: medians, and quartiles of the ratios to the loop by hand of the same
+    turn.
+    """
     hand = times["by hand"]
     for side, found in times.items():
         ratios = [100.0 * (a / b - 1.0) for a, b in zip(found, hand, strict=True)]
@@ -329,7 +420,11 @@ def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
     yield "| function | ms a round, own | ms a round, all | calls a round |\n|---|---|---|---|"
     entries = pstats.Stats(profiler).get_stats_profile().func_profiles
     for key, entry in sorted(entries.items(), key=lambda item: -item[1].tottime)[:25]:
-        where = f"{entry.file_name.rpartition('/')[2]}:{entry.line_number} " if entry.line_number else ""
+        where = (
+            f"{entry.file_name.rpartition('/')[2]}:{entry.line_number} "
+            if entry.line_number
+            else ""
+        )
         per_round = [1e3 * seconds / rounds for seconds in (entry.tottime, entry.cumtime)]
         calls = int(str(entry.ncalls).partition("/")[0]) / rounds
         yield f"| {where}{key} | {per_round[0]:.3f} | {per_round[1]:.3f} | {calls:.0f} |"
@@ -342,26 +437,39 @@ def main() -> None:
     parser.add_argument("--network", default="perceptron", choices=tuple(NETWORKS))
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument(
-        "--repeats", type=int, default=300, help="rounds of each side, in turns, after three not counted"
+        "--repeats",
+        type=int,
+        default=300,
+        help="rounds of each side, in turns, after three not counted",
     )
     parser.add_argument("--only", default="", help="only problems or engines whose name holds this")
-    parser.add_argument("--on-nonfinite", default="stop", choices=("stop", "none"), help="mlo's option of that name")
     parser.add_argument(
-        "--profile", action="store_true", help="also the functions in which mlo's rounds spend their time"
+        "--on-nonfinite", default="stop", choices=("stop", "none"), help="mlo's option of that name"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a small network, few rounds: only shows that all are equal"
+        "--profile",
+        action="store_true",
+        help="also the functions in which mlo's rounds spend their time",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small network, few rounds: only shows that all are equal",
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
     on_nonfinite = None if args.on_nonfinite == "none" else args.on_nonfinite
     network, width, small = NETWORKS[args.network]
-    make, repeats = partial(network, small if args.quick else width), 3 if args.quick else args.repeats
+    make, repeats = (
+        partial(network, small if args.quick else width),
+        3 if args.quick else args.repeats,
+    )
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     size = sum(parameter.numel() for parameter in make().parameters())
     print(
-        f"torch {torch.__version__}, {where}, {args.network}, {size:,} parameters, batch {args.batch_size}, float32\n"
+        f"torch {torch.__version__}, {where}, {args.network}, {size:,} parameters, batch "
+        f"{args.batch_size}, float32\n"
     )
     chosen = [
         (name, setting, engine)
@@ -369,10 +477,15 @@ def main() -> None:
         for engine in setting.engines
         if args.only in f"{name}, {engine}"
     ]
-    print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |\n|---|---|---|")
+    print(
+        f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 "
+        "|\n|---|---|---|"
+    )
     for name, setting, engine in chosen:
         begin = start(setting, make, args.batch_size, device, torch.float64)
-        print(f"| {name} | {engine} | {check(setting, engine, begin, on_nonfinite):.1e} |", flush=True)
+        print(
+            f"| {name} | {engine} | {check(setting, engine, begin, on_nonfinite):.1e} |", flush=True
+        )
     head = ("problem", "engine", "side", "ms", "least", "overhead %", "in a turn, %", "quartiles")
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     profiles: list[str] = []

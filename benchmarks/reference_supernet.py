@@ -1,10 +1,12 @@
-"""The supernet as the original programs write it: a module for every operation of every edge, each with weights of its own.
+"""The supernet as the original programs write it: a module for every operation of every edge, each
+with weights of its own.
 
-The reference of `search_step.py` and of the tests: lfmcw_app's supernet computes the same function in another way. It shares
-no code with it. `split_by_edge` takes the tensors of one apart into those of the other.
+The reference of `search_step.py` and of the tests: lfmcw_app's supernet computes the same function
+in another way. It shares no code with it. `split_by_edge` takes the tensors of one apart into those
+of the other.
 
-Reference: Liu et al., DARTS (2019), section 3.1; Chen et al., P-DARTS (2019), section 3.3.2 (dropout on identities); Xu et al.,
-PC-DARTS (2020), section 3 (partial channels).
+Reference: Liu et al., DARTS (2019), section 3.1; Chen et al., P-DARTS (2019), section 3.3.2
+(dropout on identities); Xu et al., PC-DARTS (2020), section 3 (partial channels).
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def activation(style: OperationStyle) -> nn.Module:
 
 def relu_conv_norm(c_in: int, c_out: int, style: OperationStyle) -> nn.Module:
     """Activation, 1×1 convolution, norm."""
-    return nn.Sequential(activation(style), nn.Conv2d(c_in, c_out, 1, bias=False), norm(style, c_out))
+    return nn.Sequential(
+        activation(style), nn.Conv2d(c_in, c_out, 1, bias=False), norm(style, c_out)
+    )
 
 
 class FactorizedReduce(nn.Module):
@@ -70,7 +74,9 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
-def convolutions(c: int, kernel: int, stride: int, dilation: int, style: OperationStyle) -> list[nn.Module]:
+def convolutions(
+    c: int, kernel: int, stride: int, dilation: int, style: OperationStyle
+) -> list[nn.Module]:
     """Activation, depthwise, pointwise, norm."""
     padding = dilation * (kernel // 2)
     return [
@@ -88,22 +94,32 @@ def operation(primitive: str, c: int, stride: int, style: OperationStyle) -> nn.
     if primitive == "max_pool_3x3":
         return nn.Sequential(nn.MaxPool2d(3, stride, padding=1), norm(style, c))
     if primitive == "avg_pool_3x3":
-        return nn.Sequential(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), norm(style, c))
+        return nn.Sequential(
+            nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), norm(style, c)
+        )
     if primitive == "skip_connect":
         return nn.Identity() if stride == 1 else FactorizedReduce(c, c, style)
     kernel = int(primitive[-1])
     if primitive.startswith("dil"):
         return nn.Sequential(*convolutions(c, kernel, stride, 2, style))
-    return nn.Sequential(*convolutions(c, kernel, stride, 1, style), *convolutions(c, kernel, 1, 1, style))
+    return nn.Sequential(
+        *convolutions(c, kernel, stride, 1, style), *convolutions(c, kernel, 1, 1, style)
+    )
 
 
 class MixedOp(nn.Module):
-    """An edge: every operation, weighted and added up; with partial channels on the first C / K of them."""
+    """An edge: every operation, weighted and added up; with partial channels on the first C / K of
+    them.
+    """
 
-    def __init__(self, c: int, stride: int, primitives: tuple[str, ...], style: OperationStyle, part: int) -> None:
+    def __init__(
+        self, c: int, stride: int, primitives: tuple[str, ...], style: OperationStyle, part: int
+    ) -> None:
         super().__init__()
         self.part = part
-        self.operations = nn.ModuleDict({name: operation(name, c // part, stride, style) for name in primitives})
+        self.operations = nn.ModuleDict(
+            {name: operation(name, c // part, stride, style) for name in primitives}
+        )
         self.bypass = nn.Identity() if stride == 1 else nn.MaxPool2d(2)
 
     def forward(self, x: Tensor, weights: Tensor, drop: float) -> Tensor:
@@ -138,7 +154,9 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.reduces = nodes, reduces
-        self.preprocess0 = (FactorizedReduce if reduced_before else relu_conv_norm)(before[0], c, style)
+        self.preprocess0 = (FactorizedReduce if reduced_before else relu_conv_norm)(
+            before[0], c, style
+        )
         self.preprocess1 = relu_conv_norm(before[1], c, style)
         sources = [source for node in range(nodes) for source in range(2 + node)]
         self.edges = nn.ModuleList(
@@ -151,14 +169,18 @@ class Cell(nn.Module):
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         row = 0
         for _ in range(self.nodes):
-            incoming = [self.edges[row + s](state, weights[row + s], drop) for s, state in enumerate(states)]
+            incoming = [
+                self.edges[row + s](state, weights[row + s], drop) for s, state in enumerate(states)
+            ]
             row += len(states)
             states.append(sum(incoming))
         return torch.cat(states[2:], dim=1)
 
 
 class ReferenceSupernet(nn.Module):
-    """The supernet with the arguments, the function and the number of parameters of `lfmcw_app`'s."""
+    """The supernet with the arguments, the function and the number of parameters of
+    `lfmcw_app`'s.
+    """
 
     def __init__(
         self,
@@ -188,7 +210,9 @@ class ReferenceSupernet(nn.Module):
         if stem == "cifar":
             self.stem, self.second_stem = nn.Sequential(*conv(in_channels, width, 1)), nn.Identity()
         else:
-            self.stem = nn.Sequential(*conv(in_channels, width // 2, 2), activation(style), *conv(width // 2, width, 2))
+            self.stem = nn.Sequential(
+                *conv(in_channels, width // 2, 2), activation(style), *conv(width // 2, width, 2)
+            )
             self.second_stem = nn.Sequential(activation(style), *conv(width, width, 2))
         self.cells = nn.ModuleList()
         before, reduced_before = (width, width), stem == "imagenet"
@@ -226,16 +250,25 @@ class ReferenceSupernet(nn.Module):
 
 BANK = re.compile(r"cells\.(\d+)\.fans\.(\d+)\.banks\.(\w+)\.(.+)")
 POOL = re.compile(r"cells\.(\d+)\.fans\.(\d+)\.pools\.(\w+)\.(.+)")
-# Layers of a bank (without the activation in front, and with the last norm apart) → layers of the reference's operation.
+# Layers of a bank (without the activation in front, and with the last norm apart) → layers of the
+# reference's operation.
 LAYERS = {
-    "sep": {"layers.0": "1", "layers.1": "2", "layers.2": "3", "layers.4": "5", "layers.5": "6", "norm": "7"},
+    "sep": {
+        "layers.0": "1",
+        "layers.1": "2",
+        "layers.2": "3",
+        "layers.4": "5",
+        "layers.5": "6",
+        "norm": "7",
+    },
     "dil": {"layers.0": "1", "layers.1": "2", "norm": "3"},
     "ski": {"even": "even", "odd": "odd", "norm": "norm"},
 }
 
 
 def split_by_edge(supernet: Supernet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Takes tensors of a supernet (parameters, buffers or gradients by name) apart into those of the reference.
+    """Takes tensors of a supernet (parameters, buffers or gradients by name) apart into those of
+    the reference.
 
     Returns:
         name in `ReferenceSupernet` → tensor.

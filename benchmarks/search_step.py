@@ -1,15 +1,20 @@
-"""The supernet and complete search steps beside the original module-per-edge operations, in one process.
+"""The supernet and complete search steps beside the original module-per-edge operations, in one
+process.
 
-Three tables: a forward pass, a full gradient and α's gradient of both supernets; complete steps of every method through
-`build_search` with this project's supernet, and of DARTS with the original operations; the passes of a step. Each time is the
-median and range of interleaved repetitions on the same batch; ratios are to the original operations. Memory is the most that
-one pass or step takes beyond what was held before it: by a GPU's allocator, or by a process in which nothing else runs.
+Three tables: a forward pass, a full gradient and α's gradient of both supernets; complete steps of
+every method through `build_search` with this project's supernet, and of DARTS with the original
+operations; the passes of a step. Each time is the median and range of interleaved repetitions on
+the same batch; ratios are to the original operations. Memory is the most that one pass or step
+takes beyond what was held before it: by a GPU's allocator, or by a process in which nothing else
+runs.
 
-    python benchmarks/search_step.py                    # C=16, 8 cells, 32×32, batch 8: about 15 minutes
-    python benchmarks/search_step.py --size small       # the project's small presets: C=4, 3 cells, 2 nodes, 16×16, batch 32
-    python benchmarks/search_step.py --profile          # also the time of each operator in a full gradient of both
-    python benchmarks/search_step.py --check            # only compares values and gradients, at the full batch size
-    python benchmarks/search_step.py --device cuda      # on a GPU, in float32 without TF32 unless --tf32 is given
+    python benchmarks/search_step.py                    # C=16, 8 cells, 32×32, batch 8: about 15
+    minutes python benchmarks/search_step.py --size small       # the project's small presets: C=4,
+    3 cells, 2 nodes, 16×16, batch 32 python benchmarks/search_step.py --profile          # also the
+    time of each operator in a full gradient of both python benchmarks/search_step.py --check
+        # only compares values and gradients, at the full batch size python
+        benchmarks/search_step.py --device cuda      # on a GPU, in float32 without TF32 unless
+        --tf32 is given
 """
 
 from __future__ import annotations
@@ -40,9 +45,30 @@ from mlo import MultilevelOptimizer
 from mlo.testing import relative_error
 
 SIZES: dict[str, dict[str, int]] = {
-    "paper": {"channels": 16, "layers": 8, "nodes": 4, "image_size": 32, "image_channels": 3, "batch_size": 8},
-    "small": {"channels": 4, "layers": 3, "nodes": 2, "image_size": 16, "image_channels": 1, "batch_size": 32},
-    "tiny": {"channels": 4, "layers": 3, "nodes": 1, "image_size": 8, "image_channels": 1, "batch_size": 4},
+    "paper": {
+        "channels": 16,
+        "layers": 8,
+        "nodes": 4,
+        "image_size": 32,
+        "image_channels": 3,
+        "batch_size": 8,
+    },
+    "small": {
+        "channels": 4,
+        "layers": 3,
+        "nodes": 2,
+        "image_size": 16,
+        "image_channels": 1,
+        "batch_size": 32,
+    },
+    "tiny": {
+        "channels": 4,
+        "layers": 3,
+        "nodes": 1,
+        "image_size": 8,
+        "image_channels": 1,
+        "batch_size": 4,
+    },
 }
 KEPT = {"name": "one_step", "keep_graph": True}
 STEPS: dict[str, dict[str, Any]] = {
@@ -63,52 +89,76 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative difference of the two supernets on a CPU."""
 
 
-# ------------------------------------------------------------------ what is measured
+# ------------------------------ what is measured
 
 
-def build(size: dict[str, int], original: bool, dtype: torch.dtype = torch.float32, **options: Any) -> nn.Module:
+def build(
+    size: dict[str, int], original: bool, dtype: torch.dtype = torch.float32, **options: Any
+) -> nn.Module:
     """A supernet of a size, or the reference."""
     cls: Any = ReferenceSupernet if original else Supernet
     arguments = {key: size[key] for key in ("channels", "layers", "nodes")}
-    network: nn.Module = cls(in_channels=size["image_channels"], num_classes=10, **arguments, **options).to(dtype)
+    network: nn.Module = cls(
+        in_channels=size["image_channels"], num_classes=10, **arguments, **options
+    ).to(dtype)
     return network
 
 
-def batch_of(size: dict[str, int], device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def batch_of(
+    size: dict[str, int], device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Images of noise and labels, the same on every device."""
-    images = torch.randn(size["batch_size"], size["image_channels"], size["image_size"], size["image_size"])
+    images = torch.randn(
+        size["batch_size"], size["image_channels"], size["image_size"], size["image_size"]
+    )
     return images.to(device, dtype), torch.randint(10, (size["batch_size"],)).to(device)
 
 
 def pair(
-    size: dict[str, int], device: torch.device = CPU, dtype: torch.dtype = torch.float32, **options: Any
+    size: dict[str, int],
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> tuple[Supernet, nn.Module, Architecture, tuple[Tensor, Tensor]]:
     """Both supernets with the same weights, an architecture and a batch."""
     torch.manual_seed(0)
     ours, original = build(size, False, dtype, **options), build(size, True, dtype, **options)
     assert isinstance(ours, Supernet)
-    original.load_state_dict(split_by_edge(ours, {**dict(ours.named_parameters()), **dict(ours.named_buffers())}))
+    original.load_state_dict(
+        split_by_edge(ours, {**dict(ours.named_parameters()), **dict(ours.named_buffers())})
+    )
     batch = batch_of(size, device, dtype)
     arch = Architecture(size["nodes"], scale=0.1).to(device, dtype)
     return ours.to(device), original.to(device), arch, batch
 
 
 def search(
-    size: dict[str, int], options: dict[str, Any], device: torch.device = CPU, *, original: bool = False
+    size: dict[str, int],
+    options: dict[str, Any],
+    device: torch.device = CPU,
+    *,
+    original: bool = False,
 ) -> MultilevelOptimizer:
     """The search of a recipe on random images, as `lfmcw_app.run` builds it."""
     recipe, dataset = _recipe(size, options), _random_images(size)
     primitives, layers = as_candidates(PRIMITIVES, size["nodes"]), size["layers"]
     if recipe.search.space == "pdarts":  # three operations an edge, and the convolutions cost most
-        primitives, layers = as_candidates(PRIMITIVES[3:6], size["nodes"]), layers + 9 if layers == 8 else layers + 2
+        primitives, layers = (
+            as_candidates(PRIMITIVES[3:6], size["nodes"]),
+            layers + 9 if layers == 8 else layers + 2,
+        )
     torch.manual_seed(0)
     train, validation = search_split(dataset, None, 0, (0.5, 0.5))
-    modules = build_modules(recipe.search, dataset, primitives=primitives, layers=layers, device=device)
+    modules = build_modules(
+        recipe.search, dataset, primitives=primitives, layers=layers, device=device
+    )
     if original:
         modules = SearchModules(w1=None, gan=None, w2=modules.w2, arch=modules.arch)
         modules.w2.network = build(size, True).to(device)  # type: ignore[assignment]
     optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-    optimizer.round = recipe.search.architecture.warmup_epochs * (len(train) // recipe.search.batch_size)
+    optimizer.round = recipe.search.architecture.warmup_epochs * (
+        len(train) // recipe.search.batch_size
+    )
     return optimizer
 
 
@@ -125,7 +175,9 @@ def _recipe(size: dict[str, int], options: dict[str, Any]) -> Recipe:
 def _random_images(size: dict[str, int]) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     channels, pixels, count = size["image_channels"], size["image_size"], 4 * size["batch_size"]
-    images = torch.randint(256, (count, channels, pixels, pixels), generator=generator, dtype=torch.uint8)
+    images = torch.randint(
+        256, (count, channels, pixels, pixels), generator=generator, dtype=torch.uint8
+    )
     labels = torch.arange(count) % 10
     return Dataset(
         name="random", train=Images(pixels=images, labels=labels), test=Images(pixels=images, labels=labels),
@@ -134,7 +186,9 @@ def _random_images(size: dict[str, int]) -> Dataset:
 
 
 def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
-    """Forward and backward passes through supernets (and discriminators) in one step, counted by hooks."""
+    """Forward and backward passes through supernets (and discriminators) in one step, counted by
+    hooks.
+    """
     counts = [0, 0]
 
     def count_backward(*_: object) -> None:
@@ -145,9 +199,12 @@ def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
         if output.requires_grad:
             output.register_hook(count_backward)
 
-    modules = (module for problem in optimizer.problems.values() for module in problem.module.modules())
+    modules = (
+        module for problem in optimizer.problems.values() for module in problem.module.modules()
+    )
     supernets = [module for module in modules if isinstance(module, (Supernet, ReferenceSupernet))]
-    # A discriminator calls its trunk's features only: what every pass goes through is the last cell.
+    # A discriminator calls its trunk's features only: what every pass goes through is the last
+    # cell.
     handles = [supernet.cells[-1].register_forward_hook(count_forward) for supernet in supernets]
     optimizer.step()
     for handle in handles:
@@ -155,7 +212,7 @@ def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-# ------------------------------------------------------------------ passes and their memory
+# ------------------------------ passes and their memory
 
 Work = Callable[[nn.Module, Architecture, tuple[Tensor, Tensor]], object]
 
@@ -179,14 +236,21 @@ def _architecture(network: nn.Module, arch: Architecture, batch: tuple[Tensor, T
     network.requires_grad_(True)
 
 
-PASSES: dict[str, Work] = {"forward": _forward, "full gradient": _full, "α's gradient": _architecture}
+PASSES: dict[str, Work] = {
+    "forward": _forward,
+    "full gradient": _full,
+    "α's gradient": _architecture,
+}
 
 
 def pass_memory(size: dict[str, int], name: str, original: bool, device: torch.device) -> float:
     """The memory of a pass through one supernet, in MB."""
 
     def ready(of: dict[str, int]) -> Callable[[], object]:
-        network, arch = build(of, original).to(device), Architecture(of["nodes"], scale=0.1).to(device)
+        network, arch = (
+            build(of, original).to(device),
+            Architecture(of["nodes"], scale=0.1).to(device),
+        )
         return partial(PASSES[name], network, arch, batch_of(of, device))
 
     ready(SIZES["tiny"])()  # loads what PyTorch loads at first use
@@ -194,10 +258,14 @@ def pass_memory(size: dict[str, int], name: str, original: bool, device: torch.d
 
 
 def step_memory(size: dict[str, int], name: str, device: torch.device) -> float:
-    """The memory of the first step of a search, in MB: with what optimizers and engines keep from then on."""
+    """The memory of the first step of a search, in MB: with what optimizers and engines keep from
+    then on.
+    """
     original = name == ORIGINAL
     options = STEPS["DARTS, first order" if original else name]
-    search(SIZES["tiny"], options, device, original=original).step()  # loads what PyTorch loads at first use
+    search(
+        SIZES["tiny"], options, device, original=original
+    ).step()  # loads what PyTorch loads at first use
     return _memory(search(size, options, device, original=original).step, device)
 
 
@@ -217,14 +285,16 @@ def _memory(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measured_apart(function: Callable[..., float], *arguments: Any, device: torch.device) -> float:
-    """What a function of `arguments` and the device returns, on a CPU in a new process, where nothing else takes memory."""
+    """What a function of `arguments` and the device returns, on a CPU in a new process, where
+    nothing else takes memory.
+    """
     if device.type == "cuda":
         return function(*arguments, device)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments, device).result()
 
 
-# ------------------------------------------------------------------ tables
+# ------------------------------ tables
 
 
 def clock(device: torch.device) -> float:
@@ -234,7 +304,9 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def interleaved(work: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    work: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of every repetition, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for repeat in range(repeats + 1):
@@ -247,7 +319,9 @@ def interleaved(work: dict[str, Callable[[], object]], repeats: int, device: tor
 
 
 def row(name: str, times: list[float], base: list[float], *more: object) -> str:
-    """A row of a table: name, median, range, how many times faster than `base` and how many times its time."""
+    """A row of a table: name, median, range, how many times faster than `base` and how many times
+    its time.
+    """
     mid, of_base = statistics.median(times), statistics.median(base)
     cells = [name, f"{mid * 1e3:.1f}", f"{min(times) * 1e3:.1f}–{max(times) * 1e3:.1f}", f"{of_base / mid:.2f}",
              f"{mid / of_base:.2f}", *more]  # fmt: skip
@@ -258,7 +332,10 @@ def supernet_table(size: dict[str, int], repeats: int, device: torch.device) -> 
     """Prints passes through both supernets."""
     ours, original, arch, batch = pair(size, device)
     networks = {"original": original, "this one": ours}
-    print("| pass | supernet | ms | range | times faster | ÷ original | MB |\n|---|---|---|---|---|---|---|")
+    print(
+        "| pass | supernet | ms | range | times faster | ÷ original | MB "
+        "|\n|---|---|---|---|---|---|---|"
+    )
     for name, work in PASSES.items():
         sides: dict[str, Callable[[], object]] = {
             which: partial(work, network, arch, batch) for which, network in networks.items()
@@ -279,7 +356,9 @@ def step_table(size: dict[str, int], repeats: int, only: str, device: torch.devi
     searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], device, original=True)}
     searches |= {name: search(size, STEPS[name], device) for name in memory if name != ORIGINAL}
     counted = {name: passes(optimizer) for name, optimizer in searches.items()}  # also warms up
-    times = interleaved({name: optimizer.step for name, optimizer in searches.items()}, repeats, device)
+    times = interleaved(
+        {name: optimizer.step for name, optimizer in searches.items()}, repeats, device
+    )
     head = ("step", "ms", "range", "times faster", "÷ original", "forward", "backward", "MB")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name, found in times.items():
@@ -291,9 +370,9 @@ def check(size: dict[str, int], device: torch.device) -> None:
     """Prints the largest relative differences of values and gradients.
 
     Raises:
-        SystemExit: if one is above `TOLERANCES`, on a GPU ten times as large, whose convolutions round by the algorithm that
-            cuDNN picks. (In float32 of smooth supernets: at a kink of ReLU or a tie of max pooling a rounding chooses another
-            branch in either formulation.)
+        SystemExit: if one is above `TOLERANCES`, on a GPU ten times as large, whose convolutions
+            round by the algorithm that cuDNN picks. (In float32 of smooth supernets: at a kink of
+            ReLU or a tie of max pooling a rounding chooses another branch in either formulation.)
     """
     smooth = {
         "style": OperationStyle(activation="silu"),
@@ -311,7 +390,9 @@ def check(size: dict[str, int], device: torch.device) -> None:
             variables = [*network.parameters(), *arch.parameters()]
             gradient = torch.autograd.grad(F.cross_entropy(logits, labels), variables)
             names = [name for name, _ in network.named_parameters()]
-            found.append((logits.detach(), dict(zip(names, gradient, strict=False)), gradient[len(names) :]))
+            found.append(
+                (logits.detach(), dict(zip(names, gradient, strict=False)), gradient[len(names) :])
+            )
         (a, wa, ga), (b, wb, gb) = found
         errors = [
             relative_error({"": a}, {"": b}),
@@ -326,7 +407,9 @@ def check(size: dict[str, int], device: torch.device) -> None:
 
 
 def profile(size: dict[str, int], device: torch.device) -> None:
-    """Prints the time of each operator in a full gradient of both supernets, after one that is not counted."""
+    """Prints the time of each operator in a full gradient of both supernets, after one that is not
+    counted.
+    """
     ours, original, arch, batch = pair(size, device)
     for name, network in (("original", original), ("this one", ours)):
         _full(network, arch, batch)
@@ -348,10 +431,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--tf32", action="store_true", help="on a GPU, TF32 in the convolutions and products of the timings"
+        "--tf32",
+        action="store_true",
+        help="on a GPU, TF32 in the convolutions and products of the timings",
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, help="repetitions, interleaved, after one that is not counted"
+        "--repeats",
+        type=int,
+        default=5,
+        help="repetitions, interleaved, after one that is not counted",
     )
     parser.add_argument("--only", default="", help="only steps whose name holds this")
     parser.add_argument("--no-steps", action="store_true", help="only the supernets")
@@ -370,7 +458,8 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     numbers = "float32 with TF32" if args.tf32 else "float32"
     print(f"torch {torch.__version__}, {where}, {numbers}, {args.size}: {size}\n")
-    # By default PyTorch's convolutions take TF32 and its matrix products do not: one side's 1×1 convolutions are products.
+    # By default PyTorch's convolutions take TF32 and its matrix products do not: one side's 1×1
+    # convolutions are products.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     check(size if args.check else size | {"batch_size": 2}, device)
     if args.check:

@@ -1,7 +1,9 @@
-"""Differentiable architecture search (DARTS, Liu et al. 2019): which operation each of four layers applies, on digits.
+"""Differentiable architecture search (DARTS, Liu et al. 2019): which operation each of four layers
+applies, on digits.
 
-A layer is sum_o softmax(a)_o o(x). The weights w of the network fit half of the training images, a the other half through w.
-Then each layer keeps its heaviest operation; this and eight random choices are trained anew, alike, on all training images.
+A layer is sum_o softmax(a)_o o(x). The weights w of the network fit half of the training images, a
+the other half through w. Then each layer keeps its heaviest operation; this and eight random
+choices are trained anew, alike, on all training images.
 
     python examples/architecture_search.py
 """
@@ -27,13 +29,22 @@ OPERATIONS = {
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.head = nn.Conv2d(1, 8, 1), nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 10))
-        self.layers = nn.ModuleList(nn.ModuleList(make() for make in OPERATIONS.values()) for _ in range(4))
+        self.stem, self.head = (
+            nn.Conv2d(1, 8, 1),
+            nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 10)),
+        )
+        self.layers = nn.ModuleList(
+            nn.ModuleList(make() for make in OPERATIONS.values()) for _ in range(4)
+        )
 
     def forward(self, x, weights):
         x = self.stem(x)
         for operations, row in zip(self.layers, weights, strict=True):
-            x = sum(weight * operation(x) for weight, operation in zip(row, operations, strict=True) if weight > 0)
+            x = sum(
+                weight * operation(x)
+                for weight, operation in zip(row, operations, strict=True)
+                if weight > 0
+            )
         return self.head(x)
 
 
@@ -42,38 +53,78 @@ def loss(w, batch, *, a):
 
 
 def trained(a, train, valid, rounds, rest):
-    """A network after so many rounds, and the weights of its operations; their a rests first and then learns."""
+    """A network after so many rounds, and the weights of its operations; their a rests first and
+    then learns.
+    """
     w, a = Network(), nn.ParameterDict({"a": a})
-    lower = mlo.Problem("w", module=w, optimizer=torch.optim.Adam(w.parameters(), lr=5e-3), data=train, loss=loss)
-    upper = mlo.Problem("a", module=a, optimizer=torch.optim.Adam(a.parameters(), lr=0.05), data=valid,
-                        warmup_steps=rest, loss=lambda a, batch, *, w: loss(w, batch, a=a))  # fmt: skip
+    lower = mlo.Problem(
+        "w", module=w, optimizer=torch.optim.Adam(w.parameters(), lr=5e-3), data=train, loss=loss
+    )
+    upper = mlo.Problem(
+        "a",
+        module=a,
+        optimizer=torch.optim.Adam(a.parameters(), lr=0.05),
+        data=valid,
+        warmup_steps=rest,
+        loss=lambda a, batch, *, w: loss(w, batch, a=a),
+    )
     list(mlo.MultilevelOptimizer([lower, upper], hypergradient="darts").run(rounds))
     return w.eval(), a["a"].detach().softmax(1)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Searches the operations of a small network.")
-    parser.add_argument("--steps", type=int, default=80, help="rounds of the search; half of those of a training")
+    parser.add_argument(
+        "--steps", type=int, default=80, help="rounds of the search; half of those of a training"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", default="architecture_search.png", help="file for the weights and accuracies")
+    parser.add_argument(
+        "--picture", default="architecture_search.png", help="file for the weights and accuracies"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data, order, names = load_digits(), torch.randperm(1797), list(OPERATIONS)
-    x, y = torch.tensor(data.images[order] / 8 - 1, dtype=torch.float32)[:, None], torch.tensor(data.target)[order]
+    x, y = (
+        torch.tensor(data.images[order] / 8 - 1, dtype=torch.float32)[:, None],
+        torch.tensor(data.target)[order],
+    )
     batches = list(zip(x[:1000].split(50), y[:1000].split(50), strict=True))
 
-    _, weights = trained(torch.zeros(4, len(names)), batches[:10], batches[10:], args.steps, args.steps // 5)
-    choices = nn.functional.one_hot(torch.stack([weights.argmax(1), *torch.randint(len(names), (8, 4))]), len(names))
-    runs = [trained(one.log(), batches, batches, 2 * args.steps, rest=2 * args.steps) for one in choices]
-    found, *others = (100 * float((w(x[1000:], one).argmax(1) == y[1000:]).float().mean()) for w, one in runs)
+    _, weights = trained(
+        torch.zeros(4, len(names)), batches[:10], batches[10:], args.steps, args.steps // 5
+    )
+    choices = nn.functional.one_hot(
+        torch.stack([weights.argmax(1), *torch.randint(len(names), (8, 4))]), len(names)
+    )
+    runs = [
+        trained(one.log(), batches, batches, 2 * args.steps, rest=2 * args.steps) for one in choices
+    ]
+    found, *others = (
+        100 * float((w(x[1000:], one).argmax(1) == y[1000:]).float().mean()) for w, one in runs
+    )
     chosen = ", ".join(names[k] for k in weights.argmax(1))
-    print(f"chosen: {chosen} (mean weight {weights.max(1).values.mean():.2f}; uniform: {1 / len(names):.2f})")
-    print(f"test accuracy (%): chosen {found:.2f}, random mean {sum(others) / len(others):.2f}, best {max(others):.2f}")
-    print(f"random architectures that are better: {sum(other > found for other in others)} of {len(others)}")
+    print(
+        f"chosen: {chosen} (mean weight {weights.max(1).values.mean():.2f}; uniform: "
+        f"{1 / len(names):.2f})"
+    )
+    print(
+        f"test accuracy (%): chosen {found:.2f}, random mean {sum(others) / len(others):.2f}, best "
+        f"{max(others):.2f}"
+    )
+    print(
+        f"random architectures that are better: {sum(other > found for other in others)} of "
+        f"{len(others)}"
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), layout="constrained")
     figure.colorbar(left.imshow(weights, vmin=0, aspect="auto"), ax=left)
-    left.set(title="learned weights", xticks=range(len(names)), yticks=range(4), ylabel="layer", xticklabels=names)
+    left.set(
+        title="learned weights",
+        xticks=range(len(names)),
+        yticks=range(4),
+        ylabel="layer",
+        xticklabels=names,
+    )
     right.hist([others, [found]], bins=20)
     right.set(title="architectures: random (blue), chosen (orange)", xlabel="test accuracy (%)")
     figure.savefig(args.picture, dpi=100)

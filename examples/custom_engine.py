@@ -1,13 +1,15 @@
-"""A hypergradient engine of one's own: Chebyshev iteration, registered by name and compared with `direct`.
+"""A hypergradient engine of one's own: Chebyshev iteration, registered by name and compared with
+`direct`.
 
-An engine finds q with A^T q = v from products alone (v: gradient of the upper loss in the lower parameters, A: Hessian of
-the lower loss). Chebyshev iteration needs bounds a <= eigenvalues of A <= b and no inner products. After K steps its
-residual is p_K(A) v for the polynomial with p_K(0) = 1 that is smallest on [a, b], so for symmetric A
+An engine finds q with A^T q = v from products alone (v: gradient of the upper loss in the lower
+parameters, A: Hessian of the lower loss). Chebyshev iteration needs bounds a <= eigenvalues of A <=
+b and no inner products. After K steps its residual is p_K(A) v for the polynomial with p_K(0) = 1
+that is smallest on [a, b], so for symmetric A
 
     |A q_K - v| / |v|  <=  1 / T_K((b + a) / (b - a)),      T_K: Chebyshev polynomial.
 
-Printed beside it: `neumann` with as many terms, and the error of the whole hypergradient against the closed form. An engine
-for real use is tested by inheriting `mlo.testing.EngineContract`.
+Printed beside it: `neumann` with as many terms, and the error of the whole hypergradient against
+the closed form. An engine for real use is tested by inheriting `mlo.testing.EngineContract`.
 
     python examples/custom_engine.py
 """
@@ -42,7 +44,10 @@ class Chebyshev(mlo.Engine):
 
     def solve(self, system: LinearSystem, cotangent: Sequence[Tensor | None]) -> Solve:
         """Saad, Iterative Methods for Sparse Linear Systems (2003), Algorithm 12.1."""
-        v = [torch.zeros_like(t) if c is None else c for t, c in zip(system.parameters, cotangent, strict=True)]
+        v = [
+            torch.zeros_like(t) if c is None else c
+            for t, c in zip(system.parameters, cotangent, strict=True)
+        ]
         center, radius = (self.largest + self.smallest) / 2, (self.largest - self.smallest) / 2
         rho = radius / center
         q, residual, move = [torch.zeros_like(t) for t in v], v, [t / center for t in v]
@@ -50,12 +55,20 @@ class Chebyshev(mlo.Engine):
             q = [a + d for a, d in zip(q, move, strict=True)]
             if step + 1 == self.num_steps:
                 break  # the next move would need one more product
-            residual = [r - p for r, p in zip(residual, system.transpose_product(move), strict=True)]
+            residual = [
+                r - p for r, p in zip(residual, system.transpose_product(move), strict=True)
+            ]
             previous, rho = rho, 1 / (2 * center / radius - rho)
-            move = [rho * previous * d + 2 * rho / radius * r for d, r in zip(move, residual, strict=True)]
+            move = [
+                rho * previous * d + 2 * rho / radius * r
+                for d, r in zip(move, residual, strict=True)
+            ]
         left = relative_residual(system, [t.detach() for t in q], [t.detach() for t in v])
-        advice = "Raise num_steps, or set smallest and largest to bounds of the Hessian's eigenvalues."
-        # It promises its bound: a residual above it (with room for rounding) says that the interval is wrong.
+        advice = (
+            "Raise num_steps, or set smallest and largest to bounds of the Hessian's eigenvalues."
+        )
+        # It promises its bound: a residual above it (with room for rounding) says that the interval
+        # is wrong.
         report = self.report(
             system.problem,
             iterations=self.num_steps,
@@ -66,22 +79,35 @@ class Chebyshev(mlo.Engine):
         return Solve(q=q, report=report)
 
     def bound(self) -> float:
-        """Largest relative residual after K steps, 1 / T_K((b + a) / (b - a)), with T_K(x) = cosh(K arcosh x)."""
+        """Largest relative residual after K steps, 1 / T_K((b + a) / (b - a)), with T_K(x) = cosh(K
+        arcosh x).
+        """
         x = (self.largest + self.smallest) / (self.largest - self.smallest)
         return 1 / math.cosh(self.num_steps * math.acosh(x))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compares a third-party engine with the built-in ones.")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="values of K")
-    parser.add_argument("--condition", type=float, default=10.0, help="condition number of the lower problem, above 1")
+    parser = argparse.ArgumentParser(
+        description="Compares a third-party engine with the built-in ones."
+    )
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="values of K"
+    )
+    parser.add_argument(
+        "--condition",
+        type=float,
+        default=10.0,
+        help="condition number of the lower problem, above 1",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the problem")
     parser.add_argument("--picture", default="custom_engine.png", help="file for the errors")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     mlo.register_engine("chebyshev", Chebyshev)  # from here on a name like any other
-    problem = bilevel_quadratic(dim=40, condition=args.condition, seed=args.seed)  # eigenvalues 1 / condition ... 1
+    problem = bilevel_quadratic(
+        dim=40, condition=args.condition, seed=args.seed
+    )  # eigenvalues 1 / condition ... 1
 
     def measured(engine: dict[str, object] | str) -> tuple[float, float]:
         """Relative error of the hypergradient, and the solve's relative residual."""
@@ -102,7 +128,12 @@ def main() -> None:
         rows.append((residual, bound, error, neumann))
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.loglog(args.steps, rows, "o-", label=("chebyshev residual", "its bound", "chebyshev error", "neumann error"))
+    axes.loglog(
+        args.steps,
+        rows,
+        "o-",
+        label=("chebyshev residual", "its bound", "chebyshev error", "neumann error"),
+    )
     axes.set(title="engines of K steps", xlabel="K", ylabel="relative size")
     axes.legend()
     figure.savefig(args.picture, dpi=100)

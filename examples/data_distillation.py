@@ -1,11 +1,13 @@
-"""Data distillation (Wang et al. 2018): a few synthetic digits from which a new network learns what 1,000 real ones teach.
+"""Data distillation (Wang et al. 2018): a few synthetic digits from which a new network learns what
+1,000 real ones teach.
 
-    lower level   w_{t+1} = w_t - rate grad CE(w_t; synthetic images s),   20 steps from fresh random weights
-    upper level   min_s     CE(w_20(s); real training images)
+    lower level   w_{t+1} = w_t - rate grad CE(w_t; synthetic images s),   20 steps from fresh
+    random weights upper level   min_s     CE(w_20(s); real training images)
 
-The pixels of the synthetic images are the upper problem's parameters; `unroll` differentiates the training run whole, and
-fresh weights in every round keep the images from fitting one network. The test trains new networks, in as many steps, on
-the synthetic images, on as few real ones, on the mean image of each digit, and on all real ones at once.
+The pixels of the synthetic images are the upper problem's parameters; `unroll` differentiates the
+training run whole, and fresh weights in every round keep the images from fitting one network. The
+test trains new networks, in as many steps, on the synthetic images, on as few real ones, on the
+mean image of each digit, and on all real ones at once.
 
     python examples/data_distillation.py                 # one image of each digit
     python examples/data_distillation.py --per-class 3
@@ -55,7 +57,9 @@ def real_loss(images: Images, batch: Split, *, model: nn.Module) -> Tensor:
 
 
 def accuracy(images: Split, test: Split, seed: int, runs: int = 20) -> float:
-    """Mean test accuracy (%) of `runs` new networks after STEPS steps of gradient descent on the images."""
+    """Mean test accuracy (%) of `runs` new networks after STEPS steps of gradient descent on the
+    images.
+    """
     torch.manual_seed(seed)
     found = []
     for _ in range(runs):
@@ -70,23 +74,37 @@ def accuracy(images: Split, test: Split, seed: int, runs: int = 20) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learns a few synthetic digits that train a network.")
+    parser = argparse.ArgumentParser(
+        description="Learns a few synthetic digits that train a network."
+    )
     parser.add_argument("--per-class", type=int, default=1, help="synthetic images of each digit")
-    parser.add_argument("--steps", type=int, default=100, help="updates of the images, a training run each")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="updates of the images, a training run each"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="data_distillation.png", help="file for the images")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data = load_digits()
-    x, y, order = torch.tensor(data.data / 8 - 1, dtype=torch.float32), torch.tensor(data.target), torch.randperm(1797)
+    x, y, order = (
+        torch.tensor(data.data / 8 - 1, dtype=torch.float32),
+        torch.tensor(data.target),
+        torch.randperm(1797),
+    )
     train, test = ((x[i], y[i]) for i in (order[:1000], order[1000:]))
 
     of_digit = [train[0][train[1] == digit] for digit in range(10)]
-    choices = [torch.cat([i[torch.randperm(len(i))[: args.per_class]] for i in of_digit]) for _ in range(10)]
+    choices = [
+        torch.cat([i[torch.randperm(len(i))[: args.per_class]] for i in of_digit])
+        for _ in range(10)
+    ]
     start, labels = choices[0], torch.arange(10).repeat_interleave(args.per_class)
     model, images = network(), Images(start, labels)
-    inner, outer = torch.optim.SGD(model.parameters(), lr=RATE), torch.optim.Adam(images.parameters(), lr=0.05)
+    inner, outer = (
+        torch.optim.SGD(model.parameters(), lr=RATE),
+        torch.optim.Adam(images.parameters(), lr=0.05),
+    )
     problems = [
         mlo.Problem("model", module=model, optimizer=inner, loss=train_loss, steps=STEPS),
         mlo.Problem("images", module=images, optimizer=outer, loss=real_loss, data=[train]),
@@ -95,18 +113,32 @@ def main() -> None:
     for record in optimizer.run(args.steps):
         restart(model)
         if record.round % 25 == 0:
-            print(f"round {record.round}: loss on real images after a run {record.losses['images']:.4f}", flush=True)
+            print(
+                f"round {record.round}: loss on real images after a run "
+                f"{record.losses['images']:.4f}",
+                flush=True,
+            )
 
-    learned, means = images.pixels.detach(), (torch.stack([i.mean(0) for i in of_digit]), torch.arange(10))
-    real = [accuracy((choice, labels), test, args.seed + 1) for choice in choices]  # the first one is the start
+    learned, means = (
+        images.pixels.detach(),
+        (torch.stack([i.mean(0) for i in of_digit]), torch.arange(10)),
+    )
+    real = [
+        accuracy((choice, labels), test, args.seed + 1) for choice in choices
+    ]  # the first one is the start
     print(f"test accuracy (%) of new networks, {len(labels)} images and {STEPS} steps:")
-    print(f"synthetic images: {real[0]:.1f} -> {accuracy((learned, labels), test, args.seed + 1):.1f}")
+    print(
+        f"synthetic images: {real[0]:.1f} -> {accuracy((learned, labels), test, args.seed + 1):.1f}"
+    )
     print(f"real images, ten random choices: mean {sum(real) / 10:.1f}, best {max(real):.1f}")
     print(f"mean image of each digit: {accuracy(means, test, args.seed + 1):.1f}")
     print(f"all {len(train[0])} real images: {accuracy(train, test, args.seed + 1):.1f}")
 
     figure, axes = plt.subplots(2 * args.per_class, 10, figsize=(10, 2.2 * args.per_class))
-    rows = [part.view(10, args.per_class, 8, 8).transpose(0, 1).flatten(0, 1) for part in (start, learned)]
+    rows = [
+        part.view(10, args.per_class, 8, 8).transpose(0, 1).flatten(0, 1)
+        for part in (start, learned)
+    ]
     for axis, image in zip(axes.flat, torch.cat(rows), strict=True):
         axis.imshow(image, cmap="gray_r")
         axis.set(xticks=[], yticks=[])

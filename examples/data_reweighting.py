@@ -1,14 +1,17 @@
-"""Data reweighting: one weight per training example, learned from a small clean validation set, finds wrong labels.
+"""Data reweighting: one weight per training example, learned from a small clean validation set,
+finds wrong labels.
 
-    lower level   w* = argmin_w  1/N sum_i sigmoid(s_i) CE(w; x_i, y_i) + decay |w|^2 / 2     half of the y_i are wrong
-    upper level   min_s          CE(w*(s); clean validation data)
+    lower level   w* = argmin_w  1/N sum_i sigmoid(s_i) CE(w; x_i, y_i) + decay |w|^2 / 2     half
+    of the y_i are wrong upper level   min_s          CE(w*(s); clean validation data)
 
-No label is marked as right or wrong: the scores s learn it through the solution of the lower problem. Printed: the
-validation loss and the test accuracy before and after, and how well the learned weights separate wrong labels from right
-ones (AUC: 0.5 is chance, 1 is perfect). The default engine, `neumann`, cuts its series after ten terms.
+No label is marked as right or wrong: the scores s learn it through the solution of the lower
+problem. Printed: the validation loss and the test accuracy before and after, and how well the
+learned weights separate wrong labels from right ones (AUC: 0.5 is chance, 1 is perfect). The
+default engine, `neumann`, cuts its series after ten terms.
 
-    python examples/data_reweighting.py                    # Fashion-MNIST: 2,000 training and 500 validation images
-    python examples/data_reweighting.py --dataset digits   # 900 and 300 images of scikit-learn's digits
+    python examples/data_reweighting.py                    # Fashion-MNIST: 2,000 training and 500
+    validation images python examples/data_reweighting.py --dataset digits   # 900 and 300 images of
+    scikit-learn's digits
 """
 
 import argparse
@@ -73,13 +76,21 @@ def measure(model: nn.Linear, valid: Batch, test: Batch) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learns a weight per training example; finds wrong labels.")
+    parser = argparse.ArgumentParser(
+        description="Learns a weight per training example; finds wrong labels."
+    )
     parser.add_argument("--dataset", default="fashion-mnist", choices=tuple(SIZES))
-    parser.add_argument("--engine", default="neumann", choices=mlo.available_engines(), help="hypergradient engine")
+    parser.add_argument(
+        "--engine", default="neumann", choices=mlo.available_engines(), help="hypergradient engine"
+    )
     parser.add_argument("--steps", type=int, default=60, help="updates of the weights")
-    parser.add_argument("--warmup", type=int, default=20, help="rounds in which only the model moves")
+    parser.add_argument(
+        "--warmup", type=int, default=20, help="rounds in which only the model moves"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", default="data_reweighting.png", help="file for the learned weights")
+    parser.add_argument(
+        "--picture", default="data_reweighting.png", help="file for the learned weights"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
@@ -95,9 +106,16 @@ def main() -> None:
     inner = torch.optim.SGD(model.parameters(), lr=0.1 if n == 2000 else 0.3, momentum=0.9)
     outer = torch.optim.Adam(weights.parameters(), lr=0.1)
     problems = [
-        mlo.Problem("model", module=model, optimizer=inner, loss=train_loss, data=[(x, noisy)], steps=5),
         mlo.Problem(
-            "weights", module=weights, optimizer=outer, loss=valid_loss, data=[valid], warmup_steps=args.warmup
+            "model", module=model, optimizer=inner, loss=train_loss, data=[(x, noisy)], steps=5
+        ),
+        mlo.Problem(
+            "weights",
+            module=weights,
+            optimizer=outer,
+            loss=valid_loss,
+            data=[valid],
+            warmup_steps=args.warmup,
         ),
     ]
     accept = {"tol": 1.0} if args.engine == "neumann" else {}  # the truncated series is meant
@@ -107,12 +125,19 @@ def main() -> None:
     for record in optimizer.run(args.steps):
         if record.round % 10 == 0:
             auc = roc_auc_score(~wrong, weights.scores.detach())
-            print(f"round {record.round}: validation loss {record.losses['weights']:.4f}, AUC {auc:.3f}", flush=True)
+            print(
+                f"round {record.round}: validation loss {record.losses['weights']:.4f}, AUC "
+                f"{auc:.3f}",
+                flush=True,
+            )
     after, learned = measure(model, valid, test), weights().detach()
 
     print(f"validation loss: {before[0]:.4f} -> {after[0]:.4f}")
     print(f"test accuracy (%): {before[1]:.2f} -> {after[1]:.2f}")
-    print(f"mean weight: right labels {learned[~wrong].mean():.3f}, wrong labels {learned[wrong].mean():.3f}")
+    print(
+        f"mean weight: right labels {learned[~wrong].mean():.3f}, wrong labels "
+        f"{learned[wrong].mean():.3f}"
+    )
     print(f"AUC: {roc_auc_score(~wrong, learned):.4f}")
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.hist([learned[~wrong], learned[wrong]], bins=20, label=("right labels", "wrong labels"))

@@ -1,9 +1,12 @@
-"""A Betty program moved over: Meta-Weight-Net (Shu et al. 2019), on digits of which four in ten are labelled wrongly.
+"""A Betty program moved over: Meta-Weight-Net (Shu et al. 2019), on digits of which four in ten are
+labelled wrongly.
 
-    lower level   min_w      sum_i v_i loss_i(w) / sum_i v_i,   v_i = V(loss_i; theta) in (0, 1)     training batch
-    upper level   min_theta  mean_i loss_i(w*(theta))                                                clean batch
+    lower level   min_w      sum_i v_i loss_i(w) / sum_i v_i,   v_i = V(loss_i; theta) in (0, 1)
+    training batch upper level   min_theta  mean_i loss_i(w*(theta))
+                   clean batch
 
-V is a small network: what it learned holds for every example of that loss. What Betty's program has, and what became of it:
+V is a small network: what it learned holds for every example of that loss. What Betty's program
+has, and what became of it:
 
     class Inner(ImplicitProblem): training_step   inner_loss(inner, batch, *, outer)
     self.outer(loss), in it                       outer(loss)
@@ -14,8 +17,9 @@ V is a small network: what it learned holds for every example of that loss. What
     dependencies={"u2l": ..., "l2u": ...}         not needed: the losses say what they read
     Engine(...).run(), EngineConfig(train_iters)  MultilevelOptimizer(...).run(steps)
 
-`--on-betty` runs the same declaration on Betty's engine instead (needs betty-ml). Betty's darts leaves out the learning rate
-of the inner problem, which an outer Adam hardly notices. The control is the same network with all weights alike.
+`--on-betty` runs the same declaration on Betty's engine instead (needs betty-ml). Betty's darts
+leaves out the learning rate of the inner problem, which an outer Adam hardly notices. The control
+is the same network with all weights alike.
 
     python examples/from_betty.py
 """
@@ -67,16 +71,23 @@ def inner_problem(loss: Callable[..., Tensor], train: DataLoader) -> mlo.Problem
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learns how much an example counts, from its loss.")
+    parser = argparse.ArgumentParser(
+        description="Learns how much an example counts, from its loss."
+    )
     parser.add_argument("--steps", type=int, default=300, help="updates of each problem")
-    parser.add_argument("--on-betty", action="store_true", help="run the declaration on Betty's engine")
+    parser.add_argument(
+        "--on-betty", action="store_true", help="run the declaration on Betty's engine"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="from_betty.png", help="file for the learned weights")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data, order = load_digits(), torch.randperm(1797)
-    x, clean = torch.tensor(data.data / 8 - 1, dtype=torch.float32)[order], torch.tensor(data.target)[order]
+    x, clean = (
+        torch.tensor(data.data / 8 - 1, dtype=torch.float32)[order],
+        torch.tensor(data.target)[order],
+    )
     wrong = torch.rand(1000) < 0.4
     noisy = torch.where(wrong, (clean[:1000] + torch.randint(1, 10, (1000,))) % 10, clean[:1000])
     train = DataLoader(TensorDataset(x[:1000], noisy), batch_size=100, shuffle=True)
@@ -100,9 +111,15 @@ def main() -> None:
     with torch.no_grad():
         found = losses(inner, (x[:1000], noisy))
         weights = outer(found)[:, 0]
-    print(f"mean weight: right labels {weights[~wrong].mean():.3f}, wrong labels {weights[wrong].mean():.3f}")
+    print(
+        f"mean weight: right labels {weights[~wrong].mean():.3f}, wrong labels "
+        f"{weights[wrong].mean():.3f}"
+    )
     print(f"AUC: {roc_auc_score(~wrong, weights):.4f}")
-    print(f"test accuracy (%): all alike {accuracy(control.module, test):.2f}, weighted {accuracy(inner, test):.2f}")
+    print(
+        f"test accuracy (%): all alike {accuracy(control.module, test):.2f}, weighted "
+        f"{accuracy(inner, test):.2f}"
+    )
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     loss = torch.linspace(0, float(found.max()), 200)[:, None]

@@ -1,11 +1,16 @@
-"""A GAN as a game of two players, regularised by a problem above it that learns through the response of both.
+"""A GAN as a game of two players, regularised by a problem above it that learns through the
+response of both.
 
-    game          generator:      min_G  E softplus(-D(G(z) + s e))                                    e, z: Gaussian
-                  discriminator:  min_D  E softplus(-D(x + s e)) + E softplus(D(G(z) + s e)) + r/2 E |D'(x + s e)|^2
-    upper level   min_{s, r}      MMD^2(G(z), validation digits)      a kernel distance of two samples; 0: the same law
+    game          generator:      min_G  E softplus(-D(G(z) + s e))
+                    e, z: Gaussian
+                  discriminator:  min_D  E softplus(-D(x + s e)) + E softplus(D(G(z) + s e)) + r/2 E
+                  |D'(x + s e)|^2
+    upper level   min_{s, r}      MMD^2(G(z), validation digits)      a kernel distance of two
+    samples; 0: the same law
 
-The penalty r stands in the discriminator's loss alone and G alone in the upper one: r acts on D, and one step later D on G.
-So one step is not enough; the last five are differentiated (`unroll`). The control is the same game in which s and r rest.
+The penalty r stands in the discriminator's loss alone and G alone in the upper one: r acts on D,
+and one step later D on G. So one step is not enough; the last five are differentiated (`unroll`).
+The control is the same game in which s and r rest.
 
     python examples/gan_game.py
 """
@@ -25,10 +30,14 @@ START = {"noise s": 0.02, "penalty r": 0.01}  # pixels are in [-1, 1]
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, outputs))
+    return nn.Sequential(
+        nn.Linear(inputs, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, outputs)
+    )
 
 
-def game_loss(game: nn.ModuleDict, real: Tensor, *, regulariser: nn.ParameterDict) -> dict[str, Tensor]:
+def game_loss(
+    game: nn.ModuleDict, real: Tensor, *, regulariser: nn.ParameterDict
+) -> dict[str, Tensor]:
     """A loss for each player; each moves down its own."""
     noise, penalty = (logarithm.exp() for logarithm in regulariser.values())
     fake = game["generator"](torch.randn(len(real), LATENT))
@@ -36,7 +45,10 @@ def game_loss(game: nn.ModuleDict, real: Tensor, *, regulariser: nn.ParameterDic
     on_real, on_fake = map(game["discriminator"], (blurred, fake + noise * torch.randn_like(fake)))
     slope = torch.autograd.grad(on_real.sum(), blurred, create_graph=True)[0].square().sum(1).mean()
     tell_apart = softplus(-on_real).mean() + softplus(on_fake).mean()
-    return {"generator": softplus(-on_fake).mean(), "discriminator": tell_apart + 0.5 * penalty * slope}
+    return {
+        "generator": softplus(-on_fake).mean(),
+        "discriminator": tell_apart + 0.5 * penalty * slope,
+    }
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -55,11 +67,19 @@ def upper_loss(regulariser: nn.ParameterDict, valid: Tensor, *, game: nn.ModuleD
     return mmd(game["generator"](torch.randn(200, LATENT)), valid)
 
 
-def play(digits: Tensor, rounds: int, rest: int, seed: int) -> tuple[nn.ModuleDict, list[list[float]], float]:
-    """Returns the game, the course of s and r, which rest at first, and the distance to 397 digits that nobody saw."""
+def play(
+    digits: Tensor, rounds: int, rest: int, seed: int
+) -> tuple[nn.ModuleDict, list[list[float]], float]:
+    """Returns the game, the course of s and r, which rest at first, and the distance to 397 digits
+    that nobody saw.
+    """
     torch.manual_seed(seed)
-    game = nn.ModuleDict({"generator": nn.Sequential(*mlp(LATENT, 64), nn.Tanh()), "discriminator": mlp(64, 1)})
-    regulariser = nn.ParameterDict({name: torch.tensor(value).log() for name, value in START.items()})
+    game = nn.ModuleDict(
+        {"generator": nn.Sequential(*mlp(LATENT, 64), nn.Tanh()), "discriminator": mlp(64, 1)}
+    )
+    regulariser = nn.ParameterDict(
+        {name: torch.tensor(value).log() for name, value in START.items()}
+    )
     moves = torch.optim.Adam(game.parameters(), lr=2e-3, betas=(0.5, 0.99))
     outer = torch.optim.Adam(regulariser.parameters(), lr=0.05)
     train, valid = digits[:1000].split(50), digits[1000:1400].split(200)
@@ -70,12 +90,20 @@ def play(digits: Tensor, rounds: int, rest: int, seed: int) -> tuple[nn.ModuleDi
     ]  # fmt: skip
     run = mlo.MultilevelOptimizer(problems, hypergradient=mlo.Unroll(steps=5)).run(rounds)
     course = [[float(value.detach().exp()) for value in regulariser.values()] for _ in run]
-    return game, course, float(mmd(game["generator"](torch.randn(1000, LATENT)).detach(), digits[1400:]))
+    return (
+        game,
+        course,
+        float(mmd(game["generator"](torch.randn(1000, LATENT)).detach(), digits[1400:])),
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Plays a GAN on digits and learns what regularises it.")
-    parser.add_argument("--steps", type=int, default=60, help="rounds: twenty moves of the game, one of s and r")
+    parser = argparse.ArgumentParser(
+        description="Plays a GAN on digits and learns what regularises it."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=60, help="rounds: twenty moves of the game, one of s and r"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="gan_game.png", help="file for the samples")
     args = parser.parse_args()
@@ -87,10 +115,14 @@ if __name__ == "__main__":
     for label, before, after in zip(START, START.values(), course[-1], strict=True):
         print(f"{label}: {before:.4f} -> {after:.4f}")
     real = float(mmd(digits[:1000], digits[1400:]))
-    print(f"distance to test digits: fixed {fixed:.4f}, learned {learned:.4f}, real digits {real:.4f}")
+    print(
+        f"distance to test digits: fixed {fixed:.4f}, learned {learned:.4f}, real digits {real:.4f}"
+    )
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
-    samples = pad(game["generator"](torch.randn(48, LATENT)).detach().view(6, 8, 8, 8), (1, 1, 1, 1), value=-1)
+    samples = pad(
+        game["generator"](torch.randn(48, LATENT)).detach().view(6, 8, 8, 8), (1, 1, 1, 1), value=-1
+    )
     left.imshow(samples.permute(0, 2, 1, 3).reshape(60, 80), cmap="gray_r")
     left.set(title="generated digits", xticks=[], yticks=[])
     right.semilogy(course, label=list(START))

@@ -1,15 +1,18 @@
-"""Regularisation: a strength of L2 decay for each feature of a logistic regression, learned from the validation loss.
+"""Regularisation: a strength of L2 decay for each feature of a logistic regression, learned from
+the validation loss.
 
     lower level   w* = argmin_w  CE(w; training data) + 1/2 sum_j exp(d_j) w_j^2
     upper level   min_d          CE(w*(d); validation data)
 
-On digits; beside each of the 64 pixels stands a decoy, the same numbers in another order, which says nothing about an image:
-what is learned should decay the decoys most. 128 hyperparameters are too many for a grid; implicit differentiation gives the
-gradient in all by one linear solve with the lower level's Hessian. It holds at a solution, so the model moves alone for
-`--warmup` rounds first. The test loss, beside the validation loss, shows how much of the gain is overfitting to the latter.
+On digits; beside each of the 64 pixels stands a decoy, the same numbers in another order, which
+says nothing about an image: what is learned should decay the decoys most. 128 hyperparameters are
+too many for a grid; implicit differentiation gives the gradient in all by one linear solve with the
+lower level's Hessian. It holds at a solution, so the model moves alone for `--warmup` rounds first.
+The test loss, beside the validation loss, shows how much of the gain is overfitting to the latter.
 
     python examples/hyperparameter_optimization.py                   # conjugate gradients
-    python examples/hyperparameter_optimization.py --engine direct   # any name of mlo.available_engines()
+    python examples/hyperparameter_optimization.py --engine direct   # any name of
+    mlo.available_engines()
 """
 
 from __future__ import annotations
@@ -39,18 +42,24 @@ class Decays(nn.Module):
 
 
 def load(seed: int) -> tuple[Split, Split, Split]:
-    """Returns 200 training, 800 validation and 797 test examples, of 64 pixels and then their decoys."""
+    """Returns 200 training, 800 validation and 797 test examples, of 64 pixels and then their
+    decoys.
+    """
     data, generator = load_digits(), torch.Generator().manual_seed(seed)
     x, y = torch.tensor(data.data / 8 - 1), torch.tensor(data.target)
     decoys = torch.stack([pixel[torch.randperm(len(y), generator=generator)] for pixel in x.T], 1)
     x, order = torch.cat([x, decoys], 1), torch.randperm(len(y), generator=generator)
-    train, valid, test = ((x[part], y[part]) for part in (order[:200], order[200:1000], order[1000:]))
+    train, valid, test = (
+        (x[part], y[part]) for part in (order[:200], order[200:1000], order[1000:])
+    )
     return train, valid, test
 
 
 def train_loss(model: nn.Linear, batch: Split, *, decays: Decays) -> Tensor:
     """Lower level: `decays` is listed after `model`, so it is read at its current value."""
-    return cross_entropy(model(batch[0]), batch[1]) + 0.5 * (decays.log.exp() * model.weight**2).sum()
+    return (
+        cross_entropy(model(batch[0]), batch[1]) + 0.5 * (decays.log.exp() * model.weight**2).sum()
+    )
 
 
 def valid_loss(decays: Decays, batch: Split, *, model: nn.Linear) -> Tensor:
@@ -62,16 +71,28 @@ def measure(model: nn.Linear, valid: Split, test: Split) -> tuple[float, float, 
     """Validation loss, test loss and test accuracy in %."""
     with torch.no_grad():
         losses = [float(cross_entropy(model(x), y)) for x, y in (valid, test)]
-        return losses[0], losses[1], 100 * float((model(test[0]).argmax(1) == test[1]).double().mean())
+        return (
+            losses[0],
+            losses[1],
+            100 * float((model(test[0]).argmax(1) == test[1]).double().mean()),
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learns one L2 decay per feature from the validation loss.")
-    parser.add_argument("--engine", default="cg", choices=mlo.available_engines(), help="hypergradient engine")
+    parser = argparse.ArgumentParser(
+        description="Learns one L2 decay per feature from the validation loss."
+    )
+    parser.add_argument(
+        "--engine", default="cg", choices=mlo.available_engines(), help="hypergradient engine"
+    )
     parser.add_argument("--steps", type=int, default=60, help="updates of the decays")
-    parser.add_argument("--warmup", type=int, default=50, help="rounds in which only the model moves")
+    parser.add_argument(
+        "--warmup", type=int, default=50, help="rounds in which only the model moves"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the model")
-    parser.add_argument("--picture", default="hyperparameter_optimization.png", help="file for the learned decays")
+    parser.add_argument(
+        "--picture", default="hyperparameter_optimization.png", help="file for the learned decays"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
@@ -83,9 +104,16 @@ def main() -> None:
     outer = torch.optim.Adam(decays.parameters(), lr=0.05)
     optimizer = mlo.MultilevelOptimizer(
         [
-            mlo.Problem("model", module=model, optimizer=inner, loss=train_loss, data=[train], steps=20),
             mlo.Problem(
-                "decays", module=decays, optimizer=outer, loss=valid_loss, data=[valid], warmup_steps=args.warmup
+                "model", module=model, optimizer=inner, loss=train_loss, data=[train], steps=20
+            ),
+            mlo.Problem(
+                "decays",
+                module=decays,
+                optimizer=outer,
+                loss=valid_loss,
+                data=[valid],
+                warmup_steps=args.warmup,
             ),
         ],
         hypergradient={"name": args.engine, **OPTIONS.get(args.engine, {})},
@@ -97,11 +125,16 @@ def main() -> None:
             solve = record.solves["model"]
             residual = "-" if solve.residual is None else f"{solve.residual:.1e}"
             loss = record.losses["decays"]
-            print(f"round {record.round}: validation loss {loss:.4f}, {solve.iterations} products, residual {residual}")
+            print(
+                f"round {record.round}: validation loss {loss:.4f}, {solve.iterations} products, "
+                f"residual {residual}"
+            )
     after = measure(model, valid, test)
 
     print(f"engine: {args.engine}")
-    for label, old, new in zip(("validation loss", "test loss", "test accuracy (%)"), before, after, strict=True):
+    for label, old, new in zip(
+        ("validation loss", "test loss", "test accuracy (%)"), before, after, strict=True
+    ):
         print(f"{label}: {old:.4f} -> {new:.4f}")
     learned = decays.log.detach().exp()
     real, decoys = learned.chunk(2)

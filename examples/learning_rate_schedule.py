@@ -1,12 +1,13 @@
 """A learning-rate schedule, learned by the gradient through all steps of a training run.
 
-    lower level   w_{t+1} = w_t - r_t grad CE(w_t; batch t),   t = 0 ... 19,   from fresh random weights in every round
-    upper level   min_r     CE(w_20(r); validation data)
+    lower level   w_{t+1} = w_t - r_t grad CE(w_t; batch t),   t = 0 ... 19,   from fresh random
+    weights in every round upper level   min_r     CE(w_20(r); validation data)
 
-`mlo` differentiates what a loss reads, so r_t stands in the loss: SGD of learning rate 1 on r_t CE is the step above, and the
-batch brings its t. `unroll` differentiates the run whole. Where rates are so high that runs go wild, so does this gradient:
-it is clipped. The controls are constant rates, the best of nine chosen by the same validation loss, and the learned ones in
-reverse. The test trains new networks from new weights on new batches.
+`mlo` differentiates what a loss reads, so r_t stands in the loss: SGD of learning rate 1 on r_t CE
+is the step above, and the batch brings its t. `unroll` differentiates the run whole. Where rates
+are so high that runs go wild, so does this gradient: it is clipped. The controls are constant
+rates, the best of nine chosen by the same validation loss, and the learned ones in reverse. The
+test trains new networks from new weights on new batches.
 
     python examples/learning_rate_schedule.py
 """
@@ -44,7 +45,9 @@ def valid_loss(schedule: nn.ParameterDict, batch: Split, *, model: nn.Module) ->
 
 
 class Run:
-    """Random batches of one training run, each with its number; iterated again, those of another."""
+    """Random batches of one training run, each with its number; iterated again, those of
+    another.
+    """
 
     def __init__(self, train: Split) -> None:
         self.train = train
@@ -56,7 +59,9 @@ class Run:
 
 
 def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> tuple[float, float]:
-    """Mean loss and accuracy (%) after ordinary training with the given rates, over new networks and batches."""
+    """Mean loss and accuracy (%) after ordinary training with the given rates, over new networks
+    and batches.
+    """
     torch.manual_seed(seed)
     total = torch.zeros(2)
     for _ in range(runs):
@@ -68,49 +73,84 @@ def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> t
             cross_entropy(model(x), y).backward()
             descent.step()
         logits = model(test[0]).detach()
-        total += torch.stack([cross_entropy(logits, test[1]), 100 * (logits.argmax(1) == test[1]).float().mean()])
+        total += torch.stack(
+            [cross_entropy(logits, test[1]), 100 * (logits.argmax(1) == test[1]).float().mean()]
+        )
     loss, accuracy = (total / runs).tolist()
     return loss, accuracy
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Learns the learning rate of each step of a training run.")
-    parser.add_argument("--steps", type=int, default=60, help="updates of the schedule, a training run each")
+    parser = argparse.ArgumentParser(
+        description="Learns the learning rate of each step of a training run."
+    )
+    parser.add_argument(
+        "--steps", type=int, default=60, help="updates of the schedule, a training run each"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", default="learning_rate_schedule.png", help="file for the schedule")
+    parser.add_argument(
+        "--picture", default="learning_rate_schedule.png", help="file for the schedule"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data = load_digits()
-    x, y, order = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target), torch.randperm(1797)
+    x, y, order = (
+        torch.tensor(data.data / 16, dtype=torch.float32),
+        torch.tensor(data.target),
+        torch.randperm(1797),
+    )
     train, valid, test = ((x[i], y[i]) for i in (order[:900], order[900:1350], order[1350:]))
 
     model, schedule = network(), nn.ParameterDict({"log": torch.full((STEPS,), CONSTANT[3]).log()})
     inner = torch.optim.SGD(model.parameters(), lr=1.0)  # the rate is in the loss
     outer = torch.optim.Adam(schedule.parameters(), lr=0.04)
     problems = [
-        mlo.Problem("model", module=model, optimizer=inner, loss=train_loss, data=Run(train), steps=STEPS),
-        mlo.Problem("schedule", module=schedule, optimizer=outer, loss=valid_loss, data=[valid], grad_clip=0.5),
+        mlo.Problem(
+            "model", module=model, optimizer=inner, loss=train_loss, data=Run(train), steps=STEPS
+        ),
+        mlo.Problem(
+            "schedule",
+            module=schedule,
+            optimizer=outer,
+            loss=valid_loss,
+            data=[valid],
+            grad_clip=0.5,
+        ),
     ]
     optimizer = mlo.MultilevelOptimizer(problems, hypergradient=mlo.Unroll(steps=STEPS))
     for record in optimizer.run(args.steps):
         for layer in (model[0], model[2]):  # fresh random weights
             layer.reset_parameters()
         if record.round % 20 == 0:
-            print(f"round {record.round}: validation loss after a run {record.losses['schedule']:.4f}", flush=True)
+            print(
+                f"round {record.round}: validation loss after a run "
+                f"{record.losses['schedule']:.4f}",
+                flush=True,
+            )
 
     learned = schedule["log"].detach().exp()
     constant = [torch.full((STEPS,), rate) for rate in CONSTANT]
     best = min(constant, key=lambda rates: trained(rates, train, valid, 20, args.seed + 1)[0])
     print("learned rates: " + " ".join(f"{rate:.2f}" for rate in learned.tolist()))
-    compared = {"start": constant[3], "best constant": best, "learned, reversed": learned.flip(0), "learned": learned}
+    compared = {
+        "start": constant[3],
+        "best constant": best,
+        "learned, reversed": learned.flip(0),
+        "learned": learned,
+    }
     for label, rates in compared.items():
         loss, accuracy = trained(rates, train, test, 40, args.seed + 2)
         print(f"test, {label}: loss {loss:.4f}, accuracy {accuracy:.2f} %")
     figure, axes = plt.subplots(figsize=(6, 4))
     axes.plot(range(1, STEPS + 1), learned, marker="o", label="learned")
     axes.axhline(float(best[0]), color="gray", linestyle="--", label="best constant")
-    axes.set(xlabel="step of the training run", ylabel="learning rate", ylim=(0, None), xticks=range(2, STEPS + 1, 2))
+    axes.set(
+        xlabel="step of the training run",
+        ylabel="learning rate",
+        ylim=(0, None),
+        xticks=range(2, STEPS + 1, 2),
+    )
     axes.legend()
     figure.savefig(args.picture, dpi=100)
 

@@ -1,1 +1,3 @@
-"""LFM-CW: learning from mistakes based on class weighting, applied to differentiable architecture search."""
+"""LFM-CW: learning from mistakes based on class weighting, applied to differentiable architecture
+search.
+"""

@@ -1,4 +1,6 @@
-"""Random changes of training images as functions of given draws: windows, colours, crops, mirrors and cut-outs."""
+"""Random changes of training images as functions of given draws: windows, colours, crops, mirrors
+and cut-outs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from torch.nn import functional as F
 
 from lfmcw_app.recipe import Augmentation
 
-__all__ = ["CROP_DRAWS", "Part", "adjust_colors", "augmented", "crop_box", "jittered", "rows_of", "sent"]
+__all__ = [
+    "CROP_DRAWS",
+    "Part",
+    "adjust_colors",
+    "augmented",
+    "crop_box",
+    "jittered",
+    "rows_of",
+    "sent",
+]
 
 
 Part = tuple[int, int]
@@ -18,7 +29,9 @@ Part = tuple[int, int]
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on the device; to a GPU it goes without the CPU waiting for it, which needs pinned memory."""
+    """The tensor on the device; to a GPU it goes without the CPU waiting for it, which needs pinned
+    memory.
+    """
     if torch.device(device).type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -31,9 +44,14 @@ def rows_of(draws: Tensor, part: Part) -> Tensor:
 
 
 def augmented(
-    images: Tensor, how: Augmentation, generator: torch.Generator, black: Tensor, part: Part = (0, 1)
+    images: Tensor,
+    how: Augmentation,
+    generator: torch.Generator,
+    black: Tensor,
+    part: Part = (0, 1),
 ) -> Tensor:
-    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside, cut-outs are the mean (0).
+    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside,
+    cut-outs are the mean (0).
 
     Args:
         images: [B, C, H, W], a part of the batch.
@@ -58,7 +76,11 @@ def augmented(
     if how.crop_padding or how.flip:
         example = torch.arange(count, device=images.device)[:, None, None]
         rows, columns = sent(rows, images.device), sent(columns, images.device)
-        images = images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).contiguous()
+        images = (
+            images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]]
+            .movedim(-1, 1)
+            .contiguous()
+        )
     if how.cutout:
         # DARTS's square: centred on a random pixel, clipped at the borders.
         inside = []
@@ -72,11 +94,14 @@ def augmented(
 
 
 CROP_DRAWS = (10, 4)
-"""Uniform numbers that a random crop takes: for each of ten attempts its area, aspect ratio, row and column."""
+"""Uniform numbers that a random crop takes: for each of ten attempts its area, aspect ratio, row
+and column.
+"""
 
 
 def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int]:
-    """A window with 8% to 100% of the area and an aspect ratio of 3/4 to 4/3; the first attempt that fits.
+    """A window with 8% to 100% of the area and an aspect ratio of 3/4 to 4/3; the first attempt
+    that fits.
 
     Args:
         width: of the image.
@@ -86,11 +111,15 @@ def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int
     Returns:
         Left, top, right and bottom.
 
-    Reference: Szegedy et al., Going Deeper with Convolutions (2015), section 6, as torchvision's RandomResizedCrop.
+    Reference: Szegedy et al., Going Deeper with Convolutions (2015), section 6, as torchvision's
+        RandomResizedCrop.
     """
     least, most = math.log(3 / 4), math.log(4 / 3)
     for area, ratio, row, column in draws.tolist():
-        pixels, aspect = width * height * (0.08 + 0.92 * area), math.exp(least + (most - least) * ratio)
+        pixels, aspect = (
+            width * height * (0.08 + 0.92 * area),
+            math.exp(least + (most - least) * ratio),
+        )
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(column * (width - w + 1)), int(row * (height - h + 1))
@@ -102,13 +131,17 @@ def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int
 
 
 def jittered(
-    images: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator, part: Part = (0, 1)
+    images: Tensor,
+    strength: tuple[float, float, float, float],
+    generator: torch.Generator,
+    part: Part = (0, 1),
 ) -> Tensor:
     """Changes the colours of each image of a batch at random.
 
     Args:
         images: [B, C, H, W] in [0, 1].
-        strength: largest change of brightness, contrast and saturation (around 1) and hue (around 0, of the circle).
+        strength: largest change of brightness, contrast and saturation (around 1) and hue (around
+            0, of the circle).
         generator: draws for the whole batch.
         part: which part of the batch it is.
     """
@@ -123,23 +156,34 @@ def jittered(
 
 
 def adjust_colors(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Changes brightness, contrast, saturation and hue of each image, in its own order: torchvision's ColorJitter.
+    """Changes brightness, contrast, saturation and hue of each image, in its own order:
+    torchvision's ColorJitter.
 
     Args:
-        images: [B, C, H, W] in [0, 1], with one or three channels; grey images have no saturation and hue.
-        factors: [B, 4], of the four in this order; 1, 1, 1 and 0 change nothing. The hue is a part of the circle.
+        images: [B, C, H, W] in [0, 1], with one or three channels; grey images have no saturation
+            and hue.
+        factors: [B, 4], of the four in this order; 1, 1, 1 and 0 change nothing. The hue is a part
+            of the circle.
         order: [B, 4], permutations of 0 to 3: which of them comes first, second, ...
 
     Returns:
         [B, C, H, W] in [0, 1].
     """
     images = images.clone()
-    adjustments = (_brightness, _contrast, _saturation, _hue) if images.shape[1] == 3 else (_brightness, _contrast)
+    adjustments = (
+        (_brightness, _contrast, _saturation, _hue)
+        if images.shape[1] == 3
+        else (_brightness, _contrast)
+    )
     for step in range(4):
         for kind, adjust in enumerate(adjustments):
-            members = ((order[:, step] == kind) & (factors[:, kind] != (0.0 if kind == 3 else 1.0))).nonzero()[:, 0]
+            members = (
+                (order[:, step] == kind) & (factors[:, kind] != (0.0 if kind == 3 else 1.0))
+            ).nonzero()[:, 0]
             if len(members):
-                factor = sent(factors[members, kind].view(-1, 1, 1, 1), images.device).to(images.dtype)
+                factor = sent(factors[members, kind].view(-1, 1, 1, 1), images.device).to(
+                    images.dtype
+                )
                 members = sent(members, images.device)
                 images[members] = adjust(images[members], factor)
     return images
@@ -150,7 +194,9 @@ def _brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    return (factor * images + (1 - factor) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(0, 1)
+    return (factor * images + (1 - factor) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(
+        0, 1
+    )
 
 
 def _saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -160,7 +206,9 @@ def _saturation(images: Tensor, factor: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device).view(
+        1, 3, 1, 1
+    )
     return (weights * images).sum(dim=1, keepdim=True)
 
 
@@ -174,7 +222,10 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
         (green - blue) / scale,
         torch.where(value == green, 2.0 + (blue - red) / scale, 4.0 + (red - green) / scale),
     )
-    # A channel falls from the value by the chroma as the hue moves away from its colour: red at 0, green at 2, blue at 4.
-    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    # A channel falls from the value by the chroma as the hue moves away from its colour: red at 0,
+    # green at 2, blue at 4.
+    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(
+        1, 3, 1, 1
+    )
     k = (offsets + (sector.unsqueeze(1) + 6.0 * shift)) % 6.0
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4.0 - k).clamp(0, 1)

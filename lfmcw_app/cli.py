@@ -52,7 +52,10 @@ USER_ERRORS = (
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
-DATASET_HELP = f"Data set: {', '.join(DATASETS)}, folder:PATH (your own images), random:NAME (noise in its shape)."
+DATASET_HELP = (
+    f"Data set: {', '.join(DATASETS)}, folder:PATH (your own images), random:NAME "
+    "(noise in its shape)."
+)
 
 
 def completing(*values: str) -> Callable[[str], list[str]]:
@@ -66,7 +69,8 @@ PresetOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=completing(*PRESETS),
-        help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' programs). By default "
+        help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' "
+        "programs). By default "
         "smoke for digits, small for fashion-mnist, else paper.",
     ),
 ]
@@ -74,14 +78,16 @@ OrderOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=completing("first", "second"),
-        help="first drops the implicit terms (DARTS-1st), second keeps them. By default the recipe's.",
+        help="first drops the implicit terms (DARTS-1st), second keeps them. By default the "
+        "recipe's.",
     ),
 ]
 MethodOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=completing("lfmcw", "darts", "random"),
-        help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By default the recipe's.",
+        help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By "
+        "default the recipe's.",
     ),
 ]
 SpaceOption = Annotated[
@@ -91,37 +97,59 @@ SpaceOption = Annotated[
         help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.",
     ),
 ]
-ConfigOption = Annotated[Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")
+]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Sets one key, for example search.channels=8. Can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Sets one key, for example search.channels=8. Can be repeated.",
+    ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Seed of split, initial values and noise. By default the recipe's.")
+    int | None,
+    typer.Option(help="Seed of split, initial values and noise. By default the recipe's."),
 ]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[
     str,
-    typer.Option(autocompletion=completing("auto", "cpu", "cuda"), help="cpu, cuda, or auto: cuda where there is one."),
+    typer.Option(
+        autocompletion=completing("auto", "cpu", "cuda"),
+        help="cpu, cuda, or auto: cuda where there is one.",
+    ),
 ]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", help="Prints nothing but errors; the result is in the run folder.")
+    bool,
+    typer.Option("--quiet", help="Prints nothing but errors; the result is in the run folder."),
 ]
 TensorBoardOption = Annotated[
-    bool, typer.Option("--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard.")
+    bool,
+    typer.Option(
+        "--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard."
+    ),
 ]
 MaxStepsOption = Annotated[
     int | None,
     typer.Option(
-        min=1, help="A trial: so many rounds of each phase, without warm-ups, after a projection of the whole run."
+        min=1,
+        help="A trial: so many rounds of each phase, without warm-ups, after a projection of the "
+        "whole run.",
     ),
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Projects time and memory from two rounds of each phase, and stops.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Projects time and memory from two rounds of each phase, and stops."
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="CPU threads. By default one for the presets smoke and small, else one for each core."),
+    typer.Option(
+        min=1,
+        help="CPU threads. By default one for the presets smoke and small, else one for each core.",
+    ),
 ]
 
 
@@ -147,13 +175,25 @@ def resolve_recipe(
         InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
     """
     check_dataset(dataset)
-    given_space = [a.partition("=")[2].strip() for a in assign or () if a.partition("=")[0].strip() == "search.space"]
+    given_space = [
+        a.partition("=")[2].strip()
+        for a in assign or ()
+        if a.partition("=")[0].strip() == "search.space"
+    ]
     if given_space and space is not None and given_space[-1] != space:
-        raise InputError(f"--space {space} and --set search.space={given_space[-1]} contradict each other; drop one.")
+        raise InputError(
+            f"--space {space} and --set search.space={given_space[-1]} contradict each other; drop "
+            "one."
+        )
     space = space or (given_space[-1] if given_space else None)
     if any(assignment.partition("=")[0].strip() == "dataset" for assignment in assign or ()):
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
-    given: dict[str, Any] = {"dataset": dataset, "search.order": order, "search.method": method, "seed": seed}
+    given: dict[str, Any] = {
+        "dataset": dataset,
+        "search.order": order,
+        "search.method": method,
+        "seed": seed,
+    }
     return load_recipe(
         preset or default_preset(dataset),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
@@ -194,7 +234,9 @@ def pick_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise InputError(f"--device is cpu, cuda or auto, got {name!r}.")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu.")
+        raise InputError(
+            "--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu."
+        )
     return torch.device(name)
 
 
@@ -210,9 +252,11 @@ def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
 
 
 def default_threads(preset: str) -> int | None:
-    """CPU threads of a run of a preset: one for the small ones, which gain nothing by more; else None, PyTorch's choice.
+    """CPU threads of a run of a preset: one for the small ones, which gain nothing by more; else
+    None, PyTorch's choice.
 
-    More cost them much where other work wants the cores, since threads that wait for one another spin (docs/results.md).
+    More cost them much where other work wants the cores, since threads that wait for one another
+    spin (docs/results.md).
     """
     return 1 if preset in ("smoke", "small") else None
 
@@ -225,7 +269,12 @@ def set_threads(threads: int | None, preset: str) -> None:
 
 
 def carry_out(
-    folder: RunFolder, console: Console, module: str, work: Callable[[], dict[str, Any]], *, tensorboard: bool
+    folder: RunFolder,
+    console: Console,
+    module: str,
+    work: Callable[[], dict[str, Any]],
+    *,
+    tensorboard: bool,
 ) -> None:
     """Does the work of a run folder, writes its report and prints the result.
 
@@ -248,7 +297,8 @@ def carry_out(
 
 @contextmanager
 def reported_errors(console: Console) -> Iterator[None]:
-    """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep their traceback.
+    """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep
+    their traceback.
 
     Warnings are shown as one paragraph too.
     """
@@ -256,7 +306,12 @@ def reported_errors(console: Console) -> Iterator[None]:
 
     def paragraph(kind: str, text: object) -> None:
         console.print(kind, end=" ")
-        console.print(" ".join(str(text).split()), highlight=False, markup=False, soft_wrap=not console.is_terminal)
+        console.print(
+            " ".join(str(text).split()),
+            highlight=False,
+            markup=False,
+            soft_wrap=not console.is_terminal,
+        )
 
     def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if number == 0:  # the others warn of the same
@@ -264,7 +319,9 @@ def reported_errors(console: Console) -> Iterator[None]:
 
     with warnings.catch_warnings():
         for category in (CheckpointWarning, NumbersWarning):
-            warnings.simplefilter("always", category)  # each is news, although its words may be the same
+            warnings.simplefilter(
+                "always", category
+            )  # each is news, although its words may be the same
         warnings.showwarning = shown
         try:
             yield
@@ -275,7 +332,8 @@ def reported_errors(console: Console) -> Iterator[None]:
 
 @contextmanager
 def stoppable(console: Console, command: str) -> Iterator[None]:
-    """Ends the body at SIGTERM (exit code 0) and SIGINT (130) after a checkpoint, and says how to go on.
+    """Ends the body at SIGTERM (exit code 0) and SIGINT (130) after a checkpoint, and says how to
+    go on.
 
     Args:
         console: where it is said.
@@ -283,13 +341,17 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
     """
 
     def go_on(what: str) -> None:
-        console.print(f"{what} Go on with: {command}", highlight=False, soft_wrap=True, markup=False)
+        console.print(
+            f"{what} Go on with: {command}", highlight=False, soft_wrap=True, markup=False
+        )
 
     try:
         with stop_signals(f"Go on with: {command}"):
             yield
     except Stopped as stop:
-        go_on("Interrupted; the state is saved." if stop.exit_code else "Stopped; the state is saved.")
+        go_on(
+            "Interrupted; the state is saved." if stop.exit_code else "Stopped; the state is saved."
+        )
         raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:
         go_on("Interrupted at once; the last checkpoint stands.")
@@ -297,7 +359,9 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
 
 
 def main(command: Callable[..., None]) -> None:
-    """Runs a function as a command line; `--install-completion` teaches the shell to complete it."""
+    """Runs a function as a command line; `--install-completion` teaches the shell to complete
+    it.
+    """
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
     try:

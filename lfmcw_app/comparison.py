@@ -1,4 +1,6 @@
-"""Arms of an experiment compared over seeds: mean and spread, paired differences with intervals, what could have been seen."""
+"""Arms of an experiment compared over seeds: mean and spread, paired differences with intervals,
+what could have been seen.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class Comparison:
         difference: mean of the differences, percentage points; negative: better than the baseline.
         interval: half the width of their 95% confidence interval (Student's t); NaN for one pair.
         p_value: of a two-sided paired t-test; NaN for one pair.
-        detectable: the true difference that a test at 5% would find with probability 0.8, given this spread; NaN for one pair.
+        detectable: the true difference that a test at 5% would find with probability 0.8, given
+            this spread; NaN for one pair.
         pairs: number of seeds that both have.
     """
 
@@ -83,9 +86,13 @@ def compare(arm: Summary, baseline: Summary) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns p-values adjusted for that there are several (Holm 1979), in their order; NaNs take no part."""
+    """Returns p-values adjusted for that there are several (Holm 1979), in their order; NaNs take
+    no part.
+    """
     adjusted = list(p_values)
-    known = sorted((i for i, p in enumerate(p_values) if not math.isnan(p)), key=p_values.__getitem__)
+    known = sorted(
+        (i for i, p in enumerate(p_values) if not math.isnan(p)), key=p_values.__getitem__
+    )
     largest = 0.0
     for rank, index in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p_values[index]))
@@ -98,19 +105,28 @@ def summarise(arms: Sequence[Summary]) -> str:
     found = [compare(arm, arms[0]) for arm in arms[1:]]
     adjusted = holm([comparison.p_value for comparison in found])
     lines = [
-        "| arm | test error, % (mean ± SD) | runs | minus the first arm (95% interval) | p (Holm) | detectable | parameters |",
+        "| arm | test error, % (mean ± SD) | runs | minus the first arm (95% interval) | p (Holm) "
+        "| detectable | parameters |",
         "|---|---|---|---|---|---|---|",
     ]
     against = [("", "", ""), *(_against(c, p) for c, p in zip(found, adjusted, strict=True))]
     for arm, (difference, p_value, detectable) in zip(arms, against, strict=True):
         spread = "" if math.isnan(arm.deviation) else f" ± {arm.deviation:.2f}"
         size = statistics.fmean(arm.parameters.values())
-        cells = (arm.label, f"{arm.mean:.2f}{spread}", len(arm.errors), difference, p_value, detectable, f"{size:,.0f}")
+        cells = (
+            arm.label,
+            f"{arm.mean:.2f}{spread}",
+            len(arm.errors),
+            difference,
+            p_value,
+            detectable,
+            f"{size:,.0f}",
+        )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     notes = (
-        "Differences and intervals are paired by seed (Student's t). *p (Holm)*: of the paired t-test, adjusted for the number "
-        "of arms. *detectable*: the true difference that such a test at 5% would find in "
-        f"{POWER:.0%} of such tables. *parameters*: mean."
+        "Differences and intervals are paired by seed (Student's t). *p (Holm)*: of the paired "
+        "t-test, adjusted for the number of arms. *detectable*: the true difference that such a "
+        f"test at 5% would find in {POWER:.0%} of such tables. *parameters*: mean."
     )
     return "\n".join([*lines, "", notes]) + "\n"
 
@@ -118,7 +134,11 @@ def summarise(arms: Sequence[Summary]) -> str:
 def _against(found: Comparison, p_value: float) -> tuple[str, str, str]:
     if found.pairs < 2:
         return (f"{found.difference:+.2f} (one pair only)" if found.pairs else "no pair"), "", ""
-    return f"{found.difference:+.2f} (± {found.interval:.2f})", f"{p_value:.2g}", f"{found.detectable:.2f}"
+    return (
+        f"{found.difference:+.2f} (± {found.interval:.2f})",
+        f"{p_value:.2g}",
+        f"{found.detectable:.2f}",
+    )
 
 
 def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
@@ -126,7 +146,13 @@ def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
     figure = Figure(figsize=(1.6 + 1.25 * max(2, len(arms)), 4.2), layout="constrained")
     axes = figure.subplots()
     for position, arm in enumerate(arms):
-        axes.plot([position] * len(arm.errors), list(arm.errors.values()), "o", color="#1f77b4", alpha=0.45)
+        axes.plot(
+            [position] * len(arm.errors),
+            list(arm.errors.values()),
+            "o",
+            color="#1f77b4",
+            alpha=0.45,
+        )
         deviation = 0.0 if math.isnan(arm.deviation) else arm.deviation
         axes.errorbar(position, arm.mean, deviation, fmt="_", color="black", capsize=6, ms=18)
     axes.set_xticks(range(len(arms)), [_wrapped(arm.label) for arm in arms])

@@ -1,4 +1,6 @@
-"""Image data sets, their split for the search, and batches that are a pure function of seed and position."""
+"""Image data sets, their split for the search, and batches that are a pure function of seed and
+position.
+"""
 
 from __future__ import annotations
 
@@ -64,41 +66,55 @@ class Dataset:
 
 
 def check_dataset(name: str) -> None:
-    """Raises an InputError unless `name` is one of `DATASETS`, folder:PATH, or random: and one of `NOISE`."""
+    """Raises an InputError unless `name` is one of `DATASETS`, folder:PATH, or random: and one of
+    `NOISE`.
+    """
     if name.startswith(RANDOM):
         if name.removeprefix(RANDOM) not in NOISE:
             raise InputError(
-                f"random: takes the name of a data set whose shape its images have. {nearest(name.removeprefix(RANDOM), NOISE)}"
+                "random: takes the name of a data set whose shape its images have. "
+                f"{nearest(name.removeprefix(RANDOM), NOISE)}"
             )
         return
     if name not in DATASETS and not name.startswith(FOLDER):
         raise InputError(
-            f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH; noise: random:NAME."
+            f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH; "
+            "noise: random:NAME."
         )
     if name.strip() == FOLDER:
-        raise InputError("folder: needs the path of a folder of images, for example folder:pictures.")
+        raise InputError(
+            "folder: needs the path of a folder of images, for example folder:pictures."
+        )
 
 
 def short_name(name: str) -> str:
     """A name of a data set for file names and titles: of folder:PATH the last part of the path."""
-    return Path(name.removeprefix(FOLDER)).resolve().name if name.startswith(FOLDER) else name.replace(":", "-")
+    return (
+        Path(name.removeprefix(FOLDER)).resolve().name
+        if name.startswith(FOLDER)
+        else name.replace(":", "-")
+    )
 
 
 def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = None) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
-        name: one of `DATASETS`, folder:PATH for a folder of images (see `read_folder`), or random:NAME for random ones in
-            the shape of another data set (see `read_noise`).
+        name: one of `DATASETS`, folder:PATH for a folder of images (see `read_folder`), or
+            random:NAME for random ones in the shape of another data set (see `read_noise`).
         root: folder of data files.
-        image_size: larger images are reduced to this height and width; images in files are brought to it.
+        image_size: larger images are reduced to this height and width; images in files are brought
+            to it.
 
     Raises:
-        InputError: for an unknown name, or a data set that is neither on disk nor can be downloaded.
+        InputError: for an unknown name, or a data set that is neither on disk nor can be
+            downloaded.
     """
     check_dataset(name)
     if name.startswith(FOLDER):
-        train, test, class_names = read_folder(Path(name.removeprefix(FOLDER)).expanduser(), image_size)
+        train, test, class_names = read_folder(
+            Path(name.removeprefix(FOLDER)).expanduser(), image_size
+        )
     elif name.startswith(RANDOM):
         train, test, class_names = read_noise(name.removeprefix(RANDOM))
     else:
@@ -106,40 +122,54 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
     for part, images in (("training", train), ("test", test)):
         if len(images.pixels) != len(images.labels) or len(images) == 0:
             raise InputError(
-                f"The {part} set of {name} has {len(images.pixels)} images and {len(images.labels)} labels. The files are "
-                "damaged or incomplete."
+                f"The {part} set of {name} has {len(images.pixels)} images and "
+                f"{len(images.labels)} labels. The files are damaged or incomplete."
             )
         if images.pixels.shape[-1] != images.pixels.shape[-2]:
-            raise InputError(f"The {part} images of {name} are {tuple(images.pixels.shape[-2:])}; they must be square.")
+            raise InputError(
+                f"The {part} images of {name} are {tuple(images.pixels.shape[-2:])}; they must be "
+                "square."
+            )
     if image_size is not None:
         train, test = _reduced(train, image_size), _reduced(test, image_size)
     if train.pixels.shape[-1] % 4:
         raise InputError(
-            f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be divisible by 4. Set data.image_size."
+            f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be "
+            "divisible by 4. Set data.image_size."
         )
     for part, images in (("training", train), ("test", test)):
-        if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(class_names):
+        if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(
+            class_names
+        ):
             raise InputError(
-                f"The {part} labels of {name} range from {int(images.labels.min())} to {int(images.labels.max())}; "
-                f"with {len(class_names)} classes they must lie in 0 to {len(class_names) - 1}. The files are damaged."
+                f"The {part} labels of {name} range from {int(images.labels.min())} to "
+                f"{int(images.labels.max())}; with {len(class_names)} classes they must lie in 0 "
+                f"to {len(class_names) - 1}. The files are damaged."
             )
     mean, std = _statistics(train, name)
     return Dataset(name=name, train=train, test=test, class_names=class_names, mean=mean, std=std)
 
 
 def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, for pixels in [0, 1]: from histograms, in no memory; files: ImageNet's."""
+    """Mean and standard deviation of each channel, for pixels in [0, 1]: from histograms, in no
+    memory; files: ImageNet's.
+    """
     if isinstance(images.pixels, ImageFiles):
         return IMAGENET_MEAN, IMAGENET_STD
     values = torch.arange(256, dtype=torch.float64) / 255.0
     mean, std = [], []
     for channel in range(images.pixels.shape[1]):
         parts = torch.split(images.pixels[:, channel], 4096)
-        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in parts]).sum(0)
+        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in parts]).sum(
+            0
+        )
         mean.append(float(counts.double() @ values / counts.sum()))
         std.append(float((counts.double() @ (values - mean[-1]) ** 2 / (counts.sum() - 1)).sqrt()))
         if not std[-1] > 0:
-            raise InputError(f"All training images of {name} are one colour in channel {channel}. Are the files right?")
+            raise InputError(
+                f"All training images of {name} are one colour in channel {channel}. Are the files "
+                "right?"
+            )
     return tuple(mean), tuple(std)
 
 
@@ -152,15 +182,16 @@ def search_split(
         dataset: the data set.
         limit: number of training images that are split; None for all.
         seed: decides which.
-        fractions: of these images, the parts that D_tr and D_val get; halves by default. PC-DARTS takes 0.1 and 0.025 of
-            ImageNet (Xu et al. (2020), section 4.3).
+        fractions: of these images, the parts that D_tr and D_val get; halves by default. PC-DARTS
+            takes 0.1 and 0.025 of ImageNet (Xu et al. (2020), section 4.3).
 
     Raises:
         InputError: if the fractions are not positive, or sum to more than 1.
     """
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
-            f"The fractions of the training images for the search must be positive and sum to at most 1, got {fractions}."
+            "The fractions of the training images for the search must be positive and sum to at "
+            f"most 1, got {fractions}."
         )
     train = subset(dataset.train, limit, seed)
     first_count, second_count = search_counts(len(train), fractions)
@@ -171,7 +202,9 @@ def search_split(
 
 
 def search_counts(images: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """How many of the `images` are in D_tr and D_val; all the rest in D_val where the fractions sum to 1."""
+    """How many of the `images` are in D_tr and D_val; all the rest in D_val where the fractions sum
+    to 1.
+    """
     # 1e-6: 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996
     first, second = (int(fraction * images + 1e-6) for fraction in fractions)
     return first, second if sum(fractions) < 1 - 1e-9 else images - first
@@ -185,10 +218,12 @@ def subset(images: Images, limit: int | None, seed: int) -> Images:
 
 
 def resident(images: Images, how: Augmentation, device: torch.device | str) -> Images:
-    """The images with their pixels on a GPU, so that batches are cut out there instead of being sent.
+    """The images with their pixels on a GPU, so that batches are cut out there instead of being
+    sent.
 
-    The pixels stay where they are if the device is a CPU, if they are in files, if the CPU cuts windows out of them
-    (`resized_crop`), or if they would take more than `RESIDENT_SHARE` of the GPU's free memory.
+    The pixels stay where they are if the device is a CPU, if they are in files, if the CPU cuts
+    windows out of them (`resized_crop`), or if they would take more than `RESIDENT_SHARE` of the
+    GPU's free memory.
     """
     device, pixels = torch.device(device), images.pixels
     if device.type != "cuda" or not isinstance(pixels, Tensor) or how.resized_crop:
@@ -201,17 +236,21 @@ def resident(images: Images, how: Augmentation, device: torch.device | str) -> I
 class Batches:
     """An endless stream of normalised batches; batch k of a stream depends on the seed and k alone.
 
-    So streams with one seed are synchronised without sharing anything, and a position is one number.
+    So streams with one seed are synchronised without sharing anything, and a position is one
+    number.
 
     Args:
-        images: the images; at least one batch of them. Streams share those that are on the device already (`resident`).
+        images: the images; at least one batch of them. Streams share those that are on the device
+            already (`resident`).
         dataset: gives the normalisation.
-        batch_size: examples in a batch; the last ones of a pass that do not fill a batch wait for another pass.
+        batch_size: examples in a batch; the last ones of a pass that do not fill a batch wait for
+            another pass.
         seed: decides the order and the augmentation.
         augmentation: random changes; None for none.
         device: where batches go.
         dtype: of the images.
-        part: which part of every batch this stream yields, with the random changes that it has in the whole batch.
+        part: which part of every batch this stream yields, with the random changes that it has in
+            the whole batch.
     """
 
     def __init__(
@@ -228,8 +267,8 @@ class Batches:
     ) -> None:
         if len(images) < batch_size:
             raise InputError(
-                f"{dataset.name}: {len(images)} images are fewer than one batch of {batch_size}. Lower the batch size, or "
-                "use more images."
+                f"{dataset.name}: {len(images)} images are fewer than one batch of {batch_size}. "
+                "Lower the batch size, or use more images."
             )
         self._images = images
         self._labels = sent(images.labels, device)
@@ -251,7 +290,9 @@ class Batches:
             yield batch
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns batch `index` of the stream, or its part of it: images [B, C, H, W], normalised, and labels [B]."""
+        """Returns batch `index` of the stream, or its part of it: images [B, C, H, W], normalised,
+        and labels [B].
+        """
         return self._prepared(self._chosen(index), index)
 
     def labels(self, index: int) -> Tensor:
@@ -268,7 +309,8 @@ class Batches:
         return rows_of(whole, self._part)
 
     def of_classes(self, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Returns a batch like `batch` (index), but of one random image for each of `labels` [B] (on the CPU), of its class.
+        """Returns a batch like `batch` (index), but of one random image for each of `labels` [B]
+        (on the CPU), of its class.
 
         Raises:
             InputError: if a class has no image.
@@ -276,8 +318,9 @@ class Batches:
         by_class, counts = self._by_class
         if int(counts[labels].min()) == 0:
             raise InputError(
-                f"search.validation_batch is matched, but class {int(labels[counts[labels] == 0][0])} of the training batch "
-                "has no validation image. Use more images, or another validation_batch."
+                "search.validation_batch is matched, but class "
+                f"{int(labels[counts[labels] == 0][0])} of the training batch has no validation "
+                "image. Use more images, or another validation_batch."
             )
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 3))
         whole = torch.rand(len(labels) * self._part[1], generator=generator, dtype=torch.float64)
@@ -288,19 +331,25 @@ class Batches:
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor]:
-        """The positions of the images, class by class [N], and how many each class has [classes]."""
+        """The positions of the images, class by class [N], and how many each class has
+        [classes].
+        """
         labels = self._images.labels
         return labels.argsort(stable=True), torch.bincount(labels, minlength=self._num_classes)
 
     def _prepared(self, chosen: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """The chosen images, [B] positions, normalised and augmented with the random numbers of batch `index`."""
+        """The chosen images, [B] positions, normalised and augmented with the random numbers of
+        batch `index`.
+        """
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
         images = augmented(images, self._augmentation, generator, self._normalise.black, self._part)
         return images, self._labels[sent(chosen, self._device)]
 
     def _photographs(self, chosen: Tensor, index: int) -> Tensor:
-        """The chosen images in [0, 1], with the random changes that need the original image or its colours."""
+        """The chosen images in [0, 1], with the random changes that need the original image or its
+        colours.
+        """
         how = self._augmentation
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
         draws = rows_of(torch.rand(self._batch_size, *CROP_DRAWS, generator=generator), self._part)
@@ -321,12 +370,14 @@ class Batches:
 
 
 class PairedBatches:
-    """Yields (training images, training labels, validation images, validation labels) of two synchronised streams.
+    """Yields (training images, training labels, validation images, validation labels) of two
+    synchronised streams.
 
     Args:
         train: the stream of training batches.
         validation: the stream of validation batches.
-        matched: whether each training image gets a validation image of its class, instead of the stream's batches.
+        matched: whether each training image gets a validation image of its class, instead of the
+            stream's batches.
     """
 
     def __init__(self, train: Batches, validation: Batches, *, matched: bool = False) -> None:
@@ -337,7 +388,9 @@ class PairedBatches:
         while True:
             images, labels = self._train.batch(self.position)
             if self._matched:
-                validation = self._validation.of_classes(self._train.labels(self.position), self.position)
+                validation = self._validation.of_classes(
+                    self._train.labels(self.position), self.position
+                )
             else:
                 validation = self._validation.batch(self.position)
             self.position += 1
@@ -359,7 +412,10 @@ def in_order(
     normalise = _Normaliser(dataset, device, torch.float32)
     for start in range(0, len(images), batch_size):
         chosen = torch.arange(start, min(start + batch_size, len(images)))
-        yield normalise.centred(normalise.scaled(images.pixels[chosen])), images.labels[chosen].to(device)
+        yield (
+            normalise.centred(normalise.scaled(images.pixels[chosen])),
+            images.labels[chosen].to(device),
+        )
 
 
 class _Normaliser:
@@ -397,7 +453,9 @@ def _reduced(images: Images, size: int) -> Images:
     if pixels.shape[-1] <= size:
         return images
     small = [
-        F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        F.interpolate(
+            part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False
+        )
         for part in torch.split(pixels, 4096)
     ]
     return replace(images, pixels=torch.cat(small).round().clamp(0, 255).to(torch.uint8))

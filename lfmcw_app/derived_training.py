@@ -1,4 +1,6 @@
-"""The second phase of a run: the training of the derived network from scratch, and its test error."""
+"""The second phase of a run: the training of the derived network from scratch, and its test
+error.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def training_rounds(how: Evaluation, per_epoch: int) -> int:
 def build_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> tuple[MultilevelOptimizer, int]:
-    """Declares the training of a derived network, initialised from the global random state; and its number of rounds.
+    """Declares the training of a derived network, initialised from the global random state; and its
+    number of rounds.
 
     Args:
         recipe: the recipe.
@@ -66,7 +69,9 @@ def build_training(
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
     batches = Batches(
-        resident(subset(dataset.train, recipe.data.train_images, recipe.seed), how.augmentation, device),
+        resident(
+            subset(dataset.train, recipe.data.train_images, recipe.seed), how.augmentation, device
+        ),
         dataset,
         batch_size=how.batch_size,
         seed=recipe.seed,
@@ -76,7 +81,10 @@ def build_training(
     )
     rounds = training_rounds(how, batches.per_epoch)
     weights = torch.optim.SGD(
-        network.parameters(), lr=how.weights.lr, momentum=how.weights.momentum, weight_decay=how.weights.weight_decay
+        network.parameters(),
+        lr=how.weights.lr,
+        momentum=how.weights.momentum,
+        weight_decay=how.weights.weight_decay,
     )
     problem = Problem(
         "network",
@@ -88,7 +96,9 @@ def build_training(
         precision=how.precision,
         data=batches,
     )
-    return MultilevelOptimizer([problem], distributed=parallelism(recipe, own_noise=how.drop_path > 0)), rounds
+    return MultilevelOptimizer(
+        [problem], distributed=parallelism(recipe, own_noise=how.drop_path > 0)
+    ), rounds
 
 
 def train_derived(
@@ -103,7 +113,9 @@ def train_derived(
     assert isinstance(network, DerivedNetwork)
     per_epoch = training_images(recipe, dataset) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
-    phase = Phase(folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe))
+    phase = Phase(
+        folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe)
+    )
     timings = Timings(folder.path, "training", optimizer, device)
     accuracy: list[float] = []
     with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
@@ -115,7 +127,9 @@ def train_derived(
             if folder.writes and phase.is_due(record.round):
                 with folder.attempting(TIMINGS):
                     timings.write()
-            phase.finish_round(record, {"phase": "training", **entry_of(record)}, loss=record.losses.get("network"))
+            phase.finish_round(
+                record, {"phase": "training", **entry_of(record)}, loss=record.losses.get("network")
+            )
             if record.skipped:
                 continue
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
@@ -123,14 +137,20 @@ def train_derived(
             progress.update(record.round, record.losses, {"training error %": error})
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     rank, size = share()
-    own = [_ranks(network, batch) for i, batch in enumerate(in_order(test, dataset, 256, device)) if i % size == rank]
+    own = [
+        _ranks(network, batch)
+        for i, batch in enumerate(in_order(test, dataset, 256, device))
+        if i % size == rank
+    ]
     ranks = torch.cat([part for parts in gathered(own) for part in parts])
     cost = network_cost(network, dataset.image_size, dataset.channels)
     result = {
         "dataset": dataset.name,
         "test_error_percent": 100.0 * float((ranks >= 1).double().mean()),
         # Of five guesses; meaningless for fewer classes.
-        "test_top5_error_percent": 100.0 * float((ranks >= 5).double().mean()) if dataset.num_classes > 5 else None,
+        "test_top5_error_percent": 100.0 * float((ranks >= 5).double().mean())
+        if dataset.num_classes > 5
+        else None,
         "test_images": len(test),
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
@@ -143,12 +163,16 @@ def train_derived(
 
 
 def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
-    def loss(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    def loss(
+        network: DerivedNetwork, batch: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]:
         images, labels = batch
         logits, auxiliary = network(images)
         total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if auxiliary is not None:
-            total = total + auxiliary_weight * F.cross_entropy(auxiliary, labels, label_smoothing=label_smoothing)
+            total = total + auxiliary_weight * F.cross_entropy(
+                auxiliary, labels, label_smoothing=label_smoothing
+            )
         return total, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
     return loss
@@ -156,7 +180,9 @@ def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
 
 @torch.no_grad()
 def _ranks(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """For each image the number of classes that the network finds likelier than the right one, [B]."""
+    """For each image the number of classes that the network finds likelier than the right one,
+    [B].
+    """
     images, labels = batch
     network.eval()
     logits, _ = network(images)

@@ -13,11 +13,15 @@ _SHORT.maxlevel = 3
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message says what, what was received, and what to do."""
+    """What the user gave cannot be used; the message says what, what was received, and what to
+    do.
+    """
 
 
 class NumbersWarning(UserWarning):
-    """Numbers of a run are lost, or no longer mean what they should; what is done about it is said."""
+    """Numbers of a run are lost, or no longer mean what they should; what is done about it is
+    said.
+    """
 
 
 def shown(value: Any) -> str:

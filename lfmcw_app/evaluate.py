@@ -1,4 +1,6 @@
-"""`python -m lfmcw_app.evaluate GENOTYPE DATASET`: train the network of a genotype from scratch, report its test error."""
+"""`python -m lfmcw_app.evaluate GENOTYPE DATASET`: train the network of a genotype from scratch,
+report its test error.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,16 @@ def evaluate(
         str | None,
         typer.Argument(
             autocompletion=cli.completing(*NAMED_GENOTYPES, "random:"),
-            help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N. Needed unless --resume is "
+            help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N. "
+            "Needed unless --resume is "
             "given.",
         ),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=cli.complete_dataset, help=f"{cli.DATASET_HELP} Needed unless --resume is given."
+            autocompletion=cli.complete_dataset,
+            help=f"{cli.DATASET_HELP} Needed unless --resume is given.",
         ),
     ] = None,
     preset: cli.PresetOption = None,
@@ -41,10 +45,13 @@ def evaluate(
     config: cli.ConfigOption = None,
     assign: cli.SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
+        Path | None,
+        typer.Option(help="Run folder, new or empty. By default a new one under runs/."),
     ] = None,
     seed: cli.SeedOption = None,
-    resume: Annotated[Path | None, typer.Option(help="Goes on with the evaluation in this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Goes on with the evaluation in this folder.")
+    ] = None,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
@@ -53,21 +60,30 @@ def evaluate(
     tensorboard: cli.TensorBoardOption = False,
     dry_run: cli.DryRunOption = False,
 ) -> None:
-    """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and reports its error."""
+    """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and
+    reports its error.
+    """
     console = Console(quiet=quiet and not dry_run)
     with cli.reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
         folder = None
         if resume is not None:
-            if any(value not in (None, []) for value in (genotype, dataset, preset, space, config, assign, out, seed)):
-                raise InputError("--resume takes the evaluation's own genotype, data set and recipe; drop the others.")
+            if any(
+                value not in (None, [])
+                for value in (genotype, dataset, preset, space, config, assign, out, seed)
+            ):
+                raise InputError(
+                    "--resume takes the evaluation's own genotype, data set and recipe; drop the "
+                    "others."
+                )
             cli.check_no_trial(max_steps)
             folder = _evaluation(resume)
             recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
         elif genotype is None or dataset is None:
             raise InputError(
-                "Name a genotype and a data set. For a first try: python -m lfmcw_app.evaluate random:0 digits"
+                "Name a genotype and a data set. For a first try: python -m lfmcw_app.evaluate "
+                "random:0 digits"
             )
         else:
             recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space)
@@ -95,8 +111,8 @@ def _evaluation(path: Path) -> RunFolder:
     folder = RunFolder.open(path)
     if not (path / EVALUATED).exists():
         raise InputError(
-            f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, go on with it by "
-            f"python -m lfmcw_app.run --resume {path}"
+            f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
+            f"go on with it by python -m lfmcw_app.run --resume {path}"
         )
     return folder
 
@@ -107,9 +123,15 @@ def _read_genotype(text: str, nodes: int) -> Genotype:
         return NAMED_GENOTYPES[text]
     if not colon or kind != "random":
         # A name that is neither a file nor published is more likely a mistyped name.
-        return Genotype.load(text) if Path(text).suffix or Path(text).exists() else named_genotype(text)
+        return (
+            Genotype.load(text)
+            if Path(text).suffix or Path(text).exists()
+            else named_genotype(text)
+        )
     if not number.isascii() or not number.isdecimal() or int(number) >= 2**62:
-        raise InputError(f"A random genotype is random:N with a whole number N below 2**62, got {text!r}.")
+        raise InputError(
+            f"A random genotype is random:N with a whole number N below 2**62, got {text!r}."
+        )
     return random_genotype(nodes, int(number))
 
 

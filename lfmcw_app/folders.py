@@ -1,4 +1,6 @@
-"""Folders of image files, one subfolder a class: listed at once, decoded when they are read; random views of photographs."""
+"""Folders of image files, one subfolder a class: listed at once, decoded when they are read; random
+views of photographs.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ UNREADABLE = (
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
-# ------------------------------------------------------------------ listing
+# ------------------------------ listing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +59,15 @@ class Listing:
 
 
 def list_split(folder: Path) -> tuple[Listing, Listing | None]:
-    """Lists training and test images: folder/train/CLASS/* and folder/test/CLASS/* (or val, validation), or folder/CLASS/*.
+    """Lists training and test images: folder/train/CLASS/* and folder/test/CLASS/* (or val,
+    validation), or folder/CLASS/*.
 
     Returns:
         The training images and the test images; all images and None for a folder that is not split.
 
     Raises:
-        InputError: if there are no images, a class is empty, or the two parts have different classes.
+        InputError: if there are no images, a class is empty, or the two parts have different
+            classes.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
@@ -72,16 +76,19 @@ def list_split(folder: Path) -> tuple[Listing, Listing | None]:
     held_out = next((folder / name for name in TEST_FOLDERS if _class_folders(folder / name)), None)
     if held_out is None:
         raise InputError(
-            f"{folder} has classes in its folder train, but none in {', '.join(TEST_FOLDERS)}. Put the test images into one "
-            f"of these, one folder a class; or put all class folders into {folder} itself, to have a fifth held out."
+            f"{folder} has classes in its folder train, but none in {', '.join(TEST_FOLDERS)}. Put "
+            "the test images into one of these, one folder a class; or put all class folders into "
+            f"{folder} itself, to have a fifth held out."
         )
     train, test = _list_classes(folder / "train"), _list_classes(held_out)
     if train.class_names != test.class_names:
         name = min(set(train.class_names) ^ set(test.class_names))
-        has, lacks = ("train", held_out.name) if name in train.class_names else (held_out.name, "train")
+        has, lacks = (
+            ("train", held_out.name) if name in train.class_names else (held_out.name, "train")
+        )
         raise InputError(
-            f"{folder} has different classes in train ({len(train.class_names)}) and {held_out.name} "
-            f"({len(test.class_names)}): {name!r} is in {has} and not in {lacks}."
+            f"{folder} has different classes in train ({len(train.class_names)}) and "
+            f"{held_out.name} ({len(test.class_names)}): {name!r} is in {has} and not in {lacks}."
         )
     return train, test
 
@@ -89,30 +96,41 @@ def list_split(folder: Path) -> tuple[Listing, Listing | None]:
 def _class_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def _list_classes(folder: Path) -> Listing:
     classes = _class_folders(folder)
     if len(classes) < 2:
         raise InputError(
-            f"{folder} needs at least two folders of images, one a class, and has {len(classes)}. For example: "
-            f"{folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}."
+            f"{folder} needs at least two folders of images, one a class, and has {len(classes)}. "
+            f"For example: {folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}."
         )
     paths: list[str] = []
     counts = []
     for path in classes:
-        with os.scandir(path) as entries:  # knows what is a file without asking for each of a million
-            files = sorted(entry.path for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.is_file())
+        with os.scandir(
+            path
+        ) as entries:  # knows what is a file without asking for each of a million
+            files = sorted(
+                entry.path
+                for entry in entries
+                if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
+            )
         files = [file for file in files if not os.path.basename(file).startswith(".")]
         if not files:
             raise InputError(
-                f"The class folder {path} has no images (files ending in {', '.join(SUFFIXES)}). Add some, or remove it."
+                f"The class folder {path} has no images (files ending in {', '.join(SUFFIXES)}). "
+                "Add some, or remove it."
             )
         paths += files
         counts.append(len(files))
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
-    return Listing(paths=tuple(paths), labels=labels, class_names=tuple(path.name for path in classes))
+    return Listing(
+        paths=tuple(paths), labels=labels, class_names=tuple(path.name for path in classes)
+    )
 
 
 def common_size(listings: Sequence[Listing]) -> int:
@@ -127,25 +145,28 @@ def common_size(listings: Sequence[Listing]) -> int:
         first = first or size
         if size != first or size[0] != size[1]:
             raise InputError(
-                f"The images have no common square size ({path} has {size[0]}×{size[1]}, the first one "
-                f"{first[0]}×{first[1]}). Say to which size they are to be brought: --set data.image_size=64."
+                f"The images have no common square size ({path} has {size[0]}×{size[1]}, the first "
+                f"one {first[0]}×{first[1]}). Say to which size they are to be brought: --set "
+                "data.image_size=64."
             )
     assert first is not None  # a listing has images
     return first[0]
 
 
-# ------------------------------------------------------------------ reading
+# ------------------------------ reading
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFiles:
-    """Images in files, used like a tensor of their pixels: an index decodes the files that it takes, and no others.
+    """Images in files, used like a tensor of their pixels: an index decodes the files that it
+    takes, and no others.
 
     Attributes:
         paths: all files of a listing, which its subsets share.
         rows: [N], int64: positions of these images in `paths`.
         size: height and width of what is read.
-        margin: the shorter side is brought to margin · size, and the centre is cut out (ImageNet: 256 / 224).
+        margin: the shorter side is brought to margin · size, and the centre is cut out (ImageNet:
+            256 / 224).
     """
 
     paths: Sequence[str]
@@ -156,7 +177,9 @@ class ImageFiles:
     @classmethod
     def of(cls, listing: Listing, size: int, margin: float = 1.0) -> ImageFiles:
         """All images of a listing."""
-        return cls(paths=listing.paths, rows=torch.arange(len(listing.paths)), size=size, margin=margin)
+        return cls(
+            paths=listing.paths, rows=torch.arange(len(listing.paths)), size=size, margin=margin
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -167,12 +190,16 @@ class ImageFiles:
         return len(self.rows)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Returns the pixels of the images at `indices` [B] or where it is true [N]: [B, 3, size, size], uint8.
+        """Returns the pixels of the images at `indices` [B] or where it is true [N]: [B, 3, size,
+        size], uint8.
 
         Raises:
             InputError: naming a file that cannot be read.
         """
-        return self._read(indices, lambda image, position: _centre(image, self.size, round(self.margin * self.size)))
+        return self._read(
+            indices,
+            lambda image, position: _centre(image, self.size, round(self.margin * self.size)),
+        )
 
     def select(self, indices: Tensor) -> ImageFiles:
         """Returns the images at `indices` without reading any."""
@@ -184,7 +211,9 @@ class ImageFiles:
 
     def random_crops(self, indices: Tensor, draws: Tensor) -> Tensor:
         """Returns random crops of the images at `indices`; see `random_crops`."""
-        return self._read(indices, lambda image, position: _cropped(image, draws[position], self.size))
+        return self._read(
+            indices, lambda image, position: _cropped(image, draws[position], self.size)
+        )
 
     def _read(self, indices: Tensor, view: Callable[[Image.Image, int], Image.Image]) -> Tensor:
         rows = self.rows[indices].tolist()
@@ -194,7 +223,8 @@ class ImageFiles:
             rgb = _opened(self.paths[rows[position]], _as_rgb)
             pixels[position] = _pixels(view(rgb, position))
 
-        # Pillow decodes without the interpreter's lock. Every image has its own place, so the order is of no account.
+        # Pillow decodes without the interpreter's lock. Every image has its own place, so the order
+        # is of no account.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(read, range(len(rows))):
                 pass
@@ -203,7 +233,9 @@ class ImageFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseImages(ImageFiles):
-    """Random pixels in the place of files, a function of the row: to try a recipe without its data set."""
+    """Random pixels in the place of files, a function of the row: to try a recipe without its data
+    set.
+    """
 
     @classmethod
     def many(cls, count: int, size: int, first: int = 0) -> NoiseImages:
@@ -213,7 +245,10 @@ class NoiseImages(ImageFiles):
     def _read(self, indices: Tensor, view: Callable[[Image.Image, int], Image.Image]) -> Tensor:
         pixels = [
             torch.randint(
-                256, (3, self.size, self.size), generator=torch.Generator().manual_seed(row), dtype=torch.uint8
+                256,
+                (3, self.size, self.size),
+                generator=torch.Generator().manual_seed(row),
+                dtype=torch.uint8,
             )
             for row in self.rows[indices].tolist()
         ]
@@ -225,7 +260,9 @@ def _opened(path: str, use: Callable[[Image.Image], Used]) -> Used:
         with Image.open(path) as image:
             return use(image)
     except UNREADABLE as error:
-        raise InputError(f"The image {path} cannot be read ({error}). Replace it, or remove it.") from None
+        raise InputError(
+            f"The image {path} cannot be read ({error}). Replace it, or remove it."
+        ) from None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -243,7 +280,9 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def _centre(image: Image.Image, size: int, shorter: int) -> Image.Image:
-    """Brings the shorter side to `shorter` pixels and cuts out the centre, with torchvision's rounding."""
+    """Brings the shorter side to `shorter` pixels and cuts out the centre, with torchvision's
+    rounding.
+    """
     width, height = (int(shorter * side / min(image.size)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     if image.size != (width, height):
@@ -251,7 +290,7 @@ def _centre(image: Image.Image, size: int, shorter: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-# ------------------------------------------------------------------ random views
+# ------------------------------ random views
 
 
 def _cropped(image: Image.Image, draws: Tensor, size: int) -> Image.Image:
@@ -262,8 +301,8 @@ def random_crops(pixels: Tensor | ImageFiles, indices: Tensor, draws: Tensor) ->
     """Cuts a random window out of each image and brings it to the images' size.
 
     Args:
-        pixels: images in memory [N, C, size, size] with one or three channels, uint8, or in files, whose windows are of
-            the original image.
+        pixels: images in memory [N, C, size, size] with one or three channels, uint8, or in files,
+            whose windows are of the original image.
         indices: [B].
         draws: [B, *CROP_DRAWS], uniform in [0, 1).
 
@@ -272,6 +311,11 @@ def random_crops(pixels: Tensor | ImageFiles, indices: Tensor, draws: Tensor) ->
     """
     if isinstance(pixels, ImageFiles):
         return pixels.random_crops(indices, draws)
-    images = (Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in pixels[indices])
-    crops = [_pixels(_cropped(image, draw, pixels.shape[-1])) for image, draw in zip(images, draws, strict=True)]
+    images = (
+        Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in pixels[indices]
+    )
+    crops = [
+        _pixels(_cropped(image, draw, pixels.shape[-1]))
+        for image, draw in zip(images, draws, strict=True)
+    ]
     return torch.stack(crops)

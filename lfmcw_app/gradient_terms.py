@@ -1,4 +1,6 @@
-"""The architecture's gradient taken apart by the paths of the method: what each contributes (Gala and Xie, Eqs. 12-18)."""
+"""The architecture's gradient taken apart by the paths of the method: what each contributes (Gala
+and Xie, Eqs. 12-18).
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ PATHS = ("direct", "w2", "w1_w2", "gan_w2")
 
 
 def gradient_terms(optimizer: MultilevelOptimizer) -> dict[str, dict[str, float]]:
-    """Returns for each path its part of the architecture's total gradient: norm, and cosine with the total.
+    """Returns for each path its part of the architecture's total gradient: norm, and cosine with
+    the total.
 
-    The parts are differences of gradients in which fewer and fewer solutions are held fixed, since the gradient is linear in
-    what flows through them. Changes nothing; costs a gradient for each path.
+    The parts are differences of gradients in which fewer and fewer solutions are held fixed, since
+    the gradient is linear in what flows through them. Changes nothing; costs a gradient for each
+    path.
     """
     lower = [name for name in optimizer.problems if name != "arch"]
     fixed = [lower, [name for name in lower if name != "w2"]]
@@ -39,4 +43,7 @@ def _flat(gradient: dict[str, Tensor]) -> Tensor:
 
 def _described(part: Tensor, total: Tensor) -> dict[str, Any]:
     sizes = float(part.norm()) * float(total.norm())
-    return {"norm": float(part.norm()), "cosine": float(part @ total) / sizes if sizes > 0.0 else 0.0}
+    return {
+        "norm": float(part.norm()),
+        "cosine": float(part @ total) / sizes if sizes > 0.0 else 0.0,
+    }

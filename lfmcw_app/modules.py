@@ -26,10 +26,12 @@ CLASS_LOSS_MOMENTUM = 0.9
 
 
 class WeightedLearner(nn.Module):
-    """The second set of weights, W2, with the running class losses that stand in for classes missing from a batch.
+    """The second set of weights, W2, with the running class losses that stand in for classes
+    missing from a batch.
 
     Attributes:
-        class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class was seen.
+        class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class
+            was seen.
         seen: whether a class was seen, [C].
     """
 
@@ -43,16 +45,19 @@ class WeightedLearner(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     def class_weights(self, logits: Tensor, labels: Tensor, absent: str = "running_mean") -> Tensor:
-        """Returns l_c, the mean loss of W1 on each class [C], differentiable for the classes in the batch.
+        """Returns l_c, the mean loss of W1 on each class [C], differentiable for the classes in the
+        batch.
 
         Args:
             logits: W1's logits on the validation batch, [B, C].
             labels: its labels, [B].
-            absent: what a class without examples takes: "running_mean" of its earlier losses (a constant), "batch_mean" of
-                the other classes' losses (differentiable), or "zero".
+            absent: what a class without examples takes: "running_mean" of its earlier losses (a
+                constant), "batch_mean" of the other classes' losses (differentiable), or "zero".
         """
         means, counts = classwise_cross_entropy(logits, labels)
-        if processes()[1] > 1:  # the mean over a class of the whole batch, which is not the mean of its parts' means
+        if (
+            processes()[1] > 1
+        ):  # the mean over a class of the whole batch, which is not the mean of its parts' means
             parts = torch.stack([means * counts, counts.to(means.dtype)])
             sums, counts = global_mean(parts).unbind()
             means = torch.where(counts > 0, sums / counts.clamp(min=1e-6), 0.0)
@@ -112,14 +117,14 @@ def build_modules(
         dtype: of their parameters.
 
     Raises:
-        InputError: for images whose size does not fit the stem or the generator, or a discriminator's norm that does not fit
-            its game.
+        InputError: for images whose size does not fit the stem or the generator, or a
+            discriminator's norm that does not fit its game.
     """
     divisor = image_divisor(search.stem)
     if dataset.image_size % divisor:
         raise InputError(
-            f"The {search.stem} stem and two reductions need images of a multiple of {divisor} pixels, got "
-            f"{dataset.image_size}. Set data.image_size."
+            f"The {search.stem} stem and two reductions need images of a multiple of {divisor} "
+            f"pixels, got {dataset.image_size}. Set data.image_size."
         )
 
     def supernet(norm: Norm) -> Supernet:
@@ -139,7 +144,9 @@ def build_modules(
     plain = search.method != "lfmcw"
     modules = SearchModules(
         w1=None if plain else supernet("batch"),
-        gan=None if plain else GAN(*_players(search.generator, dataset, supernet, dataset.image_size // divisor)),
+        gan=None
+        if plain
+        else GAN(*_players(search.generator, dataset, supernet, dataset.image_size // divisor)),
         w2=WeightedLearner(supernet("batch"), dataset.num_classes),
         arch=Architecture(search.nodes, primitives, edge_weights=search.space == "pcdarts"),
     )
@@ -157,7 +164,8 @@ def _players(
     norm = how.discriminator_norm or game.trunk_norms[0]
     if norm not in game.trunk_norms:
         raise InputError(
-            f"search.generator.discriminator_norm is {norm!r}; the game of {how.name} takes {', '.join(game.trunk_norms)}."
+            f"search.generator.discriminator_norm is {norm!r}; the game of {how.name} takes "
+            f"{', '.join(game.trunk_norms)}."
         )
     generator = game.generator(
         num_classes=dataset.num_classes,
@@ -175,6 +183,8 @@ def _players(
         feature_size=feature_size,
         head=how.discriminator_head or game.head,
         # Under a norm the trunk's own spectral norm would be undone, and is refused.
-        spectral_norm="head" if game.spectral_norm == "all" and norm != "none" else game.spectral_norm,
+        spectral_norm="head"
+        if game.spectral_norm == "all" and norm != "none"
+        else game.spectral_norm,
     )
     return generator, discriminator

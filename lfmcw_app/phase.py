@@ -1,4 +1,6 @@
-"""The rounds of one phase of a run, kept safe: checkpoints, stops by signals, numbers that are lost."""
+"""The rounds of one phase of a run, kept safe: checkpoints, stops by signals, numbers that are
+lost.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Standing:
 
 
 SAVE_AFTER = 120.0
-"""Seconds without a checkpoint after which the next round ends with one, whether it is due or not."""
+"""Seconds without a checkpoint after which the next round ends with one, whether it is due or
+not.
+"""
 
 ROLLBACKS = 3
 """Times that a run goes back to one and the same checkpoint because numbers were lost."""
@@ -78,34 +82,44 @@ class Phase:
         """Runs a round; None if the run went back to its last checkpoint instead.
 
         Raises:
-            InputError: if a loss or gradient is not finite and the recipe says stop, or nothing else helped.
+            InputError: if a loss or gradient is not finite and the recipe says stop, or nothing
+                else helped.
         """
         try:
             record = self._optimizer.step()
         except NonFiniteError as error:
             told = f"{error} {self._folder.save_diagnosis(error)}"
             if not self._rolls_back:
-                raise InputError(f"{told} The run is stopped; the last checkpoint is older.") from error
+                raise InputError(
+                    f"{told} The run is stopped; the last checkpoint is older."
+                ) from error
             self._roll_back(told)
             return None
         for skipped in record.skipped.values():
-            warnings.warn(f"{skipped} {self._folder.save_diagnosis(skipped)}", NumbersWarning, stacklevel=2)
+            warnings.warn(
+                f"{skipped} {self._folder.save_diagnosis(skipped)}", NumbersWarning, stacklevel=2
+            )
         return record
 
     def _roll_back(self, told: str) -> None:
-        """Goes back to the last checkpoint, with other batches and noise than led away from it; see `roll_back` of mlo."""
+        """Goes back to the last checkpoint, with other batches and noise than led away from it; see
+        `roll_back` of mlo.
+        """
         standing = self._folder.roll_back(self._name, self._optimizer)
         together()
         self._standing = Standing(**standing)
         if self._standing.rollbacks == ROLLBACKS:
             raise InputError(
-                f"{told} The run went back to round {self._optimizer.round} of {self._name} {ROLLBACKS} times, and is stopped."
+                f"{told} The run went back to round {self._optimizer.round} of {self._name} "
+                f"{ROLLBACKS} times, and is stopped."
             )
         self._standing = replace(self._standing, rollbacks=self._standing.rollbacks + 1)
-        self._save(self._standing, must=True)  # a run that is resumed from here has the same batches to come
+        self._save(
+            self._standing, must=True
+        )  # a run that is resumed from here has the same batches to come
         warnings.warn(
-            f"{told} The run goes back to round {self._optimizer.round} of {self._name}, with other batches and noise "
-            f"({self._standing.rollbacks} of {ROLLBACKS} times).",
+            f"{told} The run goes back to round {self._optimizer.round} of {self._name}, with "
+            f"other batches and noise ({self._standing.rollbacks} of {ROLLBACKS} times).",
             NumbersWarning,
             stacklevel=3,
         )
@@ -115,26 +129,33 @@ class Phase:
         return round_number == self._rounds or round_number % self._save_every == 0
 
     def finish_round(self, record: Record, entry: dict[str, Any], *, loss: float | None) -> None:
-        """Logs a round, writes a checkpoint where one is due, and stops where a signal asked for it.
+        """Logs a round, writes a checkpoint where one is due, and stops where a signal asked for
+        it.
 
         Args:
             record: of the round.
             entry: what is logged of it.
-            loss: by whose mean since the last checkpoint that was due the best one is known; None where there is none.
+            loss: by whose mean since the last checkpoint that was due the best one is known; None
+                where there is none.
 
         Raises:
             Stopped: after a checkpoint, if a signal asked for it.
-            InputError: if the state of the phase's last round cannot be written, or none could be for a long time.
+            InputError: if the state of the phase's last round cannot be written, or none could be
+                for a long time.
         """
         self._folder.log(entry)
         if loss is not None:
             standing = self._standing
-            self._standing = replace(standing, loss_sum=standing.loss_sum + loss, loss_count=standing.loss_count + 1)
+            self._standing = replace(
+                standing, loss_sum=standing.loss_sum + loss, loss_count=standing.loss_count + 1
+            )
         due = self.is_due(record.round)
         if due:
             self._save_due(record.round, last=record.round == self._rounds)
         overdue = time.monotonic() - self._saved_at > SAVE_AFTER  # rounds of minutes are not lost
-        asked = gathered((stopping.requested(), overdue))  # all processes save and stop after the same round
+        asked = gathered(
+            (stopping.requested(), overdue)
+        )  # all processes save and stop after the same round
         received = next((number for number, _ in asked if number is not None), None)
         if received is not None:
             stopping.settled()
@@ -152,19 +173,29 @@ class Phase:
         if self._save(standing, must=last, best=better, keep_as=round_number if keep else None):
             self._standing = standing
 
-    def _save(self, standing: Standing, *, must: bool, best: bool = False, keep_as: int | None = None) -> bool:
+    def _save(
+        self, standing: Standing, *, must: bool, best: bool = False, keep_as: int | None = None
+    ) -> bool:
         self._saved_at = time.monotonic()
-        return self._folder.save(self._name, self._optimizer, asdict(standing), must=must, best=best, keep_as=keep_as)
+        return self._folder.save(
+            self._name, self._optimizer, asdict(standing), must=must, best=best, keep_as=keep_as
+        )
 
 
 def entry_of(record: Record) -> dict[str, Any]:
-    """A record as plain data; nothing in it depends on the clock, so equal runs have equal files."""
+    """A record as plain data; nothing in it depends on the clock, so equal runs have equal
+    files.
+    """
     return {
         "round": record.round,
         "losses": record.losses,
         "metrics": record.metrics,
         "gradient_norms": record.gradient_norms,
-        **({"player_gradient_norms": record.player_gradient_norms} if record.player_gradient_norms else {}),
+        **(
+            {"player_gradient_norms": record.player_gradient_norms}
+            if record.player_gradient_norms
+            else {}
+        ),
         "solves": {
             name: {
                 "engine": report.engine,
@@ -174,5 +205,9 @@ def entry_of(record: Record) -> dict[str, Any]:
             }
             for name, report in sorted(record.solves.items())
         },
-        **({"skipped": {name: error.term for name, error in record.skipped.items()}} if record.skipped else {}),
+        **(
+            {"skipped": {name: error.term for name, error in record.skipped.items()}}
+            if record.skipped
+            else {}
+        ),
     }

@@ -1,12 +1,15 @@
 """The four problems of LFM-CW (Gala and Xie, Eqs. 1-5) as an `mlo` graph: w1, gan, w2, arch.
 
-    w1    W1 minimises the cross entropy on D_tr                                                        (Eq. 1)
-    gan   G and H play the conditional GAN's game on D_tr; H's trunk has the architecture A             (Eq. 2)
-    w2    W2 minimises CE on D_tr + λ Σ_c l_c(A, W1, D_val) Σ_m CE(generated image of c, c)             (Eq. 3)
-    arch  A minimises W2's cross entropy on D_val                                                       (Eq. 4)
+    w1    W1 minimises the cross entropy on D_tr
+       (Eq. 1) gan   G and H play the conditional GAN's game on D_tr; H's trunk has the architecture
+       A             (Eq. 2)
+    w2    W2 minimises CE on D_tr + λ Σ_c l_c(A, W1, D_val) Σ_m CE(generated image of c, c)
+       (Eq. 3) arch  A minimises W2's cross entropy on D_val
+                     (Eq. 4)
 
-The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` finds these routes from what the
-losses below read. Plain DARTS, the baseline, is the same graph with fewer problems: w2 on D_tr alone, and arch.
+The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` finds these
+routes from what the losses below read. Plain DARTS, the baseline, is the same graph with fewer
+problems: w2 on D_tr alone, and arch.
 """
 
 from __future__ import annotations
@@ -37,10 +40,12 @@ __all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 # Streams 0 and 1 of seed S are 2 S and 2 S + 1; this one is far from those of all other seeds.
 INDEPENDENT_STREAM = 2**64
 
-# ------------------------------------------------------------------ losses
+# ------------------------------ losses
 
 
-def w1_loss(w1: Supernet, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> tuple[Tensor, dict[str, Any]]:
+def w1_loss(
+    w1: Supernet, batch: tuple[Tensor, Tensor], *, arch: Architecture
+) -> tuple[Tensor, dict[str, Any]]:
     """Cross entropy of W1 on a training batch (Eq. 1)."""
     images, labels = batch
     logits = w1(images, arch())
@@ -48,7 +53,9 @@ def w1_loss(w1: Supernet, batch: tuple[Tensor, Tensor], *, arch: Architecture) -
 
 
 def make_gan_loss(name: str) -> Callable[..., PlayerLosses]:
-    """Makes the loss of the conditional GAN's game on a training batch (Eq. 2), by the name of its generator."""
+    """Makes the loss of the conditional GAN's game on a training batch (Eq. 2), by the name of its
+    generator.
+    """
     loss = GAMES[name].loss
 
     def gan_loss(gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> PlayerLosses:
@@ -74,7 +81,8 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         mixing = mlo.once(arch)
         logits = w2.network(images, mixing)
         real = F.cross_entropy(logits, labels)
-        # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c), images drawn with the labels of the training batch.
+        # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c), images drawn with the labels of the training
+        # batch.
         validation_logits = mlo.once(w1, validation_images, mixing)
         class_weights = w2.class_weights(validation_logits, validation_labels, how.absent_class)
         if how.class_weighting == "uniform":  # as strong altogether, and differentiable in the same
@@ -127,10 +135,11 @@ def search_rounds(search: Search, images: int) -> int:
 def learning_rate_schedule(
     optimizer: torch.optim.Optimizer, how: WeightOptimizer, rounds: int, per_epoch: int
 ) -> LambdaLR:
-    """A cosine or a line from `lr` to `min_lr` in steps of epochs (per_epoch rounds), as the DARTS programs have it.
+    """A cosine or a line from `lr` to `min_lr` in steps of epochs (per_epoch rounds), as the DARTS
+    programs have it.
 
-    One function of the epoch, warm-up included: a warm-up by hand would leave a scheduler that multiplies the last rate with a
-    wrong one.
+    One function of the epoch, warm-up included: a warm-up by hand would leave a scheduler that
+    multiplies the last rate with a wrong one.
     """
     epochs = max(1, math.ceil(rounds / per_epoch))
 
@@ -154,11 +163,13 @@ def build_search(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> MultilevelOptimizer:
-    """Declares the problems of a search (four, or two for plain DARTS) and their hypergradient engines.
+    """Declares the problems of a search (four, or two for plain DARTS) and their hypergradient
+    engines.
 
-    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round (unless the discriminator
-    makes several moves, each on a batch); so do the two
-    streams of validation batches, which w2 (for the class weights) and arch read, unless `validation_batch` says otherwise.
+    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round
+    (unless the discriminator makes several moves, each on a batch); so do the two
+    streams of validation batches, which w2 (for the class weights) and arch read, unless
+    `validation_batch` says otherwise.
     """
     search = recipe.search
     parallel = parallelism(recipe, own_noise=search.space == "pdarts")
@@ -167,7 +178,9 @@ def build_search(
             if module is not None:
                 SyncBatchNorm.convert(module)
 
-    train, validation = (resident(images, search.augmentation, device) for images in (train, validation))
+    train, validation = (
+        resident(images, search.augmentation, device) for images in (train, validation)
+    )
 
     def batches(images: Images, stream: int) -> Batches:
         return Batches(
@@ -190,7 +203,9 @@ def build_search(
     per_epoch = training().per_epoch
     rounds = search_rounds(search, len(train))
 
-    def weights_problem(name: str, module: nn.Module, loss: Callable[..., Any], data: Any) -> Problem:
+    def weights_problem(
+        name: str, module: nn.Module, loss: Callable[..., Any], data: Any
+    ) -> Problem:
         how = search.weights
         optimizer = torch.optim.SGD(
             module.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
@@ -228,7 +243,9 @@ def build_search(
     )
     if modules.w1 is None or modules.gan is None:
         if isinstance(engines, Mapping) and "name" not in engines:
-            engines = {name: engine for name, engine in engines.items() if name in ("default", "w2")}
+            engines = {
+                name: engine for name, engine in engines.items() if name in ("default", "w2")
+            }
         problems = [weights_problem("w2", modules.w2, plain_w2_loss, training()), arch]
         return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
     how = search.generator
@@ -238,7 +255,9 @@ def build_search(
         players={"generator": "generator", "discriminator": "discriminator"},
         player_steps={"discriminator": how.discriminator_steps},
         optimizer={
-            "generator": torch.optim.Adam(modules.gan.generator.parameters(), lr=how.lr, betas=how.betas),
+            "generator": torch.optim.Adam(
+                modules.gan.generator.parameters(), lr=how.lr, betas=how.betas
+            ),
             "discriminator": torch.optim.Adam(
                 modules.gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
             ),
@@ -249,7 +268,9 @@ def build_search(
     )
     own_stream = search.validation_batch == "independent"
     w2_batches = PairedBatches(
-        training(), validating(INDEPENDENT_STREAM if own_stream else 1), matched=search.validation_batch == "matched"
+        training(),
+        validating(INDEPENDENT_STREAM if own_stream else 1),
+        matched=search.validation_batch == "matched",
     )
     return MultilevelOptimizer(
         [

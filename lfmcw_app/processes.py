@@ -1,4 +1,6 @@
-"""The processes of `torchrun`: how a run joins them, what each does alone, and how its batches are divided among them."""
+"""The processes of `torchrun`: how a run joins them, what each does alone, and how its batches are
+divided among them.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, if it did, and leaves them at the end; yields this process's device."""
+    """Joins the processes that `torchrun` started, if it did, and leaves them at the end; yields
+    this process's device.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield device
@@ -41,8 +45,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise InputError(
-                f"torchrun starts process {local + 1} of this machine, which has {torch.cuda.device_count()} GPUs. Lower "
-                "--nproc-per-node, or pass --device cpu."
+                f"torchrun starts process {local + 1} of this machine, which has "
+                f"{torch.cuda.device_count()} GPUs. Lower --nproc-per-node, or pass --device cpu."
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -53,8 +57,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         if not any(text in str(error) for text in LOST):
             raise
         raise InputError(
-            f"Process {dist.get_rank()} lost the connection to another one, which has ended; that one's own message says why. "
-            "Go on from the last checkpoint with --resume."
+            f"Process {dist.get_rank()} lost the connection to another one, which has ended; that "
+            "one's own message says why. Go on from the last checkpoint with --resume."
         ) from error
     finally:
         dist.destroy_process_group()
@@ -77,7 +81,9 @@ def quiet_unless_main(console: Console) -> Console:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Runs the body in the first process before the others: for files that only one may download."""
+    """Runs the body in the first process before the others: for files that only one may
+    download.
+    """
     if dist.is_initialized() and not is_main():
         dist.barrier()
     yield
@@ -95,7 +101,9 @@ def from_main(value: Any) -> Any:
 
 
 def together() -> None:
-    """Waits until all processes are here: a file that one is about to write has been read by the others."""
+    """Waits until all processes are here: a file that one is about to write has been read by the
+    others.
+    """
     if dist.is_initialized():
         dist.barrier()
 
@@ -114,8 +122,9 @@ def parallelism(recipe: Recipe, *, own_noise: bool) -> DataParallel | None:
 
     Args:
         recipe: says what is averaged when.
-        own_noise: whether the phase has dropout, whose masks must differ between the processes. Without it all draw the noise
-            of the whole batch and take their rows, so that it does not depend on their number.
+        own_noise: whether the phase has dropout, whose masks must differ between the processes.
+            Without it all draw the noise of the whole batch and take their rows, so that it does
+            not depend on their number.
     """
     if share()[1] == 1:
         return None
@@ -129,17 +138,22 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
         InputError: naming the key.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    sizes = {"search.batch_size": recipe.search.batch_size, "evaluation.batch_size": recipe.evaluation.batch_size}
+    sizes = {
+        "search.batch_size": recipe.search.batch_size,
+        "evaluation.batch_size": recipe.evaluation.batch_size,
+    }
     for key, batch in sizes.items():
         if batch % size and (searches or key != "search.batch_size"):
             raise InputError(
-                f"{key} is {batch}, the size of the whole batch, which {size} processes cannot share equally. Set it to a "
-                f"multiple of {size}."
+                f"{key} is {batch}, the size of the whole batch, which {size} processes cannot "
+                f"share equally. Set it to a multiple of {size}."
             )
 
 
 def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFolder:
-    """The run folder of all processes: the first one makes it, if it is not `opened` already; the others only read it."""
+    """The run folder of all processes: the first one makes it, if it is not `opened` already; the
+    others only read it.
+    """
     if not dist.is_initialized():
         return opened or RunFolder.create(out, recipe)
     folder = opened or RunFolder.create(out, recipe) if is_main() else None
@@ -148,7 +162,9 @@ def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFol
 
 
 class FollowerFolder(RunFolder):
-    """The run folder as the processes see it that do not write: checkpoints are read, nothing is written."""
+    """The run folder as the processes see it that do not write: checkpoints are read, nothing is
+    written.
+    """
 
     writes = False
 

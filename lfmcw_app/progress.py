@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: in a terminal a live display, elsewhere a plain line now and then."""
+"""What a person sees while a run goes on: in a terminal a live display, elsewhere a plain line now
+and then.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +35,8 @@ LIVE_INTERVAL = 0.5
 
 
 class PhaseProgress:
-    """The progress of one phase: rounds, time left, each problem's loss, and the cell that would be derived now.
+    """The progress of one phase: rounds, time left, each problem's loss, and the cell that would be
+    derived now.
 
     Args:
         console: where it is shown; nothing is where it is quiet.
@@ -60,7 +70,10 @@ class PhaseProgress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._live is not None:
             self._live.stop()
@@ -100,7 +113,9 @@ class PhaseProgress:
         if found is not None and found != self._cells:
             self._cells = found
             for kind, nodes in found.to_data().items():
-                self._print(f"  {kind} cell now: {'; '.join(', '.join(edge_names(edges)) for edges in nodes)}")
+                self._print(
+                    f"  {kind} cell now: {'; '.join(', '.join(edge_names(edges)) for edges in nodes)}"
+                )
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -47,15 +47,22 @@ class Projection:
 def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Projection]:
     """Runs two rounds of every phase and returns what the phases will take.
 
-    A stage of P-DARTS has the first of the operations that it will have as many of; which are left is not known.
+    A stage of P-DARTS has the first of the operations that it will have as many of; which are left
+    is not known.
     """
     how = recipe.search
-    train, validation = search_split(dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions)
+    train, validation = search_split(
+        dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
+    )
     found = []
     dropped = 0
     for stage in search_stages(how):
         modules = build_modules(
-            how, dataset, primitives=_candidates(stage, how.nodes, dropped), layers=stage.layers, device=device
+            how,
+            dataset,
+            primitives=_candidates(stage, how.nodes, dropped),
+            layers=stage.layers,
+            device=device,
         )
         optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
         # In the rounds of a warm-up the architecture rests, which is cheaper.
@@ -69,7 +76,9 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
 def project_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> list[Projection]:
-    """Runs two rounds of the training of a genotype, or of a random one, and returns what it will take."""
+    """Runs two rounds of the training of a genotype, or of a random one, and returns what it will
+    take.
+    """
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     return [_measured("training", rounds, optimizer, device)]
 
@@ -101,7 +110,9 @@ def rehearsed(
         return None
     if max_steps is None:
         return recipe
-    console.print(f"A trial, whose result says nothing; rounds of each phase: {max_steps}.", highlight=False)
+    console.print(
+        f"A trial, whose result says nothing; rounds of each phase: {max_steps}.", highlight=False
+    )
     return trial(recipe, max_steps)
 
 
@@ -112,13 +123,17 @@ def _candidates(stage: SearchStage, nodes: int, dropped: int) -> tuple[str, ...]
     return as_candidates(kept, nodes)
 
 
-def _measured(name: str, rounds: int, optimizer: MultilevelOptimizer, device: torch.device) -> Projection:
+def _measured(
+    name: str, rounds: int, optimizer: MultilevelOptimizer, device: torch.device
+) -> Projection:
     optimizer.step()
     _synchronize(device)
     began = time.perf_counter()
     optimizer.step()
     _synchronize(device)
-    return Projection(name=name, rounds=rounds, seconds=time.perf_counter() - began, memory=_peak_memory(device))
+    return Projection(
+        name=name, rounds=rounds, seconds=time.perf_counter() - began, memory=_peak_memory(device)
+    )
 
 
 def _synchronize(device: torch.device) -> None:
@@ -140,10 +155,15 @@ def _print(projections: list[Projection], console: Console) -> None:
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in projections:
         table.add_row(
-            phase.name, f"{phase.rounds:,}", f"{phase.seconds:.3g}", " ".join(duration(phase.rounds * phase.seconds))
+            phase.name,
+            f"{phase.rounds:,}",
+            f"{phase.seconds:.3g}",
+            " ".join(duration(phase.rounds * phase.seconds)),
         )
     total = sum(phase.rounds * phase.seconds for phase in projections)
     table.add_section()
     table.add_row("all", "", "", " ".join(duration(total)))
     console.print(table)
-    console.print(f"peak memory {max(phase.memory for phase in projections):.1f} GB", highlight=False)
+    console.print(
+        f"peak memory {max(phase.memory for phase in projections):.1f} GB", highlight=False
+    )

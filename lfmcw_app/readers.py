@@ -1,4 +1,6 @@
-"""Readers of data sets: files of their original formats → training images, test images and class names."""
+"""Readers of data sets: files of their original formats → training images, test images and class
+names.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from torch import Tensor
 from lfmcw_app.errors import InputError
 from lfmcw_app.folders import ImageFiles, Listing, NoiseImages, common_size, list_split
 
-__all__ = ["DATASETS", "FASHION_MNIST_FILES", "NOISE", "Images", "read_folder", "read_noise", "stratified"]
+__all__ = [
+    "DATASETS",
+    "FASHION_MNIST_FILES",
+    "NOISE",
+    "Images",
+    "read_folder",
+    "read_noise",
+    "stratified",
+]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
 FASHION_MNIST_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -30,7 +40,18 @@ FASHION_MNIST_FILES = {
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 FASHION_CLASSES = (
     "T-shirt/top",
     "trouser",
@@ -62,7 +83,11 @@ class Images:
 
     def __getitem__(self, indices: Tensor) -> Images:
         """Returns the images at `indices`; of files none is read."""
-        pixels = self.pixels.select(indices) if isinstance(self.pixels, ImageFiles) else self.pixels[indices]
+        pixels = (
+            self.pixels.select(indices)
+            if isinstance(self.pixels, ImageFiles)
+            else self.pixels[indices]
+        )
         return Images(pixels=pixels, labels=self.labels[indices])
 
 
@@ -79,8 +104,8 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest positions takes every class
-    # in proportion, and rounds by fractions of an example.
+    # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest
+    # positions takes every class in proportion, and rounds by fractions of an example.
     _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
     by_class = torch.argsort(of_class, stable=True)
     within = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -98,7 +123,9 @@ Parts = tuple[Images, Images, tuple[str, ...]]
 
 
 def _digits(root: Path) -> Parts:
-    """scikit-learn's embedded digits: 1,797 images of 8×8; one fifth of them is the test set, fixed and stratified."""
+    """scikit-learn's embedded digits: 1,797 images of 8×8; one fifth of them is the test set, fixed
+    and stratified.
+    """
     from sklearn.datasets import load_digits  # takes seconds to import, so only where it is used
 
     data: Any = load_digits()
@@ -110,7 +137,11 @@ def _digits(root: Path) -> Parts:
 
 def _fashion_mnist(root: Path) -> Parts:
     folders = (root / "fashion-mnist", root / "FashionMNIST" / "raw", FASHION_MNIST_PACKAGE)
-    complete = (folder for folder in folders if all((folder / file).is_file() for file in FASHION_MNIST_FILES))
+    complete = (
+        folder
+        for folder in folders
+        if all((folder / file).is_file() for file in FASHION_MNIST_FILES)
+    )
     folder = next(complete, None)
     if folder is None:
         folder = folders[0]
@@ -120,8 +151,8 @@ def _fashion_mnist(root: Path) -> Parts:
                 FASHION_MNIST_URL + file,
                 folder,
                 md5,
-                f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install Debian's package "
-                "dataset-fashion-mnist)",
+                f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install "
+                "Debian's package dataset-fashion-mnist)",
             )
     train, test = (
         Images(
@@ -141,44 +172,67 @@ def _idx(path: Path, dimensions: int) -> Tensor:
         magic, *shape = struct.unpack(f">{1 + dimensions}I", content[: 4 * (1 + dimensions)])
         if magic != 0x800 + dimensions:
             raise ValueError(f"it begins with {magic:#x}")
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape).copy())
+        return torch.from_numpy(
+            np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape).copy()
+        )
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.") from None
+        raise InputError(
+            f"The file {path} is damaged ({error}). Delete it and fetch it again."
+        ) from None
 
 
 def _cifar10(root: Path) -> Parts:
     files = [f"cifar-10-batches-bin/data_batch_{index}.bin" for index in range(1, 6)]
     files.append("cifar-10-batches-bin/test_batch.bin")
-    *train, test = _cifar_files(root, "cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", files)
-    return _cifar_records(b"".join(train), 1, files[0]), _cifar_records(test, 1, files[-1]), CIFAR10_CLASSES
+    *train, test = _cifar_files(
+        root, "cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", files
+    )
+    return (
+        _cifar_records(b"".join(train), 1, files[0]),
+        _cifar_records(test, 1, files[-1]),
+        CIFAR10_CLASSES,
+    )
 
 
 def _cifar100(root: Path) -> Parts:
-    files = [f"cifar-100-binary/{file}" for file in ("train.bin", "test.bin", "fine_label_names.txt")]
+    files = [
+        f"cifar-100-binary/{file}" for file in ("train.bin", "test.bin", "fine_label_names.txt")
+    ]
     train, test, names = _cifar_files(
         root, "cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", files
     )
     class_names = tuple(names.decode("utf-8", errors="replace").split())
     if len(class_names) != 100:
         raise InputError(
-            f"The CIFAR file {files[2]} is damaged: it holds {len(class_names)} class names instead of 100."
+            f"The CIFAR file {files[2]} is damaged: it holds {len(class_names)} class names "
+            "instead of 100."
         )
     # A record's first label is the coarse class, its second the fine one.
     return _cifar_records(train, 2, files[0]), _cifar_records(test, 2, files[1]), class_names
 
 
 def _cifar_files(root: Path, dataset: str, archive: str, md5: str, files: list[str]) -> list[bytes]:
-    """Reads files of CIFAR's binary version, from its folder or the archive (nothing is unpickled or unpacked)."""
+    """Reads files of CIFAR's binary version, from its folder or the archive (nothing is unpickled
+    or unpacked).
+    """
     if all((root / file).is_file() for file in files):
         return [(root / file).read_bytes() for file in files]
     path = root / archive
     if not path.is_file():
-        _download(dataset, CIFAR_URL + archive, root, md5, f"put the file {archive} (the binary version) into {root}")
+        _download(
+            dataset,
+            CIFAR_URL + archive,
+            root,
+            md5,
+            f"put the file {archive} (the binary version) into {root}",
+        )
     try:
         with tarfile.open(path) as tar:
             return [_member(tar, file) for file in files]
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
-        raise InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.") from None
+        raise InputError(
+            f"The file {path} is damaged ({error}). Delete it and fetch it again."
+        ) from None
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
@@ -192,19 +246,25 @@ def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
     """Records of label bytes (the last one is the class) and 3·32·32 pixels."""
     size = label_bytes + 3 * 32 * 32
     if not content or len(content) % size:
-        raise InputError(f"The CIFAR file {name} is damaged: its {len(content)} bytes are not whole records of {size}.")
+        raise InputError(
+            f"The CIFAR file {name} is damaged: its {len(content)} bytes are not whole records of "
+            f"{size}."
+        )
     records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, size).copy())
     return Images(
-        pixels=records[:, label_bytes:].reshape(-1, 3, 32, 32).contiguous(), labels=records[:, label_bytes - 1].long()
+        pixels=records[:, label_bytes:].reshape(-1, 3, 32, 32).contiguous(),
+        labels=records[:, label_bytes - 1].long(),
     )
 
 
 def read_folder(folder: Path, image_size: int | None) -> Parts:
-    """Reads a folder of images, one subfolder a class; where it is not split, a fifth of the images is the test set.
+    """Reads a folder of images, one subfolder a class; where it is not split, a fifth of the images
+    is the test set.
 
     Args:
         folder: see `list_split`.
-        image_size: the shorter side is brought to it and the centre is cut out; None if all images have one square size.
+        image_size: the shorter side is brought to it and the centre is cut out; None if all images
+            have one square size.
 
     Raises:
         InputError: if it cannot be used, or an image of it cannot be read.
@@ -232,7 +292,8 @@ NOISE = {
 
 
 def read_noise(name: str) -> Parts:
-    """Random images in the shape and number of a data set: what a recipe costs can be seen without the data.
+    """Random images in the shape and number of a data set: what a recipe costs can be seen without
+    the data.
 
     Args:
         name: one of `NOISE`.
@@ -240,47 +301,70 @@ def read_noise(name: str) -> Parts:
     train, test, classes, size = NOISE[name]
 
     def images(count: int, first: int) -> Images:
-        return Images(pixels=NoiseImages.many(count, size, first), labels=torch.arange(count) % classes)
+        return Images(
+            pixels=NoiseImages.many(count, size, first), labels=torch.arange(count) % classes
+        )
 
-    return images(train, 0), images(test, train), tuple(f"class {label}" for label in range(classes))
+    return (
+        images(train, 0),
+        images(test, train),
+        tuple(f"class {label}" for label in range(classes)),
+    )
 
 
 def _imagenet(root: Path) -> Parts:
-    """ImageNet from its authors' archives, unpacked: imagenet/train/SYNSET/*.JPEG and imagenet/val/SYNSET/*.JPEG."""
+    """ImageNet from its authors' archives, unpacked: imagenet/train/SYNSET/*.JPEG and
+    imagenet/val/SYNSET/*.JPEG.
+    """
     folder = root / "imagenet"
     if not folder.is_dir():
         raise InputError(
-            f"The data set imagenet is not in {folder}, and cannot be downloaded without an account. Unpack it to "
-            f"{folder / 'train' / 'SYNSET'}/*.JPEG and {folder / 'val' / 'SYNSET'}/*.JPEG."
+            f"The data set imagenet is not in {folder}, and cannot be downloaded without an "
+            f"account. Unpack it to {folder / 'train' / 'SYNSET'}/*.JPEG and "
+            f"{folder / 'val' / 'SYNSET'}/*.JPEG."
         )
     train, test = list_split(folder)
     if test is None:
-        raise InputError(f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into these.")
-    # Liu et al., DARTS (2019), and everybody: a shorter side of 256 pixels, and of it the central 224.
-    parts = (Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels) for part in (train, test))
+        raise InputError(
+            f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into "
+            "these."
+        )
+    # Liu et al., DARTS (2019), and everybody: a shorter side of 256 pixels, and of it the central
+    # 224.
+    parts = (
+        Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels)
+        for part in (train, test)
+    )
     return next(parts), next(parts), train.class_names
 
 
 def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
-    from torchvision.datasets.utils import download_url  # takes seconds to import, so only where it is used
+    from torchvision.datasets.utils import (
+        download_url,
+    )  # takes seconds to import, so only where it is used
 
     missing = [made for made in (folder, *folder.parents) if not made.exists()]
     name = url.rpartition("/")[2]
     partial = folder / f"{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Under another name until its checksum is right: what lies under its own is read without a further look.
+        # Under another name until its checksum is right: what lies under its own is read without a
+        # further look.
         download_url(url, str(folder), filename=partial.name, md5=md5)
         partial.replace(folder / name)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()  # only where it is empty
         raise InputError(
-            f"The data set {dataset} is not in {folder} and could not be downloaded from {url} ({error}). Connect to "
-            f"the internet, or {otherwise}; or try the embedded data set: digits."
+            f"The data set {dataset} is not in {folder} and could not be downloaded from {url} "
+            f"({error}). Connect to the internet, or {otherwise}; or try the embedded data set: "
+            "digits."
         ) from None
 
 

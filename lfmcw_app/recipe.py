@@ -1,4 +1,6 @@
-"""The schema of a recipe: every setting of a run, validated, with the nearest valid name for a mistyped key."""
+"""The schema of a recipe: every setting of a run, validated, with the nearest valid name for a
+mistyped key.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ OVERLAYS = {"original": ("paper", "original")}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -43,33 +47,47 @@ Betas = tuple[Beta, Beta]
 class Augmentation(_Section):
     """Random changes of training images."""
 
-    crop_padding: int = Field(default=0, ge=0, description="pixels of zero padding before a random crop")
+    crop_padding: int = Field(
+        default=0, ge=0, description="pixels of zero padding before a random crop"
+    )
     flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
-    cutout: int = Field(default=0, ge=0, description="side of a square that is set to the mean; evaluation only")
-    resized_crop: bool = Field(default=False, description="a window of 8% to 100% of the image, brought to its size")
+    cutout: int = Field(
+        default=0, ge=0, description="side of a square that is set to the mean; evaluation only"
+    )
+    resized_crop: bool = Field(
+        default=False, description="a window of 8% to 100% of the image, brought to its size"
+    )
     color_jitter: tuple[float, float, float, float] = Field(
-        default=(0.0, 0.0, 0.0, 0.0), description="largest change of brightness, contrast, saturation and hue"
+        default=(0.0, 0.0, 0.0, 0.0),
+        description="largest change of brightness, contrast, saturation and hue",
     )
 
 
 class Data(_Section):
     """What is read, and how much of it."""
 
-    image_size: int | None = Field(default=None, ge=8, description="images larger than this are reduced to it")
+    image_size: int | None = Field(
+        default=None, ge=8, description="images larger than this are reduced to it"
+    )
     search_images: int | None = Field(
         default=None, ge=2, description="training images that the search uses, both halves"
     )
     search_fractions: tuple[float, float] = Field(
-        default=(0.5, 0.5), description="of these images, the parts that weights and architecture learn on"
+        default=(0.5, 0.5),
+        description="of these images, the parts that weights and architecture learn on",
     )
-    train_images: int | None = Field(default=None, ge=2, description="training images of the derived network")
+    train_images: int | None = Field(
+        default=None, ge=2, description="training images of the derived network"
+    )
     test_images: int | None = Field(default=None, ge=1, description="test images")
 
     @field_validator("search_fractions")
     @classmethod
     def _parts(cls, value: tuple[float, float]) -> tuple[float, float]:
         if min(value) <= 0 or sum(value) > 1 + 1e-9:
-            raise ValueError(f"search_fractions must be positive and sum to at most 1, got {list(value)}")
+            raise ValueError(
+                f"search_fractions must be positive and sum to at most 1, got {list(value)}"
+            )
         return value
 
     @field_validator("image_size")
@@ -84,7 +102,9 @@ class WeightOptimizer(_Section):
     """SGD with momentum, and a schedule that steps with the epochs."""
 
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="from lr to min_lr")
-    warmup_epochs: int = Field(default=0, ge=0, description="first epochs in which the rate grows linearly to lr")
+    warmup_epochs: int = Field(
+        default=0, ge=0, description="first epochs in which the rate grows linearly to lr"
+    )
     lr: float = Field(default=0.025, gt=0)
     min_lr: float = Field(default=0.001, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -105,10 +125,13 @@ class ArchitectureOptimizer(_Section):
     weight_decay: float = Field(default=1e-3, ge=0)
     betas: Betas = (0.5, 0.999)
     grad_clip: float | None = Field(default=None, gt=0)
-    warmup_epochs: int = Field(default=0, ge=0, description="first epochs in which only the weights move")
+    warmup_epochs: int = Field(
+        default=0, ge=0, description="first epochs in which only the weights move"
+    )
     moves_first: bool = Field(
         default=False,
-        description="the architecture begins a round, looking one step ahead at the weights (DARTS's program); by default it "
+        description="the architecture begins a round, looking one step ahead at the weights "
+        "(DARTS's program); by default it "
         "ends it (Algorithm 1)",
     )
 
@@ -122,14 +145,20 @@ class Generator(_Section):
     lr: float = Field(default=2e-4, gt=0)
     discriminator_lr: float = Field(default=2e-4, gt=0)
     discriminator_steps: int = Field(
-        default=1, ge=1, description="moves of the discriminator per move of the generator, each on a batch of its own"
+        default=1,
+        ge=1,
+        description="moves of the discriminator per move of the generator, each on a batch of its "
+        "own",
     )
     betas: Betas = (0.5, 0.999)
     discriminator_norm: Literal["group", "batch", "instance", "none"] | None = Field(
-        default=None, description="norm of the discriminator's cells; null: the generator's usual one"
+        default=None,
+        description="norm of the discriminator's cells; null: the generator's usual one",
     )
     discriminator_head: Literal["flatten", "sum"] | None = Field(
-        default=None, description="flatten keeps where features are, sum adds them up; null: the generator's usual one"
+        default=None,
+        description="flatten keeps where features are, sum adds them up; null: the generator's "
+        "usual one",
     )
 
 
@@ -142,18 +171,27 @@ class Progressive(_Section):
     dropped_operations: tuple[int, ...] = Field(
         default=(3, 2, 2), description="operations that each edge loses after it"
     )
-    skip_dropout: tuple[float, ...] = Field(default=(0.1, 0.4, 0.7), description="initial dropout on identities")
-    max_skips: int = Field(default=2, ge=0, description="skip connections in the derived normal cell, at most")
+    skip_dropout: tuple[float, ...] = Field(
+        default=(0.1, 0.4, 0.7), description="initial dropout on identities"
+    )
+    max_skips: int = Field(
+        default=2, ge=0, description="skip connections in the derived normal cell, at most"
+    )
 
     @model_validator(mode="after")
     def _one_entry_a_stage(self) -> Progressive:
         lengths = {len(self.added_layers), len(self.dropped_operations), len(self.skip_dropout)}
         if len(lengths) > 1 or lengths == {0}:
-            raise ValueError("added_layers, dropped_operations and skip_dropout need one entry for each stage")
+            raise ValueError(
+                "added_layers, dropped_operations and skip_dropout need one entry for each stage"
+            )
         if not all(0 <= rate < 1 for rate in self.skip_dropout):
             raise ValueError("skip_dropout holds probabilities below 1")
         if sum(self.dropped_operations) >= 8 or min(self.dropped_operations) < 1:
-            raise ValueError("dropped_operations must leave one of the 8 operations, and drop at least one a stage")
+            raise ValueError(
+                "dropped_operations must leave one of the 8 operations, and drop at least one a "
+                "stage"
+            )
         return self
 
 
@@ -162,48 +200,73 @@ class Search(_Section):
 
     method: Literal["lfmcw", "darts", "random"] = Field(
         default="lfmcw",
-        description="darts: the baseline, without W1 and the generator; random: cells drawn by the seed, no search",
+        description="darts: the baseline, without W1 and the generator; random: cells drawn by the "
+        "seed, no search",
     )
     space: Literal["darts", "pdarts", "pcdarts"] = "darts"
-    partial_channels: int = Field(default=4, ge=1, description="pcdarts: operations see 1 of so many channels")
-    progressive: Progressive = Field(default=Progressive(), description="pdarts: its stages, each of epochs or steps")
-    stem: Literal["cifar", "imagenet"] = Field(default="cifar", description="imagenet: to an eighth of the resolution")
+    partial_channels: int = Field(
+        default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
+    )
+    progressive: Progressive = Field(
+        default=Progressive(), description="pdarts: its stages, each of epochs or steps"
+    )
+    stem: Literal["cifar", "imagenet"] = Field(
+        default="cifar", description="imagenet: to an eighth of the resolution"
+    )
     channels: int = Field(
         default=16,
         ge=4,
-        description="channels of a node in the first cell (with 2, oneDNN of torch 2.14.1 corrupts memory)",
+        description="channels of a node in the first cell (with 2, oneDNN of torch 2.14.1 corrupts "
+        "memory)",
     )
     layers: int = Field(default=8, ge=3, description="cells of the supernet")
     nodes: int = Field(default=4, ge=1, description="intermediate nodes of a cell")
-    epochs: float | None = Field(default=None, gt=0, description="passes over the search's training half")
+    epochs: float | None = Field(
+        default=None, gt=0, description="passes over the search's training half"
+    )
     steps: int | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: int = Field(default=64, ge=2)
-    order: Literal["first", "second"] = Field(default="second", description="first: drop all implicit terms")
-    hypergradient: Any = Field(
-        default="one_step", description="second order: engine, or problem → engine (w1, gan, w2, default)"
+    order: Literal["first", "second"] = Field(
+        default="second", description="first: drop all implicit terms"
     )
-    lam: float = Field(default=1.0, ge=0, alias="lambda", description="λ: weight of the generated images")
+    hypergradient: Any = Field(
+        default="one_step",
+        description="second order: engine, or problem → engine (w1, gan, w2, default)",
+    )
+    lam: float = Field(
+        default=1.0, ge=0, alias="lambda", description="λ: weight of the generated images"
+    )
     class_weighting: Literal["losses", "uniform"] = Field(
         default="losses",
-        description="uniform: every class weighs the mean of the class losses, the control of the method",
+        description="uniform: every class weighs the mean of the class losses, the control of the "
+        "method",
     )
     absent_class: Literal["running_mean", "batch_mean", "zero"] = Field(
-        default="running_mean", description="class weight of a class without validation images in the batch"
+        default="running_mean",
+        description="class weight of a class without validation images in the batch",
     )
     validation_batch: Literal["same", "independent", "matched"] = Field(
         default="same",
-        description="what class weights are measured on: A's batch, another one of D_val, or one with the classes of the "
+        description="what class weights are measured on: A's batch, another one of D_val, or one "
+        "with the classes of the "
         "training batch",
     )
-    synthetic_only: bool = Field(default=False, description="W2 learns on generated images only (Eq. 19)")
+    synthetic_only: bool = Field(
+        default=False, description="W2 learns on generated images only (Eq. 19)"
+    )
     gradient_terms_every: int = Field(
-        default=0, ge=0, description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: never"
+        default=0,
+        ge=0,
+        description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: "
+        "never",
     )
     precision: Literal["bf16"] | None = Field(
         default=None, description="bf16: all losses under bfloat16 autocast; first order only"
     )
     checkpointing: bool = Field(
-        default=False, description="cells run again in backward passes instead of keeping activations: less memory"
+        default=False,
+        description="cells run again in backward passes instead of keeping activations: less "
+        "memory",
     )
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
@@ -219,7 +282,8 @@ class Search(_Section):
         for problem, choice in value.items() if per_problem else [("default", value)]:
             if problem not in ("default", "w1", "gan", "w2"):
                 raise ValueError(
-                    f"no lower problem {problem!r}. {nearest(str(problem), ['default', 'w1', 'gan', 'w2'])}"
+                    f"no lower problem {problem!r}. "
+                    f"{nearest(str(problem), ['default', 'w1', 'gan', 'w2'])}"
                 )
             try:
                 engine_from(choice)
@@ -243,7 +307,8 @@ class Search(_Section):
     def _divides(self) -> Search:
         if self.space == "pcdarts" and self.channels % self.partial_channels:
             raise ValueError(
-                f"channels ({self.channels}) must be a multiple of partial_channels ({self.partial_channels})"
+                f"channels ({self.channels}) must be a multiple of partial_channels "
+                f"({self.partial_channels})"
             )
         return self
 
@@ -251,14 +316,17 @@ class Search(_Section):
     def _is_precise_enough(self) -> Search:
         if self.precision == "bf16" and self.order == "second":
             raise ValueError(
-                "precision bf16 rounds second derivatives away (docs/results.md): set order to first, or precision to null"
+                "precision bf16 rounds second derivatives away (docs/results.md): set order to "
+                "first, or precision to null"
             )
         return self
 
     @model_validator(mode="after")
     def _generates(self) -> Search:
         if self.synthetic_only and self.method != "lfmcw":
-            raise ValueError(f"synthetic_only needs generated images, which method {self.method} has none of")
+            raise ValueError(
+                f"synthetic_only needs generated images, which method {self.method} has none of"
+            )
         if self.synthetic_only and self.lam == 0.0:
             raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
         return self
@@ -273,11 +341,19 @@ class Evaluation(_Section):
     steps: int | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: int = Field(default=96, ge=2)
     weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
-    stem: Literal["cifar", "imagenet"] = Field(default="cifar", description="imagenet: to an eighth of the resolution")
+    stem: Literal["cifar", "imagenet"] = Field(
+        default="cifar", description="imagenet: to an eighth of the resolution"
+    )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["bf16"] | None = Field(default=None, description="bf16: losses under bfloat16 autocast")
-    auxiliary_weight: float = Field(default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head")
-    drop_path: float = Field(default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch")
+    precision: Literal["bf16"] | None = Field(
+        default=None, description="bf16: losses under bfloat16 autocast"
+    )
+    auxiliary_weight: float = Field(
+        default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head"
+    )
+    drop_path: float = Field(
+        default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch"
+    )
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
@@ -292,10 +368,12 @@ class Distributed(_Section):
 
     sync: Literal["exact", "final"] = Field(
         default="exact",
-        description="exact: the gradients of the whole batch; final: one reduction an update, with a bias",
+        description="exact: the gradients of the whole batch; final: one reduction an update, with "
+        "a bias",
     )
     sync_batchnorm: bool = Field(
-        default=False, description="BatchNorm with the statistics of the whole batch, not of each process's part"
+        default=False,
+        description="BatchNorm with the statistics of the whole batch, not of each process's part",
     )
 
 
@@ -305,18 +383,28 @@ class Recipe(_Section):
     preset: str = "custom"
     dataset: str = "digits"
     seed: int = Field(default=0, ge=0, lt=2**62)
-    trial: bool = Field(default=False, description="cut short by --max-steps, so that the result says nothing")
-    checkpoint_every: int = Field(default=50, ge=1, description="rounds of the search between checkpoints")
+    trial: bool = Field(
+        default=False, description="cut short by --max-steps, so that the result says nothing"
+    )
+    checkpoint_every: int = Field(
+        default=50, ge=1, description="rounds of the search between checkpoints"
+    )
     checkpoint_keep_every: int = Field(
-        default=0, ge=0, description="every so-many-th checkpoint of a phase stays; 0: only the last two and the best"
+        default=0,
+        ge=0,
+        description="every so-many-th checkpoint of a phase stays; 0: only the last two and the "
+        "best",
     )
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         default="stop",
-        description="a loss or gradient that is not finite stops the run, or its update is skipped, or the run goes back to "
+        description="a loss or gradient that is not finite stops the run, or its update is "
+        "skipped, or the run goes back to "
         "its last checkpoint with other batches and noise; each is bounded",
     )
     detect_collapse: bool = Field(
-        default=False, description="warn of skip-connection collapse and of a GAN that does not learn (collapse.py)"
+        default=False,
+        description="warn of skip-connection collapse and of a GAN that does not learn "
+        "(collapse.py)",
     )
     data: Data = Data()
     search: Search = Search(epochs=50)
@@ -336,9 +424,11 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
 ) -> Recipe:
-    """Resolves a recipe: the preset's files, then a configuration file, then options, then `key=value` assignments.
+    """Resolves a recipe: the preset's files, then a configuration file, then options, then
+    `key=value` assignments.
 
-    A preset has a file, and may have one for a space and one for ImageNet, which go over it in this order.
+    A preset has a file, and may have one for a space and one for ImageNet, which go over it in this
+    order.
 
     Args:
         preset: one of `PRESETS`.
@@ -355,7 +445,11 @@ def load_recipe(
     if space not in SPACES:
         raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
     tree: dict[str, Any] = {}
-    parts = ["", f".{space}", *([".imagenet"] if is_imagenet((overrides or {}).get("dataset", "")) else [])]
+    parts = [
+        "",
+        f".{space}",
+        *([".imagenet"] if is_imagenet((overrides or {}).get("dataset", "")) else []),
+    ]
     for part in parts:
         for name in OVERLAYS.get(preset, (preset,)):
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
@@ -387,7 +481,9 @@ def validate_recipe(tree: Any) -> Recipe:
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:
-    """Returns the recipe with `steps` rounds of each phase and no warm-ups, so that all that a run does is done."""
+    """Returns the recipe with `steps` rounds of each phase and no warm-ups, so that all that a run
+    does is done.
+    """
     tree = recipe.model_dump(mode="json", by_alias=True)
     for phase in (tree["search"], tree["evaluation"]):
         phase["epochs"], phase["steps"] = None, steps
@@ -405,9 +501,15 @@ def _explain(error: ValidationError) -> str:
         return f"Unknown configuration key {where!r}. {nearest(path[-1], _keys_at(path[:-1]))}"
     value = first["input"]
     if first["type"] == "value_error":
-        return f"Configuration key {where or 'recipe'!r}: {first['msg'].removeprefix('Value error, ').rstrip('.')}."
+        return (
+            f"Configuration key {where or 'recipe'!r}: "
+            f"{first['msg'].removeprefix('Value error, ').rstrip('.')}."
+        )
     got = f", got {shown(value)}" if not isinstance(value, (dict, BaseModel)) else ""
-    return f"Configuration key {where or 'recipe'!r}: {first['msg'][0].lower()}{first['msg'][1:]}{got}."
+    return (
+        f"Configuration key {where or 'recipe'!r}: "
+        f"{first['msg'][0].lower()}{first['msg'][1:]}{got}."
+    )
 
 
 def _keys_at(path: list[str]) -> list[str]:
@@ -424,11 +526,19 @@ def parse_yaml(text: str) -> Any:
     """Reads YAML without making anything but plain data of it.
 
     Raises:
-        ValueError: if it is none; PyYAML itself raises many kinds, such as an AttributeError for a time that is none.
+        ValueError: if it is none; PyYAML itself raises many kinds, such as an AttributeError for a
+            time that is none.
     """
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ValueError(" ".join(str(error).split())[:500]) from None
 
 
@@ -440,7 +550,9 @@ def _read_yaml(text: str, source: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise InputError(f"{source} holds a {type(tree).__name__}; a recipe is a mapping of keys to values.")
+        raise InputError(
+            f"{source} holds a {type(tree).__name__}; a recipe is a mapping of keys to values."
+        )
     return tree
 
 
@@ -472,7 +584,9 @@ def is_imagenet(dataset: str) -> bool:
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict) and key != "hypergradient"
+        both = (
+            isinstance(value, dict) and isinstance(result.get(key), dict) and key != "hypergradient"
+        )
         result[key] = _merged(result[key], value) if both else value
     return result
 

@@ -23,13 +23,16 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
             table.add_row(kind if node == 0 else "", str(node), *edge_names(edges))
     console.print(table)
     console.print(
-        f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of {result['dataset']}, "
-        f"{result['parameters']:,} parameters, {result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
+        f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of "
+        f"{result['dataset']}, {result['parameters']:,} parameters, "
+        f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
         highlight=False,
         soft_wrap=True,
     )
     present = [
-        name for name in ("report.html", "cells.png", "samples.png", "metrics.jsonl") if (folder.path / name).exists()
+        name
+        for name in ("report.html", "cells.png", "samples.png", "metrics.jsonl")
+        if (folder.path / name).exists()
     ]
     found = ", ".join([*present, "result.json"])
     console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)

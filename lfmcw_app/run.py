@@ -1,4 +1,6 @@
-"""`python -m lfmcw_app.run DATASET`: search a cell with LFM-CW, train the derived network, report its test error."""
+"""`python -m lfmcw_app.run DATASET`: search a cell with LFM-CW, train the derived network, report
+its test error.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def run(
     dataset: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=cli.complete_dataset, help=f"{cli.DATASET_HELP} Needed unless --resume is given."
+            autocompletion=cli.complete_dataset,
+            help=f"{cli.DATASET_HELP} Needed unless --resume is given.",
         ),
     ] = None,
     preset: cli.PresetOption = None,
@@ -35,10 +38,13 @@ def run(
     config: cli.ConfigOption = None,
     assign: cli.SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
+        Path | None,
+        typer.Option(help="Run folder, new or empty. By default a new one under runs/."),
     ] = None,
     seed: cli.SeedOption = None,
-    resume: Annotated[Path | None, typer.Option(help="Goes on with the run in this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Goes on with the run in this folder.")
+    ] = None,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
@@ -46,30 +52,44 @@ def run(
     detect_collapse: Annotated[
         bool,
         typer.Option(
-            "--detect-collapse", help="Warns of skip-connection collapse and of a GAN that does not learn any more."
+            "--detect-collapse",
+            help="Warns of skip-connection collapse and of a GAN that does not learn any more.",
         ),
     ] = False,
     quiet: cli.QuietOption = False,
     tensorboard: cli.TensorBoardOption = False,
     dry_run: cli.DryRunOption = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
+    ] = False,
 ) -> None:
-    """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and reports its test error."""
-    console = Console(quiet=quiet and not (print_config or dry_run))  # these two are asked for what they print
+    """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and
+    reports its test error.
+    """
+    console = Console(
+        quiet=quiet and not (print_config or dry_run)
+    )  # these two are asked for what they print
     with cli.reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
         if dataset is None and resume is None:
-            raise InputError(f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run digits")
+            raise InputError(
+                f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run "
+                "digits"
+            )
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
         recipe = None
         if dataset is not None:
-            recipe = cli.resolve_recipe(dataset, preset, config, assign, seed, space=space, order=order, method=method)
+            recipe = cli.resolve_recipe(
+                dataset, preset, config, assign, seed, space=space, order=order, method=method
+            )
         folder = None
         if resume is not None:
             changes = [
-                value for value in (preset, space, order, method, config, assign, seed) if value not in (None, [])
+                value
+                for value in (preset, space, order, method, config, assign, seed)
+                if value not in (None, [])
             ]
             folder = _resumed(resume, out, recipe, has_changes=bool(changes))
             cli.check_no_trial(max_steps)
@@ -93,23 +113,28 @@ def run(
             cli.carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)
 
 
-def _resumed(path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool) -> RunFolder:
+def _resumed(
+    path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool
+) -> RunFolder:
     """Opens the folder of --resume; options given beside it must be those of the run."""
     folder = RunFolder.open(path)
     if (path / EVALUATED).exists():
         raise InputError(
-            f"{path} holds the evaluation of a given genotype, which has no search to go on with. Go on with it by "
-            f"python -m lfmcw_app.evaluate --resume {path}"
+            f"{path} holds the evaluation of a given genotype, which has no search to go on with. "
+            f"Go on with it by python -m lfmcw_app.evaluate --resume {path}"
         )
     if out is not None and out.resolve() != path.resolve():
         raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
     if recipe is None:
         if has_changes:
-            raise InputError("--resume takes the run's own recipe; drop the options that change it.")
+            raise InputError(
+                "--resume takes the run's own recipe; drop the options that change it."
+            )
     elif recipe.dataset != folder.recipe.dataset or (has_changes and recipe != folder.recipe):
         raise InputError(
-            f"The run in {path} has another recipe ({folder.recipe.dataset}, preset {folder.recipe.preset}, seed "
-            f"{folder.recipe.seed}) than these options ask for. Resume it with --resume {path} alone, or start a new run."
+            f"The run in {path} has another recipe ({folder.recipe.dataset}, preset "
+            f"{folder.recipe.preset}, seed {folder.recipe.seed}) than these options ask for. "
+            f"Resume it with --resume {path} alone, or start a new run."
         )
     return folder
 

@@ -2,14 +2,15 @@
 
 config.yaml        the resolved recipe
 environment.json   versions and hardware
-metrics.jsonl      one line a round of the search and of the training: a function of recipe and seed alone
-search.pt          last checkpoint of the search; evaluation.pt: of the derived network's training. Of both also
-                   .previous.pt (the one before), .best.pt and, if the recipe says so, .round-N.pt (docs/checkpoints.md)
+metrics.jsonl      one line a round of the search and of the training: a function of recipe and seed
+alone search.pt          last checkpoint of the search; evaluation.pt: of the derived network's
+                   training. Of both also .previous.pt (the one before), .best.pt and, if the recipe
+                   says so, .round-N.pt (docs/checkpoints.md)
 genotype.json      the derived cells; cells.png, cells.svg: their picture
 nonfinite-*.pt     if a loss or gradient was not finite: what is known of it, of the first few
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
-samples.png        generated images, a row a class; samples/: smaller ones of rounds in between, and real ones
-dataset.json       class names and sizes
+samples.png        generated images, a row a class; samples/: smaller ones of rounds in between, and
+real ones dataset.json       class names and sizes
 tensorboard/       event files, with --tensorboard
 timings.jsonl      time and memory of each problem's updates
 report.html        all of it as one page (lfmcw_app.report)
@@ -43,12 +44,16 @@ from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
 __all__ = ["EVALUATED", "RunFolder"]
 
 EVALUATED = "evaluated.json"
-"""Marks a folder of `lfmcw_app.evaluate`: the genotype that was given, which no search of this folder found."""
+"""Marks a folder of `lfmcw_app.evaluate`: the genotype that was given, which no search of this
+folder found.
+"""
 
 LOCK = ".lock"
 
 FAILED_SAVES = 10
-"""After so many checkpoints in a row that could not be written a run stops: nothing that it computes can be kept."""
+"""After so many checkpoints in a row that could not be written a run stops: nothing that it
+computes can be kept.
+"""
 
 
 DIAGNOSES = 5
@@ -58,8 +63,8 @@ DIAGNOSES = 5
 class RunFolder:
     """The folder of one run.
 
-    Lines of metrics and checkpoints that cannot be written (a full disk) are warned of and tried again at the next checkpoint;
-    the lines wait in memory.
+    Lines of metrics and checkpoints that cannot be written (a full disk) are warned of and tried
+    again at the next checkpoint; the lines wait in memory.
 
     Args:
         path: an existing folder with a `config.yaml`; see `create` and `open`.
@@ -77,7 +82,9 @@ class RunFolder:
         self.recipe = recipe
         self._pending: list[str] = []
         self._metrics_bytes = 0  # of metrics.jsonl, up to the last line that is known to be whole
-        self._repeats = False  # whether the rounds that run now have their lines in metrics.jsonl already
+        self._repeats = (
+            False  # whether the rounds that run now have their lines in metrics.jsonl already
+        )
         self._failed_saves = 0
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -98,21 +105,26 @@ class RunFolder:
                 folder.write("config.yaml", recipe.to_yaml())
                 folder.write("environment.json", json.dumps(_environment(), indent=1))
         except OSError as error:
-            raise InputError(f"The run folder {path} cannot be written ({error}). Name another with --out.") from None
+            raise InputError(
+                f"The run folder {path} cannot be written ({error}). Name another with --out."
+            ) from None
         return folder
 
     def _check_empty(self) -> None:
         path = self.path
-        if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+        if path.exists() and (
+            not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())
+        ):
             what = "another run" if (path / "config.yaml").exists() else "something else"
             raise InputError(
-                f"--out {path} holds {what} already, and nothing there is overwritten. Name a new folder, or go "
-                f"on with that run by --resume {path}."
+                f"--out {path} holds {what} already, and nothing there is overwritten. Name a new "
+                f"folder, or go on with that run by --resume {path}."
             )
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes from running in this folder while the body runs; the system lets go of it when they die.
+        """Keeps other processes from running in this folder while the body runs; the system lets go
+        of it when they die.
 
         Raises:
             InputError: if another process holds it, or it cannot be written.
@@ -122,7 +134,8 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise InputError(
-                f"Another process is running in {self.path}. Wait for it, stop it, or name another folder."
+                f"Another process is running in {self.path}. Wait for it, stop it, or name another "
+                "folder."
             ) from None
         except OSError as error:
             raise InputError(f"The run folder {self.path} cannot be written ({error}).") from None
@@ -144,7 +157,9 @@ class RunFolder:
         except FileNotFoundError:
             raise InputError(f"--resume {path}: there is no run in it (no config.yaml).") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--resume {path}: its config.yaml cannot be read ({error}).") from None
+            raise InputError(
+                f"--resume {path}: its config.yaml cannot be read ({error})."
+            ) from None
         except ValueError:
             raise InputError(f"--resume {path}: its config.yaml is damaged.") from None
         return cls(path, validate_recipe(tree))
@@ -165,23 +180,30 @@ class RunFolder:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Turns failures of writing in the body into a user's error: a full disk, a folder that is read-only or gone."""
+        """Turns failures of writing in the body into a user's error: a full disk, a folder that is
+        read-only or gone.
+        """
         try:
             yield
         except OSError as error:
             raise InputError(
-                f"{what} cannot be written in {self.path} ({error.strerror or error}). Make room or give the permission, then "
-                "go on with --resume: nothing that was saved is lost."
+                f"{what} cannot be written in {self.path} ({error.strerror or error}). Make room "
+                "or give the permission, then go on with --resume: nothing that was saved is lost."
             ) from None
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl, where it waits for the next checkpoint if it must, and tells the listeners."""
+        """Adds a line to metrics.jsonl, where it waits for the next checkpoint if it must, and
+        tells the listeners.
+        """
         self._pending.append(json.dumps(entry) + "\n")
         if len(self._pending) == 1:
             try:
                 self._write_pending()
             except OSError as error:
-                self._warn(f"metrics.jsonl cannot be written ({error.strerror or error}); its lines wait in memory.")
+                self._warn(
+                    f"metrics.jsonl cannot be written ({error.strerror or error}); its lines wait "
+                    "in memory."
+                )
         for listener in self.listeners:
             listener(entry)
 
@@ -192,11 +214,14 @@ class RunFolder:
             yield
         except OSError as error:
             self._warn(
-                f"{what} cannot be written in {self.path} ({error.strerror or error}); the run goes on without it."
+                f"{what} cannot be written in {self.path} ({error.strerror or error}); the run "
+                "goes on without it."
             )
 
     def _write_pending(self, *, flush: bool = False) -> None:
-        """Writes the lines that wait; after a failure the file may end in part of one, which the next attempt takes away."""
+        """Writes the lines that wait; after a failure the file may end in part of one, which the
+        next attempt takes away.
+        """
         text = "".join(self._pending).encode()
         if text and not self._repeats:
             with self.metrics.open("ab") as file:
@@ -215,7 +240,9 @@ class RunFolder:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
 
     def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
-        """Writes what is known of numbers that were lost, for the first few times; returns a sentence that says where."""
+        """Writes what is known of numbers that were lost, for the first few times; returns a
+        sentence that says where.
+        """
         if len(list(self.path.glob("nonfinite-*.pt"))) >= DIAGNOSES:
             return f"There are {DIAGNOSES} diagnostic files already; no more are written."
         name = f"nonfinite-{error.problem}-round-{error.round}.pt"
@@ -244,7 +271,8 @@ class RunFolder:
             return None
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume: the result is computed again."
+                f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume: the "
+                "result is computed again."
             ) from None
         return result
 
@@ -276,7 +304,8 @@ class RunFolder:
             Whether it was written; if not, there was a warning.
 
         Raises:
-            InputError: if it could not be written and must be, or `FAILED_SAVES` in a row could not.
+            InputError: if it could not be written and must be, or `FAILED_SAVES` in a row could
+                not.
         """
         try:
             self._write_pending(flush=True)
@@ -291,24 +320,28 @@ class RunFolder:
         except OSError as error:
             self._failed_saves += 1
             what = (
-                f"The checkpoint of round {optimizer.round} of {phase} cannot be written in {self.path} "
-                f"({error.strerror or error})"
+                f"The checkpoint of round {optimizer.round} of {phase} cannot be written in "
+                f"{self.path} ({error.strerror or error})"
             )
             if must or self._failed_saves >= FAILED_SAVES:
                 often = f" ({self._failed_saves} in a row)" if self._failed_saves > 1 else ""
                 raise InputError(
-                    f"{what}{often}. The run stops, and the last checkpoint stands. Make room or give the permission, then "
-                    "go on with --resume."
+                    f"{what}{often}. The run stops, and the last checkpoint stands. Make room or "
+                    "give the permission, then go on with --resume."
                 ) from None
             self._warn(f"{what}. The run goes on, and tries again at the next one.")
             return False
         self._failed_saves = 0
         return True
 
-    def restore(self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]) -> dict[str, Any]:
-        """Loads the checkpoint of a phase, if there is one; metrics written since the latest checkpoint are dropped.
+    def restore(
+        self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]
+    ) -> dict[str, Any]:
+        """Loads the checkpoint of a phase, if there is one; metrics written since the latest
+        checkpoint are dropped.
 
-        If the last one is damaged and the one before is loaded in a phase that has a later one, the rounds that are computed
+        If the last one is damaged and the one before is loaded in a phase that has a later one, the
+        rounds that are computed
         again add no lines: metrics.jsonl has them.
 
         Args:
@@ -322,7 +355,9 @@ class RunFolder:
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
-        later = [other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()]
+        later = [
+            other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()
+        ]
         store = self.checkpoints(phase)
         if self.writes:
             store.remove_leftovers()  # no later save may come to this phase
@@ -331,8 +366,8 @@ class RunFolder:
         if state is None:
             if later:
                 raise mlo.CheckpointError(
-                    f"{self.path} has a checkpoint of {later[0]!r} but none of {phase!r} before it ({phase}.pt). Put it back, "
-                    "or start again in a new folder."
+                    f"{self.path} has a checkpoint of {later[0]!r} but none of {phase!r} before it "
+                    f"({phase}.pt). Put it back, or start again in a new folder."
                 )
             self._go_to(self._metrics_bytes)  # where the phase before this one ended
             return {}
@@ -342,7 +377,8 @@ class RunFolder:
         return standing
 
     def roll_back(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> dict[str, Any]:
-        """Goes back to the last checkpoint of a phase, but not to its batches and noise; drops the lines since.
+        """Goes back to the last checkpoint of a phase, but not to its batches and noise; drops the
+        lines since.
 
         Returns:
             What `save` was given as `standing`.
@@ -352,7 +388,9 @@ class RunFolder:
         """
         state = self.checkpoints(phase).load(partial(self._check, phase))
         if state is None:
-            raise mlo.CheckpointError(f"There is no checkpoint of {phase!r} in {self.path} to go back to.")
+            raise mlo.CheckpointError(
+                f"There is no checkpoint of {phase!r} in {self.path} to go back to."
+            )
         optimizer.roll_back(state["optimizer"])
         self._go_to(state["metrics_bytes"])
         standing: dict[str, Any] = state["standing"]
@@ -363,7 +401,9 @@ class RunFolder:
         where = f"The checkpoint of {phase!r} in {self.path}"
         length = state.get("metrics_bytes")
         if not isinstance(length, int) or "optimizer" not in state:
-            raise mlo.CheckpointError(f"{where} is not one of a run: it lacks entries. Use another folder.")
+            raise mlo.CheckpointError(
+                f"{where} is not one of a run: it lacks entries. Use another folder."
+            )
         try:
             # Keys that are new since it was written have their defaults.
             recipe = validate_recipe(parse_yaml(state["recipe"]))
@@ -371,18 +411,20 @@ class RunFolder:
             recipe = None
         if state.get("phase") != phase or recipe != self.recipe:
             raise mlo.CheckpointError(
-                f"{where} ({phase}.pt) is from another recipe than the config.yaml beside it. Resume the run that it "
-                "belongs to, or start again in a new folder."
+                f"{where} ({phase}.pt) is from another recipe than the config.yaml beside it. "
+                "Resume the run that it belongs to, or start again in a new folder."
             )
         there = self.metrics.stat().st_size if self.metrics.exists() else 0
         if there < length:
             raise mlo.CheckpointError(
-                f"{self.metrics} is shorter ({there} bytes) than when the checkpoint was written ({length} bytes): it was "
-                "cut or replaced. Start again in a new folder."
+                f"{self.metrics} is shorter ({there} bytes) than when the checkpoint was written "
+                f"({length} bytes): it was cut or replaced. Start again in a new folder."
             )
 
     def _go_to(self, length: int) -> None:
-        """Goes on with metrics.jsonl from a length; what is behind it is dropped, unless it belongs to later phases."""
+        """Goes on with metrics.jsonl from a length; what is behind it is dropped, unless it belongs
+        to later phases.
+        """
         self._pending.clear()
         self._metrics_bytes = length
         if self.writes and self.metrics.exists() and not self._repeats:

@@ -14,7 +14,8 @@ EVALUATION = "evaluation"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStage:
-    """A stage of a search, with modules and optimizers of its own: the only one, or one of P-DARTS's.
+    """A stage of a search, with modules and optimizers of its own: the only one, or one of
+    P-DARTS's.
 
     Attributes:
         name: of its checkpoint and in metrics.jsonl.
@@ -49,5 +50,7 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a run's phases, in their order: the stages of its search, and the training of the derived network."""
+    """The names of a run's phases, in their order: the stages of its search, and the training of
+    the derived network.
+    """
     return (*(stage.name for stage in search_stages(recipe.search)), EVALUATION)

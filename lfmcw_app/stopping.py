@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT end a run at the end of its round, after a checkpoint; a round that takes too long is given up."""
+"""SIGTERM and SIGINT end a run at the end of its round, after a checkpoint; a round that takes too
+long is given up.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def requested() -> int | None:
 
 
 def settled() -> None:
-    """Says that the round has ended, so that the process is not given up: it is writing, or about to end."""
+    """Says that the round has ended, so that the process is not given up: it is writing, or about
+    to end.
+    """
     _settled.set()
 
 
@@ -47,10 +51,13 @@ def settled() -> None:
 def stop_signals(advice: str = "") -> Iterator[None]:
     """While the body runs, the first SIGTERM or SIGINT only asks it to stop (see `requested`).
 
-    A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a SIGTERM, the process exits with
-    code 0 in the middle of it: a checkpoint is whole at every moment, so nothing is lost but the rounds since the last one.
-    A Python signal handler runs only between two instructions of the interpreter, and a backward pass can be one that takes
-    minutes; so a thread waits for the signal, which the system writes into a pipe.
+    A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a
+    SIGTERM, the process exits with
+    code 0 in the middle of it: a checkpoint is whole at every moment, so nothing is lost but the
+    rounds since the last one.
+    A Python signal handler runs only between two instructions of the interpreter, and a backward
+    pass can be one that takes minutes; so a thread waits for the signal, which the system writes
+    into a pipe.
 
     Args:
         advice: what to do next, said where a round is given up.
@@ -87,14 +94,19 @@ def _ask(number: int, frame: FrameType | None) -> None:
     if _received is None:
         _received = number
         if number == signal.SIGINT:
-            print("Stopping at the end of this round; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+            print(
+                "Stopping at the end of this round; Ctrl-C again stops at once.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _watch(reader: int, advice: str) -> None:
     while received := os.read(reader, 64):
         if signal.SIGTERM in received and not _settled.wait(GRACE):
             print(
-                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up; the last checkpoint stands. {advice}",
+                f"SIGTERM: the round did not end within {GRACE:.0f} s, so it is given up; the last "
+                f"checkpoint stands. {advice}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,7 +1,8 @@
 """Many runs on an engine for jobs: processes of this machine, Ray, or SLURM by submitit.
 
-Each run is a command of its own, `python -m lfmcw_app.run --resume FOLDER`, with its output in FOLDER/log.txt: whatever happens
-to it, the others go on, and tried again it goes on from its last checkpoint.
+Each run is a command of its own, `python -m lfmcw_app.run --resume FOLDER`, with its output in
+FOLDER/log.txt: whatever happens to it, the others go on, and tried again it goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Launcher(Protocol):
     """Where jobs run. Used in a `with`, whose end stops what still runs."""
 
     def submit(self, command: Sequence[str], log: Path) -> Future[int]:
-        """Starts `command`, its output added to `log`; the future holds its exit code, or the error that lost it."""
+        """Starts `command`, its output added to `log`; the future holds its exit code, or the error
+        that lost it.
+        """
         ...
 
 
@@ -52,7 +55,11 @@ class Outcome:
 
 
 def sweep(
-    folders: Sequence[Path], command: Callable[[Path], Sequence[str]], launcher: Launcher, *, retries: int
+    folders: Sequence[Path],
+    command: Callable[[Path], Sequence[str]],
+    launcher: Launcher,
+    *,
+    retries: int,
 ) -> Iterator[Outcome]:
     """Runs a command for every folder and yields outcomes as they come.
 
@@ -60,9 +67,12 @@ def sweep(
         folders: the run folders, in the order in which they start.
         command: a folder → the command that starts or goes on with its run.
         launcher: where.
-        retries: how often a failed one is tried again from its last checkpoint; not one whose input is wrong.
+        retries: how often a failed one is tried again from its last checkpoint; not one whose input
+            is wrong.
     """
-    pending: dict[Future[int], Path] = {launcher.submit(command(path), path / LOG): path for path in folders}
+    pending: dict[Future[int], Path] = {
+        launcher.submit(command(path), path / LOG): path for path in folders
+    }
     tries = dict.fromkeys(folders, 1)
     while pending:
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -88,10 +98,16 @@ def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
 
 
 def run_command(command: Sequence[str], log: str) -> int:
-    """Runs a command with its output added to `log`, and returns its exit code. For workers of any launcher."""
+    """Runs a command with its output added to `log`, and returns its exit code. For workers of any
+    launcher.
+    """
     with open(log, "ab") as output:
         return subprocess.run(
-            list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, check=False
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
         ).returncode
 
 
@@ -112,7 +128,9 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
             with self._lock:
                 if self._stopped:
                     raise InterruptedError("the sweep was stopped")
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                )
                 self._running.add(process)
             try:
                 return process.wait()
@@ -120,7 +138,10 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
                 self._running.discard(process)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         with self._lock:
             self._stopped = True
@@ -130,7 +151,8 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
 
 
 class RayTasks(AbstractContextManager["RayTasks"]):
-    """Tasks of Ray, of a cluster (RAY_ADDRESS) or of this machine. Folders must be on a file system that workers see.
+    """Tasks of Ray, of a cluster (RAY_ADDRESS) or of this machine. Folders must be on a file system
+    that workers see.
 
     Args:
         options: of `ray.remote(...).options`, such as num_cpus and num_gpus.
@@ -150,7 +172,10 @@ class RayTasks(AbstractContextManager["RayTasks"]):
         return future
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._started:
             self._ray.shutdown()
@@ -162,11 +187,14 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
     Args:
         jobs: how many are queued at a time.
         folder: where submitit keeps its own files, on a file system that all nodes see.
-        options: of submitit's `update_parameters`, such as timeout_min, slurm_partition, gpus_per_node.
+        options: of submitit's `update_parameters`, such as timeout_min, slurm_partition,
+            gpus_per_node.
         cluster: "slurm"; submitit's "local" runs the same without SLURM.
     """
 
-    def __init__(self, jobs: int, folder: Path, options: Mapping[str, Any], cluster: str = "slurm") -> None:
+    def __init__(
+        self, jobs: int, folder: Path, options: Mapping[str, Any], cluster: str = "slurm"
+    ) -> None:
         import submitit
 
         try:
@@ -190,7 +218,10 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
         return code
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         for job in list(self._running):
@@ -212,18 +243,23 @@ def make_launcher(
         options: passed on to Ray or submitit.
 
     Raises:
-        InputError: for an unknown name, an option where there are none, or a launcher that is not installed.
+        InputError: for an unknown name, an option where there are none, or a launcher that is not
+            installed.
     """
     if name not in LAUNCHERS:
         raise InputError(f"Unknown launcher {name!r}. {nearest(name, LAUNCHERS)}")
     if name == "local":
         if options:
-            raise InputError(f"--launcher local has no options; drop --launcher-set {next(iter(options))}=….")
+            raise InputError(
+                f"--launcher local has no options; drop --launcher-set {next(iter(options))}=…."
+            )
         return LocalProcesses(jobs)
     try:
         return RayTasks(options) if name == "ray" else SubmititJobs(jobs, folder, options)
     except ModuleNotFoundError as error:
-        raise InputError(f"--launcher {name} needs {error.name}: pip install 'mlo[{name}]'.") from None
+        raise InputError(
+            f"--launcher {name} needs {error.name}: pip install 'mlo[{name}]'."
+        ) from None
 
 
 def resume_command(folder: Path, *, data: Path, device: str, threads: int) -> list[str]:

@@ -1,13 +1,16 @@
-"""`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, run by run, from where it stands.
+"""`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, run by run, from where
+it stands.
 
     table2     LFM-CW against its baseline (the same search without LFM-CW)
     table4     generated and real images against generated ones only (Eq. 19)
     table5     the generators
     fig3       the trade-off λ
-    controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0, uniform class weights
+    controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0,
+    uniform class weights
 
-Every run has a folder of its own under --runs, named by its recipe: tables share runs, those with a result are not run again,
-interrupted ones go on. A Markdown table, a CSV file with a row a run, and a figure are written after each.
+Every run has a folder of its own under --runs, named by its recipe: tables share runs, those with a
+result are not run again, interrupted ones go on. A Markdown table, a CSV file with a row a run, and
+a figure are written after each.
 """
 
 from __future__ import annotations
@@ -71,12 +74,17 @@ TABLES: dict[str, dict[str, Arm]] = {
         "WGAN-GP": Arm(settings={"search.generator.name": "wgan_gp"}),
         "BigGAN": Arm(settings={"search.generator.name": "biggan"}),
     },
-    "fig3": {f"λ = {value:g}": Arm(settings={"search.lambda": value}) for value in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0)},
+    "fig3": {
+        f"λ = {value:g}": Arm(settings={"search.lambda": value})
+        for value in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0)
+    },
     "controls": {
         "LFM-CW": Arm(settings={"search.method": "lfmcw"}),
         "random cells": Arm(settings={"search.method": "random"}),
         "no LFM-CW": Arm(settings={"search.method": "darts"}),
-        "no LFM-CW, 4 times the rounds": Arm(settings={"search.method": "darts"}, length=EQUAL_TIME),
+        "no LFM-CW, 4 times the rounds": Arm(
+            settings={"search.method": "darts"}, length=EQUAL_TIME
+        ),
         "λ = 0": Arm(settings={"search.lambda": 0.0}),
         "uniform class weights": Arm(settings={"search.class_weighting": "uniform"}),
     },
@@ -93,39 +101,57 @@ def table(
     order: cli.OrderOption = None,
     config: cli.ConfigOption = None,
     assign: cli.SetOption = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Searches of each arm, with the seeds 0, 1, ...")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Searches of each arm, with the seeds 0, 1, ...")
+    ] = 10,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the table. By default tables/NAME-DATASET-PRESET.")
+        Path | None,
+        typer.Option(help="Folder of the table. By default tables/NAME-DATASET-PRESET."),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, which tables share.")] = Path("tables/runs"),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, which tables share.")] = Path(
+        "tables/runs"
+    ),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    launcher: Annotated[str, typer.Option(help=f"Where they run: {', '.join(LAUNCHERS)}.")] = "local",
+    launcher: Annotated[
+        str, typer.Option(help=f"Where they run: {', '.join(LAUNCHERS)}.")
+    ] = "local",
     launcher_set: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Option of the launcher, such as num_gpus=1 or timeout_min=1440. Repeatable."
+            metavar="KEY=VALUE",
+            help="Option of the launcher, such as num_gpus=1 or timeout_min=1440. Repeatable.",
         ),
     ] = None,
-    retries: Annotated[int, typer.Option(min=0, help="Tries of a failed run from its last checkpoint.")] = 2,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Tries of a failed run from its last checkpoint.")
+    ] = 2,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
 ) -> None:
-    """Runs what a table of the paper compares, seed by seed, and writes table.md, runs.csv and figure.png."""
+    """Runs what a table of the paper compares, seed by seed, and writes table.md, runs.csv and
+    figure.png.
+    """
     console = Console()
     with cli.reported_errors(Console(stderr=True)):
         if name not in TABLES:
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
         _check_settings(name, assign or [])
         recipes = {
-            (label, seed): arm_recipe(arm, dataset, preset, config, assign or [], seed, space=space, order=order)
-            for seed in range(seeds)  # seed by seed, so that an unfinished table compares equal numbers
+            (label, seed): arm_recipe(
+                arm, dataset, preset, config, assign or [], seed, space=space, order=order
+            )
+            for seed in range(
+                seeds
+            )  # seed by seed, so that an unfinished table compares equal numbers
             for label, arm in TABLES[name].items()
         }
         _check_arms(name, recipes)
         first = next(iter(recipes.values()))
         read_data(first, data)
-        options = dict(key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or [])
+        options = dict(
+            key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
+        )
         place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=options)
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
         _claim(folder, {label: recipes[label, 0] for label in TABLES[name]})
@@ -135,10 +161,13 @@ def table(
         missing = [path for key, path in folders.items() if not report.add(key, path)]
         if len(missing) < len(folders):
             report.write()
-        cpu_threads = threads or cli.default_threads(first.preset) or max(1, (os.cpu_count() or 1) // jobs)
+        cpu_threads = (
+            threads or cli.default_threads(first.preset) or max(1, (os.cpu_count() or 1) // jobs)
+        )
         _say(
             console,
-            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to {runs}/*/log.txt",
+            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to "
+            f"{runs}/*/log.txt",
         )
         signal.signal(signal.SIGTERM, _stop)
         failures = []
@@ -149,7 +178,10 @@ def table(
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
                     report.write()
-                    _say(console, f"{key[0]}, seed {key[1]}: {report.error(key):.2f}% test error{tries}")
+                    _say(
+                        console,
+                        f"{key[0]}, seed {key[1]}: {report.error(key):.2f}% test error{tries}",
+                    )
                 else:
                     failures.append(f"{key[0]}, seed {key[1]}: {outcome.failure}{tries}")
                     _say(console, f"Failed: {failures[-1]}")
@@ -158,7 +190,8 @@ def table(
             _say(console, f"In {folder}: table.md, runs.csv, figure.png")
         if failures:
             raise InputError(
-                f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: {'; '.join(failures)}"
+                f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: "
+                f"{'; '.join(failures)}"
             )
 
 
@@ -187,8 +220,14 @@ def arm_recipe(
     if arm.length == 1.0:
         return recipe
     how = recipe.search
-    longer = f"steps={round(how.steps * arm.length)}" if how.steps else f"epochs={(how.epochs or 0) * arm.length}"
-    return cli.resolve_recipe(dataset, preset, config, [*settings, f"search.{longer}"], seed, space=space, order=order)
+    longer = (
+        f"steps={round(how.steps * arm.length)}"
+        if how.steps
+        else f"epochs={(how.epochs or 0) * arm.length}"
+    )
+    return cli.resolve_recipe(
+        dataset, preset, config, [*settings, f"search.{longer}"], seed, space=space, order=order
+    )
 
 
 def _check_settings(name: str, assign: Sequence[str]) -> None:
@@ -197,7 +236,9 @@ def _check_settings(name: str, assign: Sequence[str]) -> None:
     for assignment in assign:
         key = assignment.partition("=")[0].strip()
         if key in owned or key == "search":
-            raise InputError(f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}.")
+            raise InputError(
+                f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}."
+            )
 
 
 def _check_arms(name: str, recipes: Mapping[tuple[str, int], Recipe]) -> None:
@@ -205,20 +246,28 @@ def _check_arms(name: str, recipes: Mapping[tuple[str, int], Recipe]) -> None:
     first = next(iter(recipes.values()))
     if name in ("table4", "table5", "fig3") and first.search.method != "lfmcw":
         raise InputError(
-            f"{name} compares settings of LFM-CW; search.method must be lfmcw, got {first.search.method!r}."
+            f"{name} compares settings of LFM-CW; search.method must be lfmcw, got "
+            f"{first.search.method!r}."
         )
     known: dict[str, str] = {}
     for (label, _), recipe in recipes.items():
         same = known.setdefault(recipe.to_yaml(), label)
         if same != label:
-            raise InputError(f"With these settings the arms {same!r} and {label!r} of {name} are the same search.")
+            raise InputError(
+                f"With these settings the arms {same!r} and {label!r} of {name} are the same "
+                "search."
+            )
 
 
 def _run_folder(runs: Path, recipe: Recipe) -> Path:
-    """The folder of a recipe's run, made where it is missing; its name is a digest of the recipe."""
+    """The folder of a recipe's run, made where it is missing; its name is a digest of the
+    recipe.
+    """
     how = recipe.search
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]
-    path = runs / f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
+    path = (
+        runs / f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
+    )
     if not (path / "config.yaml").exists():
         RunFolder.create(path, recipe)
     return path
@@ -231,7 +280,10 @@ def _claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
         InputError: if it holds a table of other settings.
     """
     text = yaml.safe_dump(
-        {label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"}) for label, recipe in recipes.items()},
+        {
+            label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
+            for label, recipe in recipes.items()
+        },
         sort_keys=False,
         allow_unicode=True,
     )
@@ -239,7 +291,8 @@ def _claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
     if claim.exists():
         if claim.read_text("utf-8") != text:
             raise InputError(
-                f"{folder} holds a table of other settings (recipes.yaml). Name another folder with --out."
+                f"{folder} holds a table of other settings (recipes.yaml). Name another folder "
+                "with --out."
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +304,9 @@ class _Report:
 
     def __init__(self, name: str, folder: Path, title: str) -> None:
         self._name, self._folder, self._title = name, folder, title
-        self._results: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {label: {} for label in TABLES[name]}
+        self._results: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {
+            label: {} for label in TABLES[name]
+        }
         self.path = folder / "table.md"
 
     def error(self, key: tuple[str, int]) -> float:
@@ -273,8 +328,12 @@ class _Report:
         arms = [
             Summary(
                 label=label,
-                errors={seed: result["test_error_percent"] for seed, (_, result) in sorted(runs.items())},
-                parameters={seed: result["parameters"] for seed, (_, result) in sorted(runs.items())},
+                errors={
+                    seed: result["test_error_percent"] for seed, (_, result) in sorted(runs.items())
+                },
+                parameters={
+                    seed: result["parameters"] for seed, (_, result) in sorted(runs.items())
+                },
             )
             for label, runs in self._results.items()
             if runs
@@ -286,7 +345,9 @@ class _Report:
             writer.writerow(["table", "arm", "seed", *columns, "run"])
             for label, runs in self._results.items():
                 for seed, (path, result) in sorted(runs.items()):
-                    writer.writerow([self._name, label, seed, *(result[key] for key in columns), path.name])
+                    writer.writerow(
+                        [self._name, label, seed, *(result[key] for key in columns), path.name]
+                    )
         draw_comparison(arms, self._title, self._folder / "figure.png")
 
 

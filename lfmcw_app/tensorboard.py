@@ -1,4 +1,6 @@
-"""TensorBoard's event files of a run, by option: what metrics.jsonl holds, as curves, a folder a phase."""
+"""TensorBoard's event files of a run, by option: what metrics.jsonl holds, as curves, a folder a
+phase.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,15 @@ def check_tensorboard() -> None:
     """
     if find_spec("tensorboard") is None:
         raise InputError(
-            "--tensorboard needs the package tensorboard, which is not installed. Install it (pip install tensorboard, or "
-            "this package with its extra: pip install -e '.[tensorboard]'), or drop the option."
+            "--tensorboard needs the package tensorboard, which is not installed. Install it (pip "
+            "install tensorboard, or this package with its extra: pip install -e "
+            "'.[tensorboard]'), or drop the option."
         )
 
 
 class EventFiles:
-    """Writes every entry of a run's log as scalars: losses, metrics, class weights, gradient norms, solves.
+    """Writes every entry of a run's log as scalars: losses, metrics, class weights, gradient norms,
+    solves.
 
     Rounds that a resumed run repeats take the place of those that were written before.
 

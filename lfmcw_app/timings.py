@@ -1,7 +1,7 @@
 """What the updates of each problem take: time and memory, a line an interval in timings.jsonl.
 
-They stand beside metrics.jsonl and not in it, since they are no function of recipe and seed: a run repeated has other times.
-A resumed run adds to them what it really took, repeated rounds included.
+They stand beside metrics.jsonl and not in it, since they are no function of recipe and seed: a run
+repeated has other times. A resumed run adds to them what it really took, repeated rounds included.
 """
 
 from __future__ import annotations
@@ -42,10 +42,13 @@ class Timings:
         folder: where timings.jsonl is.
         phase: of the run.
         optimizer: whose updates are measured.
-        device: where they run. On a GPU time is taken by events, which wait for nothing until an interval is written.
+        device: where they run. On a GPU time is taken by events, which wait for nothing until an
+            interval is written.
     """
 
-    def __init__(self, folder: Path, phase: str, optimizer: MultilevelOptimizer, device: torch.device) -> None:
+    def __init__(
+        self, folder: Path, phase: str, optimizer: MultilevelOptimizer, device: torch.device
+    ) -> None:
         self._path = folder / TIMINGS
         self._phase, self._optimizer = phase, optimizer
         self._cuda = device.type == "cuda"
@@ -107,7 +110,9 @@ class Timings:
             CLEAR_REFS.write_text("5")  # the peak of the resident set begins again (proc(5))
 
     def _peak(self) -> int | None:
-        """Peak memory since the last reset in bytes: of the device, or of the process; None where it cannot be reset."""
+        """Peak memory since the last reset in bytes: of the device, or of the process; None where
+        it cannot be reset.
+        """
         if self._cuda:
             return torch.cuda.max_memory_allocated()
         if not self._resets_peak:
@@ -117,7 +122,8 @@ class Timings:
 
 
 def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    # type: ignore[no-untyped-call]
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     return begin, end
 
 
@@ -130,9 +136,13 @@ def _can_reset_peak() -> bool:
 
 
 def held_bytes(problem: Problem) -> int:
-    """Bytes that a problem keeps from one update to the next: parameters, buffers, and its optimizers' state."""
+    """Bytes that a problem keeps from one update to the next: parameters, buffers, and its
+    optimizers' state.
+    """
     tensors = [*problem.module.parameters(), *problem.module.buffers()]
-    tensors += [tensor for optimizer in problem.optimizers.values() for tensor in _tensors(optimizer.state)]
+    tensors += [
+        tensor for optimizer in problem.optimizers.values() for tensor in _tensors(optimizer.state)
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -1,4 +1,6 @@
-"""A run: what it needs of its data, the stages of its search, and then the training of the derived network."""
+"""A run: what it needs of its data, the stages of its search, and then the training of the derived
+network.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     with main_first():
         dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
     available = len(dataset.train)
-    searched = search_counts(min(recipe.data.search_images or available, available), recipe.data.search_fractions)
+    searched = search_counts(
+        min(recipe.data.search_images or available, available), recipe.data.search_fractions
+    )
     needs = (
         ("search.batch_size", recipe.search.batch_size, min(searched)),
         ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
@@ -85,28 +89,31 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     for key, batch, images in needs if searches else needs[1:]:
         if images < batch:
             raise InputError(
-                f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} to draw from. Lower "
-                f"{key}, or raise data.search_images or data.train_images."
+                f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
+                f"to draw from. Lower {key}, or raise data.search_images or data.train_images."
             )
     if searches:
         _check_search(recipe, dataset)
     divisor = image_divisor(recipe.evaluation.stem)
     if dataset.image_size % divisor:
         raise InputError(
-            f"evaluation.stem is {recipe.evaluation.stem}, which needs images of a multiple of {divisor} pixels; those of "
-            f"{dataset.name} have {dataset.image_size}."
+            f"evaluation.stem is {recipe.evaluation.stem}, which needs images of a multiple of "
+            f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
         )
     how = recipe.evaluation
     per_epoch = training_images(recipe, dataset) // how.batch_size
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
-            f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} rounds) must be below "
-            f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} ({how.epochs or how.steps})."
+            f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "
+            "rounds) must be below "
+            f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} "
+            f"({how.epochs or how.steps})."
         )
     cutout = recipe.evaluation.augmentation.cutout
     if cutout >= dataset.image_size:
         raise InputError(
-            f"evaluation.augmentation.cutout is {cutout}, which would erase images of {dataset.image_size} pixels. Lower it."
+            f"evaluation.augmentation.cutout is {cutout}, which would erase images of "
+            f"{dataset.image_size} pixels. Lower it."
         )
     return dataset
 
@@ -121,21 +128,29 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
     available = min(data.search_images or len(dataset.train), len(dataset.train))
     images, _ = search_counts(available, data.search_fractions)
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
-    for key, warmup in (("architecture", how.architecture.warmup_epochs), ("weights", how.weights.warmup_epochs)):
+    for key, warmup in (
+        ("architecture", how.architecture.warmup_epochs),
+        ("weights", how.weights.warmup_epochs),
+    ):
         if warmup * per_epoch >= rounds:
             raise InputError(
-                f"search.{key}.warmup_epochs ({warmup} epochs of {per_epoch} rounds) lasts as long as the search ({rounds} "
-                f"rounds{' a stage' if how.space == 'pdarts' else ''}). Lower it, or search longer."
+                f"search.{key}.warmup_epochs ({warmup} epochs of {per_epoch} rounds) lasts as long "
+                f"as the search ({rounds} rounds{' a stage' if how.space == 'pdarts' else ''}). "
+                "Lower it, or search longer."
             )
     with preserved():
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 
-def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> dict[str, Any]:
+def run(
+    folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
+) -> dict[str, Any]:
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        return train_derived(folder, search(folder, dataset, console, device), dataset, console, device)
+        return train_derived(
+            folder, search(folder, dataset, console, device), dataset, console, device
+        )
 
     return _completed(folder, dataset, both)
 
@@ -143,11 +158,17 @@ def run(folder: RunFolder, dataset: Dataset, console: Console, device: torch.dev
 def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
-    """Trains the derived network of a given genotype, from where the folder's checkpoint stands, and returns the result."""
-    return _completed(folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device))
+    """Trains the derived network of a given genotype, from where the folder's checkpoint stands,
+    and returns the result.
+    """
+    return _completed(
+        folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device)
+    )
 
 
-def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _completed(
+    folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet."""
     if folder.result is not None:
         return folder.result
@@ -157,11 +178,13 @@ def _completed(folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str,
         return work()
 
 
-# ------------------------------------------------------------------ search
+# ------------------------------ search
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
-    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator, samples.png and samples/."""
+    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator,
+    samples.png and samples/.
+    """
     how = folder.recipe.search
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
@@ -189,7 +212,9 @@ def _searched(
         # Of a later stage not seed + 1, which is another run's.
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
         primitives = candidates if how.space == "pdarts" else PRIMITIVES
-        modules = build_modules(how, dataset, primitives=primitives, layers=stage.layers, device=device)
+        modules = build_modules(
+            how, dataset, primitives=primitives, layers=stage.layers, device=device
+        )
         _run_stage(stage, modules, folder, dataset, console, device)
         if stage.drops is not None:
             candidates = surviving(modules.arch(), candidates, stage.drops)
@@ -211,15 +236,24 @@ def _run_stage(
     """Runs the rounds of a stage, from where its checkpoint stands."""
     recipe = folder.recipe
     data = recipe.data
-    train, validation = search_split(dataset, data.search_images, recipe.seed, data.search_fractions)
+    train, validation = search_split(
+        dataset, data.search_images, recipe.seed, data.search_fractions
+    )
     optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
     rounds = search_rounds(recipe.search, len(train))
     per_epoch = len(train) // recipe.search.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), recipe.search.architecture.warmup_epochs
     every = recipe.search.gradient_terms_every
-    detector = CollapseDetector(game=recipe.search.generator.name) if recipe.detect_collapse else None
+    detector = (
+        CollapseDetector(game=recipe.search.generator.name) if recipe.detect_collapse else None
+    )
     phase = Phase(
-        folder, stage.name, optimizer, rounds=rounds, save_every=recipe.checkpoint_every, phases=phases_of(recipe)
+        folder,
+        stage.name,
+        optimizer,
+        rounds=rounds,
+        save_every=recipe.checkpoint_every,
+        phases=phases_of(recipe),
     )
     snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
     timings = Timings(folder.path, stage.name, optimizer, device)
@@ -236,7 +270,10 @@ def _run_stage(
             if record is None:
                 continue
             entry = _search_entry(
-                stage.name, record, modules, with_alpha=record.round == 1 or phase.is_due(record.round)
+                stage.name,
+                record,
+                modules,
+                with_alpha=record.round == 1 or phase.is_due(record.round),
             )
             if every and record.round % every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
@@ -267,10 +304,14 @@ def _warn_of_collapse(detector: CollapseDetector, record: Record, modules: Searc
         warnings.warn(f"Round {record.round}: {text}", NumbersWarning, stacklevel=2)
 
 
-def _search_entry(stage: str, record: Record, modules: SearchModules, *, with_alpha: bool) -> dict[str, Any]:
+def _search_entry(
+    stage: str, record: Record, modules: SearchModules, *, with_alpha: bool
+) -> dict[str, Any]:
     entry = {"phase": stage, **entry_of(record)}
     if with_alpha:
-        entry["alpha"] = {kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()}
+        entry["alpha"] = {
+            kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()
+        }
     if record.round == 1:
         entry["candidates"] = asdict(as_candidates(modules.arch.primitives, modules.arch.nodes))
     return entry

@@ -1,7 +1,8 @@
 """mlo: multi-level optimization on PyTorch.
 
-Declare problems; a loss names the other problems that it reads; `MultilevelOptimizer` works out the dependency graph and
-moves every problem down its total gradient, through the solutions of the lower ones, by a hypergradient engine you choose.
+Declare problems; a loss names the other problems that it reads; `MultilevelOptimizer` works out the
+dependency graph and moves every problem down its total gradient, through the solutions of the lower
+ones, by a hypergradient engine you choose.
 """
 
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint

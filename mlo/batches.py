@@ -1,4 +1,6 @@
-"""An endless stream of batches from any iterable, whose position can be saved, restored and looked ahead from."""
+"""An endless stream of batches from any iterable, whose position can be saved, restored and looked
+ahead from.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,12 @@ __all__ = ["BatchStream"]
 class BatchStream:
     """Draws batches from `data` for ever.
 
-    `data` with `state_dict` and `load_state_dict` methods keeps its own position. For any other iterable the stream
-    remembers the random state in which the current pass began and how many batches were taken since: a shuffling
-    `DataLoader` draws its order from that state (or its generator's), so the position can be found again. An iterable whose
-    passes differ in another way should keep its own position.
+    `data` with `state_dict` and `load_state_dict` methods keeps its own position. For any other
+    iterable the stream
+    remembers the random state in which the current pass began and how many batches were taken
+    since: a shuffling
+    `DataLoader` draws its order from that state (or its generator's), so the position can be found
+    again. An iterable whose passes differ in another way should keep its own position.
 
     Args:
         data: an iterable of batches; None yields None for ever.
@@ -55,12 +59,15 @@ class BatchStream:
             self._taken += 1
             return batch
         raise ProblemError(
-            f"Problem {self._problem!r}: its data yielded no batch. An empty data set, or a generator that is used up: "
-            "pass something that can be iterated again, such as a DataLoader or a list of batches."
+            f"Problem {self._problem!r}: its data yielded no batch. An empty data set, or a "
+            "generator that is used up: pass something that can be iterated again, such as a "
+            "DataLoader or a list of batches."
         )
 
     def peek(self, count: int) -> tuple[Any, ...]:
-        """Returns what the next `count` calls of `next` would give; changes neither position nor random state."""
+        """Returns what the next `count` calls of `next` would give; changes neither position nor
+        random state.
+        """
         if self._data is None:
             return (None,) * count
         if isinstance(self._data, Iterator):  # cannot be iterated twice: keep what was taken
@@ -109,8 +116,9 @@ class BatchStream:
             for _ in range(state["taken"]):
                 if next(iterator, self) is self:
                     raise CheckpointError(
-                        f"Problem {self._problem!r}: the checkpoint was taken after {state['taken']} batches of a pass, "
-                        f"but its data yields only {self._taken}. Resume with the data that the run began with."
+                        f"Problem {self._problem!r}: the checkpoint was taken after "
+                        f"{state['taken']} batches of a pass, but its data yields only "
+                        f"{self._taken}. Resume with the data that the run began with."
                     )
                 self._taken += 1
 
@@ -123,7 +131,13 @@ class BatchStream:
 
 def _generators(data: Any) -> tuple[torch.Generator, ...]:
     """The generators that a DataLoader, or its sampler, draws its order from."""
-    owners = (data, getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    owners = (
+        data,
+        getattr(data, "sampler", None),
+        getattr(getattr(data, "batch_sampler", None), "sampler", None),
+    )
     found = [getattr(owner, "generator", None) for owner in owners]
-    unique = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
+    unique = {
+        id(generator): generator for generator in found if isinstance(generator, torch.Generator)
+    }
     return tuple(unique.values())

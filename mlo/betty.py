@@ -1,4 +1,6 @@
-"""Runs an `mlo` graph on Betty's `Engine`, so that one declaration can be compared on both (`mlo.betty.run`)."""
+"""Runs an `mlo` graph on Betty's `Engine`, so that one declaration can be compared on both
+(`mlo.betty.run`).
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,20 @@ def describe() -> str:
     """
     installed = betty_version()
     lines = [
-        f"Betty {installed}: it solves once for every path of the graph, replays no noise in its finite differences,",
-        "  leaves the optimizer's weight decay out of the Hessian and reports no residual. It cannot run: games, neumann or cg",
-        "  on a problem whose own gradient contains a response, accumulation, warm-up of single problems, bf16 on a CPU,",
+        f"Betty {installed}: it solves once for every path of the graph, replays no noise in its "
+        "finite differences,",
+        "  leaves the optimizer's weight decay out of the Hessian and reports no residual. It "
+        "cannot run: games, neumann or cg",
+        "  on a problem whose own gradient contains a response, accumulation, warm-up of single "
+        "problems, bf16 on a CPU,",
         "  compiled modules, ReduceLROnPlateau.",
     ]
     if installed.startswith("0.1."):
         lines += [
-            "  0.1.1 besides: darts leaves the lower parameters displaced by alpha / ‖v‖ (it forgets to add in place); the",
-            "  lower problems of one upper problem must have the same number of steps; an unused parameter is an error.",
+            "  0.1.1 besides: darts leaves the lower parameters displaced by alpha / ‖v‖ (it "
+            "forgets to add in place); the",
+            "  lower problems of one upper problem must have the same number of steps; an unused "
+            "parameter is an error.",
         ]
     return "\n".join(lines)
 
@@ -50,7 +57,8 @@ def run(
     steps: int,
     hypergradient: EngineChoice | Mapping[str, EngineChoice] = "betty-darts",
 ) -> list[Record]:
-    """Runs problems on Betty's `Engine`; their modules and optimizers move as they would in `MultilevelOptimizer.run`.
+    """Runs problems on Betty's `Engine`; their modules and optimizers move as they would in
+    `MultilevelOptimizer.run`.
 
     Prints which Betty it is and what that one cannot do.
 
@@ -88,9 +96,8 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
             engines[name] if name in read else BettyDarts()
         )  # nobody differentiates an outermost problem's response
         reasons = {
-            f"its engine is {engine.label!r}; choose betty-darts, betty-neumann or betty-cg": not isinstance(
-                engine, BettyEngine
-            ),
+            f"its engine is {engine.label!r}; choose betty-darts, betty-neumann or "
+            "betty-cg": not isinstance(engine, BettyEngine),
             "it is a game": problem.is_game,
             f"accumulate={problem.accumulate}": problem.accumulate > 1,
             f"warmup_steps={problem.warmup_steps}": problem.warmup_steps > 0,
@@ -99,10 +106,8 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
             "its scheduler is ReduceLROnPlateau": any(
                 isinstance(s, ReduceLROnPlateau) for s in problem.schedulers.values()
             ),
-            f"{engine.label!r} refuses a problem whose own gradient contains a response": not isinstance(
-                engine, BettyDarts
-            )
-            and bool(_paths_from(graph, name)),
+            f"{engine.label!r} refuses a problem whose own gradient contains a "
+            "response": not isinstance(engine, BettyDarts) and bool(_paths_from(graph, name)),
         }
         for reason, holds in reasons.items():
             if holds:
@@ -113,8 +118,8 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
             counts = {graph.problems[lower].steps for lower in graph.lower(name)}
             if len(counts) > 1:
                 raise EngineError(
-                    f"Betty {betty_version()} cannot run problem {name!r}: the problems below it have different steps "
-                    f"({sorted(counts)})."
+                    f"Betty {betty_version()} cannot run problem {name!r}: the problems below it "
+                    f"have different steps ({sorted(counts)})."
                 )
     return chosen
 
@@ -130,9 +135,12 @@ def _paths_from(graph: DependencyGraph, upper: str) -> list[str]:
 
 
 def _left_out(graph: DependencyGraph) -> list[str]:
-    """The dependencies that Betty's paths, which go from a solution to its readers only, do not see."""
+    """The dependencies that Betty's paths, which go from a solution to its readers only, do not
+    see.
+    """
     return [
-        f"  It leaves out of the gradient of {name!r} that the solution of {lower!r} depends on the one of {middle!r}."
+        f"  It leaves out of the gradient of {name!r} that the solution of {lower!r} depends on "
+        f"the one of {middle!r}."
         for name in graph.problems
         if _paths_from(graph, name)
         for lower in graph.responses(name)
@@ -185,7 +193,9 @@ class _Runner:
                 self._engine.global_step += 1
                 self._engine.train_step()
         except (RuntimeError, AssertionError, TypeError) as error:
-            raise EngineError(f"Betty {betty_version()} failed: {type(error).__name__}: {error}") from error
+            raise EngineError(
+                f"Betty {betty_version()} failed: {type(error).__name__}: {error}"
+            ) from error
         for name, problem in self._problems.items():
             if problem.last is not None:
                 loss, norm = problem.last
@@ -215,7 +225,9 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
     problems = importlib.import_module("betty.problems")
 
     class Bridged(problems.ImplicitProblem):  # type: ignore[misc, name-defined]
-        """Betty's problem with the module, optimizer, loss and data of an `mlo` one, none of them patched."""
+        """Betty's problem with the module, optimizer, loss and data of an `mlo` one, none of them
+        patched.
+        """
 
         last: tuple[Tensor, Tensor] | None = None
 
@@ -223,7 +235,9 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
             return stream.next()
 
         def training_step(self, batch: Any) -> Tensor:
-            value = problem.loss(problem.module, batch, **{name: other.module for name, other in reads.items()})
+            value = problem.loss(
+                problem.module, batch, **{name: other.module for name, other in reads.items()}
+            )
             loss: Tensor = value[0] if isinstance(value, tuple) else value
             return loss
 
@@ -243,14 +257,21 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
         parameters = trainable_parameters
 
         def patch_everything(self) -> None:
-            """Betty 0.2.1 would make the optimizer anew from its defaults, which fails for AdamW, and move the module."""
+            """Betty 0.2.1 would make the optimizer anew from its defaults, which fails for AdamW,
+            and move the module.
+            """
 
         def train(self) -> None:
             self._training = True  # the module's own flags are the user's
 
     stream = BatchStream(problem.data, problem.name)
-    options: dict[str, Any] = {"device": problem.device} if betty_version().startswith("0.1.") else {}
-    optimizer, schedulers = next(iter(problem.optimizers.values())), list(problem.schedulers.values())
+    options: dict[str, Any] = (
+        {"device": problem.device} if betty_version().startswith("0.1.") else {}
+    )
+    optimizer, schedulers = (
+        next(iter(problem.optimizers.values())),
+        list(problem.schedulers.values()),
+    )
     return Bridged(
         name=f"mlo_{problem.name}",  # Betty makes attributes of the names, and has its own
         config=config,

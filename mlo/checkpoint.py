@@ -1,4 +1,6 @@
-"""Checkpoints on disk: written atomically, checksummed, versioned, read without unpickling code (docs/checkpoints.md)."""
+"""Checkpoints on disk: written atomically, checksummed, versioned, read without unpickling code
+(docs/checkpoints.md).
+"""
 
 from __future__ import annotations
 
@@ -24,21 +26,23 @@ __all__ = ["CheckpointStore", "load_checkpoint", "save_checkpoint"]
 
 FORMAT_VERSION = 1
 
-# A checkpoint is the ZIP archive that torch.save writes, with an archive comment: a mark, the version of the format, and the
-# SHA-256 of every byte before its own digits. So it stays a file that torch.load and any unzip read; torch itself does not
-# notice a flipped bit.
+# A checkpoint is the ZIP archive that torch.save writes, with an archive comment: a mark, the
+# version of the format, and the SHA-256 of every byte before its own digits. So it stays a file
+# that torch.load and any unzip read; torch itself does not notice a flipped bit.
 MARK = b"mlo-checkpoint v%d sha256:"
 COMMENT = re.compile(rb"mlo-checkpoint v(\d+) sha256:([0-9a-f]{64})\Z")
 DIGITS = 64
 ARCHIVE_END = b"PK\x05\x06"
-"""What the last 22 bytes of an archive without a comment begin with; the last two are the length of the comment, 0."""
+"""What the last 22 bytes of an archive without a comment begin with; the last two are the length of
+the comment, 0.
+"""
 
 
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes `state` so that `path` holds either all of it or what was there before.
 
-    The state goes to a temporary file in the same folder, is flushed to the disk, and takes the name `path` in one
-    rename.
+    The state goes to a temporary file in the same folder, is flushed to the disk, and takes the
+    name `path` in one rename.
 
     Args:
         state: tensors and plain Python values, as from `MultilevelOptimizer.state_dict()`.
@@ -46,7 +50,8 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
 
     Raises:
         CheckpointError: if the state holds something that `load_checkpoint` could not read back.
-        OSError: if it cannot be written: a full disk, a folder that is read-only or gone. `path` is then as it was.
+        OSError: if it cannot be written: a full disk, a folder that is read-only or gone. `path` is
+            then as it was.
     """
     content = _serialized(state)
     target = Path(path)
@@ -65,7 +70,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     A file of `torch.save` without a checksum is read too, with a `CheckpointWarning`.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, changed, of a later version or not a checkpoint.
+        CheckpointError: if the file is missing, truncated, changed, of a later version or not a
+            checkpoint.
     """
     try:
         with open(path, "rb") as file:
@@ -76,13 +82,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint {os.fspath(path)}.") from None
     except CheckpointError:
         raise
-    except Exception as error:  # torch raises many kinds for damaged archives; each means the same to the user
+    except (
+        Exception
+    ) as error:  # torch raises many kinds for damaged archives; each means the same to the user
         raise _unreadable(path, f"({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"The file {os.fspath(path)} holds a {type(state).__name__}, not a checkpoint.")
+        raise CheckpointError(
+            f"The file {os.fspath(path)} holds a {type(state).__name__}, not a checkpoint."
+        )
     if version == 0:
         warnings.warn(
-            f"The checkpoint {os.fspath(path)} has no checksum, so damage to it would not be noticed.",
+            f"The checkpoint {os.fspath(path)} has no checksum, so damage to it would not be "
+            "noticed.",
             CheckpointWarning,
             stacklevel=2,
         )
@@ -92,8 +103,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 class CheckpointStore:
     """The checkpoints of one run: the last one, the one before it, the best, and copies that stay.
 
-    NAME.pt is the last; NAME.previous.pt the one before, which is read where the last is damaged; NAME.best.pt the one that was
-    saved as the best; NAME.round-N.pt the ones that were saved to be kept. One process at a time may write to a store.
+    NAME.pt is the last; NAME.previous.pt the one before, which is read where the last is damaged;
+    NAME.best.pt the one that was saved as the best; NAME.round-N.pt the ones that were saved to be
+    kept. One process at a time may write to a store.
 
     Args:
         folder: where they are; it must exist.
@@ -124,15 +136,22 @@ class CheckpointStore:
     def kept(self) -> list[Path]:
         """The files of the checkpoints that were kept, the newest round first."""
         pattern = re.compile(rf"{re.escape(self.name)}\.round-(\d+)\.pt")
-        found = [(int(match[1]), path) for path in self.folder.iterdir() if (match := pattern.fullmatch(path.name))]
+        found = [
+            (int(match[1]), path)
+            for path in self.folder.iterdir()
+            if (match := pattern.fullmatch(path.name))
+        ]
         return [path for _, path in sorted(found, reverse=True)]
 
     def exists(self) -> bool:
         """Whether there is anything that `load` would try."""
         return any(path.exists() for path in self._candidates())
 
-    def save(self, state: dict[str, Any], *, best: bool = False, keep_as: int | None = None) -> None:
-        """Makes `state` the last checkpoint, and the last one the one before; a failure leaves what `load` returns as it was.
+    def save(
+        self, state: dict[str, Any], *, best: bool = False, keep_as: int | None = None
+    ) -> None:
+        """Makes `state` the last checkpoint, and the last one the one before; a failure leaves what
+        `load` returns as it was.
 
         Args:
             state: see `save_checkpoint`.
@@ -162,16 +181,19 @@ class CheckpointStore:
             _copy(self.last, self.folder / f"{self.name}.round-{keep_as}.pt")
 
     def load(self, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
-        """Returns the last checkpoint; where it is damaged or gone, with a `CheckpointWarning`, the newest one before it.
+        """Returns the last checkpoint; where it is damaged or gone, with a `CheckpointWarning`, the
+        newest one before it.
 
         Args:
-            check: is shown a state that was read, and raises a CheckpointError if it is not one to go on from.
+            check: is shown a state that was read, and raises a CheckpointError if it is not one to
+                go on from.
 
         Returns:
             The state, or None if nothing was ever saved.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read: what is wrong with the last one.
+            CheckpointError: if there are checkpoints and none can be read: what is wrong with the
+                last one.
         """
         first: CheckpointError | None = None
         for path in self._candidates():
@@ -187,7 +209,8 @@ class CheckpointStore:
             self._last_is_sound = path == self.last
             if first is not None:
                 warnings.warn(
-                    f"{first} The one before, {path.name}, takes its place; what came after it is computed again.",
+                    f"{first} The one before, {path.name}, takes its place; what came after it is "
+                    "computed again.",
                     CheckpointWarning,
                     stacklevel=2,
                 )
@@ -209,15 +232,22 @@ class CheckpointStore:
 def _serialized(state: dict[str, Any]) -> list[bytes | memoryview]:
     """The content of a checkpoint file, in pieces.
 
-    In memory first: torch.save turns the OSError of a full disk into a RuntimeError about positions.
+    In memory first: torch.save turns the OSError of a full disk into a RuntimeError about
+    positions.
     """
     buffer = io.BytesIO()
     torch.save(_plain(state, ""), buffer)
     archive: memoryview[int] = buffer.getbuffer()
     mark = MARK % FORMAT_VERSION
     if bytes(archive[-2:]) != b"\0\0":
-        raise CheckpointError("torch.save wrote an archive with a comment, where the checksum would be.")
-    pieces: list[bytes | memoryview] = [archive[:-2], (len(mark) + DIGITS).to_bytes(2, "little"), mark]
+        raise CheckpointError(
+            "torch.save wrote an archive with a comment, where the checksum would be."
+        )
+    pieces: list[bytes | memoryview] = [
+        archive[:-2],
+        (len(mark) + DIGITS).to_bytes(2, "little"),
+        mark,
+    ]
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -225,8 +255,12 @@ def _serialized(state: dict[str, Any]) -> list[bytes | memoryview]:
 
 
 def _written(content: list[bytes | memoryview], target: Path) -> Path:
-    """Writes a temporary file beside `target`, down to the disk, and returns its path; leaves nothing if it fails."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    """Writes a temporary file beside `target`, down to the disk, and returns its path; leaves
+    nothing if it fails.
+    """
+    descriptor, name = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.name}.", suffix=".part"
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             for piece in content:
@@ -251,7 +285,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Gives a file a second name that outlives the first, without writing it twice where that is possible."""
+    """Gives a file a second name that outlives the first, without writing it twice where that is
+    possible.
+    """
     temporary = target.parent / f".{target.name}.copy.part"
     temporary.unlink(missing_ok=True)
     try:
@@ -286,7 +322,8 @@ def _checked_version(file: BinaryIO, name: str) -> int:
     version = int(found[1])
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"The checkpoint {name} has format {version}; this version of mlo reads up to {FORMAT_VERSION}. Use a later mlo."
+            f"The checkpoint {name} has format {version}; this version of mlo reads up to "
+            f"{FORMAT_VERSION}. Use a later mlo."
         )
     return version
 
@@ -303,13 +340,15 @@ def _is_sound(path: Path) -> bool:
 
 def _unreadable(path: str | os.PathLike[str], why: str) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint {os.fspath(path)} cannot be read: it is truncated, damaged or not a checkpoint {why}. Use an "
-        "earlier checkpoint, or start again in a new folder."
+        f"The checkpoint {os.fspath(path)} cannot be read: it is truncated, damaged or not a "
+        f"checkpoint {why}. Use an earlier checkpoint, or start again in a new folder."
     )
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value with NumPy numbers and arrays as Python numbers and tensors; refuses what is not plain data."""
+    """The value with NumPy numbers and arrays as Python numbers and tensors; refuses what is not
+    plain data.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -319,9 +358,12 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, (list, tuple)):
         entries = [_plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
         return entries if isinstance(value, list) else tuple(entries)
-    if value is None or isinstance(value, (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+    if value is None or isinstance(
+        value, (Tensor, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+    ):
         return value
     raise CheckpointError(
-        f"The state{where} is a {type(value).__name__}, which cannot be read back without unpickling code. Keep tensors, "
-        "numbers, strings, lists and dicts in states of modules, optimizers, schedulers and data."
+        f"The state{where} is a {type(value).__name__}, which cannot be read back without "
+        "unpickling code. Keep tensors, numbers, strings, lists and dicts in states of modules, "
+        "optimizers, schedulers and data."
     )

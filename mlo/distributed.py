@@ -1,29 +1,36 @@
-"""Data parallelism: every process holds the same parameters and its own shard of each batch, with the numbers of one process.
+"""Data parallelism: every process holds the same parameters and its own shard of each batch, with
+the numbers of one process.
 
-Let process r evaluate the loss L_r on its shard. The loss of the whole batch is L = (1/N) Σ_r L_r, and what engines need are
-its derivatives: A = ∇²L is the mean of the A_r, so Aᵀu is a mean of products, and an inverse product is one with the mean
-(A⁻¹v, not the mean of the A_r⁻¹v_r). All of this follows if L itself is what autograd sees. There are two kinds of tensors:
+Let process r evaluate the loss L_r on its shard. The loss of the whole batch is L = (1/N) Σ_r L_r,
+and what engines need are its derivatives: A = ∇²L is the mean of the A_r, so Aᵀu is a mean of
+products, and an inverse product is one with the mean (A⁻¹v, not the mean of the A_r⁻¹v_r). All of
+this follows if L itself is what autograd sees. There are two kinds of tensors:
 
     replicated   equal on all processes; its cotangent is the derivative of L, and is replicated too
-    local        of this process's shard; its cotangent is the derivative of L_r, which is N times that of L
+    local        of this process's shard; its cotangent is the derivative of L_r, which is N times
+    that of L
 
 and two operations between them, each the other's backward pass:
 
-    enter: replicated → local    forward: the identity;          backward: leave, the mean over the processes
+    enter: replicated → local    forward: the identity;          backward: leave, the mean over the
+    processes
     leave: local → replicated    forward: the mean (all-reduce);  backward: enter, the identity
 
-enter's backward is the mean since ∂L/∂θ = (1/N) Σ_r ∂L_r/∂θ; leave's is the identity since ∂L/∂x_r = (1/N) ∂L/∂y for
-y = (1/N) Σ_r x_r, and N times that is the local cotangent. As each is differentiated by the other, derivatives of every order
-are right. A re-evaluation (`Evaluation.losses`) therefore returns leave(L_r(enter(θ), enter(reads))): a function of replicated
-tensors whose derivatives are those of L. No engine knows of it: each product with A or B, exact or by finite differences, costs
-one all-reduce of a flat buffer, solvers iterate on replicated vectors and so decide alike on all processes, responses within
-responses are averaged as often as they are differentiated, and each step of an unroll is that of the mean gradient.
+enter's backward is the mean since ∂L/∂θ = (1/N) Σ_r ∂L_r/∂θ; leave's is the identity since ∂L/∂x_r
+= (1/N) ∂L/∂y for y = (1/N) Σ_r x_r, and N times that is the local cotangent. As each is
+differentiated by the other, derivatives of every order are right. A re-evaluation
+(`Evaluation.losses`) therefore returns leave(L_r(enter(θ), enter(reads))): a function of replicated
+tensors whose derivatives are those of L. No engine knows of it: each product with A or B, exact or
+by finite differences, costs one all-reduce of a flat buffer, solvers iterate on replicated vectors
+and so decide alike on all processes, responses within responses are averaged as often as they are
+differentiated, and each step of an unroll is that of the mean gradient.
 
-A value that couples the examples of a batch (a mean over a class, BatchNorm's statistics) is not a mean over shards.
-`global_mean` = enter(leave(x)) makes it one: its forward and its backward pass are both the mean over the processes.
+A value that couples the examples of a batch (a mean over a class, BatchNorm's statistics) is not a
+mean over shards. `global_mean` = enter(leave(x)) makes it one: its forward and its backward pass
+are both the mean over the processes.
 
-With `sync="final"` re-evaluations stay local and each total gradient is averaged once, at its end: one reduction an update, but
-the mean of A_r⁻¹v_r is not A⁻¹v.
+With `sync="final"` re-evaluations stay local and each total gradient is averaged once, at its end:
+one reduction an update, but the mean of A_r⁻¹v_r is not A⁻¹v.
 """
 
 from __future__ import annotations
@@ -55,16 +62,19 @@ NOISES = ("own", "shared")
 class DataParallel:
     """How the processes of a group share the work of one `MultilevelOptimizer`.
 
-    All processes declare the same problems, each with data that yield its own shard of every batch, of the same size on all of
-    them. Losses are means over examples; `global_mean` is for those that are not. Parameters and buffers are process 0's from
-    the start. Everything that evaluates a loss (`step`, `gradient`) must be called by all processes alike.
+    All processes declare the same problems, each with data that yield its own shard of every batch,
+    of the same size on all of them. Losses are means over examples; `global_mean` is for those that
+    are not. Parameters and buffers are process 0's from the start. Everything that evaluates a loss
+    (`step`, `gradient`) must be called by all processes alike.
 
     Attributes:
-        sync: "exact": total gradients are those of the concatenated batch, with an all-reduce for every product with the
-            Hessian. "final": one all-reduce for each update, with a bias (see docs/distributed.md).
-        noise: "own": inside a loss every process has random numbers of its own, derived from its global random state; outside
-            nothing is changed, so processes that were seeded alike stay alike. "shared": the random state is left alone, for
-            losses that draw for the whole batch and take their rows by `shard`.
+        sync: "exact": total gradients are those of the concatenated batch, with an all-reduce for
+            every product with the Hessian. "final": one all-reduce for each update, with a bias
+            (see docs/distributed.md).
+        noise: "own": inside a loss every process has random numbers of its own, derived from its
+            global random state; outside nothing is changed, so processes that were seeded alike
+            stay alike. "shared": the random state is left alone, for losses that draw for the whole
+            batch and take their rows by `shard`.
         group: the process group; None is the default one.
 
     Raises:
@@ -78,7 +88,9 @@ class DataParallel:
     def __post_init__(self) -> None:
         for option, value, known in (("sync", self.sync, MODES), ("noise", self.noise, NOISES)):
             if value not in known:
-                raise ConfigurationError(f"DataParallel: {option} must be one of {', '.join(known)}, got {value!r}.")
+                raise ConfigurationError(
+                    f"DataParallel: {option} must be one of {', '.join(known)}, got {value!r}."
+                )
 
     @property
     def size(self) -> int:
@@ -95,14 +107,19 @@ class DataParallel:
         """Whether every evaluation of a loss is averaged."""
         return self.sync == "exact"
 
-    # ------------------------------------------------------------------ replicated and local tensors
+    # ------------------------------ replicated and local tensors
 
     def enter(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Replicated tensors as local ones: equal, but their gradient is averaged, for all of them in one reduction.
+        """Replicated tensors as local ones: equal, but their gradient is averaged, for all of them
+        in one reduction.
 
         Sharded ones are gathered, and their gradients averaged and scattered.
         """
-        moving = [name for name, tensor in tensors.items() if tensor.requires_grad and not is_sharded(tensor)]
+        moving = [
+            name
+            for name, tensor in tensors.items()
+            if tensor.requires_grad and not is_sharded(tensor)
+        ]
         entered = _Enter.apply(self, *(tensors[name] for name in moving)) if moving else ()
         return gathered({**tensors, **dict(zip(moving, entered, strict=True))})
 
@@ -112,7 +129,9 @@ class DataParallel:
         return dict(zip(tensors, _Leave.apply(self, _metas(values), *values), strict=True))
 
     @torch.no_grad()
-    def average(self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+    def average(
+        self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """The mean over the processes, in one all-reduce for each dtype.
 
         Args:
@@ -129,10 +148,13 @@ class DataParallel:
         for (device, dtype), members in buckets.items():
             given = [tensors[index] for index in members]
             parts = [
-                torch.zeros(like[index].numel(), dtype=dtype, device=device) if t is None else t.to(dtype).reshape(-1)
+                torch.zeros(like[index].numel(), dtype=dtype, device=device)
+                if t is None
+                else t.to(dtype).reshape(-1)
                 for index, t in zip(members, given, strict=True)
             ]
-            # One more number an entry tells whether any process has it; it is read (and waited for) only where one is missing.
+            # One more number an entry tells whether any process has it; it is read (and waited for)
+            # only where one is missing.
             missing = [index for index, t in zip(members, given, strict=True) if t is None]
             has = torch.ones(len(members), dtype=dtype, device=device)
             if missing:
@@ -147,10 +169,11 @@ class DataParallel:
                     found[index] = mean.view(like[index].shape)
         return found
 
-    # ------------------------------------------------------------------ the start
+    # ------------------------------ the start
 
     def begin(self, modules: Mapping[str, nn.Module], description: Iterable[str]) -> None:
-        """Checks that all processes declare the same problems, and gives them process 0's parameters and buffers.
+        """Checks that all processes declare the same problems, and gives them process 0's
+        parameters and buffers.
 
         Args:
             modules: problem → module.
@@ -161,15 +184,21 @@ class DataParallel:
         """
         lines = list(description)
         for name, module in modules.items():
-            lines += [f"{name}.{key}: {tuple(t.shape)} {t.dtype}" for key, t in module.state_dict().items() if _is(t)]
+            lines += [
+                f"{name}.{key}: {tuple(t.shape)} {t.dtype}"
+                for key, t in module.state_dict().items()
+                if _is(t)
+            ]
         for rank, theirs in enumerate(self._gathered(lines)):
-            other = next((pair for pair in zip(lines, theirs, strict=False) if pair[0] != pair[1]), None)
+            other = next(
+                (pair for pair in zip(lines, theirs, strict=False) if pair[0] != pair[1]), None
+            )
             if other is None and len(lines) != len(theirs):
                 other = (f"{len(lines)} entries", f"{len(theirs)} entries")
             if other is not None:
                 raise ConfigurationError(
-                    f"Data parallelism needs the same problems on all processes: process {self.rank} has {other[0]!r}, process "
-                    f"{rank} has {other[1]!r}."
+                    "Data parallelism needs the same problems on all processes: process "
+                    f"{self.rank} has {other[0]!r}, process {rank} has {other[1]!r}."
                 )
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         with torch.no_grad():
@@ -187,23 +216,28 @@ class DataParallel:
         Raises:
             ConfigurationError: naming the first one that differs.
         """
-        sums = {name: _checksum(tensor) for name, tensor in tensors.items() if not is_sharded(tensor)}
+        sums = {
+            name: _checksum(tensor) for name, tensor in tensors.items() if not is_sharded(tensor)
+        }
         for rank, theirs in enumerate(self._gathered(sums)):
             for name, value in sums.items():
                 if theirs.get(name) != value:
                     raise ConfigurationError(
-                        f"{name!r} differs between process {self.rank} and process {rank}. All processes must load the same "
-                        "state."
+                        f"{name!r} differs between process {self.rank} and process {rank}. All "
+                        "processes must load the same state."
                     )
 
     def warn_of_equal_batches(self, problem: str, tensors: Sequence[Tensor]) -> None:
-        """Warns if all processes were given the same batch (its tensors), which is then work done many times over."""
+        """Warns if all processes were given the same batch (its tensors), which is then work done
+        many times over.
+        """
         sums = [_checksum(tensor) for tensor in tensors]
         alike = all(theirs == sums for theirs in self._gathered(sums))
         if sums and alike:
             warn_user(
-                f"Problem {problem!r}: all {self.size} processes see the same batch, so they do the work of one. Give each its "
-                "shard: a torch.utils.data.DistributedSampler, or mlo.distributed.shard of the whole batch."
+                f"Problem {problem!r}: all {self.size} processes see the same batch, so they do "
+                "the work of one. Give each its shard: a torch.utils.data.DistributedSampler, or "
+                "mlo.distributed.shard of the whole batch."
             )
 
     def _gathered(self, value: Any) -> list[Any]:
@@ -222,23 +256,28 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
     if choice is None or choice == OFF:
         if choice is None and running and dist.get_world_size() > 1:
             warn_user(
-                f"A process group of {dist.get_world_size()} processes is initialised, but this MultilevelOptimizer does not "
-                "use it: every process optimizes by itself. Pass distributed='exact', or 'off' if that is meant."
+                f"A process group of {dist.get_world_size()} processes is initialised, but this "
+                "MultilevelOptimizer does not use it: every process optimizes by itself. Pass "
+                "distributed='exact', or 'off' if that is meant."
             )
         return None
     if isinstance(choice, str):
         if choice not in MODES:
             raise ConfigurationError(
-                f"distributed= is {', '.join(map(repr, (*MODES, OFF)))}, None or a DataParallel, got {choice!r}."
+                f"distributed= is {', '.join(map(repr, (*MODES, OFF)))}, None or a DataParallel, "
+                f"got {choice!r}."
             )
         choice = DataParallel(sync=choice)
     if not isinstance(choice, DataParallel):
-        raise ConfigurationError(f"distributed= is a mode or a DataParallel, got {choice!r} ({type(choice).__name__}).")
+        raise ConfigurationError(
+            f"distributed= is a mode or a DataParallel, got {choice!r} ({type(choice).__name__})."
+        )
     if not running:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigurationError(
-                f"distributed= with WORLD_SIZE={os.environ['WORLD_SIZE']} needs a process group: call "
-                "torch.distributed.init_process_group() before the MultilevelOptimizer is made."
+                f"distributed= with WORLD_SIZE={os.environ['WORLD_SIZE']} needs a process group: "
+                "call torch.distributed.init_process_group() before the MultilevelOptimizer is "
+                "made."
             )
         return None
     if dist.get_rank(choice.group) < 0:
@@ -246,10 +285,12 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
     return choice if choice.size > 1 else None
 
 
-# ------------------------------------------------------------------ inside a loss
+# ------------------------------ inside a loss
 
 _active: list[DataParallel | None] = [None]
-"""The parallelism under which losses are evaluated now. Not a thread's own: checkpointing evaluates in autograd's threads."""
+"""The parallelism under which losses are evaluated now. Not a thread's own: checkpointing evaluates
+in autograd's threads.
+"""
 
 
 @contextmanager
@@ -265,10 +306,12 @@ def inside(parallel: DataParallel | None) -> Iterator[None]:
 def global_mean(tensor: Tensor) -> Tensor:
     """The mean over the processes of a tensor of this process's shard, for use inside a loss.
 
-    Differentiable as often as one likes. In a single process, outside of the losses of a data-parallel optimizer, and in the
-    re-evaluations of `sync="final"` it returns the tensor itself. All processes must call it alike.
+    Differentiable as often as one likes. In a single process, outside of the losses of a
+    data-parallel optimizer, and in the re-evaluations of `sync="final"` it returns the tensor
+    itself. All processes must call it alike.
 
-    A mean over some of a batch's examples, for instance those of a class, is global_mean(sums) / global_mean(counts).
+    A mean over some of a batch's examples, for instance those of a class, is global_mean(sums) /
+    global_mean(counts).
 
     Args:
         tensor: of the same shape on all processes.
@@ -280,16 +323,20 @@ def global_mean(tensor: Tensor) -> Tensor:
 
 
 def processes() -> tuple[int, int]:
-    """(Number of this process, how many there are) inside a data-parallel loss; (0, 1) elsewhere."""
+    """(Number of this process, how many there are) inside a data-parallel loss; (0, 1)
+    elsewhere.
+    """
     parallel = _active[-1]
     return (0, 1) if parallel is None else (parallel.rank, parallel.size)
 
 
 def shard(batch: Any, parallel: DataParallel | None = None) -> Any:
-    """This process's rows of every tensor of a whole batch: tensors, or dicts, lists and tuples of them.
+    """This process's rows of every tensor of a whole batch: tensors, or dicts, lists and tuples of
+    them.
 
     Args:
-        batch: what one process would get; the first dimension of every tensor is divisible by the number of processes.
+        batch: what one process would get; the first dimension of every tensor is divisible by the
+            number of processes.
         parallel: the processes; by default those of the loss that is being evaluated.
 
     Raises:
@@ -303,8 +350,8 @@ def _rows(batch: Any, rank: int, size: int) -> Any:
     if isinstance(batch, Tensor):
         if batch.dim() == 0 or len(batch) % size:
             raise ConfigurationError(
-                f"A tensor of shape {tuple(batch.shape)} cannot be divided equally among {size} processes. Choose a batch size "
-                "that is a multiple of them."
+                f"A tensor of shape {tuple(batch.shape)} cannot be divided equally among {size} "
+                "processes. Choose a batch size that is a multiple of them."
             )
         rows = len(batch) // size
         return batch[rank * rows : (rank + 1) * rows]
@@ -320,30 +367,40 @@ PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm with the statistics of the whole batch, differentiable as often as one likes, on any device.
+    """BatchNorm with the statistics of the whole batch, differentiable as often as one likes, on
+    any device.
 
-    (`torch.nn.SyncBatchNorm` has no second derivative and does not run on CPUs.) Where no data-parallel loss is evaluated it is
-    plain BatchNorm.
+    (`torch.nn.SyncBatchNorm` has no second derivative and does not run on CPUs.) Where no
+    data-parallel loss is evaluated it is plain BatchNorm.
     """
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
-        """Puts one in the place of every BatchNorm in `module`, with the same parameters and buffers; returns the module.
+        """Puts one in the place of every BatchNorm in `module`, with the same parameters and
+        buffers; returns the module.
 
-        A subclass of BatchNorm with a forward pass of its own names its counterpart, a subclass of this one, as `synchronized`.
+        A subclass of BatchNorm with a forward pass of its own names its counterpart, a subclass of
+        this one, as `synchronized`.
 
         Raises:
             ConfigurationError: for such a subclass that names none.
         """
         if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
-            counterpart = getattr(module, "synchronized", cls if type(module) in PLAIN_NORMS else None)
+            counterpart = getattr(
+                module, "synchronized", cls if type(module) in PLAIN_NORMS else None
+            )
             if counterpart is None:
                 raise ConfigurationError(
-                    f"{type(module).__name__} is a BatchNorm with a forward pass of its own. Give it an attribute "
-                    "`synchronized`: a subclass of mlo.distributed.SyncBatchNorm that does the same."
+                    f"{type(module).__name__} is a BatchNorm with a forward pass of its own. Give "
+                    "it an attribute `synchronized`: a subclass of mlo.distributed.SyncBatchNorm "
+                    "that does the same."
                 )
             replaced: _BatchNorm = counterpart(
-                module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+                module.num_features,
+                module.eps,
+                module.momentum,
+                module.affine,
+                module.track_running_stats,
             )
             replaced._parameters, replaced._buffers = module._parameters, module._buffers
             replaced.training = module.training
@@ -381,25 +438,34 @@ class SyncBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Moves the running statistics, the variance unbiased as in plain BatchNorm."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )
         self.num_batches_tracked.add_(1)
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_((variance * (count / max(count - 1, 1))).to(self.running_var.dtype), share)
+        self.running_var.lerp_(
+            (variance * (count / max(count - 1, 1))).to(self.running_var.dtype), share
+        )
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """The running means and variances of the plain BatchNorm layers, which every process estimates on its shards."""
+    """The running means and variances of the plain BatchNorm layers, which every process estimates
+    on its shards.
+    """
     return [
         statistic
         for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, SyncBatchNorm)
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
+        and not isinstance(layer, SyncBatchNorm)
         for statistic in (layer.running_mean, layer.running_var)
         if statistic is not None
     ]
 
 
-# ------------------------------------------------------------------ the pair of operations
+# ------------------------------ the pair of operations
 
 
 def _metas(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -431,14 +497,25 @@ class _Leave(torch.autograd.Function):
         ctx.parallel, ctx.given = parallel, [tensor is not None for tensor in tensors]
         ctx.set_materialize_grads(False)
         # Copies, not views of the flat buffer: autograd refuses to change such views in place.
-        return tuple(None if mean is None else mean.clone() for mean in parallel.average(tensors, metas))
+        return tuple(
+            None if mean is None else mean.clone() for mean in parallel.average(tensors, metas)
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        # All of them enter, also those of which this process has no part: the processes' graphs stay alike.
-        known = {str(index): cotangent for index, cotangent in enumerate(cotangents) if cotangent is not None}
+        # All of them enter, also those of which this process has no part: the processes' graphs
+        # stay alike.
+        known = {
+            str(index): cotangent
+            for index, cotangent in enumerate(cotangents)
+            if cotangent is not None
+        }
         entered = ctx.parallel.enter(known)
-        return (None, None, *(entered.get(str(index)) if given else None for index, given in enumerate(ctx.given)))
+        return (
+            None,
+            None,
+            *(entered.get(str(index)) if given else None for index, given in enumerate(ctx.given)),
+        )
 
 
 def _is(value: Any) -> bool:

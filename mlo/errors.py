@@ -50,12 +50,16 @@ class NonFiniteError(ArithmeticError):
     Attributes:
         problem: name of the problem.
         round: number of the round, counted from 1.
-        term: what is not finite: the loss, the direct gradient, or the implicit term through a lower problem.
-        data: for a diagnostic file, as `save_checkpoint` takes it: losses, norms of the gradient by parameter, the gradient,
-            the tensors of the batches, the random state before each, and which tensors were not finite already.
+        term: what is not finite: the loss, the direct gradient, or the implicit term through a
+            lower problem.
+        data: for a diagnostic file, as `save_checkpoint` takes it: losses, norms of the gradient by
+            parameter, the gradient, the tensors of the batches, the random state before each, and
+            which tensors were not finite already.
     """
 
-    def __init__(self, message: str, *, problem: str, round: int, term: str, data: dict[str, Any]) -> None:
+    def __init__(
+        self, message: str, *, problem: str, round: int, term: str, data: dict[str, Any]
+    ) -> None:
         super().__init__(message)
         self.problem, self.round, self.term, self.data = problem, round, term, data
 

@@ -1,4 +1,6 @@
-"""The dependency graph of a multi-level optimization: who reads whom, in which order problems move, and its picture."""
+"""The dependency graph of a multi-level optimization: who reads whom, in which order problems move,
+and its picture.
+"""
 
 from __future__ import annotations
 
@@ -16,36 +18,47 @@ Order = Literal["lower_first", "outermost_first"]
 
 
 class DependencyGraph:
-    """Problems, listed from the innermost to the outermost, and the edges that their losses declare.
+    """Problems, listed from the innermost to the outermost, and the edges that their losses
+    declare.
 
-    A loss that reads a problem listed before its own reads that problem's *response* (its solution as a function of
-    everything that it depends on); one that reads a problem listed after its own is *conditioned* on its current value.
+    A loss that reads a problem listed before its own reads that problem's *response* (its solution
+    as a function of everything that it depends on); one that reads a problem listed after its own
+    is *conditioned* on its current value.
 
     Raises:
-        GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared parameter.
+        GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared
+            parameter.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         if not problems:
-            raise GraphError("No problem was given. Pass the problems from the innermost to the outermost.")
+            raise GraphError(
+                "No problem was given. Pass the problems from the innermost to the outermost."
+            )
         self.problems: dict[str, Problem] = {}
         for problem in problems:
             if problem.name in self.problems:
-                raise GraphError(f"Two problems are called {problem.name!r}. Give each problem a name of its own.")
+                raise GraphError(
+                    f"Two problems are called {problem.name!r}. Give each problem a name of its "
+                    "own."
+                )
             self.problems[problem.name] = problem
         self.position = {name: index for index, name in enumerate(self.problems)}
         self.reads = {name: self._resolve_reads(problem) for name, problem in self.problems.items()}
         self._check_shared_parameters()
-        # The problems on whose values each one is conditioned, itself or through the responses that it reads.
+        # The problems on whose values each one is conditioned, itself or through the responses that
+        # it reads.
         self._values_seen: dict[str, set[str]] = {}
         for name in self.problems:
             through = (self._values_seen[lower] for lower in self.lower(name))
             self._values_seen[name] = set(self.upper(name)).union(*through) - {name}
-        # All responses count, not only those read: a step is differentiated at what it saw of the problems below it, so
-        # these must not move between the step and its reading.
+        # All responses count, not only those read: a step is differentiated at what it saw of the
+        # problems below it, so these must not move between the step and its reading.
         self.level: dict[str, int] = {}
         for name in self.problems:
-            self.level[name] = max((self.level[lower] + 1 for lower in self.responses(name)), default=0)
+            self.level[name] = max(
+                (self.level[lower] + 1 for lower in self.responses(name)), default=0
+            )
 
     def lower(self, name: str) -> tuple[str, ...]:
         """The problems whose responses `name` reads."""
@@ -56,9 +69,11 @@ class DependencyGraph:
         return tuple(read for read in self.reads[name] if self.position[read] > self.position[name])
 
     def responses(self, name: str) -> tuple[str, ...]:
-        """Every problem whose response enters the total gradient of `name`'s own loss, in listed order.
+        """Every problem whose response enters the total gradient of `name`'s own loss, in listed
+        order.
 
-        These are the lower problems that it reads, and the problems below `name` on which those are conditioned.
+        These are the lower problems that it reads, and the problems below `name` on which those are
+        conditioned.
         """
         found: set[str] = set()
         waiting = list(self.lower(name))
@@ -67,19 +82,33 @@ class DependencyGraph:
             if lower in found:
                 continue
             found.add(lower)
-            waiting += [read for read in self._values_seen[lower] if self.position[read] < self.position[name]]
+            waiting += [
+                read
+                for read in self._values_seen[lower]
+                if self.position[read] < self.position[name]
+            ]
         return tuple(other for other in self.problems if other in found)
 
     def values(self, name: str) -> tuple[str, ...]:
-        """The problems listed after `name` on whose values its loss depends, itself or through responses in it."""
-        seen = self._values_seen[name].union(*(self._values_seen[lower] for lower in self.responses(name)))
-        return tuple(other for other in self.problems if other in seen and self.position[other] > self.position[name])
+        """The problems listed after `name` on whose values its loss depends, itself or through
+        responses in it.
+        """
+        seen = self._values_seen[name].union(
+            *(self._values_seen[lower] for lower in self.responses(name))
+        )
+        return tuple(
+            other
+            for other in self.problems
+            if other in seen and self.position[other] > self.position[name]
+        )
 
     def dependent(self, name: str) -> frozenset[str]:
-        """The problems listed before `name` whose solutions, as `name` sees them, are functions of its own value.
+        """The problems listed before `name` whose solutions, as `name` sees them, are functions of
+        its own value.
 
-        A solution depends on the values that it is conditioned on; where such a value belongs to a problem listed before
-        `name`, `name` sees that problem's solution there, and so what that one depends on counts too.
+        A solution depends on the values that it is conditioned on; where such a value belongs to a
+        problem listed before `name`, `name` sees that problem's solution there, and so what that
+        one depends on counts too.
         """
         found = set()
         for lower in self.problems:
@@ -94,11 +123,13 @@ class DependencyGraph:
         return frozenset(found)
 
     def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
-        """The order of the updates in one round; a problem with `steps=K` moves K times per move of those above it.
+        """The order of the updates in one round; a problem with `steps=K` moves K times per move of
+        those above it.
 
-        Problems move level by level (a level is the longest chain of responses in a gradient), in listed order within
-        one. A level moves as often as its most frequent problem; the less frequent ones join in its last moves, so each
-        problem has just moved when the next level does. With "outermost_first" the last level begins the round.
+        Problems move level by level (a level is the longest chain of responses in a gradient), in
+        listed order within one. A level moves as often as its most frequent problem; the less
+        frequent ones join in its last moves, so each problem has just moved when the next level
+        does. With "outermost_first" the last level begins the round.
         """
         levels = [
             [problem for name, problem in self.problems.items() if self.level[name] == level]
@@ -118,10 +149,14 @@ class DependencyGraph:
     @property
     def outermost(self) -> tuple[str, ...]:
         """The problems of the last level."""
-        return tuple(name for name, level in self.level.items() if level == max(self.level.values()))
+        return tuple(
+            name for name, level in self.level.items() if level == max(self.level.values())
+        )
 
     def to_mermaid(self) -> str:
-        """Returns the graph as a Mermaid flowchart: solid arrows are responses, dashed ones conditioning values."""
+        """Returns the graph as a Mermaid flowchart: solid arrows are responses, dashed ones
+        conditioning values.
+        """
         lines = ["flowchart BT"]
         for name, problem in self.problems.items():
             players = f"<br/>players: {', '.join(problem.players)}" if problem.players else ""
@@ -136,7 +171,10 @@ class DependencyGraph:
         for name in self.problems:
             solutions = ", ".join(self.lower(name)) or "-"
             values = ", ".join(self.upper(name)) or "-"
-            rows.append(f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: {values}")
+            rows.append(
+                f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
+                f"{values}"
+            )
         rows.append(f"  order of a round: {' → '.join(self.schedule())}")
         return "\n".join(rows)
 
@@ -151,20 +189,23 @@ class DependencyGraph:
         for name in problem.ignored_defaults:
             if name in self.problems:
                 raise GraphError(
-                    f"The loss of problem {problem.name!r} has the positional argument {name}=..., also a problem. "
-                    f"Put it behind a * to read that problem, or rename it."
+                    f"The loss of problem {problem.name!r} has the positional argument {name}=..., "
+                    f"also a problem. Put it behind a * to read that problem, or rename it."
                 )
         for read in problem.reads:
             if read not in self.problems:
                 raise GraphError(
-                    f"The loss of problem {problem.name!r} reads {read!r}, which is not a problem of this optimizer. "
-                    f"{nearest(read, self.problems)} (A keyword-only argument without a default names a problem.)"
+                    f"The loss of problem {problem.name!r} reads {read!r}, which is not a problem "
+                    f"of this optimizer. {nearest(read, self.problems)} (A keyword-only argument "
+                    "without a default names a problem.)"
                 )
-        reads = problem.reads + tuple(read for read in problem.optional_reads if read in self.problems)
+        reads = problem.reads + tuple(
+            read for read in problem.optional_reads if read in self.problems
+        )
         if problem.name in reads:
             raise GraphError(
-                f"The loss of problem {problem.name!r} reads {problem.name!r}: a cycle of responses. Its own module is "
-                "its first argument; drop the keyword."
+                f"The loss of problem {problem.name!r} reads {problem.name!r}: a cycle of "
+                "responses. Its own module is its first argument; drop the keyword."
             )
         return reads
 
@@ -175,6 +216,7 @@ class DependencyGraph:
                 other, other_key = owner.setdefault(id(parameter), (name, key))
                 if other != name:
                     raise GraphError(
-                        f"Problems {other!r} and {name!r} share a parameter ({other}.{other_key} is {name}.{key}). Each "
-                        "parameter belongs to one problem; let the loss read the other problem instead."
+                        f"Problems {other!r} and {name!r} share a parameter ({other}.{other_key} "
+                        f"is {name}.{key}). Each parameter belongs to one problem; let the loss "
+                        "read the other problem instead."
                     )

@@ -1,4 +1,6 @@
-"""A dependency graph as SVG text, for notebooks: without a network, in the colours of the page around it."""
+"""A dependency graph as SVG text, for notebooks: without a network, in the colours of the page
+around it.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ Place = tuple[float, float]
 
 
 def graph_svg(graph: DependencyGraph) -> str:
-    """Draws a box a problem, lower levels below; solid arrows are solutions, dashed ones values that are conditioned on.
+    """Draws a box a problem, lower levels below; solid arrows are solutions, dashed ones values
+    that are conditioned on.
 
     Args:
         graph: the graph.
     """
-    levels = [[name for name in graph.problems if graph.level[name] == level] for level in range(_height(graph))]
+    levels = [
+        [name for name in graph.problems if graph.level[name] == level]
+        for level in range(_height(graph))
+    ]
     widest = max(map(len, levels))
     width = widest * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
     height = len(levels) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
@@ -37,13 +43,15 @@ def graph_svg(graph: DependencyGraph) -> str:
         _arrow(places[start], places[end], dashed=dashed)
         for name in graph.problems
         for start, end, dashed in itertools.chain(
-            ((lower, name, False) for lower in graph.lower(name)), ((upper, name, True) for upper in graph.upper(name))
+            ((lower, name, False) for lower in graph.lower(name)),
+            ((upper, name, True) for upper in graph.upper(name)),
         )
     ]
     boxes = [_box(name, places[name], _subtitle(graph, name)) for name in graph.problems]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;font-family:sans-serif" aria-label="{escape(str(graph))}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        'role="img" style="max-width:100%;height:auto;font-family:sans-serif" '
+        f'aria-label="{escape(str(graph))}">'
         f"{''.join(arrows)}{''.join(boxes)}</svg>"
     )
 
@@ -65,16 +73,20 @@ def _box(name: str, place: Place, subtitle: str) -> str:
     shown = name if len(name) <= 16 else f"{name[:15]}…"
     return (
         f"<g><title>{escape(name)}</title>"
-        f'<rect x="{x - BOX_WIDTH / 2:g}" y="{y - BOX_HEIGHT / 2:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8" '
-        f'fill="#7da7e8" fill-opacity=".25" stroke="currentColor"/>'
-        f'<text x="{x:g}" y="{y - 3:g}" text-anchor="middle" font-size="14" font-weight="600" fill="currentColor">'
+        f'<rect x="{x - BOX_WIDTH / 2:g}" y="{y - BOX_HEIGHT / 2:g}" width="{BOX_WIDTH}" '
+        f'height="{BOX_HEIGHT}" rx="8" fill="#7da7e8" fill-opacity=".25" stroke="currentColor"/>'
+        f'<text x="{x:g}" y="{y - 3:g}" text-anchor="middle" font-size="14" font-weight="600" '
+        'fill="currentColor">'
         f"{escape(shown)}</text>"
-        f'<text x="{x:g}" y="{y + 14:g}" text-anchor="middle" font-size="11" fill="currentColor">{subtitle}</text></g>'
+        f'<text x="{x:g}" y="{y + 14:g}" text-anchor="middle" font-size="11" '
+        f'fill="currentColor">{subtitle}</text></g>'
     )
 
 
 def _arrow(start: Place, end: Place, *, dashed: bool) -> str:
-    """A curve from border to border; values and what passes a level bend aside, so that no arrow lies on another."""
+    """A curve from border to border; values and what passes a level bend aside, so that no arrow
+    lies on another.
+    """
     upwards = start[1] > end[1]
     side = 1 if upwards else -1
     y0, y1 = start[1] - side * BOX_HEIGHT / 2, end[1] + side * BOX_HEIGHT / 2
@@ -84,16 +96,23 @@ def _arrow(start: Place, end: Place, *, dashed: bool) -> str:
     else:
         passed = abs(start[1] - end[1]) / (BOX_HEIGHT + GAP_Y) - 1
         aside = (0.9 * BOX_WIDTH if passed > 0 else 0.0) + (26 if dashed else 0)
-        control = (start[0] + end[0]) / 2 + (-aside if passed > 0 and end[0] < start[0] else aside), (y0 + y1) / 2
+        control = (
+            (start[0] + end[0]) / 2 + (-aside if passed > 0 and end[0] < start[0] else aside),
+            (y0 + y1) / 2,
+        )
     shift = 14 if dashed else -14
     x0, x1 = start[0] + shift, end[0] + shift
     # The head points along the last part of the curve.
     dx, dy = x1 - control[0], y1 - control[1]
     length = (dx * dx + dy * dy) ** 0.5 or 1.0
     dx, dy = dx / length, dy / length
-    head = " ".join(f"{x1 - 9 * dx + side_ * 4 * dy:.1f},{y1 - 9 * dy - side_ * 4 * dx:.1f}" for side_ in (1, -1))
+    head = " ".join(
+        f"{x1 - 9 * dx + side_ * 4 * dy:.1f},{y1 - 9 * dy - side_ * 4 * dx:.1f}"
+        for side_ in (1, -1)
+    )
     dashes = ' stroke-dasharray="4 4"' if dashed else ""
     return (
-        f'<path d="M{x0:g} {y0:g}Q{control[0]:g} {control[1]:g} {x1:g} {y1:g}" fill="none" stroke="currentColor"{dashes}/>'
-        f'<polygon points="{x1:g},{y1:g} {head}" fill="currentColor"/>'
+        f'<path d="M{x0:g} {y0:g}Q{control[0]:g} {control[1]:g} {x1:g} {y1:g}" fill="none" '
+        f'stroke="currentColor"{dashes}/><polygon points="{x1:g},{y1:g} {head}" '
+        'fill="currentColor"/>'
     )

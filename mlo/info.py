@@ -1,7 +1,7 @@
 """`python -m mlo.info`: versions, devices and engines, for a bug report or a first look.
 
-Engines are listed with what they are (the first line of their docstring) and with their products: exact, or finite
-differences of gradients.
+Engines are listed with what they are (the first line of their docstring) and with their products:
+exact, or finite differences of gradients.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ def _accelerators() -> list[tuple[str, str]]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        found.append((f"cuda:{index}", f"{properties.name}, {memory}, compute {properties.major}.{properties.minor}"))
+        found.append(
+            (
+                f"cuda:{index}",
+                f"{properties.name}, {memory}, compute {properties.major}.{properties.minor}",
+            )
+        )
     return found
 
 

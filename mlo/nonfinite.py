@@ -1,4 +1,6 @@
-"""Losses and gradients that are not finite: how they are noticed, what of them is said, and what may be done."""
+"""Losses and gradients that are not finite: how they are noticed, what of them is said, and what
+may be done.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ __all__ = [
 OnNonFinite = Literal["stop", "skip", "rollback"]
 
 SKIPS_IN_A_ROW = 10
-"""Updates of one problem that are left out before the run stops: what has not mended itself by then will not."""
+"""Updates of one problem that are left out before the run stops: what has not mended itself by then
+will not.
+"""
 
 ROLLBACKS = 3
 """Times that a run goes back to one and the same state."""
@@ -36,12 +40,18 @@ SNAPSHOT_EVERY = 100
 
 
 def is_finite(norm: Tensor, losses: Iterable[Tensor]) -> bool:
-    """Whether the norm of a gradient and the losses are all finite: on a GPU one reduction and one synchronisation."""
+    """Whether the norm of a gradient and the losses are all finite: on a GPU one reduction and one
+    synchronisation.
+    """
     values = [norm, *losses]
     if all(value.device.type == "cpu" for value in values):
         return all(math.isfinite(value.item()) for value in values)
     # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
-    return math.isfinite(sum((0.0 * value.detach().to(norm.device) for value in values), torch.zeros_like(norm)).item())
+    return math.isfinite(
+        sum(
+            (0.0 * value.detach().to(norm.device) for value in values), torch.zeros_like(norm)
+        ).item()
+    )
 
 
 def nonfinite_error(
@@ -62,7 +72,8 @@ def nonfinite_error(
         update: number of the problem's update.
         lowers: the problems whose responses are in it, from the innermost to the outermost.
         reads: the problems that the loss reads.
-        gradient: takes the gradient again where it was taken, with some problems' solutions for constants.
+        gradient: takes the gradient again where it was taken, with some problems' solutions for
+            constants.
     """
     term = _term(found, lowers, gradient)
     batches = [tensor for batch in found.evaluation.batches for tensor in tensors_of(batch)]
@@ -75,10 +86,13 @@ def nonfinite_error(
     bad_batch = not all(map(_all_finite, batches))
     causes = " Its batch holds values that are not finite." if bad_batch else ""
     if lost:
-        causes += f" {len(lost)} parameters or buffers are not finite already ({', '.join(lost[:3])})."
+        causes += (
+            f" {len(lost)} parameters or buffers are not finite already ({', '.join(lost[:3])})."
+        )
     return NonFiniteError(
-        f"Round {round_number}, problem {problem.name!r}: its {term} is not finite, so its step was not made.{causes} Lower a "
-        "learning rate, clip gradients, or choose another on_nonfinite.",
+        f"Round {round_number}, problem {problem.name!r}: its {term} is not finite, so its step "
+        f"was not made.{causes} Lower a learning rate, clip gradients, or choose another "
+        "on_nonfinite.",
         problem=problem.name,
         round=round_number,
         term=term,
@@ -91,17 +105,22 @@ def nonfinite_error(
             "gradient_norms": {key: float(tensor.norm()) for key, tensor in found.gradient.items()},
             "nonfinite_tensors": lost,
             "nonfinite_batch": bad_batch,
-            "gradient": {key: tensor.detach().cpu().clone() for key, tensor in found.gradient.items()},
+            "gradient": {
+                key: tensor.detach().cpu().clone() for key, tensor in found.gradient.items()
+            },
             "batches": [tensor.detach().cpu().clone() for tensor in batches],
             "random": [state.state_dict() for state in found.evaluation.random_states],
         },
     )
 
 
-def _term(found: TotalGradient, lowers: Sequence[str], gradient: Callable[[frozenset[str]], Tensors]) -> str:
+def _term(
+    found: TotalGradient, lowers: Sequence[str], gradient: Callable[[frozenset[str]], Tensors]
+) -> str:
     """The first part of a total gradient that is not finite.
 
-    The parts are differences of gradients in which fewer and fewer solutions are held fixed, from the outermost problem
+    The parts are differences of gradients in which fewer and fewer solutions are held fixed, from
+    the outermost problem
     inwards: what turns non-finite when a solution is let go flows through that problem.
     """
     for player, loss in found.losses.items():

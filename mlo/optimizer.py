@@ -16,12 +16,25 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mlo.batches import BatchStream
 from mlo.containers import tensors_of, versions_of
 from mlo.distributed import DataParallel, data_parallel
-from mlo.errors import CheckpointError, GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
+from mlo.errors import (
+    CheckpointError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+    check_choice,
+    nearest,
+    warn_user,
+)
 from mlo.evaluation import LossModule
 from mlo.graph import DependencyGraph, Order
 from mlo.graph_picture import graph_svg
 from mlo.hypergradient.base import Engine
-from mlo.hypergradient.compatibility import check_engines, check_kept_graphs, check_look_ahead, check_sharding
+from mlo.hypergradient.compatibility import (
+    check_engines,
+    check_kept_graphs,
+    check_look_ahead,
+    check_sharding,
+)
 from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
 from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -50,25 +63,31 @@ class MultilevelOptimizer:
     """Optimizes problems that depend on each other's solutions.
 
     Args:
-        problems: from the innermost to the outermost. A loss that reads a problem listed before its own is
-            differentiated through that problem's solution; one that reads a later one takes its current value.
-        hypergradient: how solutions are differentiated: an engine, a name (`mlo.available_engines()`), a mapping with a
-            name and options, or a dict *lower problem* → one of these, with "default" for the others.
-        on_nonfinite: what happens when a loss or gradient is not finite, which is noticed before the step is made: "stop"
-            raises a `NonFiniteError`; "skip" leaves the problem as it was, for this update, and raises after ten in a row;
-            "rollback" goes back to a state of at most a hundred rounds before, but not to its batches and noise (see
-            `roll_back`), and raises after three times. None looks at nothing, which on a GPU saves a
-            synchronisation an update.
-        order: "lower_first": a round moves lower problems, then those that read their solutions. "outermost_first": the
-            outermost problems (no one reads their solutions) begin it, as in DARTS's program. They look ahead at solutions:
-            engines that differentiate a step make it on copies, with the batches that the lower problems draw next; these then
-            make a step of their own from where they were, with the outermost problems' new values.
-        distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a `DataParallel`; None or
-            "off": every process works by itself. In a single process it changes nothing.
+        problems: from the innermost to the outermost. A loss that reads a problem listed before its
+            own is differentiated through that problem's solution; one that reads a later one takes
+            its current value.
+        hypergradient: how solutions are differentiated: an engine, a name
+            (`mlo.available_engines()`), a mapping with a name and options, or a dict *lower
+            problem* → one of these, with "default" for the others.
+        on_nonfinite: what happens when a loss or gradient is not finite, which is noticed before
+            the step is made: "stop" raises a `NonFiniteError`; "skip" leaves the problem as it was,
+                for this update, and raises after ten in a row;
+            "rollback" goes back to a state of at most a hundred rounds before, but not to its
+            batches and noise (see `roll_back`), and raises after three times. None looks at
+            nothing, which on a GPU saves a synchronisation an update.
+        order: "lower_first": a round moves lower problems, then those that read their solutions.
+            "outermost_first": the outermost problems (no one reads their solutions) begin it, as in
+            DARTS's program. They look ahead at solutions: engines that differentiate a step make it
+            on copies, with the batches that the lower problems draw next; these then make a step of
+            their own from where they were, with the outermost problems' new values.
+        distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a
+            `DataParallel`; None or "off": every process works by itself. In a single process it
+            changes nothing.
 
     Attributes:
-        around_update: problem name → a context manager in which each of its updates runs, for timing and profiling:
-            `torch.profiler.record_function`, for example. It must not draw random numbers.
+        around_update: problem name → a context manager in which each of its updates runs, for
+            timing and profiling: `torch.profiler.record_function`, for example. It must not draw
+                random numbers.
 
     Raises:
         ConfigurationError: if `on_nonfinite` or `order` is none of these.
@@ -95,9 +114,13 @@ class MultilevelOptimizer:
         self.round = 0
         self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self._schedule = self.graph.schedule(order)
-        self._streams = {name: BatchStream(problem.data, name) for name, problem in self.problems.items()}
+        self._streams = {
+            name: BatchStream(problem.data, name) for name, problem in self.problems.items()
+        }
         self._modules = {
-            name: LossModule(problem, {read: self.problems[read] for read in self.graph.reads[name]})
+            name: LossModule(
+                problem, {read: self.problems[read] for read in self.graph.reads[name]}
+            )
             for name, problem in self.problems.items()
         }
         check_engines(self.graph, self.engines)
@@ -105,21 +128,36 @@ class MultilevelOptimizer:
         check_look_ahead(self.graph, self.engines, self._looks_ahead)
         self.parallel = data_parallel(distributed)
         check_kept_graphs(self.graph, self.engines, divided=self.parallel is not None)
-        check_sharding(self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact)
+        check_sharding(
+            self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact
+        )
         if self.parallel is not None:
-            described = [f"{name}: {problem!r}, {self.engines[name]}" for name, problem in self.problems.items()]
+            described = [
+                f"{name}: {problem!r}, {self.engines[name]}"
+                for name, problem in self.problems.items()
+            ]
             modules = {name: problem.module for name, problem in self.problems.items()}
-            self.parallel.begin(modules, [f"sync={self.parallel.sync}, noise={self.parallel.noise}", *described])
+            self.parallel.begin(
+                modules, [f"sync={self.parallel.sync}, noise={self.parallel.noise}", *described]
+            )
         for problem in self.problems.values():
             if problem.compile:
-                problem.module.compile(**(problem.compile if isinstance(problem.compile, Mapping) else {}))
-        self._generators = [generator for problem in self.problems.values() for generator in problem.generators]
+                problem.module.compile(
+                    **(problem.compile if isinstance(problem.compile, Mapping) else {})
+                )
+        self._generators = [
+            generator for problem in self.problems.values() for generator in problem.generators
+        ]
         self._skips_in_a_row = dict.fromkeys(self.problems, 0)
-        self._snapshot: dict[str, Any] | None = None  # what "rollback" goes back to, and how often it did
+        self._snapshot: dict[str, Any] | None = (
+            None  # what "rollback" goes back to, and how often it did
+        )
         self._rollbacks = 0
         self._warned: set[str] = set()
         self._examined: set[str] = set()
-        this = weakref.proxy(self)  # so that an optimizer that is let go of is freed at once, with all that it holds
+        this = weakref.proxy(
+            self
+        )  # so that an optimizer that is let go of is freed at once, with all that it holds
         self._solutions = Solutions(
             self.graph,
             self.engines,
@@ -140,25 +178,34 @@ class MultilevelOptimizer:
 
     def __repr__(self) -> str:
         engines = ", ".join(
-            f"{name}: {self.engines[name].label}" for name in self.problems if name in self._solutions.differentiated
+            f"{name}: {self.engines[name].label}"
+            for name in self.problems
+            if name in self._solutions.differentiated
         )
-        return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines or 'no response is differentiated'})"
+        return (
+            f"MultilevelOptimizer({' → '.join(self.problems)}; "
+            f"{engines or 'no response is differentiated'})"
+        )
 
     def _repr_html_(self) -> str:
         """The picture that a notebook shows: the graph, and which engine differentiates what."""
         return f"{graph_svg(self.graph)}<div><code>{escape(repr(self))}</code></div>"
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Runs `steps` rounds; yields the record of each, and of those that are run again after a rollback."""
+        """Runs `steps` rounds; yields the record of each, and of those that are run again after a
+        rollback.
+        """
         last = self.round + steps
         while self.round < last:
             yield self.step()
 
     def step(self) -> Record:
-        """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its record.
+        """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its
+        record.
 
         Raises:
-            NonFiniteError: if a loss or gradient is not finite and `on_nonfinite` says, or comes to, stop.
+            NonFiniteError: if a loss or gradient is not finite and `on_nonfinite` says, or comes
+                to, stop.
         """
         if self.on_nonfinite != "rollback":
             return self._run_round()
@@ -180,7 +227,9 @@ class MultilevelOptimizer:
 
     def _run_round(self) -> Record:
         if torch.is_inference_mode_enabled():
-            raise ProblemError("A round cannot run under torch.inference_mode(), where nothing has a gradient.")
+            raise ProblemError(
+                "A round cannot run under torch.inference_mode(), where nothing has a gradient."
+            )
         record = Record(round=self.round + 1)
         moving = [name for name in self._schedule if not self._rests(name)]
         if self._looks_ahead:
@@ -189,10 +238,15 @@ class MultilevelOptimizer:
             later: Sequence[str] = ()
             try:
                 with self.around_update(name):
-                    self._update(name, record, keep_graph=self._solutions.keeps_graph(name, moving[index + 1 :]))
+                    self._update(
+                        name,
+                        record,
+                        keep_graph=self._solutions.keeps_graph(name, moving[index + 1 :]),
+                    )
                 later = moving[index + 1 :]
             except NonFiniteError:
-                # The data of all problems stand at the end of this round, so that streams that go together still do.
+                # The data of all problems stand at the end of this round, so that streams that go
+                # together still do.
                 for other in moving[index + 1 :]:
                     self._draw(other)
                 raise
@@ -204,13 +258,15 @@ class MultilevelOptimizer:
     def gradient(self, name: str, *, fixed: Collection[str] = ()) -> Tensors:
         """Returns the total gradient of a problem's loss, and changes nothing.
 
-        The gradient is taken at the current parameters and the problem's current batches: the ones of its last update,
-        or, before the first, the ones that it will draw. Engines that differentiate the optimizer's step use the last
-        step of each lower problem; for one that has not moved yet they look one step ahead of it.
+        The gradient is taken at the current parameters and the problem's current batches: the ones
+        of its last update, or, before the first, the ones that it will draw. Engines that
+        differentiate the optimizer's step use the last step of each lower problem; for one that has
+        not moved yet they look one step ahead of it.
 
         Args:
             name: the problem.
-            fixed: problems whose solutions are taken for constants; what is missing then is what flows through them.
+            fixed: problems whose solutions are taken for constants; what is missing then is what
+                flows through them.
 
         Returns:
             parameter name → gradient, of the parameter's shape.
@@ -223,7 +279,9 @@ class MultilevelOptimizer:
             if other not in self.problems:
                 raise GraphError(f"There is no problem {other!r}. {nearest(other, self.problems)}")
         with self._unchanged():
-            return self._total_gradient(name, self._solutions.batches(name), live=False, fixed=held).gradient
+            return self._total_gradient(
+                name, self._solutions.batches(name), live=False, fixed=held
+            ).gradient
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
@@ -235,13 +293,17 @@ class MultilevelOptimizer:
         return self.round < self.problems[name].warmup_steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that a run needs to go on, as tensors and plain values (loadable with `weights_only=True`).
+        """Returns everything that a run needs to go on, as tensors and plain values (loadable with
+        `weights_only=True`).
 
-        Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as copies. Not the last
-        steps themselves: until each problem has moved again, `gradient` looks ahead as it does before the first round.
+        Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as
+        copies. Not the last
+        steps themselves: until each problem has moved again, `gradient` looks ahead as it does
+        before the first round.
 
-        The same on all processes of a data-parallel run that were seeded alike (but for what `sync="final"` leaves in engines'
-        memories): one process saves it, any number of them go on with it.
+        The same on all processes of a data-parallel run that were seeded alike (but for what
+        `sync="final"` leaves in engines' memories): one process saves it, any number of them go on
+        with it.
 
         Raises:
             CheckpointError: if parameters are sharded.
@@ -249,8 +311,8 @@ class MultilevelOptimizer:
         for name, problem in self.problems.items():
             if any(is_sharded(parameter) for parameter in problem.parameters.values()):
                 raise CheckpointError(
-                    f"Problem {name!r} has sharded parameters, of which no process has the whole. Save its module and "
-                    "optimizer by torch.distributed.checkpoint."
+                    f"Problem {name!r} has sharded parameters, of which no process has the whole. "
+                    "Save its module and optimizer by torch.distributed.checkpoint."
                 )
         return {
             "version": STATE_VERSION,
@@ -259,12 +321,18 @@ class MultilevelOptimizer:
             "problems": {
                 name: {
                     "module": copied(dict(problem.module.state_dict())),
-                    "optimizers": {key: copied(o.state_dict()) for key, o in problem.optimizers.items()},
-                    "schedulers": {key: copied(s.state_dict()) for key, s in problem.schedulers.items()},
+                    "optimizers": {
+                        key: copied(o.state_dict()) for key, o in problem.optimizers.items()
+                    },
+                    "schedulers": {
+                        key: copied(s.state_dict()) for key, s in problem.schedulers.items()
+                    },
                     "data": self._streams[name].state_dict(),
                     "updates": self._solutions.updates[name],
                     "skips_in_a_row": self._skips_in_a_row[name],
-                    "memory": {key: tensor.clone() for key, tensor in self._solutions.memory[name].items()},
+                    "memory": {
+                        key: tensor.clone() for key, tensor in self._solutions.memory[name].items()
+                    },
                 }
                 for name, problem in self.problems.items()
             },
@@ -274,7 +342,8 @@ class MultilevelOptimizer:
         """Goes back to what `state_dict` returned.
 
         Raises:
-            CheckpointError: if the state is of another graph, or of a version that this one cannot read.
+            CheckpointError: if the state is of another graph, or of a version that this one cannot
+                read.
         """
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
@@ -282,16 +351,19 @@ class MultilevelOptimizer:
             recorded, moves = self.engines[name].recorded_steps, self.problems[name].steps
             if name in self._solutions.differentiated and recorded > moves:
                 warn_user(
-                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates {recorded} steps, of which "
-                    f"a state holds none and a round makes {moves}: until there are as many, gradients are not those of a run "
-                    f"that was not interrupted. With steps={recorded} of the problem they are."
+                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates "
+                    f"{recorded} steps, of which a state holds none and a round makes {moves}: "
+                    "until there are as many, gradients are not those of a run that was not "
+                    f"interrupted. With steps={recorded} of the problem they are."
                 )
 
     def roll_back(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a state of `state_dict`, but not to its batches and noise, so that what failed is not repeated.
+        """Goes back to a state of `state_dict`, but not to its batches and noise, so that what
+        failed is not repeated.
 
-        Parameters, buffers, optimizers, schedulers and the round are those of the state; the data and the random state go on
-        from where they are. (A round that ends in a `NonFiniteError` has taken the batches of all its updates.)
+        Parameters, buffers, optimizers, schedulers and the round are those of the state; the data
+        and the random state go on from where they are. (A round that ends in a `NonFiniteError` has
+        taken the batches of all its updates.)
 
         Raises:
             CheckpointError: as `load_state_dict`.
@@ -301,16 +373,19 @@ class MultilevelOptimizer:
     def _load(self, state: Mapping[str, Any], *, position: bool) -> None:
         if state.get("version") != STATE_VERSION:
             raise CheckpointError(
-                f"The state has version {state.get('version')!r}; this version of mlo reads {STATE_VERSION}."
+                f"The state has version {state.get('version')!r}; this version of mlo reads "
+                f"{STATE_VERSION}."
             )
         if set(state["problems"]) != set(self.problems):
             raise CheckpointError(
-                f"The state is of the problems {sorted(state['problems'])}, this optimizer has {sorted(self.problems)}."
+                f"The state is of the problems {sorted(state['problems'])}, this optimizer has "
+                f"{sorted(self.problems)}."
             )
         random_state = RandomState.from_state_dict(state["random"])
         if len(random_state.generators) != len(self._generators):
             raise CheckpointError(
-                f"The state has {len(random_state.generators)} generators, the problems name {len(self._generators)}."
+                f"The state has {len(random_state.generators)} generators, the problems name "
+                f"{len(self._generators)}."
             )
         for name, problem in self.problems.items():  # all of it, before anything is changed
             check_state(problem, state["problems"][name])
@@ -324,7 +399,8 @@ class MultilevelOptimizer:
                     scheduler.load_state_dict(saved["schedulers"][key])
             except (RuntimeError, KeyError, ValueError) as error:
                 raise CheckpointError(
-                    f"The state of problem {name!r} does not fit its module, optimizer or scheduler: {error}"
+                    f"The state of problem {name!r} does not fit its module, optimizer or "
+                    f"scheduler: {error}"
                 ) from error
             if position:
                 self._streams[name].load_state_dict(saved["data"])
@@ -332,7 +408,10 @@ class MultilevelOptimizer:
             self._skips_in_a_row[name] = saved.get("skips_in_a_row", 0)
             self._solutions.memory[name].clear()
             self._solutions.memory[name].update(
-                {key: tensor.to(problem.device, copy=True) for key, tensor in saved["memory"].items()}
+                {
+                    key: tensor.to(problem.device, copy=True)
+                    for key, tensor in saved["memory"].items()
+                }
             )
         self.round = state["round"]
         self._solutions.forget()
@@ -340,9 +419,11 @@ class MultilevelOptimizer:
             random_state.restore(self._generators)
         if self.parallel is not None:
             for name, problem in self.problems.items():
-                self.parallel.check_equal({f"{name}.{key}": tensor for key, tensor in problem.parameters.items()})
+                self.parallel.check_equal(
+                    {f"{name}.{key}": tensor for key, tensor in problem.parameters.items()}
+                )
 
-    # ------------------------------------------------------------------ one update
+    # ------------------------------ one update
 
     def _update(self, name: str, record: Record, *, keep_graph: bool) -> None:
         moves = self.problems[name].moves
@@ -355,14 +436,20 @@ class MultilevelOptimizer:
                     self._draw(name)
                 raise
 
-    def _move(self, name: str, players: Collection[str], record: Record, *, last: bool, keep_graph: bool) -> None:
-        """Moves players of a problem; the last move of an update, of all players, is the one that is differentiated."""
+    def _move(
+        self, name: str, players: Collection[str], record: Record, *, last: bool, keep_graph: bool
+    ) -> None:
+        """Moves players of a problem; the last move of an update, of all players, is the one that
+        is differentiated.
+        """
         problem = self.problems[name]
         batches = self._draw(name)
         if self.parallel is not None and self._solutions.updates[name] == 0:
             self.parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory = self._solutions.copied_memory()
-        found = self._total_gradient(name, batches, live=True, moving=players, keep_graph=keep_graph)
+        found = self._total_gradient(
+            name, batches, live=True, moving=players, keep_graph=keep_graph
+        )
         norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
             self._solutions.recall(memory)
@@ -372,16 +459,21 @@ class MultilevelOptimizer:
         keeps_step = last and self._solutions.keeps_step(name)
         step = None
         if keeps_step:
-            step = OptimizerStep.capture(problem, linear_state=self.engines[name].applies_linear_steps)
+            step = OptimizerStep.capture(
+                problem, linear_state=self.engines[name].applies_linear_steps
+            )
         for key, parameter in problem.parameters.items():
-            # Clipping and some optimizers change a gradient in place, but the recorded step starts from the bare one, a kept
-            # graph may need it, and autograd gives one tensor to several parameters (a + b), or an expanded one (a.sum()).
+            # Clipping and some optimizers change a gradient in place, but the recorded step starts
+            # from the bare one, a kept graph may need it, and autograd gives one tensor to several
+            # parameters (a + b), or an expanded one (a.sum()).
             gradient = found.gradient[key]
             if problem.grad_clip is not None or found.graph is not None:
                 gradient = gradient.clone()
             parameter.grad = None if key in found.unused else gradient
         if problem.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(problem.parameters.values(), problem.grad_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                problem.parameters.values(), problem.grad_clip, norm
+            )
         for optimizer in problem.optimizers.values():
             optimizer.step()
         for parameter in problem.parameters.values():
@@ -415,7 +507,9 @@ class MultilevelOptimizer:
         def again(fixed: frozenset[str]) -> Tensors:
             with self._unchanged():
                 found.evaluation.random_states[0].restore(problem.generators)
-                return self._total_gradient(name, found.evaluation.batches, live=False, fixed=fixed).gradient
+                return self._total_gradient(
+                    name, found.evaluation.batches, live=False, fixed=fixed
+                ).gradient
 
         error = nonfinite_error(
             problem,
@@ -448,8 +542,8 @@ class MultilevelOptimizer:
             versions.append(versions_of(batches[-1]))
         if list(map(versions_of, batches)) != versions:
             raise ProblemError(
-                f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its data fill one buffer again "
-                "and again. Yield new tensors (batch.clone())."
+                f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its "
+                "data fill one buffer again and again. Yield new tensors (batch.clone())."
             )
         return tuple(batches)
 
@@ -464,7 +558,8 @@ class MultilevelOptimizer:
         ahead: bool = False,
         keep_graph: bool = False,
     ) -> TotalGradient:
-        """Computes the total gradient of a problem's loss at its current parameters (see `total_gradient`).
+        """Computes the total gradient of a problem's loss at its current parameters (see
+        `total_gradient`).
 
         Args:
             name: the problem.
@@ -478,7 +573,11 @@ class MultilevelOptimizer:
         ahead = ahead or name in self._looks_ahead
         found = total_gradient(
             self._solutions.evaluation(
-                name, batches, states=(), copy=live and self._solutions.keeps_step(name), ahead=ahead
+                name,
+                batches,
+                states=(),
+                copy=live and self._solutions.keeps_step(name),
+                ahead=ahead,
             ),
             live=live,
             examine=None if name in self._examined else partial(self._examine, name),
@@ -509,19 +608,26 @@ class MultilevelOptimizer:
         resting = [other for other in earlier if self._rests(other)]
         if not dropped and not resting:
             raise ProblemError(
-                f"The loss of problem {name!r} does not depend on any parameter: it was detached, computed under "
-                "torch.no_grad(), or reads none."
+                f"The loss of problem {name!r} does not depend on any parameter: it was detached, "
+                "computed under torch.no_grad(), or reads none."
             )
         if name not in self._warned:
             self._warned.add(name)
-            cause = f"'first_order' of {', '.join(dropped)}" if dropped else f"warm-up of {', '.join(resting)}"
+            cause = (
+                f"'first_order' of {', '.join(dropped)}"
+                if dropped
+                else f"warm-up of {', '.join(resting)}"
+            )
             warn_user(
-                f"The gradient of problem {name!r} is zero: its loss depends only on the solutions of other problems, and "
-                f"the {cause} drops their derivative. Choose an engine that keeps it, such as 'one_step'."
+                f"The gradient of problem {name!r} is zero: its loss depends only on the solutions "
+                f"of other problems, and the {cause} drops their derivative. Choose an engine that "
+                "keeps it, such as 'one_step'."
             )
 
     def _note(self, name: str, found: TotalGradient, norm: Tensor, record: Record) -> None:
-        """Writes an update into the record, and warns once per problem of a solve that did not converge."""
+        """Writes an update into the record, and warns once per problem of a solve that did not
+        converge.
+        """
         problem = self.problems[name]
         players = {
             player: total_norm(found.gradient[key] for key in keys)
@@ -539,8 +645,11 @@ class MultilevelOptimizer:
             record.solves[report.problem] = report
             if not report.converged and report.problem not in self._warned:
                 self._warned.add(report.problem)
-                residual = "" if report.residual is None else f" (relative residual {report.residual:.2g})"
+                residual = (
+                    "" if report.residual is None else f" (relative residual {report.residual:.2g})"
+                )
                 warn_user(
-                    f"Engine {report.engine!r} did not converge on problem {report.problem!r}{residual}. {report.advice} "
-                    "Later failures on this problem are only in the records."
+                    f"Engine {report.engine!r} did not converge on problem "
+                    f"{report.problem!r}{residual}. {report.advice} Later failures on this problem "
+                    "are only in the records."
                 )

@@ -1,4 +1,6 @@
-"""A problem: one level of a multi-level optimization, declared by its module, optimizer, loss and data."""
+"""A problem: one level of a multi-level optimization, declared by its module, optimizer, loss and
+data.
+"""
 
 from __future__ import annotations
 
@@ -32,28 +34,36 @@ class Problem:
     Args:
         name: a Python identifier; other losses read this problem under it.
         module: the module whose trainable parameters this problem optimizes.
-        optimizer: a `torch.optim` optimizer over exactly these parameters; for a game also a dict player → optimizer.
-        loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems that it reads; each is
-            passed as the module of that problem holding the right parameters. Returns a scalar, or `(scalar, metrics)`;
-            a game returns `{player: scalar}` or `({player: scalar}, metrics)`, and in the place of a player's scalar may put
-            a function of no arguments that returns it, alone or with metrics: it is called only where the loss of this player
+        optimizer: a `torch.optim` optimizer over exactly these parameters; for a game also a dict
+            player → optimizer.
+        loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems
+            that it reads; each is passed as the module of that problem holding the right
+            parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
+            or `({player: scalar}, metrics)`, and in the place of a player's scalar may put
+            a function of no arguments that returns it, alone or with metrics: it is called only
+                where the loss of this player
             is needed, and such functions all begin with the same random state.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
-        players: makes the problem a game: player → name of the submodule that this player controls. The players'
-            parameters must be disjoint and cover the module's. All move simultaneously, each down its own loss.
-        player_steps: player → its moves in one update of the game, 1 for those not named: `{"discriminator": 4}`. The first
-            ones it makes without those that move less often, each on a batch of its own; in the last one all move, and
-            engines that differentiate a step take that one.
+        players: makes the problem a game: player → name of the submodule that this player controls.
+            The players' parameters must be disjoint and cover the module's. All move
+            simultaneously, each down its own loss.
+        player_steps: player → its moves in one update of the game, 1 for those not named:
+            `{"discriminator": 4}`. The first ones it makes without those that move less often, each
+            on a batch of its own; in the last one all move, and engines that differentiate a step
+            take that one.
         steps: updates of this problem per update of the problems above it.
-        scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each update.
+        scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each
+            update.
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
         warmup_steps: number of first rounds in which this problem is not updated.
-        compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled modules have no double
-            backward, so the problem then needs an engine with `finite_difference` products.
-        generators: `torch.Generator`s that the loss draws from; replayed like the global random state of torch, numpy and
-            `random`. Others, like `numpy.random.default_rng()`, are not replayed: keep them out of losses.
+        compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
+            modules have no double backward, so the problem then needs an engine with
+            `finite_difference` products.
+        generators: `torch.Generator`s that the loss draws from; replayed like the global random
+            state of torch, numpy and `random`. Others, like `numpy.random.default_rng()`, are not
+            replayed: keep them out of losses.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -78,15 +88,22 @@ class Problem:
         compile: bool | Mapping[str, Any] = False,
         generators: Sequence[torch.Generator] = (),
     ) -> None:
-        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in RESERVED:
+        if (
+            not isinstance(name, str)
+            or not name.isidentifier()
+            or keyword.iskeyword(name)
+            or name in RESERVED
+        ):
             raise ProblemError(
-                f"Problem name {name!r} is not a Python identifier, or is a keyword or one of {', '.join(RESERVED)}. Losses "
-                "read a problem as a keyword argument of its name: use letters, digits and underscores."
+                f"Problem name {name!r} is not a Python identifier, or is a keyword or one of "
+                f"{', '.join(RESERVED)}. Losses read a problem as a keyword argument of its name: "
+                "use letters, digits and underscores."
             )
         if not isinstance(module, nn.Module):
             raise ProblemError(
-                f"Problem {name!r}: module is a {type(module).__name__}, not a torch.nn.Module. Put a bare parameter into a "
-                "module, for example torch.nn.ParameterDict({'x': parameter})."
+                f"Problem {name!r}: module is a {type(module).__name__}, not a torch.nn.Module. "
+                "Put a bare parameter into a module, for example torch.nn.ParameterDict({'x': "
+                "parameter})."
             )
         self.name = name
         self.module = module
@@ -96,21 +113,28 @@ class Problem:
         self.accumulate = _at_least(name, "accumulate", accumulate, 1)
         self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
         if grad_clip is not None and (isinstance(grad_clip, str) or not grad_clip > 0):
-            raise ProblemError(f"Problem {name!r}: grad_clip must be positive or None, got {grad_clip!r}.")
+            raise ProblemError(
+                f"Problem {name!r}: grad_clip must be positive or None, got {grad_clip!r}."
+            )
         self.grad_clip = grad_clip
         if precision not in (None, "bf16"):
-            raise ProblemError(f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.")
+            raise ProblemError(
+                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}."
+            )
         self.precision = precision
         self.compile = compile
         self.generators = tuple(generators)
         self.optimizers = _as_mapping(optimizer)
         self.schedulers = _as_mapping(scheduler) if scheduler is not None else {}
         self.parameters: dict[str, nn.Parameter] = {
-            key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad
+            key: parameter
+            for key, parameter in module.named_parameters()
+            if parameter.requires_grad
         }
         if not self.parameters:
             raise ProblemError(
-                f"Problem {name!r}: its module has no parameter that requires gradients, so there is nothing to optimize."
+                f"Problem {name!r}: its module has no parameter that requires gradients, so there "
+                "is nothing to optimize."
             )
         self._check_optimizers()
         self._check_schedulers()
@@ -139,8 +163,8 @@ class Problem:
         """The players that move in each move of one update; all of them in the last."""
         if unknown := [player for player in steps if player not in self.players]:
             raise ProblemError(
-                f"Problem {self.name!r}: player_steps names {unknown[0]!r}, which is none of its players. "
-                f"{nearest(unknown[0], list(self.players))}"
+                f"Problem {self.name!r}: player_steps names {unknown[0]!r}, which is none of its "
+                f"players. {nearest(unknown[0], list(self.players))}"
             )
         counts = {
             player: _at_least(self.name, f"player_steps[{player!r}]", steps.get(player, 1), 1)
@@ -148,23 +172,28 @@ class Problem:
         }
         if min(counts.values()) > 1:
             raise ProblemError(
-                f"Problem {self.name!r}: every player makes {min(counts.values())} moves or more an update; use steps="
-                f"{min(counts.values())} instead."
+                f"Problem {self.name!r}: every player makes {min(counts.values())} moves or more "
+                f"an update; use steps={min(counts.values())} instead."
             )
         most = max(counts.values())
-        return tuple(tuple(p for p, count in counts.items() if move >= most - count) for move in range(most))
+        return tuple(
+            tuple(p for p, count in counts.items() if move >= most - count) for move in range(most)
+        )
 
     def _check_schedulers(self) -> None:
         for scheduler in self.schedulers.values():
             if not hasattr(scheduler, "step"):
                 raise ProblemError(
-                    f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got {scheduler!r}."
+                    f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
+                    f"{scheduler!r}."
                 )
             driven = getattr(scheduler, "optimizer", None)
-            if driven is not None and not any(driven is optimizer for optimizer in self.optimizers.values()):
+            if driven is not None and not any(
+                driven is optimizer for optimizer in self.optimizers.values()
+            ):
                 raise ProblemError(
-                    f"Problem {self.name!r}: its scheduler drives another optimizer than the problem's. Make the scheduler "
-                    "from the optimizer that is passed beside it."
+                    f"Problem {self.name!r}: its scheduler drives another optimizer than the "
+                    "problem's. Make the scheduler from the optimizer that is passed beside it."
                 )
 
     def _check_optimizers(self) -> None:
@@ -172,33 +201,38 @@ class Problem:
         for optimizer in self.optimizers.values():
             if not isinstance(optimizer, Optimizer):
                 raise ProblemError(
-                    f"Problem {self.name!r}: optimizer must be a torch.optim optimizer (an object, not its class), got "
-                    f"{optimizer!r}."
+                    f"Problem {self.name!r}: optimizer must be a torch.optim optimizer (an object, "
+                    f"not its class), got {optimizer!r}."
                 )
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise ProblemError(
-                    f"Problem {self.name!r}: LBFGS evaluates its loss several times a step through a closure, which this "
-                    "optimizer does not offer. Use a first-order optimizer."
+                    f"Problem {self.name!r}: LBFGS evaluates its loss several times a step through "
+                    "a closure, which this optimizer does not offer. Use a first-order optimizer."
                 )
-            members = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            members = {
+                id(parameter) for group in optimizer.param_groups for parameter in group["params"]
+            }
             if optimized & members:
                 raise ProblemError(
-                    f"Problem {self.name!r}: two of its optimizers hold the same parameter, which would move twice. Give each "
-                    "parameter to one optimizer."
+                    f"Problem {self.name!r}: two of its optimizers hold the same parameter, which "
+                    "would move twice. Give each parameter to one optimizer."
                 )
             optimized |= members
-        missing = [key for key, parameter in self.parameters.items() if id(parameter) not in optimized]
+        missing = [
+            key for key, parameter in self.parameters.items() if id(parameter) not in optimized
+        ]
         if missing:
             raise ProblemError(
-                f"Problem {self.name!r}: its optimizer lacks {len(missing)} of {len(self.parameters)} parameters "
-                f"({_some(missing)}). Pass all of module.parameters() to the optimizer, or freeze the others with "
+                f"Problem {self.name!r}: its optimizer lacks {len(missing)} of "
+                f"{len(self.parameters)} parameters ({_some(missing)}). Pass all of "
+                "module.parameters() to the optimizer, or freeze the others with "
                 "requires_grad_(False)."
             )
         foreign = optimized - {id(parameter) for parameter in self.module.parameters()}
         if foreign:
             raise ProblemError(
-                f"Problem {self.name!r}: its optimizer also holds {len(foreign)} parameters that are not in its module. "
-                "Each problem optimizes its own module only."
+                f"Problem {self.name!r}: its optimizer also holds {len(foreign)} parameters that "
+                "are not in its module. Each problem optimizes its own module only."
             )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
@@ -211,36 +245,46 @@ class Problem:
             except AttributeError:
                 children = ", ".join(key for key, _ in self.module.named_children())
                 raise ProblemError(
-                    f"Problem {self.name!r}: player {player!r} names the submodule {submodule!r}, which does not exist. "
-                    f"Submodules: {children}."
+                    f"Problem {self.name!r}: player {player!r} names the submodule {submodule!r}, "
+                    f"which does not exist. Submodules: {children}."
                 ) from None
             prefix = f"{submodule}." if submodule else ""
-            for key in (f"{prefix}{inner}" for inner, p in members.named_parameters() if p.requires_grad):
+            for key in (
+                f"{prefix}{inner}" for inner, p in members.named_parameters() if p.requires_grad
+            ):
                 if key in owner:
                     raise ProblemError(
-                        f"Problem {self.name!r}: parameter {key!r} belongs to the players {owner[key]!r} and {player!r}. "
-                        "Players control disjoint submodules."
+                        f"Problem {self.name!r}: parameter {key!r} belongs to the players "
+                        f"{owner[key]!r} and {player!r}. Players control disjoint submodules."
                     )
                 owner[key] = player
         unowned = [key for key in self.parameters if key not in owner]
         if unowned:
             raise ProblemError(
-                f"Problem {self.name!r}: no player controls {_some(unowned)}. Every trainable parameter of a game belongs "
-                "to one player."
+                f"Problem {self.name!r}: no player controls {_some(unowned)}. Every trainable "
+                "parameter of a game belongs to one player."
             )
-        return {player: tuple(key for key in self.parameters if owner[key] == player) for player in self.players}
+        return {
+            player: tuple(key for key in self.parameters if owner[key] == player)
+            for player in self.players
+        }
 
 
 def _at_least(problem: str, option: str, value: int, smallest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise ProblemError(f"Problem {problem!r}: {option} must be an integer of at least {smallest}, got {value!r}.")
+        raise ProblemError(
+            f"Problem {problem!r}: {option} must be an integer of at least {smallest}, got "
+            f"{value!r}."
+        )
     return value
 
 
 def _players(problem: str, players: Any) -> dict[str, str]:
     if not players:
         return {}
-    if not isinstance(players, Mapping) or not all(isinstance(submodule, str) for submodule in players.values()):
+    if not isinstance(players, Mapping) or not all(
+        isinstance(submodule, str) for submodule in players.values()
+    ):
         raise ProblemError(
             f"Problem {problem!r}: players must be a dict player → name of its submodule, such as "
             '{"generator": "generator", "discriminator": "discriminator"}, got '
@@ -257,28 +301,33 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
-def _reads(problem: str, loss: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns the keyword-only arguments of a loss without, and with, a default, and positional ones beyond the batch."""
+def _reads(
+    problem: str, loss: Callable[..., Any]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Returns the keyword-only arguments of a loss without, and with, a default, and positional
+    ones beyond the batch.
+    """
     try:
         arguments = inspect.signature(loss).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
-            f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in a Python function "
-            "`def loss(module, batch, *, other): ...`."
+            f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in "
+            "a Python function `def loss(module, batch, *, other): ...`."
         ) from error
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]
     if len(required) > 2 or (len(positional) < 2 and not variadic):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes the positional arguments ({', '.join(a.name for a in positional)}), but "
-            "it is called as loss(module, batch, *, other, ...): two positional arguments, then the problems that it "
-            "reads, behind a *."
+            f"Problem {problem!r}: its loss takes the positional arguments "
+            f"({', '.join(a.name for a in positional)}), but it is called as loss(module, batch, "
+            "*, other, ...): two positional arguments, then the problems that it reads, behind a *."
         )
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes **{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which "
-            "it cannot be told what it reads. Name the problems that it reads behind a *."
+            f"Problem {problem!r}: its loss takes "
+            f"**{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which it cannot "
+            "be told what it reads. Name the problems that it reads behind a *."
         )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
     return (

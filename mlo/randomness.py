@@ -1,7 +1,9 @@
-"""Captured and replayed random state, so that a loss draws the same numbers each time it is re-evaluated.
+"""Captured and replayed random state, so that a loss draws the same numbers each time it is
+re-evaluated.
 
-A finite difference of two passes with different dropout masks measures the masks, not the curvature. Every
-re-evaluation of a loss inside a hypergradient therefore runs under the random state of the evaluation it repeats.
+A finite difference of two passes with different dropout masks measures the masks, not the
+curvature. Every re-evaluation of a loss inside a hypergradient therefore runs under the random
+state of the evaluation it repeats.
 """
 
 from __future__ import annotations
@@ -59,11 +61,13 @@ class RandomState:
             generator.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as tensors and plain Python values (loadable with `weights_only=True`)."""
+        """Returns the state as tensors and plain Python values (loadable with
+        `weights_only=True`).
+        """
         if self.numpy["bit_generator"] != "MT19937":
             raise CheckpointError(
-                f"numpy's global generator is a {self.numpy['bit_generator']}, whose state cannot be saved; only numpy's own, "
-                "MT19937, can."
+                f"numpy's global generator is a {self.numpy['bit_generator']}, whose state cannot "
+                "be saved; only numpy's own, MT19937, can."
             )
         version, words, gauss = self.python
         inner = self.numpy["state"]
@@ -108,8 +112,9 @@ def _cuda_states() -> tuple[Tensor, ...]:
 class _NumpyState:
     """The state of numpy's global generator, read in full only after it has moved.
 
-    Reading and writing it in full takes 40 µs each, several times an update. Its words and position can be read at their
-    address in 1 µs; without a cached second normal deviate (`has_gauss`) every draw moves them.
+    Reading and writing it in full takes 40 µs each, several times an update. Its words and position
+    can be read at their address in 1 µs; without a cached second normal deviate (`has_gauss`) every
+    draw moves them.
     """
 
     WORDS = 625 * 4  # of the Mersenne Twister: 624 words and the position
@@ -139,7 +144,8 @@ class _NumpyState:
         self._last, self._words = state, None if state["has_gauss"] else self._peek()
 
     def _peek(self) -> bytes | None:
-        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]  # public, but not in the stubs
+        # type: ignore[attr-defined]  # public, but not in the stubs
+        generator = np.random.get_bit_generator()
         if not isinstance(generator, np.random.MT19937):
             return None
         return ctypes.string_at(generator.ctypes.state_address, self.WORDS)
@@ -160,13 +166,17 @@ def preserved(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
 
 @contextmanager
 def forked(branch: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """Runs the body under a random state of its own for each `branch`; takes one number of torch's global generator.
+    """Runs the body under a random state of its own for each `branch`; takes one number of torch's
+    global generator.
 
     Branches that were in the same state before are so again afterwards, whatever the body draws.
     """
     seed = int(torch.randint(2**62, ()))
     with preserved(generators):
-        digests = [hashlib.sha256(repr((seed, branch, k)).encode()).digest() for k in range(1 + len(generators))]
+        digests = [
+            hashlib.sha256(repr((seed, branch, k)).encode()).digest()
+            for k in range(1 + len(generators))
+        ]
         own, *others = [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
         torch.manual_seed(own)  # CUDA's generators as well
         random.seed(own)

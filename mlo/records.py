@@ -1,4 +1,6 @@
-"""What a round of multi-level optimization reports: losses, metrics, gradient norms and solve reports."""
+"""What a round of multi-level optimization reports: losses, metrics, gradient norms and solve
+reports.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class SolveReport:
         problem: name of the lower problem whose response was differentiated.
         engine: name of the engine.
         iterations: products with the Jacobian that the solve used (0 where none is needed).
-        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A; None where it solves no system.
+        residual: relative residual ‖Aᵀq − v‖ / ‖v‖, with the engine's damping in A; None where it
+            solves no system.
         converged: whether the engine reached what it promises.
         advice: what to change where it did not converge.
         curvature: the smallest curvature uᵀAu / uᵀu that the solve met, where it looks at it (CG).
@@ -52,13 +55,16 @@ def _shown(loss: Any) -> str:
 class Record:
     """One round: every problem's last update in it.
 
-    Values are kept as tensors and become Python numbers when read, so a round on a GPU forces no synchronisation.
+    Values are kept as tensors and become Python numbers when read, so a round on a GPU forces no
+    synchronisation.
 
     Attributes:
         round: number of the round, counted from 1.
         solves: lower problem → its solve report, for every response differentiated in this round.
-        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in this record then.
-        rolled_back: why the run went back to an earlier state before this round (`on_nonfinite="rollback"`); None: it did not.
+        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in
+            this record then.
+        rolled_back: why the run went back to an earlier state before this round
+            (`on_nonfinite="rollback"`); None: it did not.
     """
 
     round: int
@@ -107,7 +113,8 @@ class Record:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Problem → the metrics that its loss returned, as Python numbers and lists."""
         return {
-            name: {key: _as_number(value) for key, value in metrics.items()} for name, metrics in self._metrics.items()
+            name: {key: _as_number(value) for key, value in metrics.items()}
+            for name, metrics in self._metrics.items()
         }
 
     @property

@@ -1,11 +1,13 @@
-"""Sharded parameters (`fully_shard`, DTensor): gathered where a loss is evaluated, their gradients scattered again.
+"""Sharded parameters (`fully_shard`, DTensor): gathered where a loss is evaluated, their gradients
+scattered again.
 
-A sharded parameter is one tensor of which every process stores a part. For a loss it is replicated like any other
-(see `mlo.distributed`): gathering it is `enter`, and the backward pass of that, a reduce-scatter, is the mean of the local
-gradients. So the derivatives in sharded parameters are sharded, and those of the mean loss.
+A sharded parameter is one tensor of which every process stores a part. For a loss it is replicated
+like any other (see `mlo.distributed`): gathering it is `enter`, and the backward pass of that, a
+reduce-scatter, is the mean of the local gradients. So the derivatives in sharded parameters are
+sharded, and those of the mean loss.
 
-`fully_shard`'s own hooks put its parameters into the modules when they are called, which would undo a substitution, and give
-gradients to `backward()` only. They rest while a loss is evaluated here.
+`fully_shard`'s own hooks put its parameters into the modules when they are called, which would undo
+a substitution, and give gradients to `backward()` only. They rest while a loss is evaluated here.
 """
 
 from __future__ import annotations
@@ -26,14 +28,20 @@ __all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "total_nor
 
 def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether a tensor is a DTensor."""
-    # Importing DTensor takes a third of the time of importing torch; where it was not, no tensor is one.
+    # Importing DTensor takes a third of the time of importing torch; where it was not, no tensor is
+    # one.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with every sharded one as a whole local one, whose gradient is averaged and scattered."""
-    return {name: _gathered(tensor) if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+    """The tensors with every sharded one as a whole local one, whose gradient is averaged and
+    scattered.
+    """
+    return {
+        name: _gathered(tensor) if is_sharded(tensor) else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _gathered(tensor: DTensor) -> Tensor:
@@ -51,7 +59,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that all processes have, sharded like `parameter` if that is sharded: every process keeps its part."""
+    """A whole tensor that all processes have, sharded like `parameter` if that is sharded: every
+    process keeps its part.
+    """
     if not is_sharded(parameter):
         return value
     from torch.distributed.tensor import DTensor, Replicate

@@ -1,10 +1,14 @@
-"""`once`: a part of a loss that does not depend on the problem's own parameters, computed once for several values of them.
+"""`once`: a part of a loss that does not depend on the problem's own parameters, computed once for
+several values of them.
 
-A finite difference evaluates a loss L(θ, x) at θ ± e u. Where L(θ, x) = f(θ, s(x)), both sides share s, and by the chain rule
+A finite difference evaluates a loss L(θ, x) at θ ± e u. Where L(θ, x) = f(θ, s(x)), both sides
+share s, and by the chain rule
 
-    ∇_x [f(θ₊, s) − f(θ₋, s)] = (∂s/∂x)ᵀ [∇_s f(θ₊, s) − ∇_s f(θ₋, s)] + ∇_x (f's own dependence on x):
+    ∇_x [f(θ₊, s) − f(θ₋, s)] = (∂s/∂x)ᵀ [∇_s f(θ₊, s) − ∇_s f(θ₋, s)] + ∇_x (f's own dependence on
+    x):
 
-one forward and one backward pass through s in the place of two, and no graph of f is kept for longer than its own side.
+one forward and one backward pass through s in the place of two, and no graph of f is kept for
+longer than its own side.
 """
 
 from __future__ import annotations
@@ -30,27 +34,34 @@ R = TypeVar("R")
 
 
 def once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Returns `function(*args, **kwargs)`, inside a loss; says that it does not depend on the problem's own parameters.
+    """Returns `function(*args, **kwargs)`, inside a loss; says that it does not depend on the
+    problem's own parameters.
 
-    Where an engine then evaluates the loss at several values of these, with everything else the same, the function is called
-    once and its result used again, together with the random state in which it ended; what it does to buffers happens once. The
-    gradient in what the function does depend on is the same.
+    Where an engine then evaluates the loss at several values of these, with everything else the
+    same, the function is called once and its result used again, together with the random state in
+    which it ended; what it does to buffers happens once. The gradient in what the function does
+    depend on is the same.
 
         def student_loss(student, batch, *, teacher):
-            targets = mlo.once(teacher, batch).softmax(1)  # `teacher` is read: no function of the student's parameters
-            return cross_entropy(student(batch), targets)
+            targets = mlo.once(teacher, batch).softmax(1)  # `teacher` is read: no function of the
+            student's parameters return cross_entropy(student(batch), targets)
 
     Args:
         function: anything that returns tensors, or dicts, lists and tuples of them.
-        args: its arguments. What the loss has computed itself, and is differentiated through elsewhere too, must come from
-            `once` as well.
+        args: its arguments. What the loss has computed itself, and is differentiated through
+            elsewhere too, must come from `once` as well.
         kwargs: its keyword arguments.
 
     Raises:
-        ProblemError: in the problem's first update, if the result does depend on the problem's own parameters.
+        ProblemError: in the problem's first update, if the result does depend on the problem's own
+            parameters.
     """
     parts = _PARTS.get()
-    return function(*args, **kwargs) if parts is None else parts.call(partial(function, *args, **kwargs))
+    return (
+        function(*args, **kwargs)
+        if parts is None
+        else parts.call(partial(function, *args, **kwargs))
+    )
 
 
 class RecordedParts:
@@ -80,16 +91,20 @@ class RecordedParts:
         if not self._outputs:
             return
         cotangents = [torch.ones_like(output) for output in self._outputs]
-        found = torch.autograd.grad(self._outputs, list(parameters), cotangents, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            self._outputs, list(parameters), cotangents, retain_graph=True, allow_unused=True
+        )
         if any(gradient is not None for gradient in found):
             raise ProblemError(
-                f"The loss of problem {self._problem!r} calls mlo.once on something that depends on the problem's own "
-                "parameters, which are not the same wherever the loss is evaluated. Call it without mlo.once."
+                f"The loss of problem {self._problem!r} calls mlo.once on something that depends "
+                "on the problem's own parameters, which are not the same wherever the loss is "
+                "evaluated. Call it without mlo.once."
             )
 
 
 class SharedParts:
-    """The parts of a loss that several evaluations share: the k-th call of `once` is the same in each.
+    """The parts of a loss that several evaluations share: the k-th call of `once` is the same in
+    each.
 
     Args:
         problem: its name, for messages.
@@ -104,7 +119,9 @@ class SharedParts:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What the evaluations see of the parts' differentiable tensors: cut off from the graphs of the functions."""
+        """What the evaluations see of the parts' differentiable tensors: cut off from the graphs of
+        the functions.
+        """
         return [leaf for part in self._parts for leaf in part.leaves]
 
     def begin(self) -> None:
@@ -122,14 +139,20 @@ class SharedParts:
         copies: R = map_tensors(result, torch.clone)  # a loss may change what it got
         return copies
 
-    def gradients(self, cotangents: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """The gradients in `inputs` that flow through the parts whose leaves have these `cotangents`.
+    def gradients(
+        self, cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """The gradients in `inputs` that flow through the parts whose leaves have these
+        `cotangents`.
 
         Raises:
-            ProblemError: if a part was made of something that an evaluation has differentiated already.
+            ProblemError: if a part was made of something that an evaluation has differentiated
+                already.
         """
         total: list[Tensor | None] = [None] * len(inputs)
-        due: dict[int, Tensor] = {id(leaf): v for leaf, v in zip(self.leaves, cotangents, strict=True)}
+        due: dict[int, Tensor] = {
+            id(leaf): v for leaf, v in zip(self.leaves, cotangents, strict=True)
+        }
         for index in reversed(range(len(self._parts))):  # a part may be made of earlier ones
             part = self._parts[index]
             if not part.leaves:
@@ -146,10 +169,14 @@ class SharedParts:
                 if "backward through the graph a second time" not in str(error):
                     raise
                 raise ProblemError(
-                    f"The loss of problem {self._problem!r} gives a function that it calls by mlo.once something that it has "
-                    "computed itself, and uses elsewhere too. Compute this by mlo.once as well."
+                    f"The loss of problem {self._problem!r} gives a function that it calls by "
+                    "mlo.once something that it has computed itself, and uses elsewhere too. "
+                    "Compute this by mlo.once as well."
                 ) from error
-            total = [b if a is None else a if b is None else a + b for a, b in zip(total, found, strict=False)]
+            total = [
+                b if a is None else a if b is None else a + b
+                for a, b in zip(total, found, strict=False)
+            ]
             for leaf, more in zip(earlier, found[len(inputs) :], strict=True):
                 if more is not None:
                     due[id(leaf)] = due[id(leaf)] + more

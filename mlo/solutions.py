@@ -1,4 +1,6 @@
-"""What losses are evaluated at, and the solutions of lower problems that they read, as they stand in the course of a run."""
+"""What losses are evaluated at, and the solutions of lower problems that they read, as they stand
+in the course of a run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ __all__ = ["Solutions"]
 
 
 class Solutions:
-    """Finds the solution of a lower problem as a loss reads it now, and describes the evaluation of a loss that reads it.
+    """Finds the solution of a lower problem as a loss reads it now, and describes the evaluation of
+    a loss that reads it.
 
     Args:
         graph: the problems.
@@ -35,7 +38,8 @@ class Solutions:
         parallel: the processes that share batches.
         looks_ahead: the problems that see solutions as they will be.
         rests: whether a problem rests in this round (`warmup_steps`).
-        total_gradient: (problem, its batches, whether it looks ahead) → its total gradient, in which nothing moves.
+        total_gradient: (problem, its batches, whether it looks ahead) → its total gradient, in
+            which nothing moves.
 
     Attributes:
         updates: problem → how often it moved.
@@ -72,27 +76,36 @@ class Solutions:
         self._dependencies: dict[str, frozenset[str]] = {}
         for name in graph.problems:
             own = frozenset({name, *graph.upper(name)})
-            self._dependencies[name] = own.union(*(self._dependencies[lower] for lower in graph.lower(name)))
+            self._dependencies[name] = own.union(
+                *(self._dependencies[lower] for lower in graph.lower(name))
+            )
         # Walking through the modules at every update would take longer than copying their buffers.
         self._buffers = {
-            name: [(f"{prefix}." if prefix else "", m._buffers) for prefix, m in problem.module.named_modules()]
+            name: [
+                (f"{prefix}." if prefix else "", m._buffers)
+                for prefix, m in problem.module.named_modules()
+            ]
             for name, problem in graph.problems.items()
         }
-        # The evaluation of each problem's last update, its solution where the engine differentiates that update, and
-        # other solutions with the state of the updates that they were made at.
+        # The evaluation of each problem's last update, its solution where the engine differentiates
+        # that update, and other solutions with the state of the updates that they were made at.
         self._current: dict[str, Evaluation] = {}
         self._steps: dict[str, Solution] = {}
         self._known: dict[tuple[str, bool], tuple[tuple[int, ...], Solution]] = {}
-        self._graphs: list[tuple[str, GradientGraph]] = []  # those of solutions, with the problem's name
+        self._graphs: list[
+            tuple[str, GradientGraph]
+        ] = []  # those of solutions, with the problem's name
 
-    # ------------------------------------------------------------------ the course of a run
+    # ------------------------------ the course of a run
 
     def keeps_step(self, name: str) -> bool:
         """Whether a later gradient differentiates the step of the problem's update."""
         return name in self.differentiated and self.engines[name].differentiates_step
 
     def keeps_graph(self, name: str, later: Sequence[str]) -> bool:
-        """Whether one of the updates that come `later` in the round differentiates the problem's step as it was made now."""
+        """Whether one of the updates that come `later` in the round differentiates the problem's
+        step as it was made now.
+        """
         if not (self.keeps_step(name) and self.engines[name].keeps_graph):
             return False
         for other in later:
@@ -113,7 +126,9 @@ class Solutions:
         self._graphs = needed
 
     def record(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
-        """Notes an update of a problem: where it was made, and the step, if a later gradient differentiates it."""
+        """Notes an update of a problem: where it was made, and the step, if a later gradient
+        differentiates it.
+        """
         self._current[name] = found.evaluation
         if step is None:
             return
@@ -142,7 +157,9 @@ class Solutions:
         self._current, self._steps, self._known = {}, {}, {}
 
     def forget_looks_ahead(self) -> None:
-        """Lets go of solutions that are not those of updates: the batches that come next are others."""
+        """Lets go of solutions that are not those of updates: the batches that come next are
+        others.
+        """
         self._known.clear()
 
     @contextmanager
@@ -157,7 +174,9 @@ class Solutions:
 
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `recall`."""
-        return {name: dict(kept) for name, kept in self.memory.items()}  # its tensors are replaced, never changed
+        return {
+            name: dict(kept) for name, kept in self.memory.items()
+        }  # its tensors are replaced, never changed
 
     def recall(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts the engines' memory back."""
@@ -165,10 +184,12 @@ class Solutions:
             kept.clear()
             kept.update(memory[name])
 
-    # ------------------------------------------------------------------ solutions and evaluations
+    # ------------------------------ solutions and evaluations
 
     def find(self, name: str, *, ahead: bool) -> Solution:
-        """The problem's solution as those above it see it now, or, where they look ahead, as it will be."""
+        """The problem's solution as those above it see it now, or, where they look ahead, as it
+        will be.
+        """
         engine = self.engines[name]
         rests = self._rests(name)
         if engine.differentiates_step and name in self._steps and not rests and not ahead:
@@ -186,16 +207,22 @@ class Solutions:
         return known[1]
 
     def _constant(self, name: str) -> Solution:
-        """The current parameters as a constant: of a problem that rests, or whose derivative is dropped."""
+        """The current parameters as a constant: of a problem that rests, or whose derivative is
+        dropped.
+        """
         problem = self._problems[name]
         evaluation = Evaluation(
             problem=problem, module=self._modules[name], reads=(), parameters={}, batches=(), random_states=(),
             modes=(), versions=(), buffers={}, uppers={},
         )  # fmt: skip
-        return Solution(name=name, engine=FirstOrder(), value=dict(problem.parameters), evaluation=evaluation)
+        return Solution(
+            name=name, engine=FirstOrder(), value=dict(problem.parameters), evaluation=evaluation
+        )
 
     def _stationary(self, name: str, *, ahead: bool) -> Solution:
-        """The current parameters as a solution of the problem's stationarity condition, at its current or next batches."""
+        """The current parameters as a solution of the problem's stationarity condition, at its
+        current or next batches.
+        """
         current = None if ahead else self._current.get(name)
         batches = self.batches(name, ahead=ahead)
         now = RandomState.capture(self._problems[name].generators)
@@ -212,7 +239,9 @@ class Solutions:
         )
 
     def _look_ahead(self, name: str, *, ahead: bool) -> Solution:
-        """The solution of a problem that has not moved yet, or moves later: one step of its optimizer, made on copies."""
+        """The solution of a problem that has not moved yet, or moves later: one step of its
+        optimizer, made on copies.
+        """
         problem = self._problems[name]
         found = self._total_gradient(name, self.batches(name, ahead=ahead), ahead)
         self._note_graph(name, found)
@@ -232,7 +261,13 @@ class Solutions:
         )
 
     def evaluation(
-        self, name: str, batches: tuple[Any, ...], *, states: tuple[RandomState, ...], copy: bool, ahead: bool
+        self,
+        name: str,
+        batches: tuple[Any, ...],
+        *,
+        states: tuple[RandomState, ...],
+        copy: bool,
+        ahead: bool,
     ) -> Evaluation:
         """Describes an evaluation of a problem's loss at its current parameters.
 
@@ -268,7 +303,10 @@ class Solutions:
                 for other in (name, *self.graph.reads[name])
             },
             uppers={
-                other: {key: held(parameter) for key, parameter in self._problems[other].parameters.items()}
+                other: {
+                    key: held(parameter)
+                    for key, parameter in self._problems[other].parameters.items()
+                }
                 for other in self.graph.values(name)
             },
             lowers={
@@ -282,10 +320,20 @@ class Solutions:
 
     @staticmethod
     def _frozen(solution: Solution) -> Solution:
-        """A solution with a copy of its value, for records that outlive the next move of its problem."""
-        return replace(solution, value={key: tensor.detach().clone() for key, tensor in solution.value.items()})
+        """A solution with a copy of its value, for records that outlive the next move of its
+        problem.
+        """
+        return replace(
+            solution, value={key: tensor.detach().clone() for key, tensor in solution.value.items()}
+        )
 
     def batches(self, name: str, *, ahead: bool = False) -> tuple[Any, ...]:
-        """The batches of the problem's last update; before the first, or where asked for, those that it will draw next."""
+        """The batches of the problem's last update; before the first, or where asked for, those
+        that it will draw next.
+        """
         current = None if ahead else self._current.get(name)
-        return current.batches if current is not None else self._streams[name].peek(self._problems[name].accumulate)
+        return (
+            current.batches
+            if current is not None
+            else self._streams[name].peek(self._problems[name].accumulate)
+        )

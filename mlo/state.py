@@ -24,7 +24,8 @@ def check_state(problem: Problem, saved: Mapping[str, Any]) -> None:
     wrong = [
         key
         for key in own
-        if key not in theirs or getattr(theirs[key], "shape", None) != getattr(own[key], "shape", None)
+        if key not in theirs
+        or getattr(theirs[key], "shape", None) != getattr(own[key], "shape", None)
     ]
     wrong += [key for key in theirs if key not in own]
     for part, mine in (("optimizers", problem.optimizers), ("schedulers", problem.schedulers)):
@@ -32,8 +33,9 @@ def check_state(problem: Problem, saved: Mapping[str, Any]) -> None:
     wrong += [part for part in ("data", "updates", "memory") if part not in saved]
     if wrong:
         raise CheckpointError(
-            f"The state of problem {problem.name!r} does not fit: {', '.join(map(repr, wrong[:3]))} "
-            f"{'differ' if len(wrong) > 1 else 'differs'} in name or shape. It is of another model or declaration."
+            f"The state of problem {problem.name!r} does not fit: "
+            f"{', '.join(map(repr, wrong[:3]))} {'differ' if len(wrong) > 1 else 'differs'} in "
+            "name or shape. It is of another model or declaration."
         )
 
 

@@ -1,4 +1,5 @@
-"""Problems with closed-form hypergradients, and the contract that every hypergradient engine must keep.
+"""Problems with closed-form hypergradients, and the contract that every hypergradient engine must
+keep.
 
 A new engine is tested by inheriting the contract::
 
@@ -57,23 +58,30 @@ class Vector(nn.Module):
         self.v = nn.Parameter(value.detach().clone())
 
 
-def evaluated(losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What the loss of a game returned, with scalars in the places of the functions that it left some players' losses to."""
+def evaluated(
+    losses: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the loss of a game returned, with scalars in the places of the functions that it left
+    some players' losses to.
+    """
     scalars = dict(losses)
     return scalars, {**metrics, **call_deferred(scalars)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """A multi-level problem whose lower problems stand at their exact solutions, and its exact total gradient.
+    """A multi-level problem whose lower problems stand at their exact solutions, and its exact
+    total gradient.
 
     Attributes:
         problems: from the innermost to the outermost.
         upper: name of the problem whose gradient is known.
         exact: its total gradient dL/dx, shape [dim of x].
-        jacobians: lower problem → A = dF/dθ of its stationarity map F, [n, n], the optimizer's weight decay included.
+        jacobians: lower problem → A = dF/dθ of its stationarity map F, [n, n], the optimizer's
+            weight decay included.
         mixed: lower problem → problem that it reads → dF/d(that), [n, dim of that].
-        direct: problem → partial derivative of the upper loss in it, for those that the upper loss reads.
+        direct: problem → partial derivative of the upper loss in it, for those that the upper loss
+            reads.
         losses: problem → its loss as a plain function of tensors, for oracles that unroll it.
     """
 
@@ -86,7 +94,8 @@ class ClosedForm:
     losses: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
 
     def swept(self, inverse: Inverse) -> Tensor:
-        """The total gradient with an engine's q in the place of A⁻ᵀ v, problem by problem from the top down.
+        """The total gradient with an engine's q in the place of A⁻ᵀ v, problem by problem from the
+        top down.
 
         Args:
             inverse: (A [n, n], v [n]) → q [n].
@@ -102,7 +111,9 @@ class ClosedForm:
                 cotangents[read] = cotangents[read] + term if read in cotangents else term
         return cotangents[self.upper]
 
-    def optimizer(self, hypergradient: EngineChoice | dict[str, EngineChoice]) -> MultilevelOptimizer:
+    def optimizer(
+        self, hypergradient: EngineChoice | dict[str, EngineChoice]
+    ) -> MultilevelOptimizer:
         """Builds the optimizer with an engine."""
         return MultilevelOptimizer(self.problems, hypergradient)
 
@@ -134,13 +145,17 @@ class _Maker:
 
     def spd(self, dim: int, condition: float) -> Tensor:
         """A symmetric positive definite matrix with eigenvalues from 1 / condition to 1."""
-        basis, _ = torch.linalg.qr(torch.randn(dim, dim, generator=self._generator, dtype=torch.float64))
+        basis, _ = torch.linalg.qr(
+            torch.randn(dim, dim, generator=self._generator, dtype=torch.float64)
+        )
         eigenvalues = torch.logspace(0, -1, dim, base=condition, dtype=torch.float64)
         matrix: Tensor = (basis * eigenvalues) @ basis.T
         return matrix.to(self._dtype)
 
 
-def _problem(name: str, value: Tensor, loss: Callable[..., Tensor], *, weight_decay: float = 0.0) -> Problem:
+def _problem(
+    name: str, value: Tensor, loss: Callable[..., Tensor], *, weight_decay: float = 0.0
+) -> Problem:
     module = Vector(value)
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE, weight_decay=weight_decay)
     return Problem(name, module=module, optimizer=optimizer, loss=loss)
@@ -154,7 +169,8 @@ def bilevel_quadratic(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> ClosedForm:
-    """`w` minimises ½ wᵀAw − wᵀBx (+ the optimizer's decay d/2 ‖w‖²); `x` minimises ½ ‖w* − t‖² + ½ ρ ‖x‖².
+    """`w` minimises ½ wᵀAw − wᵀBx (+ the optimizer's decay d/2 ‖w‖²); `x` minimises ½ ‖w* − t‖² + ½
+    ρ ‖x‖².
 
     w* = (A + dI)⁻¹ B x, so the total gradient is ρx + Bᵀ (A + dI)⁻¹ (w* − t).
     """
@@ -187,8 +203,11 @@ def bilevel_quadratic(
     )
 
 
-def chain_of_three(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
-    """`w1` depends on `x`, `w2` on `w1`'s solution, and `x` is judged by `w2`'s: gradients flow x → w1 → w2 → x.
+def chain_of_three(
+    *, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> ClosedForm:
+    """`w1` depends on `x`, `w2` on `w1`'s solution, and `x` is judged by `w2`'s: gradients flow x →
+    w1 → w2 → x.
 
     w1* = A1⁻¹ B x, w2* = A2⁻¹ C w1*, L = ½ ‖w2* − t‖², so dL/dx = Bᵀ A1⁻¹ Cᵀ A2⁻¹ (w2* − t).
     """
@@ -208,7 +227,11 @@ def chain_of_three(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.fl
         return 0.5 * ((w2.v - t) ** 2).sum()
 
     return ClosedForm(
-        problems=[_problem("w1", w1, w1_loss), _problem("w2", w2, w2_loss), _problem("x", x, x_loss)],
+        problems=[
+            _problem("w1", w1, w1_loss),
+            _problem("w2", w2, w2_loss),
+            _problem("x", x, x_loss),
+        ],
         upper="x",
         exact=b.T @ torch.linalg.solve(a1, c.T @ torch.linalg.solve(a2, w2 - t)),
         jacobians={"w1": a1, "w2": a2},
@@ -220,8 +243,8 @@ def chain_of_three(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.fl
 def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
     """The shape of LFM-CW: `arch` reaches `w2` directly, through `w1` and through `gan`.
 
-    Each lower problem is a quadratic ½ wᵀAw − wᵀr with r_w1 = B1 α, r_gan = Bg α, r_w2 = B2 α + C1 w1 + Cg gan, and
-    L = ½ ‖w2 − t‖² + ½ ρ ‖α‖².
+    Each lower problem is a quadratic ½ wᵀAw − wᵀr with r_w1 = B1 α, r_gan = Bg α, r_w2 = B2 α + C1
+    w1 + Cg gan, and L = ½ ‖w2 − t‖² + ½ ρ ‖α‖².
     """
     make = _Maker(seed, dtype)
     a = {name: make.spd(dim, 10.0) for name in ("w1", "gan", "w2")}
@@ -239,7 +262,9 @@ def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) 
         return 0.5 * gan.v @ a["gan"] @ gan.v - gan.v @ (b["gan"] @ arch.v)
 
     def w2_loss(w2: Vector, batch: None, *, arch: Vector, w1: Vector, gan: Vector) -> Tensor:
-        return 0.5 * w2.v @ a["w2"] @ w2.v - w2.v @ (b["w2"] @ arch.v + c["w1"] @ w1.v + c["gan"] @ gan.v)
+        return 0.5 * w2.v @ a["w2"] @ w2.v - w2.v @ (
+            b["w2"] @ arch.v + c["w1"] @ w1.v + c["gan"] @ gan.v
+        )
 
     def arch_loss(arch: Vector, batch: None, *, w2: Vector) -> Tensor:
         return 0.5 * ((w2.v - t) ** 2).sum() + 0.5 * rho * (arch.v**2).sum()
@@ -264,10 +289,14 @@ def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) 
     )
 
 
-def layered(*, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
-    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers paths from `x` to L.
+def layered(
+    *, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> ClosedForm:
+    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers
+    paths from `x` to L.
 
-    The problems are `p0_0, p0_1, p1_0, …`; each is ½ ‖w − r‖² · s with r a linear map of what it reads, so w* = r.
+    The problems are `p0_0, p0_1, p1_0, …`; each is ½ ‖w − r‖² · s with r a linear map of what it
+    reads, so w* = r.
     """
     make = _Maker(seed, dtype)
     x = make.normal(dim)
@@ -305,14 +334,20 @@ def layered(*, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = to
 
 def _layer_loss(maps: dict[str, Tensor], stiffness: float) -> Callable[..., Tensor]:
     def loss(own: Vector, reads: dict[str, Vector]) -> Tensor:
-        residual = own.v - torch.stack([maps[read] @ module.v for read, module in reads.items()]).sum(0)
+        residual = own.v - torch.stack(
+            [maps[read] @ module.v for read, module in reads.items()]
+        ).sum(0)
         return 0.5 * stiffness * (residual**2).sum()
 
     return _with_reads(loss, list(maps))
 
 
-def _with_reads(loss: Callable[[Vector, dict[str, Vector]], Tensor], names: list[str]) -> Callable[..., Tensor]:
-    """Gives a loss of `(own, {name: module})` the signature `(own, batch, *, name, ...)` that names what it reads."""
+def _with_reads(
+    loss: Callable[[Vector, dict[str, Vector]], Tensor], names: list[str]
+) -> Callable[..., Tensor]:
+    """Gives a loss of `(own, {name: module})` the signature `(own, batch, *, name, ...)` that names
+    what it reads.
+    """
 
     def called(own: Vector, batch: Any, **reads: Vector) -> Tensor:
         return loss(own, reads)
@@ -325,10 +360,14 @@ def _with_reads(loss: Callable[[Vector, dict[str, Vector]], Tensor], names: list
     return called
 
 
-def trilevel_quadratic(*, dim: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
-    """A true tri-level problem: `m` minimises a loss that contains the response of `w` to `m` itself.
+def trilevel_quadratic(
+    *, dim: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> ClosedForm:
+    """A true tri-level problem: `m` minimises a loss that contains the response of `w` to `m`
+    itself.
 
-    w*(m, x) = A⁻¹ (B m + D x). `m` minimises ½ mᵀEm − mᵀF x + ½ ‖w* − t‖², so with J = A⁻¹B, K = A⁻¹D
+    w*(m, x) = A⁻¹ (B m + D x). `m` minimises ½ mᵀEm − mᵀF x + ½ ‖w* − t‖², so with J = A⁻¹B, K =
+    A⁻¹D
 
         (E + JᵀJ) m* = F x + Jᵀ (t − K x),   M = dm*/dx = (E + JᵀJ)⁻¹ (F − JᵀK),
 
@@ -372,10 +411,12 @@ class Players(nn.Module):
 def bilinear_game(
     *, dim: int = 3, coupling: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> ClosedForm:
-    """A lower game of two players: u minimises ½ uᵀPu + γ uᵀMv − uᵀBx, and v minimises ½ vᵀQv − γ uᵀMv − vᵀCx.
+    """A lower game of two players: u minimises ½ uᵀPu + γ uᵀMv − uᵀBx, and v minimises ½ vᵀQv − γ
+    uᵀMv − vᵀCx.
 
-    Its Jacobian is J = [[P, γM], [−γMᵀ, Q]], which is not symmetric, and J (u, v) = (B x, C x) at the equilibrium. `x`
-    minimises ½ ‖u* − s‖² + ½ ‖v* − t‖², with gradient [B; C]ᵀ J⁻ᵀ (u* − s, v* − t).
+    Its Jacobian is J = [[P, γM], [−γMᵀ, Q]], which is not symmetric, and J (u, v) = (B x, C x) at
+    the equilibrium. `x` minimises ½ ‖u* − s‖² + ½ ‖v* − t‖², with gradient [B; C]ᵀ J⁻ᵀ (u* − s, v*
+    − t).
     """
     make = _Maker(seed, dtype)
     p, q, m = make.spd(dim, 5.0), make.spd(dim, 5.0), coupling * make.normal(dim, dim)
@@ -425,12 +466,15 @@ def identical(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(identical(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(identical(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            identical(a, b) for a, b in zip(one, other, strict=True)
+        )
     return bool(one == other)
 
 
 def check_gradient_changes_nothing(optimizer: MultilevelOptimizer, name: str) -> None:
-    """Asserts that `gradient` leaves every state alone and repeats itself, before and after a round.
+    """Asserts that `gradient` leaves every state alone and repeats itself, before and after a
+    round.
 
     Raises:
         AssertionError: if it does not.
@@ -451,17 +495,22 @@ GRAPHS: dict[str, Callable[..., ClosedForm]] = {
     "layered": functools.partial(layered, layers=4),
     "game": bilinear_game,
 }
-"""Graphs on which an engine is compared with its own formula; the tri-level one comes beside them."""
+"""Graphs on which an engine is compared with its own formula; the tri-level one comes beside
+them.
+"""
 
 
 class EngineContract:
-    """What holds for every engine on every graph, in both dtypes; inherit it in a test class and define `make_engine`.
+    """What holds for every engine on every graph, in both dtypes; inherit it in a test class and
+    define `make_engine`.
 
     On each graph an engine either equals its formula or is refused before the first step.
 
     Attributes:
-        graphs: those on which the engine follows its formula; leave one out only for an engine that is known to be wrong there.
-        exact: whether `inverse` is the exact one, so that the engine must also be exact on the tri-level graph.
+        graphs: those on which the engine follows its formula; leave one out only for an engine that
+            is known to be wrong there.
+        exact: whether `inverse` is the exact one, so that the engine must also be exact on the
+            tri-level graph.
         tolerance: largest relative error in float64.
         tolerance_float32: largest relative error in float32.
     """
@@ -486,7 +535,10 @@ class EngineContract:
         return solution
 
     def test_equals_its_formula_on_every_graph_in_both_dtypes(self) -> None:
-        for dtype, tolerance in ((torch.float64, self.tolerance), (torch.float32, self.tolerance_float32)):
+        for dtype, tolerance in (
+            (torch.float64, self.tolerance),
+            (torch.float32, self.tolerance_float32),
+        ):
             for name in self.graphs:
                 make = GRAPHS[name]
                 reference = make().swept(self.inverse)
@@ -498,7 +550,9 @@ class EngineContract:
                 found = problem.optimizer(engine).gradient(problem.upper)["v"].double()
                 scale = max(float(reference.norm()), 1e-12)
                 error = float((found - reference).norm()) / scale
-                assert error < tolerance, f"{engine.label} on {name} in {dtype}: relative error {error:.1e}"
+                assert error < tolerance, (
+                    f"{engine.label} on {name} in {dtype}: relative error {error:.1e}"
+                )
 
     def test_is_exact_or_refused_on_the_trilevel_graph(self) -> None:
         engine = self.make_engine()
@@ -517,7 +571,9 @@ class EngineContract:
         except EngineError as error:
             message = str(error)
         assert message, f"{engine.label} was not refused"
-        assert "Use '" in message or "Give '" in message, f"the error names no engine that can: {message}"
+        assert "Use '" in message or "Give '" in message, (
+            f"the error names no engine that can: {message}"
+        )
 
     def test_solves_each_lower_problem_once(self) -> None:
         for problem in (diamond(), layered(layers=10)):
@@ -539,6 +595,8 @@ class EngineContract:
                 optimizer=upper.optimizers[""],
                 loss=lambda own, batch, *, w: scale * loss(own, batch, w=w),
             )
-            return MultilevelOptimizer([problem.problems[0], scaled], self.make_engine()).gradient("x")["v"]
+            return MultilevelOptimizer([problem.problems[0], scaled], self.make_engine()).gradient(
+                "x"
+            )["v"]
 
         assert relative_error(gradient(-3.0), -3.0 * gradient(1.0)) < max(self.tolerance, 1e-9)

@@ -1,4 +1,6 @@
-"""The total gradient of a problem's loss: its direct gradient plus what flows through the responses that it reads."""
+"""The total gradient of a problem's loss: its direct gradient plus what flows through the responses
+that it reads.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class TotalGradient:
     """A problem's total gradient at one point, and what came with it.
 
     Attributes:
-        gradient: parameter → gradient; zero for parameters that no loss depends on, or whose player rests.
+        gradient: parameter → gradient; zero for parameters that no loss depends on, or whose player
+            rests.
         unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
         losses: player → loss, averaged over the batches.
         metrics: what the loss returned beside it.
@@ -60,18 +63,22 @@ def total_gradient(
     moving: Collection[str] | None = None,
     keep_graph: bool = False,
 ) -> TotalGradient:
-    """Evaluates a problem's loss at its live parameters and differentiates it, through the responses that it reads.
+    """Evaluates a problem's loss at its live parameters and differentiates it, through the
+    responses that it reads.
 
-    The loss sees the responses cut off from their graphs; their cotangents are summed over the batches and sent through
-    the responses at the end, so that each inverse product is done once however many batches are averaged.
+    The loss sees the responses cut off from their graphs; their cotangents are summed over the
+    batches and sent through the responses at the end, so that each inverse product is done once
+    however many batches are averaged.
 
     Args:
         evaluation: the problem, its batches, and what it reads; its random states are drawn now.
         live: whether the problem's own buffers may change, as they do in its own update.
-        examine: is shown each player's loss on the first batch, with the player's parameters, before it is differentiated.
+        examine: is shown each player's loss on the first batch, with the player's parameters,
+            before it is differentiated.
         fixed: problems whose solutions are taken for constants.
         moving: the players whose losses are differentiated, each in its own parameters; None: all.
-        keep_graph: whether the gradient's graph is kept, for a problem whose gradient contains no response.
+        keep_graph: whether the gradient's graph is kept, for a problem whose gradient contains no
+            response.
     """
     problem, module, batches = evaluation.problem, evaluation.module, evaluation.batches
     values = dict(evaluation.uppers) | {problem.name: dict(problem.parameters)}
@@ -84,14 +91,22 @@ def total_gradient(
     }
     inputs = frozenset(item.name for item in evaluation.free_inputs) if keep_graph else frozenset()
     cut = {
-        other: {key: t.detach().requires_grad_(t.requires_grad or other in inputs) for key, t in tensors.items()}
+        other: {
+            key: t.detach().requires_grad_(t.requires_grad or other in inputs)
+            for key, t in tensors.items()
+        }
         for other, tensors in read.items()
     }
     parameters: Tensors = dict(problem.parameters)
     if keep_graph:  # whose tensors the step will not change
         _check_hooks(problem)
         parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
-    leaves = [cut[other][key] for other, tensors in read.items() for key, t in tensors.items() if t.requires_grad]
+    leaves = [
+        cut[other][key]
+        for other, tensors in read.items()
+        for key, t in tensors.items()
+        if t.requires_grad
+    ]
     states: list[RandomState] = []
     sums = _Sums(problem.name, len(batches))
     parallel = evaluation.parallel
@@ -113,10 +128,13 @@ def total_gradient(
                 own = [parameters[key] for key in problem.player_parameters[player]]
                 if examine is not None and len(states) == 1:
                     examine(loss, own)
-                sums.add(player, loss, own, leaves, retain_graph=remaining > 0, create_graph=keep_graph)
+                sums.add(
+                    player, loss, own, leaves, retain_graph=remaining > 0, create_graph=keep_graph
+                )
     statistics = running_statistics(problem.module) if live else []
     if parallel is not None and parallel.exact:
-        # Cotangents are averaged before they go through the responses: an inverse product of the mean.
+        # Cotangents are averaged before they go through the responses: an inverse product of the
+        # mean.
         sums.synchronise(parallel, problem, leaves, statistics)
     responses = [t for tensors in read.values() for t in tensors.values() if t.requires_grad]
     gradient: dict[str, Tensor | None] = {}
@@ -132,22 +150,33 @@ def total_gradient(
         sums.direct, sums.cotangents = {"": [gradient.get(key) for key in problem.parameters]}, {}
         sums.synchronise(parallel, problem, leaves, statistics)
         gradient = dict(zip(problem.parameters, sums.direct[""], strict=True))
-    # A response's node holds the context, which holds the response: PyTorch frees no such circle, nor does Python's collector
-    # where the node has several outputs.
+    # A response's node holds the context, which holds the response: PyTorch frees no such circle,
+    # nor does Python's collector where the node has several outputs.
     context.responses.clear()
     graph = None
     if keep_graph:
         if live:
             _copy_changed(problem, parameters)
         of_player = {
-            player: dict(zip(names, zeros_for_none(sums.direct[player], [parameters[n] for n in names]), strict=True))
+            player: dict(
+                zip(
+                    names,
+                    zeros_for_none(sums.direct[player], [parameters[n] for n in names]),
+                    strict=True,
+                )
+            )
             for player, names in problem.player_parameters.items()
         }
         graph = GradientGraph(parameters=parameters, reads=cut, gradients=of_player)
-        gradient = {key: None if value is None else value.detach() for key, value in gradient.items()}
+        gradient = {
+            key: None if value is None else value.detach() for key, value in gradient.items()
+        }
     found = {key: value for key, value in gradient.items() if value is not None}
     return TotalGradient(
-        gradient={key: found[key] if key in found else torch.zeros_like(p) for key, p in problem.parameters.items()},
+        gradient={
+            key: found[key] if key in found else torch.zeros_like(p)
+            for key, p in problem.parameters.items()
+        },
         unused=frozenset(problem.parameters) - frozenset(found),
         losses=sums.losses,
         metrics=sums.metrics,
@@ -159,7 +188,9 @@ def total_gradient(
 
 
 def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: bool) -> Tensors:
-    """What takes the places of live tensors: the tensors that are read, and copies of buffers that must not change."""
+    """What takes the places of live tensors: the tensors that are read, and copies of buffers that
+    must not change.
+    """
     substitutes: Tensors = {}
     own: Tensors = {}
     own.update((key, p) for key, p in evaluation.problem.parameters.items() if is_sharded(p))
@@ -167,7 +198,9 @@ def _substitutes(evaluation: Evaluation, reads: dict[str, Tensors], *, live: boo
         substitutes |= LossModule.qualified(other, gathered(tensors))
     for other, buffers in evaluation.buffers.items():
         if other != evaluation.problem.name or not live:
-            substitutes |= LossModule.qualified(other, {key: value.clone() for key, value in buffers.items()})
+            substitutes |= LossModule.qualified(
+                other, {key: value.clone() for key, value in buffers.items()}
+            )
     return substitutes
 
 
@@ -180,15 +213,17 @@ def _check_hooks(problem: Problem) -> None:
     hooked = [key for key, parameter in problem.parameters.items() if parameter._backward_hooks]
     if hooked:
         raise ProblemError(
-            f"Parameter {hooked[0]!r} of problem {problem.name!r} has a hook (register_hook), which changes gradients of this "
-            "tensor only. With keep_graph the gradient is computed at a copy: give the problem the engine 'one_step' without "
-            "keep_graph."
+            f"Parameter {hooked[0]!r} of problem {problem.name!r} has a hook (register_hook), "
+            "which changes gradients of this tensor only. With keep_graph the gradient is computed "
+            "at a copy: give the problem the engine 'one_step' without keep_graph."
         )
 
 
 @torch.no_grad()
 def _copy_changed(problem: Problem, parameters: Tensors) -> None:
-    """Does to the live parameters what the loss did in place to the new copies in their places (`nn.Embedding(max_norm=…)`)."""
+    """Does to the live parameters what the loss did in place to the new copies in their places
+    (`nn.Embedding(max_norm=…)`).
+    """
     for key, tensor in parameters.items():
         if tensor._version > 0:
             problem.parameters[key].copy_(tensor)
@@ -202,7 +237,11 @@ def _own_noise(parallel: DataParallel | None, problem: Problem) -> AbstractConte
 
 
 def _implicit(
-    responses: Sequence[Tensor], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor], *, retain_graph: bool
+    responses: Sequence[Tensor],
+    cotangents: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    *,
+    retain_graph: bool,
 ) -> Sequence[Tensor | None]:
     """The gradient in `inputs` that flows through responses with these cotangents."""
     reached = [(t, v) for t, v in zip(responses, cotangents, strict=True) if v is not None]
@@ -253,12 +292,16 @@ class _Sums:
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
             found = torch.autograd.grad(
-                share, inputs, allow_unused=True, retain_graph=retain_graph or create_graph, create_graph=create_graph
+                share,
+                inputs,
+                allow_unused=True,
+                retain_graph=retain_graph or create_graph,
+                create_graph=create_graph,
             )
             if any(g is not None and g.layout != torch.strided for g in found):
                 raise ProblemError(
-                    f"Problem {self._problem!r}: its loss has sparse gradients, which no engine takes. Build embeddings with "
-                    "sparse=False."
+                    f"Problem {self._problem!r}: its loss has sparse gradients, which no engine "
+                    "takes. Build embeddings with sparse=False."
                 )
         _add_to(self.direct, player, found[: len(own)])
         _add_to(self.cotangents, player, found[len(own) :])
@@ -266,7 +309,11 @@ class _Sums:
         self.losses[player] = self.losses[player] + detached if player in self.losses else detached
 
     def synchronise(
-        self, parallel: DataParallel, problem: Problem, leaves: Sequence[Tensor], statistics: Sequence[Tensor]
+        self,
+        parallel: DataParallel,
+        problem: Problem,
+        leaves: Sequence[Tensor],
+        statistics: Sequence[Tensor],
     ) -> None:
         """Averages everything over the processes, in one reduction.
 
@@ -286,13 +333,21 @@ class _Sums:
         entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
         for key, value in self.metrics.items():
             if _is_number(value):
-                number = value if isinstance(value, Tensor) else torch.tensor(value, device=problem.device)
+                number = (
+                    value
+                    if isinstance(value, Tensor)
+                    else torch.tensor(value, device=problem.device)
+                )
                 self.metrics[key] = number
                 entries.append(_Entry(self.metrics, key, number))
         moving = list(statistics)
         entries += [_Entry(moving, index, statistic) for index, statistic in enumerate(statistics)]
-        entries = [entry for entry in entries if not is_sharded(entry.like)]  # which are averaged as they are scattered
-        means = parallel.average([entry.within[entry.key] for entry in entries], [entry.like for entry in entries])
+        entries = [
+            entry for entry in entries if not is_sharded(entry.like)
+        ]  # which are averaged as they are scattered
+        means = parallel.average(
+            [entry.within[entry.key] for entry in entries], [entry.like for entry in entries]
+        )
         for entry, mean in zip(entries, means, strict=True):
             entry.within[entry.key] = mean
         with torch.no_grad():
@@ -303,7 +358,9 @@ class _Sums:
         """Adds one batch's metrics: floating-point ones are averaged, of others the last stays."""
         for key, value in metrics.items():
             share = value / self._batches if _is_number(value) else value
-            self.metrics[key] = self.metrics[key] + share if _is_number(value) and key in self.metrics else share
+            self.metrics[key] = (
+                self.metrics[key] + share if _is_number(value) and key in self.metrics else share
+            )
 
 
 class _Entry(NamedTuple):
@@ -318,9 +375,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())
 
 
-def _add_to(total: dict[str, list[Tensor | None]], player: str, terms: Sequence[Tensor | None]) -> None:
+def _add_to(
+    total: dict[str, list[Tensor | None]], player: str, terms: Sequence[Tensor | None]
+) -> None:
     known = total.get(player)
     if known is None:
         total[player] = list(terms)
         return
-    total[player] = [b if a is None else a if b is None else a + b for a, b in zip(known, terms, strict=True)]
+    total[player] = [
+        b if a is None else a if b is None else a + b for a, b in zip(known, terms, strict=True)
+    ]

@@ -1,4 +1,6 @@
-"""A headless Chromium for tests of pages, where the machine has one (Debian: chromium, chromium-driver)."""
+"""A headless Chromium for tests of pages, where the machine has one (Debian: chromium,
+chromium-driver).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Page:
         self._driver = driver
 
     def open(self, path, *, width=1280, scheme="light", scripts=True):
-        """Opens a file in a window of this width, with light or dark colours preferred, with or without scripts."""
+        """Opens a file in a window of this width, with light or dark colours preferred, with or
+        without scripts.
+        """
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -66,7 +70,13 @@ def browser() -> Iterator[Page]:
 
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"):
+    for argument in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "disable-background-networking",
+    ):
         options.add_argument(f"--{argument}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     started = webdriver.Chrome(options=options, service=Service(driver))

@@ -1,4 +1,6 @@
-"""Class-conditional image generators, the discriminator that shares the searched architecture, and their games."""
+"""Class-conditional image generators, the discriminator that shares the searched architecture, and
+their games.
+"""
 
 from lfmcw_app.generators.adversarial import (
     AdversarialLoss,

@@ -1,9 +1,11 @@
-"""The games of a generator and a discriminator: each loss is differentiated in its own player's weights only.
+"""The games of a generator and a discriminator: each loss is differentiated in its own player's
+weights only.
 
-One pass of the discriminator on the generated images serves both players; what only the discriminator's loss needs is left to
-a function, so that evaluating the generator's alone does not compute it. Nothing is detached: engines for games need the
-derivative of each player's gradient in the other's weights. Each loss first calls the generator's `track`, which averages
-weights: with accumulated batches, once a batch.
+One pass of the discriminator on the generated images serves both players; what only the
+discriminator's loss needs is left to a function, so that evaluating the generator's alone does not
+compute it. Nothing is detached: engines for games need the derivative of each player's gradient in
+the other's weights. Each loss first calls the generator's `track`, which averages weights: with
+accumulated batches, once a batch.
 """
 
 from __future__ import annotations
@@ -31,13 +33,17 @@ __all__ = [
     "wasserstein_gp",
 ]
 
-PlayerLosses = tuple[dict[str, Tensor | Callable[[], tuple[Tensor, dict[str, Any]]]], dict[str, Any]]
+PlayerLosses = tuple[
+    dict[str, Tensor | Callable[[], tuple[Tensor, dict[str, Any]]]], dict[str, Any]
+]
 """Player → scalar, or a function that returns it with metrics; and metrics."""
 
 AdversarialLoss = Callable[[nn.Module, ImageGenerator, Tensor, Tensor, MixingWeights], PlayerLosses]
-"""(discriminator, generator, real images [B, C, H, W], their labels [B], mixing) → losses of the players and metrics.
+"""(discriminator, generator, real images [B, C, H, W], their labels [B], mixing) → losses of the
+players and metrics.
 
-The discriminator maps (images, labels, mixing) to scores [B]; the players are "generator" and "discriminator".
+The discriminator maps (images, labels, mixing) to scores [B]; the players are "generator" and
+"discriminator".
 """
 
 PENALTY = 10.0
@@ -45,7 +51,11 @@ PENALTY = 10.0
 
 
 def non_saturating(
-    discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
+    discriminator: nn.Module,
+    generator: ImageGenerator,
+    images: Tensor,
+    labels: Tensor,
+    mixing: MixingWeights,
 ) -> PlayerLosses:
     """The logistic game: D minimises -log σ(D(x)) - log(1 - σ(D(x̂))), G minimises -log σ(D(x̂)).
 
@@ -57,15 +67,22 @@ def non_saturating(
         real = discriminator(images, labels, mixing)
         return F.softplus(-real).mean() + F.softplus(fake).mean(), {"real_score": real.mean()}
 
-    return {"generator": F.softplus(-fake).mean(), "discriminator": discriminator_loss}, {"fake_score": fake.mean()}
+    return {"generator": F.softplus(-fake).mean(), "discriminator": discriminator_loss}, {
+        "fake_score": fake.mean()
+    }
 
 
 def hinge(
-    discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
+    discriminator: nn.Module,
+    generator: ImageGenerator,
+    images: Tensor,
+    labels: Tensor,
+    mixing: MixingWeights,
 ) -> PlayerLosses:
     """BigGAN's game: D minimises max(0, 1 - D(x)) + max(0, 1 + D(x̂)), G minimises -D(x̂).
 
-    Reference: Lim and Ye, geometric GAN (2017); Miyato et al. (2018), Eqs. 16-17; Brock et al., BigGAN (2019).
+    Reference: Lim and Ye, geometric GAN (2017); Miyato et al. (2018), Eqs. 16-17; Brock et al.,
+    BigGAN (2019).
     """
     fake, _ = _generated_scores(discriminator, generator, labels, mixing)
 
@@ -73,13 +90,20 @@ def hinge(
         real = discriminator(images, labels, mixing)
         return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(), {"real_score": real.mean()}
 
-    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {"fake_score": fake.mean()}
+    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {
+        "fake_score": fake.mean()
+    }
 
 
 def wasserstein_gp(
-    discriminator: nn.Module, generator: ImageGenerator, images: Tensor, labels: Tensor, mixing: MixingWeights
+    discriminator: nn.Module,
+    generator: ImageGenerator,
+    images: Tensor,
+    labels: Tensor,
+    mixing: MixingWeights,
 ) -> PlayerLosses:
-    """WGAN-GP's game: D minimises D(x̂) - D(x) + λ · `gradient_penalty` with λ = 10, G minimises -D(x̂).
+    """WGAN-GP's game: D minimises D(x̂) - D(x) + λ · `gradient_penalty` with λ = 10, G minimises
+    -D(x̂).
 
     Raises:
         InputError: for a discriminator with BatchNorm.
@@ -95,13 +119,16 @@ def wasserstein_gp(
         metrics = {"real_score": real.mean(), "gradient_penalty": penalty}
         return fake.mean() - real.mean() + PENALTY * penalty, metrics
 
-    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {"fake_score": fake.mean()}
+    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {
+        "fake_score": fake.mean()
+    }
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated: Tensor) -> Tensor:
     """The mean of (‖∇_x D(x)‖₂ - 1)² over points drawn evenly between real and generated images.
 
-    It keeps its graph: the discriminator's gradient of it is a second derivative, and a hypergradient a third.
+    It keeps its graph: the discriminator's gradient of it is a second derivative, and a
+    hypergradient a third.
 
     Args:
         critic: images [B, C, H, W] → scores [B], each of its own image only.
@@ -111,33 +138,38 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated
     Returns:
         a scalar, differentiable in the critic's weights and in `generated`.
 
-    Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), Eq. 3 and algorithm 1.
+    Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), Eq. 3 and algorithm
+        1.
     """
     # Drawn for the whole batch, as a generator's noise is.
-    share = shard(torch.rand(len(real) * processes()[1], 1, 1, 1, device=real.device, dtype=real.dtype))
+    share = shard(
+        torch.rand(len(real) * processes()[1], 1, 1, 1, device=real.device, dtype=real.dtype)
+    )
     between = share * real + (1.0 - share) * generated
     if not between.requires_grad:
         between.requires_grad_()
     # The scores are of single images, so the gradient of their sum holds the gradient of each.
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     squared = slope.flatten(1).square().sum(1)
-    # √ has no derivative at 0, where a critic with dead ReLUs can be: such an image counts 1 and asks for nothing.
+    # √ has no derivative at 0, where a critic with dead ReLUs can be: such an image counts 1 and
+    # asks for nothing.
     flat = squared == 0
     norm = torch.where(flat, 0.0, torch.where(flat, 1.0, squared).sqrt())
     return (norm - 1.0).square().mean()
 
 
 def check_per_image(discriminator: nn.Module) -> None:
-    """Refuses a discriminator for the gradient penalty whose score of an image depends on others of the batch.
+    """Refuses a discriminator for the gradient penalty whose score of an image depends on others of
+    the batch.
 
     Raises:
         InputError: saying what to use.
     """
     if mixes_the_batch(discriminator):
         raise InputError(
-            "WGAN-GP's gradient penalty bounds the slope of the score of each single image, and a discriminator with "
-            "BatchNorm scores an image by the others of its batch. Build its trunk with group or instance norm, or without "
-            "norm."
+            "WGAN-GP's gradient penalty bounds the slope of the score of each single image, and a "
+            "discriminator with BatchNorm scores an image by the others of its batch. Build its "
+            "trunk with group or instance norm, or without norm."
         )
 
 

@@ -1,4 +1,6 @@
-"""What all image generators have in common: they draw images of given classes in the classifier's normalised space."""
+"""What all image generators have in common: they draw images of given classes in the classifier's
+normalised space.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ LARGEST_BASE = 16
 
 
 class ImageGenerator(nn.Module):
-    """Draws images of given classes, in the classifier's normalised space; a subclass says how (`pixels`).
+    """Draws images of given classes, in the classifier's normalised space; a subclass says how
+    (`pixels`).
 
     Args:
         noise_dim: size of the noise vector.
@@ -30,7 +33,14 @@ class ImageGenerator(nn.Module):
     std: Tensor
     evaluations_per_update: int = 1
 
-    def __init__(self, *, noise_dim: int, image_channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        noise_dim: int,
+        image_channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
         super().__init__()
         self.noise_dim = noise_dim
         shape = (1, image_channels, 1, 1)
@@ -38,7 +48,9 @@ class ImageGenerator(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(shape))
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and `labels` [B]."""
+        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
+        `labels` [B].
+        """
         raise NotImplementedError
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
@@ -50,34 +62,45 @@ class ImageGenerator(nn.Module):
     def noise(self, labels: Tensor) -> Tensor:
         """Draws noise [B, noise_dim] for `labels` [B] from the global random state.
 
-        Where processes share a batch each draws for all of it and takes its rows, so noise does not depend on their number.
+        Where processes share a batch each draws for all of it and takes its rows, so noise does not
+        depend on their number.
         """
         count = len(labels) * processes()[1]
-        noise: Tensor = shard(torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype))
+        noise: Tensor = shard(
+            torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype)
+        )
         return noise
 
     def sample(self, labels: Tensor) -> Tensor:
-        """Draws noise from the global random state and returns one image for each label, differentiable in the weights."""
+        """Draws noise from the global random state and returns one image for each label,
+        differentiable in the weights.
+        """
         images: Tensor = self(self.noise(labels), labels)
         return images
 
     @torch.no_grad()
     def show(self, labels: Tensor) -> Tensor:
-        """Draws images to be looked at, [B, image_channels, H, W]: the same as `sample` unless weights are averaged."""
+        """Draws images to be looked at, [B, image_channels, H, W]: the same as `sample` unless
+        weights are averaged.
+        """
         return self.sample(labels)
 
     def track(self) -> None:
-        """Is called by the adversarial loss in each evaluation: brings averages of the weights, if any, up to date."""
+        """Is called by the adversarial loss in each evaluation: brings averages of the weights, if
+        any, up to date.
+        """
 
 
 def base_and_doublings(image_size: int) -> tuple[int, int]:
-    """Splits an image's size into a base that a generator starts at and the number of times it doubles it.
+    """Splits an image's size into a base that a generator starts at and the number of times it
+    doubles it.
 
     Args:
         image_size: height and width of an image, base · 2^doublings.
 
     Returns:
-        (base, doublings), the base at most 7 where that can be: 32 = 4 · 2³, 28 = 7 · 2², 224 = 7 · 2⁵, 48 = 6 · 2³.
+        (base, doublings), the base at most 7 where that can be: 32 = 4 · 2³, 28 = 7 · 2², 224 = 7 ·
+        2⁵, 48 = 6 · 2³.
 
     Raises:
         InputError: for an odd size, or one whose base is above 16.
@@ -87,7 +110,8 @@ def base_and_doublings(image_size: int) -> tuple[int, int]:
         base, doublings = base // 2, doublings + 1
     if doublings == 0 or base > LARGEST_BASE:
         raise InputError(
-            f"A generator doubles the resolution from a base of at most {LARGEST_BASE}, which does not lead to images of "
-            f"{image_size}×{image_size}. Set data.image_size to such a base times a power of two: 16, 28, 32, 64, 96, 224."
+            f"A generator doubles the resolution from a base of at most {LARGEST_BASE}, which does "
+            f"not lead to images of {image_size}×{image_size}. Set data.image_size to such a base "
+            "times a power of two: 16, 28, 32, 64, 96, 224."
         )
     return base, doublings

@@ -1,6 +1,8 @@
-"""A class-conditional BigGAN generator: residual blocks, class-conditional BatchNorm, self-attention, spectral norm.
+"""A class-conditional BigGAN generator: residual blocks, class-conditional BatchNorm,
+self-attention, spectral norm.
 
-Reference: Brock et al., Large Scale GAN Training for High Fidelity Natural Image Synthesis (2019), appendices B and C.
+Reference: Brock et al., Large Scale GAN Training for High Fidelity Natural Image Synthesis (2019),
+appendices B and C.
 """
 
 from __future__ import annotations
@@ -15,12 +17,18 @@ from torch.nn import functional as F
 from lfmcw_app.errors import InputError
 from lfmcw_app.generators.average import MovingAverage
 from lfmcw_app.generators.base import ImageGenerator, base_and_doublings
-from lfmcw_app.generators.blocks import Initialization, SelfAttention, UpBlock, initialize, normalize_spectrally
+from lfmcw_app.generators.blocks import (
+    Initialization,
+    SelfAttention,
+    UpBlock,
+    initialize,
+    normalize_spectrally,
+)
 
 __all__ = ["ConditionalBigGAN"]
 
-# Widths in units of `channels`: at the base, then after each doubling. From tables 4-6 of the paper and, for 32×32 and
-# 64×64, from the authors' programs.
+# Widths in units of `channels`: at the base, then after each doubling. From tables 4-6 of the paper
+# and, for 32×32 and 64×64, from the authors' programs.
 _WIDTHS: dict[int, tuple[int, ...]] = {
     1: (4, 4),
     2: (4, 4, 4),
@@ -35,18 +43,21 @@ _WIDTHS: dict[int, tuple[int, ...]] = {
 class ConditionalBigGAN(ImageGenerator):
     """Draws images of given classes, in the classifier's normalised space.
 
-    The defaults are those of 32×32 images: each norm has its own class embeddings, all the noise enters at the bottom, no
-    attention. ImageNet's are `shared_dim=128, hierarchical=True, attention=64` (at 128×128), `initialization="orthogonal"`.
+    The defaults are those of 32×32 images: each norm has its own class embeddings, all the noise
+    enters at the bottom, no attention. ImageNet's are `shared_dim=128, hierarchical=True,
+    attention=64` (at 128×128), `initialization="orthogonal"`.
 
     Args:
         num_classes: number of classes.
-        image_size: height and width of an image: a base of at most 16 times a power of two, at most 2⁷.
+        image_size: height and width of an image: a base of at most 16 times a power of two, at most
+            2⁷.
         image_channels: channels of an image.
         mean: mean of each image channel, for pixels in [0, 1].
         std: standard deviation of each image channel.
         noise_dim: size of the noise vector.
         channels: unit of the widths of the blocks.
-        shared_dim: size of one class embedding from which all norms take their scale and shift; 0: each has its own.
+        shared_dim: size of one class embedding from which all norms take their scale and shift; 0:
+            each has its own.
         hierarchical: gives a chunk of the noise to each block, with the shared embedding.
         attention: the resolution behind whose block self-attention stands; None: no attention.
         initialization: "normal", N(0, 0.02²), or "orthogonal".
@@ -87,7 +98,9 @@ class ConditionalBigGAN(ImageGenerator):
         self.attention: nn.Module = nn.Identity()
         self.attention_after: int | None = None
         for doubling, (width_in, width_out) in enumerate(pairwise(widths), start=1):
-            self.blocks.append(UpBlock(width_in, width_out, num_classes=num_classes, code_dim=code_dim))
+            self.blocks.append(
+                UpBlock(width_in, width_out, num_classes=num_classes, code_dim=code_dim)
+            )
             if self.base * 2**doubling == attention:
                 self.attention, self.attention_after = SelfAttention(width_out), doubling - 1
         self.norm = nn.BatchNorm2d(widths[-1])
@@ -97,7 +110,9 @@ class ConditionalBigGAN(ImageGenerator):
         self.average = MovingAverage(self._averaged(), decay=average_decay, start=average_start)
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and `labels` [B]."""
+        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
+        `labels` [B].
+        """
         chunks = noise.view(len(noise), -1, self.chunk).unbind(1)
         code = labels if self.embedding is None else self.embedding(labels)
         h = self.linear(chunks[0]).view(len(noise), -1, self.base, self.base)
@@ -109,17 +124,24 @@ class ConditionalBigGAN(ImageGenerator):
         return images
 
     def track(self) -> None:
-        """Moves the average of the weights towards those that the module holds: the ones before this round's update."""
+        """Moves the average of the weights towards those that the module holds: the ones before
+        this round's update.
+        """
         self.average.update(self._averaged(), self.evaluations_per_update)
 
     @torch.no_grad()
     def show(self, labels: Tensor) -> Tensor:
         """Draws images [B, image_channels, H, W] with the averaged weights; changes no buffer.
 
-        The singular vectors of spectral norm are the live ones: an error in them enters the norm squared.
+        The singular vectors of spectral norm are the live ones: an error in them enters the norm
+        squared.
         """
         # Copies, since norms and power iterations write to them in training mode.
-        buffers = {name: buffer.clone() for name, buffer in self.named_buffers() if not name.startswith("average.")}
+        buffers = {
+            name: buffer.clone()
+            for name, buffer in self.named_buffers()
+            if not name.startswith("average.")
+        }
         arguments = (self.noise(labels), labels)
         images: Tensor = functional_call(self, buffers | self._copies_of_average(), arguments)
         return images
@@ -148,22 +170,25 @@ def _check(
 ) -> None:
     if doublings not in _WIDTHS:
         raise InputError(
-            f"BigGAN doubles the resolution at most {max(_WIDTHS)} times; images of {image_size}×{image_size} would take "
-            f"{doublings}. Set data.image_size to 256 or less."
+            f"BigGAN doubles the resolution at most {max(_WIDTHS)} times; images of "
+            f"{image_size}×{image_size} would take {doublings}. Set data.image_size to 256 or less."
         )
     if hierarchical and not shared_dim:
         raise InputError(
-            "BigGAN's hierarchical noise goes into the norms together with the shared class embedding, and shared_dim is 0. "
-            "Set shared_dim (the paper: 128), or hierarchical=False."
+            "BigGAN's hierarchical noise goes into the norms together with the shared class "
+            "embedding, and shared_dim is 0. Set shared_dim (the paper: 128), or "
+            "hierarchical=False."
         )
     if hierarchical and noise_dim % (doublings + 1):
         raise InputError(
-            f"BigGAN's hierarchical noise has {doublings + 1} equal chunks for images of {image_size}×{image_size}, into "
-            f"which noise_dim={noise_dim} cannot be split. Set it to a multiple of {doublings + 1}."
+            f"BigGAN's hierarchical noise has {doublings + 1} equal chunks for images of "
+            f"{image_size}×{image_size}, into which noise_dim={noise_dim} cannot be split. Set it "
+            f"to a multiple of {doublings + 1}."
         )
     resolutions = [base * 2**doubling for doubling in range(1, doublings + 1)]
     if attention is not None and attention not in resolutions:
         raise InputError(
-            f"BigGAN has no block at the resolution attention={attention}; for images of {image_size}×{image_size} there "
-            f"are {', '.join(map(str, resolutions))}. Choose one of them, or None."
+            f"BigGAN has no block at the resolution attention={attention}; for images of "
+            f"{image_size}×{image_size} there are {', '.join(map(str, resolutions))}. Choose one "
+            "of them, or None."
         )

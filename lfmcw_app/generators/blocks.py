@@ -1,4 +1,6 @@
-"""The layers of the residual generators: class-conditional BatchNorm, the up-sampling block, self-attention."""
+"""The layers of the residual generators: class-conditional BatchNorm, the up-sampling block,
+self-attention.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,18 @@ Initialization = Literal["normal", "orthogonal"]
 
 
 class ConditionalBatchNorm(nn.Module):
-    """BatchNorm whose scale and shift are functions of the class (and of noise): [B, C, H, W] → the same.
+    """BatchNorm whose scale and shift are functions of the class (and of noise): [B, C, H, W] → the
+    same.
 
     Args:
         channels: C.
-        num_classes: the condition is a label [B], and each class has a scale and a shift of its own.
-        code_dim: where given, the condition is a code [B, code_dim] instead, and both are linear in it.
+        num_classes: the condition is a label [B], and each class has a scale and a shift of its
+            own.
+        code_dim: where given, the condition is a code [B, code_dim] instead, and both are linear in
+            it.
 
-    Reference: Dumoulin et al. (2017); de Vries et al. (2017); Brock et al., BigGAN (2019), section 3 (the shared code).
+    Reference: Dumoulin et al. (2017); de Vries et al. (2017); Brock et al., BigGAN (2019), section
+        3 (the shared code).
     """
 
     def __init__(self, channels: int, *, num_classes: int, code_dim: int | None = None) -> None:
@@ -41,8 +47,13 @@ class ConditionalBatchNorm(nn.Module):
             self.shift = nn.Linear(code_dim, channels, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Normalises `x` over the batch, then scales by 1 + scale(condition) and adds shift(condition)."""
-        scale, shift = self.scale(condition)[:, :, None, None], self.shift(condition)[:, :, None, None]
+        """Normalises `x` over the batch, then scales by 1 + scale(condition) and adds
+        shift(condition).
+        """
+        scale, shift = (
+            self.scale(condition)[:, :, None, None],
+            self.shift(condition)[:, :, None, None],
+        )
         out: Tensor = self.norm(x) * (1.0 + scale) + shift
         return out
 
@@ -50,10 +61,13 @@ class ConditionalBatchNorm(nn.Module):
 class UpBlock(nn.Module):
     """A residual block that doubles the resolution: [B, C_in, H, W] → [B, C_out, 2H, 2W].
 
-    Reference: Gulrajani et al., WGAN-GP (2017), appendix F; Brock et al., BigGAN (2019), appendix B, figure 15 (b).
+    Reference: Gulrajani et al., WGAN-GP (2017), appendix F; Brock et al., BigGAN (2019), appendix
+    B, figure 15 (b).
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, num_classes: int, code_dim: int | None = None) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, *, num_classes: int, code_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.norm1 = ConditionalBatchNorm(channels_in, num_classes=num_classes, code_dim=code_dim)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -73,10 +87,12 @@ class UpBlock(nn.Module):
 class SelfAttention(nn.Module):
     """x + γ · attention over all positions, γ = 0 at first: [B, C, H, W] → the same; H and W even.
 
-    The product of queries and keys is written out: fused attention kernels have no second derivative, which engines with
+    The product of queries and keys is written out: fused attention kernels have no second
+    derivative, which engines with
     exact products need.
 
-    Reference: Zhang et al., SAGAN (2019), section 3; keys and values at half the resolution as in Brock et al. (2019).
+    Reference: Zhang et al., SAGAN (2019), section 3; keys and values at half the resolution as in
+    Brock et al. (2019).
     """
 
     def __init__(self, channels: int) -> None:
@@ -100,13 +116,15 @@ class SelfAttention(nn.Module):
 
 
 def initialize(root: nn.Module, how: Initialization) -> None:
-    """Draws the weights of all convolutions, linear layers and embeddings; biases keep PyTorch's initial values.
+    """Draws the weights of all convolutions, linear layers and embeddings; biases keep PyTorch's
+    initial values.
 
     Args:
         root: whose layers.
         how: "normal": N(0, 0.02²); "orthogonal": orthonormal rows or columns.
 
-    Reference: Brock et al., BigGAN (2019), section 3 (orthogonal; the authors' CIFAR programs use the normal one).
+    Reference: Brock et al., BigGAN (2019), section 3 (orthogonal; the authors' CIFAR programs use
+        the normal one).
     """
     for module in root.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
@@ -116,17 +134,24 @@ def initialize(root: nn.Module, how: Initialization) -> None:
                 nn.init.orthogonal_(module.weight)
 
 
-def normalize_spectrally(root: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)) -> None:
-    """Divides every weight of these kinds of layers by its largest singular value, in each forward pass in training mode.
+def normalize_spectrally(
+    root: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+) -> None:
+    """Divides every weight of these kinds of layers by its largest singular value, in each forward
+    pass in training mode.
 
-    The value comes from a power iteration whose vectors are buffers: an `mlo` re-evaluation works on copies of them, so
-    that it repeats the division of the evaluation it stands for. As in the original, they are constants of the derivative.
+    The value comes from a power iteration whose vectors are buffers: an `mlo` re-evaluation works
+    on copies of them, so
+    that it repeats the division of the evaluation it stands for. As in the original, they are
+    constants of the derivative.
 
-    Call it after the weights are initialised: the vectors start at the singular vectors of what is there.
+    Call it after the weights are initialised: the vectors start at the singular vectors of what is
+    there.
 
     Args:
-        root: whose layers; a convolution's weight [C_out, C_in, k, k] counts as the matrix [C_out, C_in·k·k], and the
-            weights of several edges of a supernet's cell in one convolution as one matrix each.
+        root: whose layers; a convolution's weight [C_out, C_in, k, k] counts as the matrix [C_out,
+            C_in·k·k], and the weights of several edges of a supernet's cell in one convolution as
+            one matrix each.
         kinds: the kinds of layers.
 
     Reference: Miyato et al., spectral normalization (2018), algorithm 1.
@@ -139,11 +164,14 @@ def normalize_spectrally(root: nn.Module, kinds: tuple[type[nn.Module], ...] = (
         if blocks.get(module, 1) == 1:
             spectral_norm(module)
         else:
-            register_parametrization(module, "weight", _SpectralNormOfBlocks(weight, blocks[module]))
+            register_parametrization(
+                module, "weight", _SpectralNormOfBlocks(weight, blocks[module])
+            )
 
 
 class _SpectralNormOfBlocks(nn.Module):
-    """Spectral norm of each of several weights that stand below one another in one tensor, as if each had a layer.
+    """Spectral norm of each of several weights that stand below one another in one tensor, as if
+    each had a layer.
 
     Args:
         weight: [blocks · C_out, ...].
@@ -171,7 +199,9 @@ class _SpectralNormOfBlocks(nn.Module):
         self.v.copy_(F.normalize(torch.einsum("bij,bi->bj", matrices, self.u), dim=1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Divides every block by its largest singular value, after one power iteration in training mode."""
+        """Divides every block by its largest singular value, after one power iteration in training
+        mode.
+        """
         matrices = self._matrices(weight)
         if self.training:
             self._iterate(matrices)

@@ -23,7 +23,8 @@ class ConditionalDCGAN(ImageGenerator):
         mean: mean of each image channel, for pixels in [0, 1].
         std: standard deviation of each image channel.
         noise_dim: size of the noise vector.
-        channels: channels before the last deconvolution; doubled with each halving of the resolution.
+        channels: channels before the last deconvolution; doubled with each halving of the
+            resolution.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class ConditionalDCGAN(ImageGenerator):
                 nn.init.normal_(module.weight, std=0.02)
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and `labels` [B]."""
+        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
+        `labels` [B].
+        """
         code = torch.cat([noise, self.embedding(labels)], dim=1)[:, :, None, None]
         images: Tensor = self.layers(code)
         return images

@@ -1,6 +1,8 @@
-"""The discriminator: a cell network with the architecture A, its own weights H, and a class-projection head.
+"""The discriminator: a cell network with the architecture A, its own weights H, and a
+class-projection head.
 
-Reference: Gala and Xie, LFM-CW, section 3 (the discriminator shares A); Miyato and Koyama, projection discriminator (2018).
+Reference: Gala and Xie, LFM-CW, section 3 (the discriminator shares A); Miyato and Koyama,
+projection discriminator (2018).
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ class Discriminator(nn.Module):
         trunk: a supernet, of which only the features are used.
         num_classes: number of classes.
         feature_size: height and width of the trunk's features.
-        head: "flatten" keeps where features are (small images); "sum" adds them up over the image (BigGAN).
-        spectral_norm: which weights are divided by their largest singular value: "none"; "head", the score and the class
-            embedding; "all", the trunk's convolutions as well (BigGAN), which needs a trunk without norms.
+        head: "flatten" keeps where features are (small images); "sum" adds them up over the image
+            (BigGAN).
+        spectral_norm: which weights are divided by their largest singular value: "none"; "head",
+            the score and the class embedding; "all", the trunk's convolutions as well (BigGAN),
+            which needs a trunk without norms.
 
     Raises:
         InputError: for spectral norm where a norm of the trunk undoes it.
@@ -61,7 +65,9 @@ class Discriminator(nn.Module):
             normalize_spectrally(self.trunk)
 
     def forward(self, images: Tensor, labels: Tensor, mixing: MixingWeights) -> Tensor:
-        """Returns scores [B] of `images` [B, C, H, W] with `labels` [B], under the architecture `mixing`."""
+        """Returns scores [B] of `images` [B, C, H, W] with `labels` [B], under the architecture
+        `mixing`.
+        """
         features = F.relu(self.trunk.features(images, mixing))
         h = features.flatten(1) if self.head == "flatten" else features.sum(dim=(2, 3))
         scores: Tensor = self.score(h).squeeze(1) + (self.embedding(labels) * h).sum(1)
@@ -69,7 +75,9 @@ class Discriminator(nn.Module):
 
 
 def mixes_the_batch(module: nn.Module) -> bool:
-    """Whether the module holds a BatchNorm, so that what it makes of an image depends on the others of the batch."""
+    """Whether the module holds a BatchNorm, so that what it makes of an image depends on the others
+    of the batch.
+    """
     return any(isinstance(m, _BatchNorm) for m in module.modules())
 
 
@@ -78,12 +86,15 @@ def _check_norms(trunk: nn.Module, spectral_norm: SpectralNorm) -> None:
         return
     if mixes_the_batch(trunk):
         raise InputError(
-            "Spectral norm bounds how fast the score of an image changes; the BatchNorm in the discriminator's trunk divides "
-            "by the batch's deviation and takes the bound away. Build the trunk with another norm, or without one, or set "
-            "spectral_norm='none'."
+            "Spectral norm bounds how fast the score of an image changes; the BatchNorm in the "
+            "discriminator's trunk divides by the batch's deviation and takes the bound away. "
+            "Build the trunk with another norm, or without one, or set spectral_norm='none'."
         )
-    if spectral_norm == "all" and any(isinstance(m, (nn.GroupNorm, _InstanceNorm)) for m in trunk.modules()):
+    if spectral_norm == "all" and any(
+        isinstance(m, (nn.GroupNorm, _InstanceNorm)) for m in trunk.modules()
+    ):
         raise InputError(
-            "Spectral norm of the trunk's convolutions does nothing in front of a norm, which cancels the scale of what it "
-            "gets, and the discriminator's trunk has norms. Build it without them, or set spectral_norm='head'."
+            "Spectral norm of the trunk's convolutions does nothing in front of a norm, which "
+            "cancels the scale of what it gets, and the discriminator's trunk has norms. Build it "
+            "without them, or set spectral_norm='head'."
         )

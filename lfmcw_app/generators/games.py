@@ -1,4 +1,6 @@
-"""The image-generation games by name: a generator, its loss, and the discriminator that belongs to them."""
+"""The image-generation games by name: a generator, its loss, and the discriminator that belongs to
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Game:
     """What belongs together.
 
     Attributes:
-        generator: its class; all take num_classes, image_size, image_channels, mean, std, noise_dim and channels.
+        generator: its class; all take num_classes, image_size, image_channels, mean, std, noise_dim
+            and channels.
         loss: the adversarial loss.
         head: the discriminator's head.
         spectral_norm: of the discriminator, for a trunk with the first of `trunk_norms`.

@@ -1,8 +1,11 @@
-"""The class-conditional generator of WGAN-GP: residual up-sampling blocks with class-conditional BatchNorm.
+"""The class-conditional generator of WGAN-GP: residual up-sampling blocks with class-conditional
+BatchNorm.
 
-BatchNorm is right here and wrong in its critic, whose penalty is a condition on the score of each single image.
+BatchNorm is right here and wrong in its critic, whose penalty is a condition on the score of each
+single image.
 
-Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), appendix F and its conditional CIFAR-10 program.
+Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), appendix F and its
+conditional CIFAR-10 program.
 """
 
 from __future__ import annotations
@@ -46,17 +49,23 @@ class ConditionalWGANGP(ImageGenerator):
         super().__init__(noise_dim=noise_dim, image_channels=image_channels, mean=mean, std=std)
         self.base, doublings = base_and_doublings(image_size)
         self.linear = nn.Linear(noise_dim, channels * self.base**2)
-        self.blocks = nn.ModuleList(UpBlock(channels, channels, num_classes=num_classes) for _ in range(doublings))
+        self.blocks = nn.ModuleList(
+            UpBlock(channels, channels, num_classes=num_classes) for _ in range(doublings)
+        )
         self.norm = nn.BatchNorm2d(channels)
         self.to_image = nn.Conv2d(channels, image_channels, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)  # not 0: the classes differ from the first step on
+                nn.init.normal_(
+                    module.weight, std=0.02
+                )  # not 0: the classes differ from the first step on
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and `labels` [B]."""
+        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
+        `labels` [B].
+        """
         h = self.linear(noise).view(len(noise), -1, self.base, self.base)
         for block in self.blocks:
             h = block(h, labels)

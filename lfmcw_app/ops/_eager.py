@@ -1,6 +1,8 @@
-"""Row-wise cross entropy and its derivatives in plain PyTorch: the composition, and the analytic formulas on p.
+"""Row-wise cross entropy and its derivatives in plain PyTorch: the composition, and the analytic
+formulas on p.
 
-With p = softmax(x) and targets t = (1 − s) onehot(y) + s / C for a label smoothing s, of each row of x [B, C]:
+With p = softmax(x) and targets t = (1 − s) onehot(y) + s / C for a label smoothing s, of each row
+of x [B, C]:
 
     CE        = −⟨t, log p⟩
     dCE/dx    = p − t
@@ -27,7 +29,9 @@ def accumulating(x: Tensor) -> Tensor:
 
 def composition(x: Tensor, y: Tensor, smoothing: float) -> Tensor:
     """CE of each row [B], by PyTorch's own differentiable operations."""
-    return F.cross_entropy(accumulating(x), y, reduction="none", label_smoothing=smoothing, ignore_index=NO_LABEL)
+    return F.cross_entropy(
+        accumulating(x), y, reduction="none", label_smoothing=smoothing, ignore_index=NO_LABEL
+    )
 
 
 def forward(x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -37,7 +41,8 @@ def forward(x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     p = (x - largest).exp_()
     total = p.sum(dim=1, keepdim=True)
     p.div_(total)
-    # −⟨t, log p⟩ with log p = (x − max) − log Σ: the two parts are never added up, which would lose the digits of large logits.
+    # −⟨t, log p⟩ with log p = (x − max) − log Σ: the two parts are never added up, which would lose
+    # the digits of large logits.
     off = largest + F.nll_loss(x, y, reduction="none", ignore_index=NO_LABEL).unsqueeze(1)
     if smoothing:
         off = (1.0 - smoothing) * off + smoothing * (largest - x.mean(dim=1, keepdim=True))
@@ -55,9 +60,13 @@ def gradient(x: Tensor, p: Tensor, y: Tensor, g: Tensor, smoothing: float) -> Te
 def second(
     x: Tensor, p: Tensor, y: Tensor, g: Tensor, v: Tensor, h: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None counts as zero."""
+    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None
+    counts as zero.
+    """
     v = v.to(p.dtype)
-    with torch.autocast(x.device.type, enabled=False):  # vecdot is a matmul, which autocast would take to bfloat16
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # vecdot is a matmul, which autocast would take to bfloat16
         mean = torch.linalg.vecdot(p, v)
     along = mean - (1.0 - smoothing) * v.gather(1, y.unsqueeze(1)).squeeze(1)
     if smoothing:

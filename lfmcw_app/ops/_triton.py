@@ -1,11 +1,13 @@
-"""Triton kernels of the row-wise cross entropy: one program for a tile of rows, columns in blocks, sums in float32.
+"""Triton kernels of the row-wise cross entropy: one program for a tile of rows, columns in blocks,
+sums in float32.
 
-`forward` reads the logits once (a running maximum and a running sum of exponentials over the blocks); `gradient` reads once and
-writes once; `second` reads the logits and v once and writes once where a row fits one block (C ≤ 16384), and reads both twice
-beyond. Nothing is atomic, so results repeat bit for bit. A label out of range makes its row NaN.
+`forward` reads the logits once (a running maximum and a running sum of exponentials over the
+blocks); `gradient` reads once and writes once; `second` reads the logits and v once and writes once
+where a row fits one block (C ≤ 16384), and reads both twice beyond. Nothing is atomic, so results
+repeat bit for bit. A label out of range makes its row NaN.
 
-The statistics that the derivatives start from are the row's maximum m and log Σ exp(x − m), kept apart: their sum would lose
-the digits of large logits.
+The statistics that the derivatives start from are the row's maximum m and log Σ exp(x − m), kept
+apart: their sum would lose the digits of large logits.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def _forward_kernel(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x = tl.load(x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+        x = tl.load(
+            x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")
+        ).to(SUM)
         larger = tl.maximum(largest, tl.max(x, 1))
         # A row of nothing but −inf so far: −inf − −inf would be NaN.
         finite = tl.where(larger == float("-inf"), 0.0, larger)
@@ -80,10 +84,16 @@ def _gradient_kernel(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x = tl.load(x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
+        x = tl.load(
+            x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")
+        ).to(SUM)
         p = tl.exp((x - largest[:, None]) - log_total[:, None])
         out = g[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-        tl.store(out_ptr + row[:, None] * columns + column[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+        tl.store(
+            out_ptr + row[:, None] * columns + column[None, :],
+            out.to(out_ptr.dtype.element_ty),
+            mask=there,
+        )
 
 
 @triton.jit
@@ -106,35 +116,57 @@ def _second_kernel(
     if WHOLE:  # the row is one block, which stays in registers between its sum and its output
         column = tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
-        v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(SUM)
+        x = tl.load(
+            x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")
+        ).to(SUM)
+        v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(
+            SUM
+        )
         p = tl.exp((x - largest[:, None]) - log_total[:, None])
         mean = tl.sum(p * v, 1)
         plain = tl.sum(v, 1)
         out = g[:, None] * p * (v - mean[:, None])
         if HAS_H:
             out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-        tl.store(out_ptr + row[:, None] * columns + column[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+        tl.store(
+            out_ptr + row[:, None] * columns + column[None, :],
+            out.to(out_ptr.dtype.element_ty),
+            mask=there,
+        )
     else:
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             there = inside[:, None] & (column < columns)[None, :]
-            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
-            v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(SUM)
+            x = tl.load(
+                x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")
+            ).to(SUM)
+            v = tl.load(
+                v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0
+            ).to(SUM)
             p = tl.exp((x - largest[:, None]) - log_total[:, None])
             mean += tl.sum(p * v, 1)
             plain += tl.sum(v, 1)
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             there = inside[:, None] & (column < columns)[None, :]
-            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")).to(SUM)
-            v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(SUM)
+            x = tl.load(
+                x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")
+            ).to(SUM)
+            v = tl.load(
+                v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0
+            ).to(SUM)
             p = tl.exp((x - largest[:, None]) - log_total[:, None])
             out = g[:, None] * p * (v - mean[:, None])
             if HAS_H:
                 out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-            tl.store(out_ptr + row[:, None] * columns + column[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
-    at_label = tl.load(v_ptr + row * v_stride + tl.where(known, y, 0), mask=inside, other=0.0).to(SUM)
+            tl.store(
+                out_ptr + row[:, None] * columns + column[None, :],
+                out.to(out_ptr.dtype.element_ty),
+                mask=there,
+            )
+    at_label = tl.load(v_ptr + row * v_stride + tl.where(known, y, 0), mask=inside, other=0.0).to(
+        SUM
+    )
     along = mean - (1.0 - SMOOTHING) * at_label - SHARE * plain
     tl.store(along_ptr + row, tl.where(known, along, float("nan")), mask=inside)
 
@@ -154,10 +186,12 @@ def tile(columns: int, *, largest: int = 4096, interpreted: bool = INTERPRETED) 
     Args:
         columns: C.
         largest: most columns in a block.
-        interpreted: whether Triton's interpreter runs the kernels, whose cost follows the number of programs.
+        interpreted: whether Triton's interpreter runs the kernels, whose cost follows the number of
+            programs.
     """
     block = min(triton.next_power_of_2(columns), largest)
-    # Some 2,048 entries a program and 16 a thread keep enough loads in flight; a row is never cut between programs.
+    # Some 2,048 entries a program and 16 a thread keep enough loads in flight; a row is never cut
+    # between programs.
     rows = max(1, 2048 // block)
     warps = min(16, max(1, rows * block // 512))
     return Tile(rows=max(rows, 64) if interpreted else rows, block=block, warps=warps)
@@ -196,7 +230,9 @@ def gradient(x: Tensor, stats: Tensor, y: Tensor, g: Tensor, smoothing: float) -
 def second(
     x: Tensor, stats: Tensor, y: Tensor, g: Tensor, v: Tensor, h: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None counts as zero."""
+    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None
+    counts as zero.
+    """
     x, v = _row_major(x), _row_major(v)
     rows, columns = x.shape
     out, along = x.new_empty(rows, columns), stats.new_empty(rows)
@@ -222,7 +258,9 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 def _constants(cut: Tile, sums: torch.dtype, columns: int, smoothing: float) -> dict[str, Any]:
-    """What a kernel is compiled for. The smoothing is one of them: as an argument Triton would make it a float32."""
+    """What a kernel is compiled for. The smoothing is one of them: as an argument Triton would make
+    it a float32.
+    """
     return {
         "ROWS": cut.rows,
         "BLOCK": cut.block,

@@ -1,4 +1,6 @@
-"""Cross entropy by class, and cross entropy with a weight for each class: the loss that LFM-CW turns on (Eq. 3)."""
+"""Cross entropy by class, and cross entropy with a weight for each class: the loss that LFM-CW
+turns on (Eq. 3).
+"""
 
 from __future__ import annotations
 
@@ -22,29 +24,37 @@ def classwise_cross_entropy(
     """Mean cross entropy over the examples of each class.
 
     Args:
-        logits: [B, C], of any floating dtype and strides; sums are in float32 (float64 for float64 logits).
+        logits: [B, C], of any floating dtype and strides; sums are in float32 (float64 for float64
+            logits).
         labels: [B], integers in [0, C), or `ignore_index`.
         num_classes: length of what is returned; by default C.
         label_smoothing: s in [0, 1]: the target is (1 − s) onehot(label) + s / C.
         ignore_index: a label whose examples are left out.
 
     Returns:
-        The mean of each class [C], 0 for a class without examples, and the number of its examples [C] as integers.
-        Differentiable in `logits` as often as one likes.
+        The mean of each class [C], 0 for a class without examples, and the number of its examples
+        [C] as integers. Differentiable in `logits` as often as one likes.
 
     Raises:
-        InputError: for shapes or dtypes that do not fit, and on a CPU for a label out of range. On CUDA such a label makes
-            every mean NaN, without waiting for the device.
+        InputError: for shapes or dtypes that do not fit, and on a CPU for a label out of range. On
+            CUDA such a label makes every mean NaN, without waiting for the device.
 
     Reference: l_c of Gala and Xie, LFM-CW, Eq. 3.
     """
     ce, y, used = _rows(logits, labels, label_smoothing, ignore_index)
     classes = logits.shape[1] if num_classes is None else num_classes
     if classes < logits.shape[1]:
-        raise InputError(f"num_classes must be at least the {logits.shape[1]} classes of the logits, got {classes}.")
+        raise InputError(
+            f"num_classes must be at least the {logits.shape[1]} classes of the logits, got "
+            f"{classes}."
+        )
     counts = _sum_by_class(torch.ones_like(y) if used is None else used.long(), y, classes)
     means = _sum_by_class(ce, y, classes) / counts.clamp(min=1)
-    return (means + _poison(ce, labels, logits.shape[1], ignore_index), counts) if ce.is_cuda else (means, counts)
+    return (
+        (means + _poison(ce, labels, logits.shape[1], ignore_index), counts)
+        if ce.is_cuda
+        else (means, counts)
+    )
 
 
 def class_weighted_cross_entropy(
@@ -58,39 +68,45 @@ def class_weighted_cross_entropy(
 ) -> Tensor:
     """class_weights[y_b] · CE(logits_b, y_b), averaged over the batch.
 
-    The mean is over the examples, not divided by the sum of their weights as in `F.cross_entropy(weight=...)`: the size of the
-    weights matters. With smoothing the whole smoothed loss of an example has the weight of its label's class, where PyTorch
-    weighs every class's share by its own.
+    The mean is over the examples, not divided by the sum of their weights as in
+    `F.cross_entropy(weight=...)`: the size of the weights matters. With smoothing the whole
+    smoothed loss of an example has the weight of its label's class, where PyTorch weighs every
+    class's share by its own.
 
-    Weights may be zero, negative, infinite or NaN and act by IEEE arithmetic on the examples of their class; those of classes
-    without examples are never touched.
+    Weights may be zero, negative, infinite or NaN and act by IEEE arithmetic on the examples of
+    their class; those of classes without examples are never touched.
 
     Args:
-        logits: [B, C], of any floating dtype and strides; sums are in float32 (float64 for float64 logits).
+        logits: [B, C], of any floating dtype and strides; sums are in float32 (float64 for float64
+            logits).
         labels: [B], integers in [0, C), or `ignore_index`.
         class_weights: [C].
-        reduction: "mean" (over the examples that are not ignored; 0 if there are none), "sum" or "none".
+        reduction: "mean" (over the examples that are not ignored; 0 if there are none), "sum" or
+            "none".
         label_smoothing: s in [0, 1]: the target is (1 − s) onehot(label) + s / C.
         ignore_index: a label whose examples are left out.
 
     Returns:
-        A scalar ([B] for "none"), differentiable in `logits` and in `class_weights` as often as one likes.
+        A scalar ([B] for "none"), differentiable in `logits` and in `class_weights` as often as one
+        likes.
 
     Raises:
-        InputError: for shapes, dtypes or options that do not fit, and on a CPU for a label out of range. On CUDA such a label
-            makes the loss NaN, without waiting for the device.
+        InputError: for shapes, dtypes or options that do not fit, and on a CPU for a label out of
+            range. On CUDA such a label makes the loss NaN, without waiting for the device.
 
-    Reference: the second term of Gala and Xie, LFM-CW, Eq. 3, with its sum over generated images as a mean.
+    Reference: the second term of Gala and Xie, LFM-CW, Eq. 3, with its sum over generated images as
+        a mean.
     """
     if reduction not in ("mean", "sum", "none"):
         raise InputError(f"reduction must be mean, sum or none, got {reduction!r}.")
     if class_weights.shape != logits.shape[1:]:
         raise InputError(
-            f"class_weights must have one entry for each of the logits' {tuple(logits.shape)[1:]} classes, got "
-            f"{tuple(class_weights.shape)}."
+            f"class_weights must have one entry for each of the logits' {tuple(logits.shape)[1:]} "
+            f"classes, got {tuple(class_weights.shape)}."
         )
     ce, y, used = _rows(logits, labels, label_smoothing, ignore_index)
-    # The same gather, but index_select's derivative is atomic on CUDA, and indexing is slower on a CPU.
+    # The same gather, but index_select's derivative is atomic on CUDA, and indexing is slower on a
+    # CPU.
     weights = class_weights[y] if ce.is_cuda else class_weights.index_select(0, y)
     if weights.dtype != ce.dtype:
         weights = weights.to(ce.dtype)
@@ -107,11 +123,19 @@ def class_weighted_cross_entropy(
 def _rows(
     logits: Tensor, labels: Tensor, label_smoothing: float, ignore_index: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """CE of each row (0 where ignored), labels that can be used as indices, and which rows are used (None: all)."""
+    """CE of each row (0 where ignored), labels that can be used as indices, and which rows are used
+    (None: all).
+    """
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or logits.shape[1] < 1:
-        raise InputError(f"logits must be [B, C] and labels [B], got {tuple(logits.shape)} and {tuple(labels.shape)}.")
+        raise InputError(
+            f"logits must be [B, C] and labels [B], got {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}."
+        )
     if not logits.is_floating_point() or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(f"logits must be floating-point and labels integers, got {logits.dtype} and {labels.dtype}.")
+        raise InputError(
+            f"logits must be floating-point and labels integers, got {logits.dtype} and "
+            f"{labels.dtype}."
+        )
     if not isinstance(label_smoothing, (int, float)) or not 0.0 <= label_smoothing <= 1.0:
         raise InputError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}.")
     y = labels.long()
@@ -122,18 +146,26 @@ def _rows(
         ce = row_cross_entropy(logits, y, label_smoothing)
     except IndexError:
         wrong = y[(y < 0) | (y >= logits.shape[1])]
-        raise InputError(f"Label {int(wrong[0])} is outside the range [0, {logits.shape[1]}) of the logits.") from None
-    if (
-        logits.is_cuda
-    ):  # the kernels have made the loss of a label out of range NaN; as an index it would stop the device
+        raise InputError(
+            f"Label {int(wrong[0])} is outside the range [0, {logits.shape[1]}) of the logits."
+        ) from None
+    # the kernels have made the loss of a label out of range NaN; as an index it would stop the
+    # device
+    if logits.is_cuda:
         y = y.clamp(0, logits.shape[1] - 1)
     return (ce if used is None else torch.where(used, ce, 0.0)), y, used
 
 
 def _sum_by_class(values: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Σ of the values [B] of each class [C]; repeats bit for bit (on CUDA by sorting, where index_add is atomic)."""
+    """Σ of the values [B] of each class [C]; repeats bit for bit (on CUDA by sorting, where
+    index_add is atomic).
+    """
     zeros = values.new_zeros(classes)
-    return zeros.index_put((y,), values, accumulate=True) if values.is_cuda else zeros.index_add(0, y, values)
+    return (
+        zeros.index_put((y,), values, accumulate=True)
+        if values.is_cuda
+        else zeros.index_add(0, y, values)
+    )
 
 
 def _poison(ce: Tensor, labels: Tensor, classes: int, ignore_index: int | None) -> Tensor:

@@ -1,9 +1,10 @@
-"""Cross entropy of each row as one autograd function that is differentiable as often as one likes, forward and backward.
+"""Cross entropy of each row as one autograd function that is differentiable as often as one likes,
+forward and backward.
 
-Three functions, each the derivative of the one before: `_Forward` (CE), `_Gradient` (g (p − t)) and `_Second`
-(h (p − t) + g p ∘ (v − ⟨p, v⟩), and ⟨v, p − t⟩), which also serves their forward modes. From the third derivative on the plain
-composition takes over. Each has two formulations: Triton kernels for CUDA, and PyTorch on
-the softmax p that the first one leaves.
+Three functions, each the derivative of the one before: `_Forward` (CE), `_Gradient` (g (p − t)) and
+`_Second` (h (p − t) + g p ∘ (v − ⟨p, v⟩), and ⟨v, p − t⟩), which also serves their forward modes.
+From the third derivative on the plain composition takes over. Each has two formulations: Triton
+kernels for CUDA, and PyTorch on the softmax p that the first one leaves.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from lfmcw_app.ops import _eager
 __all__ = ["row_cross_entropy"]
 
 ANALYTIC_FROM = 150_000
-"""Elements from which on the analytic formulas beat the plain composition on a CPU (docs/benchmarks.md)."""
+"""Elements from which on the analytic formulas beat the plain composition on a CPU
+(docs/benchmarks.md).
+"""
 
 
 def row_cross_entropy(x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -35,12 +38,15 @@ def row_cross_entropy(x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
         smoothing: label smoothing s; the target is (1 − s) onehot(y) + s / C.
 
     Returns:
-        [B], in float32, or float64 for float64 logits. On CUDA a label outside [0, C) makes its entry NaN.
+        [B], in float32, or float64 for float64 logits. On CUDA a label outside [0, C) makes its
+        entry NaN.
 
     Raises:
         IndexError: on a CPU for a label outside [0, C).
     """
-    if torch.compiler.is_compiling():  # Dynamo drops the forward mode of an autograd function without a word
+    if (
+        torch.compiler.is_compiling()
+    ):  # Dynamo drops the forward mode of an autograd function without a word
         return _eager.composition(x, y, smoothing)
     kernels = _formulation(x)
     if kernels is None:
@@ -54,7 +60,9 @@ def _formulation(x: Tensor) -> ModuleType | None:
     forced = os.environ.get("LFMCW_OPS", "")
     if forced not in ("", "eager", "triton"):
         raise InputError(f"LFMCW_OPS must be eager or triton, got {forced!r}.")
-    if torch._C._functorch.is_legacy_batchedtensor(x):  # is_grads_batched=True: its vmap does not know `_Forward.vmap`
+    if torch._C._functorch.is_legacy_batchedtensor(
+        x
+    ):  # is_grads_batched=True: its vmap does not know `_Forward.vmap`
         return None
     if forced == "triton" or (not forced and x.is_cuda and importlib.util.find_spec("triton")):
         return _triton(x)
@@ -64,7 +72,8 @@ def _formulation(x: Tensor) -> ModuleType | None:
 def _triton(x: Tensor) -> ModuleType:
     if not x.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError(
-            "LFMCW_OPS=triton needs logits on a CUDA device (or TRITON_INTERPRET=1, set before the start)."
+            "LFMCW_OPS=triton needs logits on a CUDA device (or TRITON_INTERPRET=1, set before the "
+            "start)."
         )
     from lfmcw_app.ops import _triton as kernels
 
@@ -72,10 +81,14 @@ def _triton(x: Tensor) -> ModuleType:
 
 
 class _Forward(torch.autograd.Function):
-    """(x, y) ↦ CE [B]; with it p or the statistics that the derivatives start from, without a derivative of their own."""
+    """(x, y) ↦ CE [B]; with it p or the statistics that the derivatives start from, without a
+    derivative of their own.
+    """
 
     @staticmethod
-    def forward(x: Tensor, y: Tensor, smoothing: float, kernels: ModuleType) -> tuple[Tensor, Tensor]:
+    def forward(
+        x: Tensor, y: Tensor, smoothing: float, kernels: ModuleType
+    ) -> tuple[Tensor, Tensor]:
         ce, aux = kernels.forward(x, y, smoothing)
         return ce, aux
 
@@ -88,7 +101,9 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_forward(x, y, output[1])
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, g: Tensor | None, _: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
         if g is None:
             return None, None, None, None
         x, y, aux = ctx.saved_tensors
@@ -112,7 +127,9 @@ class _Gradient(torch.autograd.Function):
     """(x, g) ↦ g_b (p − t) [B, C]."""
 
     @staticmethod
-    def forward(x: Tensor, aux: Tensor, y: Tensor, g: Tensor, smoothing: float, kernels: ModuleType) -> Tensor:
+    def forward(
+        x: Tensor, aux: Tensor, y: Tensor, g: Tensor, smoothing: float, kernels: ModuleType
+    ) -> Tensor:
         found: Tensor = kernels.gradient(x, aux, y, _materialized(g), smoothing)
         return found
 
@@ -123,7 +140,9 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_forward(x, aux, y, g)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, v: Tensor
+    ) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
         x, aux, y, g = ctx.saved_tensors
         if torch._C._functorch.is_legacy_batchedtensor(v):
             found, along = _plain_second(x, y, g, v, None, ctx.smoothing)
@@ -180,7 +199,9 @@ class _Second(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
         function, arguments = _of_plain_second(ctx)
         given = [tangents[0], tangents[3], tangents[4], *([tangents[5]] if ctx.has_h else [])]
-        moved = tuple(torch.zeros_like(a) if t is None else t for a, t in zip(arguments, given, strict=True))
+        moved = tuple(
+            torch.zeros_like(a) if t is None else t for a, t in zip(arguments, given, strict=True)
+        )
         found: tuple[Tensor, Tensor] = torch.func.jvp(function, arguments, moved)[1]
         return found
 
@@ -190,7 +211,9 @@ class _Second(torch.autograd.Function):
 
 
 def _materialized(tensor: Tensor) -> Tensor:
-    """Forward mode passes zeros without memory, which neither kernels nor operations in place can take."""
+    """Forward mode passes zeros without memory, which neither kernels nor operations in place can
+    take.
+    """
     return tensor.clone() if tensor._is_zerotensor() else tensor
 
 
@@ -225,7 +248,9 @@ def _off(x: Tensor, y: Tensor, smoothing: float) -> Tensor:
 
 
 def _batched(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    """Applies a row-wise function to `size` batches at once: their rows are one longer list of rows."""
+    """Applies a row-wise function to `size` batches at once: their rows are one longer list of
+    rows.
+    """
     flat = []
     for value, dim in zip(inputs, in_dims, strict=True):
         if isinstance(value, Tensor):

@@ -1,4 +1,6 @@
-"""`python -m lfmcw_app.report RUN_DIR`: write a run's report; with --compare, several runs on one page."""
+"""`python -m lfmcw_app.report RUN_DIR`: write a run's report; with --compare, several runs on one
+page.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,18 @@ from lfmcw_app.report.reading import read_run
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, complete or not.")],
-    compare: Annotated[bool, typer.Option("--compare", help="Lays the runs side by side, on one page.")] = False,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, complete or not.")
+    ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Lays the runs side by side, on one page.")
+    ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help=f"The file. By default {REPORT} in each run folder; with --compare, comparison.html here."),
+        typer.Option(
+            help=f"The file. By default {REPORT} in each run folder; with --compare, "
+            "comparison.html here."
+        ),
     ] = None,
 ) -> None:
     """Writes the report of each run as one HTML file that needs no network."""
@@ -29,7 +38,8 @@ def report(
             raise InputError("--compare needs two run folders or more.")
         if out is not None and not compare and len(runs) > 1:
             raise InputError(
-                "--out names one file, but there are several runs. Drop it, or lay them side by side: --compare."
+                "--out names one file, but there are several runs. Drop it, or lay them side by "
+                "side: --compare."
             )
         read = [read_run(path) for path in runs]
         if compare:
@@ -40,7 +50,9 @@ def report(
             try:
                 path.write_text(page, encoding="utf-8")
             except OSError as error:
-                raise InputError(f"{path} cannot be written ({error}). Name another file with --out.") from None
+                raise InputError(
+                    f"{path} cannot be written ({error}). Name another file with --out."
+                ) from None
             console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -1,4 +1,6 @@
-"""The evolution of α: a frame for each recorded round, which the page's slider moves through, and a chart that needs none."""
+"""The evolution of α: a frame for each recorded round, which the page's slider moves through, and a
+chart that needs none.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Frame:
 
     Attributes:
         round: counted through all stages.
-        weights: kind of cell → mixing weights, [edges, primitives], None where a primitive was dropped.
+        weights: kind of cell → mixing weights, [edges, primitives], None where a primitive was
+            dropped.
         chosen: kind of cell → the [edge, primitive] places that a cell derived now would have.
     """
 
@@ -67,7 +70,9 @@ class Evolution:
                     "round": frame.round,
                     "stage": frame.stage,
                     "weights": {kind: _thousandths(rows) for kind, rows in frame.weights.items()},
-                    "relative": {kind: _thousandths(relative(rows)) for kind, rows in frame.weights.items()},
+                    "relative": {
+                        kind: _thousandths(relative(rows)) for kind, rows in frame.weights.items()
+                    },
                     "chosen": frame.chosen,
                 }
                 for frame in self.frames
@@ -75,7 +80,9 @@ class Evolution:
         }
 
 
-def evolution(run: RunData, offsets: dict[str, int], boundaries: Sequence[tuple[float, str]]) -> Evolution | None:
+def evolution(
+    run: RunData, offsets: dict[str, int], boundaries: Sequence[tuple[float, str]]
+) -> Evolution | None:
     """Makes the frames of a run's search; None where no α was recorded.
 
     Args:
@@ -90,14 +97,18 @@ def evolution(run: RunData, offsets: dict[str, int], boundaries: Sequence[tuple[
     ranges = {kind: _range([relative(frame.weights[kind]) for frame in shown]) for kind in KINDS}
     return Evolution(
         frames=shown,
-        pictures={kind: _picture(kind, shown[-1], ranges[kind], run.recipe.search.nodes) for kind in KINDS},
+        pictures={
+            kind: _picture(kind, shown[-1], ranges[kind], run.recipe.search.nodes) for kind in KINDS
+        },
         charts={kind: _chart(kind, frames, boundaries) for kind in KINDS},
         ranges=ranges,
     )
 
 
 def relative(rows: Rows) -> Rows:
-    """Weights over the mean weight on the edges into the same node: 1 where no operation and no edge is preferred."""
+    """Weights over the mean weight on the edges into the same node: 1 where no operation and no
+    edge is preferred.
+    """
     result: Rows = []
     node = 0
     while len(result) < len(rows):
@@ -112,18 +123,25 @@ def relative(rows: Rows) -> Rows:
 def _chart(kind: str, frames: Sequence[Frame], boundaries: Sequence[tuple[float, str]]) -> Markup:
     """The mean relative weight of each operation over the rounds."""
     means = [
-        (frame.round, [_mean(column) for column in zip(*relative(frame.weights[kind]), strict=True)])
+        (
+            frame.round,
+            [_mean(column) for column in zip(*relative(frame.weights[kind]), strict=True)],
+        )
         for frame in frames
     ]
     series = [
         Series(
             label=primitive_label(primitive),
-            points=[(number, value) for number, values in means if (value := values[column]) is not None],
+            points=[
+                (number, value) for number, values in means if (value := values[column]) is not None
+            ],
             colour=f"op-{primitive}",
         )
         for column, primitive in enumerate(PRIMITIVES)
     ]
-    return line_chart("Mean over the edges", series, unit="× uniform", boundaries=boundaries, smooth=False)
+    return line_chart(
+        "Mean over the edges", series, unit="× uniform", boundaries=boundaries, smooth=False
+    )
 
 
 def _frames(run: RunData, offsets: dict[str, int]) -> list[Frame]:
@@ -134,15 +152,26 @@ def _frames(run: RunData, offsets: dict[str, int]) -> list[Frame]:
         for entry in stage.entries:
             if "candidates" in entry:
                 candidates = Candidates(
-                    **{kind: tuple(map(tuple, edges)) for kind, edges in entry["candidates"].items()}
+                    **{
+                        kind: tuple(map(tuple, edges))
+                        for kind, edges in entry["candidates"].items()
+                    }
                 )
             if "alpha" in entry:
-                frames.append(_frame(stage.name, offsets[stage.name] + entry["round"], entry["alpha"], candidates))
+                frames.append(
+                    _frame(
+                        stage.name, offsets[stage.name] + entry["round"], entry["alpha"], candidates
+                    )
+                )
     return frames
 
 
-def _frame(stage: str, number: int, alpha: dict[str, list[list[float]]], candidates: Candidates) -> Frame:
-    genotype = derive_genotype(MixingWeights(**{kind: torch.tensor(alpha[kind]) for kind in KINDS}), candidates)
+def _frame(
+    stage: str, number: int, alpha: dict[str, list[list[float]]], candidates: Candidates
+) -> Frame:
+    genotype = derive_genotype(
+        MixingWeights(**{kind: torch.tensor(alpha[kind]) for kind in KINDS}), candidates
+    )
     weights: dict[str, Rows] = {}
     for kind in KINDS:
         names = getattr(candidates, kind)
@@ -165,7 +194,9 @@ def _spread(frames: Sequence[Frame]) -> list[Frame]:
     """At most `MOST_FRAMES`, evenly spread, the last one among them."""
     if len(frames) <= MOST_FRAMES:
         return list(frames)
-    return [frames[round(index * (len(frames) - 1) / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)]
+    return [
+        frames[round(index * (len(frames) - 1) / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)
+    ]
 
 
 def _thousandths(rows: Rows) -> list[list[int | None]]:
@@ -195,22 +226,33 @@ def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> 
             Markup('<text class="head" x="{:.1f}" y="{}">{}</text>').format(
                 LEFT + (column + 0.5) * column_width, y, text
             )
-            for y, text in ((TOP - 20, first), (TOP - 8, {"connect": "", "conv": ""}.get(second, second)))
+            for y, text in (
+                (TOP - 20, first),
+                (TOP - 8, {"connect": "", "conv": ""}.get(second, second)),
+            )
             if text
         ]
     rows = [(node, source) for node in range(nodes) for source in range(2 + node)]
     for row, (node, source) in enumerate(rows):
         y = TOP + row * ROW
         parts.append(
-            Markup('<text class="row" x="{}" y="{}">{} → {}</text>').format(LEFT - 6, y + 15, state_label(source), node)
+            Markup('<text class="row" x="{}" y="{}">{} → {}</text>').format(
+                LEFT - 6, y + 15, state_label(source), node
+            )
         )
         for column in range(len(PRIMITIVES)):
             weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)
-            classes = "w gone" if weight is None else "w chosen" if [row, column] in frame.chosen[kind] else "w"
+            classes = (
+                "w gone"
+                if weight is None
+                else "w chosen"
+                if [row, column] in frame.chosen[kind]
+                else "w"
+            )
             parts.append(
                 Markup(
-                    '<g class="{}"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="3" style="fill-opacity:{:.3f}"/>'
-                    '<text x="{:.1f}" y="{}">{}</text></g>'
+                    '<g class="{}"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="3" '
+                    'style="fill-opacity:{:.3f}"/><text x="{:.1f}" y="{}">{}</text></g>'
                 ).format(
                     classes, LEFT + column * column_width + 1, y + 1, column_width - 2, ROW - 2, shade,
                     LEFT + (column + 0.5) * column_width, y + 15, "" if weight is None else f"{100 * weight:.1f}",

@@ -1,4 +1,6 @@
-"""Derived cells as SVG text in the page's colours, from the inputs above to the output below: narrow enough for a phone."""
+"""Derived cells as SVG text in the page's colours, from the inputs above to the output below:
+narrow enough for a phone.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def primitive_label(primitive: str) -> str:
 
 
 def state_label(source: int) -> str:
-    """The name of a state of a cell: 0 and 1 are the outputs of the cells before, 2 + i is node i."""
+    """The name of a state of a cell: 0 and 1 are the outputs of the cells before, 2 + i is node
+    i.
+    """
     return ("c(k−2)", "c(k−1)")[source] if source < 2 else f"node {source - 2}"
 
 
@@ -52,11 +56,13 @@ def cell_svg(kind: str, edges: Sequence[Edge]) -> Markup:
         text = primitive_label(edge.primitive)
         place = _free_place(curve, LETTER_WIDTH * len(text), taken)
         labels.append(
-            Markup('<text class="op" x="{:.1f}" y="{:.1f}" style="fill:var(--op-{})">{}</text>').format(
-                place[0], place[1] + 4, edge.primitive, text
-            )
+            Markup(
+                '<text class="op" x="{:.1f}" y="{:.1f}" style="fill:var(--op-{})">{}</text>'
+            ).format(place[0], place[1] + 4, edge.primitive, text)
         )
-    joins = [_arrow((place, _middle(place, output), output), "muted", "join") for place in places[2:]]
+    joins = [
+        _arrow((place, _middle(place, output), output), "muted", "join") for place in places[2:]
+    ]
     boxes = [
         Markup(
             '<rect class="state {0}" x="{1:.1f}" y="{2:.1f}" width="{3}" height="{4}" rx="7"/>'
@@ -72,11 +78,13 @@ def cell_svg(kind: str, edges: Sequence[Edge]) -> Markup:
         )
     ]  # fmt: skip
     description = "; ".join(
-        f"node {index // EDGES_PER_NODE} reads {primitive_label(edge.primitive)} of {state_label(edge.source)}"
+        f"node {index // EDGES_PER_NODE} reads {primitive_label(edge.primitive)} of "
+        f"{state_label(edge.source)}"
         for index, edge in enumerate(edges)
     )
     return Markup(
-        '<svg class="cell" viewBox="0 0 {} {:.0f}" role="img" aria-label="{} cell: {}" data-cell="{}" data-edges="{}">{}</svg>'
+        '<svg class="cell" viewBox="0 0 {} {:.0f}" role="img" aria-label="{} cell: {}" '
+        'data-cell="{}" data-edges="{}">{}</svg>'
     ).format(
         WIDTH,
         height,
@@ -100,12 +108,19 @@ def _middle(start: Place, end: Place) -> Place:
 
 def _on(curve: tuple[Place, Place, Place], t: float) -> Place:
     """A point of a quadratic Bézier curve."""
-    x, y = ((1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(*curve, strict=True))
+    x, y = (
+        (1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(*curve, strict=True)
+    )
     return x, y
 
 
 def _box(middle: Place, width: float, height: float) -> Box:
-    return middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2
+    return (
+        middle[0] - width / 2,
+        middle[1] - height / 2,
+        middle[0] + width / 2,
+        middle[1] + height / 2,
+    )
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -115,7 +130,9 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box]) -> Place:
-    """The place along a curve where a label covers least of what is there; it is taken afterwards."""
+    """The place along a curve where a label covers least of what is there; it is taken
+    afterwards.
+    """
 
     def place(t: float) -> Place:
         x, y = _on(curve, t)
@@ -130,16 +147,22 @@ def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box
 
 
 def _arrow(curve: tuple[Place, Place, Place], colour: str, kind: str) -> Markup:
-    """A curve with its head where it meets the box at its end; the boxes are drawn over its ends."""
+    """A curve with its head where it meets the box at its end; the boxes are drawn over its
+    ends.
+    """
     start, control, end = curve
     box = _box(end, NODE_WIDTH + 4, NODE_HEIGHT + 4)
     t = next(t / 100 for t in range(100, 0, -1) if not _inside(_on(curve, t / 100), box))
     tip, before = _on(curve, t), _on(curve, max(t - 0.04, 0.0))
     angle = math.degrees(math.atan2(tip[1] - before[1], tip[0] - before[0]))
-    path = f"M{start[0]:.1f} {start[1]:.1f}Q{control[0]:.1f} {control[1]:.1f} {end[0]:.1f} {end[1]:.1f}"
+    path = (
+        f"M{start[0]:.1f} {start[1]:.1f}Q{control[0]:.1f} {control[1]:.1f} {end[0]:.1f} "
+        f"{end[1]:.1f}"
+    )
     return Markup(
         '<path class="{}" style="stroke:var(--{c})" d="{}"/>'
-        '<path style="fill:var(--{c})" transform="translate({:.1f} {:.1f}) rotate({:.0f})" d="M0 0L-8 -3.6L-8 3.6Z"/>'
+        '<path style="fill:var(--{c})" transform="translate({:.1f} {:.1f}) rotate({:.0f})" d="M0 '
+        '0L-8 -3.6L-8 3.6Z"/>'
     ).format(kind, path, tip[0], tip[1], angle, c=colour)
 
 

@@ -1,4 +1,6 @@
-"""Charts as SVG text: they follow the page's colours, need no script, and tell their scale to the one that reads them out."""
+"""Charts as SVG text: they follow the page's colours, need no script, and tell their scale to the
+one that reads them out.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ def line_chart(
     boundaries: Sequence[tuple[float, str]] = (),
     smooth: bool = True,
 ) -> Markup:
-    """Draws lines over rounds: each value thin, a running mean thick; the legend has the last value of the mean.
+    """Draws lines over rounds: each value thin, a running mean thick; the legend has the last value
+    of the mean.
 
     Args:
         title: above the chart.
@@ -72,7 +75,9 @@ def line_chart(
             Markup('<line class="boundary" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
                 place, TOP, HEIGHT - BOTTOM
             )
-            + Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>').format(place + 2, TOP - 5, label)
+            + Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>').format(
+                place + 2, TOP - 5, label
+            )
         )
     for one, raw, mean, window in lines:
         if window > 1:
@@ -86,7 +91,8 @@ def line_chart(
             )
     legend = Markup("").join(
         Markup(
-            '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} <b>{3}</b></li>'
+            '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} '
+            "<b>{3}</b></li>"
         ).format(one.label, mean[-1][1], one.colour, short(mean[-1][1]))
         for one, _, mean, _ in lines
     )
@@ -96,8 +102,8 @@ def line_chart(
     described = f"{title}{f' ({unit})' if unit else ''}"
     return Markup(
         '<figure class="chart"><figcaption>{title}{unit}</figcaption>'
-        '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{described}" data-domain="{x0:g} {x1:g} {y0:g} {y1:g}" '
-        'data-box="{l} {t} {r} {b}" data-log="{log}">{body}</svg>'
+        '<svg viewBox="0 0 {w} {h}" role="img" aria-label="{described}" data-domain="{x0:g} {x1:g} '
+        '{y0:g} {y1:g}" data-box="{l} {t} {r} {b}" data-log="{log}">{body}</svg>'
         '<ul class="legend">{legend}</ul><p class="note">{note}</p></figure>'
     ).format(
         title=title,
@@ -133,7 +139,9 @@ class _Scale:
 
     @classmethod
     def of(cls, lines: Sequence[tuple[Sequence[Point], Sequence[Point]]], log: bool) -> _Scale:
-        """Fits all running means, and all values but the outermost hundredths, which are cut off."""
+        """Fits all running means, and all values but the outermost hundredths, which are cut
+        off.
+        """
         xs = [x for raw, _ in lines for x, _ in raw]
         ys = [y for _, mean in lines for _, y in mean]
         for raw, _ in lines:
@@ -156,7 +164,11 @@ class _Scale:
     def y(self, value: float) -> float:
         low, high = self.low_y, self.high_y
         value = min(max(value, low), high)
-        share = math.log(value / low) / math.log(high / low) if self.log else (value - low) / (high - low)
+        share = (
+            math.log(value / low) / math.log(high / low)
+            if self.log
+            else (value - low) / (high - low)
+        )
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
     def ticks_y(self) -> list[float]:
@@ -164,7 +176,9 @@ class _Scale:
             return _nice(self.low_y, self.high_y, 5)
         decades = range(math.floor(math.log10(self.low_y)), math.ceil(math.log10(self.high_y)) + 1)
         steps = (1,) if len(decades) > 4 else (1, 2, 5)
-        ticks = [s * 10.0**d for d in decades for s in steps if self.low_y <= s * 10.0**d <= self.high_y]
+        ticks = [
+            s * 10.0**d for d in decades for s in steps if self.low_y <= s * 10.0**d <= self.high_y
+        ]
         return ticks if len(ticks) > 1 else _nice(self.low_y, self.high_y, 4)
 
 
@@ -184,7 +198,9 @@ def _grid(scale: _Scale, x_label: str) -> Markup:
     for value in scale.ticks_y():
         y = scale.y(value)
         parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(LEFT, WIDTH - RIGHT, y=y)
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
+                LEFT, WIDTH - RIGHT, y=y
+            )
         )
         parts.append(
             Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>').format(
@@ -199,7 +215,9 @@ def _grid(scale: _Scale, x_label: str) -> Markup:
         if value == round(value)
     ]
     parts.append(
-        Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM)
+        Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(
+            LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM
+        )
     )
     parts.append(
         Markup('<text class="tick" text-anchor="end" x="{}" y="{}">{}</text>').format(
@@ -211,9 +229,9 @@ def _grid(scale: _Scale, x_label: str) -> Markup:
 
 def _polyline(series: Series, points: Sequence[Point], scale: _Scale, kind: str) -> Markup:
     places = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in _thinned(points))
-    return Markup('<polyline class="{}" data-label="{}" style="stroke:var(--{})" points="{}"/>').format(
-        kind, escape(series.label), series.colour, places
-    )
+    return Markup(
+        '<polyline class="{}" data-label="{}" style="stroke:var(--{})" points="{}"/>'
+    ).format(kind, escape(series.label), series.colour, places)
 
 
 def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
@@ -228,7 +246,9 @@ def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MOST_POINTS` points: of each stretch its lowest and its highest, so that no peak is lost."""
+    """At most `MOST_POINTS` points: of each stretch its lowest and its highest, so that no peak is
+    lost.
+    """
     if len(points) <= MOST_POINTS:
         return list(points)
     edges = [round(part * len(points) / (MOST_POINTS // 2)) for part in range(MOST_POINTS // 2 + 1)]

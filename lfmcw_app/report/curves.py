@@ -15,7 +15,12 @@ __all__ = ["Rounds", "error_charts", "gradient_charts", "loss_charts", "training
 Pick = Callable[[dict[str, Any]], float | None]
 """Reads a value out of a line of metrics.jsonl; None where the line lacks it."""
 
-TERMS = {"direct": "direct", "w2": "through W2", "w1_w2": "through W1 → W2", "gan_w2": "through G → W2"}
+TERMS = {
+    "direct": "direct",
+    "w2": "through W2",
+    "w1_w2": "through W1 → W2",
+    "gan_w2": "through G → W2",
+}
 
 
 def at(*keys: str, percent_wrong: bool = False) -> Pick:
@@ -50,7 +55,9 @@ class Rounds:
             self.offsets[stage.name] = total
             total += stage.entries[-1]["round"]
         several = len(self.offsets) > 1
-        self.boundaries = [(float(before + 1), name) for name, before in self.offsets.items()] if several else []
+        self.boundaries = (
+            [(float(before + 1), name) for name, before in self.offsets.items()] if several else []
+        )
 
     def points(self, pick: Pick) -> list[Point]:
         """(round, value) of every line that has the value."""
@@ -70,7 +77,11 @@ def loss_charts(rounds: Rounds) -> list[Markup]:
     """A chart for each of the problems: w1, gan, w2, arch (those that the method has)."""
     one = rounds.series
     charts = [
-        line_chart("W1: loss on training data", [one("W1", at("losses", "w1"), 1)], boundaries=rounds.boundaries),
+        line_chart(
+            "W1: loss on training data",
+            [one("W1", at("losses", "w1"), 1)],
+            boundaries=rounds.boundaries,
+        ),
         line_chart(
             "GAN: losses of the players",
             [
@@ -88,7 +99,11 @@ def loss_charts(rounds: Rounds) -> list[Markup]:
             ],
             boundaries=rounds.boundaries,
         ),
-        line_chart("A: loss on validation data", [one("A", at("losses", "arch"), 4)], boundaries=rounds.boundaries),
+        line_chart(
+            "A: loss on validation data",
+            [one("A", at("losses", "arch"), 4)],
+            boundaries=rounds.boundaries,
+        ),
     ]
     return [chart for chart in charts if chart]
 
@@ -109,7 +124,13 @@ def error_charts(rounds: Rounds) -> list[Markup]:
         ),
         line_chart(
             "Generated images that W2 takes for another class",
-            [one("W2, generated", at("metrics", "w2", "generated_accuracy", percent_wrong=True), 3)],
+            [
+                one(
+                    "W2, generated",
+                    at("metrics", "w2", "generated_accuracy", percent_wrong=True),
+                    3,
+                )
+            ],
             unit="%",
             boundaries=rounds.boundaries,
         ),
@@ -118,7 +139,9 @@ def error_charts(rounds: Rounds) -> list[Markup]:
 
 
 def gradient_charts(rounds: Rounds) -> list[Markup]:
-    """Norms of the total gradients, residuals of the solves, and the parts of A's gradient where they were recorded."""
+    """Norms of the total gradients, residuals of the solves, and the parts of A's gradient where
+    they were recorded.
+    """
     problems = ("w1", "gan", "w2", "arch")
     charts = [
         line_chart(
@@ -152,11 +175,19 @@ def training_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
     """Loss and error of the derived network on training batches."""
 
     def points(pick: Pick) -> list[Point]:
-        return [(float(entry["round"]), value) for entry in entries if (value := pick(entry)) is not None]
+        return [
+            (float(entry["round"]), value)
+            for entry in entries
+            if (value := pick(entry)) is not None
+        ]
 
     error = at("metrics", "network", "accuracy", percent_wrong=True)
     charts = [
         line_chart("Training loss", [Series(label="loss", points=points(at("losses", "network")))]),
-        line_chart("Training error", [Series(label="error", points=points(error), colour="series-2")], unit="%"),
+        line_chart(
+            "Training error",
+            [Series(label="error", points=points(error), colour="series-2")],
+            unit="%",
+        ),
     ]
     return [chart for chart in charts if chart]

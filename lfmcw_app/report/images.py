@@ -1,4 +1,6 @@
-"""Pictures inside the page, as data: sheets of generated and real images, and the heat map of the class weights."""
+"""Pictures inside the page, as data: sheets of generated and real images, and the heat map of the
+class weights.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class ClassWeights:
         source: the picture, a row a class, as a data URL.
         low: the value of the darkest colour.
         high: of the brightest.
-        classes: of the data set; those with the smallest last weights are left out where there are many.
+        classes: of the data set; those with the smallest last weights are left out where there are
+            many.
     """
 
     names: Sequence[str]
@@ -95,7 +98,11 @@ def class_weights(run: RunData) -> ClassWeights | None:
 def class_names(run: RunData, count: int) -> list[str]:
     """The names of the classes, or their numbers where the run folder does not tell them."""
     names: list[Any] = run.dataset.get("class_names", [])
-    return [str(name) for name in names] if len(names) == count else [str(index) for index in range(count)]
+    return (
+        [str(name) for name in names]
+        if len(names) == count
+        else [str(index) for index in range(count)]
+    )
 
 
 def gradient_bar() -> str:
@@ -105,12 +112,17 @@ def gradient_bar() -> str:
 
 
 def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
-    """The names of the classes, and the sheets: generated images from the first to the last round, then real ones."""
+    """The names of the classes, and the sheets: generated images from the first to the last round,
+    then real ones.
+    """
     size = run.dataset.get("image_size")
     if run.real is None or not size:
         return [], []
     several = len(run.searched) > 1
-    found = [_sheet(shot.phase if several else "", str(shot.round), shot.path, size) for shot in run.snapshots]
+    found = [
+        _sheet(shot.phase if several else "", str(shot.round), shot.path, size)
+        for shot in run.snapshots
+    ]
     if not found:
         return [], []
     found.append(_sheet("", "real", run.real, size))
@@ -122,7 +134,9 @@ def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
         columns, rows = opened.width // size, opened.height // size
         image: Image.Image = opened
         if size > LARGEST_TILE:
-            image = opened.resize((columns * LARGEST_TILE, rows * LARGEST_TILE), Image.Resampling.LANCZOS)
+            image = opened.resize(
+                (columns * LARGEST_TILE, rows * LARGEST_TILE), Image.Resampling.LANCZOS
+            )
         return Sheet(phase=phase, label=label, source=_data_url(image), rows=rows, columns=columns)
 
 

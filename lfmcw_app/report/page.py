@@ -105,13 +105,22 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         for index, (label, run) in enumerate(zip(labels, runs, strict=True))
     ]  # fmt: skip
     charts = [
-        overlaid("Search: error of W2 on validation batches", "metrics", "arch", "accuracy", unit="%", wrong=True),
+        overlaid(
+            "Search: error of W2 on validation batches",
+            "metrics",
+            "arch",
+            "accuracy",
+            unit="%",
+            wrong=True,
+        ),
         overlaid("Search: loss of A on validation batches", "losses", "arch"),
         overlaid("Search: loss of W2", "losses", "w2"),
         overlaid("Search: loss of the generator", "losses", "gan", "generator"),
         line_chart("Training of the derived network: error on batches", training, unit="%"),
     ]
-    figures = {label: {f.key: f for f in key_figures(run)} for label, run in zip(labels, runs, strict=True)}
+    figures = {
+        label: {f.key: f for f in key_figures(run)} for label, run in zip(labels, runs, strict=True)
+    }
     named = {f.key: f.label for found in figures.values() for f in found.values()}
     return _rendered(
         "comparison.html",
@@ -154,7 +163,10 @@ def _rendered(template: str, **context: Any) -> str:
 
 
 def _title(run: RunData) -> str:
-    return f"{short_name(run.recipe.dataset)}: {'evaluation of a genotype' if run.evaluated else _what(run)}"
+    return (
+        f"{short_name(run.recipe.dataset)}: "
+        f"{'evaluation of a genotype' if run.evaluated else _what(run)}"
+    )
 
 
 def _what(run: RunData) -> str:
@@ -163,7 +175,8 @@ def _what(run: RunData) -> str:
     how = run.recipe.search
     order = "" if how.method == "random" else f", {how.order} order"
     return (
-        f"{METHODS[how.method]}, {SPACES[how.space]} space{order}, preset {run.recipe.preset}, seed {run.recipe.seed}"
+        f"{METHODS[how.method]}, {SPACES[how.space]} space{order}, preset {run.recipe.preset}, "
+        f"seed {run.recipe.seed}"
     )
 
 
@@ -198,7 +211,10 @@ def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     """The settings in which the recipes differ: key, and the value of each run."""
     flat = [_flat(run.recipe.model_dump(mode="json", by_alias=True)) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
-    found = [(key, [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat]) for key in keys]
+    found = [
+        (key, [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat])
+        for key in keys
+    ]
     return [(key, values) for key, values in found if len(set(values)) > 1]
 
 

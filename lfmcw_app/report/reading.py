@@ -1,4 +1,6 @@
-"""Reads a run folder for a report: whatever is in it, of a complete, an unfinished or an evaluated run."""
+"""Reads a run folder for a report: whatever is in it, of a complete, an unfinished or an evaluated
+run.
+"""
 
 from __future__ import annotations
 
@@ -85,12 +87,16 @@ def read_run(path: Path) -> RunData:
     try:
         recipe = validate_recipe(yaml.safe_load((path / "config.yaml").read_text("utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"There is no run in {path} ({error}). Name a run folder, as runs/NAME.") from None
+        raise InputError(
+            f"There is no run in {path} ({error}). Name a run folder, as runs/NAME."
+        ) from None
     except yaml.YAMLError:
         raise InputError(f"{path / 'config.yaml'} is damaged: it is not valid YAML.") from None
     entries = _lines(path / "metrics.jsonl", ("phase", "round", "losses", "metrics"))
     names = dict.fromkeys(entry["phase"] for entry in entries)
-    phases = {name: Phase(name=name, entries=[e for e in entries if e["phase"] == name]) for name in names}
+    phases = {
+        name: Phase(name=name, entries=[e for e in entries if e["phase"] == name]) for name in names
+    }
     evaluated = (path / EVALUATED).exists()
     cells = path / (EVALUATED if evaluated else "genotype.json")
     real = path / "samples" / "real.png"
@@ -123,7 +129,9 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a last line without its end, of a run that was killed there, is left out."""
+    """The objects of a file with one a line; a last line without its end, of a run that was killed
+    there, is left out.
+    """
     if not path.exists():
         return []
     try:

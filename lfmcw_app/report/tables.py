@@ -11,7 +11,16 @@ from lfmcw_app.report.charts import short
 from lfmcw_app.report.reading import TRAINING, RunData
 from lfmcw_app.units import duration, size
 
-__all__ = ["Cost", "Figure", "Solves", "costs", "key_figures", "phase_seconds", "progress_text", "solves"]
+__all__ = [
+    "Cost",
+    "Figure",
+    "Solves",
+    "costs",
+    "key_figures",
+    "phase_seconds",
+    "progress_text",
+    "solves",
+]
 
 PROBLEM_NAMES = {
     "w1": "W1, weights",
@@ -77,15 +86,27 @@ def key_figures(run: RunData) -> list[Figure]:
     figures = []
     if run.result is not None:
         figures.append(
-            Figure(key="test_error", label="test error", value=f"{run.result['test_error_percent']:.2f}", unit="%")
+            Figure(
+                key="test_error",
+                label="test error",
+                value=f"{run.result['test_error_percent']:.2f}",
+                unit="%",
+            )
         )
         top5 = run.result.get("test_top5_error_percent")
         if top5 is not None:
-            figures.append(Figure(key="top5_error", label="top-5 test error", value=f"{top5:.2f}", unit="%"))
-        figures.append(Figure(key="parameters", label="parameters", value=_count(run.result["parameters"])))
+            figures.append(
+                Figure(key="top5_error", label="top-5 test error", value=f"{top5:.2f}", unit="%")
+            )
+        figures.append(
+            Figure(key="parameters", label="parameters", value=_count(run.result["parameters"]))
+        )
         figures.append(
             Figure(
-                key="multiply_adds", label="multiply-adds", value=short(run.result["multiply_adds_millions"]), unit="M"
+                key="multiply_adds",
+                label="multiply-adds",
+                value=short(run.result["multiply_adds_millions"]),
+                unit="M",
             )
         )
     seconds = phase_seconds(run)
@@ -104,12 +125,22 @@ def key_figures(run: RunData) -> list[Figure]:
     return figures
 
 
-FIGURES = ("test_error", "top5_error", "parameters", "multiply_adds", "search_time", "training_time", "peak_memory")
+FIGURES = (
+    "test_error",
+    "top5_error",
+    "parameters",
+    "multiply_adds",
+    "search_time",
+    "training_time",
+    "peak_memory",
+)
 """The keys of `key_figures`, in their order."""
 
 
 def phase_seconds(run: RunData) -> dict[str, float]:
-    """Phase → seconds from its first round to its last, rounds that a resumed run repeated included."""
+    """Phase → seconds from its first round to its last, rounds that a resumed run repeated
+    included.
+    """
     found: dict[str, float] = {}
     for entry in run.timings:
         found[entry["phase"]] = found.get(entry["phase"], 0.0) + entry["seconds"]
@@ -121,7 +152,11 @@ def progress_text(run: RunData) -> str:
     if run.result is not None:
         return "a trial: the result says nothing" if run.recipe.trial else "complete"
     phase = run.training if run.training.entries else run.searched[-1] if run.searched else None
-    return f"unfinished: {phase.name}, round {phase.entries[-1]['round']:,}" if phase else "unfinished: no round yet"
+    return (
+        f"unfinished: {phase.name}, round {phase.entries[-1]['round']:,}"
+        if phase
+        else "unfinished: no round yet"
+    )
 
 
 def solves(run: RunData) -> list[Solves]:
@@ -174,7 +209,13 @@ def costs(run: RunData) -> list[Cost]:
 
 
 def _count(number: int) -> str:
-    return f"{number / 1e6:.2f} M" if number >= 1_000_000 else f"{number:,}" if number < 10_000 else f"{short(number)}"
+    return (
+        f"{number / 1e6:.2f} M"
+        if number >= 1_000_000
+        else f"{number:,}"
+        if number < 10_000
+        else f"{short(number)}"
+    )
 
 
 def environment_rows(environment: dict[str, Any]) -> Sequence[tuple[str, str]]:

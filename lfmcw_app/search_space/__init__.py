@@ -1,1 +1,3 @@
-"""The DARTS, P-DARTS and PC-DARTS search spaces: primitives, cells, supernet, architecture, genotype and derived network."""
+"""The DARTS, P-DARTS and PC-DARTS search spaces: primitives, cells, supernet, architecture,
+genotype and derived network.
+"""

@@ -1,7 +1,9 @@
-"""Operations of the same kind on several edges out of one state, batched: one convolution in groups, one norm.
+"""Operations of the same kind on several edges out of one state, batched: one convolution in
+groups, one norm.
 
-The edges that leave a state read the same maps. Their activation and pools are computed once, and a bank holds the weights
-of one primitive of all these edges in the order of the edges, so that channels [e·C, (e+1)·C) belong to edge e.
+The edges that leave a state read the same maps. Their activation and pools are computed once, and a
+bank holds the weights of one primitive of all these edges in the order of the edges, so that
+channels [e·C, (e+1)·C) belong to edge e.
 """
 
 from __future__ import annotations
@@ -16,14 +18,28 @@ from lfmcw_app.search_space.norms import GainBatchNorm, GainGroupNorm, GainOnly
 from lfmcw_app.search_space.operations import OperationStyle
 from lfmcw_app.search_space.pointwise import PointwiseConv
 
-__all__ = ["CONVOLUTIONS", "ConvolutionBank", "Fan", "ReduceBank", "blocks_of_convolutions", "make_gain_norm"]
+__all__ = [
+    "CONVOLUTIONS",
+    "ConvolutionBank",
+    "Fan",
+    "ReduceBank",
+    "blocks_of_convolutions",
+    "make_gain_norm",
+]
 
-CONVOLUTIONS = {"sep_conv_3x3": (3, 1), "sep_conv_5x5": (5, 1), "dil_conv_3x3": (3, 2), "dil_conv_5x5": (5, 2)}
+CONVOLUTIONS = {
+    "sep_conv_3x3": (3, 1),
+    "sep_conv_5x5": (5, 1),
+    "dil_conv_3x3": (3, 2),
+    "dil_conv_5x5": (5, 2),
+}
 """Kernel and dilation of the primitives with convolutions; those with dilation 1 come twice."""
 
 
 def make_gain_norm(style: OperationStyle, channels: int, edges: int) -> nn.Module:
-    """The norm of the operations of `edges` edges with `channels` channels each: (maps, gain) → maps."""
+    """The norm of the operations of `edges` edges with `channels` channels each: (maps, gain) →
+    maps.
+    """
     width = edges * channels
     if style.norm == "batch":
         return GainBatchNorm(width)
@@ -45,7 +61,9 @@ class ConvolutionBank(nn.Module):
         style: norms and activation.
     """
 
-    def __init__(self, primitive: str, channels: int, edges: int, stride: int, style: OperationStyle) -> None:
+    def __init__(
+        self, primitive: str, channels: int, edges: int, stride: int, style: OperationStyle
+    ) -> None:
         super().__init__()
         kernel, dilation = CONVOLUTIONS[primitive]
         self.edges = edges
@@ -123,11 +141,16 @@ class Fan(nn.Module):
         shared: the primitives without weights, which are the same on all edges.
     """
 
-    def __init__(self, channels: int, stride: int, primitives: Sequence[Sequence[str]], style: OperationStyle) -> None:
+    def __init__(
+        self, channels: int, stride: int, primitives: Sequence[Sequence[str]], style: OperationStyle
+    ) -> None:
         super().__init__()
         found = dict.fromkeys(name for edge in primitives for name in edge if name != "none")
         # `none` adds zero to every sum and gradient: it takes part in the softmax only.
-        self.edges = {name: tuple(e for e, names in enumerate(primitives) if name in names) for name in sorted(found)}
+        self.edges = {
+            name: tuple(e for e, names in enumerate(primitives) if name in names)
+            for name in sorted(found)
+        }
         self.channels, self.stride = channels, stride
         self.activation = style.make_activation()
         self.banks = nn.ModuleDict()
@@ -138,7 +161,9 @@ class Fan(nn.Module):
             elif name == "skip_connect" and stride == 2:
                 self.banks[name] = ReduceBank(channels, len(edges), style)
             elif name == "max_pool_3x3":
-                self.pools[name] = nn.Sequential(nn.MaxPool2d(3, stride, padding=1), make_gain_norm(style, channels, 1))
+                self.pools[name] = nn.Sequential(
+                    nn.MaxPool2d(3, stride, padding=1), make_gain_norm(style, channels, 1)
+                )
             elif name == "avg_pool_3x3":
                 pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
                 self.pools[name] = nn.Sequential(pool, make_gain_norm(style, channels, 1))
@@ -154,8 +179,9 @@ class Fan(nn.Module):
             weights: for every bank the mixing weights of its edges.
 
         Returns:
-            edges → the weighted sum of the operations that have weights, for every set of edges that some of them are on,
-            [B, len(edges)·C, H', W']; and primitive → what it makes of the state, for those without weights.
+            edges → the weighted sum of the operations that have weights, for every set of edges
+            that some of them are on, [B, len(edges)·C, H', W']; and primitive → what it makes of
+            the state, for those without weights.
         """
         sums: dict[tuple[int, ...], Tensor] = {}
         if self.banks:
@@ -171,12 +197,16 @@ class Fan(nn.Module):
                         repeated[edges] = _repeated(activated, len(edges))
                     out = bank(repeated[edges], gain)
                 sums[edges] = sums[edges] + out if edges in sums else out
-        shared = {name: self.pools[name](state) if name in self.pools else state for name in self.shared}
+        shared = {
+            name: self.pools[name](state) if name in self.pools else state for name in self.shared
+        }
         return sums, shared
 
 
 def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:
-    """Returns for every convolution of a bank in `root` how many edges' weights stand below one another in its own."""
+    """Returns for every convolution of a bank in `root` how many edges' weights stand below one
+    another in its own.
+    """
     return {
         layer: bank.edges
         for bank in root.modules()
@@ -187,7 +217,15 @@ def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:
-    """[B, C, H, W] → [B, times·C, H, W], with the channels last in memory (`Tensor.repeat` would put them first)."""
+    """[B, C, H, W] → [B, times·C, H, W], with the channels last in memory (`Tensor.repeat` would
+    put them first).
+    """
     if times == 1:
         return x
-    return x.permute(0, 2, 3, 1).unsqueeze(3).expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)
+    return (
+        x.permute(0, 2, 3, 1)
+        .unsqueeze(3)
+        .expand(-1, -1, -1, times, -1)
+        .flatten(3)
+        .permute(0, 3, 1, 2)
+    )

@@ -1,4 +1,6 @@
-"""The candidate operations of every edge: the same for all edges in DARTS, fewer and different ones as P-DARTS drops them."""
+"""The candidate operations of every edge: the same for all edges in DARTS, fewer and different ones
+as P-DARTS drops them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Candidates:
         reduction: of the reduction cell, likewise.
 
     Raises:
-        ValueError: if a name is unknown, edges have different numbers of primitives, or an edge could only be `none`.
+        ValueError: if a name is unknown, edges have different numbers of primitives, or an edge
+            could only be `none`.
     """
 
     normal: tuple[tuple[str, ...], ...]
@@ -31,17 +34,25 @@ class Candidates:
         for kind, edges in (("normal", self.normal), ("reduction", self.reduction)):
             sizes = sorted({len(edge) for edge in edges})
             if len(sizes) != 1:
-                raise ValueError(f"All edges of the {kind} cell need the same number of primitives, got {sizes}.")
+                raise ValueError(
+                    f"All edges of the {kind} cell need the same number of primitives, got {sizes}."
+                )
             for row, edge in enumerate(edges):
                 for primitive in edge:
                     if primitive not in PRIMITIVES:
-                        raise ValueError(f"Unknown primitive {primitive!r}. {nearest(primitive, PRIMITIVES)}")
+                        raise ValueError(
+                            f"Unknown primitive {primitive!r}. {nearest(primitive, PRIMITIVES)}"
+                        )
                 if set(edge) <= {"none"}:
-                    raise ValueError(f"Edge {row} of the {kind} cell needs a primitive other than 'none', got {edge}.")
+                    raise ValueError(
+                        f"Edge {row} of the {kind} cell needs a primitive other than 'none', got "
+                        f"{edge}."
+                    )
 
 
 def as_candidates(primitives: Sequence[str] | Candidates, nodes: int) -> Candidates:
-    """Returns `primitives` themselves, or the candidates of a cell with `nodes` nodes that has them on every edge.
+    """Returns `primitives` themselves, or the candidates of a cell with `nodes` nodes that has them
+    on every edge.
 
     Raises:
         ValueError: if candidates for another number of nodes are given.
@@ -52,7 +63,8 @@ def as_candidates(primitives: Sequence[str] | Candidates, nodes: int) -> Candida
         return Candidates(normal=every, reduction=every)
     if len(primitives.normal) != edges or len(primitives.reduction) != edges:
         raise ValueError(
-            f"A cell with {nodes} nodes has {edges} edges, but there are candidates for {len(primitives.normal)} (normal) "
-            f"and {len(primitives.reduction)} (reduction). Give one tuple of primitives an edge."
+            f"A cell with {nodes} nodes has {edges} edges, but there are candidates for "
+            f"{len(primitives.normal)} (normal) and {len(primitives.reduction)} (reduction). Give "
+            "one tuple of primitives an edge."
         )
     return primitives

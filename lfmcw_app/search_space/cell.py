@@ -1,8 +1,10 @@
-"""A cell of the supernet: a directed acyclic graph whose every edge is a weighted mix of its candidate operations.
+"""A cell of the supernet: a directed acyclic graph whose every edge is a weighted mix of its
+candidate operations.
 
-Written edge by edge a cell is  node t = Σ_s Σ_o weight[s→t, o] · o(state s)  (DARTS, Eq. 2). It is evaluated state by state:
-what all edges out of a state share is computed once, their convolutions are batched (`banks.py`), and the sums of the
-nodes are filled as the states become known. The values and gradients are those of the sum as written.
+Written edge by edge a cell is  node t = Σ_s Σ_o weight[s→t, o] · o(state s)  (DARTS, Eq. 2). It is
+evaluated state by state: what all edges out of a state share is computed once, their convolutions
+are batched (`banks.py`), and the sums of the nodes are filled as the states become known. The
+values and gradients are those of the sum as written.
 """
 
 from __future__ import annotations
@@ -23,18 +25,24 @@ __all__ = ["Cell", "edge_count", "edge_index"]
 
 
 def edge_count(nodes: int) -> int:
-    """Edges of a cell with `nodes` intermediate nodes: node i reads the two inputs and the i nodes before it."""
+    """Edges of a cell with `nodes` intermediate nodes: node i reads the two inputs and the i nodes
+    before it.
+    """
     return sum(2 + node for node in range(nodes))
 
 
 def edge_index(node: int, source: int) -> int:
-    """Row of α of the edge into intermediate `node` from state `source` (0, 1: the cell's inputs; 2 + i: node i)."""
+    """Row of α of the edge into intermediate `node` from state `source` (0, 1: the cell's inputs; 2
+    + i: node i).
+    """
     return edge_count(node) + source
 
 
 @dataclass
 class _Incoming:
-    """What flows into a node: weighted maps whose weights are applied, and maps that wait for theirs."""
+    """What flows into a node: weighted maps whose weights are applied, and maps that wait for
+    theirs.
+    """
 
     terms: list[Tensor] = field(default_factory=list)
     shared: list[Tensor] = field(default_factory=list)
@@ -52,8 +60,8 @@ class Cell(nn.Module):
         reduced_before: whether the last cell did.
         primitives: names of the candidate operations of each edge.
         style: norms and activation.
-        partial_channels: K; the operations of an edge see the first 1 / K of the channels and the others bypass them
-            (PC-DARTS); all of them for 1.
+        partial_channels: K; the operations of an edge see the first 1 / K of the channels and the
+            others bypass them (PC-DARTS); all of them for 1.
 
     Raises:
         ValueError: if `channels` is not a multiple of `partial_channels`.
@@ -76,7 +84,8 @@ class Cell(nn.Module):
         super().__init__()
         if channels % partial_channels:
             raise ValueError(
-                f"{channels} channels cannot be split into {partial_channels} equal parts (partial_channels)."
+                f"{channels} channels cannot be split into {partial_channels} equal parts "
+                "(partial_channels)."
             )
         self.reduces = reduces
         self.nodes = nodes
@@ -94,18 +103,25 @@ class Cell(nn.Module):
         self._order_weights(primitives)
 
     def _rows(self, source: int) -> list[int]:
-        """Rows of α of the edges that leave a state, in the order of the nodes that they lead to."""
+        """Rows of α of the edges that leave a state, in the order of the nodes that they lead
+        to.
+        """
         return [edge_index(node, source) for node in range(max(0, source - 1), self.nodes)]
 
     def _order_weights(self, primitives: Sequence[Sequence[str]]) -> None:
-        """Sets where in the flattened weights those of each bank stand, then those of each node's shared operations."""
+        """Sets where in the flattened weights those of each bank stand, then those of each node's
+        shared operations.
+        """
         banks: list[list[int]] = []
         shared: list[list[int]] = [[] for _ in range(self.nodes)]
         for source, fan in enumerate(self.fans):
             assert isinstance(fan, Fan)
             rows = self._rows(source)
             for name, edges in fan.edges.items():
-                places = [rows[e] * len(primitives[rows[e]]) + primitives[rows[e]].index(name) for e in edges]
+                places = [
+                    rows[e] * len(primitives[rows[e]]) + primitives[rows[e]].index(name)
+                    for e in edges
+                ]
                 if name in fan.banks:
                     banks.append(places)
                 else:
@@ -116,11 +132,15 @@ class Cell(nn.Module):
         positions = torch.tensor([place for group in groups for place in group], dtype=torch.long)
         self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, before_last: Tensor, last: Tensor, weights: Tensor, skip_drop_probability: float = 0.0) -> Tensor:
+    def forward(
+        self, before_last: Tensor, last: Tensor, weights: Tensor, skip_drop_probability: float = 0.0
+    ) -> Tensor:
         """Returns the concatenation of the intermediate nodes, [B, nodes · channels, H', W'].
 
-        While training, entries of an identity's output are zeroed with `skip_drop_probability` and the others scaled by
-        1 / (1 − probability): an identity has nothing to learn, and would win while the other operations are untrained
+        While training, entries of an identity's output are zeroed with `skip_drop_probability` and
+        the others scaled by
+        1 / (1 − probability): an identity has nothing to learn, and would win while the other
+        operations are untrained
         (Chen et al., P-DARTS (2019), section 3.3.2).
 
         Args:
@@ -138,14 +158,27 @@ class Cell(nn.Module):
         for source, fan in enumerate(self.fans):
             assert isinstance(fan, Fan)
             if source >= 2:
-                states.append(self._node(incoming[source - 2], of_nodes[source - 2], of_edges[source - 2]))
+                states.append(
+                    self._node(incoming[source - 2], of_nodes[source - 2], of_edges[source - 2])
+                )
             ahead = incoming[max(0, source - 1) :]
-            self._spread(fan, states[source], [next(of_banks) for _ in fan.banks], ahead, skip_drop_probability)
+            self._spread(
+                fan,
+                states[source],
+                [next(of_banks) for _ in fan.banks],
+                ahead,
+                skip_drop_probability,
+            )
         states.append(self._node(incoming[-1], of_nodes[-1], of_edges[-1]))
         return torch.cat(states[2:], dim=1)
 
     def _spread(
-        self, fan: Fan, state: Tensor, weights: list[Tensor], ahead: list[_Incoming], skip_drop_probability: float
+        self,
+        fan: Fan,
+        state: Tensor,
+        weights: list[Tensor],
+        ahead: list[_Incoming],
+        skip_drop_probability: float,
     ) -> None:
         """Adds what a state sends over its edges to what flows into the nodes at their ends."""
         if self.partial_channels > 1:
@@ -161,7 +194,9 @@ class Cell(nn.Module):
         for name, maps in shared.items():
             for edge in fan.edges[name]:
                 drops = name == "skip_connect" and skip_drop_probability > 0.0
-                ahead[edge].shared.append(F.dropout(maps, skip_drop_probability, self.training) if drops else maps)
+                ahead[edge].shared.append(
+                    F.dropout(maps, skip_drop_probability, self.training) if drops else maps
+                )
 
     def _node(self, incoming: _Incoming, shared_weights: Tensor, edge_weights: Tensor) -> Tensor:
         """The value of a node, [B, channels, H', W']."""

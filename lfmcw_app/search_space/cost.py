@@ -24,8 +24,9 @@ class Cost:
     Attributes:
         parameters: trainable parameters without an auxiliary head, in millions.
         multiply_adds: of the convolutions and linear layers, in millions.
-        elementwise: operations of the other layers, in millions: two an output of a norm, one an output of an activation,
-            one an input of a pool. P-DARTS and PC-DARTS publish the sum of this and `multiply_adds`.
+        elementwise: operations of the other layers, in millions: two an output of a norm, one an
+            output of an activation, one an input of a pool. P-DARTS and PC-DARTS publish the sum of
+            this and `multiply_adds`.
     """
 
     parameters: float
@@ -36,8 +37,10 @@ class Cost:
 def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> Cost:
     """Counts parameters and multiply-adds; no arithmetic is done and the network is left as it is.
 
-    An output of a convolution takes (input channels / groups) · kernel area multiply-adds, one of a linear layer its
-    number of inputs. Biases and sums are not counted, nor is what runs in training only: a module named `auxiliary`.
+    An output of a convolution takes (input channels / groups) · kernel area multiply-adds, one of a
+    linear layer its
+    number of inputs. Biases and sums are not counted, nor is what runs in training only: a module
+    named `auxiliary`.
 
     Args:
         network: called with images [1, in_channels, image_size, image_size], in evaluation mode.
@@ -53,7 +56,11 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
         if isinstance(module, nn.Linear):
             multiply_adds += output.numel() * module.in_features
         elif isinstance(module, nn.Conv2d):
-            multiply_adds += output.numel() * (module.in_channels // module.groups) * math.prod(module.kernel_size)
+            multiply_adds += (
+                output.numel()
+                * (module.in_channels // module.groups)
+                * math.prod(module.kernel_size)
+            )
         elif isinstance(module, NORMS):
             elementwise += 2 * output.numel()
         elif isinstance(module, ACTIVATIONS):
@@ -66,6 +73,14 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
     with torch.no_grad():
         shapes(torch.empty(1, in_channels, image_size, image_size, device="meta"))
     auxiliary = getattr(network, "auxiliary", None)
-    excluded = {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad and id(p) not in excluded)
-    return Cost(parameters=parameters / 1e6, multiply_adds=multiply_adds / 1e6, elementwise=elementwise / 1e6)
+    excluded = (
+        {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
+    )
+    parameters = sum(
+        p.numel() for p in network.parameters() if p.requires_grad and id(p) not in excluded
+    )
+    return Cost(
+        parameters=parameters / 1e6,
+        multiply_adds=multiply_adds / 1e6,
+        elementwise=elementwise / 1e6,
+    )

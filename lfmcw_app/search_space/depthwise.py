@@ -1,15 +1,17 @@
 """Depthwise convolution with fast gradients on a CPU, at every order.
 
-y = x ∗ w is bilinear, so its gradients are bilinear again and the three maps are closed under differentiation:
+y = x ∗ w is bilinear, so its gradients are bilinear again and the three maps are closed under
+differentiation:
 
     y  = depthwise(x, w)            y[p] = Σ_k w[k] x[s·p + d·k]
-    gx = depthwise(g, flipped w)    at stride 1: the same map, so that it has the same kernel and the same derivatives
-    gw = weight_gradient(x, g)      gw[k] = Σ_p x[s·p + d·k] g[p]
+    gx = depthwise(g, flipped w)    at stride 1: the same map, so that it has the same kernel and
+    the same derivatives gw = weight_gradient(x, g)      gw[k] = Σ_p x[s·p + d·k] g[p]
 
-oneDNN (torch 2.14.1) has fast kernels for the first at every dilation, but leaves them in the input's gradient at dilation 2
-(5 to 8 times slower) and in the weight's at dilation 2 (15 times) and for kernels wider than 3 (2 to 6 times on large maps).
-There the first is used in place of the second, and the third is taken apart into pieces of dilation 1 and kernel 3. PyTorch's
-own double backward would go through the channels one by one. (The functions are not made for `torch.func`.)
+oneDNN (torch 2.14.1) has fast kernels for the first at every dilation, but leaves them in the
+input's gradient at dilation 2 (5 to 8 times slower) and in the weight's at dilation 2 (15 times)
+and for kernels wider than 3 (2 to 6 times on large maps). There the first is used in place of the
+second, and the third is taken apart into pieces of dilation 1 and kernel 3. PyTorch's own double
+backward would go through the channels one by one. (The functions are not made for `torch.func`.)
 """
 
 from __future__ import annotations
@@ -25,15 +27,21 @@ from lfmcw_app.search_space.wanted import differentiated, wanted
 __all__ = ["LARGE", "DepthwiseConv", "depthwise"]
 
 LARGE = 2**17
-"""Entries of a map from which four gradients of 3×3 filters are faster than one of 5×5 (measured on a CPU)."""
+"""Entries of a map from which four gradients of 3×3 filters are faster than one of 5×5 (measured on
+a CPU).
+"""
 
 
 class DepthwiseConv(nn.Conv2d):
-    """One k×k filter a channel, k odd; keeps the resolution, or halves it with stride 2: [B, C, H, W] → [B, C, H', W']."""
+    """One k×k filter a channel, k odd; keeps the resolution, or halves it with stride 2: [B, C, H,
+    W] → [B, C, H', W'].
+    """
 
     def __init__(self, channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel // 2)
-        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+        super().__init__(
+            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves `x`."""
@@ -41,7 +49,9 @@ class DepthwiseConv(nn.Conv2d):
 
 
 def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
-    """Returns `x` [B, C, H, W] convolved with `weight` [C, 1, k, k], k odd, padded by dilation · (k − 1) / 2."""
+    """Returns `x` [B, C, H, W] convolved with `weight` [C, 1, k, k], k odd, padded by dilation · (k
+    − 1) / 2.
+    """
     if stride == dilation == 2:
         # Every tap falls on an even row and column.
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
@@ -57,14 +67,17 @@ def _convolution(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tenso
 
 
 def _fast_format(x: Tensor) -> Tensor:
-    """Double precision has no oneDNN kernels; PyTorch's own are three to four times faster with the channels first."""
+    """Double precision has no oneDNN kernels; PyTorch's own are three to four times faster with the
+    channels first.
+    """
     return x.contiguous() if x.dtype == torch.float64 and x.device.type == "cpu" else x
 
 
 class _Depthwise(torch.autograd.Function):
     """(x, w) → x ∗ w."""
 
-    # Not by `setup_context`, for which PyTorch reads the signature at every call: 34 µs instead of 4.
+    # Not by `setup_context`, for which PyTorch reads the signature at every call: 34 µs instead of
+    # 4.
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
         ctx.stride, ctx.dilation = stride, dilation
@@ -117,7 +130,8 @@ def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation:
 
 def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
     if stride == 1 and dilation == 2:
-        # Rows and columns of one parity only meet their own: four images of half the size, at dilation 1.
+        # Rows and columns of one parity only meet their own: four images of half the size, at
+        # dilation 1.
         return _weight_gradient(_parities(x), _parities(g), kernel, 1, 1)
     if dilation == 1 and _in_pieces(x, kernel, stride):
         return _from_3x3(x, g)
@@ -142,7 +156,9 @@ def _native(
     which: tuple[bool, bool],
     padding: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """PyTorch's own gradients in x and in the weight, one or both; for the latter only the weight's shape is read."""
+    """PyTorch's own gradients in x and in the weight, one or both; for the latter only the weight's
+    shape is read.
+    """
     pad = dilation * (weight.shape[-1] // 2) if padding is None else padding
     gx, gw, _ = torch.ops.aten.convolution_backward(
         _fast_format(g),
@@ -161,7 +177,9 @@ def _native(
 
 
 def _parities(x: Tensor) -> Tensor:
-    """[B, C, H, W] → [4B, C, ⌈H/2⌉, ⌈W/2⌉]: even and odd rows and columns as images of their own."""
+    """[B, C, H, W] → [4B, C, ⌈H/2⌉, ⌈W/2⌉]: even and odd rows and columns as images of their
+    own.
+    """
     height, width = x.shape[2:]
     if height % 2 or width % 2:
         x = F.pad(x, (0, width % 2, 0, height % 2))
@@ -171,10 +189,13 @@ def _parities(x: Tensor) -> Tensor:
 
 
 def _from_3x3(x: Tensor, g: Tensor) -> Tensor:
-    """The gradient of a 5×5 filter as four of 3×3 filters, which overlap in the middle row and column.
+    """The gradient of a 5×5 filter as four of 3×3 filters, which overlap in the middle row and
+    column.
 
-    All four read one copy of `x`, from its beginning or from two pixels later, as oneDNN likes it: without gaps in memory. In
-    the copy each row has two zeros in front, and each image two rows of them, which serve the row and the image before as
+    All four read one copy of `x`, from its beginning or from two pixels later, as oneDNN likes it:
+    without gaps in memory. In
+    the copy each row has two zeros in front, and each image two rows of them, which serve the row
+    and the image before as
     well: what stands behind the end of a row is the beginning of the next.
     """
     batch, channels, height, width = x.shape

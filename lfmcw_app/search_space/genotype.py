@@ -1,4 +1,6 @@
-"""The genotype: the discrete cell that is derived from the architecture's mixing weights, as data."""
+"""The genotype: the discrete cell that is derived from the architecture's mixing weights, as
+data.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ EDGES_PER_NODE = 2
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge of a derived cell: the primitive on it and the state that it reads (0, 1: inputs; 2 + i: node i)."""
+    """An edge of a derived cell: the primitive on it and the state that it reads (0, 1: inputs; 2 +
+    i: node i).
+    """
 
     primitive: str
     source: int
@@ -55,7 +59,10 @@ class Genotype:
         """Returns kind of cell → for each node its two edges as [primitive, source]."""
         return {
             kind: [
-                [[edge.primitive, edge.source] for edge in cell[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]]
+                [
+                    [edge.primitive, edge.source]
+                    for edge in cell[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]
+                ]
                 for node in range(self.nodes)
             ]
             for kind, cell in (("normal", self.normal), ("reduction", self.reduction))
@@ -66,17 +73,25 @@ class Genotype:
         """Reads what `to_json` wrote.
 
         Raises:
-            InputError: if the text is not a genotype; the message names the first thing that is wrong.
+            InputError: if the text is not a genotype; the message names the first thing that is
+                wrong.
         """
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # ValueError: also an integer of too many digits
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # ValueError: also an integer of too many digits
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
-        genotype = cls(normal=_cell("normal", data["normal"]), reduction=_cell("reduction", data["reduction"]))
+        genotype = cls(
+            normal=_cell("normal", data["normal"]), reduction=_cell("reduction", data["reduction"])
+        )
         if len(genotype.normal) != len(genotype.reduction):
-            raise InputError("The genotype's normal and reduction cells have different numbers of nodes.")
+            raise InputError(
+                "The genotype's normal and reduction cells have different numbers of nodes."
+            )
         return genotype
 
     @classmethod
@@ -95,34 +110,48 @@ class Genotype:
 
 def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
     if not isinstance(nodes, list) or not nodes:
-        raise InputError(f"The genotype's {kind!r} cell is a list with one entry a node, got {shown(nodes)}.")
+        raise InputError(
+            f"The genotype's {kind!r} cell is a list with one entry a node, got {shown(nodes)}."
+        )
     edges: list[Edge] = []
     for node, incoming in enumerate(nodes):
         if not isinstance(incoming, list) or len(incoming) != EDGES_PER_NODE:
             raise InputError(
-                f"Node {node} of the genotype's {kind!r} cell needs {EDGES_PER_NODE} edges, got {shown(incoming)}."
+                f"Node {node} of the genotype's {kind!r} cell needs {EDGES_PER_NODE} edges, got "
+                f"{shown(incoming)}."
             )
         for edge in incoming:
             if not isinstance(edge, list) or len(edge) != 2:
-                raise InputError(f"An edge of the genotype is a pair [primitive, source], got {shown(edge)}.")
+                raise InputError(
+                    f"An edge of the genotype is a pair [primitive, source], got {shown(edge)}."
+                )
             primitive, source = edge
             if primitive not in PRIMITIVES or primitive == "none":
                 raise InputError(
-                    f"Unknown primitive {shown(primitive)} in the genotype. {nearest(shown(primitive), PRIMITIVES[1:])}"
+                    f"Unknown primitive {shown(primitive)} in the genotype. "
+                    f"{nearest(shown(primitive), PRIMITIVES[1:])}"
                 )
-            if isinstance(source, bool) or not isinstance(source, int) or not 0 <= source < 2 + node:
+            if (
+                isinstance(source, bool)
+                or not isinstance(source, int)
+                or not 0 <= source < 2 + node
+            ):
                 raise InputError(
-                    f"Node {node} of the genotype's {kind!r} cell reads state {shown(source)}; it can read 0 to {1 + node}."
+                    f"Node {node} of the genotype's {kind!r} cell reads state {shown(source)}; it "
+                    f"can read 0 to {1 + node}."
                 )
             edges.append(Edge(primitive, source))
     return tuple(edges)
 
 
-def derive_genotype(mixing: MixingWeights, primitives: Sequence[str] | Candidates = PRIMITIVES) -> Genotype:
-    """Derives the discrete cells: for each node the two edges with the strongest primitive other than `none`.
+def derive_genotype(
+    mixing: MixingWeights, primitives: Sequence[str] | Candidates = PRIMITIVES
+) -> Genotype:
+    """Derives the discrete cells: for each node the two edges with the strongest primitive other
+    than `none`.
 
-    Of equally strong edges or primitives the first is taken. With edge weights (PC-DARTS) a primitive is as strong as
-    softmax(α) · softmax(β), which is what the mixing weights are then.
+    Of equally strong edges or primitives the first is taken. With edge weights (PC-DARTS) a
+    primitive is as strong as softmax(α) · softmax(β), which is what the mixing weights are then.
 
     Args:
         mixing: the mixing weights, [edges, primitives] of each kind of cell.
@@ -132,7 +161,9 @@ def derive_genotype(mixing: MixingWeights, primitives: Sequence[str] | Candidate
     """
     if not isinstance(primitives, Candidates):
         every = tuple(primitives)
-        primitives = Candidates(normal=(every,) * len(mixing.normal), reduction=(every,) * len(mixing.reduction))
+        primitives = Candidates(
+            normal=(every,) * len(mixing.normal), reduction=(every,) * len(mixing.reduction)
+        )
     return Genotype(
         normal=_derive_cell(mixing.normal.detach(), primitives.normal),
         reduction=_derive_cell(mixing.reduction.detach(), primitives.reduction),
@@ -153,20 +184,26 @@ def _derive_cell(weights: Tensor, primitives: Sequence[Sequence[str]]) -> tuple[
             best = max(columns, key=row.__getitem__)
             strongest.append((row[best], Edge(names[best], source)))
         strongest.sort(key=lambda entry: -entry[0])  # stable: ties keep the order of the sources
-        edges += sorted((edge for _, edge in strongest[:EDGES_PER_NODE]), key=lambda edge: edge.source)
+        edges += sorted(
+            (edge for _, edge in strongest[:EDGES_PER_NODE]), key=lambda edge: edge.source
+        )
         node += 1
     return tuple(edges)
 
 
 def random_genotype(nodes: int, seed: int, primitives: tuple[str, ...] = PRIMITIVES) -> Genotype:
-    """Draws a genotype uniformly: for each node two different sources, for each edge a primitive other than `none`."""
+    """Draws a genotype uniformly: for each node two different sources, for each edge a primitive
+    other than `none`.
+    """
     generator = torch.Generator().manual_seed(seed)
     candidates = [primitive for primitive in primitives if primitive != "none"]
 
     def cell() -> tuple[Edge, ...]:
         edges: list[Edge] = []
         for node in range(nodes):
-            sources = sorted(torch.randperm(2 + node, generator=generator)[:EDGES_PER_NODE].tolist())
+            sources = sorted(
+                torch.randperm(2 + node, generator=generator)[:EDGES_PER_NODE].tolist()
+            )
             for source in sources:
                 choice = int(torch.randint(len(candidates), (), generator=generator))
                 edges.append(Edge(candidates[choice], source))

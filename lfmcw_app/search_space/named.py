@@ -1,4 +1,6 @@
-"""Cells that earlier searches found and published, as data: to evaluate them beside those of LFM-CW."""
+"""Cells that earlier searches found and published, as data: to evaluate them beside those of
+LFM-CW.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ NAMED_GENOTYPES: dict[str, Genotype] = {
         ),
     ),
 }
-"""Name → genotype, as the authors' programs have them; of a node's two edges the order is theirs and means nothing."""
+"""Name → genotype, as the authors' programs have them; of a node's two edges the order is theirs
+and means nothing.
+"""
 
 
 def named_genotype(name: str) -> Genotype:
@@ -103,5 +107,7 @@ def named_genotype(name: str) -> Genotype:
         InputError: for a name that is not in `NAMED_GENOTYPES`.
     """
     if name not in NAMED_GENOTYPES:
-        raise InputError(f"No published genotype is called {name!r}. {nearest(name, NAMED_GENOTYPES)}")
+        raise InputError(
+            f"No published genotype is called {name!r}. {nearest(name, NAMED_GENOTYPES)}"
+        )
     return NAMED_GENOTYPES[name]

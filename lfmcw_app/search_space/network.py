@@ -1,4 +1,6 @@
-"""The derived network: the cells of a genotype stacked, trained from scratch in the evaluation phase."""
+"""The derived network: the cells of a genotype stacked, trained from scratch in the evaluation
+phase.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from torch.nn import functional as F
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
-from lfmcw_app.search_space.operations import FactorizedReduce, OperationStyle, ReLUConvNorm, make_operation
+from lfmcw_app.search_space.operations import (
+    FactorizedReduce,
+    OperationStyle,
+    ReLUConvNorm,
+    make_operation,
+)
 from lfmcw_app.search_space.stem import image_divisor, make_stem
 from lfmcw_app.search_space.supernet import reduction_layers
 
@@ -20,7 +27,8 @@ STYLE = OperationStyle(affine=True)
 
 
 def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Zeroes whole examples of `x` [B, C, H, W] with `probability`, and scales the others by 1 / (1 − probability).
+    """Zeroes whole examples of `x` [B, C, H, W] with `probability`, and scales the others by 1 / (1
+    − probability).
 
     Reference: Larsson et al., FractalNet (2017), as used by DARTS.
     """
@@ -48,7 +56,8 @@ class DerivedCell(nn.Module):
         self.preprocess1 = ReLUConvNorm(second, channels, STYLE)
         self.sources = tuple(edge.source for edge in edges)
         self.operations = nn.ModuleList(
-            make_operation(edge.primitive, channels, 2 if reduces and edge.source < 2 else 1, STYLE) for edge in edges
+            make_operation(edge.primitive, channels, 2 if reduces and edge.source < 2 else 1, STYLE)
+            for edge in edges
         )
 
     def forward(self, before_last: Tensor, last: Tensor, drop_probability: float) -> Tensor:
@@ -67,10 +76,12 @@ class DerivedCell(nn.Module):
 
 
 class _PoolToTwo(nn.Module):
-    """Average pooling to 2×2: DARTS's 5×5 windows on maps of the size that they fit, even bins on other sizes.
+    """Average pooling to 2×2: DARTS's 5×5 windows on maps of the size that they fit, even bins on
+    other sizes.
 
     Args:
-        size: height and width of the maps that the windows fit: 8 with stride 3 (CIFAR), 7 with stride 2 (ImageNet).
+        size: height and width of the maps that the windows fit: 8 with stride 3 (CIFAR), 7 with
+            stride 2 (ImageNet).
         stride: of the windows.
     """
 
@@ -93,7 +104,9 @@ class AuxiliaryHead(nn.Sequential):
         stem: the kind of network that it belongs to.
     """
 
-    def __init__(self, channels: int, num_classes: int, stem: Literal["cifar", "imagenet"] = "cifar") -> None:
+    def __init__(
+        self, channels: int, num_classes: int, stem: Literal["cifar", "imagenet"] = "cifar"
+    ) -> None:
         super().__init__(
             nn.ReLU(),
             _PoolToTwo(8, 3) if stem == "cifar" else _PoolToTwo(7, 2),
@@ -101,7 +114,8 @@ class AuxiliaryHead(nn.Sequential):
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            # The published ImageNet results were obtained without this norm: DARTS's authors call it a slip, and keep it.
+            # The published ImageNet results were obtained without this norm: DARTS's authors call
+            # it a slip, and keep it.
             nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),
             nn.ReLU(),
             nn.Flatten(),
@@ -119,7 +133,8 @@ class DerivedNetwork(nn.Module):
         channels: channels of a node in the first cell.
         layers: number of cells.
         auxiliary: whether there is an auxiliary head.
-        stem_multiplier: the stem for CIFAR has stem_multiplier · channels channels; that for ImageNet has `channels`.
+        stem_multiplier: the stem for CIFAR has stem_multiplier · channels channels; that for
+            ImageNet has `channels`.
         stem: "cifar" begins at full resolution, "imagenet" at an eighth of it.
 
     Attributes:
@@ -147,7 +162,8 @@ class DerivedNetwork(nn.Module):
         self.stem, self.second_stem = make_stem(stem, in_channels, width, STYLE)
         self.divisor = image_divisor(stem)
         self.cells = nn.ModuleList()
-        # ImageNet's first cell reads maps of two sizes: as after a reduction, the larger one is halved.
+        # ImageNet's first cell reads maps of two sizes: as after a reduction, the larger one is
+        # halved.
         before, reduced_before = (width, width), stem == "imagenet"
         self.auxiliary_after = 2 * layers // 3
         self.auxiliary: AuxiliaryHead | None = None
@@ -155,22 +171,26 @@ class DerivedNetwork(nn.Module):
             reduces = layer in reduction_layers(layers)
             channels *= 2 if reduces else 1
             edges = genotype.reduction if reduces else genotype.normal
-            self.cells.append(DerivedCell(edges, before, channels, reduces=reduces, reduced_before=reduced_before))
+            self.cells.append(
+                DerivedCell(edges, before, channels, reduces=reduces, reduced_before=reduced_before)
+            )
             before, reduced_before = (before[1], genotype.nodes * channels), reduces
             if auxiliary and layer == self.auxiliary_after:
                 self.auxiliary = AuxiliaryHead(before[1], num_classes, stem)
         self.classifier = nn.Linear(before[1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the logits [B, num_classes] of `images` [B, C, H, W] and, in training with an auxiliary head, its logits.
+        """Returns the logits [B, num_classes] of `images` [B, C, H, W] and, in training with an
+        auxiliary head, its logits.
 
         Raises:
             InputError: if height or width is not divisible by `divisor`.
         """
         if images.shape[-2] % self.divisor or images.shape[-1] % self.divisor:
             raise InputError(
-                f"Images of {images.shape[-2]}×{images.shape[-1]} do not fit this network, which needs a height and width "
-                f"divisible by {self.divisor}. Set data.image_size to such a size."
+                f"Images of {images.shape[-2]}×{images.shape[-1]} do not fit this network, which "
+                f"needs a height and width divisible by {self.divisor}. Set data.image_size to "
+                "such a size."
             )
         before_last = self.stem(images)
         last = self.second_stem(before_last)

@@ -1,4 +1,5 @@
-"""The candidate operations (primitives) of the DARTS search space, as layers of one edge, and what cells of all networks share.
+"""The candidate operations (primitives) of the DARTS search space, as layers of one edge, and what
+cells of all networks share.
 
 Reference: Liu et al., DARTS (2019), section 3 and appendix A.
 """
@@ -37,11 +38,13 @@ class OperationStyle:
     """What the layers of all operations of a network have in common.
 
     Attributes:
-        norm: "batch" for classifiers. "group" (one group) for the discriminator: BatchNorm without affine parameters
-            fixes the mean feature of a batch, so that separately fed real and generated batches look alike.
-        affine: whether norms learn scale and shift: in a derived network; not in a supernet, where they would undo the
-            mixing weights.
-        activation: "relu", or "silu" for a smooth network in which finite differences of gradients are accurate.
+        norm: "batch" for classifiers. "group" (one group) for the discriminator: BatchNorm without
+            affine parameters fixes the mean feature of a batch, so that separately fed real and
+            generated batches look alike.
+        affine: whether norms learn scale and shift: in a derived network; not in a supernet, where
+            they would undo the mixing weights.
+        activation: "relu", or "silu" for a smooth network in which finite differences of gradients
+            are accurate.
     """
 
     norm: Norm = "batch"
@@ -67,12 +70,16 @@ class ReLUConvNorm(nn.Sequential):
 
     def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
         super().__init__(
-            style.make_activation(), PointwiseConv(channels_in, channels_out), style.make_norm(channels_out)
+            style.make_activation(),
+            PointwiseConv(channels_in, channels_out),
+            style.make_norm(channels_out),
         )
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution with two 1×1 convolutions on pixel grids one apart: [B, C, H, W] → [B, C', H/2, W/2]."""
+    """Halves the resolution with two 1×1 convolutions on pixel grids one apart: [B, C, H, W] → [B,
+    C', H/2, W/2].
+    """
 
     def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
         super().__init__()
@@ -92,7 +99,9 @@ def _depthwise(channels: int, kernel: int, stride: int, dilation: int) -> list[n
     """A depthwise convolution that keeps (or halves) the resolution, and a pointwise one."""
     padding = dilation * (kernel // 2)
     return [
-        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(
+            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
+        ),
         nn.Conv2d(channels, channels, 1, bias=False),
     ]
 
@@ -101,13 +110,19 @@ def _separable(channels: int, kernel: int, stride: int, style: OperationStyle) -
     """Activation, depthwise, pointwise, norm, twice; the stride is in the first."""
     layers: list[nn.Module] = []
     for s in (stride, 1):
-        layers += [style.make_activation(), *_depthwise(channels, kernel, s, 1), style.make_norm(channels)]
+        layers += [
+            style.make_activation(),
+            *_depthwise(channels, kernel, s, 1),
+            style.make_norm(channels),
+        ]
     return nn.Sequential(*layers)
 
 
 def _dilated(channels: int, kernel: int, stride: int, style: OperationStyle) -> nn.Module:
     """Activation, depthwise with dilation 2, pointwise, norm."""
-    return nn.Sequential(style.make_activation(), *_depthwise(channels, kernel, stride, 2), style.make_norm(channels))
+    return nn.Sequential(
+        style.make_activation(), *_depthwise(channels, kernel, stride, 2), style.make_norm(channels)
+    )
 
 
 def _pool(kind: str, stride: int) -> nn.Module:
@@ -131,7 +146,8 @@ _MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {
 
 
 def make_operation(primitive: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
-    """Builds a primitive other than `none` for one edge of a derived network: [B, C, H, W] → [B, C, H / stride, W / stride].
+    """Builds a primitive other than `none` for one edge of a derived network: [B, C, H, W] → [B, C,
+    H / stride, W / stride].
 
     (In a supernet `banks.py` evaluates a primitive on several edges at once.)
     """

@@ -1,8 +1,10 @@
-"""P-DARTS: a search in stages with deeper supernets and fewer operations an edge, and a limit on skip connections.
+"""P-DARTS: a search in stages with deeper supernets and fewer operations an edge, and a limit on
+skip connections.
 
-A search goes through `stages()`. Each begins with a new supernet, architecture and optimizers for the candidates that the
-last one left; each epoch sets the dropout on identities (`skip_drop_probability`, `set_skip_drop_probability`); each but the
-last ends with `surviving`, and the last with `derive_restricted_genotype`.
+A search goes through `stages()`. Each begins with a new supernet, architecture and optimizers for
+the candidates that the last one left; each epoch sets the dropout on identities
+(`skip_drop_probability`, `set_skip_drop_probability`); each but the last ends with `surviving`, and
+the last with `derive_restricted_genotype`.
 
 Reference: Chen et al., Progressive Differentiable Architecture Search (2019), section 3.
 """
@@ -46,8 +48,11 @@ class Stage:
     drops_none: bool
 
 
-def stages(layers: int = 5, added: Sequence[int] = (0, 6, 12), drops: Sequence[int] = (3, 2, 2)) -> tuple[Stage, ...]:
-    """Returns the stages: the paper's have 5, 11 and 17 cells with 8, 5 and 3 operations an edge, of which one is left.
+def stages(
+    layers: int = 5, added: Sequence[int] = (0, 6, 12), drops: Sequence[int] = (3, 2, 2)
+) -> tuple[Stage, ...]:
+    """Returns the stages: the paper's have 5, 11 and 17 cells with 8, 5 and 3 operations an edge,
+    of which one is left.
 
     Args:
         layers: cells of the first supernet.
@@ -62,7 +67,8 @@ def stages(layers: int = 5, added: Sequence[int] = (0, 6, 12), drops: Sequence[i
 
 
 def surviving(mixing: MixingWeights, candidates: Candidates, stage: Stage) -> Candidates:
-    """Returns the candidates without the weakest `stage.drops` of each edge; of equally weak ones the first goes.
+    """Returns the candidates without the weakest `stage.drops` of each edge; of equally weak ones
+    the first goes.
 
     Args:
         mixing: the mixing weights at the stage's end, [edges, primitives] of each kind of cell.
@@ -70,7 +76,8 @@ def surviving(mixing: MixingWeights, candidates: Candidates, stage: Stage) -> Ca
         stage: the stage that ends.
 
     Raises:
-        ValueError: if weights are not finite, or an edge would be left without a primitive other than `none`.
+        ValueError: if weights are not finite, or an edge would be left without a primitive other
+            than `none`.
     """
     return Candidates(
         normal=_strongest(mixing.normal, candidates.normal, stage),
@@ -78,7 +85,9 @@ def surviving(mixing: MixingWeights, candidates: Candidates, stage: Stage) -> Ca
     )
 
 
-def _strongest(weights: Tensor, candidates: tuple[tuple[str, ...], ...], stage: Stage) -> tuple[tuple[str, ...], ...]:
+def _strongest(
+    weights: Tensor, candidates: tuple[tuple[str, ...], ...], stage: Stage
+) -> tuple[tuple[str, ...], ...]:
     if not bool(weights.isfinite().all()):
         raise ValueError("No operations can be dropped: the mixing weights are not finite.")
     result = []
@@ -95,8 +104,9 @@ def _strongest(weights: Tensor, candidates: tuple[tuple[str, ...], ...], stage: 
 def skip_drop_probability(rate: float, epoch: int, *, epochs: int = 25, frozen: int = 10) -> float:
     """Returns the dropout probability on identities in an epoch of a stage.
 
-    While α is frozen it falls linearly, rate · (epochs − epoch − 1) / epochs; then it starts again from `rate` and decays as
-    exp(−0.2 t), so that α is learned with identities on equal terms in the end.
+    While α is frozen it falls linearly, rate · (epochs − epoch − 1) / epochs; then it starts again
+    from `rate` and decays as exp(−0.2 t), so that α is learned with identities on equal terms in
+    the end.
 
     Args:
         rate: the stage's initial probability.
@@ -110,17 +120,22 @@ def skip_drop_probability(rate: float, epoch: int, *, epochs: int = 25, frozen: 
 
 
 def set_skip_drop_probability(module: nn.Module, probability: float) -> None:
-    """Sets the dropout probability on identities of every supernet in `module` (a discriminator's trunk is one as well)."""
+    """Sets the dropout probability on identities of every supernet in `module` (a discriminator's
+    trunk is one as well).
+    """
     for part in module.modules():
         if isinstance(part, Supernet):
             part.skip_drop_probability = probability
 
 
-def derive_restricted_genotype(mixing: MixingWeights, candidates: Candidates, max_skips: int = 2) -> Genotype:
+def derive_restricted_genotype(
+    mixing: MixingWeights, candidates: Candidates, max_skips: int = 2
+) -> Genotype:
     """Derives the discrete cells with at most `max_skips` skip connections in the normal cell.
 
-    While there are more, the weakest skip connection in the cell is given the weight 0 and the cell derived again. Its edge
-    may then have another operation, or give way to another edge, whose operation may be a skip connection too.
+    While there are more, the weakest skip connection in the cell is given the weight 0 and the cell
+    derived again. Its edge may then have another operation, or give way to another edge, whose
+    operation may be a skip connection too.
 
     Args:
         mixing: the mixing weights of the last stage, [edges, primitives] of each kind of cell.
@@ -135,7 +150,9 @@ def derive_restricted_genotype(mixing: MixingWeights, candidates: Candidates, ma
     """
     normal = mixing.normal.detach().clone()
     while True:
-        genotype = derive_genotype(MixingWeights(normal=normal, reduction=mixing.reduction), candidates)
+        genotype = derive_genotype(
+            MixingWeights(normal=normal, reduction=mixing.reduction), candidates
+        )
         places = []
         for index, edge in enumerate(genotype.normal):
             if edge.primitive == "skip_connect":
@@ -146,7 +163,8 @@ def derive_restricted_genotype(mixing: MixingWeights, candidates: Candidates, ma
         replaceable = [place for place in places if float(normal[place]) > 0.0]
         if not replaceable:
             raise InputError(
-                f"The normal cell cannot have {max_skips} skip connections or fewer: {len(places)} of its edges have no "
-                "other operation. Give those edges more candidates, or allow more skip connections."
+                f"The normal cell cannot have {max_skips} skip connections or fewer: {len(places)} "
+                "of its edges have no other operation. Give those edges more candidates, or allow "
+                "more skip connections."
             )
         normal[min(replaceable, key=lambda place: float(normal[place]))] = 0.0

@@ -1,4 +1,6 @@
-"""1×1 convolutions in groups, on maps whose channels come last in memory: one matrix product a group."""
+"""1×1 convolutions in groups, on maps whose channels come last in memory: one matrix product a
+group.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,26 @@ from lfmcw_app.search_space.wanted import differentiated, wanted
 __all__ = ["PointwiseConv", "grouped_linear"]
 
 DENSE_CHANNELS = 32
-"""Up to so many channels one product with a block-diagonal matrix is faster than one a block (measured on a CPU)."""
+"""Up to so many channels one product with a block-diagonal matrix is faster than one a block
+(measured on a CPU).
+"""
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1×1 convolution of each of `groups` groups of channels by itself: [B, G·C, H, W] → [B, G·C', ⌈H/s⌉, ⌈W/s⌉].
+    """A 1×1 convolution of each of `groups` groups of channels by itself: [B, G·C, H, W] → [B,
+    G·C', ⌈H/s⌉, ⌈W/s⌉].
 
-    It is a matrix product also where there is one group: with few channels, channels last and stride 2, oneDNN's own
+    It is a matrix product also where there is one group: with few channels, channels last and
+    stride 2, oneDNN's own
     gradient (torch 2.14.1) writes beyond its buffers.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, *, groups: int = 1, stride: int = 1) -> None:
-        super().__init__(groups * channels_in, groups * channels_out, 1, stride, groups=groups, bias=False)
+    def __init__(
+        self, channels_in: int, channels_out: int, *, groups: int = 1, stride: int = 1
+    ) -> None:
+        super().__init__(
+            groups * channels_in, groups * channels_out, 1, stride, groups=groups, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves `x`."""
@@ -43,7 +53,9 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     if groups == 1:
         return F.linear(x, weight[0])
     if groups * max(inputs, outputs) <= DENSE_CHANNELS:
-        diagonal = torch.eye(groups, dtype=weight.dtype, device=weight.device).view(groups, 1, groups, 1)
+        diagonal = torch.eye(groups, dtype=weight.dtype, device=weight.device).view(
+            groups, 1, groups, 1
+        )
         dense = (diagonal * weight.unsqueeze(2)).view(groups * outputs, groups * inputs)
         return F.linear(x.flatten(1), dense).view(-1, groups, outputs)
     return _products(x, weight)
@@ -67,7 +79,9 @@ def _multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """(x, w) → y. Its gradients are a product with wᵀ and a sum of outer products, whose gradients are these again."""
+    """(x, w) → y. Its gradients are a product with wᵀ and a sum of outer products, whose gradients
+    are these again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

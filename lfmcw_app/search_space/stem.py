@@ -13,8 +13,8 @@ __all__ = ["image_divisor", "make_stem"]
 
 
 def image_divisor(kind: Literal["cifar", "imagenet"]) -> int:
-    """What height and width of images must be divisible by: the two reduction cells halve the resolution, and so does each of
-    the three convolutions of the stem for ImageNet.
+    """What height and width of images must be divisible by: the two reduction cells halve the
+    resolution, and so does each of the three convolutions of the stem for ImageNet.
     """
     return 4 if kind == "cifar" else 32
 
@@ -22,11 +22,12 @@ def image_divisor(kind: Literal["cifar", "imagenet"]) -> int:
 def make_stem(
     kind: Literal["cifar", "imagenet"], in_channels: int, width: int, style: OperationStyle
 ) -> tuple[nn.Module, nn.Module]:
-    """Builds the stems that make the two inputs of the first cell, the second one from the output of the first.
+    """Builds the stems that make the two inputs of the first cell, the second one from the output
+    of the first.
 
     Args:
-        kind: "cifar" keeps the resolution, and both inputs are equal. "imagenet" gives a quarter and an eighth of it, so
-            that the first cell has to reduce its first input.
+        kind: "cifar" keeps the resolution, and both inputs are equal. "imagenet" gives a quarter
+            and an eighth of it, so that the first cell has to reduce its first input.
         in_channels: channels of an image.
         width: channels of both inputs.
         style: norms, which are always affine here, and activation.
@@ -34,7 +35,8 @@ def make_stem(
     Raises:
         ValueError: if the kind is unknown.
 
-    Reference: Liu et al., DARTS (2019), appendix A.3, and Xu et al., PC-DARTS (2020), section 4.3, for ImageNet.
+    Reference: Liu et al., DARTS (2019), appendix A.3, and Xu et al., PC-DARTS (2020), section 4.3,
+        for ImageNet.
     """
     style = replace(style, affine=True)
 
@@ -53,4 +55,6 @@ def make_stem(
         style.make_activation(),
         *convolution(width // 2, width, 2),
     ]
-    return nn.Sequential(*first), nn.Sequential(style.make_activation(), *convolution(width, width, 2))
+    return nn.Sequential(*first), nn.Sequential(
+        style.make_activation(), *convolution(width, width, 2)
+    )

@@ -1,4 +1,6 @@
-"""The supernet: a stack of cells whose edges mix their candidate operations by the architecture's weights; the architecture."""
+"""The supernet: a stack of cells whose edges mix their candidate operations by the architecture's
+weights; the architecture.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ __all__ = ["Architecture", "MixingWeights", "Supernet", "reduction_layers"]
 class MixingWeights(NamedTuple):
     """The architecture as the cells read it, [edges, primitives] of each kind of cell.
 
-    A row is softmax(α), and sums to one; with edge weights it is β · softmax(α), and sums to the edge's weight β.
+    A row is softmax(α), and sums to one; with edge weights it is β · softmax(α), and sums to the
+    edge's weight β.
     """
 
     normal: Tensor
@@ -29,7 +32,8 @@ class MixingWeights(NamedTuple):
 
 
 class Architecture(nn.Module):
-    """The architecture A: for the two kinds of cell the logits α, one row an edge and one column a primitive.
+    """The architecture A: for the two kinds of cell the logits α, one row an edge and one column a
+    primitive.
 
     Args:
         nodes: intermediate nodes of a cell.
@@ -66,7 +70,9 @@ class Architecture(nn.Module):
         self.reduction_edges = logits(len(candidates.reduction)) if edge_weights else None
 
     def forward(self) -> MixingWeights:
-        """Returns the mixing weights: a softmax of α over each edge's primitives, times one of β over each node's edges."""
+        """Returns the mixing weights: a softmax of α over each edge's primitives, times one of β
+        over each node's edges.
+        """
         return MixingWeights(
             normal=self._mixing(self.normal, self.normal_edges),
             reduction=self._mixing(self.reduction, self.reduction_edges),
@@ -78,12 +84,15 @@ class Architecture(nn.Module):
 
 
 def reduction_layers(layers: int) -> tuple[int, int]:
-    """Positions of the two cells that halve the resolution and double the channels: ⌊L/3⌋ and ⌊2L/3⌋."""
+    """Positions of the two cells that halve the resolution and double the channels: ⌊L/3⌋ and
+    ⌊2L/3⌋.
+    """
     return layers // 3, 2 * layers // 3
 
 
 class Supernet(nn.Module):
-    """A stack of cells over a stem, with a linear classifier; it holds weights only, the architecture is an argument.
+    """A stack of cells over a stem, with a linear classifier; it holds weights only, the
+    architecture is an argument.
 
     Args:
         in_channels: channels of an image.
@@ -95,11 +104,14 @@ class Supernet(nn.Module):
         style: norms and activation.
         stem_multiplier: the stem has stem_multiplier · channels channels.
         stem: "cifar", or "imagenet": to an eighth of the resolution before the cells.
-        partial_channels: K; the operations see the first 1 / K of a node's channels (PC-DARTS: 4, on ImageNet 2).
-        checkpointing: whether cells keep no activations and run again in backward passes: less memory, more time.
+        partial_channels: K; the operations see the first 1 / K of a node's channels (PC-DARTS: 4,
+            on ImageNet 2).
+        checkpointing: whether cells keep no activations and run again in backward passes: less
+            memory, more time.
 
     Attributes:
-        skip_drop_probability: current probability of the dropout on identities (P-DARTS); set by the training loop.
+        skip_drop_probability: current probability of the dropout on identities (P-DARTS); set by
+            the training loop.
 
     Reference: Liu et al., DARTS (2019), section 3.1.
     """
@@ -148,14 +160,20 @@ class Supernet(nn.Module):
         self.classifier: nn.Module = nn.Linear(self.out_channels, num_classes)
 
     def features(self, images: Tensor, mixing: MixingWeights) -> Tensor:
-        """Returns the last cell's output, [B, out_channels, H/4, W/4] (H/32, W/32 with the ImageNet stem)."""
-        # Convolutions, norms and pools of a CPU are several times faster on maps whose channels come last in memory.
+        """Returns the last cell's output, [B, out_channels, H/4, W/4] (H/32, W/32 with the ImageNet
+        stem).
+        """
+        # Convolutions, norms and pools of a CPU are several times faster on maps whose channels
+        # come last in memory.
         before_last: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
         last: Tensor = self.second_stem(before_last)
         for cell in self.cells:
             weights = mixing.reduction if cell.reduces else mixing.normal
             args = before_last, last, weights, self.skip_drop_probability
-            before_last, last = last, checkpointed(cell, *args) if self.checkpointing else cell(*args)
+            before_last, last = (
+                last,
+                checkpointed(cell, *args) if self.checkpointing else cell(*args),
+            )
         return last
 
     def forward(self, images: Tensor, mixing: MixingWeights) -> Tensor:

@@ -1,4 +1,6 @@
-"""Whether a graph is wanted, and which gradients: `torch.autograd.grad(loss, some_inputs)` leaves those of others out."""
+"""Whether a graph is wanted, and which gradients: `torch.autograd.grad(loss, some_inputs)` leaves
+those of others out.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ def differentiated(*inputs: Tensor) -> bool:
 
 
 def wanted(ctx: Any, index: int) -> bool:
-    """Whether the backward pass that runs needs the gradient in an input of a `torch.autograd.Function`.
+    """Whether the backward pass that runs needs the gradient in an input of a
+    `torch.autograd.Function`.
 
-    PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires gradients. Of a leaf PyTorch
+    PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires
+    gradients. Of a leaf PyTorch
     does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to the function.
 
     Args:

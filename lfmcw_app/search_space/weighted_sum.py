@@ -13,7 +13,9 @@ from lfmcw_app.search_space.wanted import wanted
 __all__ = ["weighted_sum"]
 
 
-def weighted_sum(terms: Sequence[Tensor], weights: Tensor | None = None, weighted: Sequence[Tensor] = ()) -> Tensor:
+def weighted_sum(
+    terms: Sequence[Tensor], weights: Tensor | None = None, weighted: Sequence[Tensor] = ()
+) -> Tensor:
     """Returns Σ terms + Σ_i weights[i] · weighted[i].
 
     Args:
@@ -30,11 +32,15 @@ def weighted_sum(terms: Sequence[Tensor], weights: Tensor | None = None, weighte
         return terms[0]
     if not weighted:
         weights = None
-    # Under autocast a convolution's map has 16 bits, and what passed through a pool or nothing may have 32.
+    # Under autocast a convolution's map has 16 bits, and what passed through a pool or nothing may
+    # have 32.
     dtypes = {map_.dtype for map_ in (*terms, *weighted)}
     if len(dtypes) > 1:
         widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-        terms, weighted = [term.to(widest) for term in terms], [term.to(widest) for term in weighted]
+        terms, weighted = (
+            [term.to(widest) for term in terms],
+            [term.to(widest) for term in weighted],
+        )
     out: Tensor = _WeightedSum.apply(weights, len(terms), *terms, *weighted)
     return out
 
@@ -71,7 +77,11 @@ class _WeightedSum(torch.autograd.Function):
         needs = [wanted(ctx, 1 + ctx.plain + index) for index in range(len(weighted))]
         maps = [g * w if need else None for w, need in zip(weights.unbind(), needs, strict=True)]
         flat = _flat(g)
-        slopes = torch.stack([torch.dot(flat, _flat(term)) for term in weighted]) if wanted(ctx, 0) else None
+        slopes = (
+            torch.stack([torch.dot(flat, _flat(term)) for term in weighted])
+            if wanted(ctx, 0)
+            else None
+        )
         return slopes, None, *plain, *maps
 
 

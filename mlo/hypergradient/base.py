@@ -1,8 +1,10 @@
-"""What a hypergradient engine is: an inverse times products, evaluated where the solution's derivative is taken.
+"""What a hypergradient engine is: an inverse times products, evaluated where the solution's
+derivative is taken.
 
-For a stationarity map F(θ, x) = ∇_θ L (for a game: the players' gradients, stacked) with A = ∂F/∂θ and B = ∂F/∂x, the
-response's cotangent is -Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine` says how q is found (the inverse); its `products`
-say how A, Aᵀ and Bᵀ are applied. The two choices are independent.
+For a stationarity map F(θ, x) = ∇_θ L (for a game: the players' gradients, stacked) with A = ∂F/∂θ
+and B = ∂F/∂x, the response's cotangent is -Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine` says how q
+is found (the inverse); its `products` say how A, Aᵀ and Bᵀ are applied. The two choices are
+independent.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ Cotangent = Sequence[Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Solve:
-    """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter (None: zero), and how it went."""
+    """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter (None: zero), and how it
+    went.
+    """
 
     q: Cotangent
     report: SolveReport
@@ -43,11 +47,13 @@ class Engine(ABC):
     """Base of all hypergradient engines; immutable, so one object can serve many problems.
 
     Attributes:
-        products: how products with derivatives of F are taken: an `Autograd()` or `FiniteDifference(...)`, or the name
-            of one, or a mapping `{"name": ..., option: ...}`.
-        differentiates_step: whether the derivative is that of the optimizer's last step, taken where it was made.
-        applies_linear_steps: whether it applies recorded steps again also where they are linear in their gradient (SGD's), for
-            which the optimizer's state is copied at every update; else `OptimizerStep.gain` says all of such a step.
+        products: how products with derivatives of F are taken: an `Autograd()` or
+            `FiniteDifference(...)`, or the name of one, or a mapping `{"name": ..., option: ...}`.
+        differentiates_step: whether the derivative is that of the optimizer's last step, taken
+            where it was made.
+        applies_linear_steps: whether it applies recorded steps again also where they are linear in
+            their gradient (SGD's), for which the optimizer's state is copied at every update; else
+            `OptimizerStep.gain` says all of such a step.
         drops_implicit_term: whether the solution is treated as a constant.
         inverts: whether products with A itself are iterated, which amplifies their errors.
         needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
@@ -73,11 +79,17 @@ class Engine(ABC):
     @property
     def label(self) -> str:
         """The engine's name, with its products where they are not exact."""
-        return self.name if isinstance(self.products, Autograd) else f"{self.name} × {self.products.name}"
+        return (
+            self.name
+            if isinstance(self.products, Autograd)
+            else f"{self.name} × {self.products.name}"
+        )
 
     @property
     def keeps_graph(self) -> bool:
-        """Whether the gradient that a step is made with is kept with its graph, to be differentiated later in the round."""
+        """Whether the gradient that a step is made with is kept with its graph, to be
+        differentiated later in the round.
+        """
         return False
 
     @property
@@ -86,7 +98,9 @@ class Engine(ABC):
         return 1
 
     def respond(self, solution: Solution, context: Context) -> Tensors | None:
-        """Makes the response of a solution in another way than as one node with `pullback`; None: no other way."""
+        """Makes the response of a solution in another way than as one node with `pullback`; None:
+        no other way.
+        """
         return None
 
     @abstractmethod
@@ -98,20 +112,27 @@ class Engine(ABC):
             cotangent: v, one tensor per parameter, None where it is zero for want of a reader.
         """
 
-    def pullback(self, call: Pullback, cotangent: Cotangent) -> tuple[list[Tensor | None], SolveReport]:
-        """Returns the cotangents of the response's inputs, (dθ*/dx)ᵀ v = -Bᵀ A⁻ᵀ v, and the solve's report."""
+    def pullback(
+        self, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
+        """Returns the cotangents of the response's inputs, (dθ*/dx)ᵀ v = -Bᵀ A⁻ᵀ v, and the solve's
+        report.
+        """
         system = self.products.linearize(call, implicit=not self.differentiates_step)
         with torch.set_grad_enabled(call.differentiate):
             solve = self.solve(system, cotangent)
             if len(solve.q) != len(system.names) or any(
-                q is not None and q.shape != t.shape for q, t in zip(solve.q, system.parameters, strict=True)
+                q is not None and q.shape != t.shape
+                for q, t in zip(solve.q, system.parameters, strict=True)
             ):
                 raise EngineError(
-                    f"Engine {self.name!r} returned a q that does not have one entry, of its shape, for each parameter "
-                    f"of problem {system.problem!r}."
+                    f"Engine {self.name!r} returned a q that does not have one entry, of its "
+                    f"shape, for each parameter of problem {system.problem!r}."
                 )
             # Of the two sides of -Bᵀ q the result has the fewer entries, as a rule.
-            return [None if entry is None else -entry for entry in system.mixed_vjp(solve.q)], solve.report
+            return [
+                None if entry is None else -entry for entry in system.mixed_vjp(solve.q)
+            ], solve.report
 
     def report(
         self,
@@ -135,7 +156,9 @@ class Engine(ABC):
         )
 
 
-def relative_residual(system: LinearSystem, q: Sequence[Tensor], cotangent: Sequence[Tensor]) -> float:
+def relative_residual(
+    system: LinearSystem, q: Sequence[Tensor], cotangent: Sequence[Tensor]
+) -> float:
     """Returns ‖Aᵀq − v‖ / ‖v‖ (the plain norm of Aᵀq where v is zero)."""
     with torch.no_grad():
         product = system.transpose_product(q)

@@ -1,7 +1,9 @@
-"""Betty's three methods as engines: `betty-darts`, `betty-neumann`, `betty-cg` call Betty's own functions.
+"""Betty's three methods as engines: `betty-darts`, `betty-neumann`, `betty-cg` call Betty's own
+functions.
 
-`mlo` supplies the graph, the point, the batch and the noise; the inverse and the mixed product are what the installed Betty
-computes, its errors included. They are for comparisons: each has a counterpart here that does what its name says.
+`mlo` supplies the graph, the point, the batch and the noise; the inverse and the mixed product are
+what the installed Betty computes, its errors included. They are for comparisons: each has a
+counterpart here that does what its name says.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ def betty_version() -> str:
         return version("betty-ml")
     except PackageNotFoundError:
         raise EngineError(
-            "The engines betty-darts, betty-neumann and betty-cg need the package betty-ml, which is not installed. Run: pip "
-            "install --ignore-requires-python --no-deps betty-ml==0.2.1"
+            "The engines betty-darts, betty-neumann and betty-cg need the package betty-ml, which "
+            "is not installed. Run: pip install --ignore-requires-python --no-deps betty-ml==0.2.1"
         ) from None
 
 
@@ -49,7 +51,8 @@ class BettyEngine(Engine):
     """Base of the engines that call a function of `betty.hypergradient`.
 
     Attributes:
-        alpha: as in Betty's `Config`: the numerator of the finite difference, the step of the series, the scale of CG.
+        alpha: as in Betty's `Config`: the numerator of the finite difference, the step of the
+            series, the scale of CG.
     """
 
     alpha: float = 1.0
@@ -77,29 +80,44 @@ class BettyEngine(Engine):
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         raise NotImplementedError("Betty's functions return the product with the response, not q")
 
-    def pullback(self, call: Pullback, cotangent: Cotangent) -> tuple[list[Tensor | None], SolveReport]:
+    def pullback(
+        self, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
         module = importlib.import_module(f"betty.hypergradient.{self.method}")
         function = getattr(module, self.method)
-        parameters = {k: t.detach().clone().requires_grad_() for k, t in call.solution.evaluation.parameters.items()}
+        parameters = {
+            k: t.detach().clone().requires_grad_()
+            for k, t in call.solution.evaluation.parameters.items()
+        }
         inputs = call.input_aliases()
         v = zeros_for_none(cotangent, list(parameters.values()))
         lower = _Lower(self.config(), call, parameters, inputs)
-        arguments = {"vector": v, "curr": lower, "prev": _Upper(call.wanted_of(inputs)), "sync": False}
+        arguments = {
+            "vector": v,
+            "curr": lower,
+            "prev": _Upper(call.wanted_of(inputs)),
+            "sync": False,
+        }
         taken = inspect.signature(function).parameters  # 0.1.1 has no sync
         try:
             with torch.enable_grad():
                 found = function(**{key: value for key, value in arguments.items() if key in taken})
         except (RuntimeError, TypeError) as error:
             raise EngineError(
-                f"Problem {call.solution.name!r}: the function of Betty {betty_version()} behind {self.name!r} failed: {error} "
-                f"(It needs a loss in which every parameter and every problem read takes part.) Use {self.method!r}."
+                f"Problem {call.solution.name!r}: the function of Betty {betty_version()} behind "
+                f"{self.name!r} failed: {error} (It needs a loss in which every parameter and "
+                f"every problem read takes part.) Use {self.method!r}."
             ) from error
-        return call.per_input([tensor.detach() for tensor in found]), self.report(call.solution.name)
+        return call.per_input([tensor.detach() for tensor in found]), self.report(
+            call.solution.name
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BettyDarts(BettyEngine):
-    """Betty's `darts`: the identity for the inverse, with finite differences at ± alpha / ‖v‖ (no learning rate)."""
+    """Betty's `darts`: the identity for the inverse, with finite differences at ± alpha / ‖v‖ (no
+    learning rate).
+    """
 
     products: Products = field(default_factory=FiniteDifference)
     alpha: float = 0.01
@@ -110,7 +128,9 @@ class BettyDarts(BettyEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class BettyNeumann(BettyEngine):
-    """Betty's `neumann`: alpha times the first `iterations` + 1 terms of the series; nothing checks that it converges."""
+    """Betty's `neumann`: alpha times the first `iterations` + 1 terms of the series; nothing checks
+    that it converges.
+    """
 
     iterations: int = 1
 
@@ -127,7 +147,9 @@ class BettyNeumann(BettyEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class BettyConjugateGradient(BettyNeumann):
-    """Betty's `cg`, whose directions use the last residual, so that it does not converge beyond one iteration."""
+    """Betty's `cg`, whose directions use the last residual, so that it does not converge beyond one
+    iteration.
+    """
 
     name: ClassVar[str] = "betty-cg"
     method: ClassVar[str] = "cg"
@@ -140,14 +162,20 @@ class _Lower:
     paths: tuple[()] = ()
 
     def __init__(
-        self, config: dict[str, Any], call: Pullback, parameters: dict[str, Tensor], inputs: Sequence[Tensor]
+        self,
+        config: dict[str, Any],
+        call: Pullback,
+        parameters: dict[str, Tensor],
+        inputs: Sequence[Tensor],
     ) -> None:
         self.config = importlib.import_module("betty.configs").Config(**config)
         self.cur_batch = None  # the evaluation holds the batch
         self._call, self._parameters, self._inputs = call, parameters, inputs
 
     def training_step_exec(self, batch: None) -> Tensor:
-        (loss,) = self._call.stack.enter_context(self._call.losses(self._parameters, self._inputs)).values()
+        (loss,) = self._call.stack.enter_context(
+            self._call.losses(self._parameters, self._inputs)
+        ).values()
         return loss
 
     def parameters(self) -> list[Tensor]:

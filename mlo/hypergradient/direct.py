@@ -1,4 +1,6 @@
-"""`direct`: builds the Jacobian A of the stationarity map and solves Aᵀ q = v densely. For tests and small problems."""
+"""`direct`: builds the Jacobian A of the stationarity map and solves Aᵀ q = v densely. For tests
+and small problems.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ __all__ = ["Direct"]
 
 @dataclass(frozen=True, kw_only=True)
 class Direct(Engine):
-    """The exact implicit derivative at a stationary point, by a dense solve with n products for n parameters.
+    """The exact implicit derivative at a stationary point, by a dense solve with n products for n
+    parameters.
 
     Attributes:
         damping: added to the diagonal of A.
@@ -44,8 +47,9 @@ class Direct(Engine):
         count = sum(tensor.numel() for tensor in theta)
         if count > self.max_parameters:
             raise EngineError(
-                f"Engine 'direct' builds a dense Jacobian, and problem {system.problem!r} has {count:,} parameters (more "
-                f"than max_parameters={self.max_parameters:,}). Use an iterative engine, or raise max_parameters."
+                f"Engine 'direct' builds a dense Jacobian, and problem {system.problem!r} has "
+                f"{count:,} parameters (more than max_parameters={self.max_parameters:,}). Use an "
+                "iterative engine, or raise max_parameters."
             )
         v = zeros_for_none(cotangent, theta)
         operator = FlatOperator(system, self.damping)
@@ -55,14 +59,27 @@ class Direct(Engine):
         solved, info = torch.linalg.solve_ex(jacobian.T, operator.flatten(v))
         if int(info) != 0:
             raise EngineError(
-                f"Engine 'direct': the Jacobian of problem {system.problem!r} is singular, so its solution is not a "
-                "function of what it reads. Add weight decay to the problem, or damping to the engine."
+                f"Engine 'direct': the Jacobian of problem {system.problem!r} is singular, so its "
+                "solution is not a function of what it reads. Add weight decay to the problem, or "
+                "damping to the engine."
             )
         q = operator.split(solved)
-        residual = relative_residual(system, [a.detach() for a in q], v) if not self.damping else None
+        residual = (
+            relative_residual(system, [a.detach() for a in q], v) if not self.damping else None
+        )
         converged = residual is None or residual <= self.tol
-        advice = "" if converged else "The Jacobian is ill-conditioned: add damping, or compute in float64."
+        advice = (
+            ""
+            if converged
+            else "The Jacobian is ill-conditioned: add damping, or compute in float64."
+        )
         return Solve(
             q=q,
-            report=self.report(system.problem, iterations=count, residual=residual, converged=converged, advice=advice),
+            report=self.report(
+                system.problem,
+                iterations=count,
+                residual=residual,
+                converged=converged,
+                advice=advice,
+            ),
         )

@@ -1,4 +1,6 @@
-"""Finds operations without a second derivative in a loss, before an engine with autograd products depends on them."""
+"""Finds operations without a second derivative in a loss, before an engine with autograd products
+depends on them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from torch import Tensor
 
 from mlo.errors import EngineError, ProblemError
 
-__all__ = ["check_checkpointing", "check_double_backward", "is_about_double_backward", "no_double_backward"]
+__all__ = [
+    "check_checkpointing",
+    "check_double_backward",
+    "is_about_double_backward",
+    "no_double_backward",
+]
 
 
 def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -42,7 +49,9 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
 
 
 def is_about_double_backward(error: RuntimeError) -> bool:
-    """Whether PyTorch says that a derivative is missing, and not that memory is, or that shapes differ."""
+    """Whether PyTorch says that a derivative is missing, and not that memory is, or that shapes
+    differ.
+    """
     words = (
         "is not implemented",
         "does not currently support double backward",
@@ -55,22 +64,25 @@ def is_about_double_backward(error: RuntimeError) -> bool:
 def no_double_backward(problem: str, reason: str) -> EngineError:
     """The error for a loss of which a second derivative was asked in vain."""
     return EngineError(
-        f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use 'darts', 'penalty' or another "
-        "engine with finite_difference products, or an implementation that has one (for attention: "
+        f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use "
+        "'darts', 'penalty' or another engine with finite_difference products, or an "
+        "implementation that has one (for attention: "
         "torch.nn.attention.sdpa_kernel(SDPBackend.MATH))."
     )
 
 
 def check_checkpointing(problem: str, loss: Tensor) -> None:
-    """Refuses reentrant activation checkpointing, which cuts parameters off from `torch.autograd.grad` without a word.
+    """Refuses reentrant activation checkpointing, which cuts parameters off from
+    `torch.autograd.grad` without a word.
 
     Raises:
         ProblemError: with what to do.
     """
     if any(node.name() == "CheckpointFunctionBackward" for node in _graph([loss])):
         raise ProblemError(
-            f"Problem {problem!r}: its loss uses torch.utils.checkpoint with use_reentrant=True, through which no "
-            "gradient can be taken with respect to given tensors. Pass use_reentrant=False."
+            f"Problem {problem!r}: its loss uses torch.utils.checkpoint with use_reentrant=True, "
+            "through which no gradient can be taken with respect to given tensors. Pass "
+            "use_reentrant=False."
         )
 
 
@@ -78,7 +90,10 @@ def _is_once_differentiable(backward: object) -> bool:
     """Whether the decorator is anywhere among those of a `backward`."""
     while backward is not None:
         code, inner = getattr(backward, "__code__", None), getattr(backward, "__wrapped__", None)
-        if inner is not None and getattr(code, "co_filename", "") == torch.autograd.function.__file__:
+        if (
+            inner is not None
+            and getattr(code, "co_filename", "") == torch.autograd.function.__file__
+        ):
             return True
         backward = inner
     return False

@@ -1,4 +1,6 @@
-"""`first_order`: treats the lower solution as a constant, so that only the direct gradient remains (DARTS-1st)."""
+"""`first_order`: treats the lower solution as a constant, so that only the direct gradient remains
+(DARTS-1st).
+"""
 
 from __future__ import annotations
 

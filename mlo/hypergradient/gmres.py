@@ -1,4 +1,6 @@
-"""`gmres`: generalized minimal residuals by the Arnoldi process, for Jacobians that are not symmetric: games."""
+"""`gmres`: generalized minimal residuals by the Arnoldi process, for Jacobians that are not
+symmetric: games.
+"""
 
 from __future__ import annotations
 
@@ -37,20 +39,32 @@ class Gmres(IterativeEngine):
         at_least_one(self.name, "max_steps", self.max_steps)
         at_least_one(self.name, "restart", self.restart)
 
-    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
+    def iterate(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> Outcome:
         x, r, steps = torch.zeros_like(b), b, 0
         while True:
-            correction, r, taken = self._cycle(operator, r, min(self.restart, self.max_steps - steps), scale)
+            correction, r, taken = self._cycle(
+                operator, r, min(self.restart, self.max_steps - steps), scale
+            )
             x, steps = x + correction, steps + taken
             residual = float(r.detach().norm()) / scale
             if residual <= self.tol or steps >= self.max_steps or taken == 0:
                 break
         converged = residual <= self.tol
-        advice = "" if converged else "Raise max_steps and restart, or add damping (strongly coupled games need it)."
+        advice = (
+            ""
+            if converged
+            else "Raise max_steps and restart, or add damping (strongly coupled games need it)."
+        )
         return Outcome(x=x, residual=residual, converged=converged, advice=advice)
 
-    def _cycle(self, operator: FlatOperator, b: Tensor, steps: int, scale: float) -> tuple[Tensor, Tensor, int]:
-        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b: returns x, the residual vector and the products used."""
+    def _cycle(
+        self, operator: FlatOperator, b: Tensor, steps: int, scale: float
+    ) -> tuple[Tensor, Tensor, int]:
+        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b: returns x, the residual vector and the
+        products used.
+        """
         size = b.norm()
         if float(size.detach()) == 0.0:
             return torch.zeros_like(b), b, 0
@@ -59,7 +73,8 @@ class Gmres(IterativeEngine):
         for _ in range(steps):
             image = operator(basis[-1])
             images.append(image)
-            # The images of the basis span what Aᵀ x can reach: a small dense least-squares problem, solved by QR.
+            # The images of the basis span what Aᵀ x can reach: a small dense least-squares problem,
+            # solved by QR.
             reach = torch.stack(images, dim=1)
             coefficients = torch.linalg.lstsq(reach, b.unsqueeze(1)).solution.squeeze(1)
             solution = b - reach @ coefficients

@@ -13,7 +13,9 @@ __all__ = ["Identity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Engine):
-    """q = v: one mixed product and no inverse at all (T1-T2 of Luketina et al. 2016; Betty's `darts`)."""
+    """q = v: one mixed product and no inverse at all (T1-T2 of Luketina et al. 2016; Betty's
+    `darts`).
+    """
 
     name: ClassVar[str] = "identity"
 

@@ -46,14 +46,18 @@ class FlatOperator:
 
     def flatten(self, parts: Cotangent) -> Tensor:
         """One vector [n] of a tensor for each parameter; None counts as zero."""
-        return torch.cat([whole(part).reshape(-1) for part in zeros_for_none(parts, self._system.parameters)])
+        return torch.cat(
+            [whole(part).reshape(-1) for part in zeros_for_none(parts, self._system.parameters)]
+        )
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """The inverse of `flatten`."""
         parts: Sequence[Tensor] = torch.split(flat, self._sizes)
         return [
             sharded_like(part.view(shape), parameter)
-            for part, shape, parameter in zip(parts, self._shapes, self._system.parameters, strict=True)
+            for part, shape, parameter in zip(
+                parts, self._shapes, self._system.parameters, strict=True
+            )
         ]
 
 
@@ -79,7 +83,8 @@ class IterativeEngine(Engine):
     """Base of the engines that solve (A + damping · I)ᵀ q = v by products alone.
 
     Attributes:
-        damping: added to the diagonal of A (with the optimizer's weight decay, which is part of A already).
+        damping: added to the diagonal of A (with the optimizer's weight decay, which is part of A
+            already).
         warm_start: start each solve from the solution of the last one on the same problem.
     """
 
@@ -95,7 +100,9 @@ class IterativeEngine(Engine):
             check_number(self.name, "tol", self.tol)
 
     @abstractmethod
-    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
+    def iterate(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> Outcome:
         """Solves operator(x) ≈ b from x = 0.
 
         Args:
@@ -113,7 +120,8 @@ class IterativeEngine(Engine):
             return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
         start = system.recall("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
-            # (A q0 + A d) = v: the correction d solves the same system with the residual of the last solution.
+            # (A q0 + A d) = v: the correction d solves the same system with the residual of the
+            # last solution.
             outcome = self.iterate(operator, v - operator(start), scale, system)
             q = start + outcome.x
         else:
@@ -139,7 +147,9 @@ def at_least_one(engine: str, option: str, value: int) -> None:
         EngineError: if it is not a positive integer.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise EngineError(f"Engine {engine!r}: {option} must be an integer of at least 1, got {value!r}.")
+        raise EngineError(
+            f"Engine {engine!r}: {option} must be an integer of at least 1, got {value!r}."
+        )
 
 
 def check_number(engine: str, option: str, value: object, *, positive: bool = False) -> None:
@@ -153,7 +163,9 @@ def check_number(engine: str, option: str, value: object, *, positive: bool = Fa
         raise EngineError(f"Engine {engine!r}: {option} must be a number, got {value!r}.{hint}")
     if not (value > 0.0 if positive else value >= 0.0):
         wanted = "positive" if positive else "not be negative"
-        raise EngineError(f"Engine {engine!r}: {option} must {'be ' if positive else ''}{wanted}, got {value!r}.")
+        raise EngineError(
+            f"Engine {engine!r}: {option} must {'be ' if positive else ''}{wanted}, got {value!r}."
+        )
 
 
 def checked_step_size(engine: str, step_size: float | str) -> None:
@@ -164,8 +176,14 @@ def checked_step_size(engine: str, step_size: float | str) -> None:
     """
     if step_size == "auto":
         return
-    if isinstance(step_size, (bool, str)) or not isinstance(step_size, (int, float)) or not step_size > 0.0:
-        raise EngineError(f"Engine {engine!r}: step_size must be 'auto' or a positive number, got {step_size!r}.")
+    if (
+        isinstance(step_size, (bool, str))
+        or not isinstance(step_size, (int, float))
+        or not step_size > 0.0
+    ):
+        raise EngineError(
+            f"Engine {engine!r}: step_size must be 'auto' or a positive number, got {step_size!r}."
+        )
 
 
 def conjugate_gradients(
@@ -188,7 +206,8 @@ def conjugate_gradients(
         scale: the norm to which residuals are relative.
         max_steps: most products.
         tol: relative residual at which it stops.
-        precondition: r → an approximation of the solution for the right-hand side r, symmetric positive definite.
+        precondition: r → an approximation of the solution for the right-hand side r, symmetric
+            positive definite.
         more: what to raise when the steps are not enough.
     """
     x = torch.zeros_like(b)
@@ -209,7 +228,8 @@ def conjugate_gradients(
                 x=x,
                 residual=residual,
                 converged=False,
-                advice=f"The curvature is {met:.3g} along a direction, so the Jacobian is not positive definite: add damping "
+                advice=f"The curvature is {met:.3g} along a direction, so the Jacobian is not "
+                "positive definite: add damping "
                 f"above {-met:.3g}, or use 'minres' (symmetric) or 'gmres' (games).",
                 curvature=smallest,
             )
@@ -220,22 +240,27 @@ def conjugate_gradients(
         previous, rz = rz, r @ z
         p = z + (rz / previous) * p
     converged = residual <= tol
-    advice = "" if converged else f"Raise {more}, add damping, or accept the truncation by a larger tol."
+    advice = (
+        "" if converged else f"Raise {more}, add damping, or accept the truncation by a larger tol."
+    )
     return Outcome(x=x, residual=residual, converged=converged, advice=advice, curvature=smallest)
 
 
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:
-    """A standard normal matrix [n, columns] that is always the same for a parameter's name and shape.
+    """A standard normal matrix [n, columns] that is always the same for a parameter's name and
+    shape.
 
-    It depends neither on the cotangent, so that solves which use it stay linear in the cotangent, nor on the order in which
-    parameters are registered.
+    It depends neither on the cotangent, so that solves which use it stay linear in the cotangent,
+    nor on the order in which parameters are registered.
     """
     flat = []
     for column in range(columns):
         parts = []
         for name, tensor in zip(system.names, system.parameters, strict=True):
             generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{column}".encode()))
-            parts.append(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device))
+            parts.append(
+                torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+            )
         flat.append(operator.flatten(parts))
     return torch.stack(flat, dim=1)
 
@@ -243,10 +268,11 @@ def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> T
 def stiffness(u: Tensor, product: Tensor) -> float:
     """The 1/α of a step along u at which the component of u decays fastest, from u and Aᵀu.
 
-    q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus at α = Re λ / |λ|². For a
-    symmetric positive definite A that is 1/λ; for the spirals of a game it is smaller than 1/|λ|, at which they grow. It is
-    ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here, but at least a hundredth of 1/|λ|: at eigenvalues near the imaginary axis, or of both signs, no step
-    makes everything decay, and one that is nearly zero would only stand still.
+    q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus
+    at α = Re λ / |λ|². For a symmetric positive definite A that is 1/λ; for the spirals of a game
+    it is smaller than 1/|λ|, at which they grow. It is ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here, but at least a
+    hundredth of 1/|λ|: at eigenvalues near the imaginary axis, or of both signs, no step makes
+    everything decay, and one that is nearly zero would only stand still.
     """
     size, along = float(product.norm()), float(u @ product)
     if size == 0.0:
@@ -277,17 +303,22 @@ def persistent_step_size(
 
     Args:
         step_size: the option.
-        operator: estimates λmax when there is no estimate yet, and anew every `REFRESH` solves, so that a batch of unusual
-            curvature is forgotten.
+        operator: estimates λmax when there is no estimate yet, and anew every `REFRESH` solves, so
+            that a batch of unusual curvature is forgotten.
         system: keeps the estimate.
-        observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax; a vector that diverges turns to the direction of the
-            largest eigenvalue, so the estimate grows before it can blow up.
+        observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax; a vector that diverges
+            turns to the direction of the largest eigenvalue, so the estimate grows before it can
+            blow up.
     """
     if not isinstance(step_size, str):
         return float(step_size)
     known, age = system.recall("curvature"), system.recall("age")
     solves = 0 if age is None else int(age)
-    largest = largest_stiffness(operator, system) if known is None or solves % REFRESH == 0 else float(known)
+    largest = (
+        largest_stiffness(operator, system)
+        if known is None or solves % REFRESH == 0
+        else float(known)
+    )
     if math.isfinite(observed):
         largest = max(largest, observed)
     if not math.isfinite(largest):

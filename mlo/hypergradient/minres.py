@@ -1,4 +1,6 @@
-"""`minres`: minimal residuals by the Lanczos process, for symmetric A with eigenvalues of either sign."""
+"""`minres`: minimal residuals by the Lanczos process, for symmetric A with eigenvalues of either
+sign.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ __all__ = ["Minres"]
 
 @dataclass(frozen=True, kw_only=True)
 class Minres(IterativeEngine):
-    """MINRES on (A + damping · I) q = v: its residual never grows, on indefinite A too (a saddle point of the loss).
+    """MINRES on (A + damping · I) q = v: its residual never grows, on indefinite A too (a saddle
+    point of the loss).
 
     Attributes:
         max_steps: most products with A.
@@ -35,10 +38,13 @@ class Minres(IterativeEngine):
         super().__post_init__()
         at_least_one(self.name, "max_steps", self.max_steps)
 
-    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
-        # Lanczos: A V_k = V_{k+1} T_k with T_k tridiagonal (diagonal a_k, off-diagonal beta_k). The QR factorization of
-        # T_k is updated by one Givens rotation (c, s) a step; `rho` is the norm of the residual, and the columns of
-        # V_k R_k^-1 obey the three-term recurrence for `direction`.
+    def iterate(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> Outcome:
+        # Lanczos: A V_k = V_{k+1} T_k with T_k tridiagonal (diagonal a_k, off-diagonal beta_k). The
+        # QR factorization of T_k is updated by one Givens rotation (c, s) a step; `rho` is the norm
+        # of the residual, and the columns of V_k R_k^-1 obey the three-term recurrence for
+        # `direction`.
         x = torch.zeros_like(b)
         beta = b.norm()
         v, v_before = b / beta, torch.zeros_like(b)
@@ -52,7 +58,8 @@ class Minres(IterativeEngine):
             a = v @ w
             w = w - a * v
             off_next = w.norm()
-            # Column k of R: the two earlier rotations act on (off, a), the new one removes off_next.
+            # Column k of R: the two earlier rotations act on (off, a), the new one removes
+            # off_next.
             epsilon, rest = s_before * off, c_before * off
             delta, gamma_bar = c * rest + s * a, c * a - s * rest
             gamma = torch.sqrt(gamma_bar**2 + off_next**2)
@@ -60,7 +67,10 @@ class Minres(IterativeEngine):
                 break  # A v is a combination of what is there already: singular
             c_before, s_before = c, s
             c, s = gamma_bar / gamma, off_next / gamma
-            direction, direction_before = (v - delta * direction - epsilon * direction_before) / gamma, direction
+            direction, direction_before = (
+                (v - delta * direction - epsilon * direction_before) / gamma,
+                direction,
+            )
             x = x + (c * rho) * direction
             rho = -s * rho
             if abs(float(rho.detach())) <= self.tol * scale or float(off_next.detach()) <= tiny:
@@ -68,5 +78,9 @@ class Minres(IterativeEngine):
             v, v_before, off = w / off_next, v, off_next
         residual = abs(float(rho.detach())) / scale
         converged = residual <= self.tol
-        advice = "" if converged else "Raise max_steps, add damping, or accept the truncation by a larger tol."
+        advice = (
+            ""
+            if converged
+            else "Raise max_steps, add damping, or accept the truncation by a larger tol."
+        )
         return Outcome(x=x, residual=residual, converged=converged, advice=advice)

@@ -1,4 +1,6 @@
-"""`neumann`: the inverse by its truncated Neumann series, A⁻ᵀ v ≈ α Σ_{k < K} (I − α Aᵀ)ᵏ v (Lorraine et al. 2020)."""
+"""`neumann`: the inverse by its truncated Neumann series, A⁻ᵀ v ≈ α Σ_{k < K} (I − α Aᵀ)ᵏ v
+(Lorraine et al. 2020).
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,19 @@ HALVINGS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Neumann(IterativeEngine):
-    """K terms of the Neumann series; K − 1 products with Aᵀ. Works for a game whose Jacobian has positive real parts.
+    """K terms of the Neumann series; K − 1 products with Aᵀ. Works for a game whose Jacobian has
+    positive real parts.
 
     Attributes:
         num_terms: K.
-        tol: residual above which the sum counts as not converged: at the default half of the cotangent is left over.
-        step_size: α, which must be below 2 / λmax for the series to converge; "auto" takes 1 / λmax, estimated by ten
-            products of power iteration (for a game Re λ / |λ|² of its largest eigenvalue), and halves it if it diverges still.
+        tol: residual above which the sum counts as not converged: at the default half of the
+            cotangent is left over.
+        step_size: α, which must be below 2 / λmax for the series to converge; "auto" takes 1 /
+            λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of its
+            largest eigenvalue), and halves it if it diverges still.
 
-    Reference: Lorraine et al., Optimizing Millions of Hyperparameters by Implicit Differentiation (2020), Theorem 3.
+    Reference: Lorraine et al., Optimizing Millions of Hyperparameters by Implicit Differentiation
+        (2020), Theorem 3.
     """
 
     num_terms: int = 10
@@ -51,7 +57,9 @@ class Neumann(IterativeEngine):
         at_least_one(self.name, "num_terms", self.num_terms)
         checked_step_size(self.name, self.step_size)
 
-    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
+    def iterate(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> Outcome:
         if not isinstance(self.step_size, str):
             return self._sum(operator, b, scale, float(self.step_size))
         largest = largest_stiffness(operator, system)
@@ -74,12 +82,18 @@ class Neumann(IterativeEngine):
                     x=alpha * total,
                     residual=size / scale,
                     converged=False,
-                    advice=f"The series diverges at step_size {alpha:.3g}: use step_size='auto', or one below 2 / λmax; "
+                    advice=f"The series diverges at step_size {alpha:.3g}: use step_size='auto', "
+                    "or one below 2 / λmax; "
                     "on a Jacobian with negative eigenvalues, damping, 'minres' or 'gmres'.",
                 )
             total = total + term
-        # The next term is the residual of the sum: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v; the last one bounds it if it shrinks.
+        # The next term is the residual of the sum: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v; the last one bounds
+        # it if it shrinks.
         residual = size / scale
         converged = residual <= self.tol or self.num_terms == 1
-        advice = "" if converged else "The series has hardly begun to converge: raise num_terms, or use 'cg'."
+        advice = (
+            ""
+            if converged
+            else "The series has hardly begun to converge: raise num_terms, or use 'cg'."
+        )
         return Outcome(x=alpha * total, residual=residual, converged=converged, advice=advice)

@@ -1,4 +1,6 @@
-"""`nystrom`: the inverse of a low-rank approximation of A, alone or as the preconditioner of conjugate gradients."""
+"""`nystrom`: the inverse of a low-rank approximation of A, alone or as the preconditioner of
+conjugate gradients.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ __all__ = ["Nystrom"]
 
 @dataclass(frozen=True, kw_only=True)
 class Nystrom(IterativeEngine):
-    """Conjugate gradients on (A + damping · I) q = v, preconditioned by a randomized rank-r approximation U Λ Uᵀ of it.
+    """Conjugate gradients on (A + damping · I) q = v, preconditioned by a randomized rank-r
+    approximation U Λ Uᵀ of it.
 
-    For a symmetric positive semidefinite A. With `max_steps` 0 the approximation alone is inverted, q = (UΛUᵀ + ridge · I)⁻¹ v,
+    For a symmetric positive semidefinite A. With `max_steps` 0 the approximation alone is inverted,
+    q = (UΛUᵀ + ridge · I)⁻¹ v,
     which is right only in the span of U: the residual tells how wrong it is elsewhere.
 
     Attributes:
@@ -37,7 +41,8 @@ class Nystrom(IterativeEngine):
         max_steps: steps of preconditioned conjugate gradients after it.
         tol: relative residual at which these stop.
 
-    Reference: Hataya and Yamada, Nyström Method for Accurate and Scalable Implicit Differentiation (2023); Frangella,
+    Reference: Hataya and Yamada, Nyström Method for Accurate and Scalable Implicit Differentiation
+        (2023); Frangella,
     Tropp and Udell, Randomized Nyström Preconditioning (2023), Algorithm 2.1.
     """
 
@@ -53,14 +58,24 @@ class Nystrom(IterativeEngine):
         super().__post_init__()
         at_least_one(self.name, "rank", self.rank)
         check_number(self.name, "ridge", self.ridge, positive=True)
-        if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 0:
-            raise EngineError(f"Engine 'nystrom': max_steps must be an integer of at least 0, got {self.max_steps!r}.")
+        if (
+            isinstance(self.max_steps, bool)
+            or not isinstance(self.max_steps, int)
+            or self.max_steps < 0
+        ):
+            raise EngineError(
+                "Engine 'nystrom': max_steps must be an integer of at least 0, got "
+                f"{self.max_steps!r}."
+            )
 
-    def iterate(self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem) -> Outcome:
+    def iterate(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> Outcome:
         basis, eigenvalues = self._approximation(operator, system)
 
         def precondition(u: Tensor) -> Tensor:
-            # (U Λ Uᵀ + ridge I)⁻¹ up to scale: outside the basis the smallest eigenvalue inside is taken.
+            # (U Λ Uᵀ + ridge I)⁻¹ up to scale: outside the basis the smallest eigenvalue inside is
+            # taken.
             inside = basis.T @ u
             smallest = eigenvalues[-1] + self.ridge
             return basis @ (inside * smallest / (eigenvalues + self.ridge)) + (u - basis @ inside)
@@ -69,8 +84,16 @@ class Nystrom(IterativeEngine):
             inside = basis.T @ b
             x = basis @ (inside / (eigenvalues + self.ridge)) + (b - basis @ inside) / self.ridge
             residual = float((b - operator(x)).detach().norm()) / scale
-            advice = "The approximation misses much of the Jacobian: raise rank, or let max_steps refine it."
-            return Outcome(x=x, residual=residual, converged=residual <= 0.5, advice=advice if residual > 0.5 else "")
+            advice = (
+                "The approximation misses much of the Jacobian: raise rank, or let max_steps "
+                "refine it."
+            )
+            return Outcome(
+                x=x,
+                residual=residual,
+                converged=residual <= 0.5,
+                advice=advice if residual > 0.5 else "",
+            )
         return conjugate_gradients(
             operator,
             b,
@@ -86,15 +109,19 @@ class Nystrom(IterativeEngine):
         rank = min(self.rank, sum(tensor.numel() for tensor in system.parameters))
         sketch, _ = torch.linalg.qr(fixed_noise(operator, system, rank))
         image = torch.stack([operator(column) for column in sketch.T], dim=1)
-        # The shift keeps the Cholesky factorization stable and is subtracted from the eigenvalues again.
-        shift = math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * float(image.detach().norm())
+        # The shift keeps the Cholesky factorization stable and is subtracted from the eigenvalues
+        # again.
+        shift = (
+            math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * float(image.detach().norm())
+        )
         shifted = image + shift * sketch
         core = sketch.T @ shifted
         factor, info = torch.linalg.cholesky_ex((core + core.T) / 2)
         if int(info) != 0:
             raise EngineError(
-                f"Engine 'nystrom': the Jacobian of problem {system.problem!r} is not positive semidefinite on its sketch. "
-                "Add damping, or use 'minres' (symmetric, indefinite) or 'gmres' (games)."
+                f"Engine 'nystrom': the Jacobian of problem {system.problem!r} is not positive "
+                "semidefinite on its sketch. Add damping, or use 'minres' (symmetric, indefinite) "
+                "or 'gmres' (games)."
             )
         half = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T
         basis, singular, _ = torch.linalg.svd(half, full_matrices=False)

@@ -1,7 +1,8 @@
 """One step of a `torch.optim` optimizer as a differentiable function of its gradient.
 
-The step is recomputed by the optimizer's own `differentiable=True` code on copies of its state, so momentum, weight
-decay, bias correction and the rest are exactly those of the update that was made, for every optimizer of `torch.optim`.
+The step is recomputed by the optimizer's own `differentiable=True` code on copies of its state, so
+momentum, weight decay, bias correction and the rest are exactly those of the update that was made,
+for every optimizer of `torch.optim`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ COUNTERS = ("step", "mu_product", "eta", "mu")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
-    """One optimizer's hyper-parameters and state (None: not kept) for one parameter, before the step."""
+    """One optimizer's hyper-parameters and state (None: not kept) for one parameter, before the
+    step.
+    """
 
     optimizer: Optimizer
     options: dict[str, Any]
@@ -58,7 +61,8 @@ class OptimizerStep:
 
         Args:
             problem: whose optimizers.
-            linear_state: whether also of those whose step is linear in its gradient; `gain` needs none.
+            linear_state: whether also of those whose step is linear in its gradient; `gain` needs
+                none.
         """
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         groups: dict[str, _Group] = {}
@@ -75,27 +79,38 @@ class OptimizerStep:
                             else None
                         )
                         groups[name_of[id(parameter)]] = _Group(
-                            optimizer=optimizer, options=dict(options), state=kept, shape=parameter.shape, gain=gain
+                            optimizer=optimizer,
+                            options=dict(options),
+                            state=kept,
+                            shape=parameter.shape,
+                            gain=gain,
                         )
         return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
 
     def descent_rate(self, name: str) -> float:
-        """The learning rate of a parameter's optimizer at this step; negative where it maximizes."""
+        """The learning rate of a parameter's optimizer at this step; negative where it
+        maximizes.
+        """
         options = self.groups[name].options
         return -float(options["lr"]) if options.get("maximize") else float(options["lr"])
 
     def gain(self, name: str) -> float | None:
-        """The number c of a step θ' = c g + (what does not depend on g), as SGD's is; None for other optimizers.
+        """The number c of a step θ' = c g + (what does not depend on g), as SGD's is; None for
+        other optimizers.
 
         Where the step clips, g is the clipped gradient.
         """
         return self.groups[name].gain
 
     def clipped(self, gradients: Tensors) -> Tensors:
-        """The gradients as the step takes them: scaled, all of them together, where their norm is above `grad_clip`."""
+        """The gradients as the step takes them: scaled, all of them together, where their norm is
+        above `grad_clip`.
+        """
         if self.grad_clip is None:
             return gradients
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+        norm = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
+        )
         # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
         scale = torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
         return {key: gradient * scale for key, gradient in gradients.items()}
@@ -105,7 +120,8 @@ class OptimizerStep:
 
         Args:
             parameters: name → tensor before the step.
-            gradients: name → gradient, for the same names; all of the problem's where the step clips.
+            gradients: name → gradient, for the same names; all of the problem's where the step
+                clips.
 
         Raises:
             EngineError: if an optimizer has no differentiable step.
@@ -113,7 +129,9 @@ class OptimizerStep:
         return self.apply_with_state(parameters, gradients, {})[0]
 
     def differentiable_state(self) -> dict[tuple[str, str], Tensor]:
-        """(parameter, key) → the entries of the optimizers' state that a step makes of gradients (not its counters)."""
+        """(parameter, key) → the entries of the optimizers' state that a step makes of gradients
+        (not its counters).
+        """
         return {
             (name, key): value
             for name, group in self.groups.items()
@@ -146,39 +164,61 @@ class OptimizerStep:
         return moved, after
 
     def _step(
-        self, keys: list[str], moved: Tensors, gradients: Tensors, given: Mapping[tuple[str, str], Tensor]
+        self,
+        keys: list[str],
+        moved: Tensors,
+        gradients: Tensors,
+        given: Mapping[tuple[str, str], Tensor],
     ) -> dict[tuple[str, str], Tensor]:
         original = self.groups[keys[0]].optimizer
         if not has_differentiable_step(original):
             raise EngineError(
-                f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no differentiable step (an option "
-                "`differentiable` like torch.optim's). Use a torch.optim optimizer, or an engine that does not "
-                "differentiate the step, such as 'direct'."
+                f"Problem {self.problem!r}: the optimizer {type(original).__name__} has no "
+                "differentiable step (an option `differentiable` like torch.optim's). Use a "
+                "torch.optim optimizer, or an engine that does not differentiate the step, such as "
+                "'direct'."
             )
         twin = copy.copy(original)
-        twin.defaults = {**original.defaults, "differentiable": True, "foreach": False, "fused": None}
+        twin.defaults = {
+            **original.defaults,
+            "differentiable": True,
+            "foreach": False,
+            "fused": None,
+        }
         twin.state = defaultdict(dict)
         twin.param_groups = []
         for key in keys:
             options, kept = self.groups[key].options, self.groups[key].state
             if kept is None:
                 raise EngineError(
-                    f"Problem {self.problem!r}: the state of its {type(original).__name__} was not kept, so its step cannot be "
-                    "applied again. An engine that applies steps says so by `applies_linear_steps = True`."
+                    f"Problem {self.problem!r}: the state of its {type(original).__name__} was not "
+                    "kept, so its step cannot be applied again. An engine that applies steps says "
+                    "so by `applies_linear_steps = True`."
                 )
             state = {k: _precise(k, v) for k, v in kept.items()}
             state |= {entry: tensor * 1.0 for (name, entry), tensor in given.items() if name == key}
-            options = {**options, "differentiable": True, "foreach": False, "fused": None, "capturable": False}
-            if options.get("momentum") and isinstance(original, torch.optim.SGD) and "momentum_buffer" not in state:
-                # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero buffer without
-                # dampening gives the same number, with its derivative.
+            options = {
+                **options,
+                "differentiable": True,
+                "foreach": False,
+                "fused": None,
+                "capturable": False,
+            }
+            if (
+                options.get("momentum")
+                and isinstance(original, torch.optim.SGD)
+                and "momentum_buffer" not in state
+            ):
+                # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero
+                # buffer without dampening gives the same number, with its derivative.
                 state["momentum_buffer"] = torch.zeros_like(moved[key])
                 options["dampening"] = 0.0
             moved[key].grad = gradients[key]
             twin.state[moved[key]] = state
             twin.param_groups.append({**options, "params": [moved[key]]})
         with torch.enable_grad(), _double_counters():
-            # The class's own step, without the hooks that the user's optimizer or scheduler put around it.
+            # The class's own step, without the hooks that the user's optimizer or scheduler put
+            # around it.
             type(original).step(twin)
         for key in keys:
             moved[key].grad = None
@@ -186,19 +226,24 @@ class OptimizerStep:
             (key, entry): value
             for key in keys
             for entry, value in twin.state[moved[key]].items()
-            if isinstance(value, Tensor) and value.shape == moved[key].shape and entry not in COUNTERS
+            if isinstance(value, Tensor)
+            and value.shape == moved[key].shape
+            and entry not in COUNTERS
         }
 
 
 def l2_penalty(problem: Problem) -> dict[str, float]:
-    """Parameter → coefficient c of the penalty c/2 ‖θ‖² that its optimizer adds to the loss by weight decay.
+    """Parameter → coefficient c of the penalty c/2 ‖θ‖² that its optimizer adds to the loss by
+    weight decay.
 
     Decoupled decay (AdamW, Muon, Adafactor) is not the gradient of a penalty and counts as 0.
     """
     coefficient_of: dict[int, float] = {}
     for optimizer in problem.optimizers.values():
         for group in optimizer.param_groups:
-            decay = 0.0 if _is_decoupled(optimizer, group) else float(group.get("weight_decay", 0.0))
+            decay = (
+                0.0 if _is_decoupled(optimizer, group) else float(group.get("weight_decay", 0.0))
+            )
             # A maximizing optimizer descends -L + decay: relative to L the penalty's sign turns.
             decay = -decay if group.get("maximize") else decay
             coefficient_of |= {id(parameter): decay for parameter in group["params"]}
@@ -219,7 +264,9 @@ def has_differentiable_step(optimizer: Optimizer) -> bool:
     return "differentiable" in optimizer.defaults
 
 
-def _gain(optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]) -> float | None:
+def _gain(
+    optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]
+) -> float | None:
     """See `OptimizerStep.gain`."""
     if type(optimizer) is not torch.optim.SGD:  # a subclass may make another step
         return None
@@ -232,7 +279,11 @@ def _gain(optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, 
 
 
 def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    return bool(group.get("decoupled_weight_decay")) or type(optimizer).__name__ in ("AdamW", "Muon", "Adafactor")
+    return bool(group.get("decoupled_weight_decay")) or type(optimizer).__name__ in (
+        "AdamW",
+        "Muon",
+        "Adafactor",
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -249,8 +300,8 @@ def _precise(key: str, value: Any) -> Any:
 def _double_counters() -> Iterator[None]:
     """Makes optimizers create their step counters in double precision.
 
-    A plain step computes bias corrections in Python floats, a differentiable one from the counter tensor, in its dtype:
-    with the usual float32 counter the two differ by 1e-7.
+    A plain step computes bias corrections in Python floats, a differentiable one from the counter
+    tensor, in its dtype: with the usual float32 counter the two differ by 1e-7.
     """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -261,10 +312,12 @@ def _double_counters() -> Iterator[None]:
 
 
 def _nudged(gradient: Tensor) -> Tensor:
-    """Moves exact zeros off zero, where Adam's square root has no derivative although its step has one.
+    """Moves exact zeros off zero, where Adam's square root has no derivative although its step has
+    one.
 
-    For m = (1-b1) g and v = (1-b2) g^2 the step is proportional to g / (|g| + eps), smooth enough at g = 0 with slope
-    1/eps; autograd computes it as 0 · inf. At |g| = tiny << eps the same formula gives the slope to tiny/eps.
+    For m = (1-b1) g and v = (1-b2) g^2 the step is proportional to g / (|g| + eps), smooth enough
+    at g = 0 with slope 1/eps; autograd computes it as 0 · inf. At |g| = tiny << eps the same
+    formula gives the slope to tiny/eps.
     """
     tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
     return gradient + tiny * (gradient.detach() == 0)

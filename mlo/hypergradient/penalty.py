@@ -1,15 +1,17 @@
-"""`penalty`: the response by first gradients only, from two tilted copies of the lower problem (F2SA, value functions).
+"""`penalty`: the response by first gradients only, from two tilted copies of the lower problem
+(F2SA, value functions).
 
-Let ȳ be the current solution and let y± minimise g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩, the lower loss tilted by the
-cotangent v. (The second term makes ȳ the untilted solution even where the lower problem has not converged, so that the
-derivative is taken at ȳ as in every implicit engine.) Then ∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so
-(y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and the response's cotangent is
+Let ȳ be the current solution and let y± minimise g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩, the lower
+loss tilted by the cotangent v. (The second term makes ȳ the untilted solution even where the lower
+problem has not converged, so that the derivative is taken at ȳ as in every implicit engine.) Then
+∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so (y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and the response's cotangent is
 
     −(∇_x g(x, y₊) − ∇_x g(x, y₋)) / 2ε = −Bᵀ A⁻¹ v + O(ε²).
 
-By the envelope theorem, with λ = 1/ε, each side is the gradient of the penalty λ (g(x, y) − min g) on the value function of the
-lower problem with the upper loss linearised; both sides together make the error one of second order. No second derivative is
-formed, so flash attention and compiled modules serve.
+By the envelope theorem, with λ = 1/ε, each side is the gradient of the penalty λ (g(x, y) − min g)
+on the value function of the lower problem with the upper loss linearised; both sides together make
+the error one of second order. No second derivative is formed, so flash attention and compiled
+modules serve.
 """
 
 from __future__ import annotations
@@ -47,23 +49,29 @@ GROWTH = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty(Engine):
-    """Moves two copies of the lower problem, tilted up and down by the cotangent, by gradient descent.
+    """Moves two copies of the lower problem, tilted up and down by the cotangent, by gradient
+    descent.
 
-    2 · steps + 3 gradient evaluations an upper update (two less from a cold start). On a quadratic loss K cold steps are the
-    Neumann series with K terms.
+    2 · steps + 3 gradient evaluations an upper update (two less from a cold start). On a quadratic
+    loss K cold steps are the Neumann series with K terms.
 
     Attributes:
         steps: gradient steps of each copy, K.
-        step_size: of these steps, below 2 / λmax; "auto" takes 1 / λmax, estimated by finite differences, again every
-            hundred solves, and raised whenever the copies show a larger curvature.
-        multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the finite-difference step that suits the
-            dtype. A smaller one tilts
+        step_size: of these steps, below 2 / λmax; "auto" takes 1 / λmax, estimated by finite
+            differences, again every hundred solves, and raised whenever the copies show a larger
+            curvature.
+        multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the
+            finite-difference step that suits the dtype. A smaller one tilts
             further, with an error of O(1/λ²).
-        warm_start: go on from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies start at the solution.
-        tol: residual above which the solve counts as not converged: at the default half of the cotangent is left over.
+        warm_start: go on from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies
+            start at the solution.
+        tol: residual above which the solve counts as not converged: at the default half of the
+            cotangent is left over.
 
-    Reference: Kwon et al., A Fully First-Order Method for Stochastic Bilevel Optimization (2023), Eq. 2 and Algorithm 1; Ye et
-    al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation (2022), for the centred estimate.
+    Reference: Kwon et al., A Fully First-Order Method for Stochastic Bilevel Optimization (2023),
+        Eq. 2 and Algorithm 1; Ye et
+    al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation (2022), for the centred
+    estimate.
     """
 
     products: Products = field(default_factory=FiniteDifference)
@@ -84,7 +92,9 @@ class Penalty(Engine):
         if self.multiplier != "auto":
             check_number(self.name, "multiplier", self.multiplier, positive=True)
         if not isinstance(self.products, FiniteDifference):
-            raise EngineError("Engine 'penalty' takes no second derivative: its products are finite_difference.")
+            raise EngineError(
+                "Engine 'penalty' takes no second derivative: its products are finite_difference."
+            )
 
     @property
     def label(self) -> str:
@@ -94,7 +104,9 @@ class Penalty(Engine):
         raise NotImplementedError("penalty compares first gradients and solves no linear system")
 
     @torch.no_grad()
-    def pullback(self, call: Pullback, cotangent: Cotangent) -> tuple[list[Tensor | None], SolveReport]:
+    def pullback(
+        self, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
         assert isinstance(self.products, FiniteDifference)
         system = self.products.linearize(call, implicit=True)
         theta = system.parameters
@@ -109,7 +121,11 @@ class Penalty(Engine):
         q = [torch.zeros_like(t) for t in theta] if kept is None else operator.split(kept)
         # From zero the copies end at most α K v apart (in units of 2ε).
         expected = [alpha * self.steps * entry for entry in v] if kept is None else q
-        e = system.step_size(expected) if isinstance(self.multiplier, str) else 1.0 / self.multiplier
+        e = (
+            system.step_size(expected)
+            if isinstance(self.multiplier, str)
+            else 1.0 / self.multiplier
+        )
         up, down = _displaced(theta, q, e), _displaced(theta, q, -e)
         still = system.gradient_at(theta)
         residual, first, curvature = math.inf, math.inf, 0.0
@@ -123,10 +139,18 @@ class Penalty(Engine):
             curvature = max(curvature, _norm(bend) / apart if apart > 0.0 else 0.0)
             first = residual if step == 0 else first
             if not residual <= GROWTH * max(first, 1.0):
-                up, down = _displaced(theta, v, alpha * e), _displaced(theta, v, -alpha * e)  # one step from rest
+                up, down = (
+                    _displaced(theta, v, alpha * e),
+                    _displaced(theta, v, -alpha * e),
+                )  # one step from rest
                 break
-            up = [y - alpha * (g - g0 - e * x) for y, g, g0, x in zip(up, g_up, still, v, strict=True)]
-            down = [y - alpha * (g - g0 + e * x) for y, g, g0, x in zip(down, g_down, still, v, strict=True)]
+            up = [
+                y - alpha * (g - g0 - e * x) for y, g, g0, x in zip(up, g_up, still, v, strict=True)
+            ]
+            down = [
+                y - alpha * (g - g0 + e * x)
+                for y, g, g0, x in zip(down, g_down, still, v, strict=True)
+            ]
         known = system.recall("curvature")
         if known is not None and math.isfinite(curvature) and curvature > float(known):
             system.keep("curvature", torch.tensor(curvature, dtype=torch.float64))
@@ -135,10 +159,15 @@ class Penalty(Engine):
             system.keep("q", operator.flatten(_half_difference(up, down, e)))
         pulled = [
             (b - a) / (2.0 * e)
-            for a, b in zip(system.input_gradient_at(up), system.input_gradient_at(down), strict=True)
+            for a, b in zip(
+                system.input_gradient_at(up), system.input_gradient_at(down), strict=True
+            )
         ]
         if diverged:
-            advice = "The tilted copies diverge: use step_size='auto' or a smaller one, or a larger multiplier."
+            advice = (
+                "The tilted copies diverge: use step_size='auto' or a smaller one, or a "
+                "larger multiplier."
+            )
         else:
             advice = "The copies have hardly begun to part: raise steps."
         report = self.report(

@@ -1,11 +1,12 @@
-"""Products with the derivatives of a stationarity map: exact by reverse mode twice, or by finite differences.
+"""Products with the derivatives of a stationarity map: exact by reverse mode twice, or by finite
+differences.
 
 Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p. Then for fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
 
-and ⟨F, u⟩ = Σ_p d/de L_p(θ_p + e u_p) at e = 0. `Autograd` differentiates F; `FiniteDifference` takes the difference of
-the gradients of L_p at θ_p ± e u_p, which needs no second derivative.
+and ⟨F, u⟩ = Σ_p d/de L_p(θ_p + e u_p) at e = 0. `Autograd` differentiates F; `FiniteDifference`
+takes the difference of the gradients of L_p at θ_p ± e u_p, which needs no second derivative.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
     from mlo.hypergradient.optimizer_step import OptimizerStep
     from mlo.response import Pullback
 
-__all__ = ["Autograd", "FiniteDifference", "FiniteDifferenceSystem", "LinearSystem", "Products", "products_from"]
+__all__ = [
+    "Autograd",
+    "FiniteDifference",
+    "FiniteDifferenceSystem",
+    "LinearSystem",
+    "Products",
+    "products_from",
+]
 
 
 class LinearSystem(ABC):
@@ -39,7 +47,8 @@ class LinearSystem(ABC):
 
     Args:
         call: the pullback that asks for it.
-        implicit: whether A belongs to the fixed point of an optimizer, whose weight decay is then part of it.
+        implicit: whether A belongs to the fixed point of an optimizer, whose weight decay is then
+            part of it.
     """
 
     def __init__(self, call: Pullback, *, implicit: bool) -> None:
@@ -84,7 +93,9 @@ class LinearSystem(ABC):
 
     def _player_names(self, u: Sequence[Tensor | None]) -> dict[str, dict[str, Tensor]]:
         """Player → parameter → entry of u, for the players of which any entry is not None."""
-        by_name = {name: entry for name, entry in zip(self.names, u, strict=True) if entry is not None}
+        by_name = {
+            name: entry for name, entry in zip(self.names, u, strict=True) if entry is not None
+        }
         chosen = {
             player: {name: by_name[name] for name in members if name in by_name}
             for player, members in self.players.items()
@@ -105,7 +116,9 @@ class Products(ABC):
 
 @dataclass(frozen=True)
 class Autograd(Products):
-    """Exact products: F is computed once with its graph, and each product is one backward pass through it."""
+    """Exact products: F is computed once with its graph, and each product is one backward pass
+    through it.
+    """
 
     name: ClassVar[str] = "autograd"
     differentiable: ClassVar[bool] = True
@@ -116,16 +129,18 @@ class Autograd(Products):
 
 @dataclass(frozen=True)
 class FiniteDifference(Products):
-    """Central finite differences of first gradients: works through anything that has a first derivative.
+    """Central finite differences of first gradients: works through anything that has a first
+    derivative.
 
-    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too and does not
-    converge to the almost-everywhere derivative that `Autograd` takes, at any step size.
+    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too
+    and does not converge to the almost-everywhere derivative that `Autograd` takes, at any step
+    size.
 
     Attributes:
-        step: "adaptive": the largest e that moves no parameter tensor by more than c of its own norm, e = c minᵢ ‖θᵢ‖ /
-            ‖uᵢ‖, with c the cube root of the dtype's machine epsilon, which balances truncation against rounding (measured
-            in docs/results.md). "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3). Or a positive number r
-            for e = r / ‖u‖.
+        step: "adaptive": the largest e that moves no parameter tensor by more than c of its own
+            norm, e = c minᵢ ‖θᵢ‖ / ‖uᵢ‖, with c the cube root of the dtype's machine epsilon, which
+            balances truncation against rounding (measured in docs/results.md). "darts": e = 0.01 /
+            ‖u‖ (Liu et al. 2019, section 2.3). Or a positive number r for e = r / ‖u‖.
 
     Raises:
         EngineError: for another `step`.
@@ -140,13 +155,16 @@ class FiniteDifference(Products):
         valid = self.step in ("adaptive", "darts") if isinstance(self.step, str) else self.step > 0
         if not valid:
             raise EngineError(
-                f"FiniteDifference: step must be 'adaptive', 'darts' or a positive number, got {self.step!r}."
+                "FiniteDifference: step must be 'adaptive', 'darts' or a positive number, got "
+                f"{self.step!r}."
             )
 
     def linearize(self, call: Pullback, *, implicit: bool) -> FiniteDifferenceSystem:
         return FiniteDifferenceSystem(call, self, implicit=implicit)
 
-    def step_size(self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype) -> float:
+    def step_size(
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype
+    ) -> float:
         """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
 
         Args:
@@ -158,7 +176,10 @@ class FiniteDifference(Products):
             moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
             norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
             # A tensor that is zero still, like a new bias, is given entries of 0.01.
-            sizes = [max(norm, 0.01 * math.sqrt(t.numel())) for norm, t in zip(norms, parameters, strict=True)]
+            sizes = [
+                max(norm, 0.01 * math.sqrt(t.numel()))
+                for norm, t in zip(norms, parameters, strict=True)
+            ]
             ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
             return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
         norm = float(total_norm([tensor.detach() for tensor in direction]))
@@ -174,7 +195,9 @@ class _AutogradSystem(LinearSystem):
         # What is kept ends at constants: nothing flows through it to where the step was made.
         if graph is not None and graph.gradients is not None and not call.differentiate:
             self._theta, self._gradients = graph.parameters, graph.gradients
-            self._inputs = [t for item in evaluation.free_inputs for t in graph.reads[item.name].values()]
+            self._inputs = [
+                t for item in evaluation.free_inputs for t in graph.reads[item.name].values()
+            ]
             # A checkpoint in the graph runs modules again.
             evaluation.check_batches()
             call.stack.enter_context(evaluation.placed(graph.parameters, graph.reads))
@@ -189,11 +212,17 @@ class _AutogradSystem(LinearSystem):
         return list(self._theta.values())
 
     def gradient(self) -> Sequence[Tensor]:
-        found = {name: value for player in self.players for name, value in self._player_gradient(player).items()}
+        found = {
+            name: value
+            for player in self.players
+            for name, value in self._player_gradient(player).items()
+        }
         return [found[name] for name in self.names]
 
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.call.per_input(self._vjp(self._player_names(u), self.call.wanted_of(self._inputs)))
+        return self.call.per_input(
+            self._vjp(self._player_names(u), self.call.wanted_of(self._inputs))
+        )
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._player_names(u), list(self._theta.values()))
@@ -202,7 +231,9 @@ class _AutogradSystem(LinearSystem):
         if player not in self._gradients:
             members = self.players[player]
             with torch.enable_grad():
-                found = gradients(self._losses[player], [self._theta[name] for name in members], create_graph=True)
+                found = gradients(
+                    self._losses[player], [self._theta[name] for name in members], create_graph=True
+                )
             self._gradients[player] = dict(zip(members, found, strict=True))
         return self._gradients[player]
 
@@ -241,7 +272,11 @@ class FiniteDifferenceSystem(LinearSystem):
         super().__init__(call, implicit=implicit)
         self._products = products
         problem = call.solution.evaluation.problem
-        self._dtype = torch.bfloat16 if problem.precision == "bf16" else next(iter(problem.parameters.values())).dtype
+        self._dtype = (
+            torch.bfloat16
+            if problem.precision == "bf16"
+            else next(iter(problem.parameters.values())).dtype
+        )
         self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
 
     @property
@@ -256,18 +291,24 @@ class FiniteDifferenceSystem(LinearSystem):
         return [found[name] for name in self.names]
 
     def step_size(self, u: Sequence[Tensor]) -> float:
-        """The e at which θ ± e u is a fit displacement (see `FiniteDifference`); 0 where u is zero."""
+        """The e at which θ ± e u is a fit displacement (see `FiniteDifference`); 0 where u is
+        zero.
+        """
         return self._products.step_size(self.parameters, u, self._dtype)
 
     def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """∇_θ of the one loss at other `parameters`, with the optimizer's L2 penalty."""
         theta = dict(zip(self.names, parameters, strict=True))
         found = self._gradient_at(self._player(), theta, in_inputs=False)
-        return [g + d * t if d else g for g, d, t in zip(found, self._decay, parameters, strict=True)]
+        return [
+            g + d * t if d else g for g, d, t in zip(found, self._decay, parameters, strict=True)
+        ]
 
     def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """∇ of the one loss in the wanted inputs, at other `parameters`."""
-        return self._gradient_at(self._player(), dict(zip(self.names, parameters, strict=True)), in_inputs=True)
+        return self._gradient_at(
+            self._player(), dict(zip(self.names, parameters, strict=True)), in_inputs=True
+        )
 
     def _player(self) -> str:
         (player,) = self.players
@@ -280,7 +321,9 @@ class FiniteDifferenceSystem(LinearSystem):
         return self._difference(u, in_inputs=False)
 
     def _difference(self, u: Sequence[Tensor | None], *, in_inputs: bool) -> list[Tensor]:
-        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in the inputs or in θ."""
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in the inputs or
+        in θ.
+        """
         total: list[Tensor] | None = None
         for player, directions in self._player_names(u).items():
             e = self._products.step_size(
@@ -288,47 +331,69 @@ class FiniteDifferenceSystem(LinearSystem):
             )
             if not e:
                 continue
-            terms = self._weighted_gradients(player, self._both_sides(directions, e), in_inputs=in_inputs)
+            terms = self._weighted_gradients(
+                player, self._both_sides(directions, e), in_inputs=in_inputs
+            )
             total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         if total is None:
             of = self.call.wanted_of(self.call.inputs) if in_inputs else self.parameters
             return [torch.zeros_like(t) for t in of]
         return total
 
-    def _gradient_at(self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool) -> list[Tensor]:
+    def _gradient_at(
+        self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool
+    ) -> list[Tensor]:
         """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
         return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
 
-    def _both_sides(self, directions: Mapping[str, Tensor], e: float) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    def _both_sides(
+        self, directions: Mapping[str, Tensor], e: float
+    ) -> Iterator[tuple[float, dict[str, Tensor]]]:
         """1 / 2e and θ + e u, then −1 / 2e and θ − e u, one after the other in the same memory."""
         moved: dict[str, Tensor] = {}
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 for name, direction in directions.items():
-                    # By torch.add and from θ: to go back by −2e would leave the rounding of two sums.
-                    moved[name] = torch.add(self._theta[name], direction, alpha=sign * e, out=moved.get(name))
+                    # By torch.add and from θ: to go back by −2e would leave the rounding of two
+                    # sums.
+                    moved[name] = torch.add(
+                        self._theta[name], direction, alpha=sign * e, out=moved.get(name)
+                    )
             yield sign / (2.0 * e), {**self._theta, **moved}
 
     def _weighted_gradients(
         self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
     ) -> list[Tensor]:
-        """Σ w ∇ of a player's loss at θ, over pairs of a weight w and a point θ, in the wanted inputs or in the parameters.
+        """Σ w ∇ of a player's loss at θ, over pairs of a weight w and a point θ, in the wanted
+        inputs or in the parameters.
 
-        What the loss computes of the inputs alone (`mlo.once`) is computed and differentiated once for all points.
+        What the loss computes of the inputs alone (`mlo.once`) is computed and differentiated once
+        for all points.
         """
-        inputs = [t.detach().requires_grad_(t.requires_grad and in_inputs) for t in self.call.input_aliases()]
+        inputs = [
+            t.detach().requires_grad_(t.requires_grad and in_inputs)
+            for t in self.call.input_aliases()
+        ]
         of = self.call.wanted_of(inputs)
-        # (A loss that reads a solution that depends on this problem, and so on θ, gets no finite differences.)
+        # (A loss that reads a solution that depends on this problem, and so on θ, gets no finite
+        # differences.)
         parts = SharedParts(self.problem, self.call.solution.evaluation.problem.generators)
         total: list[Tensor] | None = None
-        # The places of the first point are held until the shared parts are differentiated, as checkpointing needs it.
+        # The places of the first point are held until the shared parts are differentiated, as
+        # checkpointing needs it.
         with torch.enable_grad(), ExitStack() as stack:
             for weight, parameters in points:
-                theta = {name: t.detach().requires_grad_(not in_inputs) for name, t in parameters.items()}
-                losses = stack.enter_context(self.call.losses(theta, inputs, players=(player,), parts=parts))
+                theta = {
+                    name: t.detach().requires_grad_(not in_inputs) for name, t in parameters.items()
+                }
+                losses = stack.enter_context(
+                    self.call.losses(theta, inputs, players=(player,), parts=parts)
+                )
                 like = [*(of if in_inputs else theta.values()), *parts.leaves]
                 scaled = [term * weight for term in gradients(losses[player], like)]
-                total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+                total = (
+                    scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+                )
             assert total is not None
             if not parts.leaves:
                 return total

@@ -1,4 +1,6 @@
-"""Engines by name: the presets, third-party registrations, and the reading of configuration values."""
+"""Engines by name: the presets, third-party registrations, and the reading of configuration
+values.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,15 @@ _FACTORIES: dict[str, Callable[..., Engine]] = {
 
 
 ENTRY_POINTS = "mlo.engines"
-"""The entry-point group under which an installed package offers engines: name → an `Engine` subclass or a factory."""
+"""The entry-point group under which an installed package offers engines: name → an `Engine`
+subclass or a factory.
+"""
 
 
 def _factories() -> dict[str, Callable[..., Engine]]:
-    """The registered factories, and those of installed packages, which do not take over a registered name."""
+    """The registered factories, and those of installed packages, which do not take over a
+    registered name.
+    """
     installed = {point.name: _Loaded(point) for point in entry_points(group=ENTRY_POINTS)}
     return {**installed, **_FACTORIES}
 
@@ -69,15 +75,17 @@ class _Loaded:
             factory = self.point.load()
         except Exception as error:
             raise EngineError(
-                f"The engine {self.point.name!r} of {self.point.value} could not be imported ({error!r}). Mend or remove the "
-                "package that offers it."
+                f"The engine {self.point.name!r} of {self.point.value} could not be imported "
+                f"({error!r}). Mend or remove the package that offers it."
             ) from error
         engine: Engine = factory(**options)
         return engine
 
 
 def available_engines() -> tuple[str, ...]:
-    """The names that `hypergradient=` accepts, sorted: the library's, registered ones, and those of installed packages."""
+    """The names that `hypergradient=` accepts, sorted: the library's, registered ones, and those of
+    installed packages.
+    """
     return tuple(sorted(_factories()))
 
 
@@ -86,7 +94,8 @@ def register_engine(name: str, factory: Callable[..., Engine], *, replace: bool 
 
     Args:
         name: the name that configurations use.
-        factory: called with the options of the configuration as keywords; an `Engine` subclass will do.
+        factory: called with the options of the configuration as keywords; an `Engine` subclass will
+            do.
         replace: allows an existing name to be taken over.
 
     Raises:
@@ -94,7 +103,8 @@ def register_engine(name: str, factory: Callable[..., Engine], *, replace: bool 
     """
     if name in _FACTORIES and not replace:
         raise EngineError(
-            f"An engine called {name!r} is registered already. Choose another name, or pass replace=True."
+            f"An engine called {name!r} is registered already. Choose another name, or pass "
+            "replace=True."
         )
     _FACTORIES[name] = factory
 
@@ -110,7 +120,9 @@ def engine_from(choice: EngineChoice) -> Engine:
     if isinstance(choice, str):
         choice = {"name": choice}
     if not isinstance(choice, Mapping):
-        raise EngineError(f"A hypergradient engine is an Engine, a name or a mapping with a name, got {choice!r}.")
+        raise EngineError(
+            f"A hypergradient engine is an Engine, a name or a mapping with a name, got {choice!r}."
+        )
     options = dict(choice)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -122,16 +134,20 @@ def engine_from(choice: EngineChoice) -> Engine:
     try:
         return factory(**options)
     except TypeError as error:
-        raise EngineError(f"Hypergradient engine {name!r} does not take these options ({error}).") from None
+        raise EngineError(
+            f"Hypergradient engine {name!r} does not take these options ({error})."
+        ) from None
 
 
-def engines_for(problems: Iterable[str], choice: EngineChoice | Mapping[str, EngineChoice]) -> dict[str, Engine]:
+def engines_for(
+    problems: Iterable[str], choice: EngineChoice | Mapping[str, EngineChoice]
+) -> dict[str, Engine]:
     """Gives every problem the engine that differentiates its response.
 
     Args:
         problems: names of the problems.
-        choice: one choice for all, or a mapping problem → choice, with "default" (else one_step) for the rest. A mapping
-            with the key "name" is one choice.
+        choice: one choice for all, or a mapping problem → choice, with "default" (else one_step)
+            for the rest. A mapping with the key "name" is one choice.
 
     Raises:
         EngineError: for a problem that does not exist, or an unusable choice.
@@ -142,11 +158,14 @@ def engines_for(problems: Iterable[str], choice: EngineChoice | Mapping[str, Eng
         return dict.fromkeys(names, engine)
     if not isinstance(choice, Mapping):
         raise EngineError(
-            f"hypergradient= takes an engine, a name, or a dict problem → engine, got {type(choice).__name__}."
+            "hypergradient= takes an engine, a name, or a dict problem → engine, got "
+            f"{type(choice).__name__}."
         )
     for name in choice:
         if name != "default" and name not in names:
-            raise EngineError(f"hypergradient= names the problem {name!r}. {nearest(name, [*names, 'default'])}")
+            raise EngineError(
+                f"hypergradient= names the problem {name!r}. {nearest(name, [*names, 'default'])}"
+            )
     chosen = {name: engine_from(option) for name, option in choice.items()}
     default = chosen.get("default", OneStep())
     return {name: chosen.get(name, default) for name in names}

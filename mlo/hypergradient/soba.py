@@ -1,7 +1,9 @@
-"""`soba`: one step of the linear system an upper update, going on from where the last one ended (Dagréou et al. 2022).
+"""`soba`: one step of the linear system an upper update, going on from where the last one ended
+(Dagréou et al. 2022).
 
-q_{t+1} = q_t + α (v − Aᵀ q_t): while the lower and upper problems move slowly, q follows A⁻ᵀ v, at the price of a single
-product with Aᵀ an upper update and one mixed product, whatever the conditioning.
+q_{t+1} = q_t + α (v − Aᵀ q_t): while the lower and upper problems move slowly, q follows A⁻ᵀ v, at
+the price of a single product with Aᵀ an upper update and one mixed product, whatever the
+conditioning.
 """
 
 from __future__ import annotations
@@ -12,7 +14,12 @@ from typing import ClassVar
 import torch
 
 from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import FlatOperator, check_number, checked_step_size, persistent_step_size
+from mlo.hypergradient.iterative import (
+    FlatOperator,
+    check_number,
+    checked_step_size,
+    persistent_step_size,
+)
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Soba"]
@@ -21,23 +28,30 @@ PATIENCE = 100
 """Updates that q is given to find A⁻ᵀ v from zero."""
 
 LOST = 100.0
-"""A residual this many times the cotangent's norm means that q no longer follows; it starts again from zero."""
+"""A residual this many times the cotangent's norm means that q no longer follows; it starts again
+from zero.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Soba(Engine):
-    """Keeps q from one upper update to the next and moves it by one step of size α down the residual.
+    """Keeps q from one upper update to the next and moves it by one step of size α down the
+    residual.
 
-    The first updates therefore see a small q, and `gradient`, which changes nothing, does not move it on. The response cannot
+    The first updates therefore see a small q, and `gradient`, which changes nothing, does not move
+    it on. The response cannot
     be differentiated again: q holds what earlier updates left.
 
     Attributes:
-        step_size: α, below 2 / λmax; "auto" takes 1 / λmax, estimated by ten products, again every hundred
-            updates, and raised whenever the product of an update shows a larger curvature, as it does before q could diverge.
+        step_size: α, below 2 / λmax; "auto" takes 1 / λmax, estimated by ten products, again every
+            hundred updates, and raised whenever the product of an update shows a larger curvature,
+            as it does before q could diverge.
         damping: added to the diagonal of A.
-        tol: relative residual above which it counts as not converged, once it has made `PATIENCE` updates.
+        tol: relative residual above which it counts as not converged, once it has made `PATIENCE`
+            updates.
 
-    Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and global variance reduction
+    Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and
+        global variance reduction
     algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
     """
 
@@ -80,7 +94,8 @@ class Soba(Engine):
             iterations=operator.products,
             residual=residual,
             converged=not lost and follows,
-            advice="The persistent solve diverged and starts again: use step_size='auto', or a smaller one; on a Jacobian "
+            advice="The persistent solve diverged and starts again: use step_size='auto', or a "
+            "smaller one; on a Jacobian "
             "with negative eigenvalues, damping."
             if lost
             else "The persistent solve does not follow: batches differ too much, or the Jacobian is too ill-conditioned for "

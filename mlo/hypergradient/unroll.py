@@ -1,8 +1,10 @@
-"""`unroll`: exact reverse mode through the optimizer's last K steps, momentum and second moments included.
+"""`unroll`: exact reverse mode through the optimizer's last K steps, momentum and second moments
+included.
 
-θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1; θ_0 and s_0 are constants. Each
-step is one node of the autograd graph, whose backward re-evaluates the loss at the recorded θ_t and differentiates that one
-step. So memory holds K copies of the parameters and of the optimizer's state, and one step's graph at a time, however large K.
+θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1; θ_0 and
+s_0 are constants. Each step is one node of the autograd graph, whose backward re-evaluates the loss
+at the recorded θ_t and differentiates that one step. So memory holds K copies of the parameters and
+of the optimizer's state, and one step's graph at a time, however large K.
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ StateKey = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Unroll(Engine):
-    """Differentiates the last `steps` steps of the optimizer; fewer where fewer were made since the start.
+    """Differentiates the last `steps` steps of the optimizer; fewer where fewer were made since the
+    start.
 
-    A problem that has not moved yet is looked at one step ahead, like `one_step`. The state of a run does not hold the
-    recorded steps: after a resume they are recorded anew (a warning says so where it matters), so use `steps` no larger than
+    A problem that has not moved yet is looked at one step ahead, like `one_step`. The state of a
+    run does not hold the
+    recorded steps: after a resume they are recorded anew (a warning says so where it matters), so
+    use `steps` no larger than
     the problem's own `steps`.
 
-    Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization (2017), Algorithm 1;
+    Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization
+    (2017), Algorithm 1;
     Maclaurin et al. (2015).
     """
 
@@ -52,7 +58,8 @@ class Unroll(Engine):
         at_least_one(self.name, "steps", self.steps)
         if not self.products.differentiable:
             raise EngineError(
-                "Engine 'unroll' differentiates its steps by autograd; finite differences do not serve it."
+                "Engine 'unroll' differentiates its steps by autograd; finite differences do not "
+                "serve it."
             )
 
     @property
@@ -60,12 +67,18 @@ class Unroll(Engine):
         return self.steps
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        raise NotImplementedError("unroll differentiates its steps as a chain of nodes and solves no system")
+        raise NotImplementedError(
+            "unroll differentiates its steps as a chain of nodes and solves no system"
+        )
 
     def respond(self, solution: Solution, context: Context) -> Tensors:
         first = solution.history[0]
-        theta: Tensors = {name: value.detach() for name, value in first.evaluation.parameters.items()}
-        state: dict[StateKey, Tensor] = {k: v.detach() for k, v in first.step.differentiable_state().items()}
+        theta: Tensors = {
+            name: value.detach() for name, value in first.evaluation.parameters.items()
+        }
+        state: dict[StateKey, Tensor] = {
+            k: v.detach() for k, v in first.step.differentiable_state().items()
+        }
         for index, recorded in enumerate(solution.history):
             last = index + 1 == len(solution.history)
             after = solution.value if last else solution.history[index + 1].evaluation.parameters
@@ -80,7 +93,9 @@ class Unroll(Engine):
                 after_state=tuple(after_state.values()),
                 context=context if last else replace(context, reports=[]),
             )
-            inputs = [t for item in recorded.evaluation.free_inputs for t in context.input(item).values()]
+            inputs = [
+                t for item in recorded.evaluation.free_inputs for t in context.input(item).values()
+            ]
             outputs = _Step.apply(node, *theta.values(), *state.values(), *inputs)
             theta = dict(zip(theta, outputs[: len(theta)], strict=True))
             state = dict(zip(after_state, outputs[len(theta) :], strict=True))
@@ -102,14 +117,19 @@ class _Node:
 
 
 class _Step(torch.autograd.Function):
-    """Forward: what a recorded step made. Backward: the vjp of that step in θ, the optimizer's state and the reads."""
+    """Forward: what a recorded step made. Backward: the vjp of that step in θ, the optimizer's
+    state and the reads.
+    """
 
     @staticmethod
     def forward(ctx: Any, node: _Node, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.node = node
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
-        return (*(tensor.clone() for tensor in node.after), *(tensor.clone() for tensor in node.after_state))
+        return (
+            *(tensor.clone() for tensor in node.after),
+            *(tensor.clone() for tensor in node.after_state),
+        )
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -137,7 +157,9 @@ def _pull_back(
     count, states = len(node.names), len(node.state_keys)
     recorded_state = node.recorded.step.differentiable_state()
     theta = {
-        name: alias(saved[k], node.recorded.evaluation.parameters[name], differentiate=differentiate)
+        name: alias(
+            saved[k], node.recorded.evaluation.parameters[name], differentiate=differentiate
+        )
         for k, name in enumerate(node.names)
     }
     state = {
@@ -159,8 +181,12 @@ def _pull_back(
         found = gradients(losses[player], [theta[name] for name in members], create_graph=True)
         gradient |= zip(members, found, strict=True)
     moved, after_state = node.recorded.step.apply_with_state(theta, gradient, state)
-    made = [moved[name] for name in node.names] + [after_state[key] for key in node.after_state_keys]
-    pairs = [(t, v) for t, v in zip(made, cotangents, strict=True) if v is not None and t.requires_grad]
+    made = [moved[name] for name in node.names] + [
+        after_state[key] for key in node.after_state_keys
+    ]
+    pairs = [
+        (t, v) for t, v in zip(made, cotangents, strict=True) if v is not None and t.requires_grad
+    ]
     sources = [*theta.values(), *state.values(), *inputs]
     asked = [t for t, want in zip(sources, wanted, strict=True) if want]
     asked_grads = iter(

@@ -1,12 +1,15 @@
-"""Kills runs at random moments, damages what they left, goes on with them, and compares each end with an undisturbed run.
+"""Kills runs at random moments, damages what they left, goes on with them, and compares each end
+with an undisturbed run.
 
     python tests/faults/campaign.py --kills 100
 
-Every run is a child that is forked from this process, after the imports, and that calls the command line's own function. One
-chain of runs goes on in one folder until it is complete: between two runs there is a SIGKILL (or a SIGTERM) at a random
-moment, and then, one time in three, a fault: a checkpoint that is cut, has a flipped bit or is gone, half a line at the end of
-metrics.jsonl, a leftover of a writer. It counts as a failure if a run ends with an error, if SIGTERM is not answered by exit
-code 0 within 10 seconds, or if the chain ends in other bytes than the undisturbed run. Exit code 1 if there was one.
+Every run is a child that is forked from this process, after the imports, and that calls the command
+line's own function. One chain of runs goes on in one folder until it is complete: between two runs
+there is a SIGKILL (or a SIGTERM) at a random moment, and then, one time in three, a fault: a
+checkpoint that is cut, has a flipped bit or is gone, half a line at the end of metrics.jsonl, a
+leftover of a writer. It counts as a failure if a run ends with an error, if SIGTERM is not answered
+by exit code 0 within 10 seconds, or if the chain ends in other bytes than the undisturbed run. Exit
+code 1 if there was one.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ def child(folder: Path, log: Path) -> int:
         code = 0
     except typer.Exit as end:
         code = end.exit_code
-    except BaseException:  # noqa: BLE001  # whatever it is, it is told, and must not reach the parent's code
+    except BaseException:  # noqa: BLE001  # told, and must not reach the parent's code
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -79,7 +82,9 @@ def child(folder: Path, log: Path) -> int:
 
 
 def ended(pid: int, seconds: float) -> int | None:
-    """The exit code of a child that ends within so many seconds (minus the signal that ended it); None if it does not."""
+    """The exit code of a child that ends within so many seconds (minus the signal that ended it);
+    None if it does not.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -89,12 +94,14 @@ def ended(pid: int, seconds: float) -> int | None:
     return None
 
 
-# ------------------------------------------------------------------ faults between two runs
+# ------------------------------ faults between two runs
 
 
 def damage(folder: Path, rng: random.Random) -> str:
     """Does one thing to a folder that a run must survive; returns what."""
-    checkpoints = [path for name in ("search", "evaluation") if (path := folder / f"{name}.pt").exists()]
+    checkpoints = [
+        path for name in ("search", "evaluation") if (path := folder / f"{name}.pt").exists()
+    ]
     # One that has another before it: where the only one is lost, the error is the right end.
     checkpoints = [path for path in checkpoints if path.with_suffix(".previous.pt").exists()]
     kind = rng.choice(["cut", "flipped", "gone", "half a line", "leftover"])
@@ -120,7 +127,11 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 def checkpointed(folder: Path) -> int:
     """When the last checkpoint was written."""
-    found = [path.stat().st_mtime_ns for name in ("search", "evaluation") if (path := folder / f"{name}.pt").exists()]
+    found = [
+        path.stat().st_mtime_ns
+        for name in ("search", "evaluation")
+        if (path := folder / f"{name}.pt").exists()
+    ]
     return max(found, default=0)
 
 
@@ -134,11 +145,13 @@ def where(folder: Path) -> str:
     return "before the first checkpoint"
 
 
-# ------------------------------------------------------------------ the campaign
+# ------------------------------ the campaign
 
 
 def campaign(kills: int, seed: int, folder: Path, minutes: float, terminations: float = 0.2) -> int:
-    """Runs chains until there were so many kills, or no time is left; prints what happened; returns the number of failures."""
+    """Runs chains until there were so many kills, or no time is left; prints what happened; returns
+    the number of failures.
+    """
     rng = random.Random(seed)
     log = folder / "log.txt"
     began = time.monotonic()
@@ -184,7 +197,8 @@ def campaign(kills: int, seed: int, folder: Path, minutes: float, terminations: 
             if code is not None:
                 break
             counts[trace[-1]] += 1
-            # On a machine that became busier since it was measured, a run may need longer than the window to get anywhere.
+            # On a machine that became busier since it was measured, a run may need longer than the
+            # window to get anywhere.
             stands = checkpointed(path)
             window, stood = (duration / 2 if stands > stood else 1.2 * window), max(stands, stood)
             if not (path / "config.yaml").exists():
@@ -197,33 +211,49 @@ def campaign(kills: int, seed: int, folder: Path, minutes: float, terminations: 
         if not same or left:
             failures += 1
             print(
-                f"FAILED chain {chains} (exit code {code}, leftovers {left}): {', '.join(trace)}; see {path}",
+                f"FAILED chain {chains} (exit code {code}, leftovers {left}): {', '.join(trace)}; "
+                f"see {path}",
                 flush=True,
             )
         else:
             shutil.rmtree(path)
-        print(f"chain {chains}: {counts['SIGKILL']} kills so far, {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"chain {chains}: {counts['SIGKILL']} kills so far, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
     print(
-        f"{chains} chains, {failures} failed; an undisturbed run took {duration:.1f} s, all {time.monotonic() - began:.0f} s"
+        f"{chains} chains, {failures} failed; an undisturbed run took {duration:.1f} s, all "
+        f"{time.monotonic() - began:.0f} s"
     )
     for name, count in sorted(counts.items()):
         print(f"  {name}: {count}")
     if answers:
-        print(f"  seconds to answer SIGTERM: median {statistics.median(answers):.2f}, longest {max(answers):.2f}")
+        print(
+            f"  seconds to answer SIGTERM: median {statistics.median(answers):.2f}, longest "
+            f"{max(answers):.2f}"
+        )
     return failures
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, at least")
     parser.add_argument("--minutes", type=float, default=1e6, help="no more kills after so long")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, help="folder of the runs; by default a temporary one, removed if all went well"
+        "--out",
+        type=Path,
+        help="folder of the runs; by default a temporary one, removed if all went well",
     )
-    parser.add_argument("--pictures", action="store_true", help="draw the cells too, which takes most of the time")
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw the cells too, which takes most of the time"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load_dataset("digits")  # imports what the children would each import

@@ -1,4 +1,6 @@
-"""Runs of the application in this process, interrupted wherever a test says, on a recipe that takes a second."""
+"""Runs of the application in this process, interrupted wherever a test says, on a recipe that takes
+a second.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +58,14 @@ class Runs:
         return self._run(RunFolder.open(path), die_after)
 
     def _run(self, folder, die_after):
-        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))  # of a process before it nothing is left
+        torch.manual_seed(
+            int.from_bytes(os.urandom(4), "big")
+        )  # of a process before it nothing is left
         dataset = trainer.read_data(folder.recipe, folder.path)
         with self._monkeypatch.context() as patch:
-            patch.setattr(trainer, "draw_genotype", lambda *arguments: None)  # takes longer than all else
+            patch.setattr(
+                trainer, "draw_genotype", lambda *arguments: None
+            )  # takes longer than all else
             if die_after is not None:
                 log = RunFolder.log
                 count = 0

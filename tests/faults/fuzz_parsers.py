@@ -1,9 +1,11 @@
-"""Coverage-guided fuzzing of the parsers of recipes and genotypes with atheris (`pip install atheris`; not run by CI).
+"""Coverage-guided fuzzing of the parsers of recipes and genotypes with atheris (`pip install
+atheris`; not run by CI).
 
     python tests/faults/fuzz_parsers.py -max_total_time=60
 
-Options are libFuzzer's. An input that makes a parser raise anything but an InputError ends it with a traceback and is written
-to crash-*. The short version with Hypothesis is tests/property/test_parsers.py.
+Options are libFuzzer's. An input that makes a parser raise anything but an InputError ends it with
+a traceback and is written to crash-*. The short version with Hypothesis is
+tests/property/test_parsers.py.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import atheris
 
-with atheris.instrument_imports(include=["lfmcw_app.recipe", "lfmcw_app.search_space.genotype", "yaml", "json"]):
+with atheris.instrument_imports(
+    include=["lfmcw_app.recipe", "lfmcw_app.search_space.genotype", "yaml", "json"]
+):
     from lfmcw_app.errors import InputError
     from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
     from lfmcw_app.search_space.genotype import Genotype

@@ -1,6 +1,8 @@
-"""Data sets that are wrong, on the command line: exit code 2, one paragraph that names what, no folder of a run.
+"""Data sets that are wrong, on the command line: exit code 2, one paragraph that names what, no
+folder of a run.
 
-What is wrong with single images and files is tried in tests/unit/test_data.py and test_data_folders.py.
+What is wrong with single images and files is tried in tests/unit/test_data.py and
+test_data_folders.py.
 """
 
 from __future__ import annotations
@@ -53,16 +55,22 @@ def one_class(folder):
     return "at least two folders"
 
 
-@pytest.mark.parametrize("harm", [corrupt, not_an_image, another_shape, nan, empty_class, one_class])
+@pytest.mark.parametrize(
+    "harm", [corrupt, not_an_image, another_shape, nan, empty_class, one_class]
+)
 def test_a_folder_of_images_with_a_fault_is_refused(harm, tmp_path):
     images(tmp_path / "images")
     words = harm(tmp_path / "images")
-    assert words in refused(tmp_path, f"folder:{tmp_path / 'images'}", "--preset=smoke", "--set=data.image_size=null")
+    assert words in refused(
+        tmp_path, f"folder:{tmp_path / 'images'}", "--preset=smoke", "--set=data.image_size=null"
+    )
 
 
 def test_fewer_images_than_a_batch_are_refused(tmp_path):
     images(tmp_path / "images")
-    assert "search.batch_size is 32" in refused(tmp_path, f"folder:{tmp_path / 'images'}", "--preset=smoke")
+    assert "search.batch_size is 32" in refused(
+        tmp_path, f"folder:{tmp_path / 'images'}", "--preset=smoke"
+    )
 
 
 def test_labels_out_of_range_are_refused(tmp_path):
@@ -72,7 +80,9 @@ def test_labels_out_of_range_are_refused(tmp_path):
         label = 10 if name == "data_batch_3" else 3
         pixels = np.random.default_rng(0).integers(0, 256, 3072, dtype=np.uint8)
         (folder / f"{name}.bin").write_bytes(bytes([label]) + pixels.tobytes())
-    assert "labels of cifar10 range from 3 to 10" in refused(tmp_path, "cifar10", "--data", tmp_path)
+    assert "labels of cifar10 range from 3 to 10" in refused(
+        tmp_path, "cifar10", "--data", tmp_path
+    )
 
 
 def refused(tmp_path, *arguments):

@@ -13,9 +13,13 @@ def test_a_run_is_repeated_bit_for_bit_within_one_process(runs, whole, tmp_path)
     assert outcome(tmp_path / "again") == whole
 
 
-@pytest.mark.parametrize("harm", [flip, truncate, lambda path: path.unlink()], ids=["flipped", "truncated", "gone"])
+@pytest.mark.parametrize(
+    "harm", [flip, truncate, lambda path: path.unlink()], ids=["flipped", "truncated", "gone"]
+)
 @pytest.mark.parametrize("lines", [5, 13], ids=["in the search", "in the training"])
-def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(runs, whole, tmp_path, lines, harm):
+def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(
+    runs, whole, tmp_path, lines, harm
+):
     folder = tmp_path / "run"
     runs.start(folder, die_after=lines)
     harm(folder / ("search.pt" if lines < 7 else "evaluation.pt"))
@@ -24,7 +28,9 @@ def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(runs, wh
     assert outcome(folder) == whole
 
 
-def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_checkpoint(runs, whole, tmp_path):
+def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_checkpoint(
+    runs, whole, tmp_path
+):
     folder = tmp_path / "run"
     runs.start(folder, die_after=13)
     flip(folder / "search.pt")
@@ -33,7 +39,9 @@ def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_chec
     assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == 6
     runs.resume(folder, die_after=2)
     for name in ("evaluation.pt", "evaluation.previous.pt", "evaluation.best.pt"):
-        (folder / name).unlink()  # the training from its beginning, where the mended search says that it began
+        (
+            folder / name
+        ).unlink()  # the training from its beginning, where the mended search says that it began
     runs.resume(folder)
     assert outcome(folder) == whole
 
@@ -75,24 +83,34 @@ def test_the_recipe_says_which_checkpoints_stay(runs, tmp_path):
     runs.start(folder, checkpoint_keep_every=2)
     kept = {path.name for path in folder.glob("*.round-*.pt")}
     assert kept == {"search.round-4.pt", "evaluation.round-6.pt"}
-    for path in (folder / "evaluation.pt", folder / "evaluation.previous.pt", folder / "result.json"):
+    for path in (
+        folder / "evaluation.pt",
+        folder / "evaluation.previous.pt",
+        folder / "result.json",
+    ):
         path.unlink()
     with pytest.warns(mlo.CheckpointWarning, match="round-6"):
         runs.resume(folder)
 
 
-def test_the_best_checkpoint_is_the_one_with_the_lowest_mean_loss_however_often_the_run_was_stopped(runs, tmp_path):
+def test_the_best_checkpoint_is_the_one_with_the_lowest_mean_loss_however_often_the_run_was_stopped(
+    runs, tmp_path
+):
     runs.start(tmp_path / "whole")
     runs.start(tmp_path / "run", die_after=3)
     runs.resume(tmp_path / "run", die_after=4)
     runs.resume(tmp_path / "run")
     for phase in ("search", "evaluation"):
-        best = [mlo.load_checkpoint(tmp_path / run / f"{phase}.best.pt") for run in ("whole", "run")]
+        best = [
+            mlo.load_checkpoint(tmp_path / run / f"{phase}.best.pt") for run in ("whole", "run")
+        ]
         assert best[0]["optimizer"]["round"] == best[1]["optimizer"]["round"]
         assert best[0]["standing"] == best[1]["standing"]
     import json
 
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["losses"]["network"] for line in lines if line["phase"] == "training"]
     means = [sum(losses[i : i + 3]) / 3 for i in range(0, 9, 3)]
     assert best[0]["standing"]["best"] == pytest.approx(min(means))

@@ -1,4 +1,6 @@
-"""A full disk and a folder that turns read-only: warned of, survived while they last, an error where they do not end."""
+"""A full disk and a folder that turns read-only: warned of, survived while they last, an error
+where they do not end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if made.returncode:
         pytest.skip(f"no file system can be mounted here ({made.stderr.strip()}); needs root")
@@ -89,13 +94,17 @@ def between(monkeypatch):
 def test_a_fault_that_passes_costs_nothing_but_warnings(runs, whole, disk, between, kind):
     folder = disk / "run"
     between(kind(folder), 3, 6)
-    with pytest.warns(mlo.CheckpointWarning, match=f"round 4 of search cannot be written.*{kind.words}"):
+    with pytest.warns(
+        mlo.CheckpointWarning, match=f"round 4 of search cannot be written.*{kind.words}"
+    ):
         runs.start(folder)
     assert outcome(folder) == whole
 
 
 @pytest.mark.parametrize("kind", [Full, ReadOnly])
-@pytest.mark.parametrize(("first", "resumes_from"), [(3, 2), (11, 3)], ids=["in the search", "in the training"])
+@pytest.mark.parametrize(
+    ("first", "resumes_from"), [(3, 2), (11, 3)], ids=["in the search", "in the training"]
+)
 @pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")
 def test_a_fault_that_stays_stops_the_run_where_its_state_is_needed_and_it_goes_on_afterwards(
     runs, whole, disk, between, kind, first, resumes_from
@@ -103,7 +112,9 @@ def test_a_fault_that_stays_stops_the_run_where_its_state_is_needed_and_it_goes_
     folder = disk / "run"
     fault = kind(folder)
     between(fault, first)
-    with pytest.raises(InputError, match=f"cannot be written.*{kind.words}.*the last checkpoint stands.*--resume"):
+    with pytest.raises(
+        InputError, match=f"cannot be written.*{kind.words}.*the last checkpoint stands.*--resume"
+    ):
         runs.start(folder)
     phase = "search" if first < 7 else "evaluation"
     assert mlo.load_checkpoint(folder / f"{phase}.pt")["optimizer"]["round"] == resumes_from
@@ -131,7 +142,9 @@ def test_a_long_round_ends_with_a_checkpoint_that_is_not_due(runs, monkeypatch, 
 
 
 @pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")
-def test_a_run_gives_up_after_so_many_checkpoints_that_could_not_be_written(runs, monkeypatch, tmp_path):
+def test_a_run_gives_up_after_so_many_checkpoints_that_could_not_be_written(
+    runs, monkeypatch, tmp_path
+):
     def full(self, state, **options):
         raise OSError(28, "No space left on device")
 
@@ -141,7 +154,9 @@ def test_a_run_gives_up_after_so_many_checkpoints_that_could_not_be_written(runs
         runs.start(tmp_path / "run")
 
 
-def test_a_genotype_that_cannot_be_written_is_an_error_and_is_written_later(runs, monkeypatch, tmp_path, whole):
+def test_a_genotype_that_cannot_be_written_is_an_error_and_is_written_later(
+    runs, monkeypatch, tmp_path, whole
+):
     write = RunFolder.write
 
     def full(self, name, text):
@@ -152,7 +167,9 @@ def test_a_genotype_that_cannot_be_written_is_an_error_and_is_written_later(runs
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "write", full)
-        with pytest.raises(InputError, match=r"genotype\.json cannot be written.*nothing that was saved is lost"):
+        with pytest.raises(
+            InputError, match=r"genotype\.json cannot be written.*nothing that was saved is lost"
+        ):
             runs.start(tmp_path / "run")
     runs.resume(tmp_path / "run")
     assert outcome(tmp_path / "run") == whole

@@ -13,7 +13,11 @@ from lfmcw_app.evaluate import evaluate
 from lfmcw_app.run import run
 from lfmcw_app.run_folder import RunFolder
 
-SETTINGS = [f"--set={key}={value}" for key, value in RECIPE.items() if key not in ("dataset", "search.method")]
+SETTINGS = [
+    f"--set={key}={value}"
+    for key, value in RECIPE.items()
+    if key not in ("dataset", "search.method")
+]
 
 
 def call(command, *arguments):
@@ -31,12 +35,16 @@ def outcome(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    code, printed = call(evaluate, "random:1", "digits", "--preset=smoke", "--out", folder, *SETTINGS)
+    code, printed = call(
+        evaluate, "random:1", "digits", "--preset=smoke", "--out", folder, *SETTINGS
+    )
     assert code == 0, printed
     return folder
 
 
-@pytest.mark.parametrize("lines", [1, 3, 7], ids=["before the first checkpoint", "at one", "behind two"])
+@pytest.mark.parametrize(
+    "lines", [1, 3, 7], ids=["before the first checkpoint", "at one", "behind two"]
+)
 def test_a_killed_evaluation_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, lines):
     folder = tmp_path / "run"
     log, count = RunFolder.log, 0
@@ -72,7 +80,11 @@ def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
         (evaluate, ["--resume", whole, "--seed=3"], "drop the others"),
         (evaluate, ["--resume", search.path], f"python -m lfmcw_app.run --resume {search.path}"),
         (evaluate, ["--resume", tmp_path / "nowhere"], "no run in it"),
-        (evaluate, ["--resume", whole, "--max-steps", "2"], "--max-steps starts a trial of its own"),
+        (
+            evaluate,
+            ["--resume", whole, "--max-steps", "2"],
+            "--max-steps starts a trial of its own",
+        ),
         (evaluate, ["random:1"], "Name a genotype and a data set"),
         (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),
     ):

@@ -1,4 +1,6 @@
-"""Numbers that are lost in a run: the policies of the recipe, their files, and the same bytes after a kill."""
+"""Numbers that are lost in a run: the policies of the recipe, their files, and the same bytes after
+a kill.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,17 @@ def test_stop_names_problem_round_and_term_and_leaves_a_diagnostic_file(runs, po
     folder = tmp_path / "run"
     poisoned(SEARCH, {3})
     with pytest.raises(
-        InputError, match=r"Round 4, problem 'w2': its loss is not finite.*batch holds.*nonfinite-w2-round-4"
+        InputError,
+        match=r"Round 4, problem 'w2': its loss is not finite.*batch holds.*nonfinite-w2-round-4",
     ):
         runs.start(folder)
     found = mlo.load_checkpoint(folder / "nonfinite-w2-round-4.pt")
-    assert (found["problem"], found["round"], found["term"], found["nonfinite_batch"]) == ("w2", 4, "loss", True)
+    assert (found["problem"], found["round"], found["term"], found["nonfinite_batch"]) == (
+        "w2",
+        4,
+        "loss",
+        True,
+    )
     assert torch.isnan(found["batches"][0]).sum() == 1
     assert len(lines(folder)) == 3
     assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == 2
@@ -75,7 +83,10 @@ def test_diagnostic_files_are_bounded(runs, poisoned, tmp_path):
 
 def test_skip_ends_where_too_many_in_a_row_are_lost(runs, poisoned, tmp_path):
     poisoned(TRAINING, set(range(2, 100)))
-    with pytest.raises(InputError, match="Round 13, problem 'network'"), pytest.warns(NumbersWarning):
+    with (
+        pytest.raises(InputError, match="Round 13, problem 'network'"),
+        pytest.warns(NumbersWarning),
+    ):
         runs.start(tmp_path / "run", on_nonfinite="skip", **{"evaluation.epochs": 6})
 
 
@@ -86,9 +97,18 @@ def test_rollback_repeats_the_rounds_since_the_checkpoint_on_other_batches_also_
 ):
     poisoned(SEARCH, {3})
     runs.start(tmp_path / "whole", on_nonfinite="rollback")
-    assert [line["round"] for line in lines(tmp_path / "whole")][:6] == [1, 2, 3, 4, 5, 6]  # the lines since are cut
+    assert [line["round"] for line in lines(tmp_path / "whole")][:6] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]  # the lines since are cut
     checkpoint = mlo.load_checkpoint(tmp_path / "whole" / "search.pt")
-    assert checkpoint["optimizer"]["problems"]["w2"]["data"]["data"]["position"] == 8  # two rounds were made twice
+    assert (
+        checkpoint["optimizer"]["problems"]["w2"]["data"]["data"]["position"] == 8
+    )  # two rounds were made twice
     assert checkpoint["standing"]["rollbacks"] == 0
     runs.start(tmp_path / "run", on_nonfinite="rollback", die_after=die_after)
     runs.resume(tmp_path / "run")
@@ -98,7 +118,10 @@ def test_rollback_repeats_the_rounds_since_the_checkpoint_on_other_batches_also_
 @pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
 def test_rollback_works_before_the_first_checkpoint_that_is_due(runs, poisoned, tmp_path):
     poisoned(SEARCH, {0})
-    with pytest.warns(NumbersWarning, match="goes back to round 0 of search, with other batches and noise \\(1 of 3"):
+    with pytest.warns(
+        NumbersWarning,
+        match="goes back to round 0 of search, with other batches and noise \\(1 of 3",
+    ):
         runs.start(tmp_path / "run", on_nonfinite="rollback")
     assert len(lines(tmp_path / "run")) == 15
 
@@ -114,8 +137,12 @@ def test_rollback_is_bounded(runs, poisoned, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
-def test_collapse_is_told_of_while_the_run_goes_on_to_the_same_bytes(runs, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("lfmcw_app.collapse.CollapseDetector.update", lambda self, observation: ["It collapsed."])
+def test_collapse_is_told_of_while_the_run_goes_on_to_the_same_bytes(
+    runs, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "lfmcw_app.collapse.CollapseDetector.update", lambda self, observation: ["It collapsed."]
+    )
     with pytest.warns(NumbersWarning, match=r"Round 1: It collapsed\."):
         runs.start(tmp_path / "run", detect_collapse=True)
     assert outcome(tmp_path / "run")["metrics.jsonl"] == whole["metrics.jsonl"]

@@ -22,7 +22,9 @@ ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def started(tmp_path):
-    """A search of two processes that would never end, after its third checkpoint; the launcher, and the run folder."""
+    """A search of two processes that would never end, after its third checkpoint; the launcher, and
+    the run folder.
+    """
     folder = tmp_path / "run"
     command = [
         sys.executable,
@@ -36,7 +38,11 @@ def started(tmp_path):
     options = ["digits", "--device=cpu", "--threads=1", "--out", str(folder)]
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
     process = subprocess.Popen(
-        [*command, *options, *settings], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, *options, *settings],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         wait_for(lambda: lines(folder) >= 6 or process.poll() is not None)
@@ -50,7 +56,11 @@ def started(tmp_path):
 
 
 def lines(folder: Path) -> int:
-    return len((folder / "metrics.jsonl").read_text().splitlines()) if (folder / "metrics.jsonl").exists() else 0
+    return (
+        len((folder / "metrics.jsonl").read_text().splitlines())
+        if (folder / "metrics.jsonl").exists()
+        else 0
+    )
 
 
 def wait_for(condition, seconds: float = 120.0) -> None:
@@ -61,12 +71,16 @@ def wait_for(condition, seconds: float = 120.0) -> None:
 
 
 def workers(process: subprocess.Popen) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout
     return [int(number) for number in found.split()]
 
 
 def goes_on(folder: Path) -> int:
-    """Rounds of the search after a single process went on with it for a while, from where its checkpoint stands."""
+    """Rounds of the search after a single process went on with it for a while, from where its
+    checkpoint stands.
+    """
     before = lines(folder)
     single = subprocess.Popen(
         [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), "--threads=1"],
@@ -79,7 +93,9 @@ def goes_on(folder: Path) -> int:
     assert single.poll() is None, single.communicate()[1]
     single.terminate()
     assert single.wait(60) == 0, single.communicate()[1]
-    rounds = [json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rounds = [
+        json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert rounds == list(range(1, len(rounds) + 1))
     return len(rounds)
 
@@ -108,4 +124,6 @@ def test_all_processes_stop_after_the_same_round_when_asked_to(started):
             os.kill(pid, 0)
     stopped_after = lines(folder)
     assert (folder / "search.pt").exists()
-    assert goes_on(folder) >= stopped_after + 3  # not a round is lost: the state was saved at the last one
+    assert (
+        goes_on(folder) >= stopped_after + 3
+    )  # not a round is lost: the state was saved at the last one

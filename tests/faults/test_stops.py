@@ -20,7 +20,9 @@ COMMAND = [sys.executable, "-m", "lfmcw_app.run", "--threads=1"]
 
 @pytest.fixture
 def started(runs, tmp_path):
-    """Starts a run in a process of its own and returns it after so many lines of metrics, held still."""
+    """Starts a run in a process of its own and returns it after so many lines of metrics, held
+    still.
+    """
     processes = []
 
     def start(lines):
@@ -48,7 +50,9 @@ def started(runs, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(started, runs, whole, number, code):
+def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(
+    started, runs, whole, number, code
+):
     process, folder = started(3)
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
@@ -60,14 +64,18 @@ def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(started, run
     assert lines < 15
     import mlo
 
-    assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == min(lines, 6)  # of the very last round
+    assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == min(
+        lines, 6
+    )  # of the very last round
     runs.resume(folder)
     assert outcome(folder) == whole
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(started, runs, whole):
     process, folder = started(2)
-    second = subprocess.run([*COMMAND, "--resume", folder], capture_output=True, text=True, timeout=120, check=False)
+    second = subprocess.run(
+        [*COMMAND, "--resume", folder], capture_output=True, text=True, timeout=120, check=False
+    )
     assert second.returncode == 2
     assert "Another process is running in" in second.stderr
     assert "Traceback" not in second.stderr
@@ -78,16 +86,21 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(started, 
 
 
 def test_a_folder_that_another_process_is_about_to_begin_in_is_refused(runs, tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="Another process is running"):
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(InputError, match="Another process is running"),
+    ):
         RunFolder.create(tmp_path, runs.recipe())
     RunFolder.create(tmp_path, runs.recipe())
 
 
-# ------------------------------------------------------------------ signals alone
+# ------------------------------ signals alone
 
 
 def program(body):
-    """Runs a program under `stop_signals` with a short grace; returns its exit code, output and errors."""
+    """Runs a program under `stop_signals` with a short grace; returns its exit code, output and
+    errors.
+    """
     code = textwrap.dedent(
         """
         import hashlib, os, signal
@@ -97,7 +110,9 @@ def program(body):
             hashlib.pbkdf2_hmac("sha512", b"", b"", 1 << 24)
         """
     ) + textwrap.dedent(body)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -112,7 +127,10 @@ def test_a_round_that_outlasts_the_grace_is_given_up_with_exit_code_0():
         """
     )
     assert (code, printed) == (0, "")
-    assert "did not end within 0 s, so it is given up; the last checkpoint stands. Go on with: THIS" in errors
+    assert (
+        "did not end within 0 s, so it is given up; the last checkpoint stands. Go on with: THIS"
+        in errors
+    )
 
 
 def test_a_round_that_ends_in_time_is_not_given_up_while_its_state_is_written():

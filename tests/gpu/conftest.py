@@ -1,4 +1,6 @@
-"""The one device of the GPU tests: skipped in a visible line where there is none, a failure under REQUIRE_GPU=1."""
+"""The one device of the GPU tests: skipped in a visible line where there is none, a failure under
+REQUIRE_GPU=1.
+"""
 
 from __future__ import annotations
 

@@ -30,10 +30,16 @@ def derivatives(loss, x, w):
     [(torch.float64, 1e-12), (torch.float32, 5e-6), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)],
     ids=lambda value: str(value).removeprefix("torch."),
 )
-@pytest.mark.parametrize("shape", [(1, 2), (64, 100), (1000, 10), (513, 1000), (3, 20_000), (2, 100_000)], ids=str)
-def test_kernels_equal_the_composition_in_double_precision(device, shape, dtype, tolerance, smoothing):
+@pytest.mark.parametrize(
+    "shape", [(1, 2), (64, 100), (1000, 10), (513, 1000), (3, 20_000), (2, 100_000)], ids=str
+)
+def test_kernels_equal_the_composition_in_double_precision(
+    device, shape, dtype, tolerance, smoothing
+):
     x, w, y = case(device, *shape, dtype=dtype)
-    found = derivatives(lambda x, w: class_weighted_cross_entropy(x, y, w, label_smoothing=smoothing), x, w)
+    found = derivatives(
+        lambda x, w: class_weighted_cross_entropy(x, y, w, label_smoothing=smoothing), x, w
+    )
 
     def reference(x, w):
         return (F.cross_entropy(x, y, reduction="none", label_smoothing=smoothing) * w[y]).mean()
@@ -58,7 +64,9 @@ def test_results_repeat_bit_for_bit(device):
     ):
         first = derivatives(loss, x, w)
         for _ in range(20):
-            assert all(torch.equal(a, b) for a, b in zip(first, derivatives(loss, x, w), strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(first, derivatives(loss, x, w), strict=True)
+            )
 
 
 def test_nothing_waits_for_the_device(device):
@@ -68,7 +76,12 @@ def test_nothing_waits_for_the_device(device):
     def run():
         means, counts = classwise_cross_entropy(x, y)
         weighted = class_weighted_cross_entropy(x, ignored, w, ignore_index=-1)
-        return derivatives(lambda x, w: class_weighted_cross_entropy(x, y, w), x, w), means, counts, weighted
+        return (
+            derivatives(lambda x, w: class_weighted_cross_entropy(x, y, w), x, w),
+            means,
+            counts,
+            weighted,
+        )
 
     run()  # compiles the kernels
     torch.cuda.synchronize()
@@ -113,7 +126,9 @@ def test_offsets_beyond_two_to_the_31(device):
     row[0, 5] = 3.0
     assert torch.allclose(loss[-1], F.cross_entropy(row, torch.tensor([5], device=device)))
     (gradient,) = torch.autograd.grad(loss[-1], x)
-    assert torch.allclose(gradient[-1].float(), row.softmax(1)[0] - F.one_hot(y[-1], columns), atol=1e-2)
+    assert torch.allclose(
+        gradient[-1].float(), row.softmax(1)[0] - F.one_hot(y[-1], columns), atol=1e-2
+    )
 
 
 def test_a_label_out_of_range_is_nan_and_does_not_stop_the_device(device):
@@ -134,7 +149,9 @@ def test_the_double_backward_takes_fewer_launches_than_the_composition(device):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             derivatives(loss, x, w)
             torch.cuda.synchronize()
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+        return sum(
+            event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events()
+        )
 
     fused = launches(lambda x, w: class_weighted_cross_entropy(x, y, w))
     composed = launches(lambda x, w: (F.cross_entropy(x, y, reduction="none") * w[y]).mean())

@@ -45,14 +45,17 @@ def gradients(name, engine, device):
     for _ in range(3):
         optimizer.step()
     last = optimizer.gradient(closed.upper)["v"]
-    parameters = [parameter for problem in closed.problems for parameter in problem.parameters.values()]
+    parameters = [
+        parameter for problem in closed.problems for parameter in problem.parameters.values()
+    ]
     assert all(tensor.device.type == device.type for tensor in (first, last, *parameters))
     return [tensor.detach().cpu() for tensor in (first, last, *parameters)], closed.exact
 
 
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
 @pytest.mark.parametrize(
-    ("engine", "name"), [(e, name) for e in ENGINES for name in PROBLEMS if (e, name) not in REFUSED]
+    ("engine", "name"),
+    [(e, name) for e in ENGINES for name in PROBLEMS if (e, name) not in REFUSED],
 )
 def test_an_engine_computes_on_the_device_what_it_computes_on_the_cpu(device, engine, name):
     expected, exact = gradients(name, engine, torch.device("cpu"))

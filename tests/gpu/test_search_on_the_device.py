@@ -1,4 +1,6 @@
-"""The search on a GPU: supernets and steps equal to those of a CPU in float64, steps that do not wait, and the command line."""
+"""The search on a GPU: supernets and steps equal to those of a CPU in float64, steps that do not
+wait, and the command line.
+"""
 
 from __future__ import annotations
 
@@ -71,21 +73,35 @@ def test_rounds_of_a_search_equal_those_on_the_cpu(device, fixed_noise, options)
     for _ in range(2):
         losses = [optimizer.step().losses for optimizer in searches]
         assert set(losses[0]) == set(losses[1])
-        gradients = [{key: g.cpu() for key, g in optimizer.gradient("arch").items()} for optimizer in searches]
+        gradients = [
+            {key: g.cpu() for key, g in optimizer.gradient("arch").items()}
+            for optimizer in searches
+        ]
         assert relative_error(gradients[1], gradients[0]) < 1e-8
     for name, problem in searches[1].problems.items():
         assert problem.device.type == device.type
         moved = {key: parameter.detach().cpu() for key, parameter in problem.parameters.items()}
-        expected = {key: parameter.detach() for key, parameter in searches[0].problems[name].parameters.items()}
+        expected = {
+            key: parameter.detach()
+            for key, parameter in searches[0].problems[name].parameters.items()
+        }
         assert relative_error(moved, expected) < 1e-8
 
 
 @pytest.mark.parametrize("partial_channels", [1, 4], ids=["darts", "pcdarts"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-def test_a_supernet_and_its_derivatives_equal_those_on_the_cpu(device, partial_channels, checkpointing):
+def test_a_supernet_and_its_derivatives_equal_those_on_the_cpu(
+    device, partial_channels, checkpointing
+):
     torch.manual_seed(0)
-    options = {"partial_channels": partial_channels, "checkpointing": checkpointing, "primitives": PRIMITIVES}
-    network = Supernet(in_channels=3, num_classes=10, channels=8, layers=3, nodes=3, **options).double()
+    options = {
+        "partial_channels": partial_channels,
+        "checkpointing": checkpointing,
+        "primitives": PRIMITIVES,
+    }
+    network = Supernet(
+        in_channels=3, num_classes=10, channels=8, layers=3, nodes=3, **options
+    ).double()
     arch = Architecture(3, PRIMITIVES, edge_weights=partial_channels > 1, scale=0.5).double()
     images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.arange(6)
     found = []
@@ -94,7 +110,9 @@ def test_a_supernet_and_its_derivatives_equal_those_on_the_cpu(device, partial_c
         arch.to(where)
         variables = [*network.parameters(), *arch.parameters()]
         logits = network(images.to(where), arch())
-        gradient = torch.autograd.grad(F.cross_entropy(logits, labels.to(where)), variables, create_graph=True)
+        gradient = torch.autograd.grad(
+            F.cross_entropy(logits, labels.to(where)), variables, create_graph=True
+        )
         product = sum((g * g.detach().sin()).sum() for g in gradient)
         second = torch.autograd.grad(product, variables, allow_unused=True)
         found.append([t.detach().cpu() for t in (logits, *gradient, *second) if t is not None])
@@ -114,7 +132,11 @@ def test_a_first_order_round_does_not_wait_for_the_device(device):
         record = optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(parameter.isfinite().all() for p in optimizer.problems.values() for parameter in p.parameters.values())
+    assert all(
+        parameter.isfinite().all()
+        for p in optimizer.problems.values()
+        for parameter in p.parameters.values()
+    )
     assert set(record.losses) == {"w1", "gan", "w2", "arch"}
 
 
@@ -155,7 +177,9 @@ def test_a_killed_run_goes_on_from_where_it_was(device, tmp_path):
     where = f"--device={device.type}"
     folder, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     options = [f"--set={key}={value}" for key, value in settings.items()]
-    with subprocess.Popen(command("digits", where, "--out", folder, *options), stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command("digits", where, "--out", folder, *options), stdout=subprocess.DEVNULL
+    ) as process:
         try:
             deadline = time.monotonic() + 200
             while not log.exists() or len(log.read_text().splitlines()) < 4:
@@ -166,7 +190,9 @@ def test_a_killed_run_goes_on_from_where_it_was(device, tmp_path):
             process.send_signal(signal.SIGKILL)
     before = log.read_text().splitlines()[:2]
     assert not (folder / "result.json").exists()
-    resumed = subprocess.run(command("--resume", folder, where), capture_output=True, text=True, timeout=250)
+    resumed = subprocess.run(
+        command("--resume", folder, where), capture_output=True, text=True, timeout=250
+    )
     assert resumed.returncode == 0, resumed.stderr
     result = json.loads((folder / "result.json").read_text())
     assert result["test_images"] == 50

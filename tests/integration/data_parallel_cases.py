@@ -1,7 +1,8 @@
-"""What the data-parallel tests run, in one process and in several: small graphs, every engine, a few rounds in float64.
+"""What the data-parallel tests run, in one process and in several: small graphs, every engine, a
+few rounds in float64.
 
-As a script it is one of several processes: `python data_parallel_cases.py STORE RANK SIZE OUT` runs everything on this
-process's shards and writes what came out to OUT/RANK.pt.
+As a script it is one of several processes: `python data_parallel_cases.py STORE RANK SIZE OUT` runs
+everything on this process's shards and writes what came out to OUT/RANK.pt.
 """
 
 from __future__ import annotations
@@ -34,19 +35,26 @@ ENGINES = {
     "nystrom": {"rank": 3, "max_steps": 3, "damping": 2.0},
     "direct": {"damping": 0.5},
     "unroll": {"steps": 3},
-    # Large displacements: those that suit the dtype would magnify rounding, which differs between one process and several.
+    # Large displacements: those that suit the dtype would magnify rounding, which differs between
+    # one process and several.
     "darts": {"step": 0.1},
     "penalty": {"multiplier": 50.0, "steps": 3},
 }
-"""Options of engines, small enough to be quick and truncated, so that a product too few or too many shows."""
+"""Options of engines, small enough to be quick and truncated, so that a product too few or too many
+shows.
+"""
 
 
 class Net(nn.Module):
     def __init__(self, inputs, hidden, outputs, seed):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.first = nn.Parameter(0.4 * torch.randn(hidden, inputs, generator=generator, dtype=torch.float64))
-        self.second = nn.Parameter(0.4 * torch.randn(outputs, hidden, generator=generator, dtype=torch.float64))
+        self.first = nn.Parameter(
+            0.4 * torch.randn(hidden, inputs, generator=generator, dtype=torch.float64)
+        )
+        self.second = nn.Parameter(
+            0.4 * torch.randn(outputs, hidden, generator=generator, dtype=torch.float64)
+        )
 
     def forward(self, x):
         return torch.tanh(x @ self.first.T) @ self.second.T
@@ -93,16 +101,20 @@ def adam(module, lr=0.02):
 
 
 def problem(name, module, optimizer, loss, seed, parallel, **options):
-    return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss, data=data(seed, parallel), **options)
+    return mlo.Problem(
+        name, module=module, optimizer=optimizer, loss=loss, data=data(seed, parallel), **options
+    )
 
 
-# ------------------------------------------------------------------ losses: means over examples
+# ------------------------------ losses: means over examples
 
 
 def fit(net, batch, *, mix):
     x, y = batch
     error = ((net(x) - y) ** 2 * (1 + torch.sigmoid(mix.v[:2]))).mean()
-    return error + (mix.v.exp().mean() * sum((p**2).sum() for p in net.parameters())), {"error": error}
+    return error + (mix.v.exp().mean() * sum((p**2).sum() for p in net.parameters())), {
+        "error": error
+    }
 
 
 def weighted_fit(net, batch, *, mix, teacher):
@@ -143,7 +155,9 @@ def game_validation(mix, batch, *, gan):
 
 def low(low, batch, *, mid):
     x, y = batch
-    return ((low(x) - y) ** 2 * (1 + torch.sigmoid(mid.v))).mean() + 0.2 * sum((p**2).sum() for p in low.parameters())
+    return ((low(x) - y) ** 2 * (1 + torch.sigmoid(mid.v))).mean() + 0.2 * sum(
+        (p**2).sum() for p in low.parameters()
+    )
 
 
 def mid(mid, batch, *, low, mix):
@@ -156,7 +170,7 @@ def top(mix, batch, *, mid):
     return ((x[:, :2] * mid.v).sum(1) ** 2).mean() + (mix.v**2).mean()
 
 
-# ------------------------------------------------------------------ graphs
+# ------------------------------ graphs
 
 
 def bilevel(parallel):
@@ -215,24 +229,38 @@ GRAPHS = {f.__name__: f for f in (bilevel, bilevel_adam, chain, diamond, trileve
 
 
 def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
-    """Name → value of everything that a run makes: losses, metrics, norms, gradients, parameters; None if it is refused."""
+    """Name → value of everything that a run makes: losses, metrics, norms, gradients, parameters;
+    None if it is refused.
+    """
     problems = GRAPHS[graph](parallel)
     choice = {"name": engine, **ENGINES.get(engine, {})}
     if graph == "trilevel" and engine == "neumann":
-        choice["step_size"] = 0.4  # "auto" takes ten products more, each of which is differentiated here
+        choice["step_size"] = (
+            0.4  # "auto" takes ten products more, each of which is differentiated here
+        )
     if graph == "diamond" and engine in ("cg", "minres", "nystrom", "penalty", *BETTY):
         choice = {"default": choice, "gan": "one_step"}  # which refuse games
         if engine in BETTY:
-            choice["net"] = "one_step"  # it reads a game of which it uses one player, which fails in Betty
+            choice["net"] = (
+                "one_step"  # it reads a game of which it uses one player, which fails in Betty
+            )
     try:
         optimizer = mlo.MultilevelOptimizer(problems, choice, distributed=distributed)
     except mlo.EngineError as error:
         return {"refused": str(error)}
     found = {"start": optimizer.gradient("mix")["v"]}
     for record in optimizer.run(rounds):
-        for key, values in (("loss", record.losses), ("metric", record.metrics), ("norm", record.gradient_norms)):
+        for key, values in (
+            ("loss", record.losses),
+            ("metric", record.metrics),
+            ("norm", record.gradient_norms),
+        ):
             found[f"{record.round}.{key}"] = torch.tensor(
-                [n for value in values.values() for n in (value.values() if isinstance(value, dict) else [value])],
+                [
+                    n
+                    for value in values.values()
+                    for n in (value.values() if isinstance(value, dict) else [value])
+                ],
                 dtype=torch.float64,
             )
     found["gradient"] = optimizer.gradient("mix")["v"]
@@ -242,7 +270,7 @@ def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
     return found
 
 
-# ------------------------------------------------------------------ losses that couple examples
+# ------------------------------ losses that couple examples
 
 
 class Normed(nn.Module):
@@ -256,17 +284,23 @@ class Normed(nn.Module):
 
 
 def run_coupled(parallel, distributed="exact"):
-    """SyncBatchNorm, means over a class and rows of shared noise, under an exact implicit engine."""
+    """SyncBatchNorm, means over a class and rows of shared noise, under an exact implicit
+    engine.
+    """
     net, mix = Normed(), Mix(3, 2)
     net.norm = SyncBatchNorm.convert(net.norm)
 
     def class_means(net, batch, *, mix):
         x, y = batch
         labels = (y[:, 0] > 0).long()
-        errors = ((net(x + 0.1 * shard(torch.randn(BATCH, 3, dtype=torch.float64))) - y) ** 2).mean(1)
+        errors = ((net(x + 0.1 * shard(torch.randn(BATCH, 3, dtype=torch.float64))) - y) ** 2).mean(
+            1
+        )
         sums = global_mean(torch.zeros(2, dtype=torch.float64).index_add(0, labels, errors))
         counts = global_mean(torch.bincount(labels, minlength=2).double())
-        return ((sums / counts.clamp(min=0.1)) ** 2 * torch.sigmoid(mix.v[:2])).sum() + 0.1 * (net.net.first**2).sum()
+        return ((sums / counts.clamp(min=0.1)) ** 2 * torch.sigmoid(mix.v[:2])).sum() + 0.1 * (
+            net.net.first**2
+        ).sum()
 
     problems = [
         problem("net", net, sgd(net), class_means, 11, parallel),
@@ -278,13 +312,18 @@ def run_coupled(parallel, distributed="exact"):
         distributed = mlo.DataParallel(sync=distributed, noise="shared")
     optimizer = mlo.MultilevelOptimizer(problems, choice, distributed=distributed)
     *_, record = optimizer.run(ROUNDS)
-    found = {f"loss.{name}": torch.tensor(loss, dtype=torch.float64) for name, loss in record.losses.items()}
+    found = {
+        f"loss.{name}": torch.tensor(loss, dtype=torch.float64)
+        for name, loss in record.losses.items()
+    }
     found |= {f"net.{key}": tensor.detach() for key, tensor in net.state_dict().items()}
     return found | {"mix": mix.v.detach()}
 
 
 def run_uneven(parallel, distributed="exact"):
-    """A parameter that only some rows use, so that one process's shard may not know of it, and one that none uses."""
+    """A parameter that only some rows use, so that one process's shard may not know of it, and one
+    that none uses.
+    """
     net, mix = Net(3, 4, 2, 1), Mix(3, 2)
     net.rare = nn.Parameter(torch.ones(2, dtype=torch.float64))
     net.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
@@ -294,7 +333,9 @@ def run_uneven(parallel, distributed="exact"):
         total = 0.1 * (net.first**2).sum() + 0.1 * (net.second**2).sum()
         for row, target in zip(x, y, strict=True):
             made = net(row) * net.rare if target[0] == 9.0 else net(row)
-            total = total + ((made - target.clamp(max=1)) ** 2 * torch.sigmoid(mix.v[:2])).mean() / len(x)
+            total = total + (
+                (made - target.clamp(max=1)) ** 2 * torch.sigmoid(mix.v[:2])
+            ).mean() / len(x)
         return total
 
     lower = problem("net", net, sgd(net), fit_rows, 11, parallel)
@@ -315,10 +356,14 @@ def resumable(parallel, distributed="exact"):
 
 
 def parameters(optimizer):
-    return {f"{name}.{k}": p.detach() for name, o in optimizer.problems.items() for k, p in o.parameters.items()}
+    return {
+        f"{name}.{k}": p.detach()
+        for name, o in optimizer.problems.items()
+        for k, p in o.parameters.items()
+    }
 
 
-# ------------------------------------------------------------------ only with several processes
+# ------------------------------ only with several processes
 
 
 def complaints(parallel):
@@ -342,7 +387,9 @@ def complaints(parallel):
         mlo.MultilevelOptimizer(bilevel(None), "one_step", distributed="exact").step()
 
     def another_engine():
-        mlo.MultilevelOptimizer(bilevel(parallel), ("one_step", "cg")[parallel.rank % 2], distributed="exact")
+        mlo.MultilevelOptimizer(
+            bilevel(parallel), ("one_step", "cg")[parallel.rank % 2], distributed="exact"
+        )
 
     def another_state():
         optimizer = mlo.MultilevelOptimizer(bilevel(parallel), "one_step", distributed="exact")
@@ -380,13 +427,17 @@ def noises(parallel, kind):
         problem("net", net, sgd(net), noisy, 11, parallel),
         problem("mix", mix, adam(mix), validation, 12, parallel),
     ]
-    optimizer = mlo.MultilevelOptimizer(problems, "one_step", distributed=mlo.DataParallel(noise=kind))
+    optimizer = mlo.MultilevelOptimizer(
+        problems, "one_step", distributed=mlo.DataParallel(noise=kind)
+    )
     list(optimizer.run(2))
     return {"drawn": torch.stack(drawn), "state": torch.get_rng_state()}
 
 
 def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
-    """The total gradient of a least-squares problem of which each process has `rows` rows: final against exact."""
+    """The total gradient of a least-squares problem of which each process has `rows` rows: final
+    against exact.
+    """
     size = dist.get_world_size()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows * size, dim, generator=generator, dtype=torch.float64)
@@ -408,10 +459,17 @@ def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
 
     def at(name, module, lr, loss, data):
         return mlo.Problem(
-            name, module=module, optimizer=torch.optim.SGD(module.parameters(), lr=lr), loss=loss, data=data
+            name,
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=lr),
+            loss=loss,
+            data=data,
         )
 
-    problems = [at("own", own, 0.05, ridge, batches[0]), at("decay", decay, 0.1, held_out, batches[1])]
+    problems = [
+        at("own", own, 0.05, ridge, batches[0]),
+        at("decay", decay, 0.1, held_out, batches[1]),
+    ]
     optimizer = mlo.MultilevelOptimizer(problems, engine, distributed=sync)
     for _ in optimizer.run(5):
         pass
@@ -419,7 +477,9 @@ def linear_bilevel(parallel, sync, engine, rows=64, dim=20):
 
 
 def sharded(parallel, engine):
-    """A problem whose parameters `fully_shard` divides among the processes, under an outer one that is on all of them."""
+    """A problem whose parameters `fully_shard` divides among the processes, under an outer one that
+    is on all of them.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     if parallel is not None:
@@ -432,10 +492,14 @@ def sharded(parallel, engine):
         problem("mix", mix, adam(mix), validation, 12, parallel),
     ]
     choice = {"name": engine, **ENGINES.get(engine, {})}
-    optimizer = mlo.MultilevelOptimizer(problems, choice, distributed=None if parallel is None else "exact")
+    optimizer = mlo.MultilevelOptimizer(
+        problems, choice, distributed=None if parallel is None else "exact"
+    )
     found = {"start": optimizer.gradient("mix")["v"]}
     for record in optimizer.run(ROUNDS):
-        found[f"{record.round}"] = torch.tensor([*record.losses.values(), *record.gradient_norms.values()])
+        found[f"{record.round}"] = torch.tensor(
+            [*record.losses.values(), *record.gradient_norms.values()]
+        )
     found |= {key: whole(value) for key, value in parameters(optimizer).items()}
     if parallel is not None:  # fully_shard's own forward still works
         found["forward"] = net(batches(1)[0][0]).detach()
@@ -485,11 +549,13 @@ def only_several(parallel):
     return results
 
 
-# ------------------------------------------------------------------ one process of several
+# ------------------------------ one process of several
 
 
 def chosen(graph, size):
-    """The engines that a graph runs with: all on the bilevel ones and, with two processes, on most graphs."""
+    """The engines that a graph runs with: all on the bilevel ones and, with two processes, on most
+    graphs.
+    """
     available = set(mlo.available_engines()) - (set() if has_betty() else set(BETTY))
     if graph == "bilevel" or (size == 2 and graph not in ("bilevel_adam", "chain")):
         return sorted(available)
@@ -510,7 +576,11 @@ def everything(size, parallel, distributed="exact"):
 def main(store, rank, size, out):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=60),
     )
     parallel = mlo.DataParallel()
     warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""The benchmarks' short versions run, and what they compare comes out as it must; no time is tested."""
+"""The benchmarks' short versions run, and what they compare comes out as it must; no time is
+tested.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,20 @@ def output_of(name, *arguments):
 
 def rows(printed, first):
     """The cells of every row of the tables that begin with a value."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in printed.splitlines()
+        if line[:1] == "|"
+    ]
     return [row for row in cells if row[0] == first]
 
 
 def rows_after(printed, head):
     """The cells of every row of the table whose head begins so."""
     lines = printed[printed.index(head) :].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"
+    ]
 
 
 @pytest.mark.slow
@@ -69,16 +77,25 @@ def test_the_class_weights_find_the_class_that_cannot_be_learned():
 
 @pytest.mark.slow
 def test_search_steps_beside_the_original_operations():
-    printed = output_of("search_step.py", "--size", "tiny", "--repeats", "1", "--only", "first order")
+    printed = output_of(
+        "search_step.py", "--size", "tiny", "--repeats", "1", "--only", "first order"
+    )
     (errors,) = rows(printed, "torch.float64")
     assert all(float(error) < 1e-12 for error in errors[1:])
     measured = {row[0]: row for row in rows_after(printed, "| step |")}
-    assert measured["DARTS, first order"][5:7] == ["2", "2"]  # forward and backward passes through supernets
+    assert measured["DARTS, first order"][5:7] == [
+        "2",
+        "2",
+    ]  # forward and backward passes through supernets
     assert measured["DARTS, first order, original operations"][5:7] == ["2", "2"]
     assert measured["LFM-CW, first order"][5:7] == ["7", "7"]
-    memory = {tuple(row[:2]): float(row[6]) for row in rows_after(printed, "| pass |") if len(row) == 7}
+    memory = {
+        tuple(row[:2]): float(row[6]) for row in rows_after(printed, "| pass |") if len(row) == 7
+    }
     assert set(memory) == {
-        (name, side) for name in ("forward", "full gradient", "α's gradient") for side in ("original", "this one")
+        (name, side)
+        for name in ("forward", "full gradient", "α's gradient")
+        for side in ("original", "this one")
     }
     assert all(float(row[7]) > 0 for row in measured.values())
 
@@ -87,15 +104,24 @@ def test_search_steps_beside_the_original_operations():
 @pytest.mark.parametrize("network", ["perceptron", "convolutional"])
 def test_overhead_beside_the_same_updates_written_by_hand(network):
     printed = output_of("overhead.py", "--quick", "--network", network)
-    equal = rows_after(printed.split("\n\n| problem | engine | side |")[0], "| problem | engine | largest")
+    equal = rows_after(
+        printed.split("\n\n| problem | engine | side |")[0], "| problem | engine | largest"
+    )
     assert {tuple(row[:2]) for row in equal} == {
-        *(("mixed activations", engine) for engine in ("first_order", "darts", "one_step", "one_step, graph kept")),
+        *(
+            ("mixed activations", engine)
+            for engine in ("first_order", "darts", "one_step", "one_step, graph kept")
+        ),
         *(("class weights", engine) for engine in ("darts", "one_step", "one_step, graph kept")),
     }
     assert all(float(row[2]) < (1e-6 if row[1] == "darts" else 1e-10) for row in equal)
     measured = rows_after(printed, "| problem | engine | side |")
     for name, engine, _ in equal:
-        assert {row[2] for row in measured if row[:2] == [name, engine]} == {"by hand", "by hand, again", "mlo"}
+        assert {row[2] for row in measured if row[:2] == [name, engine]} == {
+            "by hand",
+            "by hand, again",
+            "mlo",
+        }
 
 
 def gpu_results(folder, **environment):
@@ -120,7 +146,13 @@ def test_one_command_runs_every_gpu_test_and_benchmark_into_one_file(tmp_path):
     assert [part[1] for part in parts] == ["passed"] * 5
     for part, head in zip(
         parts,
-        ("```", "| problem | engine | side |", "| problem | engine | side |", "| B × C | phase |", "| step | ms |"),
+        (
+            "```",
+            "| problem | engine | side |",
+            "| problem | engine | side |",
+            "| B × C | phase |",
+            "| step | ms |",
+        ),
         strict=True,
     ):
         assert head in written.split(f"\n## {part[0]}\n")[1].split("\n## ")[0]

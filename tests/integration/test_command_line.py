@@ -1,4 +1,6 @@
-"""What wrong input gets: what is wrong, what was received, what to do; exit code 2; nothing half-written."""
+"""What wrong input gets: what is wrong, what was received, what to do; exit code 2; nothing
+half-written.
+"""
 
 from __future__ import annotations
 
@@ -41,19 +43,31 @@ def invoke(monkeypatch, tmp_path):
         (["digits", "--set", "search.chanels=8"], ["'search.chanels'", "Did you mean 'channels'"]),
         (["digits", "--set", "serch.channels=8"], ["'serch'", "Did you mean 'search'"]),
         (["digits", "--set", "search.channels=many"], ["'search.channels'", "'many'", "integer"]),
-        (["digits", "--set", "search.channels=0"], ["'search.channels'", "greater than or equal to 4", "0"]),
+        (
+            ["digits", "--set", "search.channels=0"],
+            ["'search.channels'", "greater than or equal to 4", "0"],
+        ),
         (["digits", "--set", "search.weights.min_lr=3"], ["min_lr", "must not be above lr"]),
-        (["digits", "--set", "search.hypergradient=dart"], ["hypergradient", "Did you mean 'darts'"]),
+        (
+            ["digits", "--set", "search.hypergradient=dart"],
+            ["hypergradient", "Did you mean 'darts'"],
+        ),
         (["digits", "--set", "search.hypergradient={w3: darts}"], ["'w3'", "Did you mean"]),
         (["digits", "--set", "search.epochs=3"], ["either epochs or steps"]),
         (["digits", "--set", "search.channels"], ["key=value"]),
         (["digits", "--set", "seed.x=1"], ["'seed'", "integer"]),
         (["digits", "--set", "seed.x.y=1"], ["'seed'"]),
         (["digits", "--set", "search={"], ["not valid YAML"]),
-        (["digits", "--set", "search.batch_size=5000"], ["search.batch_size", "719 images", "5000"]),
+        (
+            ["digits", "--set", "search.batch_size=5000"],
+            ["search.batch_size", "719 images", "5000"],
+        ),
         (["digits", "--set", "data.image_size=10"], ["divisible by 4"]),
         (["digits", "--order", "third"], ["'search.order'", "'first' or 'second'", "'third'"]),
-        (["digits", "--set", "search.architecture.betas=[2, 3]"], ["'search.architecture.betas.0'", "less than 1"]),
+        (
+            ["digits", "--set", "search.architecture.betas=[2, 3]"],
+            ["'search.architecture.betas.0'", "less than 1"],
+        ),
         (["digits", "--set", "search.lambda=.inf"], ["'search.lambda'", "finite"]),
         (["digits", "--seed", "99999999999999999999"], ["'seed'", "less than"]),
         (["digits", "--set", "seed=2020-13-45"], ["not valid YAML"]),
@@ -75,7 +89,9 @@ def invoke(monkeypatch, tmp_path):
         ),
         (["--resume", "nowhere", "--max-steps", "2"], ["nowhere", "no run in it"]),
     ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) and "--" in str(value) else None,
+    ids=lambda value: (
+        " ".join(map(str, value)) if isinstance(value, list) and "--" in str(value) else None
+    ),
 )
 def test_wrong_input_gets_advice(invoke, tmp_path, arguments, words):
     result = invoke(*arguments)
@@ -135,14 +151,21 @@ def test_a_run_is_not_resumed_with_another_recipe(invoke, tmp_path):
     assert "drop the options" in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", None], ids=["empty", "truncated", "foreign"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 truncated", None], ids=["empty", "truncated", "foreign"]
+)
 def test_a_damaged_or_foreign_checkpoint_is_refused(invoke, tmp_path, content):
     import mlo
 
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
     path = folder.path / "search.pt"
     if content is None:
-        state = {"recipe": load_recipe("small").to_yaml(), "phase": "search", "metrics_bytes": 0, "optimizer": {}}
+        state = {
+            "recipe": load_recipe("small").to_yaml(),
+            "phase": "search",
+            "metrics_bytes": 0,
+            "optimizer": {},
+        }
         mlo.save_checkpoint(state, path)
     else:
         path.write_bytes(content)
@@ -188,7 +211,7 @@ def test_a_shortened_metrics_file_is_noticed(invoke, tmp_path):
     assert "is shorter" in " ".join(result.output.split())
 
 
-# ------------------------------------------------------------------ recipes
+# ------------------------------ recipes
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -198,10 +221,17 @@ def test_a_recipe_survives_yaml(preset):
 
 
 def test_print_config_prints_what_would_run_and_runs_nothing(invoke, tmp_path):
-    result = invoke("digits", "--print-config", "--set", "search.lambda=2.5", "--seed", 4, "--order", "first")
+    result = invoke(
+        "digits", "--print-config", "--set", "search.lambda=2.5", "--seed", 4, "--order", "first"
+    )
     assert result.exit_code == 0
     recipe = Recipe.model_validate(yaml.safe_load(result.output))
-    assert (recipe.search.lam, recipe.seed, recipe.search.order, recipe.preset) == (2.5, 4, "first", "smoke")
+    assert (recipe.search.lam, recipe.seed, recipe.search.order, recipe.preset) == (
+        2.5,
+        4,
+        "first",
+        "smoke",
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,10 +239,16 @@ def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\nsearch: {lambda: 0.5, channels: 6}\n")
     recipe = load_recipe("smoke", config=path, assignments=("search.channels=10",))
-    assert (recipe.seed, recipe.search.lam, recipe.search.channels, recipe.search.layers) == (3, 0.5, 10, 3)
+    assert (recipe.seed, recipe.search.lam, recipe.search.channels, recipe.search.layers) == (
+        3,
+        0.5,
+        10,
+        3,
+    )
 
 
-# Gala and Xie, Tables 6 and 7: hyperparameter → its value in the columns DARTS, P-DARTS, PC-DARTS (CIFAR), PC-DARTS (ImageNet).
+# Gala and Xie, Tables 6 and 7: hyperparameter → its value in the columns DARTS, P-DARTS, PC-DARTS
+# (CIFAR), PC-DARTS (ImageNet).
 TABLE_6 = {
     "search.weights.lr": (0.025, 0.025, 0.025, 0.5),
     "search.weights.schedule": ("cosine",) * 4,
@@ -247,13 +283,22 @@ TABLE_7 = {
     "evaluation.batch_size": (96, 96, 96, 1024),
     "evaluation.epochs": (600, 600, 600, 250),
 }
-COLUMNS = (("darts", "cifar10"), ("pdarts", "cifar100"), ("pcdarts", "cifar10"), ("pcdarts", "imagenet"))
+COLUMNS = (
+    ("darts", "cifar10"),
+    ("pdarts", "cifar100"),
+    ("pcdarts", "cifar10"),
+    ("pcdarts", "imagenet"),
+)
 
 
-@pytest.mark.parametrize("column", range(4), ids=[f"{space} on {dataset}" for space, dataset in COLUMNS])
+@pytest.mark.parametrize(
+    "column", range(4), ids=[f"{space} on {dataset}" for space, dataset in COLUMNS]
+)
 def test_the_paper_recipes_have_the_values_of_its_tables(column):
     space, dataset = COLUMNS[column]
-    tree = load_recipe("paper", space=space, overrides={"dataset": dataset}).model_dump(by_alias=True)
+    tree = load_recipe("paper", space=space, overrides={"dataset": dataset}).model_dump(
+        by_alias=True
+    )
     for key, values in {**TABLE_6, **TABLE_7}.items():
         value = tree
         for part in key.split("."):
@@ -276,10 +321,13 @@ def test_the_paper_recipes_have_the_values_of_its_tables(column):
 def test_the_original_recipes_differ_from_the_paper_where_the_programs_do(space, dataset, values):
     search = load_recipe("original", space=space, overrides={"dataset": dataset}).search
     assert search.architecture.moves_first
-    assert not load_recipe("paper", space=space, overrides={"dataset": dataset}).search.architecture.moves_first
+    assert not load_recipe(
+        "paper", space=space, overrides={"dataset": dataset}
+    ).search.architecture.moves_first
     assert {key: getattr(search, key) for key in values} == values
     assert (
-        search.architecture.warmup_epochs == {"cifar10": {"pdarts": 10, "pcdarts": 15}[space], "imagenet": 35}[dataset]
+        search.architecture.warmup_epochs
+        == {"cifar10": {"pdarts": 10, "pcdarts": 15}[space], "imagenet": 35}[dataset]
     )
 
 
@@ -334,4 +382,9 @@ def test_a_run_sets_its_threads(invoke, monkeypatch):
         raise InputError(f"{threads} of {preset}")
 
     monkeypatch.setattr(cli, "set_threads", caught)
-    assert "2 of small" in invoke("digits", "--preset", "small", "--threads", "2", "--set", "data.image_size=8").stderr
+    assert (
+        "2 of small"
+        in invoke(
+            "digits", "--preset", "small", "--threads", "2", "--set", "data.image_size=8"
+        ).stderr
+    )

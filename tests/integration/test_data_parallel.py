@@ -1,4 +1,6 @@
-"""Two and four processes on gloo, each with its shard of every batch, against one process on the whole batches."""
+"""Two and four processes on gloo, each with its shard of every batch, against one process on the
+whole batches.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,16 @@ TIMEOUT = 300
 def launch(size, folder, script=cases.__file__, arguments=None, expect=0):
     """Runs `size` processes of a script to their ends; returns what each printed."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([os.path.dirname(os.path.dirname(mlo.__file__)), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [os.path.dirname(os.path.dirname(mlo.__file__)), *sys.path]
+    )
     running = [
         subprocess.Popen(
-            [sys.executable, script, *(arguments or [str(folder / "store"), str(rank), str(size), str(folder)])],
+            [
+                sys.executable,
+                script,
+                *(arguments or [str(folder / "store"), str(rank), str(size), str(folder)]),
+            ],
             env={**environment, "RANK": str(rank), "WORLD_SIZE": str(size)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -39,13 +47,17 @@ def launch(size, folder, script=cases.__file__, arguments=None, expect=0):
         for process in running:
             process.kill()
     codes = [process.returncode for process in running]
-    assert all((code == 0) == (expect == 0) for code in codes), "\n".join([f"exit codes {codes}", *printed])
+    assert all((code == 0) == (expect == 0) for code in codes), "\n".join(
+        [f"exit codes {codes}", *printed]
+    )
     return printed
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    """size → what each of that many processes found, and the folder with their states; each run once."""
+    """size → what each of that many processes found, and the folder with their states; each run
+    once.
+    """
     known = {}
 
     def of(size):
@@ -75,7 +87,10 @@ def error(found, exact):
         assert found.get("refused") == exact["refused"]
         return 0.0
     assert set(found) == set(exact)
-    return max(float((found[key] - exact[key]).double().norm() / (exact[key].double().norm() + 1e-12)) for key in exact)
+    return max(
+        float((found[key] - exact[key]).double().norm() / (exact[key].double().norm() + 1e-12))
+        for key in exact
+    )
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -119,7 +134,9 @@ def test_one_process_and_several_go_on_with_each_others_states(several, size):
 @pytest.mark.parametrize("size", [2, 4])
 def test_parameters_are_the_first_process_s_from_the_start(several, size):
     results, _ = several(size)
-    expected = {f"net.{key}": p.detach() for key, p in cases.bilevel(None)[0].module.named_parameters()}
+    expected = {
+        f"net.{key}": p.detach() for key, p in cases.bilevel(None)[0].module.named_parameters()
+    }
     for found in results:
         assert all(torch.equal(found["begun", ""][key], value) for key, value in expected.items())
 
@@ -138,7 +155,9 @@ def test_noise_is_each_process_s_own_or_shared_and_random_states_stay_alike(seve
     first, second = several(2)[0]
     own, other = first["noises", "own"], second["noises", "own"]
     assert not torch.isclose(own["drawn"], other["drawn"]).any()
-    assert len(own["drawn"]) == 4 and len(own["drawn"].unique(dim=0)) == 2  # each step's noise is replayed once
+    assert (
+        len(own["drawn"]) == 4 and len(own["drawn"].unique(dim=0)) == 2
+    )  # each step's noise is replayed once
     assert torch.equal(own["state"], other["state"])
     assert torch.equal(first["noises", "shared"]["drawn"], second["noises", "shared"]["drawn"])
 
@@ -167,11 +186,13 @@ def test_sharded_parameters_give_the_numbers_of_whole_ones(several):
     assert "grad_clip" in clipped
 
 
-# ------------------------------------------------------------------ in one process
+# ------------------------------ in one process
 
 
 def test_in_a_single_process_the_option_changes_nothing():
-    first, second = (cases.run_graph("bilevel", "one_step", None, choice) for choice in (None, "exact"))
+    first, second = (
+        cases.run_graph("bilevel", "one_step", None, choice) for choice in (None, "exact")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -180,8 +201,14 @@ def test_in_a_single_process_the_option_changes_nothing():
     [
         (lambda: mlo.DataParallel(sync="often"), "sync must be one of exact, final"),
         (lambda: mlo.DataParallel(noise="none"), "noise must be one of own, shared"),
-        (lambda: mlo.MultilevelOptimizer(cases.bilevel(None), distributed="always"), "'exact', 'final', 'off'"),
-        (lambda: mlo.MultilevelOptimizer(cases.bilevel(None), distributed=2), "a mode or a DataParallel, got 2"),
+        (
+            lambda: mlo.MultilevelOptimizer(cases.bilevel(None), distributed="always"),
+            "'exact', 'final', 'off'",
+        ),
+        (
+            lambda: mlo.MultilevelOptimizer(cases.bilevel(None), distributed=2),
+            "a mode or a DataParallel, got 2",
+        ),
     ],
 )
 def test_wrong_options_are_named(make, words):
@@ -213,5 +240,6 @@ def test_sync_batchnorm_alone_is_batchnorm(training):
     assert torch.equal(plain(x), synced(x))
     assert list(plain.state_dict()) == list(synced.state_dict())
     assert all(
-        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), synced.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(plain.state_dict().values(), synced.state_dict().values(), strict=True)
     )

@@ -38,7 +38,9 @@ def output_of(name: str, folder: Path, *arguments: object) -> str:
     )
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
-    picture = [folder / arguments[k + 1] for k, argument in enumerate(arguments) if argument == "--picture"]
+    picture = [
+        folder / arguments[k + 1] for k, argument in enumerate(arguments) if argument == "--picture"
+    ]
     assert list(folder.iterdir()) == picture
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in picture)
     return result.stdout
@@ -84,7 +86,14 @@ def test_learned_regularisation_by_cg_agrees_with_the_dense_solve(tmp_path):
         folder = tmp_path / engine
         folder.mkdir()
         by[engine] = output_of(
-            "hyperparameter_optimization.py", folder, "--engine", engine, "--steps", 4, "--picture", "decays.png"
+            "hyperparameter_optimization.py",
+            folder,
+            "--engine",
+            engine,
+            "--steps",
+            4,
+            "--picture",
+            "decays.png",
         )
     for label in ("validation loss", "test loss"):  # cg stops at a residual of 1e-2
         assert change(by["cg"], label) == pytest.approx(change(by["direct"], label), abs=5e-4)
@@ -92,7 +101,14 @@ def test_learned_regularisation_by_cg_agrees_with_the_dense_solve(tmp_path):
 
 def test_data_reweighting_finds_the_wrong_labels(tmp_path):
     printed = output_of(
-        "data_reweighting.py", tmp_path, "--dataset", "digits", "--steps", 20, "--picture", "weights.png"
+        "data_reweighting.py",
+        tmp_path,
+        "--dataset",
+        "digits",
+        "--steps",
+        20,
+        "--picture",
+        "weights.png",
     )
     before, after = change(printed, "validation loss")
     assert after < 0.9 * before
@@ -109,7 +125,9 @@ def test_the_program_from_betty_learns_that_a_high_loss_is_a_wrong_label(tmp_pat
 
 
 def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
-    """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon sees."""
+    """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon
+    sees.
+    """
     pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
     arguments = ("--steps", 50, "--picture", "weights.png")
     theirs = output_of("from_betty.py", tmp_path, *arguments, "--on-betty")
@@ -125,34 +143,45 @@ def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
     untrained, learned = change(printed, "new tasks, accuracy (%) after 1 steps")
     assert untrained < 35 and learned > untrained + 15
     not_adapted = change(printed, "new tasks, accuracy (%) after 0 steps")[1]
-    assert learned > not_adapted + 5  # it is the adaptation that was learned, not one network for all tasks
+    assert (
+        learned > not_adapted + 5
+    )  # it is the adaptation that was learned, not one network for all tasks
 
 
 def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
     arguments = ("--steps", 20, "--picture", "gan.png")
     printed = output_of("gan_game.py", tmp_path, *arguments)
-    before, after = change(printed, "penalty r")  # reaches the generator through the discriminator alone
+    before, after = change(
+        printed, "penalty r"
+    )  # reaches the generator through the discriminator alone
     assert after > 1.1 * before
     assert number(printed, "learned") < number(printed, "fixed")
 
 
 def test_architecture_search_chooses_better_than_chance(tmp_path):
-    printed = output_of("architecture_search.py", tmp_path, "--steps", 40, "--picture", "search.png")
+    printed = output_of(
+        "architecture_search.py", tmp_path, "--steps", 40, "--picture", "search.png"
+    )
     assert number(printed, "mean weight") > number(printed, "uniform:") + 0.1
     assert number(printed, "(%): chosen") > number(printed, "random mean") + 5
 
 
 def test_the_learned_schedule_beats_the_best_constant_rate(tmp_path):
-    printed = output_of("learning_rate_schedule.py", tmp_path, "--steps", 40, "--picture", "schedule.png")
+    printed = output_of(
+        "learning_rate_schedule.py", tmp_path, "--steps", 40, "--picture", "schedule.png"
+    )
     learned, reverse, constant = (
-        number(printed, f"test, {label}: loss") for label in ("learned", "learned, reversed", "best constant")
+        number(printed, f"test, {label}: loss")
+        for label in ("learned", "learned, reversed", "best constant")
     )
     assert learned < constant
     assert learned < reverse  # the order of the rates was learned, not only their size
 
 
 def test_data_distillation_beats_as_many_real_images(tmp_path):
-    printed = output_of("data_distillation.py", tmp_path, "--steps", 20, "--picture", "distilled.png")
+    printed = output_of(
+        "data_distillation.py", tmp_path, "--steps", 20, "--picture", "distilled.png"
+    )
     before, after = change(printed, "synthetic images")
     assert after > before + 10
     assert after > number(printed, "best") + 5
@@ -160,13 +189,29 @@ def test_data_distillation_beats_as_many_real_images(tmp_path):
 
 def test_the_custom_engine_keeps_its_bound(tmp_path):
     condition, dim = 25.0, 40
-    arguments = ("--steps", 1, 5, 20, 60, "--condition", condition, "--seed", 3, "--picture", "errors.png")
+    arguments = (
+        "--steps",
+        1,
+        5,
+        20,
+        60,
+        "--condition",
+        condition,
+        "--seed",
+        3,
+        "--picture",
+        "errors.png",
+    )
     printed = output_of("custom_engine.py", tmp_path, *arguments)
     assert float(re.search(r"^direct: error (\S+)$", printed, re.MULTILINE)[1]) < 1e-10
-    rows = [[float(cell) for cell in row] for row in re.findall(r"\| (\d+) " + r"\| (\S+) " * 4 + r"\|", printed)]
+    rows = [
+        [float(cell) for cell in row]
+        for row in re.findall(r"\| (\d+) " + r"\| (\S+) " * 4 + r"\|", printed)
+    ]
     assert [row[0] for row in rows] == [1, 5, 20, 60]
 
-    # With r = Aq - v the hypergradient's error is B^T A^-1 r, so it is at most |B| |r| / lambda_min.
+    # With r = Aq - v the hypergradient's error is B^T A^-1 r, so it is at most |B| |r| /
+    # lambda_min.
     problem = bilevel_quadratic(dim=dim, condition=condition, seed=3)
     w, x = problem.value("w"), problem.value("x")
     cross = torch.autograd.functional.hessian(problem.losses["w"], (w, x))[0][1]

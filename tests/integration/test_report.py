@@ -1,4 +1,6 @@
-"""The report of a run: what a browser shows of it, from a real run and from folders made by hand."""
+"""The report of a run: what a browser shows of it, from a real run and from folders made by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ def report(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-# ------------------------------------------------------------------ folders made by hand
+# ------------------------------ folders made by hand
 
 
 def alpha(nodes, width, value):
@@ -79,7 +81,14 @@ def entry(phase, number, *, method="lfmcw", width=8, nodes=2):
 
 
 def make_folder(
-    path, stages, *, settings=(), names=("cat", "dog", "cow"), dataset="digits", evaluated=False, finished=True
+    path,
+    stages,
+    *,
+    settings=(),
+    names=("cat", "dog", "cow"),
+    dataset="digits",
+    evaluated=False,
+    finished=True,
 ):
     """A run folder of given stages: name → (operations an edge, rounds)."""
     path.mkdir()
@@ -102,47 +111,72 @@ def make_folder(
     (path / "samples").mkdir()
     Image.new("L", (16, 24), 200).save(path / "samples" / "real.png")
     for one in logged if method == "lfmcw" else []:
-        Image.new("L", (16, 24), 100).save(path / "samples" / f"{one['phase']}-{one['round']:06d}.png")
+        Image.new("L", (16, 24), 100).save(
+            path / "samples" / f"{one['phase']}-{one['round']:06d}.png"
+        )
     genotype = random_genotype(2, 0)
     if finished:
         logged += [
-            {"phase": "training", "round": n, "losses": {"network": 1 / n}, "metrics": {"network": {"accuracy": 0.5}}}
+            {
+                "phase": "training",
+                "round": n,
+                "losses": {"network": 1 / n},
+                "metrics": {"network": {"accuracy": 0.5}},
+            }
             for n in range(1, 4)
         ]
-        found = {"test_error_percent": 12.5, "test_top5_error_percent": None, "parameters": 1234, "test_images": 8,
-                 "multiply_adds_millions": 1.5, "seed": 0, "genotype": genotype.to_data(), "dataset": dataset}  # fmt: skip
+        found = {
+            "test_error_percent": 12.5,
+            "test_top5_error_percent": None,
+            "parameters": 1234,
+            "test_images": 8,
+            "multiply_adds_millions": 1.5,
+            "seed": 0,
+            "genotype": genotype.to_data(),
+            "dataset": dataset,
+        }
         (path / "result.json").write_text(json.dumps(found))
         (path / ("evaluated.json" if evaluated else "genotype.json")).write_text(genotype.to_json())
     (path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in logged))
     return path
 
 
-# ------------------------------------------------------------------ in a browser
+# ------------------------------ in a browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_shows_the_runs_figures_at_every_width_and_in_both_schemes(whole, page, width, scheme):
+def test_the_page_shows_the_runs_figures_at_every_width_and_in_both_schemes(
+    whole, page, width, scheme
+):
     page.open(whole / "report.html", width=width, scheme=scheme)
     result, search = json.loads((whole / "result.json").read_text()), lines(whole)
     assert page.text("[data-figure=test_error] b") == f"{result['test_error_percent']:.2f}"
     assert page.text("[data-figure=parameters] b") == f"{result['parameters']:,}"
     shown = page.run(
-        "return Object.fromEntries([...document.querySelectorAll('.chart')].map(c => [c.querySelector('figcaption').innerText,"
-        "Object.fromEntries([...c.querySelectorAll('li')].map(l => [l.dataset.label, Number(l.dataset.value)]))]))"
+        "return Object.fromEntries([...document.querySelectorAll('.chart')].map(c => "
+        "[c.querySelector('figcaption').innerText,Object.fromEntries([...c.querySelectorAll('li')].map(l => [l.dataset.label, Number(l.dataset.value)]))]))"
     )
     last = search[-1]
     assert shown["W1: loss on training data"]["W1"] == pytest.approx(last["losses"]["w1"], rel=1e-5)
     assert shown["GAN: losses of the players"]["generator"] == pytest.approx(
         last["losses"]["gan"]["generator"], rel=1e-5
     )
-    assert shown["W2: loss with weighted classes"]["total"] == pytest.approx(last["losses"]["w2"], rel=1e-5)
-    assert shown["A: loss on validation data"]["A"] == pytest.approx(last["losses"]["arch"], rel=1e-5)
+    assert shown["W2: loss with weighted classes"]["total"] == pytest.approx(
+        last["losses"]["w2"], rel=1e-5
+    )
+    assert shown["A: loss on validation data"]["A"] == pytest.approx(
+        last["losses"]["arch"], rel=1e-5
+    )
     error = 100 * (1 - last["metrics"]["arch"]["accuracy"])
     assert shown["Error on batches %"]["W2, validation"] == pytest.approx(error, rel=1e-5)
-    weights = last["metrics"]["w2"]["class_weights"]  # of four rounds the last tenth is the last one
+    weights = last["metrics"]["w2"][
+        "class_weights"
+    ]  # of four rounds the last tenth is the last one
     assert page.texts(".heat .last li") == [f"{weight:.2f}" for weight in weights]
-    assert page.run("return [...document.querySelectorAll('svg.cell')].map(c => c.dataset.edges)") == ["2", "2"]
+    assert page.run(
+        "return [...document.querySelectorAll('svg.cell')].map(c => c.dataset.edges)"
+    ) == ["2", "2"]
     assert len(page.texts(".sheets figure")) == 5
     pictures = page.run("return [...document.images].map(i => i.naturalWidth)")
     assert pictures
@@ -156,7 +190,8 @@ def test_light_and_dark_are_readable(whole, page):
     for scheme in ("light", "dark"):
         page.open(whole / "report.html", scheme=scheme)
         luminances[scheme] = page.run(
-            """const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+            """const canvas = document.createElement("canvas")
+              .getContext("2d", {willReadFrequently: true});
             const luminance = colour => {
               canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
               const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
@@ -175,8 +210,15 @@ def test_light_and_dark_are_readable(whole, page):
         assert len(found["inks"]) > 15
         for name, ink in found["inks"].items():
             high, low = max(ink, found["card"]), min(ink, found["card"])
-            # WCAG: text 4.5, lines of a chart 3; the grey of `none`, which no derived cell has, is held back.
-            least = 4.5 if name in ("--text", "--muted", "--accent") else 2.5 if name == "--op-none" else 3.0
+            # WCAG: text 4.5, lines of a chart 3; the grey of `none`, which no derived cell has, is
+            # held back.
+            least = (
+                4.5
+                if name in ("--text", "--muted", "--accent")
+                else 2.5
+                if name == "--op-none"
+                else 3.0
+            )
             assert (high + 0.05) / (low + 0.05) >= least, name
 
 
@@ -185,21 +227,27 @@ def test_the_slider_goes_through_alpha(whole, page):
     recorded = [one for one in lines(whole) if "alpha" in one]
     assert page.text("[data-frame]") == f"round {recorded[-1]['round']}"
     first = recorded[0]["alpha"]["normal"][0]
-    assert page.texts(".alpha[data-kind=normal] g text")[:8] != [f"{100 * weight:.1f}" for weight in first]
-    page.run("const s = document.querySelector('.slider input'); s.value = 0; s.dispatchEvent(new Event('input'))")
-    assert page.text("[data-frame]") == "round 1"
-    assert [float(text) for text in page.texts(".alpha[data-kind=normal] g text")[:8]] == pytest.approx(
-        [100 * weight for weight in first], abs=0.1
+    assert page.texts(".alpha[data-kind=normal] g text")[:8] != [
+        f"{100 * weight:.1f}" for weight in first
+    ]
+    page.run(
+        "const s = document.querySelector('.slider input'); s.value = 0; s.dispatchEvent(new "
+        "Event('input'))"
     )
+    assert page.text("[data-frame]") == "round 1"
+    assert [
+        float(text) for text in page.texts(".alpha[data-kind=normal] g text")[:8]
+    ] == pytest.approx([100 * weight for weight in first], abs=0.1)
     assert page.console() == []
 
 
 def test_the_pointer_reads_values_off_a_chart(whole, page):
     page.open(whole / "report.html")
     page.run(
-        """const svg = [...document.querySelectorAll(".chart svg")].find(s => s.getAttribute("aria-label").startsWith("W1"));
-        const box = svg.getBoundingClientRect();
-        svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.right - 1, clientY: box.top + 20}));"""
+        """const svg = [...document.querySelectorAll(".chart svg")].find(s =>
+        s.getAttribute("aria-label").startsWith("W1")); const box = svg.getBoundingClientRect();
+        svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.right - 1, clientY: box.top
+        + 20}));"""
     )
     label, value = page.text("#tip").split("\n")
     assert label == "round 4"
@@ -218,7 +266,10 @@ def test_without_scripts_everything_but_the_slider_is_there(whole, page):
 
 def test_what_comes_from_the_run_cannot_become_part_of_the_page(page, tmp_path):
     folder = make_folder(
-        tmp_path / "x<b>y", {"search": (8, 3)}, names=(HOSTILE, "dog", "cow"), dataset=f"folder:{HOSTILE}"
+        tmp_path / "x<b>y",
+        {"search": (8, 3)},
+        names=(HOSTILE, "dog", "cow"),
+        dataset=f"folder:{HOSTILE}",
     )
     (folder / "environment.json").write_text(json.dumps({"command": HOSTILE, "platform": HOSTILE}))
     target, other = tmp_path / "report.html", tmp_path / "comparison.html"
@@ -245,14 +296,15 @@ def test_runs_are_laid_side_by_side(whole, page, tmp_path):
         assert page.texts("tr[data-figure=test_error] b") == [f"{error:.2f}", "12.50"]
         assert page.texts("tr[data-setting='search.lambda'] td") == ["1.0", "2.0"]
         labels = page.run(
-            "return [...document.querySelectorAll('.chart')].map(c => [...c.querySelectorAll('li')].length)"
+            "return [...document.querySelectorAll('.chart')].map(c => "
+            "[...c.querySelectorAll('li')].length)"
         )
         assert set(labels) == {2}
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
         assert page.console() == []
 
 
-# ------------------------------------------------------------------ what is in the page
+# ------------------------------ what is in the page
 
 
 def test_the_page_refers_to_nothing_outside_itself(whole):
@@ -264,9 +316,13 @@ def test_the_page_refers_to_nothing_outside_itself(whole):
 
 
 def test_a_search_in_stages_counts_its_rounds_through_and_shows_what_was_dropped(tmp_path):
-    folder = make_folder(tmp_path / "run", {"search-1": (8, 3), "search-2": (5, 3), "search-3": (3, 3)})
+    folder = make_folder(
+        tmp_path / "run", {"search-1": (8, 3), "search-2": (5, 3), "search-3": (3, 3)}
+    )
     html = run_page(read_run(folder))
-    assert html.count('class="w gone"') == 2 * 5 * 5  # two cells of five edges without five of eight operations
+    assert (
+        html.count('class="w gone"') == 2 * 5 * 5
+    )  # two cells of five edges without five of eight operations
     assert "round 9, search-3" in html
     assert '"stage": "search-2"' in html
     assert all(f'class="tick" x="{x}' not in html for x in ("nan", "inf"))
@@ -275,7 +331,11 @@ def test_a_search_in_stages_counts_its_rounds_through_and_shows_what_was_dropped
 
 
 def test_a_search_without_a_generator_has_two_problems(tmp_path):
-    html = run_page(read_run(make_folder(tmp_path / "run", {"search": (8, 3)}, settings=("search.method=darts",))))
+    html = run_page(
+        read_run(
+            make_folder(tmp_path / "run", {"search": (8, 3)}, settings=("search.method=darts",))
+        )
+    )
     assert "Losses of the two problems" in html
     assert 'id="weights"' not in html
     assert 'id="images"' not in html
@@ -301,7 +361,10 @@ def test_the_parts_of_the_architectures_gradient_are_drawn_where_they_were_recor
     folder = make_folder(tmp_path / "run", {"search": (8, 3)})
     assert "Parts of A" not in run_page(read_run(folder))
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    entries[1]["gradient_terms"] = {"direct": {"norm": 0.5, "cosine": 0.9}, "gan_w2": {"norm": 0.25, "cosine": -0.1}}
+    entries[1]["gradient_terms"] = {
+        "direct": {"norm": 0.5, "cosine": 0.9},
+        "gan_w2": {"norm": 0.25, "cosine": -0.1},
+    }
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
     html = run_page(read_run(folder))
     assert 'data-label="direct" data-value="0.5"' in html
@@ -330,7 +393,9 @@ def test_time_and_memory_are_added_up_by_problem(whole):
 
 
 def test_many_rounds_and_classes_stay_a_small_page(tmp_path):
-    folder = make_folder(tmp_path / "run", {"search": (8, 2)}, names=[f"class {index}" for index in range(100)])
+    folder = make_folder(
+        tmp_path / "run", {"search": (8, 2)}, names=[f"class {index}" for index in range(100)]
+    )
     base = entry("search", 2)
     with (folder / "metrics.jsonl").open("w") as file:
         for number in range(1, 3001):
@@ -345,7 +410,7 @@ def test_many_rounds_and_classes_stay_a_small_page(tmp_path):
     assert f'data-label="W1" data-value="{mean:.6g}"' in html
 
 
-# ------------------------------------------------------------------ unfinished, damaged, repeated
+# ------------------------------ unfinished, damaged, repeated
 
 
 def test_an_unfinished_run_says_how_far_it_came(tmp_path):
@@ -362,7 +427,9 @@ def test_an_unfinished_run_says_how_far_it_came(tmp_path):
 def test_a_run_of_before_reports_is_shown_without_what_it_lacks(whole, tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(
-        whole, folder, ignore=shutil.ignore_patterns("samples", "timings.jsonl", "dataset.json", "report.html")
+        whole,
+        folder,
+        ignore=shutil.ignore_patterns("samples", "timings.jsonl", "dataset.json", "report.html"),
     )
     html = run_page(read_run(folder))
     assert 'id="costs"' not in html

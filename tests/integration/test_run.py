@@ -33,11 +33,21 @@ TINY = {
 
 def command(*arguments, **changes):
     settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
-    return [sys.executable, "-m", "lfmcw_app.run", "digits", "--threads=1", *settings, *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "lfmcw_app.run",
+        "digits",
+        "--threads=1",
+        *settings,
+        *map(str, arguments),
+    ]
 
 
 def run(*arguments, **changes):
-    return subprocess.run(command(*arguments, **changes), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(*arguments, **changes), capture_output=True, text=True, timeout=300
+    )
 
 
 def resume(folder):
@@ -78,7 +88,10 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     assert len(search[0]["metrics"]["w2"]["class_weights"]) == 10
     assert set(search[0]["solves"]) == {"w1", "gan", "w2"}
     assert "alpha" in search[1]
-    assert {path.stem for path in (folder / "samples").iterdir()} == {"real", *(f"search-{n:06d}" for n in range(1, 7))}
+    assert {path.stem for path in (folder / "samples").iterdir()} == {
+        "real",
+        *(f"search-{n:06d}" for n in range(1, 7)),
+    }
     assert sum(line["phase"] == "training" for line in lines) == 4 * (60 // 16)
     assert torch.load(folder / "search.pt", weights_only=True)["phase"] == "search"
 
@@ -92,10 +105,14 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_pa
     assert outcome(other)["metrics.jsonl"] != outcome(folder)["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("lines", [1, 3, 6, 9], ids=["first_round", "mid_search", "end_of_search", "mid_training"])
+@pytest.mark.parametrize(
+    "lines", [1, 3, 6, 9], ids=["first_round", "mid_search", "end_of_search", "mid_training"]
+)
 def test_a_killed_run_resumes_bit_for_bit(whole, tmp_path, lines):
     folder = tmp_path / "killed"
-    process = subprocess.Popen(command("--out", folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command("--out", folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     metrics = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
@@ -132,14 +149,25 @@ def test_orders_decide_whether_responses_are_differentiated(tmp_path, order):
 def test_a_genotype_is_evaluated_alone_and_a_random_one_for_comparison(whole, tmp_path):
     settings = [f"--set={key}={value}" for key, value in TINY.items()]
     for name, genotype in (("found", whole[0] / "genotype.json"), ("random", "random:3")):
-        arguments = [sys.executable, "-m", "lfmcw_app.evaluate", str(genotype), "digits", "--threads=1", *settings]
+        arguments = [
+            sys.executable,
+            "-m",
+            "lfmcw_app.evaluate",
+            str(genotype),
+            "digits",
+            "--threads=1",
+            *settings,
+        ]
         finished = subprocess.run(
             [*arguments, "--out", str(tmp_path / name)], capture_output=True, text=True, timeout=300
         )
         assert finished.returncode == 0, finished.stderr
     found = json.loads((tmp_path / "found" / "result.json").read_text())
     assert found == json.loads((whole[0] / "result.json").read_text())
-    assert json.loads((tmp_path / "random" / "result.json").read_text())["genotype"] != found["genotype"]
+    assert (
+        json.loads((tmp_path / "random" / "result.json").read_text())["genotype"]
+        != found["genotype"]
+    )
 
 
 def test_an_error_is_one_paragraph_with_exit_code_2_and_no_traceback(tmp_path):
@@ -160,10 +188,14 @@ def test_a_run_whose_numbers_are_lost_stops_and_says_where(tmp_path):
 
 
 def test_the_baseline_runs_and_resumes_without_a_generator(tmp_path):
-    finished = run("--out", tmp_path / "darts", "--method", "darts", **{"search.gradient_terms_every": 3})
+    finished = run(
+        "--out", tmp_path / "darts", "--method", "darts", **{"search.gradient_terms_every": 3}
+    )
     assert finished.returncode == 0, finished.stderr
     assert not (tmp_path / "darts" / "samples.png").exists()
-    entries = [json.loads(line) for line in (tmp_path / "darts" / "metrics.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / "darts" / "metrics.jsonl").read_text().splitlines()
+    ]
     terms = [entry["gradient_terms"] for entry in entries if "gradient_terms" in entry]
     assert len(terms) == 2
     assert set(terms[0]) == {"direct", "w2"}
@@ -182,7 +214,9 @@ def test_a_trial_takes_few_rounds_of_every_phase_after_a_projection_of_the_whole
         < said.index("A trial, whose result says nothing; rounds of each phase: 1.")
         < said.index("test error")
     )
-    entries = [json.loads(line) for line in (tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [entry["phase"] for entry in entries] == ["search", "training"]
     assert "arch" in entries[0]["losses"]
     assert json.loads((tmp_path / "trial" / "result.json").read_text())["trial"] is True
@@ -194,12 +228,17 @@ def test_cells_can_be_drawn_instead_of_searched(tmp_path):
     assert finished.returncode == 0, finished.stderr
     genotype = Genotype.load(tmp_path / "x" / "genotype.json")
     assert genotype == random_genotype(1, 4)
-    phases = {json.loads(line)["phase"] for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()}
+    phases = {
+        json.loads(line)["phase"]
+        for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()
+    }
     assert phases == {"training"}
 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path):
-    finished = run("--out", tmp_path / "x", "--method", "darts", **{"search.synthetic_only": "true"})
+    finished = run(
+        "--out", tmp_path / "x", "--method", "darts", **{"search.synthetic_only": "true"}
+    )
     assert finished.returncode == 2
     assert "synthetic_only needs generated images" in finished.stderr
     finished = run("--out", tmp_path / "x", "--method", "dart")
@@ -209,8 +248,16 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path):
 
 
 SPACES = {
-    "pdarts": {"search.steps": 2, "search.progressive.added_layers": "[0, 1, 2]", "search.nodes": 2},
-    "pcdarts": {"search.steps": 3, "search.partial_channels": 2, "search.architecture.warmup_epochs": 0},
+    "pdarts": {
+        "search.steps": 2,
+        "search.progressive.added_layers": "[0, 1, 2]",
+        "search.nodes": 2,
+    },
+    "pcdarts": {
+        "search.steps": 3,
+        "search.partial_channels": 2,
+        "search.architecture.warmup_epochs": 0,
+    },
 }
 
 
@@ -222,7 +269,9 @@ def test_every_space_runs_and_resumes_bit_for_bit_from_any_stage(space, lines, t
     finished = run("--out", whole, "--space", space, **options)
     assert finished.returncode == 0, finished.stderr
     process = subprocess.Popen(
-        command("--out", killed, "--space", space, **options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("--out", killed, "--space", space, **options),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     metrics = killed / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -236,14 +285,22 @@ def test_every_space_runs_and_resumes_bit_for_bit_from_any_stage(space, lines, t
     assert resumed.returncode == 0, resumed.stderr
     assert outcome(killed) == outcome(whole)
     phases = [json.loads(line)["phase"] for line in metrics.read_text().splitlines()]
-    stages = ["search-1"] * 2 + ["search-2"] * 2 + ["search-3"] * 2 if space == "pdarts" else ["search"] * 3
+    stages = (
+        ["search-1"] * 2 + ["search-2"] * 2 + ["search-3"] * 2
+        if space == "pdarts"
+        else ["search"] * 3
+    )
     assert phases[: len(stages)] == stages
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("generator", ["wgan_gp", "biggan"])
 def test_every_generator_runs(generator, tmp_path):
-    options = {"search.generator.name": generator, "search.steps": 2, "search.generator.noise_dim": 8}
+    options = {
+        "search.generator.name": generator,
+        "search.steps": 2,
+        "search.generator.noise_dim": 8,
+    }
     finished = run("--out", tmp_path / "run", **options, **{"evaluation.epochs": 1})
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "run" / "samples.png").exists()
@@ -260,10 +317,18 @@ def test_a_folder_of_images_is_a_data_set(tmp_path):
     for index in range(48):
         folder = tmp_path / "pictures" / ("light" if index % 2 else "dark")
         folder.mkdir(parents=True, exist_ok=True)
-        image = torch.randint(100, (3, 20, 20), generator=torch.Generator().manual_seed(index)) + 150 * (index % 2)
+        image = torch.randint(
+            100, (3, 20, 20), generator=torch.Generator().manual_seed(index)
+        ) + 150 * (index % 2)
         Image.fromarray(image.movedim(0, -1).to(torch.uint8).numpy()).save(folder / f"{index}.png")
-    arguments = [f"--set={key}={value}" for key, value in {**TINY, "data.search_images": "null"}.items()]
-    arguments += ["--set=data.image_size=16", "--set=search.steps=2", "--set=data.train_images=null"]
+    arguments = [
+        f"--set={key}={value}" for key, value in {**TINY, "data.search_images": "null"}.items()
+    ]
+    arguments += [
+        "--set=data.image_size=16",
+        "--set=search.steps=2",
+        "--set=data.train_images=null",
+    ]
     arguments += ["--preset=smoke", "--threads=1", "--out", str(tmp_path / "run")]
     finished = subprocess.run(
         [sys.executable, "-m", "lfmcw_app.run", f"folder:{tmp_path / 'pictures'}", *arguments],
@@ -272,7 +337,10 @@ def test_a_folder_of_images_is_a_data_set(tmp_path):
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_top5_error_percent"] is None
+    assert (
+        json.loads((tmp_path / "run" / "result.json").read_text())["test_top5_error_percent"]
+        is None
+    )
 
 
 @pytest.mark.parametrize("space", ["darts", "pdarts"])
@@ -290,11 +358,17 @@ def test_a_dry_run_projects_every_phase_and_writes_nothing(space, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"search.architecture.warmup_epochs": 1000}, "search.architecture.warmup_epochs (1000 epochs"),
+        (
+            {"search.architecture.warmup_epochs": 1000},
+            "search.architecture.warmup_epochs (1000 epochs",
+        ),
         ({"evaluation.weights.warmup_epochs": 9}, "must be below evaluation.epochs"),
         ({"evaluation.stem": "imagenet"}, "evaluation.stem is imagenet"),
         ({"search.stem": "imagenet"}, "The imagenet stem"),
-        ({"search.space": "pdarts", "search.progressive.added_layers": "[-3, 0, 0]"}, "at least 3 in each stage"),
+        (
+            {"search.space": "pdarts", "search.progressive.added_layers": "[-3, 0, 0]"},
+            "at least 3 in each stage",
+        ),
     ],
     ids=["architecture warm-up", "learning rate warm-up", "stem", "search stem", "no cells"],
 )
@@ -305,7 +379,9 @@ def test_what_could_not_end_well_is_refused_before_anything_is_written(options, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_space_by_set_has_the_presets_settings_for_it_and_must_not_contradict_the_option(tmp_path):
+def test_a_space_by_set_has_the_presets_settings_for_it_and_must_not_contradict_the_option(
+    tmp_path,
+):
     printed = run("--print-config", "--set=search.space=pdarts", "--preset=smoke").stdout
     assert "- 0\n    - 1\n    - 2" in printed
     finished = run("--space", "darts", "--set=search.space=pdarts")

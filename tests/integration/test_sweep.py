@@ -1,4 +1,6 @@
-"""Runs on launchers: a failed one goes on from where it stands and is reported, the others are not touched."""
+"""Runs on launchers: a failed one goes on from where it stands and is reported, the others are not
+touched.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from lfmcw_app.sweep import (
     sweep,
 )
 
-# A run in miniature: it counts its starts in the folder, and does in each what the folder's name says.
+# A run in miniature: it counts its starts in the folder, and does in each what the folder's name
+# says.
 RUN = """
 import os, pathlib, signal, sys
 folder = pathlib.Path(sys.argv[1])
@@ -53,7 +56,10 @@ def outcomes(launcher, root: Path, *kinds: str, retries: int = 2):
     for folder in folders:
         folder.mkdir(parents=True)
     with launcher:
-        return {outcome.folder.name: outcome for outcome in sweep(folders, command, launcher, retries=retries)}
+        return {
+            outcome.folder.name: outcome
+            for outcome in sweep(folders, command, launcher, retries=retries)
+        }
 
 
 def check(found, root: Path):
@@ -67,7 +73,9 @@ def check(found, root: Path):
     assert f"exit code 1; see {root / 'broken' / LOG}" in found["broken"].failure
     assert found["wrong"].tries == 1
     assert "exit code 2" in found["wrong"].failure
-    assert (root / "broken" / LOG).read_text().splitlines() == [f"start {start} broken" for start in range(3)]
+    assert (root / "broken" / LOG).read_text().splitlines() == [
+        f"start {start} broken" for start in range(3)
+    ]
 
 
 KINDS = ("good", "flaky", "killed", "stopped", "broken", "wrong")
@@ -115,7 +123,9 @@ def test_a_lost_worker_is_a_failure_of_its_run_only(tmp_path):
 def test_what_still_runs_is_stopped_at_the_end(tmp_path):
     sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
     with LocalProcesses(1) as launcher:
-        running, waiting = (launcher.submit(sleeper, tmp_path / f"{index}.txt") for index in range(2))
+        running, waiting = (
+            launcher.submit(sleeper, tmp_path / f"{index}.txt") for index in range(2)
+        )
         deadline = time.monotonic() + 60
         while not (tmp_path / "0.txt").exists() or not (tmp_path / "0.txt").read_text():
             assert time.monotonic() < deadline
@@ -130,7 +140,12 @@ def test_a_worker_returns_the_exit_code_and_keeps_the_output(tmp_path):
     log.write_text("before\n")
     assert (
         run_command(
-            [sys.executable, "-c", "print('out'); import sys; print('err', file=sys.stderr); sys.exit(7)"], str(log)
+            [
+                sys.executable,
+                "-c",
+                "print('out'); import sys; print('err', file=sys.stderr); sys.exit(7)",
+            ],
+            str(log),
         )
         == 7
     )
@@ -161,7 +176,13 @@ def test_a_table_that_is_asked_to_stop_stops_its_runs(tmp_path):
         f"--runs={tmp_path / 'runs'}",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lfmcw_app.table", *arguments, *(f"--set={setting}" for setting in settings)],
+        [
+            sys.executable,
+            "-m",
+            "lfmcw_app.table",
+            *arguments,
+            *(f"--set={setting}" for setting in settings),
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )

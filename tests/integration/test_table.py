@@ -1,4 +1,6 @@
-"""Tables of the paper over seeds: what is compared, what can be said of it, and runs that are not made twice."""
+"""Tables of the paper over seeds: what is compared, what can be said of it, and runs that are not
+made twice.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,24 @@ from lfmcw_app.table import TABLES, arm_recipe
 
 
 def arm(label, *errors):
-    return Summary(label=label, errors=dict(enumerate(errors)), parameters=dict.fromkeys(range(len(errors)), 1000))
+    return Summary(
+        label=label,
+        errors=dict(enumerate(errors)),
+        parameters=dict.fromkeys(range(len(errors)), 1000),
+    )
 
 
 def test_arms_are_compared_seed_by_seed():
-    """Differences -1, -2, -3: mean -2, SD 1, t(0.975, 2) = 4.303; t = -2 √3 has p = 0.0742 with two degrees of freedom."""
+    """Differences -1, -2, -3: mean -2, SD 1, t(0.975, 2) = 4.303; t = -2 √3 has p = 0.0742 with two
+    degrees of freedom.
+    """
     found = compare(arm("new", 9.0, 11.0, 13.0), arm("old", 10.0, 13.0, 16.0))
     assert found.difference == pytest.approx(-2.0)
     assert found.interval == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
     assert found.p_value == pytest.approx(0.0742, abs=1e-4)
-    assert found.detectable == pytest.approx((4.3027 + 1.0607) / math.sqrt(3), rel=1e-4)  # t(0.8, 2) = 1.0607
+    assert found.detectable == pytest.approx(
+        (4.3027 + 1.0607) / math.sqrt(3), rel=1e-4
+    )  # t(0.8, 2) = 1.0607
     assert found.pairs == 3
 
 
@@ -36,7 +46,9 @@ def test_only_seeds_that_both_have_are_paired():
 
 
 def test_p_values_are_adjusted_for_their_number():
-    """The smallest of three counts three times, the next twice; none is below one that is smaller."""
+    """The smallest of three counts three times, the next twice; none is below one that is
+    smaller.
+    """
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     found = holm([0.01, math.nan, 0.02])
@@ -64,15 +76,24 @@ def test_the_arms_are_those_of_the_paper_and_its_controls():
 
 
 TINY = (
-    "search.channels=4 search.nodes=1 search.steps=2 search.batch_size=8 search.generator.channels=2 "
-    "search.generator.noise_dim=4 data.search_images=80 data.train_images=60 data.test_images=50 evaluation.channels=2 "
-    "evaluation.epochs=1 evaluation.batch_size=16"
+    "search.channels=4 search.nodes=1 search.steps=2 search.batch_size=8 "
+    "search.generator.channels=2 search.generator.noise_dim=4 data.search_images=80 "
+    "data.train_images=60 data.test_images=50 evaluation.channels=2 evaluation.epochs=1 "
+    "evaluation.batch_size=16"
 )
 
 
 def table(folder, *arguments):
     settings = [f"--set={setting}" for setting in TINY.split()]
-    command = [sys.executable, "-m", "lfmcw_app.table", *arguments, "--threads=1", "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "lfmcw_app.table",
+        *arguments,
+        "--threads=1",
+        "--out",
+        str(folder),
+    ]
     runs = f"--runs={folder.parent / 'runs'}"
     return subprocess.run([*command, runs, *settings], capture_output=True, text=True, timeout=280)
 
@@ -103,7 +124,9 @@ def test_a_table_is_made_run_by_run_and_only_what_is_missing_is_run(tmp_path):
     other = table(tmp_path / "other", "table2", "digits", "--seeds=1")
     assert other.returncode == 0, other.stderr
     assert "2 runs, 1 of them done before" in other.stdout
-    shared = {row["run"] for row in rows(tmp_path / "t")} & {row["run"] for row in rows(tmp_path / "other")}
+    shared = {row["run"] for row in rows(tmp_path / "t")} & {
+        row["run"] for row in rows(tmp_path / "other")
+    }
     assert len(shared) == 1
     changed = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--set=search.lambda=0.5")
     assert changed.returncode == 2
@@ -118,10 +141,21 @@ def test_the_controls_differ_from_the_method_in_what_they_control():
     ours = found["LFM-CW"].search
     assert all(recipe.seed == 3 for recipe in found.values())
     assert found["no LFM-CW"].search == ours.model_copy(update={"method": "darts"})
-    assert found["no LFM-CW, 4 times the rounds"].search == ours.model_copy(update={"method": "darts", "steps": 1200})
-    assert found["uniform class weights"].search == ours.model_copy(update={"class_weighting": "uniform"})
+    assert found["no LFM-CW, 4 times the rounds"].search == ours.model_copy(
+        update={"method": "darts", "steps": 1200}
+    )
+    assert found["uniform class weights"].search == ours.model_copy(
+        update={"class_weighting": "uniform"}
+    )
     longer = arm_recipe(
-        TABLES["controls"]["no LFM-CW, 4 times the rounds"], "cifar10", "paper", None, [], 0, space=None, order=None
+        TABLES["controls"]["no LFM-CW, 4 times the rounds"],
+        "cifar10",
+        "paper",
+        None,
+        [],
+        0,
+        space=None,
+        order=None,
     )
     assert longer.search.epochs == 200
 
@@ -140,7 +174,10 @@ def test_an_unknown_table_is_refused(tmp_path):
         (("table2", "digits", "--set=search.method=darts"), "sets search.method, seed itself"),
         (("fig3", "digits", "--set=search.lambda=9"), "sets search.lambda, seed itself"),
         (("table5", "digits", "--set=search.method=darts"), "search.method must be lfmcw"),
-        (("controls", "digits", "--set=search.synthetic_only=true"), "synthetic_only needs generated images"),
+        (
+            ("controls", "digits", "--set=search.synthetic_only=true"),
+            "synthetic_only needs generated images",
+        ),
         (("table2", "digits", "--launcher=slrum"), "Did you mean 'slurm'"),
         (("table2", "digits", "--launcher-set=a=1"), "--launcher local has no options"),
     ],

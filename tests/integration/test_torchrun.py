@@ -25,7 +25,13 @@ SHORT = {
 
 def torchrun(*arguments, module="lfmcw_app.run", processes=2, **changes):
     settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+    ]
     return subprocess.run(
         [*launcher, "-m", module, *map(str, arguments), "--device=cpu", "--threads=1", *settings],
         capture_output=True,
@@ -38,31 +44,50 @@ def torchrun(*arguments, module="lfmcw_app.run", processes=2, **changes):
 def numbers(value, name=""):
     """Dotted name → number, of nested data."""
     if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in numbers(inner, f"{name}.{key}").items()}
+        return {
+            k: v for key, inner in value.items() for k, v in numbers(inner, f"{name}.{key}").items()
+        }
     if isinstance(value, list):
-        return {k: v for index, inner in enumerate(value) for k, v in numbers(inner, f"{name}.{index}").items()}
+        return {
+            k: v
+            for index, inner in enumerate(value)
+            for k, v in numbers(inner, f"{name}.{index}").items()
+        }
     return {name: value} if isinstance(value, (int, float)) else {}
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
-    """Batches, augmentation, the generator's noise, class means and BatchNorm are those of the whole batch."""
+    """Batches, augmentation, the generator's noise, class means and BatchNorm are those of the
+    whole batch.
+    """
     alone = run("--out", tmp_path / "one", **SHORT)
     assert alone.returncode == 0, alone.stderr
     shared = torchrun("digits", "--out", tmp_path / "two", **SHORT)
     assert shared.returncode == 0, shared.stderr
     assert shared.stdout.count("Run folder") == 1 and shared.stdout.count("test error") == 1
-    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
-    one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two"))
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {
+        p.name for p in (tmp_path / "one").iterdir()
+    }
+    one, two = (
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")
+    )
     assert len(one) == len(two) == 4
     for first, second in zip(map(json.loads, one), map(json.loads, two), strict=True):
         expected, found = numbers(first), numbers(second)
-        # In single precision: the architecture's gradient, a small difference of large terms, agrees to a few digits.
+        # In single precision: the architecture's gradient, a small difference of large terms,
+        # agrees to a few digits.
         norms = {key for key in expected if key.startswith(".gradient_norms")}
-        assert {k: found[k] for k in norms} == pytest.approx({k: expected[k] for k in norms}, rel=1e-2)
+        assert {k: found[k] for k in norms} == pytest.approx(
+            {k: expected[k] for k in norms}, rel=1e-2
+        )
         rest = expected.keys() - norms
-        assert {k: found[k] for k in rest} == pytest.approx({k: expected[k] for k in rest}, rel=1e-4, abs=1e-4)
-    assert (tmp_path / "two" / "genotype.json").read_text() == (tmp_path / "one" / "genotype.json").read_text()
+        assert {k: found[k] for k in rest} == pytest.approx(
+            {k: expected[k] for k in rest}, rel=1e-4, abs=1e-4
+        )
+    assert (tmp_path / "two" / "genotype.json").read_text() == (
+        tmp_path / "one" / "genotype.json"
+    ).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +116,10 @@ def test_two_processes_train_a_derived_network_as_one_does(tmp_path):
         finished = torchrun(*arguments, module="lfmcw_app.evaluate", processes=processes, **SHORT)
         assert finished.returncode == 0, finished.stderr
     one, two = (
-        [numbers(json.loads(line)) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        [
+            numbers(json.loads(line))
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
         for name in ("one", "two")
     )
     assert len(one) == len(two) == 2

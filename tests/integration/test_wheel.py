@@ -32,16 +32,33 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = (tmp_path / "dist").glob("mlo-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"mlo/py.typed", "lfmcw_app/recipes/smoke.yaml", "lfmcw_app/report/templates/run.html"} <= names
+    assert {
+        "mlo/py.typed",
+        "lfmcw_app/recipes/smoke.yaml",
+        "lfmcw_app/report/templates/run.html",
+    } <= names
     assert not any(name.startswith(("tests/", "docs/")) for name in names)
     venv.create(tmp_path / "clean", with_pip=True)
     clean = tmp_path / "clean" / "bin"
-    install = [clean / "python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel]
+    install = [
+        clean / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        wheel,
+    ]
     installed = subprocess.run(install, capture_output=True, text=True, timeout=300)
     assert installed.returncode == 0, installed.stderr
-    # The dependencies come from this environment; its own editable copy of the packages does not, since a path file is
-    # read only in a site folder.
-    environment = {"PYTHONPATH": sysconfig.get_path("purelib"), "PATH": str(clean), "HOME": str(tmp_path)}
+    # The dependencies come from this environment; its own editable copy of the packages does not,
+    # since a path file is read only in a site folder.
+    environment = {
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "PATH": str(clean),
+        "HOME": str(tmp_path),
+    }
 
     def run(*arguments):
         return subprocess.run(
@@ -57,7 +74,14 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
         "data.test_images=20", "evaluation.channels=2", "evaluation.epochs=1", "evaluation.batch_size=16",
         "search.method=darts",
     ]  # fmt: skip
-    finished = run("lfmcw", "digits", "--threads=1", "--out", "run", *(f"--set={setting}" for setting in settings))
+    finished = run(
+        "lfmcw",
+        "digits",
+        "--threads=1",
+        "--out",
+        "run",
+        *(f"--set={setting}" for setting in settings),
+    )
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "run" / "report.html").exists()
     compared = run("lfmcw-report", "run", "--out", "again.html")

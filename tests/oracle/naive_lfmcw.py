@@ -1,6 +1,8 @@
-"""LFM-CW's architecture gradient written out naively: Eqs. 6-10 as functional updates, then Eq. 4 differentiated in A.
+"""LFM-CW's architecture gradient written out naively: Eqs. 6-10 as functional updates, then Eq. 4
+differentiated in A.
 
-Nothing here uses `mlo`: each update is a plain formula, and one call of `torch.autograd.grad` differentiates the whole.
+Nothing here uses `mlo`: each update is a plain formula, and one call of `torch.autograd.grad`
+differentiates the whole.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def sgd(params, grads, optimizer, named):
 
 def safe_sqrt(v):
     """√v with derivative 0 at 0, the limit of Adam's step there."""
-    return torch.where(v > 0, torch.sqrt(torch.where(v > 0, v, torch.ones_like(v))), torch.zeros_like(v))
+    return torch.where(
+        v > 0, torch.sqrt(torch.where(v > 0, v, torch.ones_like(v))), torch.zeros_like(v)
+    )
 
 
 def adam(params, grads, optimizer, named):
@@ -55,14 +59,21 @@ def adam(params, grads, optimizer, named):
 
 
 def grad_of(loss, params, create_graph=True):
-    grads = torch.autograd.grad(loss, list(params.values()), create_graph=create_graph, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), grads, strict=True)}
+    grads = torch.autograd.grad(
+        loss, list(params.values()), create_graph=create_graph, allow_unused=True
+    )
+    return {
+        n: torch.zeros_like(p) if g is None else g
+        for (n, p), g in zip(params.items(), grads, strict=True)
+    }
 
 
 def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=False, game="dcgan"):
-    """The gradient of Eq. 4 in A through Eqs. 6-10, from the modules' and optimizers' current state.
+    """The gradient of Eq. 4 in A through Eqs. 6-10, from the modules' and optimizers' current
+    state.
 
-    Without W1 and the GAN that of plain DARTS (Liu et al. 2019, Eq. 7); with `synthetic_only` Eq. 19 in the place of Eq. 9.
+    Without W1 and the GAN that of plain DARTS (Liu et al. 2019, Eq. 7); with `synthetic_only` Eq.
+    19 in the place of Eq. 9.
 
     Args:
         modules: copies of w1, gan, w2, arch (their BatchNorm statistics move).
@@ -80,17 +91,26 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
         live = dict(problems["w2"].module.network.named_parameters())
         w2_grads = clipped(grad_of(loss, w2), problems["w2"].grad_clip)
         w2_new = sgd(w2, w2_grads, problems["w2"].optimizers[""], live)
-        value = F.cross_entropy(functional_call(modules.w2.network, w2_new, (val_images, mix)), val_labels)
+        value = F.cross_entropy(
+            functional_call(modules.w2.network, w2_new, (val_images, mix)), val_labels
+        )
         return dict(zip(arch, torch.autograd.grad(value, list(arch.values())), strict=True))
 
     if modules.w1 is None:
-        return upper(F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels))
+        return upper(
+            F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels)
+        )
 
     # Eq. 6
     w1 = leaves(modules.w1)
     loss = F.cross_entropy(functional_call(modules.w1, w1, (images, mix)), labels)
     live = dict(problems["w1"].module.named_parameters())
-    w1_new = sgd(w1, clipped(grad_of(loss, w1), problems["w1"].grad_clip), problems["w1"].optimizers[""], live)
+    w1_new = sgd(
+        w1,
+        clipped(grad_of(loss, w1), problems["w1"].grad_clip),
+        problems["w1"].optimizers[""],
+        live,
+    )
 
     # Eqs. 7 and 8, simultaneous
     g, h = leaves(modules.gan.generator), leaves(modules.gan.discriminator)
@@ -111,11 +131,15 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
     val_logits = functional_call(modules.w1, w1_new, (val_images, mix))
     val_ce = F.cross_entropy(val_logits, val_labels, reduction="none")
     class_weights = [
-        val_ce[val_labels == c].mean() if bool((val_labels == c).any()) else modules.w2.class_losses[c].clone()
+        val_ce[val_labels == c].mean()
+        if bool((val_labels == c).any())
+        else modules.w2.class_losses[c].clone()
         for c in range(len(modules.w2.class_losses))
     ]
     noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
     generated = functional_call(modules.gan.generator, g_new, (noise, labels))
-    ce = F.cross_entropy(functional_call(modules.w2.network, w2, (generated, mix)), labels, reduction="none")
+    ce = F.cross_entropy(
+        functional_call(modules.w2.network, w2, (generated, mix)), labels, reduction="none"
+    )
     synthetic = sum(class_weights[int(y)] * ce[b] for b, y in enumerate(labels)) / len(labels)
     return upper(lam * synthetic if synthetic_only else real + lam * synthetic)

@@ -1,4 +1,6 @@
-"""Betty side by side: its functions as engines, `mlo` graphs on its `Engine`, and what it cannot do."""
+"""Betty side by side: its functions as engines, `mlo` graphs on its `Engine`, and what it cannot
+do.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ OLD = betty_version().startswith("0.1.")
 
 
 def parameters(closed):
-    return {f"{problem.name}.{key}": p.detach() for problem in closed.problems for key, p in problem.parameters.items()}
+    return {
+        f"{problem.name}.{key}": p.detach()
+        for problem in closed.problems
+        for key, p in problem.parameters.items()
+    }
 
 
 def test_its_cg_does_not_converge_where_ours_does():
@@ -49,18 +55,29 @@ def test_it_leaves_weight_decay_out_of_the_hessian():
     closed = bilevel_quadratic(weight_decay=0.3)
     found = closed.optimizer({"name": "betty-neumann", "iterations": 400}).gradient("x")["v"]
     assert relative_error(found, closed.exact) > 0.1
-    assert relative_error(closed.optimizer(mlo.Neumann(num_terms=401)).gradient("x")["v"], closed.exact) < 1e-8
+    assert (
+        relative_error(
+            closed.optimizer(mlo.Neumann(num_terms=401)).gradient("x")["v"], closed.exact
+        )
+        < 1e-8
+    )
 
 
-# ------------------------------------------------------------------ graphs on its engine
+# ------------------------------ graphs on its engine
 
 
 @pytest.mark.parametrize(
-    "make", [bilevel_quadratic, diamond, lambda: layered(layers=3)], ids=["bilevel", "diamond", "dag"]
+    "make",
+    [bilevel_quadratic, diamond, lambda: layered(layers=3)],
+    ids=["bilevel", "diamond", "dag"],
 )
-@pytest.mark.parametrize("engine", ["betty-darts", NEUMANN, "betty-cg"], ids=["darts", "neumann", "cg"])
+@pytest.mark.parametrize(
+    "engine", ["betty-darts", NEUMANN, "betty-cg"], ids=["darts", "neumann", "cg"]
+)
 def test_one_declaration_moves_alike_on_both(make, engine, capsys):
-    """One solve a problem here and one a path there add up to the same gradients, since each is linear in the cotangent."""
+    """One solve a problem here and one a path there add up to the same gradients, since each is
+    linear in the cotangent.
+    """
     ours, theirs = make(), make()
     if engine == "betty-cg" and len(ours.problems) > 4:
         pytest.skip("cg is not linear in the cotangent, so that paths do not add up to their sum")
@@ -99,7 +116,10 @@ def network(**options):
             "scale",
             module=scale,
             optimizer=SGD(scale.parameters(), lr=0.1),
-            loss=lambda scale, x, *, module: (((module(x) - x.sum(1, keepdim=True)) ** 2).mean(), {"seen": 1.0}),
+            loss=lambda scale, x, *, module: (
+                ((module(x) - x.sum(1, keepdim=True)) ** 2).mean(),
+                {"seen": 1.0},
+            ),
             data=data,
         ),
     ]
@@ -117,15 +137,23 @@ def test_batches_steps_schedulers_clipping_adamw_and_frozen_parameters_run_as_he
         ]
 
 
-# ------------------------------------------------------------------ what it cannot do is said
+# ------------------------------ what it cannot do is said
 
 
 @pytest.mark.parametrize(
     ("problems", "engine", "message"),
     [
-        (lambda: bilinear_game().problems, "betty-darts", "cannot run problem 'game': it is a game"),
+        (
+            lambda: bilinear_game().problems,
+            "betty-darts",
+            "cannot run problem 'game': it is a game",
+        ),
         (lambda: diamond().problems, "one_step", "its engine is 'one_step'; choose betty-darts"),
-        (lambda: trilevel_quadratic().problems, "betty-cg", "cannot run problem 'm': 'betty-cg' refuses"),
+        (
+            lambda: trilevel_quadratic().problems,
+            "betty-cg",
+            "cannot run problem 'm': 'betty-cg' refuses",
+        ),
         (lambda: network(accumulate=2), "betty-darts", "accumulate=2"),
         (lambda: network(warmup_steps=1), "betty-darts", "warmup_steps=1"),
         (lambda: network(precision="bf16"), "betty-darts", "precision='bf16'"),
@@ -154,9 +182,17 @@ def test_an_unused_parameter_is_its_error_and_named():
         w, x = Vector(torch.ones(2)), nn.Linear(2, 2)
         return [
             mlo.Problem(
-                "w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=lambda w, _, *, x: w.v @ x.weight @ w.v
+                "w",
+                module=w,
+                optimizer=SGD(w.parameters(), lr=0.1),
+                loss=lambda w, _, *, x: w.v @ x.weight @ w.v,
             ),
-            mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: w.v.sum()),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, w: w.v.sum(),
+            ),
         ]
 
     with pytest.raises(mlo.EngineError, match="behind 'betty-cg' failed"):
@@ -175,7 +211,9 @@ def test_a_missing_betty_is_named_with_the_command_that_installs_it(monkeypatch)
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(engines, "version", missing)
-    with pytest.raises(mlo.EngineError, match=r"--ignore-requires-python --no-deps betty-ml==0\.2\.1"):
+    with pytest.raises(
+        mlo.EngineError, match=r"--ignore-requires-python --no-deps betty-ml==0\.2\.1"
+    ):
         mlo.engine_from("betty-darts")
 
 
@@ -185,7 +223,17 @@ def test_all_of_this_holds_for_the_release_that_pip_picks():
     if not other.exists():
         pytest.skip("betty-ml 0.1.1 is not beside the environment (make betty)")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:cacheprovider",
+            __file__,
+        ],
         env={**os.environ, "PYTHONPATH": str(other), "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

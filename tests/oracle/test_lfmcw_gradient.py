@@ -1,4 +1,6 @@
-"""The architecture's gradient of a tiny, real LFM-CW instance against Eqs. 6-10 differentiated as one plain program."""
+"""The architecture's gradient of a tiny, real LFM-CW instance against Eqs. 6-10 differentiated as
+one plain program.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ from mlo.testing import check_gradient_changes_nothing, relative_error
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
-def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_clip=None, batch_size=12, **search):
+def make(
+    *,
+    primitives=PRIMITIVES,
+    activation="relu",
+    engine="one_step",
+    grad_clip=None,
+    batch_size=12,
+    **search,
+):
     recipe = load_recipe(
         "smoke",
         overrides={
@@ -40,7 +50,9 @@ def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_cl
     torch.manual_seed(3)
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, 200, seed=1)
-    modules = build_modules(recipe.search, dataset, primitives=primitives, activation=activation, dtype=torch.float64)
+    modules = build_modules(
+        recipe.search, dataset, primitives=primitives, activation=activation, dtype=torch.float64
+    )
     with torch.no_grad():  # away from α = 0, where all primitives are mixed alike
         for parameter in modules.arch.parameters():
             parameter.mul_(500.0)
@@ -49,13 +61,16 @@ def make(*, primitives=PRIMITIVES, activation="relu", engine="one_step", grad_cl
 
 
 def oracle(recipe, modules, optimizer):
-    """The naive gradient from the current state; the copies keep it from touching anything of the optimizer's."""
+    """The naive gradient from the current state; the copies keep it from touching anything of the
+    optimizer's.
+    """
     w2 = optimizer.problems["w2"]
     training, validation = getattr(w2.data, "_train", w2.data), optimizer.problems["arch"].data
     batches = training.batch(w2.data.position) + validation.batch(validation.position)
     with torch.random.fork_rng():
         copies = copy.deepcopy(modules)
-        # The optimizers' state is keyed by the live parameters, so the formulas read it from the live problems.
+        # The optimizers' state is keyed by the live parameters, so the formulas read it from the
+        # live problems.
         search = recipe.search
         return architecture_gradient(
             copies,
@@ -103,7 +118,9 @@ def test_classes_missing_from_a_batch_keep_their_running_loss_and_an_exact_gradi
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
 
 
-@pytest.mark.parametrize("search", [{"method": "darts"}, {"synthetic_only": True}], ids=["plain DARTS", "Eq. 19"])
+@pytest.mark.parametrize(
+    "search", [{"method": "darts"}, {"synthetic_only": True}], ids=["plain DARTS", "Eq. 19"]
+)
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_the_baseline_and_the_ablation_equal_their_own_equations(search, rounds):
     recipe, modules, optimizer = make(**search)
@@ -119,7 +136,10 @@ def test_an_architecture_that_moves_first_looks_at_the_step_that_comes(method, r
     list(optimizer.run(rounds))
     expected = oracle(recipe, modules, optimizer)
     assert (
-        relative_error(optimizer.gradient("arch") if rounds == 0 else gradient_of_next_round(optimizer), expected)
+        relative_error(
+            optimizer.gradient("arch") if rounds == 0 else gradient_of_next_round(optimizer),
+            expected,
+        )
         < 1e-9
     )
 
@@ -134,7 +154,9 @@ def candidates():
 @pytest.mark.parametrize("space", ["pdarts", "pcdarts"])
 def test_every_space_equals_the_equations(space, method):
     options = {"space": space, "method": method}
-    recipe, modules, optimizer = make(primitives=candidates() if space == "pdarts" else PRIMITIVES, **options)
+    recipe, modules, optimizer = make(
+        primitives=candidates() if space == "pdarts" else PRIMITIVES, **options
+    )
     if space == "pdarts":
         for module in modules:
             if module is not None:
@@ -142,7 +164,9 @@ def test_every_space_equals_the_equations(space, method):
     optimizer.step()
     expected = oracle(recipe, modules, optimizer)
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
-    names = {"normal", "reduction"} | ({"normal_edges", "reduction_edges"} if space == "pcdarts" else set())
+    names = {"normal", "reduction"} | (
+        {"normal_edges", "reduction_edges"} if space == "pcdarts" else set()
+    )
     assert set(expected) == names
     assert all(bool(part.any()) for part in expected.values())
 
@@ -150,7 +174,11 @@ def test_every_space_equals_the_equations(space, method):
 @pytest.mark.parametrize("norm", [None, "instance"], ids=["usual norm", "instance norm"])
 @pytest.mark.parametrize("game", ["wgan_gp", "biggan"])
 def test_every_generator_equals_the_equations(game, norm):
-    options = {"generator.name": game, "generator.discriminator_norm": norm, "generator.noise_dim": 8}
+    options = {
+        "generator.name": game,
+        "generator.discriminator_norm": norm,
+        "generator.noise_dim": 8,
+    }
     recipe, modules, optimizer = make(**options)
     optimizer.step()
     expected = oracle(recipe, modules, optimizer)
@@ -158,7 +186,12 @@ def test_every_generator_equals_the_equations(game, norm):
 
 
 def test_generators_and_spaces_go_together():
-    options = {"space": "pcdarts", "generator.name": "wgan_gp", "synthetic_only": True, "generator.noise_dim": 8}
+    options = {
+        "space": "pcdarts",
+        "generator.name": "wgan_gp",
+        "synthetic_only": True,
+        "generator.noise_dim": 8,
+    }
     recipe, modules, optimizer = make(**options)
     optimizer.step()
     expected = oracle(recipe, modules, optimizer)
@@ -173,7 +206,9 @@ def test_plain_darts_has_two_problems_and_first_order_keeps_the_direct_gradient(
 
 
 def test_the_parts_of_the_gradient_add_up_and_each_path_has_one():
-    still = {"architecture.lr": 1e-30}  # the round moves both architectures to the same place: nowhere
+    still = {
+        "architecture.lr": 1e-30
+    }  # the round moves both architectures to the same place: nowhere
     *_, optimizer = make(**still)
     optimizer.step()
     terms = gradient_terms(optimizer)
@@ -181,7 +216,9 @@ def test_the_parts_of_the_gradient_add_up_and_each_path_has_one():
     total = torch.cat([part.flatten() for part in optimizer.gradient("arch").values()])
     assert all(term["norm"] > 0 for term in terms.values())
     # Σ_path ‖part‖ cos(part, total) is the projection of the total on itself.
-    assert sum(term["norm"] * term["cosine"] for term in terms.values()) == pytest.approx(float(total.norm()), rel=1e-9)
+    assert sum(term["norm"] * term["cosine"] for term in terms.values()) == pytest.approx(
+        float(total.norm()), rel=1e-9
+    )
     cut = copy.deepcopy(terms)
     *_, other = make(engine={"default": "one_step", "gan": "first_order"}, **still)
     other.step()

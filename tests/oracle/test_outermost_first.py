@@ -1,4 +1,6 @@
-"""The order of DARTS's program: the architecture moves first, at weights that are one step ahead, and the weights after it."""
+"""The order of DARTS's program: the architecture moves first, at weights that are one step ahead,
+and the weights after it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,14 @@ import mlo
 from mlo.testing import Vector, check_gradient_changes_nothing, relative_error
 
 LR, MOMENTUM, DECAY, UPPER_LR = 0.1, 0.9, 0.05, 0.3
-TRAIN = [torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(5)]
-VALID = [torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(10, 13)]
+TRAIN = [
+    torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    for k in range(5)
+]
+VALID = [
+    torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    for k in range(10, 13)
+]
 
 
 def train_loss(w, batch, x):
@@ -45,7 +53,9 @@ def make(engine="one_step", order="outermost_first", **options):
 
 
 def darts(rounds):
-    """Algorithm 1 of DARTS as its program has it: the unrolled step of SGD with momentum and decay, then the real one."""
+    """Algorithm 1 of DARTS as its program has it: the unrolled step of SGD with momentum and decay,
+    then the real one.
+    """
     w, x = torch.linspace(-1, 1, 3).double(), torch.linspace(0.1, 0.4, 4).double()
     buffer = None
     path = []
@@ -155,8 +165,13 @@ def middle_loss(m, batch, w, x):
 
 
 def test_problems_below_the_outermost_see_solutions_that_were_made():
-    """w → m → x: x looks ahead through both steps; m, when it moves, reads the w that has just moved."""
-    w, m, x = (Vector(torch.linspace(a, b, n).double()) for a, b, n in ((-1, 1, 3), (0.5, -0.5, 3), (0.1, 0.4, 4)))
+    """w → m → x: x looks ahead through both steps; m, when it moves, reads the w that has just
+    moved.
+    """
+    w, m, x = (
+        Vector(torch.linspace(a, b, n).double())
+        for a, b, n in ((-1, 1, 3), (0.5, -0.5, 3), (0.1, 0.4, 4))
+    )
 
     def sgd(module):
         return torch.optim.SGD(module.parameters(), lr=LR)
@@ -197,12 +212,16 @@ def test_problems_below_the_outermost_see_solutions_that_were_made():
 
 
 def test_engines_of_several_steps_are_refused():
-    with pytest.raises(mlo.EngineError, match="'x' moves first in a round and looks one step ahead"):
+    with pytest.raises(
+        mlo.EngineError, match="'x' moves first in a round and looks one step ahead"
+    ):
         make(mlo.Unroll(steps=3), steps=3)
 
 
 def test_a_mistyped_order_is_answered_with_the_valid_ones():
-    with pytest.raises(mlo.ConfigurationError, match=r"order is 'outermost'. Did you mean 'outermost_first'"):
+    with pytest.raises(
+        mlo.ConfigurationError, match=r"order is 'outermost'. Did you mean 'outermost_first'"
+    ):
         make(order="outermost")
 
 

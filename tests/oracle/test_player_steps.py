@@ -1,4 +1,6 @@
-"""Games whose players move differently often: BigGAN's and WGAN's several discriminator steps a generator step."""
+"""Games whose players move differently often: BigGAN's and WGAN's several discriminator steps a
+generator step.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from mlo.testing import Vector, relative_error
 
 LR = {"generator": 0.05, "discriminator": 0.1}
 MOMENTUM = 0.5
-BATCHES = [torch.randn(3, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(7)]
+BATCHES = [
+    torch.randn(3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    for k in range(7)
+]
 
 
 class Pair(nn.Module):
@@ -23,7 +28,9 @@ class Pair(nn.Module):
 
 def losses(g, d, batch, x):
     fake = torch.tanh(g * x)
-    return -(d * fake).sum().sigmoid(), (d * fake).sum().sigmoid() - (d * batch).sum().sigmoid() + (d**2).sum()
+    return -(d * fake).sum().sigmoid(), (d * fake).sum().sigmoid() - (d * batch).sum().sigmoid() + (
+        d**2
+    ).sum()
 
 
 def game_loss(pair, batch, *, x):
@@ -40,7 +47,11 @@ def make(engine="one_step", player_steps=None, schedulers=False, data=BATCHES, *
         player: torch.optim.SGD(getattr(pair, player).parameters(), lr=lr, momentum=MOMENTUM)
         for player, lr in LR.items()
     }
-    schedule = {p: torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for p, o in optimizers.items()} if schedulers else None
+    schedule = (
+        {p: torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for p, o in optimizers.items()}
+        if schedulers
+        else None
+    )
     problems = [
         mlo.Problem(
             "pair",
@@ -53,7 +64,9 @@ def make(engine="one_step", player_steps=None, schedulers=False, data=BATCHES, *
             data=data,
             **options,
         ),
-        mlo.Problem("x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.3), loss=upper_loss),
+        mlo.Problem(
+            "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.3), loss=upper_loss
+        ),
     ]
     return mlo.MultilevelOptimizer(problems, engine), pair, x
 
@@ -96,8 +109,13 @@ def test_a_record_is_of_the_last_move():
 def test_a_resting_players_schedule_rests():
     optimizer, *_ = make(schedulers=True)
     optimizer.step()
-    rates = {player: o.param_groups[0]["lr"] for player, o in optimizer.problems["pair"].optimizers.items()}
-    assert rates == pytest.approx({"generator": LR["generator"] / 2, "discriminator": LR["discriminator"] / 16})
+    rates = {
+        player: o.param_groups[0]["lr"]
+        for player, o in optimizer.problems["pair"].optimizers.items()
+    }
+    assert rates == pytest.approx(
+        {"generator": LR["generator"] / 2, "discriminator": LR["discriminator"] / 16}
+    )
 
 
 def test_a_run_goes_on_where_its_state_was_saved():
@@ -127,7 +145,10 @@ def test_a_lost_number_in_any_move_leaves_the_data_at_the_end_of_the_round(bad_m
     [
         ({"critic": 4}, "player_steps names 'critic', which is none of its players"),
         ({"generator": 0}, r"player_steps\['generator'\] must be an integer of at least 1"),
-        ({"generator": 2, "discriminator": 4}, "every player makes 2 moves or more an update; use steps=2"),
+        (
+            {"generator": 2, "discriminator": 4},
+            "every player makes 2 moves or more an update; use steps=2",
+        ),
     ],
 )
 def test_wrong_declarations_say_what_to_change(steps, message):

@@ -1,8 +1,8 @@
 """Hypergradients on problems that nobody here invented, against closed forms and dense oracles.
 
-* BOLIB, the Bilevel Optimization LIBrary (Zhou, Zemkoho and Tin, version 2): the problems without lower-level constraints.
-* The families of the bilevel benchmark of benchopt: simulated quadratics, one regularisation strength per feature of a
-  logistic regression, and data cleaning.
+* BOLIB, the Bilevel Optimization LIBrary (Zhou, Zemkoho and Tin, version 2): the problems without
+  lower-level constraints. * The families of the bilevel benchmark of benchopt: simulated
+  quadratics, one regularisation strength per feature of a logistic regression, and data cleaning.
 
 A hypergradient passes by its error, its direction (cosine) and its scale (ratio of norms) each.
 """
@@ -29,17 +29,22 @@ def frozen(module):
 
 
 def assert_agrees(found, exact, bound):
-    """Gates error, direction and scale: an error below `bound` makes 1 − cosine at most bound² / 2 and rounding."""
+    """Gates error, direction and scale: an error below `bound` makes 1 − cosine at most bound² / 2
+    and rounding.
+    """
     assert relative_error(found, exact) < bound
-    assert 1.0 - float(F.cosine_similarity(found.flatten(), exact.flatten(), dim=0)) < bound**2 + 1e-14
+    assert (
+        1.0 - float(F.cosine_similarity(found.flatten(), exact.flatten(), dim=0)) < bound**2 + 1e-14
+    )
     assert float(found.norm() / exact.norm()) == pytest.approx(1.0, abs=bound)
 
 
-# ------------------------------------------------------------------ BOLIB
+# ------------------------------ BOLIB
 #
-# Formulas and best known values are those of the library's m-files and of its table InfomAllExamp.m, and the same in the
-# independent BOLIB.jl. LuDebSinha2016f is left out: the table has no value for it (NaN), its lower solution y = 2.5
-# does not depend on x, and its optimum lies on the upper level's constraints.
+# Formulas and best known values are those of the library's m-files and of its table
+# InfomAllExamp.m, and the same in the independent BOLIB.jl. LuDebSinha2016f is left out: the table
+# has no value for it (NaN), its lower solution y = 2.5 does not depend on x, and its optimum lies
+# on the upper level's constraints.
 
 
 def henrion_surowiec_2011(c):
@@ -57,16 +62,33 @@ def macal_hurter_1997():
     return lambda x, y: (x - 1) ** 2 + (y - 1) ** 2, lambda x, y: 0.5 * y**2 + 500 * y - 50 * x * y
 
 
-# Name → problem, best known F and f, the minimiser x, the learning rate below, the optimizer above, rounds.
-# HenrionSurowiec2011 is a family in c. The library takes c = 0, where F does not depend on y at all; with y* = x,
-# F = x² + c x has its minimum −c² / 4 at x = −c / 2 and f = −x² / 2 there (derived here, not published, for c = 1).
-# MacalHurter1997: F = (x − 1)² + (50 x − 501)² is least at x = 25051 / 2501, where F = 81.32787 and f = −y² / 2 =
-# −0.33593. BOLIB prints (81.327, −0.333), BASBLib (b_1998_04) (81.33, −0.336): f is the latter's.
+# Name → problem, best known F and f, the minimiser x, the learning rate below, the optimizer above,
+# rounds. HenrionSurowiec2011 is a family in c. The library takes c = 0, where F does not depend on
+# y at all; with y* = x, F = x² + c x has its minimum −c² / 4 at x = −c / 2 and f = −x² / 2 there
+# (derived here, not published, for c = 1). MacalHurter1997: F = (x − 1)² + (50 x − 501)² is least
+# at x = 25051 / 2501, where F = 81.32787 and f = −y² / 2 = −0.33593. BOLIB prints (81.327, −0.333),
+# BASBLib (b_1998_04) (81.33, −0.336): f is the latter's.
 SGD, ADAM = torch.optim.SGD, torch.optim.Adam
 BOLIB = {
     "HenrionSurowiec2011": (henrion_surowiec_2011(0.0), 0.0, 0.0, 0.0, 0.5, (SGD, 0.2), 20),
-    "HenrionSurowiec2011 with c = 1": (henrion_surowiec_2011(1.0), -0.25, -0.125, -0.5, 0.5, (SGD, 0.2), 20),
-    "LamparielloSagratella2017Ex32": (lampariello_sagratella_2017_ex_32(), 0.5, 0.0, 0.5, 0.3, (ADAM, 0.05), 150),
+    "HenrionSurowiec2011 with c = 1": (
+        henrion_surowiec_2011(1.0),
+        -0.25,
+        -0.125,
+        -0.5,
+        0.5,
+        (SGD, 0.2),
+        20,
+    ),
+    "LamparielloSagratella2017Ex32": (
+        lampariello_sagratella_2017_ex_32(),
+        0.5,
+        0.0,
+        0.5,
+        0.3,
+        (ADAM, 0.05),
+        150,
+    ),
     "MacalHurter1997": (macal_hurter_1997(), 81.327, -0.336, 25051 / 2501, 0.8, (SGD, 1e-4), 40),
 }
 
@@ -75,7 +97,9 @@ BOLIB = {
 @pytest.mark.parametrize("name", BOLIB)
 def test_bolib_reaches_the_published_optimum(name, engine):
     (upper, lower), best, lower_best, minimiser, lr, (above, upper_lr), rounds = BOLIB[name]
-    x, y = (Vector(torch.ones(1, dtype=torch.float64)) for _ in range(2))  # the library's starting point, (1, 1)
+    x, y = (
+        Vector(torch.ones(1, dtype=torch.float64)) for _ in range(2)
+    )  # the library's starting point, (1, 1)
     problems = [
         mlo.Problem(
             "y",
@@ -99,14 +123,16 @@ def test_bolib_reaches_the_published_optimum(name, engine):
     assert float(at[0]) == pytest.approx(minimiser, abs=1e-2)
 
 
-# ------------------------------------------------------------------ simulated quadratics
+# ------------------------------ simulated quadratics
 
 
 @lru_cache
 def quadratic(condition, seed, inner=20, outer=15):
-    """½ wᵀAw + wᵀCx + dᵀw below and ½ wᵀA'w + ½ xᵀBx + wᵀC'x + d'ᵀw + e'ᵀx above, at w* = −A⁻¹ (Cx + d).
+    """½ wᵀAw + wᵀCx + dᵀw below and ½ wᵀA'w + ½ xᵀBx + wᵀC'x + d'ᵀw + e'ᵀx above, at w* = −A⁻¹ (Cx
+    + d).
 
-    A has eigenvalues from 1 / condition to 1. The gradient is Bx + C'ᵀw + e' − Cᵀ A⁻¹ (A'w + C'x + d').
+    A has eigenvalues from 1 / condition to 1. The gradient is Bx + C'ᵀw + e' − Cᵀ A⁻¹ (A'w + C'x +
+    d').
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -128,7 +154,13 @@ def quadratic(condition, seed, inner=20, outer=15):
         return 0.5 * w.v @ a @ w.v + w.v @ (c @ x.v) + d @ w.v
 
     def upper(x, _, *, w):
-        return 0.5 * w.v @ a_up @ w.v + 0.5 * x.v @ b @ x.v + w.v @ (c_up @ x.v) + d_up @ w.v + e_up @ x.v
+        return (
+            0.5 * w.v @ a_up @ w.v
+            + 0.5 * x.v @ b @ x.v
+            + w.v @ (c_up @ x.v)
+            + d_up @ w.v
+            + e_up @ x.v
+        )
 
     w, x = Vector(w0), Vector(x0)
     problems = [
@@ -159,8 +191,9 @@ def hypergradient_and_report(problems, engine):
 def test_converged_engines_equal_the_closed_form_of_simulated_quadratics(name, condition):
     """Each engine, let run to its end. Rounding leaves about 1e-16 × condition; one leaves more.
 
-    `neumann` leaves (1 − 1 / condition)^K of the component along the least eigenvector. At 1e3 that is e⁻⁵ after 5000 terms,
-    and at 1e5 it would take a million (see the next test for what it says of itself there).
+    `neumann` leaves (1 − 1 / condition)^K of the component along the least eigenvector. At 1e3 that
+    is e⁻⁵ after 5000 terms, and at 1e5 it would take a million (see the next test for what it says
+    of itself there).
     """
     engine, bound = {
         "direct": (mlo.Direct(), 1e-10),
@@ -168,7 +201,10 @@ def test_converged_engines_equal_the_closed_form_of_simulated_quadratics(name, c
         "minres": (mlo.Minres(max_steps=200, tol=1e-12), 1e-10),
         "gmres": (mlo.Gmres(max_steps=60, tol=1e-12), 1e-10),
         "nystrom": (mlo.Nystrom(max_steps=60, tol=1e-12), 1e-10),
-        "neumann": (mlo.Neumann(num_terms=300 if condition < 100 else 5000), 1e-10 if condition < 100 else 2e-2),
+        "neumann": (
+            mlo.Neumann(num_terms=300 if condition < 100 else 5000),
+            1e-10 if condition < 100 else 2e-2,
+        ),
     }[name]
     for seed in range(1 if name == "neumann" else 4):
         problems, exact = quadratic(condition, seed)
@@ -191,10 +227,11 @@ def test_converged_engines_equal_the_closed_form_of_simulated_quadratics(name, c
     ids=lambda engine: engine.name,
 )
 def test_engines_that_miss_an_ill_conditioned_solution_say_so(engine, seed):
-    """At condition 1e5 with few products: q lies along the least eigenvectors, which a short Krylov space does not hold.
+    """At condition 1e5 with few products: q lies along the least eigenvectors, which a short Krylov
+    space does not hold.
 
-    In exact arithmetic 20 products would do in 20 dimensions; rounding takes the orthogonality of the directions of CG
-    and MINRES, which need about 55. The terms of `neumann` shrink by 1 − 1e-5.
+    In exact arithmetic 20 products would do in 20 dimensions; rounding takes the orthogonality of
+    the directions of CG and MINRES, which need about 55. The terms of `neumann` shrink by 1 − 1e-5.
     """
     problems, exact = quadratic(1e5, seed)
     gradient, report = hypergradient_and_report(problems, engine)
@@ -207,7 +244,9 @@ def test_engines_that_miss_an_ill_conditioned_solution_say_so(engine, seed):
 @pytest.mark.parametrize("condition", [1e1, 1e3, 1e5])
 @pytest.mark.parametrize("name", ["direct", "cg", "minres", "gmres", "neumann", "nystrom"])
 def test_a_small_reported_residual_bounds_the_error(name, condition):
-    """‖q − q*‖ ≤ ‖A⁻¹‖ ‖residual‖, and ‖q*‖ ≥ ‖v‖ / ‖A‖: the error of q is below condition × relative residual."""
+    """‖q − q*‖ ≤ ‖A⁻¹‖ ‖residual‖, and ‖q*‖ ≥ ‖v‖ / ‖A‖: the error of q is below condition ×
+    relative residual.
+    """
     for seed in range(3):
         problems, exact = quadratic(condition, seed)
         gradient, report = hypergradient_and_report(problems, name)
@@ -216,14 +255,21 @@ def test_a_small_reported_residual_bounds_the_error(name, condition):
         assert relative_error(gradient, exact) < condition * max(report.residual, 1e-15)
 
 
-# ------------------------------------------------------------------ one regularisation strength per feature
+# ------------------------------ one regularisation strength per feature
 
 
 def stationary(loss, start):
-    """Minimises a smooth, strictly convex function by LBFGS and then Newton's method; returns the minimiser."""
+    """Minimises a smooth, strictly convex function by LBFGS and then Newton's method; returns the
+    minimiser.
+    """
     point = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [point], max_iter=400, tolerance_grad=1e-9, tolerance_change=0.0, history_size=30, line_search_fn="strong_wolfe"
+        [point],
+        max_iter=400,
+        tolerance_grad=1e-9,
+        tolerance_change=0.0,
+        history_size=30,
+        line_search_fn="strong_wolfe",
     )
 
     def closure():
@@ -251,12 +297,16 @@ def dense_hypergradient(train, valid, weights, upper):
         return torch.autograd.grad(train(w, x), w, create_graph=True)[0]
 
     mixed = torch.autograd.functional.jacobian(gradient, upper, vectorize=True)
-    return -mixed.T @ torch.linalg.solve(hessian, torch.autograd.functional.jacobian(valid, weights))
+    return -mixed.T @ torch.linalg.solve(
+        hessian, torch.autograd.functional.jacobian(valid, weights)
+    )
 
 
 @lru_cache
 def tabular(name):
-    """Standardised features (constant ones left out) and labels of scikit-learn's data, halved in a seeded order."""
+    """Standardised features (constant ones left out) and labels of scikit-learn's data, halved in a
+    seeded order.
+    """
     from sklearn import datasets
 
     data = {"breast_cancer": datasets.load_breast_cancer, "digits": datasets.load_digits}[name]()
@@ -270,7 +320,8 @@ def tabular(name):
 
 @lru_cache
 def regularised_regression(name):
-    """Features, the stationary weights [classes, features] at some log-decays, and the oracle's hypergradient in these.
+    """Features, the stationary weights [classes, features] at some log-decays, and the oracle's
+    hypergradient in these.
 
     Two classes have one row of weights (the logit of class 1), ten have ten.
     """
@@ -287,7 +338,9 @@ def regularised_regression(name):
     def train(flat, decays):
         return nll(flat, x, y) + 0.5 * (decays.exp() * flat.view(rows, features) ** 2).sum()
 
-    weights = stationary(lambda flat: train(flat, decays), torch.zeros(rows * features, dtype=torch.float64))
+    weights = stationary(
+        lambda flat: train(flat, decays), torch.zeros(rows * features, dtype=torch.float64)
+    )
     exact = dense_hypergradient(train, lambda flat: nll(flat, x_valid, y_valid), weights, decays)
     return decays, weights.view(rows, features), exact
 
@@ -295,7 +348,9 @@ def regularised_regression(name):
 @pytest.mark.parametrize("engine", ["direct", "cg", "minres", "gmres"])
 @pytest.mark.parametrize("name", ["breast_cancer", "digits"])
 def test_hypergradient_of_per_feature_decays(name, engine):
-    """mlo's own losses, from torch.nn modules, against the dense oracle of the same functions written out."""
+    """mlo's own losses, from torch.nn modules, against the dense oracle of the same functions
+    written out.
+    """
     decays, weights, exact = regularised_regression(name)
     x, y, x_valid, y_valid = tabular(name)
     rows, features = weights.shape
@@ -318,8 +373,12 @@ def test_hypergradient_of_per_feature_decays(name, engine):
 
     reg = Vector(decays)
     problems = [
-        mlo.Problem("w", module=classifier, optimizer=frozen(classifier), loss=train_loss, data=[(x, y)]),
-        mlo.Problem("x", module=reg, optimizer=frozen(reg), loss=valid_loss, data=[(x_valid, y_valid)]),
+        mlo.Problem(
+            "w", module=classifier, optimizer=frozen(classifier), loss=train_loss, data=[(x, y)]
+        ),
+        mlo.Problem(
+            "x", module=reg, optimizer=frozen(reg), loss=valid_loss, data=[(x_valid, y_valid)]
+        ),
     ]
     options = {} if engine == "direct" else {"max_steps": 300, "tol": 1e-10}
     optimizer = mlo.MultilevelOptimizer(problems, {"name": engine, **options})
@@ -331,16 +390,21 @@ def test_hypergradient_of_per_feature_decays(name, engine):
     assert_agrees(gradient, exact, 1e-9 if engine == "direct" else 1e-7)
 
 
-# ------------------------------------------------------------------ data cleaning
+# ------------------------------ data cleaning
 
 TRAIN, VALID, CLASSES = 400, 200, 10
 
 
 @lru_cache
 def fashion_mnist():
-    """Seeded training and validation images of 7×7 means of 4×4 pixels with a constant feature: [N, 50] and labels."""
+    """Seeded training and validation images of 7×7 means of 4×4 pixels with a constant feature: [N,
+    50] and labels.
+    """
     if not FASHION_MNIST.is_dir():
-        pytest.skip(f"Fashion-MNIST is not installed in {FASHION_MNIST} (Debian package dataset-fashion-mnist)")
+        pytest.skip(
+            f"Fashion-MNIST is not installed in {FASHION_MNIST} (Debian package "
+            "dataset-fashion-mnist)"
+        )
     from lfmcw_app.readers import DATASETS
 
     images, _, _ = DATASETS["fashion-mnist"](Path("data"))
@@ -352,7 +416,9 @@ def fashion_mnist():
 
 
 def corrupted_labels(labels, fraction):
-    """Gives a seeded share of the examples another label each; returns the labels and who was hit."""
+    """Gives a seeded share of the examples another label each; returns the labels and who was
+    hit.
+    """
     generator = torch.Generator().manual_seed(1)
     hit = torch.zeros(len(labels), dtype=torch.bool)
     hit[torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]] = True
@@ -369,7 +435,9 @@ def auc(scores, positive):
 # Measured at this seed, in the order of the fractions: 0.932, 0.932, 0.916.
 @pytest.mark.parametrize(("fraction", "least_auc"), [(0.5, 0.88), (0.7, 0.88), (0.9, 0.86)])
 def test_data_cleaning_raises_the_weights_of_clean_examples(fraction, least_auc):
-    """The linear softmax minimises Σ σ(x_i) CE_i / N + decay; a corrupted example's weight should fall."""
+    """The linear softmax minimises Σ σ(x_i) CE_i / N + decay; a corrupted example's weight should
+    fall.
+    """
     x, clean, x_valid, y_valid = fashion_mnist()
     y, hit = corrupted_labels(clean, fraction)
     decay, features = 0.02, x.shape[1]
@@ -382,10 +450,17 @@ def test_data_cleaning_raises_the_weights_of_clean_examples(fraction, least_auc)
     def train(flat, scores):
         return (torch.sigmoid(scores) * each(flat, x, y)).mean() + 0.5 * decay * (flat**2).sum()
 
-    weights = stationary(lambda flat: train(flat, scores), torch.zeros(CLASSES * features, dtype=torch.float64))
-    exact = dense_hypergradient(train, lambda flat: each(flat, x_valid, y_valid).mean(), weights, scores)
+    weights = stationary(
+        lambda flat: train(flat, scores), torch.zeros(CLASSES * features, dtype=torch.float64)
+    )
+    exact = dense_hypergradient(
+        train, lambda flat: each(flat, x_valid, y_valid).mean(), weights, scores
+    )
 
-    classifier, example_weights = nn.Linear(features, CLASSES, bias=False, dtype=torch.float64), Vector(scores)
+    classifier, example_weights = (
+        nn.Linear(features, CLASSES, bias=False, dtype=torch.float64),
+        Vector(scores),
+    )
     with torch.no_grad():
         classifier.weight.copy_(weights.view(CLASSES, features))
 
@@ -399,12 +474,20 @@ def test_data_cleaning_raises_the_weights_of_clean_examples(fraction, least_auc)
         return F.cross_entropy(w(images), labels)
 
     problems = [
-        mlo.Problem("w", module=classifier, optimizer=frozen(classifier), loss=train_loss, data=[(x, y)]),
         mlo.Problem(
-            "x", module=example_weights, optimizer=frozen(example_weights), loss=valid_loss, data=[(x_valid, y_valid)]
+            "w", module=classifier, optimizer=frozen(classifier), loss=train_loss, data=[(x, y)]
+        ),
+        mlo.Problem(
+            "x",
+            module=example_weights,
+            optimizer=frozen(example_weights),
+            loss=valid_loss,
+            data=[(x_valid, y_valid)],
         ),
     ]
-    gradient, report = hypergradient_and_report(problems, mlo.ConjugateGradient(max_steps=300, tol=1e-10))
+    gradient, report = hypergradient_and_report(
+        problems, mlo.ConjugateGradient(max_steps=300, tol=1e-10)
+    )
     assert report.converged and report.curvature > 0.0
     assert_agrees(gradient, exact, 1e-7)
     # Descent lowers the weight where the gradient is positive.

@@ -1,4 +1,6 @@
-"""`soba` and `penalty`: what they keep between updates, what they cost, and where they need no second derivative."""
+"""`soba` and `penalty`: what they keep between updates, what they cost, and where they need no
+second derivative.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ DIM = 6
 
 
 class Fixed:
-    """A lower quadratic ½ wᵀAw·s − wᵀB(x + y) and two upper losses wᵀv, none of which move: only an engine's memory does."""
+    """A lower quadratic ½ wᵀAw·s − wᵀB(x + y) and two upper losses wᵀv, none of which move: only an
+    engine's memory does.
+    """
 
     def __init__(self, engine):
         generator = torch.Generator().manual_seed(3)
@@ -36,7 +40,9 @@ class Fixed:
 
         def problem(name, size, loss):
             module = Vector(torch.ones(size, dtype=torch.float64))
-            return mlo.Problem(name, module=module, optimizer=SGD(module.parameters(), lr=0.0), loss=loss)
+            return mlo.Problem(
+                name, module=module, optimizer=SGD(module.parameters(), lr=0.0), loss=loss
+            )
 
         self.optimizer = mlo.MultilevelOptimizer(
             [
@@ -44,7 +50,10 @@ class Fixed:
                 problem("x", 3, lambda x, _, *, w: w.v @ self.v["x"]),
                 problem("y", 3, lambda y, _, *, w: w.v @ self.v["y"]),
             ],
-            {"w": engine, "x": "first_order"},  # y is judged at x's value, so that each asks for w's response alone
+            {
+                "w": engine,
+                "x": "first_order",
+            },  # y is judged at x's value, so that each asks for w's response alone
         )
 
     def exact(self, name):
@@ -60,7 +69,7 @@ class Fixed:
         return self.block.T @ total
 
 
-# ------------------------------------------------------------------ memory between updates
+# ------------------------------ memory between updates
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 7])
@@ -80,7 +89,9 @@ def test_persistent_engines_reach_the_exact_hypergradient_of_every_upper_problem
         assert relative_error(fixed.gradient(name), fixed.exact(name)) < 1e-6
 
 
-@pytest.mark.parametrize("engine", [mlo.Soba(), mlo.Penalty(steps=1, multiplier=100.0)], ids=["soba", "penalty"])
+@pytest.mark.parametrize(
+    "engine", [mlo.Soba(), mlo.Penalty(steps=1, multiplier=100.0)], ids=["soba", "penalty"]
+)
 def test_automatic_step_sizes_follow_a_curvature_that_grows(engine):
     fixed = Fixed(engine)
     list(fixed.optimizer.run(5))
@@ -92,7 +103,10 @@ def test_automatic_step_sizes_follow_a_curvature_that_grows(engine):
 
 @pytest.mark.parametrize(
     ("engine", "message"),
-    [(mlo.Soba(step_size=30.0), "diverged and starts again"), (mlo.Penalty(step_size=30.0), "copies diverge")],
+    [
+        (mlo.Soba(step_size=30.0), "diverged and starts again"),
+        (mlo.Penalty(step_size=30.0), "copies diverge"),
+    ],
     ids=["soba", "penalty"],
 )
 def test_a_step_size_that_is_too_large_is_said_and_nothing_becomes_infinite(engine, message):
@@ -130,7 +144,9 @@ def test_the_kept_step_size_stays_near_the_largest_curvature_on_an_indefinite_he
         warnings.simplefilter("ignore", mlo.SolveWarning)
         list(fixed.optimizer.run(150))
     kept = [
-        float(v) for k, v in fixed.optimizer.state_dict()["problems"]["w"]["memory"].items() if k.endswith("curvature")
+        float(v)
+        for k, v in fixed.optimizer.state_dict()["problems"]["w"]["memory"].items()
+        if k.endswith("curvature")
     ]
     assert all(0.9 * float(eigenvalues.abs().max()) < value < 3.0 for value in kept)
 
@@ -155,7 +171,7 @@ def test_penalty_costs_two_gradients_a_step_and_three_for_the_inputs_and_the_sol
     assert fixed.calls == 1 + 2 * (2 * 3 + 3)  # w's own loss, then for each of x and y
 
 
-# ------------------------------------------------------------------ losses that are not quadratic, or not solved
+# ------------------------------ losses that are not quadratic, or not solved
 
 
 def smooth_net(dtype=torch.float64):
@@ -171,7 +187,9 @@ def regression(engine, *, net, steps, lr=0.5, compile=False):
     decay = Vector(torch.full((4,), -2.0, dtype=dtype))
 
     def train(net, _, *, decay):
-        penalty = sum((d.exp() * (p**2).sum()) for d, p in zip(decay.v, net.parameters(), strict=True))
+        penalty = sum(
+            (d.exp() * (p**2).sum()) for d, p in zip(decay.v, net.parameters(), strict=True)
+        )
         return ((net(x[:16]) - y[:16]) ** 2).mean() + penalty
 
     def valid(decay, _, *, net):
@@ -200,12 +218,16 @@ def test_penalty_agrees_with_the_dense_solve_on_a_network():
 def test_penalty_takes_the_derivative_at_the_current_point_of_a_lower_problem_that_has_not_converged():
     torch.manual_seed(1)
     net = smooth_net()
-    penalty = regression(mlo.Penalty(steps=8, step_size=0.3), net=net, steps=3).gradient("decay")["v"]
-    series = regression(mlo.Neumann(num_terms=8, step_size=0.3), net=net, steps=0).gradient("decay")["v"]
+    penalty = regression(mlo.Penalty(steps=8, step_size=0.3), net=net, steps=3).gradient("decay")[
+        "v"
+    ]
+    series = regression(mlo.Neumann(num_terms=8, step_size=0.3), net=net, steps=0).gradient(
+        "decay"
+    )["v"]
     assert relative_error(penalty, series) < 1e-6
 
 
-# ------------------------------------------------------------------ no second derivative
+# ------------------------------ no second derivative
 
 
 class Attention(nn.Module):
@@ -233,7 +255,9 @@ def attention(engine, module, *, compile=False):
                 "layer",
                 module=module,
                 optimizer=SGD(module.parameters(), lr=0.1, weight_decay=0.5),
-                loss=lambda layer, _, *, scale: (layer(inputs) * torch.exp(scale.v) - 1.0).pow(2).mean(),
+                loss=lambda layer, _, *, scale: (
+                    (layer(inputs) * torch.exp(scale.v) - 1.0).pow(2).mean()
+                ),
                 compile=compile,
             ),
             mlo.Problem(
@@ -276,7 +300,9 @@ def test_a_loss_without_double_backward_is_refused_before_anything_moves(engine)
     before = snapshot(optimizer)
     with pytest.raises(mlo.EngineError, match=r"'layer'.*scaled_dot_product.*'darts', 'penalty'"):
         optimizer.step()
-    assert identical(before["problems"]["layer"]["module"], snapshot(optimizer)["problems"]["layer"]["module"])
+    assert identical(
+        before["problems"]["layer"]["module"], snapshot(optimizer)["problems"]["layer"]["module"]
+    )
 
 
 class OnceDifferentiable(torch.autograd.Function):
@@ -303,7 +329,12 @@ def custom(engine, function=OnceDifferentiable):
                 optimizer=SGD(w.parameters(), lr=0.1),
                 loss=lambda w, _, *, x: (function.apply(w.v * x.v)).sum(),
             ),
-            mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: (w.v**2).sum()),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, w: (w.v**2).sum(),
+            ),
         ],
         engine,
     )
@@ -330,9 +361,13 @@ def test_a_once_differentiable_function_below_another_decorator_is_refused():
 
 
 def test_a_once_differentiable_function_would_be_silently_wrong_and_is_refused():
-    with pytest.raises(mlo.EngineError, match=r"OnceDifferentiable\.backward is once_differentiable"):
+    with pytest.raises(
+        mlo.EngineError, match=r"OnceDifferentiable\.backward is once_differentiable"
+    ):
         custom("one_step").gradient("x")
     # w' = w − 0.1 · 2 w x², so the gradient is 2 w' · dw'/dx.
     w, x = 1.0, 0.5
     expected = 2 * (w - 0.2 * w * x**2) * (-0.4 * w * x)
-    assert torch.allclose(custom("darts").gradient("x")["v"], torch.full((3,), expected).double(), rtol=1e-6)
+    assert torch.allclose(
+        custom("darts").gradient("x")["v"], torch.full((3,), expected).double(), rtol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""The known traps of hypergradients (DESIGN section 4), each against an oracle; each fails when its guard is taken out."""
+"""The known traps of hypergradients (DESIGN section 4), each against an oracle; each fails when its
+guard is taken out.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class Net(nn.Module):
 def data(seed, count=16, batch=8):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 4, generator=generator, dtype=torch.float64)
-    return [(x[i : i + batch], torch.sin(x[i : i + batch].sum(1, keepdim=True))) for i in range(0, count, batch)]
+    return [
+        (x[i : i + batch], torch.sin(x[i : i + batch].sum(1, keepdim=True)))
+        for i in range(0, count, batch)
+    ]
 
 
 def make(engine="one_step", *, dropout=0.3, norm=True, **options):
@@ -47,7 +52,9 @@ def make(engine="one_step", *, dropout=0.3, norm=True, **options):
         return ((net(x) - y) ** 2).mean()
 
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-    lower = mlo.Problem("net", module=net, optimizer=optimizer, loss=net_loss, data=data(1), **options)
+    lower = mlo.Problem(
+        "net", module=net, optimizer=optimizer, loss=net_loss, data=data(1), **options
+    )
     upper = mlo.Problem(
         "weights",
         module=weights,
@@ -59,16 +66,25 @@ def make(engine="one_step", *, dropout=0.3, norm=True, **options):
 
 
 def naive(optimizer, *, batches=1):
-    """One fresh SGD step of the net and the upper loss, as one differentiable program with the same noise."""
+    """One fresh SGD step of the net and the upper loss, as one differentiable program with the same
+    noise.
+    """
     net = copy.deepcopy(optimizer.problems["net"].module)
     v = optimizer.problems["weights"].module.v.detach().clone().requires_grad_()
     params = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
     with torch.random.fork_rng():
         loss = 0.0
         for x, y in data(1)[:batches]:
-            loss = loss + (torch.exp(v) * ((functional_call(net, params, (x,)) - y) ** 2).squeeze(1)).mean() / batches
+            loss = (
+                loss
+                + (torch.exp(v) * ((functional_call(net, params, (x,)) - y) ** 2).squeeze(1)).mean()
+                / batches
+            )
         grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
-        moved = {name: p - 0.05 * (g + 0.01 * p) for (name, p), g in zip(params.items(), grads, strict=True)}
+        moved = {
+            name: p - 0.05 * (g + 0.01 * p)
+            for (name, p), g in zip(params.items(), grads, strict=True)
+        }
         x, y = data(2)[0]
         (gradient,) = torch.autograd.grad(((functional_call(net, moved, (x,)) - y) ** 2).mean(), v)
     return gradient
@@ -81,7 +97,10 @@ def test_dropout_masks_are_replayed_in_every_re_evaluation(engine, tolerance):
     assert relative_error(optimizer.gradient("weights")["v"], expected) < tolerance
     before = optimizer.problems["weights"].module.v.detach().clone()
     optimizer.step()
-    assert relative_error(before - optimizer.problems["weights"].module.v.detach(), expected) < tolerance
+    assert (
+        relative_error(before - optimizer.problems["weights"].module.v.detach(), expected)
+        < tolerance
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The gradient of problem .weights. is zero")
@@ -108,13 +127,17 @@ def test_live_parameters_are_never_moved_by_products(engine):
 
 
 def test_the_derivative_is_taken_where_the_step_was_made():
-    """After its update the net has other parameters and, with two steps, another batch than in the first one."""
+    """After its update the net has other parameters and, with two steps, another batch than in the
+    first one.
+    """
     optimizer = make()
     optimizer.step()
     expected = optimizer.gradient("weights")["v"]
     with torch.no_grad():  # what the live parameters are does not enter the step that led to them
         recorded = optimizer._solutions.find("net", ahead=False).evaluation.parameters
-        assert all(not torch.equal(recorded[k], p) for k, p in optimizer.problems["net"].parameters.items())
+        assert all(
+            not torch.equal(recorded[k], p) for k, p in optimizer.problems["net"].parameters.items()
+        )
     assert torch.equal(optimizer.gradient("weights")["v"], expected)
 
 
@@ -130,7 +153,9 @@ def test_each_inverse_product_is_done_once_however_many_batches_are_accumulated(
 
     solves = []
     original = OneStep.solve
-    monkeypatch.setattr(OneStep, "solve", lambda *arguments: solves.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        OneStep, "solve", lambda *arguments: solves.append(1) or original(*arguments)
+    )
     optimizer = make()
     upper = optimizer.problems["weights"]
     upper.accumulate = 2
@@ -148,17 +173,24 @@ def test_the_adaptive_difference_step_suits_the_dtype(dtype):
         return optimizer.gradient("weights")["v"].double()
 
     exact = gradient("one_step", torch.float64)
-    assert relative_error(gradient("darts", dtype), exact) < (1e-3 if dtype == torch.float32 else 1e-7)
+    assert relative_error(gradient("darts", dtype), exact) < (
+        1e-3 if dtype == torch.float32 else 1e-7
+    )
 
 
-# ------------------------------------------------------------------ a game is not a minimisation
+# ------------------------------ a game is not a minimisation
 
 
 def game(engine):
-    """A bilinear-quadratic game: a minimises ½ aᵀPa + aᵀCb − aᵀx, b minimises ½ bᵀQb − aᵀCb − bᵀx."""
+    """A bilinear-quadratic game: a minimises ½ aᵀPa + aᵀCb − aᵀx, b minimises ½ bᵀQb − aᵀCb −
+    bᵀx.
+    """
     generator = torch.Generator().manual_seed(4)
     c = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    p, q = torch.diag(torch.tensor([1.0, 2.0, 3.0]).double()), torch.diag(torch.tensor([2.0, 1.0, 1.5]).double())
+    p, q = (
+        torch.diag(torch.tensor([1.0, 2.0, 3.0]).double()),
+        torch.diag(torch.tensor([2.0, 1.0, 1.5]).double()),
+    )
     x = torch.randn(3, generator=generator, dtype=torch.float64)
     # F = (P a + C b − x, Q b − Cᵀ a − x) = 0
     jacobian = torch.cat([torch.cat([p, c], 1), torch.cat([-c.T, q], 1)], 0)
@@ -203,7 +235,9 @@ def game(engine):
 @pytest.mark.parametrize("products", ["autograd", "finite_difference"])
 def test_direct_solves_the_transposed_jacobian_of_a_game(products):
     optimizer, exact, *_ = game(mlo.Direct(products=products))
-    assert relative_error(optimizer.gradient("x")["v"], exact) < (1e-12 if products == "autograd" else 1e-8)
+    assert relative_error(optimizer.gradient("x")["v"], exact) < (
+        1e-12 if products == "autograd" else 1e-8
+    )
 
 
 @pytest.mark.parametrize("engine", ["one_step", "darts"])

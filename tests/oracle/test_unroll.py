@@ -28,7 +28,10 @@ OPTIMIZERS = {
     "sgd": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=DECAY), sgd),
     "adam": (lambda p: torch.optim.Adam(p, lr=0.1), adam),
 }
-BATCHES = [torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in range(5)]
+BATCHES = [
+    torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    for k in range(5)
+]
 
 
 def w_loss(w, batch, x):
@@ -61,14 +64,18 @@ def make(optimizer, engine, steps):
 
 
 def naive(optimizer, steps, kept):
-    """The gradient through the last `kept` of `steps` steps from the fresh state; the ones before them are constants."""
+    """The gradient through the last `kept` of `steps` steps from the fresh state; the ones before
+    them are constants.
+    """
     w, x = torch.linspace(-1, 1, 3).double(), torch.linspace(0.1, 0.4, 4).double().requires_grad_()
     state = {}
     for t in range(1, steps + 1):
         constant = t <= steps - kept
         w = w if w.requires_grad else w.requires_grad_()
         at = x.detach() if constant else x
-        (g,) = torch.autograd.grad(w_loss(w, BATCHES[(t - 1) % 5], at), w, create_graph=not constant)
+        (g,) = torch.autograd.grad(
+            w_loss(w, BATCHES[(t - 1) % 5], at), w, create_graph=not constant
+        )
         w = OPTIMIZERS[optimizer][1](w, g, state, t)
         if constant:
             w, state = w.detach(), {key: value.detach() for key, value in state.items()}
@@ -139,7 +146,9 @@ def test_dropout_is_replayed_in_every_step():
     x = torch.zeros(4).double().requires_grad_()
     params = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
     for batch in BATCHES[:2]:
-        loss = (torch.exp(x) * torch.func.functional_call(net, params, (batch,)).squeeze() ** 2).mean()
+        loss = (
+            torch.exp(x) * torch.func.functional_call(net, params, (batch,)).squeeze() ** 2
+        ).mean()
         grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
         params = {name: p - 0.1 * g for (name, p), g in zip(params.items(), grads, strict=True)}
     (expected,) = torch.autograd.grad((params["0.weight"] ** 2).sum(), x)

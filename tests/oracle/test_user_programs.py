@@ -1,4 +1,6 @@
-"""Reasonable user programs that could go wrong silently: each against an oracle, or refused with advice."""
+"""Reasonable user programs that could go wrong silently: each against an oracle, or refused with
+advice.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,16 @@ def pair(
     w, x = w or vector(3), vector(3, seed=1)
     return mlo.MultilevelOptimizer(
         [
-            mlo.Problem("w", module=w, optimizer=optimizer(list(w.parameters())), loss=w_loss, **options),
+            mlo.Problem(
+                "w", module=w, optimizer=optimizer(list(w.parameters())), loss=w_loss, **options
+            ),
             mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=x_loss),
         ],
         engine,
     )
 
 
-# ------------------------------------------------------------------ gradients
+# ------------------------------ gradients
 
 
 @pytest.mark.parametrize("engine", ["one_step", "darts", "cg"])
@@ -60,7 +64,9 @@ def test_activation_checkpointing_recomputes_with_the_right_parameters(engine, r
                 "net",
                 module=net,
                 optimizer=SGD(net.parameters(), lr=0.5),
-                loss=lambda net, _, *, x: (torch.sigmoid(x.v) * ((run(net) - targets) ** 2).squeeze()).mean(),
+                loss=lambda net, _, *, x: (
+                    torch.sigmoid(x.v) * ((run(net) - targets) ** 2).squeeze()
+                ).mean(),
             ),
             mlo.Problem(
                 "x",
@@ -88,7 +94,12 @@ def interleaved():
     }
     return mlo.MultilevelOptimizer(
         [
-            mlo.Problem(n, module=modules[n], optimizer=SGD(modules[n].parameters(), lr=0.05), loss=losses[n])
+            mlo.Problem(
+                n,
+                module=modules[n],
+                optimizer=SGD(modules[n].parameters(), lr=0.05),
+                loss=losses[n],
+            )
             for n in "pqabc"
         ]
     )
@@ -98,7 +109,9 @@ def test_whatever_a_gradient_contains_has_moved_before_it():
     optimizer = interleaved()
     order = optimizer.graph.schedule()
     for name in optimizer.problems:
-        assert all(order.index(lower) < order.index(name) for lower in optimizer.graph.responses(name))
+        assert all(
+            order.index(lower) < order.index(name) for lower in optimizer.graph.responses(name)
+        )
     whole = [record.gradient_norms for record in interleaved().run(6)]
     first = interleaved()
     list(first.run(3))
@@ -110,14 +123,19 @@ def test_whatever_a_gradient_contains_has_moved_before_it():
 def test_finite_differences_fit_the_precision_in_which_the_loss_is_computed():
     def gradient(engine, precision):
         torch.manual_seed(0)
-        net, x = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)), vector(32, dtype=torch.float32)
+        net, x = (
+            nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1)),
+            vector(32, dtype=torch.float32),
+        )
         inputs, targets = torch.randn(32, 6), torch.randn(32, 1)
         problems = [
             mlo.Problem(
                 "net",
                 module=net,
                 optimizer=SGD(net.parameters(), lr=0.1),
-                loss=lambda net, _, *, x: (torch.sigmoid(x.v) * ((net(inputs) - targets) ** 2).squeeze()).mean(),
+                loss=lambda net, _, *, x: (
+                    torch.sigmoid(x.v) * ((net(inputs) - targets) ** 2).squeeze()
+                ).mean(),
                 precision=precision,
             ),
             mlo.Problem(
@@ -184,7 +202,10 @@ def test_a_parameter_that_no_loss_uses_is_left_alone():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.v, self.unused = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.ones(1).double())
+            self.v, self.unused = (
+                nn.Parameter(torch.ones(3).double()),
+                nn.Parameter(torch.ones(1).double()),
+            )
 
     optimizer = pair(w=Two(), optimizer=lambda p: SGD(p, lr=0.1, weight_decay=0.5))
     optimizer.step()
@@ -205,13 +226,20 @@ def test_problems_may_share_a_buffer():
 
     problems = [
         mlo.Problem("w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss),
-        mlo.Problem("x", module=x, optimizer=SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: (w.v**3).sum()),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=SGD(x.parameters(), lr=0.1),
+            loss=lambda x, _, *, w: (w.v**3).sum(),
+        ),
     ]
     plain = pair()
-    assert relative_error(mlo.MultilevelOptimizer(problems).gradient("x"), plain.gradient("x")) < 1e-12
+    assert (
+        relative_error(mlo.MultilevelOptimizer(problems).gradient("x"), plain.gradient("x")) < 1e-12
+    )
 
 
-# ------------------------------------------------------------------ batches
+# ------------------------------ batches
 
 
 def test_a_loss_may_take_its_batch_apart():
@@ -241,7 +269,9 @@ def test_data_that_fill_one_buffer_again_and_again_are_refused():
             for k in range(100):
                 yield buffer.fill_(k)
 
-    optimizer = pair(lambda w, batch, *, x: ((w.v - batch * x.v) ** 2).sum(), data=Reused(), accumulate=2)
+    optimizer = pair(
+        lambda w, batch, *, x: ((w.v - batch * x.v) ** 2).sum(), data=Reused(), accumulate=2
+    )
     with pytest.raises(mlo.ProblemError, match="changed in place after it was drawn"):
         optimizer.step()
 
@@ -252,7 +282,9 @@ def loader(kind):
     if kind == "generator":
         return DataLoader(dataset, batch_size=2, shuffle=True, generator=generator)
     if kind == "sampler":
-        return DataLoader(dataset, batch_size=2, sampler=RandomSampler(dataset, generator=generator))
+        return DataLoader(
+            dataset, batch_size=2, sampler=RandomSampler(dataset, generator=generator)
+        )
     return DataLoader(dataset, batch_size=2, shuffle=True)
 
 
@@ -267,7 +299,9 @@ def test_shuffled_data_resume_and_look_ahead_whatever_they_draw_from(kind, round
             seen.append(batch[0].flatten().tolist())
             return ((w.v - batch[0]) ** 2).mean()
 
-        return pair(loss, engine="first_order", x_loss=lambda x, _, *, w: (x.v**2).sum(), data=loader(kind)), seen
+        return pair(
+            loss, engine="first_order", x_loss=lambda x, _, *, w: (x.v**2).sum(), data=loader(kind)
+        ), seen
 
     whole, expected = make()
     list(whole.run(rounds + 8))
@@ -293,7 +327,9 @@ def test_looking_ahead_does_not_move_a_one_shot_generator():
 
         w = vector(1)
         data = (torch.tensor(float(k)).double() for k in range(100))
-        problem = mlo.Problem("w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss, data=data)
+        problem = mlo.Problem(
+            "w", module=w, optimizer=SGD(w.parameters(), lr=0.1), loss=loss, data=data
+        )
         return mlo.MultilevelOptimizer([problem]), seen
 
     first, _ = make()
@@ -304,7 +340,7 @@ def test_looking_ahead_does_not_move_a_one_shot_generator():
     assert seen == [0.0]
 
 
-# ------------------------------------------------------------------ states and records
+# ------------------------------ states and records
 
 
 def test_numpy_numbers_in_a_state_can_be_read_back(tmp_path):
@@ -364,13 +400,16 @@ def test_a_round_has_gradients_under_no_grad_and_none_in_inference_mode():
         pair(lambda w, _, *, x: (w.v.detach() ** 2).sum()).step()
 
 
-# ------------------------------------------------------------------ declarations
+# ------------------------------ declarations
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": lambda p: {"a": SGD(p, lr=0.1), "b": SGD(p, lr=0.1)}}, "hold the same parameter"),
+        (
+            {"optimizer": lambda p: {"a": SGD(p, lr=0.1), "b": SGD(p, lr=0.1)}},
+            "hold the same parameter",
+        ),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "LBFGS"),
         ({"optimizer": lambda p: SGD}, "an object, not its class"),
         ({"w_loss": lambda w, _, **others: w.v.sum()}, r"takes \*\*others"),
@@ -386,7 +425,12 @@ def test_misdeclarations_are_refused(options, message):
 @pytest.mark.parametrize("name", ["class", "name", "default", "a b", 3])
 def test_names_that_no_loss_could_read_are_refused(name):
     with pytest.raises(mlo.ProblemError, match="Problem name"):
-        mlo.Problem(name, module=vector(1), optimizer=SGD(vector(1).parameters(), lr=0.1), loss=lambda w, _: w.v.sum())
+        mlo.Problem(
+            name,
+            module=vector(1),
+            optimizer=SGD(vector(1).parameters(), lr=0.1),
+            loss=lambda w, _: w.v.sum(),
+        )
 
 
 def test_a_scheduler_of_another_optimizer_is_refused():
@@ -421,7 +465,9 @@ def test_an_operation_without_double_backward_is_named_before_pytorch_s_own_word
 def test_reentrant_checkpointing_would_leave_parameters_alone_and_is_refused():
     def loss(w, _, *, x):
         inputs = torch.ones(3, dtype=torch.float64, requires_grad=True)
-        return checkpoint(lambda t: (w.v * t) ** 2, inputs, use_reentrant=True).mean() * (1 + x.v.sum())
+        return checkpoint(lambda t: (w.v * t) ** 2, inputs, use_reentrant=True).mean() * (
+            1 + x.v.sum()
+        )
 
     for engine in ("one_step", "darts", "first_order"):
         with pytest.raises(mlo.ProblemError, match="use_reentrant=False"):
@@ -442,7 +488,9 @@ def test_sparse_gradients_are_refused():
 @pytest.mark.parametrize("engine", ["penalty", "darts", "cg", "soba"])
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
 def test_a_game_with_one_player_is_a_minimisation(engine):
-    alone = pair(lambda w, _, *, x: {"only": ((w.v - x.v) ** 2).sum()}, engine=engine, players={"only": ""})
+    alone = pair(
+        lambda w, _, *, x: {"only": ((w.v - x.v) ** 2).sum()}, engine=engine, players={"only": ""}
+    )
     plain = pair(engine=engine)
     assert relative_error(alone.gradient("x")["v"], plain.gradient("x")["v"]) < 1e-9
 
@@ -476,7 +524,10 @@ def test_an_error_in_a_product_that_is_not_about_derivatives_keeps_its_name():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "cg", "tol": "1e-3"}, r"tol must be a number, got '1e-3'. YAML reads 1e-3 as text"),
+        (
+            {"name": "cg", "tol": "1e-3"},
+            r"tol must be a number, got '1e-3'. YAML reads 1e-3 as text",
+        ),
         ({"name": "direct", "damping": "1e-2"}, "damping must be a number"),
         ({"name": "direct", "max_parameters": "1e4"}, "max_parameters must be an integer"),
         ({"name": "penalty", "multiplier": None}, "multiplier must be a number"),
@@ -493,7 +544,9 @@ def test_numbers_that_yaml_reads_as_text_are_refused_before_a_run(options, messa
 def test_a_solve_of_the_wrong_shape_is_the_engines_fault():
     class Short(mlo.Identity):
         def solve(self, system, cotangent):
-            return mlo.hypergradient.Solve(q=[torch.zeros(2).double()], report=self.report(system.problem))
+            return mlo.hypergradient.Solve(
+                q=[torch.zeros(2).double()], report=self.report(system.problem)
+            )
 
     with pytest.raises(mlo.EngineError, match="does not have one entry, of its shape"):
         pair(engine=Short()).gradient("x")
@@ -501,4 +554,6 @@ def test_a_solve_of_the_wrong_shape_is_the_engines_fault():
 
 def test_one_name_may_be_fixed_without_a_list():
     optimizer = pair()
-    assert torch.equal(optimizer.gradient("x", fixed="w")["v"], optimizer.gradient("x", fixed=["w"])["v"])
+    assert torch.equal(
+        optimizer.gradient("x", fixed="w")["v"], optimizer.gradient("x", fixed=["w"])["v"]
+    )

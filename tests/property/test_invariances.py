@@ -1,4 +1,5 @@
-"""What must not matter to a hypergradient: the scale of the upper loss, and the order in which things are listed.
+"""What must not matter to a hypergradient: the scale of the upper loss, and the order in which
+things are listed.
 
 Truncated iterations are compared too: a Krylov space does not know the order of its coordinates.
 """
@@ -24,13 +25,16 @@ ENGINES = {
     "neumann auto": mlo.Neumann(num_terms=5),
     "one_step": mlo.OneStep(),
 }
-# The automatic step size comes of a power iteration that stops early, from one fixed vector of all parameters: it, and
-# with it a short series, depends on their order (5 terms: 0.5% in the median, 6% at most). The series' limit does not.
+# The automatic step size comes of a power iteration that stops early, from one fixed vector of all
+# parameters: it, and with it a short series, depends on their order (5 terms: 0.5% in the median,
+# 6% at most). The series' limit does not.
 ORDER_FREE = {**ENGINES, "neumann auto": mlo.Neumann(num_terms=120)}
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 seeds = st.integers(0, 2**16)
 quickly = settings(max_examples=8, deadline=None, derandomize=True)
-pytestmark = pytest.mark.filterwarnings("ignore::mlo.SolveWarning")  # three steps are meant to stop short
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::mlo.SolveWarning"
+)  # three steps are meant to stop short
 
 
 @every_engine
@@ -67,13 +71,17 @@ SHAPES = {"a": (3,), "b": (2, 2), "c": (), "d": (1, 4)}
 
 
 def several_parts(engine, seed, lower_order, upper_order):
-    """A lower problem that is no quadratic, with several parameters, and an upper one likewise; one round is run."""
+    """A lower problem that is no quadratic, with several parameters, and an upper one likewise; one
+    round is run.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    inner, outer = ({name: 0.3 * normal(*shape) for name, shape in SHAPES.items()} for _ in range(2))
+    inner, outer = (
+        {name: 0.3 * normal(*shape) for name, shape in SHAPES.items()} for _ in range(2)
+    )
     data, mix, target = normal(16, 12), normal(12, 12) / 12**0.5, normal(12)
     lower, upper = Parts(inner, lower_order), Parts(outer, upper_order)
 
@@ -82,7 +90,11 @@ def several_parts(engine, seed, lower_order, upper_order):
 
     def lower_loss(w, _, *, x):  # logistic losses and a ridge: strictly convex
         logits = data @ flat(w)
-        return nn.functional.softplus(logits).mean() - (mix @ flat(x)) @ flat(w) + 0.1 * flat(w).square().sum()
+        return (
+            nn.functional.softplus(logits).mean()
+            - (mix @ flat(x)) @ flat(w)
+            + 0.1 * flat(w).square().sum()
+        )
 
     def upper_loss(x, _, *, w):
         return (flat(w) - target).square().sum() + 0.1 * flat(x).square().sum()
@@ -90,7 +102,12 @@ def several_parts(engine, seed, lower_order, upper_order):
     optimizer = torch.optim.SGD(lower.parameters(), lr=0.2, momentum=0.9, weight_decay=0.05)
     problems = [
         mlo.Problem("w", module=lower, optimizer=optimizer, loss=lower_loss, steps=2),
-        mlo.Problem("x", module=upper, optimizer=torch.optim.SGD(upper.parameters(), lr=0.1), loss=upper_loss),
+        mlo.Problem(
+            "x",
+            module=upper,
+            optimizer=torch.optim.SGD(upper.parameters(), lr=0.1),
+            loss=upper_loss,
+        ),
     ]
     result = mlo.MultilevelOptimizer(problems, engine)
     result.step()

@@ -1,4 +1,6 @@
-"""Whatever is written in a recipe or a genotype: a valid object, or an InputError; no other exception, nothing executed."""
+"""Whatever is written in a recipe or a genotype: a valid object, or an InputError; no other
+exception, nothing executed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 
 plenty = settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
@@ -47,15 +52,20 @@ def recipe(path, text):
     return found
 
 
-# ------------------------------------------------------------------ genotypes
+# ------------------------------ genotypes
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 data = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
 )
 edges = st.lists(
     st.lists(
-        st.tuples(st.sampled_from(PRIMITIVES) | scalars, st.integers(-1, 4) | scalars).map(list), min_size=2, max_size=2
+        st.tuples(st.sampled_from(PRIMITIVES) | scalars, st.integers(-1, 4) | scalars).map(list),
+        min_size=2,
+        max_size=2,
     ),
     max_size=3,
 )
@@ -90,7 +100,7 @@ def test_a_changed_character_leaves_a_genotype_or_an_input_error(nodes, seed, dr
     genotype(text[:place] + draw.draw(st.sampled_from(string.printable)) + text[place + 1 :])
 
 
-# ------------------------------------------------------------------ recipes
+# ------------------------------ recipes
 
 
 def leaves(model, prefix=()):
@@ -145,7 +155,8 @@ def nested(flat):
 @example("<<: 3")
 @example("seed: !!int ''")
 @example("seed: !!float x")
-@example("a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+@example("a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c "
+"[*b,*b,*b,*b,*b,*b,*b,*b]\n"
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\nseed: [*d,*d,*d,*d,*d,*d,*d,*d]\n")  # fmt: skip
 def test_any_text_is_a_recipe_or_an_input_error(tmp_path, text):
     recipe(tmp_path / "c.yaml", text)
@@ -179,5 +190,7 @@ def test_any_assignment_is_a_recipe_or_an_input_error(key, value):
 def test_the_fuzz_reaches_valid_recipes_too(tmp_path):
     assert recipe(tmp_path / "c.yaml", "seed: 3") is not None
     assert len(KEYS) > 40
-    with pytest.raises(AssertionError):  # of a parser that raised something else this could not be said
+    with pytest.raises(
+        AssertionError
+    ):  # of a parser that raised something else this could not be said
         assert recipe(tmp_path / "c.yaml", "seed: x") is not None

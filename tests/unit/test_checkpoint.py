@@ -1,4 +1,6 @@
-"""Checkpoint files: whole or not there, changed bits noticed, the one before at hand, readable by plain torch."""
+"""Checkpoint files: whole or not there, changed bits noticed, the one before at hand, readable by
+plain torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from mlo import checkpoint
 
 
 def state(number):
-    return {"number": number, "tensor": torch.arange(1000.0) + number, "nested": {"list": [1, 2.5, "x", None]}}
+    return {
+        "number": number,
+        "tensor": torch.arange(1000.0) + number,
+        "nested": {"list": [1, 2.5, "x", None]},
+    }
 
 
 @pytest.fixture
@@ -89,7 +95,9 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(mlo.CheckpointError, match="is a Exploit"):
         mlo.save_checkpoint({"x": Exploit()}, "a.pt")
-    monkeypatch.setattr(checkpoint, "_plain", lambda value, where: value)  # a checksum is no signature
+    monkeypatch.setattr(
+        checkpoint, "_plain", lambda value, where: value
+    )  # a checksum is no signature
     mlo.save_checkpoint({"x": Exploit()}, "a.pt")
     with pytest.raises(mlo.CheckpointError):
         mlo.load_checkpoint("a.pt")
@@ -101,7 +109,13 @@ def test_a_store_keeps_the_last_two_the_best_and_those_to_be_kept(store, tmp_pat
     assert not store.exists()
     for number in range(1, 6):
         store.save(state(number), best=number == 3, keep_as=number if number % 2 == 0 else None)
-    assert files(tmp_path) == ["run.best.pt", "run.previous.pt", "run.pt", "run.round-2.pt", "run.round-4.pt"]
+    assert files(tmp_path) == [
+        "run.best.pt",
+        "run.previous.pt",
+        "run.pt",
+        "run.round-2.pt",
+        "run.round-4.pt",
+    ]
     numbers = {path: mlo.load_checkpoint(path)["number"] for path in tmp_path.iterdir()}
     assert (numbers[store.last], numbers[store.previous]) == (5, 4)
     assert numbers[store.best] == 3
@@ -111,13 +125,19 @@ def test_a_store_keeps_the_last_two_the_best_and_those_to_be_kept(store, tmp_pat
 def test_kept_ones_are_ordered_by_number(store):
     for number in (9, 10, 100):
         store.save(state(number), keep_as=number)
-    assert [path.name for path in store.kept] == ["run.round-100.pt", "run.round-10.pt", "run.round-9.pt"]
+    assert [path.name for path in store.kept] == [
+        "run.round-100.pt",
+        "run.round-10.pt",
+        "run.round-9.pt",
+    ]
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "copies"])
 def test_copies_outlive_the_last_one_being_replaced(store, links, monkeypatch):
     if not links:
-        monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here")))
+        monkeypatch.setattr(
+            os, "link", lambda *paths: (_ for _ in ()).throw(OSError("no links here"))
+        )
     store.save(state(1), best=True)
     store.save(state(2))
     store.last.write_bytes(b"")
@@ -161,7 +181,9 @@ def test_a_damaged_last_one_never_takes_the_place_of_the_sound_one_before(store,
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_a_save_that_fails_at_any_step_leaves_the_last_good_state_and_nothing_else(store, step, monkeypatch):
+def test_a_save_that_fails_at_any_step_leaves_the_last_good_state_and_nothing_else(
+    store, step, monkeypatch
+):
     store.save(state(1))
     store.save(state(2))
     before = files(store.folder)

@@ -1,6 +1,8 @@
-"""The class-weighted losses: every formulation against PyTorch's composition, in value and in all derivatives.
+"""The class-weighted losses: every formulation against PyTorch's composition, in value and in all
+derivatives.
 
-The Triton kernels run in Triton's interpreter, in a process of their own (see the last test); on hardware in tests/gpu.
+The Triton kernels run in Triton's interpreter, in a process of their own (see the last test); on
+hardware in tests/gpu.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def reference(x, y, w, smoothing=0.0):
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def integers(high, count, seed=0):
@@ -47,22 +51,30 @@ def derivatives(loss, x, w):
     x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
     value = loss(x, w)
     gradients = torch.autograd.grad(value, (x, w), create_graph=True)
-    product = (gradients[0] * torch.sin(x.detach())).sum() + (gradients[1] * torch.cos(w.detach())).sum()
+    product = (gradients[0] * torch.sin(x.detach())).sum() + (
+        gradients[1] * torch.cos(w.detach())
+    ).sum()
     return [value.detach(), *(g.detach() for g in gradients), *torch.autograd.grad(product, (x, w))]
 
 
 def close(found, expected, tolerance):
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
-        assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance), float((a - b).abs().max())
+        assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance), float(
+            (a - b).abs().max()
+        )
 
 
-# ------------------------------------------------------------------ derivatives
+# ------------------------------ derivatives
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_first_and_second_derivatives_in_both_arguments(smoothing):
-    x, w, y = normal(5, 4).requires_grad_(), normal(4, seed=1).requires_grad_(), torch.tensor([0, 3, 3, 1, 0])
+    x, w, y = (
+        normal(5, 4).requires_grad_(),
+        normal(4, seed=1).requires_grad_(),
+        torch.tensor([0, 3, 3, 1, 0]),
+    )
 
     def weighted(x, w):
         return class_weighted_cross_entropy(x, y, w, label_smoothing=smoothing)
@@ -77,7 +89,11 @@ def test_first_and_second_derivatives_in_both_arguments(smoothing):
 
 
 def test_third_derivatives_for_middle_problems():
-    x, w, y = normal(3, 3).requires_grad_(), normal(3, seed=1).requires_grad_(), torch.tensor([0, 2, 2])
+    x, w, y = (
+        normal(3, 3).requires_grad_(),
+        normal(3, seed=1).requires_grad_(),
+        torch.tensor([0, 2, 2]),
+    )
 
     def gradient(x, w):
         return torch.autograd.grad(class_weighted_cross_entropy(x, y, w), (x, w), create_graph=True)
@@ -92,10 +108,14 @@ def test_third_derivatives_for_middle_problems():
     ids=lambda value: str(value).removeprefix("torch."),
 )
 @pytest.mark.parametrize("shape", [(1, 2), (33, 10), (16, 100), (5, 1000), (2, 20_000)], ids=str)
-def test_every_dtype_and_shape_equals_the_composition_in_double_precision(shape, dtype, tolerance, smoothing):
+def test_every_dtype_and_shape_equals_the_composition_in_double_precision(
+    shape, dtype, tolerance, smoothing
+):
     x, w = normal(*shape, dtype=dtype), normal(shape[1], seed=1, dtype=dtype)
     y = integers(shape[1], shape[0])
-    found = derivatives(lambda x, w: class_weighted_cross_entropy(x, y, w, label_smoothing=smoothing), x, w)
+    found = derivatives(
+        lambda x, w: class_weighted_cross_entropy(x, y, w, label_smoothing=smoothing), x, w
+    )
     expected = derivatives(lambda x, w: reference(x, y, w, smoothing), x.double(), w.double())
     close(found, expected, tolerance)
     assert found[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -112,7 +132,9 @@ def strided(kind):
     }[kind]()
 
 
-@pytest.mark.parametrize("kind", ["transposed", "every other row", "every other column", "expanded", "reversed"])
+@pytest.mark.parametrize(
+    "kind", ["transposed", "every other row", "every other column", "expanded", "reversed"]
+)
 def test_any_strides(kind):
     x, w, y = strided(kind), normal(7, seed=1), integers(7, 6)
     found = derivatives(lambda x, w: class_weighted_cross_entropy(x, y, w), x, w)
@@ -145,7 +167,7 @@ def test_an_ignored_label_may_be_a_class():
     assert torch.allclose(found, reference(x[[0, 3]], y[[0, 3]], w))
 
 
-# ------------------------------------------------------------------ torch.func, compile, autocast
+# ------------------------------ torch.func, compile, autocast
 
 
 def test_function_transforms():
@@ -173,17 +195,23 @@ def test_function_transforms():
 def test_batched_labels():
     x, w, y = normal(5, 4, 3), normal(3, seed=1), integers(3, 20).view(5, 4)
     found = torch.func.vmap(lambda x, y: class_weighted_cross_entropy(x, y, w))(x, y)
-    assert torch.allclose(found, torch.stack([reference(a, b, w) for a, b in zip(x, y, strict=True)]))
+    assert torch.allclose(
+        found, torch.stack([reference(a, b, w) for a, b in zip(x, y, strict=True)])
+    )
 
 
 def test_batched_cotangents():
     x, y = normal(4, 3).requires_grad_(), torch.tensor([0, 2, 2, 1])
     means = classwise_cross_entropy(x, y)[0]
-    (batched,) = torch.autograd.grad(means, x, torch.eye(3).double(), is_grads_batched=True, create_graph=True)
+    (batched,) = torch.autograd.grad(
+        means, x, torch.eye(3).double(), is_grads_batched=True, create_graph=True
+    )
     for k in range(3):
         assert torch.allclose(batched[k], torch.autograd.grad(means[k], x, retain_graph=True)[0])
     assert torch.autograd.gradcheck(
-        lambda x: torch.autograd.grad(classwise_cross_entropy(x, y)[0].square().sum(), x, create_graph=True)[0],
+        lambda x: torch.autograd.grad(
+            classwise_cross_entropy(x, y)[0].square().sum(), x, create_graph=True
+        )[0],
         (x,),
         check_batched_grad=True,
     )
@@ -192,11 +220,17 @@ def test_batched_cotangents():
 @pytest.mark.slow
 @pytest.mark.skipif(KERNELS, reason="a compiled graph takes the plain composition")
 def test_it_compiles_into_one_graph():
-    x, w, y = normal(6, 4, dtype=torch.float32), normal(4, seed=1, dtype=torch.float32), integers(4, 6)
+    x, w, y = (
+        normal(6, 4, dtype=torch.float32),
+        normal(4, seed=1, dtype=torch.float32),
+        integers(4, 6),
+    )
 
     def loss(x, w):
         means, counts = classwise_cross_entropy(x, y)
-        return class_weighted_cross_entropy(x, y, w, label_smoothing=0.1) + means.sum() + counts.sum()
+        return (
+            class_weighted_cross_entropy(x, y, w, label_smoothing=0.1) + means.sum() + counts.sum()
+        )
 
     def gradients(f):
         a, b = x.clone().requires_grad_(), w.clone().requires_grad_()
@@ -204,15 +238,24 @@ def test_it_compiles_into_one_graph():
         return (value.detach(), *torch.autograd.grad(value, (a, b)))
 
     torch._dynamo.reset()
-    close(gradients(torch.compile(loss, fullgraph=True, backend="aot_eager")), gradients(loss), 1e-6)
-    hvp = torch.compile(
-        lambda x, w: torch.func.jvp(torch.func.grad(loss), (x, w), (x.sin(), w.cos()))[1], backend="eager"
+    close(
+        gradients(torch.compile(loss, fullgraph=True, backend="aot_eager")), gradients(loss), 1e-6
     )
-    close((hvp(x, w),), (torch.func.jvp(torch.func.grad(loss), (x, w), (x.sin(), w.cos()))[1],), 1e-6)
+    hvp = torch.compile(
+        lambda x, w: torch.func.jvp(torch.func.grad(loss), (x, w), (x.sin(), w.cos()))[1],
+        backend="eager",
+    )
+    close(
+        (hvp(x, w),), (torch.func.jvp(torch.func.grad(loss), (x, w), (x.sin(), w.cos()))[1],), 1e-6
+    )
 
 
 def test_autocast_keeps_sums_in_single_precision():
-    x, w, y = normal(64, 300, dtype=torch.float32), normal(300, seed=1, dtype=torch.float32), integers(300, 64)
+    x, w, y = (
+        normal(64, 300, dtype=torch.float32),
+        normal(300, seed=1, dtype=torch.float32),
+        integers(300, 64),
+    )
     expected = derivatives(lambda x, w: reference(x, y, w), x.double(), w.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = derivatives(lambda x, w: class_weighted_cross_entropy(x, y, w), x, w)
@@ -228,7 +271,7 @@ def test_sums_over_many_bf16_rows_do_not_lose_them():
         assert float(means[label]) == pytest.approx(float(each[y == label].mean()), rel=1e-5)
 
 
-# ------------------------------------------------------------------ the edges
+# ------------------------------ the edges
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -324,17 +367,32 @@ def test_kernels_make_a_row_with_a_label_out_of_range_nan(label):
     ("call", "message"),
     [
         (
-            lambda: class_weighted_cross_entropy(torch.zeros(2, 3), torch.zeros(2).long(), torch.ones(4)),
+            lambda: class_weighted_cross_entropy(
+                torch.zeros(2, 3), torch.zeros(2).long(), torch.ones(4)
+            ),
             "one entry for each",
         ),
         (
-            lambda: class_weighted_cross_entropy(torch.zeros(2, 3), torch.zeros(3).long(), torch.ones(3)),
+            lambda: class_weighted_cross_entropy(
+                torch.zeros(2, 3), torch.zeros(3).long(), torch.ones(3)
+            ),
             r"\(2, 3\) and \(3,\)",
         ),
-        (lambda: classwise_cross_entropy(torch.zeros(2, 3, 4), torch.zeros(2).long()), "logits must be"),
+        (
+            lambda: classwise_cross_entropy(torch.zeros(2, 3, 4), torch.zeros(2).long()),
+            "logits must be",
+        ),
         (lambda: classwise_cross_entropy(torch.zeros(2, 3), torch.zeros(2)), "labels integers"),
-        (lambda: classwise_cross_entropy(torch.zeros(2, 3).long(), torch.zeros(2).long()), "floating-point"),
-        (lambda: classwise_cross_entropy(torch.zeros(2, 3), torch.zeros(2).long(), label_smoothing=1.5), "in .0, 1."),
+        (
+            lambda: classwise_cross_entropy(torch.zeros(2, 3).long(), torch.zeros(2).long()),
+            "floating-point",
+        ),
+        (
+            lambda: classwise_cross_entropy(
+                torch.zeros(2, 3), torch.zeros(2).long(), label_smoothing=1.5
+            ),
+            "in .0, 1.",
+        ),
         (
             lambda: class_weighted_cross_entropy(
                 torch.zeros(2, 3), torch.zeros(2).long(), torch.ones(3), reduction="avg"
@@ -366,7 +424,7 @@ def test_int32_labels_serve():
     assert torch.equal(classwise_cross_entropy(x, y.int())[0], classwise_cross_entropy(x, y)[0])
 
 
-# ------------------------------------------------------------------ the kernels without a GPU
+# ------------------------------ the kernels without a GPU
 
 
 @pytest.mark.slow
@@ -376,7 +434,17 @@ def test_all_of_this_holds_for_the_kernels_in_tritons_interpreter(formulation):
     if formulation != "analytic":
         pytest.skip("once is enough")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:cacheprovider",
+            __file__,
+        ],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -390,7 +458,9 @@ def test_all_of_this_holds_for_the_kernels_in_tritons_interpreter(formulation):
 @pytest.mark.slow
 @pytest.mark.skipif(KERNELS, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_hopper_and_ampere_without_spilling_registers(capability, formulation, tmp_path):
+def test_kernels_compile_for_hopper_and_ampere_without_spilling_registers(
+    capability, formulation, tmp_path
+):
     pytest.importorskip("triton", reason="triton is not installed (it comes with PyTorch on Linux)")
     if formulation != "analytic":
         pytest.skip("once is enough")
@@ -409,7 +479,9 @@ def test_kernels_compile_for_hopper_and_ampere_without_spilling_registers(capabi
             (_triton._gradient_kernel, _triton.tile(columns, interpreted=False), {}),
             (
                 _triton._second_kernel,
-                _triton.tile(columns, largest=_triton.LARGEST_BLOCK if whole else 4096, interpreted=False),
+                _triton.tile(
+                    columns, largest=_triton.LARGEST_BLOCK if whole else 4096, interpreted=False
+                ),
                 {"HAS_H": True, "WHOLE": whole},
             ),
         ):
@@ -428,7 +500,14 @@ def test_kernels_compile_for_hopper_and_ampere_without_spilling_registers(capabi
             source.write_text(compiled.asm["ptx"])
             target = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"])[1]
             report = subprocess.run(
-                [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={target}", source, "-o", tmp_path / "kernel.cubin"],
+                [
+                    triton.knobs.nvidia.ptxas.path,
+                    "-v",
+                    f"-arch={target}",
+                    source,
+                    "-o",
+                    tmp_path / "kernel.cubin",
+                ],
                 capture_output=True,
                 text=True,
                 timeout=60,

@@ -16,7 +16,9 @@ HEALTHY = {"skip_share": 0.25, "discriminator_loss": 1.2, "score_gap": 0.5, "gen
 
 
 def told(sequence, game="dcgan", window=5):
-    """The rounds in which something is said of observations that differ from a healthy one, and what."""
+    """The rounds in which something is said of observations that differ from a healthy one, and
+    what.
+    """
     detector = CollapseDetector(game=game, window=window)
     found = []
     for number, changes in enumerate(sequence):
@@ -34,8 +36,15 @@ def test_a_healthy_search_is_left_alone():
 
 
 def test_skips_that_take_more_than_half_of_the_cell_are_told_once():
-    rising = [{"skip_share": share} for share in (0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75, 0.875, 0.875)]
-    only(told([*rising, *[{"skip_share": 0.875}] * 20]), 6, "75% of the normal cell's edges are skip connections")
+    rising = [
+        {"skip_share": share}
+        for share in (0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75, 0.875, 0.875)
+    ]
+    only(
+        told([*rising, *[{"skip_share": 0.875}] * 20]),
+        6,
+        "75% of the normal cell's edges are skip connections",
+    )
     assert told([{"skip_share": SKIP_SHARE}] * 20) == []
 
 
@@ -88,12 +97,22 @@ def test_a_critic_whose_loss_is_negative_has_not_won():
 
 def test_a_discriminator_that_tells_nothing_apart_is_told():
     for sign in (1, -1):
-        only(told([{}] * 10 + [{"score_gap": sign * 0.5 * LOST}] * 10), 14, "scored real and generated images alike")
+        only(
+            told([{}] * 10 + [{"score_gap": sign * 0.5 * LOST}] * 10),
+            14,
+            "scored real and generated images alike",
+        )
 
 
 def test_a_generator_without_a_gradient_is_told():
-    only(told([{}] * 10 + [{"generator_norm": 1e-7}] * 10), 14, "generator's gradient was below 1e-06")
-    assert told([{"generator_norm": 1e-7}] * 20) == []  # small from the beginning is a matter of scale
+    only(
+        told([{}] * 10 + [{"generator_norm": 1e-7}] * 10),
+        14,
+        "generator's gradient was below 1e-06",
+    )
+    assert (
+        told([{"generator_norm": 1e-7}] * 20) == []
+    )  # small from the beginning is a matter of scale
     only(told([{"generator_norm": 0.0}] * 20), 4, "generator's gradient")
 
 
@@ -108,7 +127,12 @@ def test_two_rules_are_told_apart():
 
 
 def test_an_observation_is_taken_from_record_and_genotype():
-    cell = (Edge("skip_connect", 0), Edge("sep_conv_3x3", 1), Edge("skip_connect", 1), Edge("skip_connect", 2))
+    cell = (
+        Edge("skip_connect", 0),
+        Edge("sep_conv_3x3", 1),
+        Edge("skip_connect", 1),
+        Edge("skip_connect", 2),
+    )
     genotype = Genotype(normal=cell, reduction=cell[:2] * 2)
     record = Record(round=1)
     assert observe(record, genotype) == Observation(skip_share=0.75)

@@ -82,31 +82,46 @@ def test_a_pass_shows_every_image_once():
 def test_augmentation_crops_mirrors_and_cuts():
     digits = load_dataset("digits")
     plain = Batches(digits.train, digits, batch_size=64, seed=0).batch(0)[0]
-    flipped = Batches(digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(flip=True)).batch(0)[0]
+    flipped = Batches(
+        digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(flip=True)
+    ).batch(0)[0]
     same = (flipped == plain).flatten(1).all(1)
     mirrored = (flipped == plain.flip(3)).flatten(1).all(1)
     assert bool((same | mirrored).all())
     assert 10 < int(mirrored.sum()) < 54
-    cropped = Batches(digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(crop_padding=2)).batch(0)[
-        0
-    ]
+    cropped = Batches(
+        digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(crop_padding=2)
+    ).batch(0)[0]
     black = float(plain.min())  # a pixel of 0, which is what a crop sees outside the image
     padded = torch.nn.functional.pad(plain, (2, 2, 2, 2), value=black)
     windows = padded.unfold(2, 8, 1).unfold(3, 8, 1).reshape(64, 25, 8, 8)
     assert bool((windows == cropped).flatten(2).all(2).any(1).all())
-    cut = Batches(digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(cutout=4)).batch(0)[0]
+    cut = Batches(
+        digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(cutout=4)
+    ).batch(0)[0]
     changed = (cut != plain).flatten(1).sum(1)
     assert int(changed.max()) <= 16
     assert bool((cut[cut != plain] == 0).all())
 
 
-@pytest.mark.parametrize(("fractions", "images", "batch"), [([0.6, 0.4], 99, 40), ([0.29, 0.71], 100, 29)])
-def test_a_batch_as_large_as_the_smaller_part_of_the_search_images_is_accepted(fractions, images, batch):
+@pytest.mark.parametrize(
+    ("fractions", "images", "batch"), [([0.6, 0.4], 99, 40), ([0.29, 0.71], 100, 29)]
+)
+def test_a_batch_as_large_as_the_smaller_part_of_the_search_images_is_accepted(
+    fractions, images, batch
+):
     """59 and 40 of 99 images: the second part gets the rest; 0.29 · 100 is 28.999999999999996."""
-    settings = {"dataset": "digits", "data.search_images": images, "data.search_fractions": fractions}
+    settings = {
+        "dataset": "digits",
+        "data.search_images": images,
+        "data.search_fractions": fractions,
+    }
     read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch}), Path("data"))
     with pytest.raises(InputError, match=f"leaves only {batch} images"):
-        read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch + 1}), Path("data"))
+        read_data(
+            load_recipe("smoke", overrides=settings | {"search.batch_size": batch + 1}),
+            Path("data"),
+        )
 
 
 def test_random_images_have_the_shape_and_number_of_a_data_set_and_take_no_memory():
@@ -120,7 +135,9 @@ def test_random_images_have_the_shape_and_number_of_a_data_set_and_take_no_memor
     again = Batches(train, noise, batch_size=2, seed=0).batch(0)
     assert torch.equal(again[0], images)
     assert torch.equal(again[1], labels)
-    crop = Batches(noise.train, noise, batch_size=2, seed=0, augmentation=Augmentation(resized_crop=True)).batch(0)[0]
+    crop = Batches(
+        noise.train, noise, batch_size=2, seed=0, augmentation=Augmentation(resized_crop=True)
+    ).batch(0)[0]
     assert crop.shape == (2, 3, 224, 224)
     small = load_dataset("random:cifar100", image_size=16)
     assert Batches(small.train, small, batch_size=3, seed=0).batch(0)[0].shape == (3, 3, 16, 16)
@@ -132,7 +149,7 @@ def test_fewer_images_than_a_batch_are_refused():
         Batches(digits.train, digits, batch_size=5000, seed=0)
 
 
-# ------------------------------------------------------------------ files of the real formats, with made-up pixels
+# ------------------------------ files of the real formats, with made-up pixels
 
 
 def write_fashion(folder, count=20):
@@ -163,11 +180,16 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def cifar_record(label_bytes, labels):
     rng = np.random.default_rng(1)
-    return b"".join(bytes(label_bytes) + rng.integers(0, 256, 3072, dtype=np.uint8).tobytes() for label_bytes in labels)
+    return b"".join(
+        bytes(label_bytes) + rng.integers(0, 256, 3072, dtype=np.uint8).tobytes()
+        for label_bytes in labels
+    )
 
 
 def test_cifar_is_read_from_its_folder_and_from_its_archive_without_unpickling(tmp_path):
-    files = {f"cifar-10-batches-bin/data_batch_{k}.bin": cifar_record(1, [[k], [9]]) for k in range(1, 6)}
+    files = {
+        f"cifar-10-batches-bin/data_batch_{k}.bin": cifar_record(1, [[k], [9]]) for k in range(1, 6)
+    }
     files["cifar-10-batches-bin/test_batch.bin"] = cifar_record(1, [[3]])
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
         for name, content in files.items():

@@ -1,4 +1,6 @@
-"""Folders of image files: reading, laziness, splits, random views as a function of seed and position, every error."""
+"""Folders of image files: reading, laziness, splits, random views as a function of seed and
+position, every error.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ IMAGENET = Augmentation(flip=True, resized_crop=True, color_jitter=(0.4, 0.4, 0.
 
 def write(path, size=(8, 8), mode="RGB", seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(0, 256, size[0] * size[1] * len(mode), dtype=np.uint8)
+    values = np.random.default_rng(seed).integers(
+        0, 256, size[0] * size[1] * len(mode), dtype=np.uint8
+    )
     image = Image.frombytes(mode, size, values.tobytes())
     image.save(path)
     return image
@@ -61,7 +65,7 @@ def load(folder, size=None):
     return load_dataset(f"folder:{folder}", image_size=size)
 
 
-# ------------------------------------------------------------------ folder:PATH
+# ------------------------------ folder:PATH
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "validation"])
@@ -162,7 +166,9 @@ def test_training_images_need_test_images_of_the_same_classes(tmp_path):
     with pytest.raises(InputError, match="none in test, val, validation"):
         load(tmp_path)
     write_classes(tmp_path / "test", {"a": 2, "c": 2, "b": 1})
-    with pytest.raises(InputError, match=r"train \(2\) and test \(3\): 'c' is in test and not in train"):
+    with pytest.raises(
+        InputError, match=r"train \(2\) and test \(3\): 'c' is in test and not in train"
+    ):
         load(tmp_path)
     (tmp_path / "test" / "c").rename(tmp_path / "c")
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "d")
@@ -206,7 +212,7 @@ def test_names_of_data_sets():
     assert short_name("folder:pictures/pets/") == "pets"
 
 
-# ------------------------------------------------------------------ ImageNet: files that are read when they are needed
+# ------------------------------ ImageNet: files that are read when they are needed
 
 
 @pytest.fixture
@@ -267,7 +273,7 @@ def test_imagenet_must_be_unpacked(tmp_path):
         load_dataset("imagenet", tmp_path)
 
 
-# ------------------------------------------------------------------ the search's split
+# ------------------------------ the search's split
 
 
 def test_the_search_takes_fractions_of_every_class(imagenet):
@@ -295,7 +301,8 @@ def test_fractions_are_not_rounded_down_by_their_representation():
 
 
 def test_the_split_is_the_one_that_earlier_versions_made():
-    # The definition, written out: a class's k-th of n examples, in shuffled order, has the position (k + 1/2) / n.
+    # The definition, written out: a class's k-th of n examples, in shuffled order, has the position
+    # (k + 1/2) / n.
     labels = torch.randint(7, (500,), generator=torch.Generator().manual_seed(5)) ** 2
     generator = torch.Generator().manual_seed(3)
     order = torch.randperm(len(labels), generator=generator)
@@ -305,10 +312,12 @@ def test_the_split_is_the_one_that_earlier_versions_made():
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     by_position = torch.argsort(position, stable=True)
     first = order[by_position[:200]]
-    assert torch.equal(stratified(labels, 200, 3)[0], first[torch.randperm(200, generator=generator)])
+    assert torch.equal(
+        stratified(labels, 200, 3)[0], first[torch.randperm(200, generator=generator)]
+    )
 
 
-# ------------------------------------------------------------------ random views
+# ------------------------------ random views
 
 
 def test_photographs_are_a_function_of_seed_and_position(imagenet):
@@ -330,7 +339,9 @@ def test_photographs_are_a_function_of_seed_and_position(imagenet):
     assert torch.equal(plain[1], expected[0][1])
     # Views of one image differ within a batch and from batch to batch.
     copies = data.train[torch.zeros(4, dtype=torch.long)]
-    views = Batches(copies, data, batch_size=4, seed=0, augmentation=Augmentation(resized_crop=True))
+    views = Batches(
+        copies, data, batch_size=4, seed=0, augmentation=Augmentation(resized_crop=True)
+    )
     assert len(torch.cat([views.batch(0)[0], views.batch(1)[0]]).flatten(1).unique(dim=0)) == 8
     state = torch.get_rng_state()
     stream().batch(5)
@@ -382,14 +393,20 @@ def test_colours_are_adjusted_as_torchvision_does():
     images[0] = images[0, :1]  # grey: no hue
     images[1].zero_()
     factors = torch.cat(
-        [0.6 + 0.8 * torch.rand(24, 3, generator=generator), torch.rand(24, 1, generator=generator) - 0.5], 1
+        [
+            0.6 + 0.8 * torch.rand(24, 3, generator=generator),
+            torch.rand(24, 1, generator=generator) - 0.5,
+        ],
+        1,
     )
     order = torch.rand(24, 4, generator=generator).argsort(1)
     adjust = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     before = images.clone()
     result = adjust_colors(images, factors, order)
     assert torch.equal(images, before)
-    for image, factor, kinds, out in zip(images, factors.tolist(), order.tolist(), result, strict=True):
+    for image, factor, kinds, out in zip(
+        images, factors.tolist(), order.tolist(), result, strict=True
+    ):
         for kind in kinds:
             image = adjust[kind](image, factor[kind])
         assert torch.allclose(out, image, atol=2e-6)

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 BLOCKS = [
     (path.relative_to(ROOT), number, code)
     for path in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    for number, code in enumerate(re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL))
+    for number, code in enumerate(
+        re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    )
 ]
 
 CONTINUED = {"tutorial.md"}
@@ -42,7 +44,9 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     if needed := re.match(r"# needs (\S+)", code):
         require(needed[1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))  # a block may register an engine
+    monkeypatch.setattr(
+        registry, "_FACTORIES", dict(registry._FACTORIES)
+    )  # a block may register an engine
     run(code, f"{path}:{number}")
     assert capsys.readouterr().out
 
@@ -57,7 +61,9 @@ def test_the_tutorial_prints_what_it_says(capsys):
         printed = capsys.readouterr().out
         figures = r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?"
         assert re.sub(figures, "#", printed) == re.sub(figures, "#", said)
-        for here, there in zip(re.findall(figures, printed), re.findall(figures, said), strict=True):
+        for here, there in zip(
+            re.findall(figures, printed), re.findall(figures, said), strict=True
+        ):
             if "e" in there:  # an error: its size counts
                 assert float(here) < 10 * float(there)
             else:
@@ -104,11 +110,15 @@ def test_the_program_moved_from_betty_ends_at_the_same_weights(capsys):
 
 
 def naive_maml():
-    """The parameters of the start after 20 steps down the gradient through five steps of each task, by plain autograd."""
+    """The parameters of the start after 20 steps down the gradient through five steps of each task,
+    by plain autograd.
+    """
     torch.manual_seed(0)
     x = 6 * torch.rand(6, 20, 1, dtype=torch.float64) - 3
     y = torch.sin(x + torch.arange(6, dtype=torch.float64).view(6, 1, 1) / 3)
-    net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)).double()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)
+    ).double()
     names, start = zip(*net.named_parameters(), strict=True)
 
     def loss(weights, task, part):
@@ -120,16 +130,23 @@ def naive_maml():
         for task in range(6):
             weights = start
             for _ in range(5):
-                slopes = torch.autograd.grad(loss(weights, task, slice(0, 10)), weights, create_graph=True)
+                slopes = torch.autograd.grad(
+                    loss(weights, task, slice(0, 10)), weights, create_graph=True
+                )
                 weights = [w - 0.1 * slope for w, slope in zip(weights, slopes, strict=True)]
             total = total + loss(weights, task, slice(10, 20)) / 6
         slopes = torch.autograd.grad(total, start)
-        start = [(w - 0.1 * slope).detach().requires_grad_() for w, slope in zip(start, slopes, strict=True)]
+        start = [
+            (w - 0.1 * slope).detach().requires_grad_()
+            for w, slope in zip(start, slopes, strict=True)
+        ]
     return total, torch.cat([w.detach().flatten() for w in start])
 
 
 def naive_ridge():
-    """The decays after 20 steps down the gradient through the closed form of the ridge regression."""
+    """The decays after 20 steps down the gradient through the closed form of the ridge
+    regression.
+    """
     data = load_diabetes()
     x, y = torch.tensor(data.data), torch.tensor(data.target)[:, None]
     x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
@@ -143,11 +160,16 @@ def naive_ridge():
 
 
 @pytest.mark.parametrize(
-    ("package", "naive", "learned"), [("higher", naive_maml, "start"), ("torchopt", naive_ridge, "decay")]
+    ("package", "naive", "learned"),
+    [("higher", naive_maml, "start"), ("torchopt", naive_ridge, "decay")],
 )
 @pytest.mark.parametrize("which", ["before", "after"])
-def test_programs_from_higher_and_torchopt_end_where_plain_autograd_does(package, naive, learned, which, capsys):
-    """The outer optimizer is gradient descent, so that a gradient of the wrong length ends elsewhere too."""
+def test_programs_from_higher_and_torchopt_end_where_plain_autograd_does(
+    package, naive, learned, which, capsys
+):
+    """The outer optimizer is gradient descent, so that a gradient of the wrong length ends
+    elsewhere too.
+    """
     page = "migrating-from-torchopt-and-higher.md"
     codes = [code for path, _, code in BLOCKS if path.name == page]
     before = next(k for k, code in enumerate(codes) if code.startswith(f"# needs {package}\n"))
@@ -157,7 +179,9 @@ def test_programs_from_higher_and_torchopt_end_where_plain_autograd_does(package
     loss, expected = naive()
     end = torch.nn.utils.parameters_to_vector(found[learned].parameters()).detach()
     assert float((end - expected).norm() / expected.norm()) < 1e-8
-    said = re.findall(r"```text\n(.*?)\n```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)[before // 2]
+    said = re.findall(r"```text\n(.*?)\n```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)[
+        before // 2
+    ]
     assert capsys.readouterr().out == f"{float(loss):.6f} {float(expected[0]):.6f}\n" == f"{said}\n"
 
 
@@ -165,14 +189,19 @@ NAMED = [
     (path.name, file, name)
     for path in sorted((ROOT / "docs").glob("*.md"))
     for file, name in re.findall(
-        r"`((?:mlo|lfmcw_app|tests|benchmarks|examples)/[\w./-]+\.\w+)(?:: ([\w.]+))?[` ]", path.read_text("utf-8")
+        r"`((?:mlo|lfmcw_app|tests|benchmarks|examples)/[\w./-]+\.\w+)(?:: ([\w.]+))?[` ]",
+        path.read_text("utf-8"),
     )
 ]
 
 
 def test_the_first_page_lists_every_example():
-    listed = [file for page, file, _ in NAMED if page == "index.md" and file.startswith("examples/")]
-    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py"))
+    listed = [
+        file for page, file, _ in NAMED if page == "index.md" and file.startswith("examples/")
+    ]
+    assert sorted(listed) == sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "examples").glob("*.py")
+    )
 
 
 def test_files_and_functions_that_the_docs_name_exist():
@@ -185,16 +214,22 @@ def test_files_and_functions_that_the_docs_name_exist():
 
 
 def equation_rows():
-    """Equation → the files and names in its rows on the method's page; a row without a number belongs to the one above."""
+    """Equation → the files and names in its rows on the method's page; a row without a number
+    belongs to the one above.
+    """
     text = (ROOT / "docs" / "method.md").read_text("utf-8")
     rows = {}
     for table in re.findall(r"^\| equation \|.*\n.*\n((?:\|.*\n)+)", text, re.MULTILINE):
         equations = []
         for first, rest in re.findall(r"^\|(.*?)\|(.*)$", table, re.MULTILINE):
             if first.strip():
-                equations = [int(number) for number in re.findall(r"\d+", first) if "Algorithm" not in first]
+                equations = [
+                    int(number) for number in re.findall(r"\d+", first) if "Algorithm" not in first
+                ]
             for equation in equations:
-                rows.setdefault(equation, set()).update(re.findall(r"`([\w./]+\.py): ([\w.]+)`", rest))
+                rows.setdefault(equation, set()).update(
+                    re.findall(r"`([\w./]+\.py): ([\w.]+)`", rest)
+                )
     return rows
 
 
@@ -211,7 +246,9 @@ def test_every_equation_of_the_method_names_what_implements_it():
     ]
     assert {equation for equation, *_ in claims} == {1, 2, 3, 4, 19}
     for equation, file, name in claims:
-        assert (file, name) in rows[equation], f"{name} says that it implements Eq. {equation}; docs/method.md does not"
+        assert (file, name) in rows[equation], (
+            f"{name} says that it implements Eq. {equation}; docs/method.md does not"
+        )
 
 
 def test_messages_that_the_docs_quote_are_in_the_sources():
@@ -220,11 +257,18 @@ def test_messages_that_the_docs_quote_are_in_the_sources():
         for package in ("mlo", "lfmcw_app")
         for path in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        for parts in ([node.values] if isinstance(node, ast.JoinedStr) else [[node]] if is_text(node) else [])
+        for parts in (
+            [node.values] if isinstance(node, ast.JoinedStr) else [[node]] if is_text(node) else []
+        )
     )
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     quoted = re.findall("^\\|(.*?)\\|", text, re.MULTILINE)
-    fragments = [part for cell in quoted for quote in re.findall("“(.*?)”", cell) for part in quote.split("…")]
+    fragments = [
+        part
+        for cell in quoted
+        for quote in re.findall("“(.*?)”", cell)
+        for part in quote.split("…")
+    ]
     assert len(fragments) > 50
     assert [part for part in fragments if part.strip() not in messages] == []
 
@@ -278,7 +322,11 @@ def test_links_between_the_documents_hold():
 
 
 def test_the_reference_documents_every_public_name_once():
-    listed = re.findall(r"^::: mlo\.(\w+)$", (ROOT / "docs" / "reference" / "mlo.md").read_text("utf-8"), re.MULTILINE)
+    listed = re.findall(
+        r"^::: mlo\.(\w+)$",
+        (ROOT / "docs" / "reference" / "mlo.md").read_text("utf-8"),
+        re.MULTILINE,
+    )
     assert sorted(listed) == sorted(mlo.__all__)
 
 

@@ -30,7 +30,9 @@ KNOWN_WARNINGS = [
 
 
 def krylov_minimiser(matrix, v, steps, *, residual):
-    """The x in span{v, Av, …} with least ‖v − Ax‖ (residual), or least energy ½ xᵀAx − xᵀv (a Galerkin solution)."""
+    """The x in span{v, Av, …} with least ‖v − Ax‖ (residual), or least energy ½ xᵀAx − xᵀv (a
+    Galerkin solution).
+    """
     columns = [v]
     for _ in range(steps - 1):
         columns.append(matrix @ columns[-1])
@@ -129,7 +131,11 @@ class TestTruncatedConjugateGradient(EngineContract):
         return mlo.ConjugateGradient(max_steps=2)
 
     def inverse(self, jacobian, v):
-        return krylov_minimiser(jacobian.T, v, 2, residual=False) if not is_multiple(jacobian) else v / jacobian[0, 0]
+        return (
+            krylov_minimiser(jacobian.T, v, 2, residual=False)
+            if not is_multiple(jacobian)
+            else v / jacobian[0, 0]
+        )
 
 
 @pytest.mark.filterwarnings(*KNOWN_WARNINGS)
@@ -144,7 +150,11 @@ class TestTruncatedMinres(EngineContract):
         return mlo.Minres(max_steps=2)
 
     def inverse(self, jacobian, v):
-        return krylov_minimiser(jacobian.T, v, 2, residual=True) if not is_multiple(jacobian) else v / jacobian[0, 0]
+        return (
+            krylov_minimiser(jacobian.T, v, 2, residual=True)
+            if not is_multiple(jacobian)
+            else v / jacobian[0, 0]
+        )
 
 
 @pytest.mark.filterwarnings(*KNOWN_WARNINGS)
@@ -188,7 +198,9 @@ class TestPenalty(EngineContract):
 
 
 class OfBetty(EngineContract):
-    """Betty's own functions, which leave the optimizer's weight decay out of the Hessian (tests/oracle/test_betty.py)."""
+    """Betty's own functions, which leave the optimizer's weight decay out of the Hessian
+    (tests/oracle/test_betty.py).
+    """
 
     graphs = ("bilevel", "chain", "diamond", "layered", "game")
 
@@ -235,7 +247,12 @@ def with_finite_differences(contract):
     def make_engine(self):
         return dataclasses.replace(contract.make_engine(self), products="finite_difference")
 
-    options = {"make_engine": make_engine, "exact": False, "tolerance": 1e-6, "tolerance_float32": 2e-2}
+    options = {
+        "make_engine": make_engine,
+        "exact": False,
+        "tolerance": 1e-6,
+        "tolerance_float32": 2e-2,
+    }
     made = type(f"{contract.__name__}WithFiniteDifferences", (contract,), options)
     return pytest.mark.filterwarnings(*KNOWN_WARNINGS)(made)
 
@@ -280,11 +297,17 @@ WITH_ONE_KIND_OF_PRODUCTS = {
 
 
 def test_every_registered_engine_is_under_the_contract_with_each_kind_of_products():
-    assert set(BY_AUTOGRAD_AND_DIFFERENCES) | set(WITH_ONE_KIND_OF_PRODUCTS) == set(mlo.available_engines())
+    assert set(BY_AUTOGRAD_AND_DIFFERENCES) | set(WITH_ONE_KIND_OF_PRODUCTS) == set(
+        mlo.available_engines()
+    )
     for name, (exact, differences) in BY_AUTOGRAD_AND_DIFFERENCES.items():
         assert exact().make_engine().products.name == "autograd"
         assert differences().make_engine().products.name == "finite_difference"
-        assert type(exact().make_engine()) is type(differences().make_engine()) is type(mlo.engine_from(name))
+        assert (
+            type(exact().make_engine())
+            is type(differences().make_engine())
+            is type(mlo.engine_from(name))
+        )
     for name, contract in WITH_ONE_KIND_OF_PRODUCTS.items():
         if name.startswith("betty-"):
             pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
@@ -300,7 +323,9 @@ def test_the_sweep_that_stands_for_engines_equals_the_closed_forms(name):
 
 def test_neumann_in_the_lowest_of_three_levels_is_differentiated_through_its_terms():
     problem = trilevel_quadratic()
-    found = problem.optimizer({"w": {"name": "neumann", "num_terms": 100}, "m": "direct"}).gradient("x")["v"]
+    found = problem.optimizer({"w": {"name": "neumann", "num_terms": 100}, "m": "direct"}).gradient(
+        "x"
+    )["v"]
     assert relative_error(found, problem.exact) < 1e-8
 
 
@@ -316,7 +341,10 @@ def test_neumann_in_the_lowest_of_three_levels_is_differentiated_through_its_ter
 )
 def test_series_converge_to_the_closed_form_with_a_step_size_of_their_own(engine, graph, tolerance):
     problem = mlo.testing.GRAPHS[graph]()
-    assert relative_error(problem.optimizer(engine).gradient(problem.upper)["v"], problem.exact) < tolerance
+    assert (
+        relative_error(problem.optimizer(engine).gradient(problem.upper)["v"], problem.exact)
+        < tolerance
+    )
 
 
 @pytest.mark.parametrize(
@@ -332,7 +360,7 @@ def test_games_are_solved_by_the_transposed_jacobian(engine, coupling):
     assert float((jacobian - jacobian.T).norm()) > 0.1
 
 
-# ------------------------------------------------------------------ one step against its own formula
+# ------------------------------ one step against its own formula
 
 
 @pytest.mark.parametrize("engine", ["one_step", "darts"])
@@ -351,7 +379,9 @@ def test_one_step_is_the_derivative_of_the_step_that_was_made(engine):
 
 
 def test_one_step_through_a_true_trilevel_problem_equals_plain_autograd():
-    """w' is a step from w at (m, x); m' is a step down the total gradient of m's loss, which contains dw'/dm."""
+    """w' is a step from w at (m, x); m' is a step down the total gradient of m's loss, which
+    contains dw'/dm.
+    """
     problem = trilevel_quadratic()
     optimizer = problem.optimizer("one_step")
     m, w, x = (problem.value(name).clone().requires_grad_() for name in ("m", "w", "x"))
@@ -368,7 +398,9 @@ def test_one_step_through_a_true_trilevel_problem_equals_plain_autograd():
     w_new = step(w, by_name["w"](Held(w), None, m=Held(m), x=Held(x)))
     m_new = step(m, by_name["m"](Held(m), None, w=Held(w_new), x=Held(x)))
     # The upper problem sees w as a function of the *response* of m.
-    w_at = step(w, by_name["w"](Held(w), None, m=Held(m_at := m.detach().requires_grad_()), x=Held(x)))
+    w_at = step(
+        w, by_name["w"](Held(w), None, m=Held(m_at := m.detach().requires_grad_()), x=Held(x))
+    )
     value = by_name["x"](Held(x), None, m=Held(m_new), w=Held(w_at))
     direct_x, v_m = torch.autograd.grad(value, [x, m_at], retain_graph=True)
     (through_m,) = torch.autograd.grad(m_new, x, v_m)
@@ -376,13 +408,20 @@ def test_one_step_through_a_true_trilevel_problem_equals_plain_autograd():
 
 
 def test_nonquadratic_trilevel_direct_equals_finite_differences_of_the_resolved_problem():
-    """Third derivatives of the lowest loss matter here; the oracle solves all levels again at x ± e."""
+    """Third derivatives of the lowest loss matter here; the oracle solves all levels again at x ±
+    e.
+    """
     torch.manual_seed(0)
     b, d, t, s = (torch.randn(3, 3, dtype=torch.float64) for _ in range(4))
     t, s = t[0], s[0]
 
     def low(w, m, x):
-        return (torch.cosh(w) + 0.1 * w**4).sum() + 0.5 * (w**2).sum() - w @ (b @ m) - (w * torch.tanh(d @ x)).sum()
+        return (
+            (torch.cosh(w) + 0.1 * w**4).sum()
+            + 0.5 * (w**2).sum()
+            - w @ (b @ m)
+            - (w * torch.tanh(d @ x)).sum()
+        )
 
     def middle(m, w, x):
         return torch.cosh(m).sum() + 0.5 * ((w - t) ** 2).sum() + 0.3 * torch.sin(m * x).sum()
@@ -396,7 +435,8 @@ def test_nonquadratic_trilevel_direct_equals_finite_differences_of_the_resolved_
             w = w.detach().requires_grad_()
             (g,) = torch.autograd.grad(low(w, m.detach(), x.detach()), w, create_graph=True)
             move = torch.linalg.solve(
-                torch.stack([torch.autograd.grad(e, w, retain_graph=True)[0] for e in g]), g.detach()
+                torch.stack([torch.autograd.grad(e, w, retain_graph=True)[0] for e in g]),
+                g.detach(),
             )
             w = w.detach() - move
             if move.norm() < 1e-14:
@@ -419,7 +459,8 @@ def test_nonquadratic_trilevel_direct_equals_finite_differences_of_the_resolved_
         m = torch.zeros(3, dtype=torch.float64)
         for _ in range(60):
             columns = [
-                (total_middle_gradient(m + 1e-5 * e, x) - total_middle_gradient(m - 1e-5 * e, x)) / 2e-5
+                (total_middle_gradient(m + 1e-5 * e, x) - total_middle_gradient(m - 1e-5 * e, x))
+                / 2e-5
                 for e in torch.eye(3, dtype=torch.float64)
             ]
             move = torch.linalg.solve(torch.stack(columns, 1), total_middle_gradient(m, x))
@@ -435,7 +476,10 @@ def test_nonquadratic_trilevel_direct_equals_finite_differences_of_the_resolved_
         return float(upper(x, m, solve_low(m, x)[0].detach()))
 
     expected = torch.tensor(
-        [(value(x + 1e-5 * e) - value(x - 1e-5 * e)) / 2e-5 for e in torch.eye(3, dtype=torch.float64)],
+        [
+            (value(x + 1e-5 * e) - value(x - 1e-5 * e)) / 2e-5
+            for e in torch.eye(3, dtype=torch.float64)
+        ],
         dtype=torch.float64,
     )
     m = solve_middle(x)
@@ -444,7 +488,10 @@ def test_nonquadratic_trilevel_direct_equals_finite_differences_of_the_resolved_
 
     def make(name, loss):
         return mlo.Problem(
-            name, module=modules[name], optimizer=torch.optim.SGD(modules[name].parameters(), lr=0.1), loss=loss
+            name,
+            module=modules[name],
+            optimizer=torch.optim.SGD(modules[name].parameters(), lr=0.1),
+            loss=loss,
         )
 
     optimizer = mlo.MultilevelOptimizer(
@@ -458,7 +505,7 @@ def test_nonquadratic_trilevel_direct_equals_finite_differences_of_the_resolved_
     assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-7
 
 
-# ------------------------------------------------------------------ configuration
+# ------------------------------ configuration
 
 
 def test_engines_are_chosen_by_name_mapping_object_and_problem():
@@ -515,11 +562,15 @@ def test_an_installed_package_offers_engines_by_entry_point(monkeypatch):
         EntryPoint("broken", "no_such_package:Engine", registry.ENTRY_POINTS),
         EntryPoint("cg", "mlo.hypergradient:Direct", registry.ENTRY_POINTS),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.ENTRY_POINTS else [])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: points if group == registry.ENTRY_POINTS else []
+    )
     assert "theirs" in mlo.available_engines()
     assert mlo.engine_from({"name": "theirs", "damping": 2.0}) == mlo.Direct(damping=2.0)
     assert isinstance(mlo.engine_from("cg"), mlo.ConjugateGradient)
-    with pytest.raises(mlo.EngineError, match="'broken' of no_such_package:Engine could not be imported"):
+    with pytest.raises(
+        mlo.EngineError, match="'broken' of no_such_package:Engine could not be imported"
+    ):
         mlo.engine_from("broken")
 
 
@@ -529,7 +580,7 @@ def test_a_wrong_difference_step_is_refused(step):
         mlo.FiniteDifference(step=step)
 
 
-# ------------------------------------------------------------------ what cannot work is said before the first step
+# ------------------------------ what cannot work is said before the first step
 
 
 def test_a_finite_difference_engine_is_refused_where_its_response_is_differentiated_twice():
@@ -542,7 +593,9 @@ def test_a_finite_difference_engine_is_refused_where_its_response_is_differentia
 def test_a_compiled_problem_is_refused_where_its_engine_needs_double_backward():
     problem = bilevel_quadratic()
     lower = problem.problems[0]
-    compiled = mlo.Problem("w", module=lower.module, optimizer=lower.optimizers[""], loss=lower.loss, compile=True)
+    compiled = mlo.Problem(
+        "w", module=lower.module, optimizer=lower.optimizers[""], loss=lower.loss, compile=True
+    )
     with pytest.raises(mlo.EngineError, match=r"compiled.*'darts'"):
         mlo.MultilevelOptimizer([compiled, problem.problems[1]], hypergradient="one_step")
 
@@ -577,7 +630,9 @@ def test_a_gradient_that_is_zero_by_construction_is_said():
 
 
 def test_a_solver_on_finite_differences_warns():
-    with pytest.warns(mlo.SolveWarning, match="'cg × finite_difference' solves with finite differences"):
+    with pytest.warns(
+        mlo.SolveWarning, match="'cg × finite_difference' solves with finite differences"
+    ):
         bilevel_quadratic().optimizer(mlo.ConjugateGradient(products="finite_difference"))
 
 

@@ -1,4 +1,6 @@
-"""The image generators, the discriminator's options, the adversarial losses, and their hypergradients."""
+"""The image generators, the discriminator's options, the adversarial losses, and their
+hypergradients.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ from mlo.testing import check_gradient_changes_nothing, evaluated, relative_erro
 
 GRAY = {"image_channels": 1, "mean": (0.5,), "std": (0.25,)}
 COLOUR = {"image_channels": 3, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-PAPER_OPTIONS = {"shared_dim": 3, "hierarchical": True, "noise_dim": 8, "initialization": "orthogonal"}
+PAPER_OPTIONS = {
+    "shared_dim": 3,
+    "hierarchical": True,
+    "noise_dim": 8,
+    "initialization": "orthogonal",
+}
 OPTIONS = {
     "dcgan": (ConditionalDCGAN, {}),
     "wgan_gp": (ConditionalWGANGP, {}),
@@ -53,20 +60,30 @@ def make_generator(kind, *, classes=4, size=8, **changes):
 def make_trunk(norm, *, activation="relu"):
     style = OperationStyle(norm=norm, activation=activation)
     primitives = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
-    trunk = Supernet(in_channels=1, num_classes=4, channels=4, layers=3, nodes=1, primitives=primitives, style=style)
+    trunk = Supernet(
+        in_channels=1,
+        num_classes=4,
+        channels=4,
+        layers=3,
+        nodes=1,
+        primitives=primitives,
+        style=style,
+    )
     return trunk, Architecture(1, primitives, scale=0.5)
 
 
 def make_discriminator(norm="group", *, head="flatten", spectral_norm="none"):
     trunk, arch = make_trunk(norm)
-    return Discriminator(trunk, num_classes=4, feature_size=2, head=head, spectral_norm=spectral_norm), arch
+    return Discriminator(
+        trunk, num_classes=4, feature_size=2, head=head, spectral_norm=spectral_norm
+    ), arch
 
 
 def largest_singular_value(weight):
     return float(torch.linalg.matrix_norm(weight.detach().flatten(1), 2))
 
 
-# ------------------------------------------------------------------ images
+# ------------------------------ images
 
 
 @pytest.mark.parametrize("size", [8, 16, 28, 32])
@@ -87,7 +104,8 @@ def test_biggan_grows_with_the_image(size):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(8, (4, 1)), (28, (7, 2)), (32, (4, 3)), (96, (6, 4)), (224, (7, 5)), (36, (9, 2))]
+    ("size", "expected"),
+    [(8, (4, 1)), (28, (7, 2)), (32, (4, 3)), (96, (6, 4)), (224, (7, 5)), (36, (9, 2))],
 )
 def test_an_image_size_is_a_small_base_doubled(size, expected):
     assert base_and_doublings(size) == expected
@@ -100,8 +118,12 @@ def test_the_image_depends_on_the_label_and_on_the_noise(kind):
     labels = torch.tensor([0, 1, 2, 3])
     with torch.no_grad():
         images = generator(noise, labels)
-        assert bool((generator(noise, labels.roll(1)) - images).flatten(1).abs().amax(1).gt(1e-7).all())
-        assert bool((generator(noise.roll(1, 0), labels) - images).flatten(1).abs().amax(1).gt(1e-7).all())
+        assert bool(
+            (generator(noise, labels.roll(1)) - images).flatten(1).abs().amax(1).gt(1e-7).all()
+        )
+        assert bool(
+            (generator(noise.roll(1, 0), labels) - images).flatten(1).abs().amax(1).gt(1e-7).all()
+        )
 
 
 def test_each_chunk_of_hierarchical_noise_reaches_the_image():
@@ -137,7 +159,9 @@ def test_attention_is_the_identity_at_first_and_reads_every_position():
     assert torch.equal(attention(x), x)
     nn.init.ones_(attention.gamma)
     (grad,) = torch.autograd.grad(attention(x)[0, :, 0, 0].sum(), x)
-    assert bool((grad[0].abs().sum(0) > 0).flatten().sum() >= 4)  # one position of each 2×2 patch at the least
+    assert bool(
+        (grad[0].abs().sum(0) > 0).flatten().sum() >= 4
+    )  # one position of each 2×2 patch at the least
     assert not grad[1].any()
 
 
@@ -151,12 +175,14 @@ def test_attention_has_a_second_derivative():
 def test_orthogonal_weights_have_singular_values_of_one():
     layer = nn.Conv2d(4, 6, 3)
     initialize(layer, "orthogonal")
-    assert torch.allclose(torch.linalg.svdvals(layer.weight.detach().flatten(1)), torch.ones(6), atol=1e-5)
+    assert torch.allclose(
+        torch.linalg.svdvals(layer.weight.detach().flatten(1)), torch.ones(6), atol=1e-5
+    )
     initialize(layer, "normal")
     assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.3)
 
 
-# ------------------------------------------------------------------ spectral norm
+# ------------------------------ spectral norm
 
 
 def test_spectral_norm_bounds_the_largest_singular_value_while_the_weights_move():
@@ -173,7 +199,9 @@ def test_spectral_norm_bounds_the_largest_singular_value_while_the_weights_move(
             generator.sample(torch.arange(4))
     generator.eval()
     assert len(layers) == 1 + 3 * 2 + 1  # linear, three convolutions a block, the last
-    assert all(largest_singular_value(layer.weight) == pytest.approx(1.0, abs=0.02) for layer in layers)
+    assert all(
+        largest_singular_value(layer.weight) == pytest.approx(1.0, abs=0.02) for layer in layers
+    )
 
 
 def test_spectral_norm_of_a_known_matrix():
@@ -190,19 +218,25 @@ def test_the_spectral_discriminator_divides_head_and_trunk():
     for _ in range(40):
         discriminator(images, labels, arch())
     discriminator.eval()
-    layers = [m for m in discriminator.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))]
+    layers = [
+        m for m in discriminator.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.Embedding))
+    ]
     assert len(layers) > 5
-    assert all(largest_singular_value(layer.weight) == pytest.approx(1.0, abs=0.03) for layer in layers)
+    assert all(
+        largest_singular_value(layer.weight) == pytest.approx(1.0, abs=0.03) for layer in layers
+    )
 
 
 def test_the_discriminators_own_weights_are_what_they_were_without_spectral_norm():
     discriminator, _ = make_discriminator()
     names = [name for name, _ in discriminator.named_parameters() if not name.startswith("trunk.")]
     assert names == ["score.weight", "score.bias", "embedding.weight"]
-    assert list(discriminator.state_dict()) == [name for name, _ in discriminator.named_parameters()]
+    assert list(discriminator.state_dict()) == [
+        name for name, _ in discriminator.named_parameters()
+    ]
 
 
-# ------------------------------------------------------------------ moving average
+# ------------------------------ moving average
 
 
 def test_the_average_is_the_weights_themselves_until_it_starts_and_moves_by_a_share_after():
@@ -213,7 +247,10 @@ def test_the_average_is_the_weights_themselves_until_it_starts_and_moves_by_a_sh
 
 
 def test_several_calls_with_the_same_weights_are_one_update_of_the_average():
-    once, parts = (MovingAverage({"a": torch.zeros(2, dtype=torch.float64)}, decay=0.9, start=1) for _ in range(2))
+    once, parts = (
+        MovingAverage({"a": torch.zeros(2, dtype=torch.float64)}, decay=0.9, start=1)
+        for _ in range(2)
+    )
     for value in (1.0, 2.0, 4.0):
         tensors = {"a": torch.full((2,), value, dtype=torch.float64)}
         once.update(tensors)
@@ -260,7 +297,7 @@ def test_the_average_has_no_parameters():
     assert not any(name.startswith("average") for name, _ in generator.named_parameters())
 
 
-# ------------------------------------------------------------------ losses
+# ------------------------------ losses
 
 
 class LinearCritic(nn.Module):
@@ -281,7 +318,8 @@ def test_the_penalty_of_a_linear_critic_is_the_square_of_its_slope_minus_one(slo
     penalty = gradient_penalty(lambda x: critic(x, None, None), real, generated)
     assert float(penalty.detach()) == pytest.approx((slope - 1.0) ** 2)
     (grad,) = torch.autograd.grad(penalty, critic.slope)
-    # d (‖w‖ - 1)² / dw = 2 (‖w‖ - 1) w / ‖w‖, and w / ‖w‖ is 1/8 in every entry; at w = 0 nothing is asked for.
+    # d (‖w‖ - 1)² / dw = 2 (‖w‖ - 1) w / ‖w‖, and w / ‖w‖ is 1/8 in every entry; at w = 0 nothing
+    # is asked for.
     expected = 2.0 * (slope - 1.0) / 8.0 if slope else 0.0
     assert torch.allclose(grad, torch.full_like(grad, expected))
 
@@ -294,14 +332,19 @@ def test_the_penalty_is_taken_between_each_real_image_and_its_generated_one():
         return x.flatten(1).sum(1)
 
     gradient_penalty(critic, torch.zeros(200, 1, 2, 2), torch.ones(200, 1, 2, 2))
-    assert bool((seen[0].flatten(1).amax(1) == seen[0].flatten(1).amin(1)).all())  # one share an image
+    assert bool(
+        (seen[0].flatten(1).amax(1) == seen[0].flatten(1).amin(1)).all()
+    )  # one share an image
     assert 0.0 <= float(seen[0].min()) < 0.1
     assert 0.9 < float(seen[0].max()) <= 1.0
 
 
 def test_the_penalty_is_differentiable_in_the_generated_images():
     """Engines for games need the derivative of the critic's gradient in the generator's weights."""
-    real, generated = torch.randn(3, 1, 2, 2, dtype=torch.float64), torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    real, generated = (
+        torch.randn(3, 1, 2, 2, dtype=torch.float64),
+        torch.randn(3, 1, 2, 2, dtype=torch.float64),
+    )
     critic = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softplus(), nn.Linear(3, 1)).double()
 
     def penalty(x):
@@ -324,7 +367,12 @@ class ScoresOf(nn.Module):
 
 
 def test_the_losses_are_their_formulas():
-    real, fake, images, labels = [0.5, -2.0], [0.25, 3.0], torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
+    real, fake, images, labels = (
+        [0.5, -2.0],
+        [0.25, 3.0],
+        torch.randn(2, 1, 8, 8),
+        torch.tensor([0, 1]),
+    )
 
     def players(loss):
         critic = ScoresOf(images, torch.tensor(real), torch.tensor(fake))
@@ -342,7 +390,8 @@ def test_the_losses_are_their_formulas():
     assert players(non_saturating) == pytest.approx(
         {
             "generator": sum(log1pexp(-s) for s in fake) / 2,
-            "discriminator": sum(log1pexp(-s) for s in real) / 2 + sum(log1pexp(s) for s in fake) / 2,
+            "discriminator": sum(log1pexp(-s) for s in real) / 2
+            + sum(log1pexp(s) for s in fake) / 2,
         }
     )
 
@@ -354,20 +403,28 @@ def test_the_wasserstein_loss_weighs_the_penalty_by_ten():
     assert float(metrics["gradient_penalty"].detach()) == pytest.approx(4.0)
     distance = float((metrics["real_score"] - metrics["fake_score"]).detach())
     assert float(losses["discriminator"].detach()) == pytest.approx(40.0 - distance)
-    assert float(losses["generator"].detach()) == pytest.approx(-float(metrics["fake_score"].detach()))
+    assert float(losses["generator"].detach()) == pytest.approx(
+        -float(metrics["fake_score"].detach())
+    )
 
 
 @pytest.mark.parametrize("game", GAMES.values(), ids=GAMES)
 def test_every_game_is_made_of_parts_that_fit(game):
     generator = game.generator(num_classes=4, image_size=8, noise_dim=6, channels=2, **GRAY)
-    discriminator, arch = make_discriminator(game.trunk_norms[0], head=game.head, spectral_norm=game.spectral_norm)
-    losses, _ = evaluated(*game.loss(discriminator, generator, torch.randn(4, 1, 8, 8), torch.arange(4), arch()))
+    discriminator, arch = make_discriminator(
+        game.trunk_norms[0], head=game.head, spectral_norm=game.spectral_norm
+    )
+    losses, _ = evaluated(
+        *game.loss(discriminator, generator, torch.randn(4, 1, 8, 8), torch.arange(4), arch())
+    )
     for player, module in (("generator", generator), ("discriminator", discriminator)):
-        grads = torch.autograd.grad(losses[player], list(module.parameters()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            losses[player], list(module.parameters()), retain_graph=True, allow_unused=True
+        )
         assert any(g is not None and bool(g.any()) for g in grads), player
 
 
-# ------------------------------------------------------------------ what does not fit is refused
+# ------------------------------ what does not fit is refused
 
 
 @pytest.mark.parametrize("kind", ["wgan_gp", "biggan"])
@@ -394,7 +451,13 @@ def test_biggan_settings_that_do_not_fit_are_refused(settings, message):
 def test_a_critic_with_batch_norm_is_refused():
     discriminator, arch = make_discriminator("batch")
     with pytest.raises(InputError, match="each single image"):
-        wasserstein_gp(discriminator, make_generator("wgan_gp"), torch.randn(4, 1, 8, 8), torch.arange(4), arch())
+        wasserstein_gp(
+            discriminator,
+            make_generator("wgan_gp"),
+            torch.randn(4, 1, 8, 8),
+            torch.arange(4),
+            arch(),
+        )
 
 
 @pytest.mark.parametrize(
@@ -410,7 +473,7 @@ def test_spectral_norm_that_a_norm_undoes_is_refused(norm, spectral_norm, messag
         make_discriminator(norm, spectral_norm=spectral_norm)
 
 
-# ------------------------------------------------------------------ hypergradients, against plain autograd
+# ------------------------------ hypergradients, against plain autograd
 
 
 class Pair(nn.Module):
@@ -427,7 +490,13 @@ GAME_KINDS = {
     "wgan_gp-group": ("wgan_gp", {}, "group", {}, "wasserstein_gp"),
     "wgan_gp-none": ("wgan_gp", {}, "none", {"head": "sum"}, "wasserstein_gp"),
     "biggan": ("biggan", {}, "none", {"head": "sum", "spectral_norm": "all"}, "hinge"),
-    "biggan-paper": ("biggan-paper", {}, "group", {"head": "sum", "spectral_norm": "head"}, "hinge"),
+    "biggan-paper": (
+        "biggan-paper",
+        {},
+        "group",
+        {"head": "sum", "spectral_norm": "head"},
+        "hinge",
+    ),
     "biggan-wgan_gp": ("biggan", {}, "none", {"spectral_norm": "all"}, "wasserstein_gp"),
 }
 
@@ -459,7 +528,9 @@ def make_game(kind):
             module=pair,
             players={player: player for player in LR},
             optimizer={
-                player: torch.optim.SGD(getattr(pair, player).parameters(), lr=lr, momentum=MOMENTUM)
+                player: torch.optim.SGD(
+                    getattr(pair, player).parameters(), lr=lr, momentum=MOMENTUM
+                )
                 for player, lr in LR.items()
             },
             loss=game_loss,
@@ -484,11 +555,15 @@ def upper_value(samples, scores, classifier, labels):
 def naive_losses(kind, real, fake, critic, images, generated):
     """The formulas of the papers, written out."""
     if kind == "non_saturating":
-        return -torch.sigmoid(fake).log().mean(), -(torch.sigmoid(real).log() + (1 - torch.sigmoid(fake)).log()).mean()
+        return -torch.sigmoid(fake).log().mean(), -(
+            torch.sigmoid(real).log() + (1 - torch.sigmoid(fake)).log()
+        ).mean()
     if kind == "hinge":
         return -fake.mean(), ((1 - real).clamp(min=0) + (1 + fake).clamp(min=0)).mean()
     share = torch.rand(len(images), 1, 1, 1, dtype=images.dtype)
-    points = [(e * x + (1 - e) * y).unsqueeze(0) for e, x, y in zip(share, images, generated, strict=True)]
+    points = [
+        (e * x + (1 - e) * y).unsqueeze(0) for e, x, y in zip(share, images, generated, strict=True)
+    ]
     between = torch.cat(points)
     slopes = torch.autograd.grad(critic(between).sum(), between, create_graph=True)[0]
     norms = torch.stack([torch.sqrt((slope**2).sum()) for slope in slopes])
@@ -496,14 +571,19 @@ def naive_losses(kind, real, fake, critic, images, generated):
 
 
 def naive_gradient(optimizer, pair, arch, data, loss):
-    """One simultaneous step of the players as plain formulas, then the upper loss differentiated in the architecture."""
+    """One simultaneous step of the players as plain formulas, then the upper loss differentiated in
+    the architecture.
+    """
     images, labels, classifier = data
     live, problem = dict(pair.named_parameters()), optimizer.problems["pair"]
     pair, arch = copy.deepcopy(pair), copy.deepcopy(arch)  # buffers move in the copies
     alpha = {name: p.detach().clone().requires_grad_() for name, p in arch.named_parameters()}
     mixing = functional_call(arch, alpha, ())
     before = {
-        player: {name: p.detach().clone().requires_grad_() for name, p in getattr(pair, player).named_parameters()}
+        player: {
+            name: p.detach().clone().requires_grad_()
+            for name, p in getattr(pair, player).named_parameters()
+        }
         for player in LR
     }
 
@@ -518,11 +598,15 @@ def naive_gradient(optimizer, pair, arch, data, loss):
         generated = samples(before["generator"])
         fake = scores(generated, before["discriminator"])
         real = scores(images, before["discriminator"])
-        values = naive_losses(loss, real, fake, lambda x: scores(x, before["discriminator"]), images, generated)
+        values = naive_losses(
+            loss, real, fake, lambda x: scores(x, before["discriminator"]), images, generated
+        )
         after = {}
         for player, value in zip(LR, values, strict=True):
             own = before[player]
-            grads = torch.autograd.grad(value, list(own.values()), create_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                value, list(own.values()), create_graph=True, allow_unused=True
+            )
             after[player] = {}
             for (name, p), g in zip(own.items(), grads, strict=True):
                 state = problem.optimizers[player].state[live[f"{player}.{name}"]]
@@ -530,7 +614,9 @@ def naive_gradient(optimizer, pair, arch, data, loss):
                 move = torch.zeros_like(p) if g is None else g
                 move = move if buffer is None else MOMENTUM * buffer.clone() + move
                 after[player][name] = p - LR[player] * move
-        value = upper_value(samples(after["generator"]), scores(images, after["discriminator"]), classifier, labels)
+        value = upper_value(
+            samples(after["generator"]), scores(images, after["discriminator"]), classifier, labels
+        )
         return dict(zip(alpha, torch.autograd.grad(value, list(alpha.values())), strict=True))
 
 
@@ -577,8 +663,13 @@ def test_in_a_search_the_average_and_the_singular_vectors_move_once_an_update():
     optimizer, pair, *_ = make_game("biggan")
     once = copy.deepcopy(pair.generator)
     once.sample(torch.arange(4))
-    optimizer.step()  # the game runs the generator once; the upper loss and the hypergradient run it on copies
-    vectors = {name: b for name, b in once.named_buffers() if name.endswith(("_u", "_v", "num_batches_tracked"))}
+    # the game runs the generator once; the upper loss and the hypergradient run it on copies
+    optimizer.step()
+    vectors = {
+        name: b
+        for name, b in once.named_buffers()
+        if name.endswith(("_u", "_v", "num_batches_tracked"))
+    }
     assert len(vectors) > 10
     moved = dict(pair.generator.named_buffers())
     assert all(torch.allclose(moved[name], buffer) for name, buffer in vectors.items())

@@ -16,7 +16,9 @@ from mlo.testing import Vector, diamond, layered, trilevel_quadratic
 def problem(name, loss=None, module=None, **options):
     module = module or Vector(torch.ones(2))
     options.setdefault("optimizer", torch.optim.SGD(module.parameters(), lr=0.1))
-    return mlo.Problem(name, module=module, loss=loss or (lambda own, batch: own.v.sum()), **options)
+    return mlo.Problem(
+        name, module=module, loss=loss or (lambda own, batch: own.v.sum()), **options
+    )
 
 
 def reads(*names):
@@ -44,7 +46,11 @@ def test_a_round_follows_algorithm_1_on_the_diamond():
 
 
 def test_steps_repeat_a_problem_for_each_move_of_those_above_it():
-    g = graph(problem("w", reads("x"), steps=2), problem("m", reads("w"), steps=3), problem("x", reads("m")))
+    g = graph(
+        problem("w", reads("x"), steps=2),
+        problem("m", reads("w"), steps=3),
+        problem("x", reads("m")),
+    )
     assert g.schedule() == ("w", "w", "m") * 3 + ("x",)
 
 
@@ -71,7 +77,10 @@ def test_responses_include_lower_problems_that_others_are_conditioned_on():
     ("problems", "words"),
     [
         (lambda: [problem("w"), problem("w")], ["Two problems", "'w'"]),
-        (lambda: [problem("weights"), problem("x", reads("weigths"))], ["weigths", "Did you mean 'weights'"]),
+        (
+            lambda: [problem("weights"), problem("x", reads("weigths"))],
+            ["weigths", "Did you mean 'weights'"],
+        ),
         (lambda: [problem("x", reads("x"))], ["cycle", "'x'"]),
         (lambda: [], ["No problem"]),
     ],
@@ -105,7 +114,11 @@ def test_a_frozen_parameter_needs_no_optimizer():
 def test_an_optimizer_with_foreign_parameters_is_refused():
     module, other = nn.Linear(2, 2), nn.Linear(2, 2)
     with pytest.raises(mlo.ProblemError, match="2 parameters that are not in its module"):
-        problem("w", module=module, optimizer=torch.optim.SGD([*module.parameters(), *other.parameters()], lr=0.1))
+        problem(
+            "w",
+            module=module,
+            optimizer=torch.optim.SGD([*module.parameters(), *other.parameters()], lr=0.1),
+        )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +166,9 @@ def test_the_picture_shows_solutions_and_values():
 
 
 def test_a_solution_depends_on_what_the_solutions_it_is_conditioned_on_depend_on():
-    """w is conditioned on m's value, m on x's: to x, which sees m's solution in w's, w is a function of x."""
+    """w is conditioned on m's value, m on x's: to x, which sees m's solution in w's, w is a
+    function of x.
+    """
     g = graph(problem("w", reads("m")), problem("m", reads("x")), problem("x", reads("w")))
     assert g.responses("x") == ("w", "m")
     assert g.dependent("x") == {"w", "m"}
@@ -162,10 +177,14 @@ def test_a_solution_depends_on_what_the_solutions_it_is_conditioned_on_depend_on
 
 
 def test_a_round_makes_each_response_once(monkeypatch):
-    """Only the gradient of x flows through responses: of 2L problems, not of the L² pairs that read each other."""
+    """Only the gradient of x flows through responses: of 2L problems, not of the L² pairs that read
+    each other.
+    """
     made = []
     apply = response._Response.apply
-    monkeypatch.setattr(response._Response, "apply", lambda *arguments: made.append(1) or apply(*arguments))
+    monkeypatch.setattr(
+        response._Response, "apply", lambda *arguments: made.append(1) or apply(*arguments)
+    )
     for layers in (3, 6):
         optimizer = layered(layers=layers).optimizer("one_step")
         made.clear()

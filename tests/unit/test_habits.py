@@ -1,4 +1,6 @@
-"""What a user of the library meets everywhere: pictures in notebooks, reprs, `python -m mlo.info`, completion, metadata."""
+"""What a user of the library meets everywhere: pictures in notebooks, reprs, `python -m mlo.info`,
+completion, metadata.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def test_lower_problems_stand_below_those_above_them():
     graph = optimizer().graph
     picture = ET.fromstring(graph._repr_html_())
     heights = {
-        group.find(f"{SVG}title").text: float(group.find(f"{SVG}rect").attrib["y"]) for group in picture.iter(f"{SVG}g")
+        group.find(f"{SVG}title").text: float(group.find(f"{SVG}rect").attrib["y"])
+        for group in picture.iter(f"{SVG}g")
     }
     for name in graph.problems:
         assert all(heights[lower] > heights[name] for lower in graph.lower(name))
@@ -77,7 +80,10 @@ def test_reprs_say_what_a_person_wants_to_know():
 def test_the_record_of_a_game_and_of_a_failed_solve_says_so():
     record = mlo.Record(round=2)
     record.add(
-        "gan", loss={"g": torch.tensor(0.5), "d": torch.tensor(1.25)}, metrics={}, gradient_norm=torch.tensor(1.0)
+        "gan",
+        loss={"g": torch.tensor(0.5), "d": torch.tensor(1.25)},
+        metrics={},
+        gradient_norm=torch.tensor(1.0),
     )
     record.solves["gan"] = mlo.SolveReport(problem="gan", engine="gmres", converged=False)
     assert repr(record) == "Record(round=2: gan=(g=0.5, d=1.25); solved: gan; not converged: gan)"
@@ -96,8 +102,12 @@ def test_info_lists_versions_devices_and_every_engine(monkeypatch):
         assert words in text
     for engine in mlo.available_engines():
         assert f"\n  {engine} " in text
-    assert "[finite_difference]" in next(line for line in text.splitlines() if line.startswith("  darts "))
-    printed = subprocess.run([sys.executable, "-m", "mlo.info"], capture_output=True, text=True, timeout=120)
+    assert "[finite_difference]" in next(
+        line for line in text.splitlines() if line.startswith("  darts ")
+    )
+    printed = subprocess.run(
+        [sys.executable, "-m", "mlo.info"], capture_output=True, text=True, timeout=120
+    )
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.splitlines()[0] == text.splitlines()[0]
 

@@ -1,4 +1,6 @@
-"""Iterative inverses: their own truncated formulas, warm starts, and what they say when they fail."""
+"""Iterative inverses: their own truncated formulas, warm starts, and what they say when they
+fail.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ DIM = 8
 
 
 def quadratic(matrix, engine, *, seed=2, dtype=torch.float64, **options):
-    """½ wᵀSw + wᵀKw' … a stationarity map F = M w − B x with the Jacobian M, and the cotangent v of its solution."""
+    """½ wᵀSw + wᵀKw' … a stationarity map F = M w − B x with the Jacobian M, and the cotangent v of
+    its solution.
+    """
     generator = torch.Generator().manual_seed(seed)
     b = torch.randn(DIM, 3, generator=generator, dtype=torch.float64).to(dtype)
     v = torch.randn(DIM, generator=generator, dtype=torch.float64).to(dtype)
@@ -28,7 +32,10 @@ def quadratic(matrix, engine, *, seed=2, dtype=torch.float64, **options):
         **options,
     )
     upper = mlo.Problem(
-        "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.0), loss=lambda x, _, *, w: w.v @ v
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, w: w.v @ v,
     )
     return mlo.MultilevelOptimizer([lower, upper], engine), b, v
 
@@ -55,7 +62,10 @@ def krylov(matrix, v, steps):
 @pytest.mark.parametrize("terms", [1, 2, 5, 20])
 def test_neumann_is_its_truncated_series(terms):
     optimizer, b, v = quadratic(POSITIVE, mlo.Neumann(num_terms=terms, step_size=0.3))
-    q = sum(0.3 * torch.linalg.matrix_power(torch.eye(DIM).double() - 0.3 * POSITIVE, k) @ v for k in range(terms))
+    q = sum(
+        0.3 * torch.linalg.matrix_power(torch.eye(DIM).double() - 0.3 * POSITIVE, k) @ v
+        for k in range(terms)
+    )
     assert relative_error(optimizer.gradient("x")["v"], b.T @ q) < 1e-12
     assert optimizer.step().solves["w"].iterations == terms - 1
 
@@ -76,7 +86,9 @@ def test_truncated_cg_minimises_the_energy_over_its_krylov_space(steps):
 @pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("matrix", [POSITIVE, INDEFINITE], ids=["positive", "indefinite"])
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
-def test_truncated_minres_and_gmres_minimise_the_residual_over_their_krylov_space(matrix, steps, engine):
+def test_truncated_minres_and_gmres_minimise_the_residual_over_their_krylov_space(
+    matrix, steps, engine
+):
     optimizer, b, v = quadratic(matrix, engine(max_steps=steps))
     basis = krylov(matrix, v, steps)
     q = basis @ torch.linalg.lstsq(matrix @ basis, v.unsqueeze(1)).solution.squeeze(1)
@@ -109,7 +121,14 @@ def test_nystrom_of_full_rank_is_the_inverse_and_of_low_rank_reports_how_wrong_i
 
 @pytest.mark.parametrize(
     "engine",
-    ["cg", "minres", "gmres", "direct", {"name": "nystrom", "max_steps": 30, "tol": 1e-10}, "neumann"],
+    [
+        "cg",
+        "minres",
+        "gmres",
+        "direct",
+        {"name": "nystrom", "max_steps": 30, "tol": 1e-10},
+        "neumann",
+    ],
     ids=str,
 )
 def test_damping_is_added_to_the_jacobian(engine):
@@ -122,7 +141,9 @@ def test_damping_is_added_to_the_jacobian(engine):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("engine", ["cg", "minres", "gmres", "nystrom", {"name": "neumann", "num_terms": 300}], ids=str)
+@pytest.mark.parametrize(
+    "engine", ["cg", "minres", "gmres", "nystrom", {"name": "neumann", "num_terms": 300}], ids=str
+)
 def test_solves_reach_what_the_dtype_allows(engine, dtype):
     options = {"name": engine} if isinstance(engine, str) else dict(engine)
     if options["name"] == "nystrom":
@@ -132,7 +153,7 @@ def test_solves_reach_what_the_dtype_allows(engine, dtype):
     assert relative_error(optimizer.gradient("x")["v"], expected) < 2e-5
 
 
-# ------------------------------------------------------------------ failures are data, and said once
+# ------------------------------ failures are data, and said once
 
 
 def test_cg_reports_negative_curvature_and_names_a_remedy_that_works():
@@ -190,7 +211,7 @@ def test_a_series_that_has_hardly_begun_to_converge_is_said():
         assert optimizer.step().solves["w"].residual > 0.5
 
 
-# ------------------------------------------------------------------ warm starts
+# ------------------------------ warm starts
 
 
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")

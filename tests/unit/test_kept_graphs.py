@@ -1,4 +1,6 @@
-"""`one_step` with `keep_graph`: the same runs as without, from fewer evaluations, and nothing kept for longer than a round."""
+"""`one_step` with `keep_graph`: the same runs as without, from fewer evaluations, and nothing kept
+for longer than a round.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ KEEPING = {"name": "one_step", "keep_graph": True}
 
 
 class Net(nn.Module):
-    """With what an evaluation must restore: running statistics, dropout masks; a part may be checkpointed."""
+    """With what an evaluation must restore: running statistics, dropout masks; a part may be
+    checkpointed.
+    """
 
     def __init__(self, checkpointed=False):
         super().__init__()
@@ -29,7 +33,9 @@ class Net(nn.Module):
         self.outputs = []
 
     def forward(self, x):
-        hidden = checkpoint(self.hidden, x, use_reentrant=False) if self.checkpointed else self.hidden(x)
+        hidden = (
+            checkpoint(self.hidden, x, use_reentrant=False) if self.checkpointed else self.hidden(x)
+        )
         self.outputs.append(weakref.ref(hidden))
         return self.out(hidden)
 
@@ -37,21 +43,40 @@ class Net(nn.Module):
 def batches(seed):
     generator = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(8, 4, generator=generator, dtype=torch.float64), torch.randint(3, (8,), generator=generator))
+        (
+            torch.randn(8, 4, generator=generator, dtype=torch.float64),
+            torch.randint(3, (8,), generator=generator),
+        )
         for _ in range(5)
     ]
 
 
 def make(
-    engine, *, optimizer=torch.optim.SGD, grad_clip=None, order="lower_first", steps=1, warmup=0, checkpointed=False
+    engine,
+    *,
+    optimizer=torch.optim.SGD,
+    grad_clip=None,
+    order="lower_first",
+    steps=1,
+    warmup=0,
+    checkpointed=False,
 ):
-    """teacher → student → weights, and teacher → weights: the student learns from the teacher, both with learned weights."""
+    """teacher → student → weights, and teacher → weights: the student learns from the teacher, both
+    with learned weights.
+    """
     torch.manual_seed(0)
-    teacher, student, x = Net(checkpointed).double(), Net().double(), Vector(torch.linspace(-0.5, 0.5, 3).double())
+    teacher, student, x = (
+        Net(checkpointed).double(),
+        Net().double(),
+        Vector(torch.linspace(-0.5, 0.5, 3).double()),
+    )
     calls = dict.fromkeys(("teacher", "student", "x"), 0)
 
     def weighted(network, batch, x):
-        return (nn.functional.cross_entropy(network(batch[0]), batch[1], reduction="none") * x.v.exp()[batch[1]]).mean()
+        return (
+            nn.functional.cross_entropy(network(batch[0]), batch[1], reduction="none")
+            * x.v.exp()[batch[1]]
+        ).mean()
 
     def teacher_loss(teacher, batch, *, x):
         calls["teacher"] += 1
@@ -65,7 +90,9 @@ def make(
         calls["x"] += 1
         return nn.functional.cross_entropy(student(batch[0]), batch[1]) + 0.1 * x.v.pow(2).sum()
 
-    options = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9} if optimizer is torch.optim.SGD else {})
+    options = {"lr": 0.1, "weight_decay": 0.01} | (
+        {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
+    )
     problems = [
         mlo.Problem(
             "teacher", module=teacher, optimizer=optimizer(teacher.parameters(), **options), loss=teacher_loss,
@@ -95,11 +122,14 @@ def state(optimizer):
 
 
 def gradients_of(optimizer):
-    """Fills with (problem, whether in its own update, whether the graph is kept) of every gradient computed from now on."""
+    """Fills with (problem, whether in its own update, whether the graph is kept) of every gradient
+    computed from now on.
+    """
     made = []
     total_gradient = optimizer._total_gradient
     optimizer._total_gradient = lambda name, *args, **options: (
-        made.append((name, options["live"], options["keep_graph"])) or total_gradient(name, *args, **options)
+        made.append((name, options["live"], options["keep_graph"]))
+        or total_gradient(name, *args, **options)
     )
     return made
 
@@ -131,7 +161,9 @@ def run(engine, **options):
     ids=str,
 )
 def test_the_run_is_that_of_one_step(options):
-    (kept, kept_gradient), (again, again_gradient) = (run(engine, **options) for engine in (KEEPING, "one_step"))
+    (kept, kept_gradient), (again, again_gradient) = (
+        run(engine, **options) for engine in (KEEPING, "one_step")
+    )
     for one, other in zip(kept, again, strict=True):
         assert relative_error(one, other) < 1e-12
     assert relative_error(again[-1]["x.v"], again[0]["x.v"]) > 1e-2
@@ -170,7 +202,11 @@ def test_what_a_graph_holds_is_freed_when_it_was_differentiated(order):
     try:
         optimizer.step()
         optimizer.gradient("x")
-        outputs = [ref for name in ("teacher", "student") for ref in optimizer.problems[name].module.outputs]
+        outputs = [
+            ref
+            for name in ("teacher", "student")
+            for ref in optimizer.problems[name].module.outputs
+        ]
         assert len(outputs) >= 6 and not any(ref() is not None for ref in outputs)
     finally:
         gc.enable()
@@ -207,14 +243,24 @@ def test_a_response_that_is_differentiated_twice_is_evaluated_again():
 
 def three_levels(engine, order):
     """The middle problem's own gradient contains the innermost one's response."""
-    modules = {name: Vector(torch.linspace(-1, 1, 3).double() + k) for k, name in enumerate(("w", "m", "x"))}
+    modules = {
+        name: Vector(torch.linspace(-1, 1, 3).double() + k)
+        for k, name in enumerate(("w", "m", "x"))
+    }
     losses = {
-        "w": lambda w, _, *, m, x: (torch.tanh(w.v * m.v) - x.v).pow(2).sum() + (w.v - m.v).pow(4).sum(),
+        "w": lambda w, _, *, m, x: (
+            (torch.tanh(w.v * m.v) - x.v).pow(2).sum() + (w.v - m.v).pow(4).sum()
+        ),
         "m": lambda m, _, *, w, x: (m.v.sin() * w.v).sum() + (m.v - x.v).pow(2).sum(),
         "x": lambda x, _, *, w, m: (w.v - 1).pow(2).sum() + (m.v * x.v).sum() + x.v.pow(2).sum(),
     }
     problems = [
-        mlo.Problem(name, module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.05), loss=losses[name])
+        mlo.Problem(
+            name,
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.05),
+            loss=losses[name],
+        )
         for name, module in modules.items()
     ]
     return mlo.MultilevelOptimizer(problems, engine, order=order)
@@ -224,7 +270,10 @@ def test_a_game_keeps_the_gradients_of_its_players():
     class Pair(nn.Module):
         def __init__(self):
             super().__init__()
-            self.u, self.v = Vector(torch.linspace(-1, 1, 3).double()), Vector(torch.linspace(1, 2, 3).double())
+            self.u, self.v = (
+                Vector(torch.linspace(-1, 1, 3).double()),
+                Vector(torch.linspace(1, 2, 3).double()),
+            )
 
     def run(engine):
         pair, x = Pair(), Vector(torch.linspace(0.1, 0.4, 3).double())
@@ -255,7 +304,9 @@ def test_a_game_keeps_the_gradients_of_its_players():
 def test_what_cannot_keep_a_graph_is_refused():
     with pytest.raises(mlo.EngineError, match="products='autograd'"):
         mlo.OneStep(keep_graph=True, products="finite_difference")
-    with pytest.raises(mlo.EngineError, match=r"'m' has a gradient that contains the response.* without keep_graph"):
+    with pytest.raises(
+        mlo.EngineError, match=r"'m' has a gradient that contains the response.* without keep_graph"
+    ):
         three_levels(KEEPING, "lower_first")
     network, x = Vector(torch.ones(2)), Vector(torch.ones(2))
     lower = mlo.Problem(
@@ -263,7 +314,10 @@ def test_what_cannot_keep_a_graph_is_refused():
         loss=lambda w, batch, *, x: (w.v * x.v).pow(2).sum(),
     )  # fmt: skip
     upper = mlo.Problem(
-        "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.1), loss=lambda x, _, *, w: w.v.sum()
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+        loss=lambda x, _, *, w: w.v.sum(),
     )
     with pytest.raises(mlo.EngineError, match="averaged over several batches"):
         mlo.MultilevelOptimizer([lower, upper], KEEPING)
@@ -276,7 +330,9 @@ def test_a_gradient_that_is_averaged_over_processes_is_refused():
         check_kept_graphs(graph, engines, divided=True)
 
 
-def pair(engine, module, loss, *, optimizer=None, data=None, upper_data=None, upper_loss=None, **options):
+def pair(
+    engine, module, loss, *, optimizer=None, data=None, upper_data=None, upper_loss=None, **options
+):
     """A lower problem of any module, and one vector above it."""
     optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     x = Vector(torch.linspace(0.1, 0.4, 4).double())
@@ -301,7 +357,9 @@ def test_what_a_loss_does_to_its_parameters_in_place_lasts():
     def rounds(engine):
         torch.manual_seed(0)
         embedding = nn.Embedding(5, 4, max_norm=1.0).double()
-        optimizer = pair(engine, embedding, lambda w, _, *, x: (w(torch.tensor([0, 2])) * x.v).cos().sum())
+        optimizer = pair(
+            engine, embedding, lambda w, _, *, x: (w(torch.tensor([0, 2])) * x.v).cos().sum()
+        )
         list(optimizer.run(3))
         return state(optimizer)
 
@@ -322,7 +380,9 @@ def test_a_batch_that_changes_before_a_checkpoint_runs_again_is_refused(engine):
     def loss(w, batch, *, x):
         return checkpoint(lambda v: (v * batch.sin() * x.v).cos().sum(), w.v, use_reentrant=False)
 
-    optimizer = pair(engine, Vector(torch.ones(4).double()), loss, data=[buffer], upper_data=refilled())
+    optimizer = pair(
+        engine, Vector(torch.ones(4).double()), loss, data=[buffer], upper_data=refilled()
+    )
     with pytest.raises(mlo.ProblemError, match="a batch was changed in place"):
         optimizer.step()
 
@@ -336,8 +396,12 @@ def test_an_optimizer_may_change_gradients_in_place(foreach):
 
     def rounds(engine):
         module = Two()
-        sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=foreach)
-        optimizer = pair(engine, module, lambda w, _, *, x: ((w.a.tanh() + w.b) * x.v).cos().sum(), optimizer=sgd)
+        sgd = torch.optim.SGD(
+            module.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=foreach
+        )
+        optimizer = pair(
+            engine, module, lambda w, _, *, x: ((w.a.tanh() + w.b) * x.v).cos().sum(), optimizer=sgd
+        )
         list(optimizer.run(3))
         return state(optimizer)
 
@@ -370,7 +434,12 @@ def test_whatever_ends_a_round_lets_go_of_its_graphs(fails):
 
 
 def test_a_live_step_whose_readers_look_ahead_keeps_no_graph():
-    optimizer = pair(KEEPING, Vector(torch.ones(4).double()), lambda w, batch, *, x: (w.v * x.v).cos().sum(), steps=2)
+    optimizer = pair(
+        KEEPING,
+        Vector(torch.ones(4).double()),
+        lambda w, batch, *, x: (w.v * x.v).cos().sum(),
+        steps=2,
+    )
     lower, upper = optimizer.problems.values()
     optimizer = mlo.MultilevelOptimizer([lower, upper], KEEPING, order="outermost_first")
     made = gradients_of(optimizer)

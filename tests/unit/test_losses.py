@@ -55,7 +55,9 @@ def test_the_size_of_the_class_weights_matters():
 
 
 def learner(classes=3):
-    return WeightedLearner(Supernet(in_channels=1, num_classes=classes, channels=2, layers=3, nodes=1), classes)
+    return WeightedLearner(
+        Supernet(in_channels=1, num_classes=classes, channels=2, layers=3, nodes=1), classes
+    )
 
 
 def test_a_class_missing_from_the_batch_takes_its_running_loss_as_a_constant():
@@ -90,7 +92,12 @@ def test_class_weights_follow_the_class_losses():
 @pytest.mark.parametrize("size", [8, 16, 28, 32])
 def test_the_generator_draws_images_of_the_data_sets_size_in_its_range(size):
     generator = ConditionalDCGAN(
-        num_classes=10, image_size=size, image_channels=3, mean=(0.5,) * 3, std=(0.25,) * 3, channels=4
+        num_classes=10,
+        image_size=size,
+        image_channels=3,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        channels=4,
     )
     images = generator.sample(torch.arange(10))
     assert images.shape == (10, 3, size, size)
@@ -115,7 +122,9 @@ def test_the_discriminator_has_the_searched_architecture():
 def test_each_player_goes_down_its_own_loss():
     modules, batch = gan_parts()
     losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
-    fake_up = torch.autograd.grad(losses["generator"], list(modules.gan.generator.parameters()), retain_graph=True)
+    fake_up = torch.autograd.grad(
+        losses["generator"], list(modules.gan.generator.parameters()), retain_graph=True
+    )
     assert any(bool(g.abs().sum() > 0) for g in fake_up)
     before = {name: float(loss.detach()) for name, loss in losses.items()}
     for player in ("generator", "discriminator"):

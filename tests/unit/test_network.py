@@ -28,14 +28,17 @@ def network(stem="cifar", *, genotype=None, layers=3, channels=4, auxiliary=True
 
 def shapes_of_cells(net, size):
     shapes = []
-    hooks = [cell.register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape))) for cell in net.cells]
+    hooks = [
+        cell.register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape)))
+        for cell in net.cells
+    ]
     net(torch.randn(2, 3, size, size))
     for hook in hooks:
         hook.remove()
     return shapes
 
 
-# ------------------------------------------------------------------ stems, heads, drop-path
+# ------------------------------ stems, heads, drop-path
 
 
 def test_the_imagenet_network_begins_at_an_eighth_of_the_resolution_and_ends_at_a_32nd():
@@ -52,8 +55,18 @@ def test_the_imagenet_stem_is_the_published_one():
         (3, 3, (3, 3), (2, 2)), (3, 6, (3, 3), (2, 2)), (6, 6, (3, 3), (2, 2)),
     ]  # fmt: skip
     kinds = [type(layer).__name__ for layer in layers]
-    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d"]
-    # The first cell reads 1/4 and 1/8 of the resolution: its first input is halved, as after a reduction.
+    assert kinds == [
+        "Conv2d",
+        "BatchNorm2d",
+        "ReLU",
+        "Conv2d",
+        "BatchNorm2d",
+        "ReLU",
+        "Conv2d",
+        "BatchNorm2d",
+    ]
+    # The first cell reads 1/4 and 1/8 of the resolution: its first input is halved, as after a
+    # reduction.
     assert type(net.cells[0].preprocess0).__name__ == "FactorizedReduce"
 
 
@@ -97,9 +110,10 @@ def test_drop_path_drops_operations_but_no_identities():
     assert torch.allclose(cell.eval()(first, second, 0.5), cell(first, second, 0.0))
 
 
-# ------------------------------------------------------------------ published genotypes
+# ------------------------------ published genotypes
 
-# (CIFAR-10: 36 channels, 20 cells; ImageNet: 48 channels, 14 cells), millions of parameters in the papers' tables.
+# (CIFAR-10: 36 channels, 20 cells; ImageNet: 48 channels, 14 cells), millions of parameters in the
+# papers' tables.
 PUBLISHED_PARAMETERS = {
     "DARTS_V2": (3.3, 4.7),
     "PC_DARTS_cifar": (3.6, 5.3),
@@ -123,7 +137,13 @@ def test_published_cells_have_the_published_number_of_parameters(name):
 
 
 def test_published_genotypes_are_valid_and_survive_json():
-    assert set(NAMED_GENOTYPES) == {"DARTS_V1", "DARTS_V2", "PC_DARTS_cifar", "PC_DARTS_imagenet", "PDARTS"}
+    assert set(NAMED_GENOTYPES) == {
+        "DARTS_V1",
+        "DARTS_V2",
+        "PC_DARTS_cifar",
+        "PC_DARTS_imagenet",
+        "PDARTS",
+    }
     for genotype in NAMED_GENOTYPES.values():
         assert Genotype.from_json(genotype.to_json()) == genotype
         assert genotype.nodes == 4
@@ -132,7 +152,7 @@ def test_published_genotypes_are_valid_and_survive_json():
         named_genotype("DARTS_V3")
 
 
-# ------------------------------------------------------------------ cost
+# ------------------------------ cost
 
 
 class Small(nn.Module):
@@ -143,14 +163,18 @@ class Small(nn.Module):
         self.convolution = nn.Conv2d(3, 4, 3, padding=1)  # 8·8·4 outputs of 3·9
         self.norm = nn.BatchNorm2d(4)
         self.activation = nn.ReLU()
-        self.depthwise = nn.Conv2d(4, 4, (3, 1), stride=2, padding=(1, 0), groups=4, bias=False)  # 4·4·4 outputs of 3
+        self.depthwise = nn.Conv2d(
+            4, 4, (3, 1), stride=2, padding=(1, 0), groups=4, bias=False
+        )  # 4·4·4 outputs of 3
         self.pool = nn.MaxPool2d(2)
         self.classifier = nn.Linear(4, 5)  # 5 outputs of 4
         self.auxiliary = nn.Linear(4, 100)
 
     def forward(self, x):
         x = self.activation(self.norm(self.convolution(x)))
-        out = self.pool(self.depthwise(self.activation(x))).mean(dim=(2, 3))  # the activation runs twice
+        out = self.pool(self.depthwise(self.activation(x))).mean(
+            dim=(2, 3)
+        )  # the activation runs twice
         return self.classifier(out), self.auxiliary(out) if self.training else None
 
 
@@ -166,8 +190,11 @@ def test_the_cost_of_a_small_network_is_what_is_counted_by_hand():
     assert not net.classifier._forward_hooks
 
 
-# P-DARTS, Table 2, and PC-DARTS, Table 2: millions of multiply-adds on ImageNet, which count norms, activations and pools.
-@pytest.mark.parametrize(("name", "published"), [("PDARTS", 557), ("PC_DARTS_cifar", 586), ("PC_DARTS_imagenet", 597)])
+# P-DARTS, Table 2, and PC-DARTS, Table 2: millions of multiply-adds on ImageNet, which count norms,
+# activations and pools.
+@pytest.mark.parametrize(
+    ("name", "published"), [("PDARTS", 557), ("PC_DARTS_cifar", 586), ("PC_DARTS_imagenet", 597)]
+)
 def test_published_cells_have_the_published_multiply_adds(name, published):
     cost = network_cost(cifar_and_imagenet(name)[1], 224)
     assert round(cost.multiply_adds + cost.elementwise) == published

@@ -1,4 +1,6 @@
-"""Losses and gradients that are not finite: the step is not made, the term is named, the policy is followed."""
+"""Losses and gradients that are not finite: the step is not made, the term is named, the policy is
+followed.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def single(data, *, policy="stop", engine="one_step", lr=0.1):
 
 
 def without_position(state):
-    """What a refused update must leave as it was: everything but the position in the data and the random state."""
+    """What a refused update must leave as it was: everything but the position in the data and the
+    random state.
+    """
     state = copy.deepcopy(state)
     del state["random"]
     for problem in state["problems"].values():
@@ -88,7 +92,9 @@ def test_stop_names_problem_round_and_term_and_has_touched_nothing():
         mlo.NonFiniteError, match=r"Round 4, problem 'net': its loss is not finite.*batch holds"
     ) as caught:
         optimizer.step()
-    assert same(without_position(optimizer.state_dict()), before)  # buffers too, which the forward pass had moved
+    assert same(
+        without_position(optimizer.state_dict()), before
+    )  # buffers too, which the forward pass had moved
     assert (caught.value.problem, caught.value.round, caught.value.term) == ("net", 4, "loss")
     data = caught.value.data
     assert data["nonfinite_batch"] is True
@@ -105,7 +111,10 @@ def test_the_data_of_the_error_can_be_saved_and_read(tmp_path):
 
 
 def test_skip_leaves_the_update_out_and_goes_on_as_if_the_batch_had_not_been_there():
-    with_bad, without = single(batches(bad=[3]), policy="skip"), single([b for i, b in enumerate(batches()) if i != 3])
+    with_bad, without = (
+        single(batches(bad=[3]), policy="skip"),
+        single([b for i, b in enumerate(batches()) if i != 3]),
+    )
     records = list(with_bad.run(8))
     list(without.run(7))
     assert [sorted(record.skipped) for record in records] == [[], [], [], ["net"], [], [], [], []]
@@ -140,7 +149,9 @@ def test_rollback_goes_back_to_the_snapshot_with_later_batches():
     records = list(optimizer.run(6))
     # Rounds 1 to 3, the failure, and from the beginning again with batches 4, 5, ...
     assert [record.round for record in records] == [1, 2, 3, 1, 2, 3, 4, 5, 6]
-    assert [record.rolled_back is not None for record in records] == [False] * 3 + [True] + [False] * 5
+    assert [record.rolled_back is not None for record in records] == [False] * 3 + [True] + [
+        False
+    ] * 5
     direct = single(Stream(batches()[4:]))
     list(direct.run(6))
     assert same(without_position(optimizer.state_dict()), without_position(direct.state_dict()))
@@ -150,10 +161,16 @@ def test_rollback_is_bounded_from_one_state_and_begins_to_count_again_at_the_nex
     bad = [0, 2, 4]
     list(single(Stream(batches(bad=bad, size=1000)), policy="rollback").run(SNAPSHOT_EVERY))
     with pytest.raises(mlo.NonFiniteError):
-        list(single(Stream(batches(bad=[*bad, 6], size=1000)), policy="rollback").run(SNAPSHOT_EVERY))
+        list(
+            single(Stream(batches(bad=[*bad, 6], size=1000)), policy="rollback").run(SNAPSHOT_EVERY)
+        )
     assert len(bad) == ROLLBACKS
     later = [7 + SNAPSHOT_EVERY, 9 + SNAPSHOT_EVERY]
-    records = list(single(Stream(batches(bad=[*bad, *later], size=1000)), policy="rollback").run(SNAPSHOT_EVERY + 10))
+    records = list(
+        single(Stream(batches(bad=[*bad, *later], size=1000)), policy="rollback").run(
+            SNAPSHOT_EVERY + 10
+        )
+    )
     again = [record.round for record in records if record.rolled_back is not None]
     assert again[-1] == SNAPSHOT_EVERY + 1  # from the second snapshot, not from the beginning
 
@@ -171,9 +188,17 @@ def test_streams_that_go_together_still_do_after_a_round_that_was_given_up():
     def streamed(name):
         module = Vector(1.0)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-        return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss_of(name), data=Stream(list(range(20))))
+        return mlo.Problem(
+            name,
+            module=module,
+            optimizer=optimizer,
+            loss=loss_of(name),
+            data=Stream(list(range(20))),
+        )
 
-    optimizer = mlo.MultilevelOptimizer([streamed("first"), streamed("second")], on_nonfinite="rollback")
+    optimizer = mlo.MultilevelOptimizer(
+        [streamed("first"), streamed("second")], on_nonfinite="rollback"
+    )
     list(optimizer.run(4))
     assert seen["second"] == [0, 1, 3, 4, 5, 6]
     assert seen["first"] == [0, 1, 2, 3, 4, 5, 6]
@@ -194,11 +219,13 @@ def test_parameters_that_are_lost_already_are_named():
     optimizer = single(batches())
     with torch.no_grad():
         optimizer.problems["net"].module.w[0] = float("inf")
-    with pytest.raises(mlo.NonFiniteError, match=r"1 parameters or buffers are not finite already \(net\.w\)"):
+    with pytest.raises(
+        mlo.NonFiniteError, match=r"1 parameters or buffers are not finite already \(net\.w\)"
+    ):
         optimizer.step()
 
 
-# ------------------------------------------------------------------ which term
+# ------------------------------ which term
 
 
 class Vector(nn.Module):
@@ -222,12 +249,18 @@ class Poison(torch.autograd.Function):
 def problem(name, loss, *, lr=0.1, players=None, module=None):
     module = module or Vector(1.0, 2.0)
     return mlo.Problem(
-        name, module=module, optimizer=torch.optim.SGD(module.parameters(), lr=lr), loss=loss, players=players
+        name,
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=lr),
+        loss=loss,
+        players=players,
     )
 
 
 def chain(poisoned, engine="one_step"):
-    """outer reads middle and inner, middle reads inner: where the poison is decides which term is lost."""
+    """outer reads middle and inner, middle reads inner: where the poison is decides which term is
+    lost.
+    """
 
     def poison(where, x):
         return Poison.apply(x) if where == poisoned else x
@@ -241,7 +274,11 @@ def chain(poisoned, engine="one_step"):
     def outer_loss(outer, batch, *, inner, middle):
         return (inner.v + middle.v).square().sum() + poison("outer", outer.v).square().sum()
 
-    problems = [problem("inner", inner_loss), problem("middle", middle_loss), problem("outer", outer_loss)]
+    problems = [
+        problem("inner", inner_loss),
+        problem("middle", middle_loss),
+        problem("outer", outer_loss),
+    ]
     return mlo.MultilevelOptimizer(problems, engine)
 
 

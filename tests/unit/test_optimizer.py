@@ -1,4 +1,6 @@
-"""Running a multi-level optimizer: records, schedules, saving and resuming, options of a problem."""
+"""Running a multi-level optimizer: records, schedules, saving and resuming, options of a
+problem.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,29 @@ from torch.utils.data import DataLoader, TensorDataset
 import mlo
 from mlo.batches import BatchStream
 from mlo.evaluation import Evaluation
-from mlo.testing import GRAPHS, Vector, bilevel_quadratic, diamond, identical, snapshot, trilevel_quadratic
+from mlo.testing import (
+    GRAPHS,
+    Vector,
+    bilevel_quadratic,
+    diamond,
+    identical,
+    snapshot,
+    trilevel_quadratic,
+)
 
 
-def regression(seed=0, *, optimizer=torch.optim.Adam, scheduler=None, hypergradient="one_step", **options):
-    """Ridge-like regression whose log decay is learned, on shuffled data with dropout: randomness everywhere."""
+def regression(
+    seed=0, *, optimizer=torch.optim.Adam, scheduler=None, hypergradient="one_step", **options
+):
+    """Ridge-like regression whose log decay is learned, on shuffled data with dropout: randomness
+    everywhere.
+    """
     torch.manual_seed(seed)
     x = torch.randn(40, 5)
     dataset = TensorDataset(x, x.sum(1, keepdim=True) + 0.1 * torch.randn(40, 1))
-    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 1))
+    net = nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 1)
+    )
     decay = Vector(torch.tensor([-2.0]))
 
     def net_loss(net, batch, *, decay):
@@ -76,7 +92,9 @@ def test_the_same_seed_gives_the_same_run():
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_resumed_unroll_is_bit_identical_where_a_round_makes_its_steps_and_says_so_where_not(steps):
+def test_a_resumed_unroll_is_bit_identical_where_a_round_makes_its_steps_and_says_so_where_not(
+    steps,
+):
     def run(rounds, state=None):
         optimizer = regression(hypergradient={"name": "unroll", "steps": 3}, steps=steps)
         if state is not None:
@@ -86,7 +104,8 @@ def test_a_resumed_unroll_is_bit_identical_where_a_round_makes_its_steps_and_say
 
     whole, half = run(4), run(2)
     short = pytest.warns(
-        mlo.SolveWarning, match="differentiates 3 steps, of which a state holds none and a round makes 1"
+        mlo.SolveWarning,
+        match="differentiates 3 steps, of which a state holds none and a round makes 1",
     )
     with short if steps == 1 else contextlib.nullcontext():
         resumed = run(2, half.state_dict())
@@ -155,7 +174,12 @@ def test_a_problem_rests_while_it_warms_up():
         lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False),
         lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
         lambda o: torch.optim.lr_scheduler.SequentialLR(
-            o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [2]
+            o,
+            [
+                torch.optim.lr_scheduler.ConstantLR(o),
+                torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+            ],
+            [2],
         ),
     ],
     ids=["cosine", "one_cycle", "cyclic", "plateau", "sequential"],
@@ -179,7 +203,9 @@ def test_schedulers_step_and_resume(tmp_path, scheduler):
 def test_bf16_evaluates_under_autocast_and_keeps_float32_parameters():
     optimizer = regression(precision="bf16")
     dtypes = []
-    optimizer.problems["net"].module[0].register_forward_hook(lambda m, i, out: dtypes.append(out.dtype))
+    optimizer.problems["net"].module[0].register_forward_hook(
+        lambda m, i, out: dtypes.append(out.dtype)
+    )
     record = optimizer.step()
     assert torch.bfloat16 in dtypes
     assert all(p.dtype == torch.float32 for p in optimizer.problems["net"].parameters.values())
@@ -238,9 +264,15 @@ def test_losses_of_players_that_are_not_declared_say_how():
 @pytest.mark.parametrize("players", [["a", "b"], {"a": nn.Linear(1, 1)}])
 def test_players_declared_in_another_way_say_how(players):
     module = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
-    with pytest.raises(mlo.ProblemError, match="players must be a dict player → name of its submodule"):
+    with pytest.raises(
+        mlo.ProblemError, match="players must be a dict player → name of its submodule"
+    ):
         mlo.Problem(
-            "pair", module=module, optimizer=torch.optim.SGD(module.parameters(), lr=0.1), loss=print, players=players
+            "pair",
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+            loss=print,
+            players=players,
         )
 
 
@@ -249,7 +281,7 @@ def test_gradient_of_an_unknown_problem_names_the_nearest():
         regression().gradient("decya")
 
 
-# ------------------------------------------------------------------ checkpoints
+# ------------------------------ checkpoints
 
 
 def test_a_state_of_another_graph_is_refused():
@@ -283,7 +315,10 @@ def test_nothing_is_unpickled(tmp_path):
         def __reduce__(self):
             return (print, ("executed",))
 
-    for name, write in (("torch.pt", torch.save), ("plain.pt", lambda o, p: p.write_bytes(pickle.dumps(o)))):
+    for name, write in (
+        ("torch.pt", torch.save),
+        ("plain.pt", lambda o, p: p.write_bytes(pickle.dumps(o))),
+    ):
         write({"x": Evil()}, tmp_path / name)
         with pytest.raises(mlo.CheckpointError):
             mlo.load_checkpoint(tmp_path / name)
@@ -305,7 +340,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
-# ------------------------------------------------------------------ batches
+# ------------------------------ batches
 
 
 def test_a_stream_begins_again_when_it_is_exhausted():
@@ -362,9 +397,18 @@ def test_each_update_runs_inside_what_is_put_around_it():
     optimizer = mlo.MultilevelOptimizer(
         [
             mlo.Problem(
-                "lower", module=lower, optimizer=torch.optim.SGD(lower.parameters(), lr=0.1), loss=loss, steps=2
+                "lower",
+                module=lower,
+                optimizer=torch.optim.SGD(lower.parameters(), lr=0.1),
+                loss=loss,
+                steps=2,
             ),
-            mlo.Problem("upper", module=upper, optimizer=torch.optim.SGD(upper.parameters(), lr=0.1), loss=upper_loss),
+            mlo.Problem(
+                "upper",
+                module=upper,
+                optimizer=torch.optim.SGD(upper.parameters(), lr=0.1),
+                loss=upper_loss,
+            ),
         ],
         "first_order",
     )
@@ -375,10 +419,14 @@ def test_each_update_runs_inside_what_is_put_around_it():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", ["one_step", "one_step, graph kept", "darts", "direct", "unroll"])
+@pytest.mark.parametrize(
+    "engine", ["one_step", "one_step, graph kept", "darts", "direct", "unroll"]
+)
 @pytest.mark.parametrize("graph", [*GRAPHS, "trilevel"])
 def test_what_earlier_rounds_were_evaluated_at_is_freed_at_once(graph, engine):
-    """Each evaluation holds a copy of its problem's parameters, and Python's collector may come late."""
+    """Each evaluation holds a copy of its problem's parameters, and Python's collector may come
+    late.
+    """
     if graph == "trilevel" and engine in ("darts", "one_step, graph kept"):
         pytest.skip("refused there")
     options = {
@@ -392,7 +440,9 @@ def test_what_earlier_rounds_were_evaluated_at_is_freed_at_once(graph, engine):
         evaluations = [e for e in gc.get_objects() if type(e) is Evaluation]
         return sum(any(e.problem is own for own in problem.problems) for e in evaluations)
 
-    for _ in range(6):  # until records of two steps, each with what it read, reach back as far as they do
+    for _ in range(
+        6
+    ):  # until records of two steps, each with what it read, reach back as far as they do
         optimizer.step()
     gc.collect()
     before = alive()
@@ -424,7 +474,9 @@ def test_one_gradient_of_two_parameters_is_clipped_once():
     class Two(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+            self.a, self.b = (
+                torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)
+            )
 
     ours, plain = Two(), Two()
     problem = mlo.Problem(

@@ -1,4 +1,6 @@
-"""The differentiable step: the same numbers as the optimizer's own step, and its exact derivative."""
+"""The differentiable step: the same numbers as the optimizer's own step, and its exact
+derivative.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def make(optimizer, dtype=torch.float64, size=4, **options):
     generator = torch.Generator().manual_seed(1)
     module = Vector(torch.randn(size, generator=generator, dtype=dtype))
     problem = mlo.Problem(
-        "w", module=module, optimizer=OPTIMIZERS[optimizer](module.parameters()), loss=loss, **options
+        "w",
+        module=module,
+        optimizer=OPTIMIZERS[optimizer](module.parameters()),
+        loss=loss,
+        **options,
     )
     return problem, module.v, torch.randn(size, generator=generator, dtype=dtype)
 
@@ -67,12 +73,16 @@ def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
     (found,) = torch.autograd.grad(after, g, v)
     e = 1e-6
     expected = [
-        (step.apply(before, {"v": gradient + e * d})["v"] - step.apply(before, {"v": gradient - e * d})["v"])
+        (
+            step.apply(before, {"v": gradient + e * d})["v"]
+            - step.apply(before, {"v": gradient - e * d})["v"]
+        )
         @ v
         / (2 * e)
         for d in torch.eye(len(g), dtype=g.dtype)
     ]
-    # Adam's first step is nearly a sign: its derivative is tiny, and the difference then carries rounding of 1e-10.
+    # Adam's first step is nearly a sign: its derivative is tiny, and the difference then carries
+    # rounding of 1e-10.
     torch.testing.assert_close(found, torch.stack(expected).detach(), rtol=1e-6, atol=1e-9)
     real_step(problem, parameter, gradient)
     # NAdam itself keeps the product of its momenta in float32.
@@ -97,7 +107,9 @@ def test_a_subclass_of_sgd_may_make_another_step():
         pass
 
     module = Vector(torch.ones(2))
-    problem = mlo.Problem("w", module=module, optimizer=Signs(module.parameters(), lr=0.1), loss=loss)
+    problem = mlo.Problem(
+        "w", module=module, optimizer=Signs(module.parameters(), lr=0.1), loss=loss
+    )
     assert OptimizerStep.capture(problem).gain("v") is None
 
 
@@ -184,7 +196,9 @@ def test_weight_decay_counts_as_a_penalty_unless_decoupled():
 
 @pytest.mark.parametrize("name", ["sgd_momentum", "sgd_maximize", "adam", "adamw"])
 def test_a_plain_step_is_gradient_descent_whatever_the_optimizer(name):
-    """`plain`: the derivative of θ' = θ - ξ g, the papers' equations, at the θ' that the optimizer made."""
+    """`plain`: the derivative of θ' = θ - ξ g, the papers' equations, at the θ' that the optimizer
+    made.
+    """
 
     def inner(own, batch, *, x):
         return (own.v.sin() * x.v).sum() + 0.5 * (own.v**2).sum()
@@ -192,11 +206,15 @@ def test_a_plain_step_is_gradient_descent_whatever_the_optimizer(name):
     def outer(x, batch, *, w):
         return (w.v**3).sum() + (x.v * w.v).sum()
 
-    w, x = (Vector(torch.tensor(values, dtype=torch.float64)) for values in ([0.3, -0.7], [1.1, 0.4]))
+    w, x = (
+        Vector(torch.tensor(values, dtype=torch.float64)) for values in ([0.3, -0.7], [1.1, 0.4])
+    )
     optimizer = mlo.MultilevelOptimizer(
         [
             mlo.Problem("w", module=w, optimizer=OPTIMIZERS[name](w.parameters()), loss=inner),
-            mlo.Problem("x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.0), loss=outer),
+            mlo.Problem(
+                "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.0), loss=outer
+            ),
         ],
         mlo.OneStep(plain=True),
     )
@@ -206,7 +224,9 @@ def test_a_plain_step_is_gradient_descent_whatever_the_optimizer(name):
     optimizer.step()
     after = w.v.detach().clone().requires_grad_()
     (direct, v) = torch.autograd.grad((after**3).sum() + (values * after).sum(), [values, after])
-    (g,) = torch.autograd.grad((before.sin() * values).sum() + 0.5 * (before**2).sum(), before, create_graph=True)
+    (g,) = torch.autograd.grad(
+        (before.sin() * values).sum() + 0.5 * (before**2).sum(), before, create_graph=True
+    )
     (mixed,) = torch.autograd.grad(g, values, v)
     rate = -0.1 if name == "sgd_maximize" else 0.1
     assert relative_error(optimizer.gradient("x")["v"], direct - rate * mixed) < 1e-13

@@ -1,4 +1,6 @@
-"""Pictures of generated images while a search goes on: they change nothing, and show the same noise each time."""
+"""Pictures of generated images while a search goes on: they change nothing, and show the same noise
+each time.
+"""
 
 from __future__ import annotations
 
@@ -23,18 +25,28 @@ def digits():
 def test_a_snapshot_leaves_random_state_and_generator_as_they_were(game, digits, tmp_path):
     torch.manual_seed(3)
     generator = GAMES[game].generator(
-        num_classes=10, image_size=8, image_channels=1, mean=digits.mean, std=digits.std, noise_dim=8, channels=4
+        num_classes=10,
+        image_size=8,
+        image_channels=1,
+        mean=digits.mean,
+        std=digits.std,
+        noise_dim=8,
+        channels=4,
     )
     before = {name: value.clone() for name, value in generator.state_dict().items()}
     random_state = torch.get_rng_state()
     for name in ("first.png", "second.png"):
         save_snapshot(generator, digits, tmp_path / "samples" / name, torch.device("cpu"))
         assert torch.equal(torch.get_rng_state(), random_state)
-        assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in generator.state_dict().items()
+        )
         assert all(module.training for module in generator.modules())
         torch.manual_seed(4)
         random_state = torch.get_rng_state()
-    first, second = ((tmp_path / "samples" / name).read_bytes() for name in ("first.png", "second.png"))
+    first, second = (
+        (tmp_path / "samples" / name).read_bytes() for name in ("first.png", "second.png")
+    )
     assert first == second
     with Image.open(tmp_path / "samples" / "first.png") as image:
         assert image.size == (16, 80)

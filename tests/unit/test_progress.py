@@ -17,7 +17,9 @@ from lfmcw_app.tensorboard import EventFiles, check_tensorboard
 LOSSES = {"w1": 1.25, "gan": {"generator": 0.5, "discriminator": 1.5}, "w2": 2.0, "arch": 3.0}
 
 
-def show(*, terminal=False, quiet=False, rounds=(1, 2), interval=0.0, monkeypatch=None, derived=None):
+def show(
+    *, terminal=False, quiet=False, rounds=(1, 2), interval=0.0, monkeypatch=None, derived=None
+):
     output = io.StringIO()
     console = Console(file=output, force_terminal=terminal, width=110, quiet=quiet)
     monkeypatch.setattr(module, "PLAIN_INTERVAL", interval)
@@ -37,10 +39,14 @@ def show(*, terminal=False, quiet=False, rounds=(1, 2), interval=0.0, monkeypatc
 def test_plain_lines_tell_losses_time_left_and_the_cell_when_it_changes(monkeypatch):
     first, *cells, second = show(monkeypatch=monkeypatch).splitlines()
     assert first.startswith(
-        "search 1/4  w1 1.250  gan generator 0.500, discriminator 1.500  w2 2.000  arch 3.000  validation"
+        "search 1/4  w1 1.250  gan generator 0.500, discriminator 1.500  w2 2.000  arch 3.000  "
+        "validation"
     )
     assert first.endswith("s left")
-    assert [line.split(":")[0].strip() for line in cells] == ["normal cell now", "reduction cell now"]
+    assert [line.split(":")[0].strip() for line in cells] == [
+        "normal cell now",
+        "reduction cell now",
+    ]
     edge = random_genotype(2, 0).normal[0]
     assert edge.primitive in cells[0]
     assert second.startswith("search 2/4")
@@ -64,7 +70,10 @@ def test_a_terminal_shows_a_bar_the_losses_and_both_cells(monkeypatch):
 def test_lines_in_between_are_left_out_but_never_the_last(monkeypatch):
     derived = []
     shown = show(rounds=(1, 2, 3, 4), interval=1000.0, monkeypatch=monkeypatch, derived=derived)
-    assert [line.split()[1] for line in shown.splitlines() if line.startswith("search")] == ["1/4", "4/4"]
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("search")] == [
+        "1/4",
+        "4/4",
+    ]
     assert len(derived) == 2  # the cell of a round that is not shown is not derived
 
 
@@ -82,7 +91,9 @@ def entry(phase, number, loss):
 
 
 def test_event_files_hold_every_number_of_the_log_and_repeated_rounds_once(tmp_path):
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     for rounds, loss in (((1, 2, 3), 1.0), ((3, 4), 2.0)):  # resumed after round 2
         files = EventFiles(tmp_path)
         for number in rounds:

@@ -1,4 +1,6 @@
-"""Options of the search that change what W2 learns on: class weights, and the validation batch that they are measured on."""
+"""Options of the search that change what W2 learns on: class weights, and the validation batch that
+they are measured on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ TINY = {
 
 
 def search(**changes):
-    recipe = load_recipe("smoke", overrides=TINY | {f"search.{key}": value for key, value in changes.items()})
+    recipe = load_recipe(
+        "smoke", overrides=TINY | {f"search.{key}": value for key, value in changes.items()}
+    )
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, 120, recipe.seed)
     torch.manual_seed(0)
@@ -52,27 +56,40 @@ def test_a_missing_class_can_take_the_mean_of_the_others_differentiably():
 
 
 def test_uniform_class_weights_are_as_strong_together_and_differ_in_nothing_else():
-    """The control of the method: each class weighs the mean class loss, which still depends on W1."""
+    """The control of the method: each class weighs the mean class loss, which still depends on
+    W1.
+    """
     _, modules, optimizer = search()
     batch = next(iter(optimizer.problems["w2"].data))
     found = {}
     for weighting in ("losses", "uniform"):
         how = load_recipe("smoke", overrides=TINY | {"search.class_weighting": weighting}).search
         torch.manual_seed(1)
-        loss, metrics = make_w2_loss(how)(modules.w2, batch, arch=modules.arch, w1=modules.w1, gan=modules.gan)
+        loss, metrics = make_w2_loss(how)(
+            modules.w2, batch, arch=modules.arch, w1=modules.w1, gan=modules.gan
+        )
         found[weighting] = metrics["class_weights"]
-        assert any(g is not None for g in torch.autograd.grad(loss, list(modules.w1.parameters()), allow_unused=True))
+        assert any(
+            g is not None
+            for g in torch.autograd.grad(loss, list(modules.w1.parameters()), allow_unused=True)
+        )
     assert float(found["losses"].std()) > 0.01
     assert float(found["uniform"].std()) < 1e-6
     assert float(found["uniform"].mean()) == pytest.approx(float(found["losses"].mean()), rel=1e-5)
 
 
 def test_the_discriminator_can_move_several_times_for_each_move_of_the_generator():
-    options = {"generator.name": "biggan", "generator.noise_dim": 8, "generator.discriminator_steps": 3}
+    options = {
+        "generator.name": "biggan",
+        "generator.noise_dim": 8,
+        "generator.discriminator_steps": 3,
+    }
     _, modules, optimizer = search(**options)
     players = optimizer.problems["gan"].optimizers
     list(optimizer.run(2))
-    counts = {name: {int(state["step"]) for state in o.state.values()} for name, o in players.items()}
+    counts = {
+        name: {int(state["step"]) for state in o.state.values()} for name, o in players.items()
+    }
     assert counts == {"generator": {2}, "discriminator": {6}}
     assert optimizer.problems["gan"].data.position == 6
     assert optimizer.problems["w1"].data.position == 2
@@ -118,7 +135,11 @@ def test_a_class_without_validation_images_cannot_be_matched():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"class_weighting": "uniform"}, {"absent_class": "batch_mean"}, {"validation_batch": "matched"}],
+    [
+        {"class_weighting": "uniform"},
+        {"absent_class": "batch_mean"},
+        {"validation_batch": "matched"},
+    ],
     ids=lambda changes: next(iter(changes.values())),
 )
 def test_each_option_changes_the_search_and_only_from_where_it_acts(changes):
@@ -132,7 +153,9 @@ def test_each_option_changes_the_search_and_only_from_where_it_acts(changes):
 def test_the_gradient_of_the_architecture_can_be_clipped():
     moved = {}
     for clip in (None, 1e-9):
-        _, modules, optimizer = search(**{"architecture.grad_clip": clip, "architecture.weight_decay": 0.0})
+        _, modules, optimizer = search(
+            **{"architecture.grad_clip": clip, "architecture.weight_decay": 0.0}
+        )
         before = modules.arch.normal.detach().clone()
         optimizer.step()
         moved[clip] = float((modules.arch.normal.detach() - before).abs().max())
@@ -142,13 +165,23 @@ def test_the_gradient_of_the_architecture_can_be_clipped():
 
 @pytest.mark.parametrize("game", ["dcgan", "wgan_gp", "biggan"])
 def test_a_first_order_search_in_bfloat16_has_nearly_the_gradients_of_one_in_float32(game):
-    options = {"generator.name": game, "generator.noise_dim": 8, "order": "first", "batch_size": 32, "nodes": 2}
+    options = {
+        "generator.name": game,
+        "generator.noise_dim": 8,
+        "order": "first",
+        "batch_size": 32,
+        "nodes": 2,
+    }
     _, _, exact = search(**options)
     _, _, rounded = search(**options, precision="bf16")
     for name in exact.problems:
         assert 1e-4 < relative_error(rounded.gradient(name), exact.gradient(name)) < 0.4, name
     record = rounded.step()
-    assert all(p.dtype == torch.float32 for problem in rounded.problems.values() for p in problem.parameters.values())
+    assert all(
+        p.dtype == torch.float32
+        for problem in rounded.problems.values()
+        for p in problem.parameters.values()
+    )
     assert record.losses["arch"] == pytest.approx(float(exact.step().losses["arch"]), rel=0.05)
 
 

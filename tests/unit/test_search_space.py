@@ -65,7 +65,7 @@ def test_edges_are_numbered_node_by_node():
     assert rows == list(range(14))
 
 
-# ------------------------------------------------------------------ genotype
+# ------------------------------ genotype
 
 
 def mixing(rows):
@@ -109,8 +109,14 @@ def test_a_genotype_survives_json(nodes, seed):
         ("[]", "JSON object with the keys"),
         ('{"normal": [], "reduction": []}', "one entry a node"),
         ('{"normal": [[["sep_conv_3x3", 0]]], "reduction": []}', "needs 2 edges"),
-        ('{"normal": [[["sep_conv_3x4", 0], ["none", 1]]], "reduction": []}', "Did you mean 'sep_conv_3x3'"),
-        ('{"normal": [[["sep_conv_3x3", 0], ["skip_connect", 2]]], "reduction": []}', "can read 0 to 1"),
+        (
+            '{"normal": [[["sep_conv_3x4", 0], ["none", 1]]], "reduction": []}',
+            "Did you mean 'sep_conv_3x3'",
+        ),
+        (
+            '{"normal": [[["sep_conv_3x3", 0], ["skip_connect", 2]]], "reduction": []}',
+            "can read 0 to 1",
+        ),
         ("[" * 100_000, "is JSON"),
     ],
 )
@@ -126,11 +132,13 @@ def test_no_text_breaks_the_genotype_parser(text):
         Genotype.from_json(text)
 
 
-# ------------------------------------------------------------------ derived network
+# ------------------------------ derived network
 
 
 def test_the_published_darts_cell_has_the_published_number_of_parameters():
-    network = DerivedNetwork(DARTS_V2, in_channels=3, num_classes=10, channels=36, layers=20, auxiliary=True)
+    network = DerivedNetwork(
+        DARTS_V2, in_channels=3, num_classes=10, channels=36, layers=20, auxiliary=True
+    )
     assert round(network.parameter_count() / 1e6, 1) == 3.3
 
 
@@ -138,7 +146,9 @@ def test_pools_are_normalised_in_the_supernet_only():
     supernet = Supernet(in_channels=1, num_classes=2, channels=4, layers=3, nodes=1)
     in_supernet = supernet.cells[0].fans[0].pools["max_pool_3x3"]
     assert [isinstance(layer, torch.nn.BatchNorm2d) for layer in in_supernet] == [False, True]
-    assert isinstance(make_operation("max_pool_3x3", 4, 1, OperationStyle(affine=True)), torch.nn.MaxPool2d)
+    assert isinstance(
+        make_operation("max_pool_3x3", 4, 1, OperationStyle(affine=True)), torch.nn.MaxPool2d
+    )
 
 
 def test_no_cell_is_derived_from_lost_numbers():
@@ -147,7 +157,9 @@ def test_no_cell_is_derived_from_lost_numbers():
 
 
 def test_the_auxiliary_head_speaks_in_training_only():
-    network = DerivedNetwork(random_genotype(2, 0), in_channels=3, num_classes=10, channels=4, layers=3, auxiliary=True)
+    network = DerivedNetwork(
+        random_genotype(2, 0), in_channels=3, num_classes=10, channels=4, layers=3, auxiliary=True
+    )
     images = torch.randn(2, 3, 32, 32)
     logits, auxiliary = network(images)
     assert logits.shape == auxiliary.shape == (2, 10)

@@ -47,14 +47,25 @@ def test_derivation_ranks_by_the_product_of_both_softmaxes():
         [0.05, 0.05, 0.9], [0.2, 0.5, 0.3], [0.6, 0.15, 0.25],
     ]  # fmt: skip
     set_architecture(arch, alpha, [0.01, 0.99, 0.1, 0.3, 0.6])
-    # Into node 1: .9 · .1 = .09 < .5 · .3 and .25 · .6 = .15; without β the first would be the strongest.
-    kept = (Edge("sep_conv_3x3", 0), Edge("skip_connect", 1), Edge("skip_connect", 1), Edge("sep_conv_3x3", 2))
+    # Into node 1: .9 · .1 = .09 < .5 · .3 and .25 · .6 = .15; without β the first would be the
+    # strongest.
+    kept = (
+        Edge("sep_conv_3x3", 0),
+        Edge("skip_connect", 1),
+        Edge("skip_connect", 1),
+        Edge("sep_conv_3x3", 2),
+    )
     assert derive_genotype(arch(), arch.primitives).normal == kept
     assert derive_genotype(arch(), arch.primitives).reduction == kept
     set_architecture(arch, alpha, [0.01, 0.99, 1 / 3, 1 / 3, 1 / 3])
-    assert derive_genotype(arch(), arch.primitives).normal[2:] == (Edge("sep_conv_3x3", 0), Edge("skip_connect", 1))
+    assert derive_genotype(arch(), arch.primitives).normal[2:] == (
+        Edge("sep_conv_3x3", 0),
+        Edge("skip_connect", 1),
+    )
 
 
 def test_derivation_with_edge_weights_breaks_ties_by_order():
     arch = Architecture(2, PRIMITIVES, scale=0.0, edge_weights=True)
-    assert derive_genotype(arch(), arch.primitives).normal == tuple(Edge("max_pool_3x3", s) for s in (0, 1, 0, 1))
+    assert derive_genotype(arch(), arch.primitives).normal == tuple(
+        Edge("max_pool_3x3", s) for s in (0, 1, 0, 1)
+    )

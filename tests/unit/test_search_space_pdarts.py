@@ -1,4 +1,6 @@
-"""P-DARTS: stages, the operations that survive them, the schedule of the dropout, and the limit on skip connections."""
+"""P-DARTS: stages, the operations that survive them, the schedule of the dropout, and the limit on
+skip connections.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ import torch
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.genotype import Edge, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
-from lfmcw_app.search_space.pdarts import derive_restricted_genotype, skip_drop_probability, stages, surviving
+from lfmcw_app.search_space.pdarts import (
+    derive_restricted_genotype,
+    skip_drop_probability,
+    stages,
+    surviving,
+)
 from lfmcw_app.search_space.supernet import MixingWeights, reduction_layers
 
 
@@ -40,23 +47,31 @@ def test_the_weakest_operations_of_each_edge_are_dropped_stage_by_stage():
         [0.30, 0.02, 0.05, 0.20, 0.15, 0.13, 0.05, 0.10],
         [0.01, 0.02, 0.03, 0.04, 0.10, 0.20, 0.25, 0.35],
     ])  # fmt: skip
-    names = surviving(weights, names, first)  # the first of equally weak ones goes; `none` may stay, or go
+    names = surviving(
+        weights, names, first
+    )  # the first of equally weak ones goes; `none` may stay, or go
     assert names.normal == (
         ("none", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5"),
         ("skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
     )
-    names = surviving(mixing([[0.40, 0.30, 0.05, 0.15, 0.10], [0.2, 0.2, 0.2, 0.2, 0.2]]), names, second)
+    names = surviving(
+        mixing([[0.40, 0.30, 0.05, 0.15, 0.10], [0.2, 0.2, 0.2, 0.2, 0.2]]), names, second
+    )
     assert names.normal == (
         ("none", "skip_connect", "sep_conv_5x5"), ("sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
     )  # fmt: skip
-    names = surviving(mixing([[0.90, 0.04, 0.06], [0.2, 0.5, 0.3]]), names, third)  # now `none` goes, however strong
+    names = surviving(
+        mixing([[0.90, 0.04, 0.06], [0.2, 0.5, 0.3]]), names, third
+    )  # now `none` goes, however strong
     assert names.normal == names.reduction == (("sep_conv_5x5",), ("dil_conv_3x3",))
 
 
 def test_operations_are_dropped_for_each_kind_of_cell_by_itself():
     stage = stages()[0]
     rising, falling = torch.arange(8.0).expand(2, 8), torch.arange(8.0).flip(0).expand(2, 8)
-    names = surviving(MixingWeights(normal=rising, reduction=falling), as_candidates(PRIMITIVES, 1), stage)
+    names = surviving(
+        MixingWeights(normal=rising, reduction=falling), as_candidates(PRIMITIVES, 1), stage
+    )
     assert names == Candidates(normal=(PRIMITIVES[3:],) * 2, reduction=(PRIMITIVES[:5],) * 2)
 
 
@@ -71,7 +86,9 @@ def test_dropping_that_would_leave_only_none_is_refused():
         surviving(mixing([[0.8, 0.1, 0.1]] * 2), names, stages()[1])
 
 
-@pytest.mark.parametrize(("epoch", "factor"), [(0, 24 / 25), (9, 15 / 25), (10, 1.0), (11, 0.8187307530779818)])
+@pytest.mark.parametrize(
+    ("epoch", "factor"), [(0, 24 / 25), (9, 15 / 25), (10, 1.0), (11, 0.8187307530779818)]
+)
 def test_the_skip_dropout_falls_linearly_and_then_exponentially(epoch, factor):
     assert skip_drop_probability(0.4, epoch) == pytest.approx(0.4 * factor, rel=1e-12)
 
@@ -93,7 +110,8 @@ SKIP_WEIGHTS = mixing([
     ("max_skips", "into_node_1"),
     [
         (4, (Edge("skip_connect", 0), Edge("skip_connect", 2))),
-        # The weakest, .50, becomes a convolution of .40, which the skip of .45 displaces; that becomes one of .35.
+        # The weakest, .50, becomes a convolution of .40, which the skip of .45 displaces; that
+        # becomes one of .35.
         (3, (Edge("sep_conv_3x3", 0), Edge("skip_connect", 2))),
         # The weakest is now .55; the convolution of .05 on its edge gives way to that of .35.
         (2, (Edge("sep_conv_3x3", 0), Edge("sep_conv_3x3", 1))),

@@ -1,4 +1,6 @@
-"""What the P-DARTS and PC-DARTS search spaces share: sizes, candidates, dropout on identities, gradients."""
+"""What the P-DARTS and PC-DARTS search spaces share: sizes, candidates, dropout on identities,
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,14 @@ def both(edges):
 
 
 def alternating(primitives, nodes, count):
-    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with each edge."""
+    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
+    each edge.
+    """
     ring = itertools.cycle(primitives)
     return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
 
 
-# ------------------------------------------------------------------ sizes
+# ------------------------------ sizes
 
 
 def operation_parameters(primitive, channels, stride):
@@ -47,12 +51,18 @@ def operation_parameters(primitive, channels, stride):
 
 
 def supernet_parameters(*, candidates, layers, num_classes, part=1, stem="cifar", channels=16):
-    """The parameters of a supernet with four nodes, counted by hand: no layer in a cell has a bias or a learned norm."""
+    """The parameters of a supernet with four nodes, counted by hand: no layer in a cell has a bias
+    or a learned norm.
+    """
     width = 3 * channels
     total = 9 * 3 * width + 2 * width
     if stem == "imagenet":
         half = width // 2
-        total = (9 * 3 * half + 2 * half) + (9 * half * width + 2 * width) + (9 * width * width + 2 * width)
+        total = (
+            (9 * 3 * half + 2 * half)
+            + (9 * half * width + 2 * width)
+            + (9 * width * width + 2 * width)
+        )
     before = (width, width)
     for layer in range(layers):
         reduces = layer in (layers // 3, 2 * layers // 3)
@@ -62,7 +72,10 @@ def supernet_parameters(*, candidates, layers, num_classes, part=1, stem="cifar"
         names = candidates.reduction if reduces else candidates.normal
         for (_, source), primitives in zip(edges, names, strict=True):
             stride = 2 if reduces and source < 2 else 1
-            total += sum(operation_parameters(primitive, channels // part, stride) for primitive in primitives)
+            total += sum(
+                operation_parameters(primitive, channels // part, stride)
+                for primitive in primitives
+            )
         before = (before[1], 4 * channels)
     return total + (before[1] + 1) * num_classes
 
@@ -75,7 +88,8 @@ ALL = as_candidates(PRIMITIVES, 4)
     [
         ({"layers": 8, "num_classes": 10}, 1_930_618),  # DARTS: 1.93 M
         ({"layers": 8, "num_classes": 10, "partial_channels": 4}, 299_578),
-        # The PC-DARTS authors' program prints 0.956512 MB for its ImageNet supernet (their issue 15).
+        # The PC-DARTS authors' program prints 0.956512 MB for its ImageNet supernet (their issue
+        # 15).
         ({"layers": 8, "num_classes": 1000, "partial_channels": 2, "stem": "imagenet"}, 956_512),
         ({"layers": 5, "num_classes": 10}, 1_275_834),  # P-DARTS, first stage
         ({"layers": 11, "num_classes": 10, "primitives": alternating(PRIMITIVES, 4, 5)}, None),
@@ -104,7 +118,10 @@ def test_architectures_have_a_row_an_edge_and_with_edge_weights_a_scalar_an_edge
     }  # fmt: skip
     assert all(0.0 < float(p.detach().abs().max()) < 0.01 for p in arch.parameters())
     fewer = Architecture(2, alternating(PRIMITIVES, 2, 3))
-    assert {name: tuple(p.shape) for name, p in fewer.named_parameters()} == {"normal": (5, 3), "reduction": (5, 3)}
+    assert {name: tuple(p.shape) for name, p in fewer.named_parameters()} == {
+        "normal": (5, 3),
+        "reduction": (5, 3),
+    }
 
 
 def test_the_darts_architecture_draws_what_it_drew_before_and_has_no_other_parameters():
@@ -118,7 +135,13 @@ def test_the_darts_architecture_draws_what_it_drew_before_and_has_no_other_param
 
 def test_the_imagenet_stem_reduces_to_an_eighth_and_feeds_the_first_cell_two_resolutions():
     supernet = Supernet(
-        in_channels=3, num_classes=5, channels=4, layers=3, nodes=1, stem="imagenet", partial_channels=2
+        in_channels=3,
+        num_classes=5,
+        channels=4,
+        layers=3,
+        nodes=1,
+        stem="imagenet",
+        partial_channels=2,
     )
     images = torch.randn(2, 3, 64, 64)
     first = supernet.stem(images)
@@ -130,7 +153,7 @@ def test_the_imagenet_stem_reduces_to_an_eighth_and_feeds_the_first_cell_two_res
         Supernet(in_channels=3, num_classes=5, stem="mnist")
 
 
-# ------------------------------------------------------------------ candidates
+# ------------------------------ candidates
 
 
 @pytest.mark.parametrize(
@@ -148,13 +171,20 @@ def test_impossible_candidates_are_refused_with_advice(edges, message):
 
 
 def test_candidates_for_another_number_of_nodes_are_refused():
-    with pytest.raises(ValueError, match=r"3 nodes has 9 edges, but there are candidates for 5 \(normal\)"):
+    with pytest.raises(
+        ValueError, match=r"3 nodes has 9 edges, but there are candidates for 5 \(normal\)"
+    ):
         Architecture(3, alternating(PRIMITIVES, 2, 3))
 
 
 def test_each_edge_of_a_supernet_has_its_own_candidates():
-    names = Candidates(normal=(("none", "sep_conv_3x3"), ("skip_connect", "none")), reduction=(("max_pool_3x3",),) * 2)
-    supernet = Supernet(in_channels=1, num_classes=2, channels=4, layers=3, nodes=1, primitives=names)
+    names = Candidates(
+        normal=(("none", "sep_conv_3x3"), ("skip_connect", "none")),
+        reduction=(("max_pool_3x3",),) * 2,
+    )
+    supernet = Supernet(
+        in_channels=1, num_classes=2, channels=4, layers=3, nodes=1, primitives=names
+    )
     normal, reducing = supernet.cells[0], supernet.cells[1]
     assert [fan.edges for fan in normal.fans] == [{"sep_conv_3x3": (0,)}, {"skip_connect": (0,)}]
     assert [len(list(fan.parameters())) for fan in normal.fans] == [4, 0]
@@ -166,10 +196,12 @@ def test_a_genotype_is_named_by_each_edges_own_candidates():
     names = both([("skip_connect", "none"), ("max_pool_3x3", "dil_conv_5x5")])
     weights = torch.tensor([[0.1, 0.9], [0.3, 0.7]])
     genotype = derive_genotype(MixingWeights(normal=weights, reduction=weights), names)
-    assert genotype.normal == genotype.reduction == (Edge("skip_connect", 0), Edge("dil_conv_5x5", 1))
+    assert (
+        genotype.normal == genotype.reduction == (Edge("skip_connect", 0), Edge("dil_conv_5x5", 1))
+    )
 
 
-# ------------------------------------------------------------------ dropout on identities
+# ------------------------------ dropout on identities
 
 
 def bare_cell(primitives, *, reduces=False, part=1):
@@ -203,7 +235,8 @@ def test_skip_dropout_is_drawn_for_each_edge():
 
 @pytest.mark.parametrize("part", [1, 2])
 @pytest.mark.parametrize(
-    ("primitives", "reduces"), [(tuple(p for p in PRIMITIVES if p != "skip_connect"), False), (PRIMITIVES, True)]
+    ("primitives", "reduces"),
+    [(tuple(p for p in PRIMITIVES if p != "skip_connect"), False), (PRIMITIVES, True)],
 )
 def test_skip_dropout_leaves_everything_but_identities_alone(primitives, reduces, part):
     cell = bare_cell(primitives, reduces=reduces, part=part)
@@ -230,7 +263,9 @@ def tiny(kind, *, style=None, dropout=0.3):
         partial_channels=part,
     )
     supernet.skip_drop_probability = dropout
-    return supernet.double(), Architecture(2, names, scale=0.5, edge_weights=kind == "pc-darts").double()
+    return supernet.double(), Architecture(
+        2, names, scale=0.5, edge_weights=kind == "pc-darts"
+    ).double()
 
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
@@ -245,8 +280,16 @@ def test_skip_dropout_is_replayed_under_a_seed_and_changes_only_the_statistics_o
 
     assert torch.equal(logits(0), logits(0))
     assert not torch.equal(logits(0), logits(1))
-    changed = {name for name, value in supernet.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name.rsplit(".", 1)[1] for name in changed} == {"running_mean", "running_var", "num_batches_tracked"}
+    changed = {
+        name
+        for name, value in supernet.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert {name.rsplit(".", 1)[1] for name in changed} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
 
 
 def test_one_call_sets_the_skip_dropout_of_all_supernets():
@@ -258,7 +301,7 @@ def test_one_call_sets_the_skip_dropout_of_all_supernets():
     assert discriminator(images, torch.tensor([0, 2]), weights).shape == (2,)
 
 
-# ------------------------------------------------------------------ gradients
+# ------------------------------ gradients
 
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
@@ -278,9 +321,14 @@ def test_the_gradient_in_the_architecture_is_that_of_finite_differences(kind):
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
 def test_mlo_differentiates_through_a_step_of_the_supernet_with_the_same_dropout(kind):
-    """The total gradient in α (and β) against plain autograd through one SGD step of W, with BatchNorm and dropout."""
+    """The total gradient in α (and β) against plain autograd through one SGD step of W, with
+    BatchNorm and dropout.
+    """
     supernet, arch = tiny(kind)
-    images, labels = torch.randn(2, 4, 1, 8, 8, dtype=torch.float64), torch.tensor([[0, 1, 2, 0], [2, 1, 0, 1]])
+    images, labels = (
+        torch.randn(2, 4, 1, 8, 8, dtype=torch.float64),
+        torch.tensor([[0, 1, 2, 0], [2, 1, 0, 1]]),
+    )
     lr = 0.1
 
     def train_loss(w, batch, *, arch):
@@ -291,8 +339,15 @@ def test_mlo_differentiates_through_a_step_of_the_supernet_with_the_same_dropout
 
     optimizer = mlo.MultilevelOptimizer(
         [
-            mlo.Problem("w", module=supernet, optimizer=torch.optim.SGD(supernet.parameters(), lr=lr), loss=train_loss),
-            mlo.Problem("arch", module=arch, optimizer=torch.optim.Adam(arch.parameters()), loss=valid_loss),
+            mlo.Problem(
+                "w",
+                module=supernet,
+                optimizer=torch.optim.SGD(supernet.parameters(), lr=lr),
+                loss=train_loss,
+            ),
+            mlo.Problem(
+                "arch", module=arch, optimizer=torch.optim.Adam(arch.parameters()), loss=valid_loss
+            ),
         ],
         hypergradient="one_step",
     )

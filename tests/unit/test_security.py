@@ -1,4 +1,6 @@
-"""Nothing from outside is unpickled, evaluated or unpacked; what is downloaded is checked before it is used."""
+"""Nothing from outside is unpickled, evaluated or unpacked; what is downloaded is checked before it
+is used.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for folder in ("mlo", "lfmcw_app", "examples") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("mlo", "lfmcw_app", "examples") for path in (ROOT / folder).rglob("*.py")
+)
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
@@ -36,9 +40,15 @@ def violations(source):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-            if called in FORBIDDEN_CALLS or called.rpartition(".")[2] in FORBIDDEN_CALLS - {"eval", "exec"}:
+            if called in FORBIDDEN_CALLS or called.rpartition(".")[2] in FORBIDDEN_CALLS - {
+                "eval",
+                "exec",
+            }:
                 yield node.lineno, called
-            if called == "torch.load" and ast.unparse(keywords.get("weights_only", ast.Constant(None))) != "True":
+            if (
+                called == "torch.load"
+                and ast.unparse(keywords.get("weights_only", ast.Constant(None))) != "True"
+            ):
                 yield node.lineno, "torch.load without weights_only=True"
             if called in ("np.load", "numpy.load") and "allow_pickle" in keywords:
                 yield node.lineno, "numpy.load with allow_pickle"
@@ -69,11 +79,14 @@ def test_the_search_finds_what_it_looks_for(source):
 
 
 def test_the_search_leaves_what_is_harmless():
-    harmless = "network.eval(); torch.load(x, weights_only=True); yaml.safe_load(x); tar.extractfile(n); np.load(x)"
+    harmless = (
+        "network.eval(); torch.load(x, weights_only=True); yaml.safe_load(x); "
+        "tar.extractfile(n); np.load(x)"
+    )
     assert list(violations(harmless)) == []
 
 
-# ------------------------------------------------------------------ downloads and archives
+# ------------------------------ downloads and archives
 
 
 def served(monkeypatch, content):
@@ -107,19 +120,27 @@ def archive(members):
 
 def test_a_download_with_the_right_checksum_has_its_name(tmp_path, monkeypatch):
     record = bytes([1]) + bytes(range(256)) * 12
-    names = [f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)] + ["cifar-10-batches-bin/test_batch.bin"]
+    names = [f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)] + [
+        "cifar-10-batches-bin/test_batch.bin"
+    ]
     content = archive([(tarfile.TarInfo(name), record) for name in names])
     served(monkeypatch, content)
-    monkeypatch.setattr("torchvision.datasets.utils.check_integrity", lambda path, md5=None: Path(path).is_file())
+    monkeypatch.setattr(
+        "torchvision.datasets.utils.check_integrity", lambda path, md5=None: Path(path).is_file()
+    )
     assert len(load_dataset("cifar10", tmp_path).train) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-binary.tar.gz"]
 
 
 def test_an_archive_cannot_write_or_read_outside_of_it(tmp_path):
-    """Members with paths that lead out, and links to files outside, under the names that are read."""
+    """Members with paths that lead out, and links to files outside, under the names that are
+    read.
+    """
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(3073))
-    names = [f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)] + ["cifar-10-batches-bin/test_batch.bin"]
+    names = [f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6)] + [
+        "cifar-10-batches-bin/test_batch.bin"
+    ]
     members = []
     for kind, target in (
         (tarfile.SYMTYPE, str(secret)),
@@ -129,7 +150,10 @@ def test_an_archive_cannot_write_or_read_outside_of_it(tmp_path):
         members = [(tarfile.TarInfo(name), b"") for name in names]
         for info, _ in members:
             info.type, info.linkname = kind, target
-        members += [(tarfile.TarInfo("../outside"), b"x"), (tarfile.TarInfo("/tmp/outside-of-mlo"), b"x")]
+        members += [
+            (tarfile.TarInfo("../outside"), b"x"),
+            (tarfile.TarInfo("/tmp/outside-of-mlo"), b"x"),
+        ]
         data = tmp_path / "data"
         data.mkdir(exist_ok=True)
         (data / "cifar-10-binary.tar.gz").write_bytes(archive(members))

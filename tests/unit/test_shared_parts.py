@@ -23,7 +23,9 @@ class Net(nn.Module):
 
 
 def searched(shared, engine, *, precision=None, dtype=torch.float64, parallel=None, accumulate=1):
-    """low → mid → up, where mid's loss calls `low`, noise included, by `shared`; and how often it called it."""
+    """low → mid → up, where mid's loss calls `low`, noise included, by `shared`; and how often it
+    called it.
+    """
     torch.manual_seed(0)
     modules = {name: Net().to(dtype) for name in ("low", "mid", "up")}
     calls = [0]
@@ -61,7 +63,11 @@ def searched(shared, engine, *, precision=None, dtype=torch.float64, parallel=No
     for _ in range(3):
         optimizer.step()
     calls[0] = 0
-    return optimizer.gradient("up"), calls[0], [p.detach() for module in modules.values() for p in module.parameters()]
+    return (
+        optimizer.gradient("up"),
+        calls[0],
+        [p.detach() for module in modules.values() for p in module.parameters()],
+    )
 
 
 def plain(function, *args):
@@ -72,7 +78,16 @@ def plain(function, *args):
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "engine",
-    ["darts", {"name": "neumann", "num_terms": 2, "step_size": 0.1, "tol": 10.0, "products": "finite_difference"}],
+    [
+        "darts",
+        {
+            "name": "neumann",
+            "num_terms": 2,
+            "step_size": 0.1,
+            "tol": 10.0,
+            "products": "finite_difference",
+        },
+    ],
 )
 def test_a_part_that_is_called_once_gives_the_same_gradients(engine, accumulate):
     expected, plain_calls, expected_weights = searched(plain, engine, accumulate=accumulate)
@@ -111,7 +126,9 @@ def test_a_part_that_depends_on_the_problems_own_parameters_is_refused():
         mlo.Problem("up", module=up, loss=lambda up, x, *, net: net(x).square().mean(), data=[torch.ones(2, 5).double()],
                     optimizer=SGD(up.parameters(), lr=0.1)),
     ]  # fmt: skip
-    with pytest.raises(mlo.ProblemError, match=r"calls mlo\.once on something that depends on the problem's own"):
+    with pytest.raises(
+        mlo.ProblemError, match=r"calls mlo\.once on something that depends on the problem's own"
+    ):
         mlo.MultilevelOptimizer(problems, "darts").step()
 
 
@@ -121,16 +138,26 @@ def test_a_part_that_is_made_of_what_was_differentiated_already_says_what_to_do(
         return (mid(x) * mlo.once(low, x * seen) * seen).square().mean()
 
     modules = {name: nn.Linear(3, 3).double() for name in ("low", "mid", "up")}
-    losses = (lambda low, x: low(x).square().mean(), mid_loss, lambda up, x, *, mid: (mid(x) - up(x)).square().mean())
+    losses = (
+        lambda low, x: low(x).square().mean(),
+        mid_loss,
+        lambda up, x, *, mid: (mid(x) - up(x)).square().mean(),
+    )
     problems = [
-        mlo.Problem(n, module=m, loss=loss, data=[torch.ones(2, 3).double()], optimizer=SGD(m.parameters(), lr=0.1))
+        mlo.Problem(
+            n,
+            module=m,
+            loss=loss,
+            data=[torch.ones(2, 3).double()],
+            optimizer=SGD(m.parameters(), lr=0.1),
+        )
         for (n, m), loss in zip(modules.items(), losses, strict=True)
     ]
     with pytest.raises(mlo.ProblemError, match=r"Compute this by mlo\.once as well"):
         mlo.MultilevelOptimizer(problems, "darts").step()
 
 
-# ------------------------------------------------------------------ losses of players that are functions
+# ------------------------------ losses of players that are functions
 
 
 class Pair(nn.Module):
@@ -140,7 +167,9 @@ class Pair(nn.Module):
 
 
 def game(deferred, engine="darts"):
-    """A game of a and b, both noisy, below a problem that reads a only; and how often b's loss was evaluated."""
+    """A game of a and b, both noisy, below a problem that reads a only; and how often b's loss was
+    evaluated.
+    """
     torch.manual_seed(0)
     pair, up = Pair().double(), nn.Linear(3, 3).double()
     calls = [0]

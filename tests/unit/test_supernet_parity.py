@@ -1,4 +1,6 @@
-"""The supernet computes what the module-per-edge formulation does: values, gradients, second derivatives."""
+"""The supernet computes what the module-per-edge formulation does: values, gradients, second
+derivatives.
+"""
 
 from __future__ import annotations
 
@@ -59,19 +61,31 @@ def pair(dtype=torch.float64, **options):
     reference = ReferenceSupernet(**options).to(dtype)
     reference.load_state_dict(split_by_edge(supernet, tensors(supernet)))
     edge_weights = options.get("partial_channels", 1) > 1
-    arch = Architecture(options["nodes"], options.get("primitives", PRIMITIVES), scale=0.5, edge_weights=edge_weights)
+    arch = Architecture(
+        options["nodes"],
+        options.get("primitives", PRIMITIVES),
+        scale=0.5,
+        edge_weights=edge_weights,
+    )
     return supernet, reference, arch.to(dtype)
 
 
 def derivatives(network, arch, images, *, seed=7):
-    """Features, gradients of a loss in weights and architecture, and the gradient of those gradients' size."""
+    """Features, gradients of a loss in weights and architecture, and the gradient of those
+    gradients' size.
+    """
     torch.manual_seed(seed)
-    variables = {**dict(network.named_parameters()), **{f"arch.{n}": p for n, p in arch.named_parameters()}}
+    variables = {
+        **dict(network.named_parameters()),
+        **{f"arch.{n}": p for n, p in arch.named_parameters()},
+    }
     variables = {name: p for name, p in variables.items() if not name.startswith("classifier")}
     features = network.features(images, arch())
     wanted = torch.linspace(-1.0, 1.0, features.numel(), dtype=features.dtype).view(features.shape)
     loss = ((features.contiguous() - wanted) ** 2).mean()
-    gradient = torch.autograd.grad(loss, list(variables.values()), create_graph=True, allow_unused=True)
+    gradient = torch.autograd.grad(
+        loss, list(variables.values()), create_graph=True, allow_unused=True
+    )
     size = sum((g**2).sum() for g in gradient if g is not None)
     second = torch.autograd.grad(size, list(variables.values()), allow_unused=True)
 
@@ -91,7 +105,10 @@ def assert_alike(supernet, reference, arch, images, tolerance):
         assert ours.keys() == theirs.keys()
         assert relative_error(ours, theirs) < tolerance
         of_arch = {name for name in theirs if name.startswith("arch.")}
-        assert relative_error({n: ours[n] for n in of_arch}, {n: theirs[n] for n in of_arch}) < tolerance
+        assert (
+            relative_error({n: ours[n] for n in of_arch}, {n: theirs[n] for n in of_arch})
+            < tolerance
+        )
 
 
 @pytest.mark.parametrize("space", SPACES)
@@ -102,12 +119,18 @@ def test_first_and_second_derivatives_equal_those_of_the_reference(space):
     )  # 12: the last maps are 3×3
     images = torch.randn(2, 2, size, size, dtype=torch.float64)
     assert_alike(supernet, reference, arch, images, 1e-12)
-    assert sum(p.numel() for p in supernet.parameters()) == sum(p.numel() for p in reference.parameters())
+    assert sum(p.numel() for p in supernet.parameters()) == sum(
+        p.numel() for p in reference.parameters()
+    )
 
 
 def test_single_precision_is_as_near_as_its_rounding():
-    # With ReLU and max pooling a rounding can choose another branch; in a smooth supernet nothing hides a mistake.
-    smooth = {"style": OperationStyle(activation="silu"), "primitives": tuple(p for p in PRIMITIVES if "max" not in p)}
+    # With ReLU and max pooling a rounding can choose another branch; in a smooth supernet nothing
+    # hides a mistake.
+    smooth = {
+        "style": OperationStyle(activation="silu"),
+        "primitives": tuple(p for p in PRIMITIVES if "max" not in p),
+    }
     supernet, reference, arch = pair(torch.float32, channels=12, **smooth)
     assert_alike(supernet, reference, arch, torch.randn(4, 2, 8, 8), 1e-5)
 
@@ -118,21 +141,33 @@ def test_running_statistics_are_those_of_the_reference_and_are_used_in_evaluatio
     for _ in range(2):
         images = torch.randn(4, 2, 16, 16, dtype=torch.float64)
         supernet(images, arch()), reference(images, arch())
-    ours, theirs = split_by_edge(supernet, dict(supernet.named_buffers())), dict(reference.named_buffers())
+    ours, theirs = (
+        split_by_edge(supernet, dict(supernet.named_buffers())),
+        dict(reference.named_buffers()),
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], rtol=1e-10, atol=1e-14) for name in theirs)
-    assert torch.allclose(supernet.eval()(images, arch()), reference.eval()(images, arch()), rtol=1e-10)
+    assert torch.allclose(
+        supernet.eval()(images, arch()), reference.eval()(images, arch()), rtol=1e-10
+    )
 
 
 def test_spectral_norm_divides_the_weights_of_each_edge_by_their_own_singular_value():
     supernet, reference, arch = pair(**SPACES["no norm"], nodes=1)
     for network in (supernet, reference):
         normalize_spectrally(network)
-    convolutions = {f"{n}.weight": m for n, m in supernet.named_modules() if isinstance(m, torch.nn.Conv2d)}
-    for layer in [*convolutions.values(), *(m for m in reference.modules() if isinstance(m, torch.nn.Conv2d))]:
+    convolutions = {
+        f"{n}.weight": m for n, m in supernet.named_modules() if isinstance(m, torch.nn.Conv2d)
+    }
+    for layer in [
+        *convolutions.values(),
+        *(m for m in reference.modules() if isinstance(m, torch.nn.Conv2d)),
+    ]:
         for _ in range(100):
             _ = layer.weight  # a power iteration
-    split = split_by_edge(supernet.eval(), {name: layer.weight.detach() for name, layer in convolutions.items()})
+    split = split_by_edge(
+        supernet.eval(), {name: layer.weight.detach() for name, layer in convolutions.items()}
+    )
     values = [float(torch.linalg.matrix_norm(weight.flatten(1), 2)) for weight in split.values()]
     assert len(values) > 40 and values == pytest.approx([1.0] * len(values), abs=1e-3)
     images = torch.randn(2, 2, 8, 8, dtype=torch.float64)
@@ -142,7 +177,9 @@ def test_spectral_norm_divides_the_weights_of_each_edge_by_their_own_singular_va
 
 @pytest.mark.parametrize("space", ["darts", "no norm", "p-darts, second stage"])
 def test_checkpointing_changes_no_gradient_and_moves_buffers_once(space):
-    """With BatchNorm, spectral norm (whose vectors move between two passes) and dropout, to second order."""
+    """With BatchNorm, spectral norm (whose vectors move between two passes) and dropout, to second
+    order.
+    """
     supernet, _, arch = pair(**SPACES[space])
     if space == "no norm":
         normalize_spectrally(supernet)
@@ -153,8 +190,13 @@ def test_checkpointing_changes_no_gradient_and_moves_buffers_once(space):
         network = copy.deepcopy(supernet)
         network.checkpointing = checkpointing
         torch.manual_seed(3)
-        variables = [p for p in network.parameters() if p is not network.classifier.weight] + list(arch.parameters())
-        out = network.features(images[0], arch()).square().mean() + network.features(images[1], arch()).sin().mean()
+        variables = [p for p in network.parameters() if p is not network.classifier.weight] + list(
+            arch.parameters()
+        )
+        out = (
+            network.features(images[0], arch()).square().mean()
+            + network.features(images[1], arch()).sin().mean()
+        )
         first = torch.autograd.grad(out, variables, create_graph=True, allow_unused=True)
         size = sum(g.square().sum() for g in first if g is not None)
         second = torch.autograd.grad(size, variables, allow_unused=True)
@@ -170,10 +212,12 @@ def test_weights_are_drawn_as_those_of_single_convolutions():
     for name, weight in ReferenceSupernet(**options).named_parameters():
         if weight.dim() == 4:
             assert float(ours[name].std()) == pytest.approx(float(weight.std()), rel=0.35)
-            assert float(ours[name].abs().max()) == pytest.approx(float(weight.abs().max()), rel=0.2)
+            assert float(ours[name].abs().max()) == pytest.approx(
+                float(weight.abs().max()), rel=0.2
+            )
 
 
-# ------------------------------------------------------------------ the functions that it is made of
+# ------------------------------ the functions that it is made of
 
 
 def nested(function, inputs):
@@ -199,8 +243,13 @@ def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(
     if large:  # which takes other ways
         monkeypatch.setattr(depthwise_module, "LARGE", 0)
     torch.manual_seed(0)
-    x = torch.randn(2, 3, size, size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    inputs = x.requires_grad_(), torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last
+    )
+    inputs = (
+        x.requires_grad_(),
+        torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True),
+    )
     padding = dilation * (kernel // 2)
     expected = nested(lambda x, w: F.conv2d(x, w, None, stride, padding, dilation, 3), inputs)
 
@@ -210,7 +259,9 @@ def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(
     assert relative_error(nested(ours, inputs), expected) < 1e-12
     for wanted in (inputs, inputs[:1], inputs[1:]):  # where no graph of the gradient is wanted
         found = torch.autograd.grad(ours(*inputs).sin().sum(), wanted)
-        exact = torch.autograd.grad(F.conv2d(*inputs, None, stride, padding, dilation, 3).sin().sum(), wanted)
+        exact = torch.autograd.grad(
+            F.conv2d(*inputs, None, stride, padding, dilation, 3).sin().sum(), wanted
+        )
         assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
 
 
@@ -237,24 +288,36 @@ def test_a_product_in_groups_may_change_the_width():
 def test_a_weighted_sum_is_the_sum(plain, weighted):
     torch.manual_seed(0)
     weights = torch.randn(weighted, dtype=torch.float64, requires_grad=True)
-    maps = tuple(torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True) for _ in range(plain + weighted))
+    maps = tuple(
+        torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+        for _ in range(plain + weighted)
+    )
     inputs = (weights, *maps) if weighted else maps
 
     def ours(*_):
         return weighted_sum(maps[:plain], weights, maps[plain:])
 
     def theirs(*_):
-        return sum(maps[:plain]) + sum(w * m for w, m in zip(weights.unbind(), maps[plain:], strict=True))
+        return sum(maps[:plain]) + sum(
+            w * m for w, m in zip(weights.unbind(), maps[plain:], strict=True)
+        )
 
     assert relative_error(nested(ours, inputs), nested(theirs, inputs)) < 1e-12
     for count in range(1, len(inputs)):
         for some in itertools.combinations(inputs, count):
-            found, exact = (torch.autograd.grad(function().sin().sum(), some) for function in (ours, theirs))
+            found, exact = (
+                torch.autograd.grad(function().sin().sum(), some) for function in (ours, theirs)
+            )
             assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
             # Of the gradient in all inputs, differentiated in some of them.
             found, exact = (
                 torch.autograd.grad(
-                    sum((g**3).sum() for g in torch.autograd.grad(function().sin().sum(), inputs, create_graph=True)),
+                    sum(
+                        (g**3).sum()
+                        for g in torch.autograd.grad(
+                            function().sin().sum(), inputs, create_graph=True
+                        )
+                    ),
                     some,
                 )
                 for function in (ours, theirs)
@@ -282,13 +345,18 @@ def operators_of_gradient(out, inputs, *, create_graph):
 
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_gradients_that_are_not_asked_for_are_not_computed(create_graph, monkeypatch):
-    """A generator's loss is differentiated through a discriminator whose weights require gradients, but not theirs."""
+    """A generator's loss is differentiated through a discriminator whose weights require gradients,
+    but not theirs.
+    """
     monkeypatch.setattr(depthwise_module, "LARGE", 0)
     x = torch.randn(2, 40, 6, 6).contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
     weight = torch.nn.Parameter(torch.randn(40, 1, 5, 5))
-    # The gradient in x is a convolution itself, the one in the weight is made of PyTorch's own gradients.
-    named = operators_of_gradient(depthwise(x.sin(), weight), (x, weight), create_graph=create_graph)
+    # The gradient in x is a convolution itself, the one in the weight is made of PyTorch's own
+    # gradients.
+    named = operators_of_gradient(
+        depthwise(x.sin(), weight), (x, weight), create_graph=create_graph
+    )
     assert {"convolution", "convolution_backward"} <= set(named)
     alone = operators_of_gradient(depthwise(x.sin(), weight), x, create_graph=create_graph)
     assert "convolution" in alone and "convolution_backward" not in alone
