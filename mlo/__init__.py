@@ -39,10 +39,11 @@ from mlo.hypergradient import (
     engine_from,
     register_engine,
 )
+from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
 from mlo.records import Record, SolveReport
-from mlo.shared_parts import once
+from mlo.update import Update
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ __all__ = [
     "SolveReport",
     "SolveWarning",
     "Unroll",
+    "Update",
     "available_engines",
     "darts",
     "engine_from",

@@ -51,7 +51,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlo.errors import ConfigurationError, warn_user
 from mlo.sharding import gathered, is_sharded
 
-__all__ = ["DataParallel", "SyncBatchNorm", "global_mean", "shard"]
+__all__ = ["DataParallel", "SyncBatchNorm", "global_mean", "rank_and_size", "shard"]
 
 OFF = "off"
 MODES = ("exact", "final")
@@ -287,7 +287,7 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
 
 # ------------------------------ inside a loss
 
-_active: list[DataParallel | None] = [None]
+ACTIVE: list[DataParallel | None] = [None]
 """The parallelism under which losses are evaluated now. Not a thread's own: checkpointing evaluates
 in autograd's threads.
 """
@@ -296,11 +296,11 @@ in autograd's threads.
 @contextmanager
 def inside(parallel: DataParallel | None) -> Iterator[None]:
     """Runs the body with what `global_mean`, `shard` and `SyncBatchNorm` refer to."""
-    _active.append(parallel)
+    ACTIVE.append(parallel)
     try:
         yield
     finally:
-        _active.pop()
+        ACTIVE.pop()
 
 
 def global_mean(tensor: Tensor) -> Tensor:
@@ -316,18 +316,26 @@ def global_mean(tensor: Tensor) -> Tensor:
     Args:
         tensor: of the same shape on all processes.
     """
-    parallel = _active[-1]
+    parallel = ACTIVE[-1]
     if parallel is None:
         return tensor
     return parallel.enter(parallel.leave({"": tensor}))[""]
 
 
-def processes() -> tuple[int, int]:
-    """(Number of this process, how many there are) inside a data-parallel loss; (0, 1)
-    elsewhere.
+def rank_and_size(*, of_loss: bool = False) -> tuple[int, int]:
+    """Number of this process, and how many there are; (0, 1) for a single one.
+
+    Args:
+        of_loss: counts the processes that share the loss being evaluated. That is this one alone
+            outside a data-parallel loss, and in the re-evaluations of `sync="final"`. By default
+            all processes of the default group are counted, wherever this is called.
     """
-    parallel = _active[-1]
-    return (0, 1) if parallel is None else (parallel.rank, parallel.size)
+    if of_loss:
+        parallel = ACTIVE[-1]
+        return (0, 1) if parallel is None else (parallel.rank, parallel.size)
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def shard(batch: Any, parallel: DataParallel | None = None) -> Any:
@@ -342,7 +350,7 @@ def shard(batch: Any, parallel: DataParallel | None = None) -> Any:
     Raises:
         ConfigurationError: if the rows cannot be divided equally.
     """
-    rank, size = processes() if parallel is None else (parallel.rank, parallel.size)
+    rank, size = rank_and_size(of_loss=True) if parallel is None else (parallel.rank, parallel.size)
     return batch if size == 1 else _rows(batch, rank, size)
 
 
@@ -418,7 +426,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises [B, C, ...] over all but the channels."""
         own_statistics = self.training or self.running_mean is None
-        _, size = processes()
+        _, size = rank_and_size(of_loss=True)
         if size == 1 or not own_statistics:
             return super().forward(input)
         self._check_input_dim(input)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from mlo.errors import GraphError, nearest
-from mlo.graph_picture import graph_svg
+from mlo.graph_picture import Arrow, graph_svg
 from mlo.problem import Problem
 
 __all__ = ["DependencyGraph", "Order"]
@@ -24,6 +24,19 @@ class DependencyGraph:
     A loss that reads a problem listed before its own reads that problem's *response* (its solution
     as a function of everything that it depends on); one that reads a problem listed after its own
     is *conditioned* on its current value.
+
+    Attributes (each a mapping by problem name, computed once):
+        reads: the problems that its loss reads.
+        reads_below: those of them whose solutions it reads.
+        reads_above: those of them on whose current values it is conditioned.
+        solutions_in: every problem whose response enters its total gradient, in listed order: the
+            ones in `reads_below`, and the problems below it on which those are conditioned.
+        values_in: the problems listed after it on whose values its loss depends, itself or through
+            the solutions in it.
+        solutions_depending_on: the problems listed before it whose solutions, as it sees them, are
+            functions of its own value.
+        level: the longest chain of solutions in its total gradient; 0 where there is none.
+        position: its place in the list.
 
     Raises:
         GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared
@@ -46,81 +59,73 @@ class DependencyGraph:
         self.position = {name: index for index, name in enumerate(self.problems)}
         self.reads = {name: self._resolve_reads(problem) for name, problem in self.problems.items()}
         self._check_shared_parameters()
-        # The problems on whose values each one is conditioned, itself or through the responses that
-        # it reads.
-        self._values_seen: dict[str, set[str]] = {}
-        for name in self.problems:
-            through = (self._values_seen[lower] for lower in self.lower(name))
-            self._values_seen[name] = set(self.upper(name)).union(*through) - {name}
-        # All responses count, not only those read: a step is differentiated at what it saw of the
+        # Facts of the graph, once: losses are evaluated many times.
+        names = tuple(self.problems)
+        self.reads_below = {name: self._reads_where(name, below=True) for name in names}
+        self.reads_above = {name: self._reads_where(name, below=False) for name in names}
+        self._values_seen = self._find_values_seen()
+        self.solutions_in = {name: self._find_solutions_in(name) for name in names}
+        self.values_in = {name: self._find_values_in(name) for name in names}
+        self.solutions_depending_on = {name: self._find_depending_on(name) for name in names}
+        # All solutions count, not only those read: a step is differentiated at what it saw of the
         # problems below it, so these must not move between the step and its reading.
         self.level: dict[str, int] = {}
+        for name in names:
+            below = [self.level[lower] for lower in self.solutions_in[name]]
+            self.level[name] = 1 + max(below, default=-1)
+
+    # ------------------------------ facts
+
+    def _reads_where(self, name: str, *, below: bool) -> tuple[str, ...]:
+        own = self.position[name]
+        return tuple(read for read in self.reads[name] if (self.position[read] < own) == below)
+
+    def _find_values_seen(self) -> dict[str, set[str]]:
+        """The problems on whose values each one is conditioned, itself or through solutions."""
+        seen: dict[str, set[str]] = {}
         for name in self.problems:
-            self.level[name] = max(
-                (self.level[lower] + 1 for lower in self.responses(name)), default=0
-            )
+            through = [seen[lower] for lower in self.reads_below[name]]
+            seen[name] = set(self.reads_above[name]).union(*through) - {name}
+        return seen
 
-    def lower(self, name: str) -> tuple[str, ...]:
-        """The problems whose responses `name` reads."""
-        return tuple(read for read in self.reads[name] if self.position[read] < self.position[name])
-
-    def upper(self, name: str) -> tuple[str, ...]:
-        """The problems on whose current values `name` is conditioned."""
-        return tuple(read for read in self.reads[name] if self.position[read] > self.position[name])
-
-    def responses(self, name: str) -> tuple[str, ...]:
-        """Every problem whose response enters the total gradient of `name`'s own loss, in listed
-        order.
-
-        These are the lower problems that it reads, and the problems below `name` on which those are
-        conditioned.
-        """
+    def _find_solutions_in(self, name: str) -> tuple[str, ...]:
+        own = self.position[name]
         found: set[str] = set()
-        waiting = list(self.lower(name))
+        waiting = list(self.reads_below[name])
         while waiting:
             lower = waiting.pop()
-            if lower in found:
-                continue
-            found.add(lower)
-            waiting += [
-                read
-                for read in self._values_seen[lower]
-                if self.position[read] < self.position[name]
-            ]
-        return tuple(other for other in self.problems if other in found)
+            if lower not in found:
+                found.add(lower)
+                waiting += [seen for seen in self._values_seen[lower] if self.position[seen] < own]
+        return self._listed(found)
 
-    def values(self, name: str) -> tuple[str, ...]:
-        """The problems listed after `name` on whose values its loss depends, itself or through
-        responses in it.
-        """
-        seen = self._values_seen[name].union(
-            *(self._values_seen[lower] for lower in self.responses(name))
-        )
-        return tuple(
-            other
-            for other in self.problems
-            if other in seen and self.position[other] > self.position[name]
-        )
+    def _find_values_in(self, name: str) -> tuple[str, ...]:
+        through = [self._values_seen[lower] for lower in self.solutions_in[name]]
+        seen = self._values_seen[name].union(*through)
+        return self._listed({other for other in seen if self.position[other] > self.position[name]})
 
-    def dependent(self, name: str) -> frozenset[str]:
-        """The problems listed before `name` whose solutions, as `name` sees them, are functions of
-        its own value.
-
-        A solution depends on the values that it is conditioned on; where such a value belongs to a
-        problem listed before `name`, `name` sees that problem's solution there, and so what that
-        one depends on counts too.
-        """
+    def _find_depending_on(self, name: str) -> frozenset[str]:
+        # A solution depends on the values that it is conditioned on. Where such a value belongs to
+        # a problem listed before `name`, `name` sees that problem's solution in its place, and so
+        # what that one depends on counts too.
+        own = self.position[name]
         found = set()
-        for lower in self.problems:
+        for lower in list(self.problems)[:own]:
             seen: set[str] = set()
             waiting = [lower]
             while waiting:
                 new = self._values_seen[waiting.pop()] - seen
                 seen |= new
-                waiting += [value for value in new if self.position[value] < self.position[name]]
-            if self.position[lower] < self.position[name] and name in seen:
+                waiting += [value for value in new if self.position[value] < own]
+            if name in seen:
                 found.add(lower)
         return frozenset(found)
+
+    def _listed(self, names: set[str]) -> tuple[str, ...]:
+        """The names in listed order."""
+        return tuple(name for name in self.problems if name in names)
+
+    # ------------------------------ the order of a round
 
     def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
         """The order of the updates in one round; a problem with `steps=K` moves K times per move of
@@ -159,18 +164,18 @@ class DependencyGraph:
         """
         lines = ["flowchart BT"]
         for name, problem in self.problems.items():
-            players = f"<br/>players: {', '.join(problem.players)}" if problem.players else ""
+            players = f"<br/>players: {', '.join(problem.players)}" if problem.is_game else ""
             lines.append(f'    {name}["{name}{players}"]')
         for name in self.problems:
-            lines += [f"    {lower} -->|solution| {name}" for lower in self.lower(name)]
-            lines += [f"    {upper} -.->|value| {name}" for upper in self.upper(name)]
+            lines += [f"    {lower} -->|solution| {name}" for lower in self.reads_below[name]]
+            lines += [f"    {upper} -.->|value| {name}" for upper in self.reads_above[name]]
         return "\n".join(lines)
 
     def __str__(self) -> str:
         rows = ["Dependency graph, from the innermost problem to the outermost:"]
         for name in self.problems:
-            solutions = ", ".join(self.lower(name)) or "-"
-            values = ", ".join(self.upper(name)) or "-"
+            solutions = ", ".join(self.reads_below[name]) or "-"
+            values = ", ".join(self.reads_above[name]) or "-"
             rows.append(
                 f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
                 f"{values}"
@@ -180,7 +185,23 @@ class DependencyGraph:
 
     def _repr_html_(self) -> str:
         """The picture that a notebook shows."""
-        return graph_svg(self)
+        return self.to_svg()
+
+    def to_svg(self) -> str:
+        """Returns the picture as SVG text: solid arrows are solutions, dashed ones values."""
+        height = max(self.level.values()) + 1
+        arrows = [
+            Arrow(start=start, end=name, dashed=reads is self.reads_above)
+            for name in self.problems
+            for reads in (self.reads_below, self.reads_above)
+            for start in reads[name]
+        ]
+        return graph_svg(
+            [[n for n, level in self.level.items() if level == row] for row in range(height)],
+            arrows,
+            subtitles={name: _subtitle(problem) for name, problem in self.problems.items()},
+            description=str(self),
+        )
 
     def __repr__(self) -> str:
         return f"DependencyGraph({', '.join(self.problems)})"
@@ -220,3 +241,9 @@ class DependencyGraph:
                         f"is {name}.{key}). Each parameter belongs to one problem; let the loss "
                         "read the other problem instead."
                     )
+
+
+def _subtitle(problem: Problem) -> str:
+    if problem.is_game:
+        return "game"
+    return f"{sum(parameter.numel() for parameter in problem.parameters.values()):,} parameters"

@@ -4,14 +4,11 @@ around it.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlo.graph import DependencyGraph
-
-__all__ = ["graph_svg"]
+__all__ = ["Arrow", "graph_svg"]
 
 BOX_WIDTH, BOX_HEIGHT = 132, 44
 GAP_X, GAP_Y, MARGIN = 36, 56, 12
@@ -19,17 +16,30 @@ GAP_X, GAP_Y, MARGIN = 36, 56, 12
 Place = tuple[float, float]
 
 
-def graph_svg(graph: DependencyGraph) -> str:
-    """Draws a box a problem, lower levels below; solid arrows are solutions, dashed ones values
-    that are conditioned on.
+@dataclass(frozen=True, kw_only=True)
+class Arrow:
+    """An edge from one box to another; dashed ones are values, solid ones solutions."""
+
+    start: str
+    end: str
+    dashed: bool
+
+
+def graph_svg(
+    levels: Sequence[Sequence[str]],
+    arrows: Sequence[Arrow],
+    *,
+    subtitles: Mapping[str, str],
+    description: str,
+) -> str:
+    """Draws a box per name, lower levels below, and arrows between them.
 
     Args:
-        graph: the graph.
+        levels: the names on each level, the lowest level first.
+        arrows: edges between names.
+        subtitles: name → the small text in its box.
+        description: what a screen reader says.
     """
-    levels = [
-        [name for name in graph.problems if graph.level[name] == level]
-        for level in range(_height(graph))
-    ]
     widest = max(map(len, levels))
     width = widest * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
     height = len(levels) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
@@ -39,33 +49,13 @@ def graph_svg(graph: DependencyGraph) -> str:
         for index, name in enumerate(names):
             x = (width - row) / 2 + index * (BOX_WIDTH + GAP_X) + BOX_WIDTH / 2
             places[name] = x, height - MARGIN - BOX_HEIGHT / 2 - level * (BOX_HEIGHT + GAP_Y)
-    arrows = [
-        _arrow(places[start], places[end], dashed=dashed)
-        for name in graph.problems
-        for start, end, dashed in itertools.chain(
-            ((lower, name, False) for lower in graph.lower(name)),
-            ((upper, name, True) for upper in graph.upper(name)),
-        )
-    ]
-    boxes = [_box(name, places[name], _subtitle(graph, name)) for name in graph.problems]
+    curves = [_arrow(places[a.start], places[a.end], dashed=a.dashed) for a in arrows]
+    boxes = [_box(name, place, subtitles[name]) for name, place in places.items()]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        'role="img" style="max-width:100%;height:auto;font-family:sans-serif" '
-        f'aria-label="{escape(str(graph))}">'
-        f"{''.join(arrows)}{''.join(boxes)}</svg>"
+        f'role="img" style="max-width:100%;height:auto;font-family:sans-serif" '
+        f'aria-label="{escape(description)}">{"".join(curves)}{"".join(boxes)}</svg>'
     )
-
-
-def _height(graph: DependencyGraph) -> int:
-    return max(graph.level.values()) + 1
-
-
-def _subtitle(graph: DependencyGraph, name: str) -> str:
-    problem = graph.problems[name]
-    if problem.is_game:
-        return "game"
-    count = sum(parameter.numel() for parameter in problem.parameters.values())
-    return f"{count:,} parameters"
 
 
 def _box(name: str, place: Place, subtitle: str) -> str:

@@ -67,7 +67,9 @@ def _engine(name: str) -> str:
     except mlo.EngineError as error:
         return " ".join(str(error).split()).partition(". ")[0]
     first = (inspect.getdoc(type(engine)) or "").partition("\n\n")[0]
-    products = "" if isinstance(engine.products, mlo.Autograd) else f" [{engine.products.name}]"
+    products = ""
+    if isinstance(engine, mlo.Engine) and not isinstance(engine.products, mlo.Autograd):
+        products = f" [{engine.products.name}]"
     return " ".join(first.split()) + products
 
 

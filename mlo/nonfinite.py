@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mlo.containers import tensors_of
 from mlo.errors import NonFiniteError
 from mlo.problem import Problem, Tensors
-from mlo.total_gradient import TotalGradient
+from mlo.response import TotalGradient
+from mlo.tensors import tensors_of
 
 __all__ = [
     "ROLLBACKS",
@@ -28,8 +28,8 @@ __all__ = [
 OnNonFinite = Literal["stop", "skip", "rollback"]
 
 SKIPS_IN_A_ROW = 10
-"""Updates of one problem that are left out before the run stops: what has not mended itself by then
-will not.
+"""Updates of one problem that are left out before the run stops: after this many, it will not
+recover.
 """
 
 ROLLBACKS = 3
@@ -75,7 +75,7 @@ def nonfinite_error(
         gradient: takes the gradient again where it was taken, with some problems' solutions for
             constants.
     """
-    term = _term(found, lowers, gradient)
+    term = _term(problem, found, lowers, gradient)
     batches = [tensor for batch in found.evaluation.batches for tensor in tensors_of(batch)]
     lost = [
         f"{name}.{key}"
@@ -115,7 +115,10 @@ def nonfinite_error(
 
 
 def _term(
-    found: TotalGradient, lowers: Sequence[str], gradient: Callable[[frozenset[str]], Tensors]
+    problem: Problem,
+    found: TotalGradient,
+    lowers: Sequence[str],
+    gradient: Callable[[frozenset[str]], Tensors],
 ) -> str:
     """The first part of a total gradient that is not finite.
 
@@ -125,7 +128,7 @@ def _term(
     """
     for player, loss in found.losses.items():
         if not _all_finite(loss):
-            return f"loss of player {player!r}" if player else "loss"
+            return f"loss of player {player!r}" if problem.is_game else "loss"
     if all(map(_all_finite, found.gradient.values())):
         return "gradient's norm, which overflows,"
     held = list(lowers)

@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from html import escape
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
-from mlo.containers import tensors_of, versions_of
+from mlo.checks import check_engines
 from mlo.distributed import DataParallel, data_parallel
-from mlo.errors import (
-    CheckpointError,
-    GraphError,
-    NonFiniteError,
-    ProblemError,
-    check_choice,
-    nearest,
-    warn_user,
-)
-from mlo.evaluation import LossModule
+from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
 from mlo.graph import DependencyGraph, Order
-from mlo.graph_picture import graph_svg
-from mlo.hypergradient.base import Engine
-from mlo.hypergradient.compatibility import (
-    check_engines,
-    check_kept_graphs,
-    check_look_ahead,
-    check_sharding,
-)
-from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
-from mlo.hypergradient.optimizer_step import OptimizerStep
 from mlo.hypergradient.registry import EngineChoice, engines_for
-from mlo.nonfinite import (
-    ROLLBACKS,
-    SKIPS_IN_A_ROW,
-    SNAPSHOT_EVERY,
-    OnNonFinite,
-    is_finite,
-    nonfinite_error,
-)
-from mlo.problem import SINGLE_PLAYER, Problem, Tensors
-from mlo.randomness import RandomState, preserved
+from mlo.levels import History, Levels
+from mlo.loss import LossFunction
+from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
+from mlo.problem import Problem, Tensors
 from mlo.records import Record
-from mlo.sharding import is_sharded, total_norm
-from mlo.solutions import Solutions
-from mlo.state import check_state, copied
-from mlo.total_gradient import TotalGradient, total_gradient
+from mlo.response import AbstractEngine, StepEngine
+from mlo.state import load_state, state_of
+from mlo.update import Update, Updater
 
 __all__ = ["MultilevelOptimizer"]
-
-STATE_VERSION = 1
 
 
 class MultilevelOptimizer:
@@ -90,10 +58,10 @@ class MultilevelOptimizer:
                 random numbers.
 
     Raises:
-        ConfigurationError: if `on_nonfinite` or `order` is none of these.
+        ConfigurationError: if `on_nonfinite` or `order` is none of these, or if the processes do
+            not fit together.
         GraphError: if the problems do not form a valid graph.
         EngineError: if an engine is unknown or cannot serve this graph.
-        ConfigurationError: if the processes do not fit together.
     """
 
     def __init__(
@@ -107,155 +75,203 @@ class MultilevelOptimizer:
     ) -> None:
         check_choice("on_nonfinite", on_nonfinite, (*get_args(OnNonFinite), None))
         check_choice("order", order, get_args(Order))
-        self.on_nonfinite = on_nonfinite
+        self.on_nonfinite: OnNonFinite | None = on_nonfinite
         self.order: Order = order
         self.graph = DependencyGraph(problems)
-        self.engines: dict[str, Engine] = engines_for(self.graph.problems, hypergradient)
-        self.round = 0
+        self.engines: dict[str, AbstractEngine] = engines_for(self.graph.problems, hypergradient)
         self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self._schedule = self.graph.schedule(order)
-        self._streams = {
-            name: BatchStream(problem.data, name) for name, problem in self.problems.items()
-        }
-        self._modules = {
-            name: LossModule(
-                problem, {read: self.problems[read] for read in self.graph.reads[name]}
-            )
-            for name, problem in self.problems.items()
-        }
-        check_engines(self.graph, self.engines)
-        self._looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
-        check_look_ahead(self.graph, self.engines, self._looks_ahead)
+        looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         self.parallel = data_parallel(distributed)
-        check_kept_graphs(self.graph, self.engines, divided=self.parallel is not None)
-        check_sharding(
-            self.graph, self.engines, exact=self.parallel is not None and self.parallel.exact
-        )
-        if self.parallel is not None:
-            described = [
-                f"{name}: {problem!r}, {self.engines[name]}"
-                for name, problem in self.problems.items()
-            ]
-            modules = {name: problem.module for name, problem in self.problems.items()}
-            self.parallel.begin(
-                modules, [f"sync={self.parallel.sync}, noise={self.parallel.noise}", *described]
-            )
+        check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
+        self._start_processes()
         for problem in self.problems.values():
             if problem.compile:
-                problem.module.compile(
-                    **(problem.compile if isinstance(problem.compile, Mapping) else {})
-                )
-        self._generators = [
-            generator for problem in self.problems.values() for generator in problem.generators
-        ]
-        self._skips_in_a_row = dict.fromkeys(self.problems, 0)
-        self._snapshot: dict[str, Any] | None = (
-            None  # what "rollback" goes back to, and how often it did
+                options = problem.compile if isinstance(problem.compile, Mapping) else {}
+                problem.module.compile(**options)
+
+        losses: dict[str, LossFunction] = {}
+        for name, problem in self.problems.items():
+            reads = {read: self.problems[read] for read in self.graph.reads[name]}
+            losses[name] = LossFunction(problem, reads, self.parallel)
+        streams = {name: BatchStream(p.data, name) for name, p in self.problems.items()}
+        self._history = History(self.graph, self.engines, losses, streams, looks_ahead=looks_ahead)
+        self._now, self._ahead = Levels(self._history), Levels(self._history, ahead=True)
+        self._levels = {
+            name: self._ahead if name in looks_ahead else self._now for name in self.problems
+        }
+        self._updater = Updater(
+            self._history, self._levels, on_nonfinite=on_nonfinite, parallel=self.parallel
         )
+
+        # The round that is being made: its record, and the updates that it still has to make.
+        self._schedule = self.graph.schedule(order)
+        self._record = Record(round=0)
+        self._waiting: tuple[str, ...] = ()
+        # What "rollback" goes back to, how often it did, and why it did last.
+        self._snapshot: dict[str, Any] | None = None
         self._rollbacks = 0
-        self._warned: set[str] = set()
-        self._examined: set[str] = set()
-        this = weakref.proxy(
-            self
-        )  # so that an optimizer that is let go of is freed at once, with all that it holds
-        self._solutions = Solutions(
-            self.graph,
-            self.engines,
-            self._modules,
-            self._streams,
-            parallel=self.parallel,
-            looks_ahead=self._looks_ahead,
-            rests=lambda name: this._rests(name),
-            total_gradient=lambda name, batches, ahead: this._total_gradient(
-                name, batches, live=False, ahead=ahead, keep_graph=this.engines[name].keeps_graph
-            ),
-        )
+        self._cause: NonFiniteError | None = None
+
+    def _start_processes(self) -> None:
+        """Checks that all processes declare the same, and gives them process 0's parameters."""
+        if self.parallel is None:
+            return
+        lines = [f"sync={self.parallel.sync}, noise={self.parallel.noise}"]
+        for name, problem in self.problems.items():
+            lines.append(f"{name}: {problem!r}, {self.engines[name]}")
+        self.parallel.begin({name: p.module for name, p in self.problems.items()}, lines)
 
     @property
     def problems(self) -> dict[str, Problem]:
         """Name → problem, from the innermost to the outermost."""
         return self.graph.problems
 
+    @property
+    def round(self) -> int:
+        """The number of rounds that were made."""
+        return self._history.round
+
+    @round.setter
+    def round(self, value: int) -> None:
+        self._history.round = value
+
     def __repr__(self) -> str:
-        engines = ", ".join(
+        labels = [
             f"{name}: {self.engines[name].label}"
             for name in self.problems
-            if name in self._solutions.differentiated
-        )
-        return (
-            f"MultilevelOptimizer({' → '.join(self.problems)}; "
-            f"{engines or 'no response is differentiated'})"
-        )
+            if name in self._history.differentiated
+        ]
+        engines = ", ".join(labels) or "no response is differentiated"
+        return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines})"
 
     def _repr_html_(self) -> str:
         """The picture that a notebook shows: the graph, and which engine differentiates what."""
-        return f"{graph_svg(self.graph)}<div><code>{escape(repr(self))}</code></div>"
+        return f"{self.graph.to_svg()}<div><code>{escape(repr(self))}</code></div>"
+
+    # ------------------------------ rounds
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Runs `steps` rounds; yields the record of each, and of those that are run again after a
-        rollback.
+        """Makes `steps` rounds.
+
+        Yields:
+            the record of each round, and of those that are made again after a rollback.
         """
         last = self.round + steps
         while self.round < last:
             yield self.step()
 
     def step(self) -> Record:
-        """Runs one round: every problem is updated, in the order of `graph.schedule()`; returns its
-        record.
+        """Makes one round, or the rest of one that was left: every problem is updated.
+
+        The order is that of `graph.schedule()`.
 
         Raises:
             NonFiniteError: if a loss or gradient is not finite and `on_nonfinite` says, or comes
                 to, stop.
         """
-        if self.on_nonfinite != "rollback":
-            return self._run_round()
-        if self._snapshot is None or self.round >= self._snapshot["round"] + SNAPSHOT_EVERY:
-            self._snapshot, self._rollbacks = self.state_dict(), 0
-        cause: NonFiniteError | None = None
-        while True:
-            try:
-                record = self._run_round()
-            except NonFiniteError as error:
-                if self._rollbacks == ROLLBACKS:
-                    raise
-                self._rollbacks += 1
-                self.roll_back(self._snapshot)
-                cause = error
-            else:
-                record.rolled_back = cause
-                return record
+        self._advance()
+        while self._waiting:
+            self._advance()
+        return self._record
 
-    def _run_round(self) -> Record:
+    def updates(self, rounds: int) -> Iterator[Update]:
+        """Makes `rounds` rounds update by update, so that a caller can act inside a round.
+
+        Between two updates the caller may log, validate, save, average weights elsewhere, or leave
+        the loop. The round then stays where it is: the next `updates`, `step` or `run` makes the
+        rest of it first, and a state that is saved there resumes there. A round that was left
+        counts as one of `rounds`.
+
+        Args:
+            rounds: number of rounds, after which the iterator ends.
+
+        Yields:
+            every update of every problem, after it was made; also the ones that are made again
+            after a rollback.
+
+        Raises:
+            NonFiniteError: as `step`.
+        """
+        last = self.round + rounds
+        while self.round < last:
+            update = self._advance()
+            if update is not None:
+                yield update
+
+    def _advance(self) -> Update | None:
+        """Makes the next update of the round, or of a new one; None: nobody moves in the round."""
         if torch.is_inference_mode_enabled():
             raise ProblemError(
                 "A round cannot run under torch.inference_mode(), where nothing has a gradient."
             )
-        record = Record(round=self.round + 1)
-        moving = [name for name in self._schedule if not self._rests(name)]
-        if self._looks_ahead:
-            self._solutions.forget_looks_ahead()
-        for index, name in enumerate(moving):
-            later: Sequence[str] = ()
+        while True:
+            if not self._waiting:
+                self._begin_round()
+            if not self._waiting:
+                self.round += 1
+                return None
+            name, *later = self._waiting
+            record, ends_round = self._record, not later
             try:
-                with self.around_update(name):
-                    self._update(
-                        name,
-                        record,
-                        keep_graph=self._solutions.keeps_graph(name, moving[index + 1 :]),
-                    )
-                later = moving[index + 1 :]
-            except NonFiniteError:
-                # The data of all problems stand at the end of this round, so that streams that go
-                # together still do.
-                for other in moving[index + 1 :]:
-                    self._draw(other)
-                raise
-            finally:
-                self._solutions.release_graphs(later)
-        self.round += 1
-        return record
+                self._update(name, tuple(later))
+            except NonFiniteError as error:
+                self._waiting = ()
+                if self.on_nonfinite != "rollback" or self._rollbacks == ROLLBACKS:
+                    raise
+                assert self._snapshot is not None
+                self._rollbacks += 1
+                self.roll_back(self._snapshot)
+                self._cause = error
+                continue
+            self._waiting = tuple(later)
+            number = self.round + 1
+            if ends_round:
+                self._end_round()
+            return Update(problem=name, round=number, record=record, ends_round=ends_round)
 
-    def gradient(self, name: str, *, fixed: Collection[str] = ()) -> Tensors:
+    def _begin_round(self) -> None:
+        if self.on_nonfinite == "rollback":
+            due = self._snapshot is None or self.round >= self._snapshot["round"] + SNAPSHOT_EVERY
+            if due:
+                self._snapshot, self._rollbacks = self.state_dict(), 0
+        if self._history.looks_ahead:
+            # The batches that come next are others now.
+            self._forget_solutions()
+        self._record = Record(round=self.round + 1)
+        self._waiting = self._moving()
+
+    def _moving(self) -> tuple[str, ...]:
+        """The updates of the current round, in order."""
+        return tuple(name for name in self._schedule if not self._history.rests(name))
+
+    def _end_round(self) -> None:
+        self._record.rolled_back, self._cause = self._cause, None
+        self.round += 1
+
+    def _update(self, name: str, later: tuple[str, ...]) -> None:
+        """Makes one update, and releases the graphs that those `later` in the round do not need."""
+        needed: tuple[str, ...] = ()
+        try:
+            with self.around_update(name):
+                keep_graph = self._history.keeps_graph(name, later)
+                self._updater.update(name, self._record, keep_graph=keep_graph)
+            needed = later
+        except NonFiniteError:
+            # The data of all problems stand at the end of this round, so that streams that go
+            # together still do.
+            for other in later:
+                self._updater.draw(other)
+            raise
+        finally:
+            self._history.release_graphs(needed)
+
+    def _forget_solutions(self) -> None:
+        self._now.forget()
+        self._ahead.forget()
+
+    # ------------------------------ a question
+
+    def gradient(self, name: str, *, held_constant: Collection[str] = ()) -> Tensors:
         """Returns the total gradient of a problem's loss, and changes nothing.
 
         The gradient is taken at the current parameters and the problem's current batches: the ones
@@ -265,8 +281,8 @@ class MultilevelOptimizer:
 
         Args:
             name: the problem.
-            fixed: problems whose solutions are taken for constants; what is missing then is what
-                flows through them.
+            held_constant: problems whose solutions are treated as constants; what is missing then
+                is what flows through them.
 
         Returns:
             parameter name → gradient, of the parameter's shape.
@@ -274,69 +290,38 @@ class MultilevelOptimizer:
         Raises:
             GraphError: if there is no problem of that name.
         """
-        held = frozenset((fixed,) if isinstance(fixed, str) else fixed)
+        held = frozenset((held_constant,) if isinstance(held_constant, str) else held_constant)
         for other in (name, *held):
-            if other not in self.problems:
-                raise GraphError(f"There is no problem {other!r}. {nearest(other, self.problems)}")
-        with self._unchanged():
-            return self._total_gradient(
-                name, self._solutions.batches(name), live=False, fixed=held
-            ).gradient
+            if other not in self.graph.problems:
+                raise GraphError(
+                    f"There is no problem {other!r}. {nearest(other, self.graph.problems)}"
+                )
+        levels = self._levels[name]
+        with levels.unchanged():
+            batches = levels.batches(name)
+            return levels.total_gradient(name, batches, held_constant=held).gradient
 
-    @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Runs the body and leaves solutions, engines' memory and random state as they were."""
-        with self._solutions.preserved(), preserved(self._generators):
-            yield
-
-    def _rests(self, name: str) -> bool:
-        return self.round < self.problems[name].warmup_steps
+    # ------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that a run needs to go on, as tensors and plain values (loadable with
-        `weights_only=True`).
+        """Returns everything that a run needs to resume, as tensors and plain values.
 
-        Parameters, buffers, optimizers, schedulers, positions in the data, and the random state, as
-        copies. Not the last
-        steps themselves: until each problem has moved again, `gradient` looks ahead as it does
-        before the first round.
+        It can be loaded with `weights_only=True`. Parameters, buffers, optimizers, schedulers,
+        positions in the data and in the round, and the random state, as copies. Not the last steps
+        themselves: until each problem has moved again, `gradient` looks ahead as it does before the
+        first round.
 
         The same on all processes of a data-parallel run that were seeded alike (but for what
-        `sync="final"` leaves in engines' memories): one process saves it, any number of them go on
-        with it.
+        `sync="final"` leaves in engines' memories): one process saves it, any number of them
+        resume from it.
 
         Raises:
             CheckpointError: if parameters are sharded.
         """
-        for name, problem in self.problems.items():
-            if any(is_sharded(parameter) for parameter in problem.parameters.values()):
-                raise CheckpointError(
-                    f"Problem {name!r} has sharded parameters, of which no process has the whole. "
-                    "Save its module and optimizer by torch.distributed.checkpoint."
-                )
-        return {
-            "version": STATE_VERSION,
-            "round": self.round,
-            "random": RandomState.capture(self._generators).state_dict(),
-            "problems": {
-                name: {
-                    "module": copied(dict(problem.module.state_dict())),
-                    "optimizers": {
-                        key: copied(o.state_dict()) for key, o in problem.optimizers.items()
-                    },
-                    "schedulers": {
-                        key: copied(s.state_dict()) for key, s in problem.schedulers.items()
-                    },
-                    "data": self._streams[name].state_dict(),
-                    "updates": self._solutions.updates[name],
-                    "skips_in_a_row": self._skips_in_a_row[name],
-                    "memory": {
-                        key: tensor.clone() for key, tensor in self._solutions.memory[name].items()
-                    },
-                }
-                for name, problem in self.problems.items()
-            },
-        }
+        made = len(self._moving()) - len(self._waiting) if self._waiting else 0
+        return state_of(
+            self._history, skips_in_a_row=self._updater.skips_in_a_row, within_round=made
+        )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to what `state_dict` returned.
@@ -347,23 +332,17 @@ class MultilevelOptimizer:
         """
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
-        for name in self.problems:
-            recorded, moves = self.engines[name].recorded_steps, self.problems[name].steps
-            if name in self._solutions.differentiated and recorded > moves:
-                warn_user(
-                    f"The engine {self.engines[name].label!r} of problem {name!r} differentiates "
-                    f"{recorded} steps, of which a state holds none and a round makes {moves}: "
-                    "until there are as many, gradients are not those of a run that was not "
-                    f"interrupted. With steps={recorded} of the problem they are."
-                )
+        for name, problem in self.problems.items():
+            engine = self._history.step_engine(name)
+            if engine is not None and engine.recorded_steps > problem.steps:
+                _warn_of_few_steps(problem, engine)
 
     def roll_back(self, state: Mapping[str, Any]) -> None:
-        """Goes back to a state of `state_dict`, but not to its batches and noise, so that what
-        failed is not repeated.
+        """Goes back to a state, but not to its batches and noise, so that no failure is repeated.
 
         Parameters, buffers, optimizers, schedulers and the round are those of the state; the data
-        and the random state go on from where they are. (A round that ends in a `NonFiniteError` has
-        taken the batches of all its updates.)
+        and the random state stay where they are. (A round that ends in a `NonFiniteError` has taken
+        the batches of all its updates.)
 
         Raises:
             CheckpointError: as `load_state_dict`.
@@ -371,285 +350,26 @@ class MultilevelOptimizer:
         self._load(state, position=False)
 
     def _load(self, state: Mapping[str, Any], *, position: bool) -> None:
-        if state.get("version") != STATE_VERSION:
-            raise CheckpointError(
-                f"The state has version {state.get('version')!r}; this version of mlo reads "
-                f"{STATE_VERSION}."
-            )
-        if set(state["problems"]) != set(self.problems):
-            raise CheckpointError(
-                f"The state is of the problems {sorted(state['problems'])}, this optimizer has "
-                f"{sorted(self.problems)}."
-            )
-        random_state = RandomState.from_state_dict(state["random"])
-        if len(random_state.generators) != len(self._generators):
-            raise CheckpointError(
-                f"The state has {len(random_state.generators)} generators, the problems name "
-                f"{len(self._generators)}."
-            )
-        for name, problem in self.problems.items():  # all of it, before anything is changed
-            check_state(problem, state["problems"][name])
-        for name, problem in self.problems.items():
-            saved = state["problems"][name]
-            try:
-                problem.module.load_state_dict(saved["module"])
-                for key, optimizer in problem.optimizers.items():
-                    optimizer.load_state_dict(saved["optimizers"][key])
-                for key, scheduler in problem.schedulers.items():
-                    scheduler.load_state_dict(saved["schedulers"][key])
-            except (RuntimeError, KeyError, ValueError) as error:
-                raise CheckpointError(
-                    f"The state of problem {name!r} does not fit its module, optimizer or "
-                    f"scheduler: {error}"
-                ) from error
-            if position:
-                self._streams[name].load_state_dict(saved["data"])
-            self._solutions.updates[name] = saved["updates"]
-            self._skips_in_a_row[name] = saved.get("skips_in_a_row", 0)
-            self._solutions.memory[name].clear()
-            self._solutions.memory[name].update(
-                {
-                    key: tensor.to(problem.device, copy=True)
-                    for key, tensor in saved["memory"].items()
-                }
-            )
-        self.round = state["round"]
-        self._solutions.forget()
-        if position:
-            random_state.restore(self._generators)
+        made = load_state(
+            state,
+            self._history,
+            skips_in_a_row=self._updater.skips_in_a_row,
+            position=position,
+        )
+        self._forget_solutions()
+        self._record = Record(round=self.round + 1)
+        self._waiting = self._moving()[made:] if made else ()
         if self.parallel is not None:
             for name, problem in self.problems.items():
-                self.parallel.check_equal(
-                    {f"{name}.{key}": tensor for key, tensor in problem.parameters.items()}
-                )
+                own = {f"{name}.{key}": tensor for key, tensor in problem.parameters.items()}
+                self.parallel.check_equal(own)
 
-    # ------------------------------ one update
 
-    def _update(self, name: str, record: Record, *, keep_graph: bool) -> None:
-        moves = self.problems[name].moves
-        for index, players in enumerate(moves):
-            try:
-                last = index + 1 == len(moves)
-                self._move(name, players, record, last=last, keep_graph=keep_graph and last)
-            except NonFiniteError:
-                for _ in moves[index + 1 :]:
-                    self._draw(name)
-                raise
-
-    def _move(
-        self, name: str, players: Collection[str], record: Record, *, last: bool, keep_graph: bool
-    ) -> None:
-        """Moves players of a problem; the last move of an update, of all players, is the one that
-        is differentiated.
-        """
-        problem = self.problems[name]
-        batches = self._draw(name)
-        if self.parallel is not None and self._solutions.updates[name] == 0:
-            self.parallel.warn_of_equal_batches(name, tensors_of(batches))
-        memory = self._solutions.copied_memory()
-        found = self._total_gradient(
-            name, batches, live=True, moving=players, keep_graph=keep_graph
-        )
-        norm = total_norm(found.gradient.values())
-        if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
-            self._solutions.recall(memory)
-            self._refuse(name, found, record)
-            return
-        self._skips_in_a_row[name] = 0
-        keeps_step = last and self._solutions.keeps_step(name)
-        step = None
-        if keeps_step:
-            step = OptimizerStep.capture(
-                problem, linear_state=self.engines[name].applies_linear_steps
-            )
-        for key, parameter in problem.parameters.items():
-            # Clipping and some optimizers change a gradient in place, but the recorded step starts
-            # from the bare one, a kept graph may need it, and autograd gives one tensor to several
-            # parameters (a + b), or an expanded one (a.sum()).
-            gradient = found.gradient[key]
-            if problem.grad_clip is not None or found.graph is not None:
-                gradient = gradient.clone()
-            parameter.grad = None if key in found.unused else gradient
-        if problem.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                problem.parameters.values(), problem.grad_clip, norm
-            )
-        for optimizer in problem.optimizers.values():
-            optimizer.step()
-        for parameter in problem.parameters.values():
-            parameter.grad = None
-        for player, scheduler in problem.schedulers.items():
-            if player in problem.players and player not in players:
-                continue
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(float(found.losses.get(player, sum(found.losses.values()))))
-            else:
-                scheduler.step()
-        self._solutions.updates[name] += 1
-        if not last:
-            return
-        self._solutions.record(name, found, step)
-        self._note(name, found, norm, record)
-
-    @torch.no_grad()
-    def _refuse(self, name: str, found: TotalGradient, record: Record) -> None:
-        """Leaves an update out whose gradient is not finite.
-
-        Raises:
-            NonFiniteError: unless it is to be skipped, and not too many in a row are.
-        """
-        problem = self.problems[name]
-        if found.graph is not None:
-            found.graph.release()
-        for key, buffer in problem.module.named_buffers():
-            buffer.copy_(found.evaluation.buffers[name][key])
-
-        def again(fixed: frozenset[str]) -> Tensors:
-            with self._unchanged():
-                found.evaluation.random_states[0].restore(problem.generators)
-                return self._total_gradient(
-                    name, found.evaluation.batches, live=False, fixed=fixed
-                ).gradient
-
-        error = nonfinite_error(
-            problem,
-            found,
-            self.round + 1,
-            self._solutions.updates[name] + 1,
-            [
-                other
-                for other in self.problems
-                if other in self.graph.responses(name) and other in self._solutions.differentiated
-            ],
-            {other: self.problems[other] for other in self.graph.reads[name]},
-            again,
-        )
-        self._skips_in_a_row[name] += 1
-        if self.on_nonfinite != "skip" or self._skips_in_a_row[name] > SKIPS_IN_A_ROW:
-            raise error
-        record.skipped[name] = error
-
-    def _draw(self, name: str) -> tuple[Any, ...]:
-        """Takes the batches of one update.
-
-        Raises:
-            ProblemError: if drawing a batch changed an earlier one.
-        """
-        batches: list[Any] = []
-        versions: list[tuple[int, ...]] = []
-        for _ in range(self.problems[name].accumulate):
-            batches.append(self._streams[name].next())
-            versions.append(versions_of(batches[-1]))
-        if list(map(versions_of, batches)) != versions:
-            raise ProblemError(
-                f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its "
-                "data fill one buffer again and again. Yield new tensors (batch.clone())."
-            )
-        return tuple(batches)
-
-    def _total_gradient(
-        self,
-        name: str,
-        batches: tuple[Any, ...],
-        *,
-        live: bool,
-        fixed: frozenset[str] = frozenset(),
-        moving: Collection[str] | None = None,
-        ahead: bool = False,
-        keep_graph: bool = False,
-    ) -> TotalGradient:
-        """Computes the total gradient of a problem's loss at its current parameters (see
-        `total_gradient`).
-
-        Args:
-            name: the problem.
-            batches: its batches.
-            live: whether it is the problem's own update.
-            fixed: problems whose solutions are taken for constants.
-            moving: the players that move; None: all.
-            ahead: whether it is taken for a problem that looks ahead at this one's solution.
-            keep_graph: whether the gradient's graph is kept.
-        """
-        ahead = ahead or name in self._looks_ahead
-        found = total_gradient(
-            self._solutions.evaluation(
-                name,
-                batches,
-                states=(),
-                copy=live and self._solutions.keeps_step(name),
-                ahead=ahead,
-            ),
-            live=live,
-            examine=None if name in self._examined else partial(self._examine, name),
-            fixed=fixed,
-            moving=moving,
-            keep_graph=keep_graph,
-        )
-        if moving is None or len(moving) == len(self.problems[name].player_parameters):
-            self._examined.add(name)
-        if not found.has_derivative and not fixed:
-            self._explain_zero(name)
-        return found
-
-    def _examine(self, name: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Refuses a loss, on its first batch, whose graph cannot give what is needed of it."""
-        check_checkpointing(name, loss)
-        if name in self._solutions.differentiated and self.engines[name].products.differentiable:
-            check_double_backward(name, loss, parameters)
-
-    def _explain_zero(self, name: str) -> None:
-        """Says why a loss has no derivative in any parameter.
-
-        Raises:
-            ProblemError: if the loss is cut off from all parameters.
-        """
-        earlier = list(self.problems)[: self.graph.position[name]]
-        dropped = [other for other in earlier if self.engines[other].drops_implicit_term]
-        resting = [other for other in earlier if self._rests(other)]
-        if not dropped and not resting:
-            raise ProblemError(
-                f"The loss of problem {name!r} does not depend on any parameter: it was detached, "
-                "computed under torch.no_grad(), or reads none."
-            )
-        if name not in self._warned:
-            self._warned.add(name)
-            cause = (
-                f"'first_order' of {', '.join(dropped)}"
-                if dropped
-                else f"warm-up of {', '.join(resting)}"
-            )
-            warn_user(
-                f"The gradient of problem {name!r} is zero: its loss depends only on the solutions "
-                f"of other problems, and the {cause} drops their derivative. Choose an engine that "
-                "keeps it, such as 'one_step'."
-            )
-
-    def _note(self, name: str, found: TotalGradient, norm: Tensor, record: Record) -> None:
-        """Writes an update into the record, and warns once per problem of a solve that did not
-        converge.
-        """
-        problem = self.problems[name]
-        players = {
-            player: total_norm(found.gradient[key] for key in keys)
-            for player, keys in problem.player_parameters.items()
-            if problem.is_game
-        }
-        record.add(
-            name,
-            loss=found.losses if problem.is_game else found.losses[SINGLE_PLAYER],
-            metrics=found.metrics,
-            gradient_norm=norm,
-            player_norms=players or None,
-        )
-        for report in found.reports:
-            record.solves[report.problem] = report
-            if not report.converged and report.problem not in self._warned:
-                self._warned.add(report.problem)
-                residual = (
-                    "" if report.residual is None else f" (relative residual {report.residual:.2g})"
-                )
-                warn_user(
-                    f"Engine {report.engine!r} did not converge on problem "
-                    f"{report.problem!r}{residual}. {report.advice} Later failures on this problem "
-                    "are only in the records."
-                )
+def _warn_of_few_steps(problem: Problem, engine: StepEngine) -> None:
+    recorded = engine.recorded_steps
+    warn_user(
+        f"The engine {engine.label!r} of problem {problem.name!r} differentiates {recorded} steps, "
+        f"of which a state holds none and a round makes {problem.steps}: until there are as many, "
+        "gradients are not those of a run that was not interrupted. With "
+        f"steps={recorded} of the problem they are."
+    )

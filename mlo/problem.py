@@ -24,9 +24,6 @@ Tensors = dict[str, Tensor]
 RESERVED = ("default", "name")
 """Names that mean something else in `hypergradient=`."""
 
-SINGLE_PLAYER = ""
-"""The name under which a problem that is not a game keeps its one loss."""
-
 
 class Problem:
     """One problem of a multi-level optimization.
@@ -39,18 +36,17 @@ class Problem:
         loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems
             that it reads; each is passed as the module of that problem holding the right
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
-            or `({player: scalar}, metrics)`, and in the place of a player's scalar may put
-            a function of no arguments that returns it, alone or with metrics: it is called only
-                where the loss of this player
-            is needed, and such functions all begin with the same random state.
+            or `({player: scalar}, metrics)`. In the place of a player's scalar it may put a
+            function of no arguments that returns it, alone or with metrics. The function is called
+            only where this player's loss is needed; all of them begin with one random state.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
         players: makes the problem a game: player → name of the submodule that this player controls.
             The players' parameters must be disjoint and cover the module's. All move
-            simultaneously, each down its own loss.
+            simultaneously, each down its own loss. Without it the problem is a game of one player:
+            the whole module, under the problem's name.
         player_steps: player → its moves in one update of the game, 1 for those not named:
-            `{"discriminator": 4}`. The first ones it makes without those that move less often, each
-            on a batch of its own; in the last one all move, and engines that differentiate a step
-            take that one.
+            `{"discriminator": 4}`. Extra moves come first, each on its own batch; then all players
+            move together, and that joint move is the one engines differentiate.
         steps: updates of this problem per update of the problems above it.
         scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each
             update.
@@ -64,6 +60,12 @@ class Problem:
         generators: `torch.Generator`s that the loss draws from; replayed like the global random
             state of torch, numpy and `random`. Others, like `numpy.random.default_rng()`, are not
             replayed: keep them out of losses.
+        before_update: called with the problem before each step of its optimizers, when the
+            gradients, clipped and checked, are in `parameter.grad`. It may read them; it may change
+            them only where no engine differentiates the step.
+        after_update: called with the problem after each step, when optimizers and schedulers have
+            moved. It may change nothing that a gradient depends on where an engine differentiates
+            the problem's solution: logging, validating and averaging weights elsewhere are fine.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -87,6 +89,8 @@ class Problem:
         warmup_steps: int = 0,
         compile: bool | Mapping[str, Any] = False,
         generators: Sequence[torch.Generator] = (),
+        before_update: Callable[[Problem], None] | None = None,
+        after_update: Callable[[Problem], None] | None = None,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -124,8 +128,9 @@ class Problem:
         self.precision = precision
         self.compile = compile
         self.generators = tuple(generators)
-        self.optimizers = _as_mapping(optimizer)
-        self.schedulers = _as_mapping(scheduler) if scheduler is not None else {}
+        self.before_update, self.after_update = before_update, after_update
+        self.optimizers: dict[str, Optimizer] = _per_player(name, optimizer)
+        self.schedulers: dict[str, LRScheduler] = _per_player(name, scheduler)
         self.parameters: dict[str, nn.Parameter] = {
             key: parameter
             for key, parameter in module.named_parameters()
@@ -138,15 +143,12 @@ class Problem:
             )
         self._check_optimizers()
         self._check_schedulers()
+        # A problem that is no game is a game of one player: the whole module, under its own name.
+        self.is_game = bool(players)
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
-        self.moves = self._moves(player_steps or {})
+        self.player_moves = self._player_moves(player_steps or {})
         self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
-
-    @property
-    def is_game(self) -> bool:
-        """Whether several players with losses of their own share this problem."""
-        return bool(self.players)
 
     @property
     def device(self) -> torch.device:
@@ -155,11 +157,11 @@ class Problem:
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.parameters.values())
-        kind = f"game of {', '.join(self.players)}" if self.players else type(self.module).__name__
+        kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
 
-    def _moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
+    def _player_moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
         """The players that move in each move of one update; all of them in the last."""
         if unknown := [player for player in steps if player not in self.players]:
             raise ProblemError(
@@ -236,8 +238,6 @@ class Problem:
             )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
-        if not self.players:
-            return {SINGLE_PLAYER: tuple(self.parameters)}
         owner: dict[str, str] = {}
         for player, submodule in self.players.items():
             try:
@@ -281,7 +281,7 @@ def _at_least(problem: str, option: str, value: int, smallest: int) -> int:
 
 def _players(problem: str, players: Any) -> dict[str, str]:
     if not players:
-        return {}
+        return {problem: ""}
     if not isinstance(players, Mapping) or not all(
         isinstance(submodule, str) for submodule in players.values()
     ):
@@ -290,11 +290,19 @@ def _players(problem: str, players: Any) -> dict[str, str]:
             '{"generator": "generator", "discriminator": "discriminator"}, got '
             f"{players!r}."
         )
+    if problem in players:
+        raise ProblemError(
+            f"Problem {problem!r}: a player has the name of the game, under which optimizers of "
+            "all players together are kept. Call the player something else."
+        )
     return dict(players)
 
 
-def _as_mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {SINGLE_PLAYER: value}
+def _per_player(problem: str, value: Any) -> dict[str, Any]:
+    """Player → value; one value is the only player's, or of all players together."""
+    if value is None:
+        return {}
+    return dict(value) if isinstance(value, Mapping) else {problem: value}
 
 
 def _some(names: list[str]) -> str:

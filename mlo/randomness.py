@@ -38,12 +38,14 @@ class RandomState:
     @classmethod
     def capture(cls, generators: Sequence[torch.Generator] = ()) -> RandomState:
         """Copies the current state of torch (CPU, CUDA), numpy, `random` and `generators`."""
+        # Asking a CUDA that was not started for its states would start it.
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
             cpu=torch.get_rng_state(),
-            cuda=_cuda_states(),
+            cuda=tuple(torch.cuda.get_rng_state_all()) if started else (),
             python=random.getstate(),
             numpy=_NUMPY.read(),
-            generators=tuple(generator.get_state() for generator in generators),
+            generators=tuple(map(torch.Generator.get_state, generators)),
         )
 
     def restore(self, generators: Sequence[torch.Generator] = ()) -> None:
@@ -103,12 +105,6 @@ class RandomState:
         )
 
 
-def _cuda_states() -> tuple[Tensor, ...]:
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return ()  # asking would start CUDA
-    return tuple(torch.cuda.get_rng_state_all())
-
-
 class _NumpyState:
     """The state of numpy's global generator, read in full only after it has moved.
 
@@ -125,27 +121,24 @@ class _NumpyState:
 
     def read(self) -> dict[str, Any]:
         """The state; the same object as long as nothing was drawn."""
-        if self._last is None or not self._unmoved():
+        if self._last is None or self._words is None or self._words != self._peek():
             self._keep(np.random.get_state(legacy=False))
         assert self._last is not None
         return self._last
 
     def write(self, state: dict[str, Any]) -> None:
         """Goes back to a state."""
-        if state is self._last and self._unmoved():
+        if state is self._last and self._words is not None and self._words == self._peek():
             return
         np.random.set_state(state)
         self._keep(state)
-
-    def _unmoved(self) -> bool:
-        return self._words is not None and self._words == self._peek()
 
     def _keep(self, state: dict[str, Any]) -> None:
         self._last, self._words = state, None if state["has_gauss"] else self._peek()
 
     def _peek(self) -> bytes | None:
-        # type: ignore[attr-defined]  # public, but not in the stubs
-        generator = np.random.get_bit_generator()
+        # Public, but not in the stubs.
+        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if not isinstance(generator, np.random.MT19937):
             return None
         return ctypes.string_at(generator.ctypes.state_address, self.WORDS)

@@ -1,5 +1,4 @@
-"""The response of a lower problem: its solution as a tensor whose backward pass is its
-hypergradient engine.
+"""The response of a lower problem: its solution as a tensor whose backward pass is its engine.
 
 w*(x) solves F(w, x) = 0, so A dw + B dx = 0 with A = dF/dw and B = dF/dx, and dw/dx = -A^-1 B. An
 upper loss sees w* as the output of a `torch.autograd.Function` whose inputs are everything that F
@@ -10,273 +9,605 @@ however many paths lead to it, and direct and implicit terms add up by themselve
 The backward is written as a differentiable function of its saved tensors: under `create_graph` it
 can be differentiated again, which is what a problem in the middle needs, whose own gradient
 contains the response of the one below it.
+
+These things refer to each other, so they stand in one file, in this order: an `Evaluation` (where a
+loss was evaluated), a `Solution` (what a loss reads), an `AbstractEngine` (how it is
+differentiated), a `Reading` (the tensors that stand for problems during one evaluation), the
+autograd node with its `Pullback`, and `total_gradient`, which puts them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mlo.errors import EngineError
-from mlo.evaluation import Evaluation, GradientGraph, Input, alias
-from mlo.problem import Tensors
+from mlo.distributed import running_statistics
+from mlo.errors import EngineError, ProblemError
+from mlo.loss import Examine, LossFunction, LossGradient
+from mlo.once import SharedResults
+from mlo.optimizer_step import OptimizerStep
+from mlo.problem import Problem, Tensors
+from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
-from mlo.shared_parts import SharedParts
+from mlo.sharding import gathered
+from mlo.tensors import versions_of, zeros_for_none
 
-if TYPE_CHECKING:
-    from mlo.hypergradient.base import Engine
-    from mlo.hypergradient.optimizer_step import OptimizerStep
+__all__ = [
+    "AbstractEngine",
+    "Constant",
+    "Cotangent",
+    "Evaluation",
+    "GradientGraph",
+    "Input",
+    "Pullback",
+    "PullbackEngine",
+    "Reading",
+    "RecordedStep",
+    "Solution",
+    "Stationary",
+    "StepEngine",
+    "Stepped",
+    "TotalGradient",
+    "alias",
+    "total_gradient",
+]
 
-__all__ = ["Context", "Pullback", "RecordedStep", "Solution", "response"]
+Cotangent = Sequence[Tensor | None]
+"""One tensor per parameter; None where nothing above reads that parameter."""
+
+
+# ------------------------------ where a loss was evaluated
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """Everything that one value of a problem's loss depends on, so that it can be made again.
+
+    Making it again changes no live tensor: other tensors take their places for a while.
+
+    Attributes:
+        loss: the loss of the problem, with the modules that it sees.
+        parameters: own trainable parameters, name → tensor of the live parameter's shape.
+        batches: the batches averaged over (`accumulate` many).
+        random_states: the random state before each batch.
+        versions: the in-place versions of each batch's tensors; None for a batch that is None.
+        modes: the training flags of the modules.
+        buffers: problem → its module's buffers before the evaluation, for the problem itself and
+            all that it reads.
+        values: problem listed later → its parameters, for every one that the loss, or a solution in
+            it, depends on.
+        solutions: problem listed earlier → its solution; also the ones that other solutions are
+            conditioned on.
+        dependent: those of them that are functions of the problem's own value.
+    """
+
+    loss: LossFunction
+    parameters: Tensors
+    batches: tuple[Any, ...]
+    random_states: tuple[RandomState, ...]
+    versions: tuple[tuple[int, ...] | None, ...]
+    modes: Sequence[bool]
+    buffers: dict[str, Tensors]
+    values: dict[str, Tensors]
+    solutions: dict[str, Solution]
+    dependent: frozenset[str]
+
+    @contextmanager
+    def losses(
+        self,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None = None,
+        shared: SharedResults | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Re-evaluates the loss elsewhere, with the same batches, noise, buffers and modes.
+
+        The gradients must be taken inside the context.
+
+        Args:
+            parameters: own parameters.
+            reads: problem that the loss reads → its parameters.
+            players: those whose losses are needed; None: all.
+            shared: what it shares with other evaluations at the same `reads` (`mlo.once`).
+
+        Yields:
+            player → scalar, averaged over the batches; under exact data parallelism also over the
+            processes, as a function of replicated parameters and reads (see `mlo.distributed`).
+
+        Raises:
+            ProblemError: if a batch was changed since the loss was evaluated on it.
+        """
+        self.check_batches()
+        loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
+        averaged = parallel if parallel is not None and parallel.exact else None
+        if averaged is not None:
+            # Each player's parameters, and what each problem read offers, in a reduction of their
+            # own: a derivative in some of them computes and sends no other.
+            entered: Tensors = {}
+            for keys in problem.player_parameters.values():
+                entered |= averaged.enter({key: parameters[key] for key in keys})
+            parameters = entered
+            reads = {name: averaged.enter(tensors) for name, tensors in reads.items()}
+        if shared is not None:
+            shared.begin()
+        total: dict[str, Tensor] = {}
+        with loss.among_processes(averaged), self.placed(parameters, reads):
+            for batch, state in zip(self.batches, self.random_states, strict=True):
+                with replayed(state, problem.generators):
+                    value = loss.value(batch, players=players, shared=shared)
+                for player, scalar in value.players.items():
+                    share = scalar / len(self.batches)
+                    total[player] = total[player] + share if player in total else share
+            yield total if averaged is None else averaged.leave(total)
+
+    def check_batches(self) -> None:
+        """Refuses to evaluate again on batches that are not what they were.
+
+        Raises:
+            ProblemError: if one was changed.
+        """
+        for batch, versions in zip(self.batches, self.versions, strict=True):
+            if versions is not None and versions_of(batch) != versions:
+                raise ProblemError(
+                    f"Problem {self.loss.problem.name!r}: a batch was changed in place after its "
+                    "loss was evaluated; perhaps its data fill one buffer again and again. Yield "
+                    "new tensors (batch.clone())."
+                )
+
+    def placed(
+        self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
+    ) -> AbstractContextManager[None]:
+        """Puts these tensors, copies of the buffers, and the modes into the modules."""
+        tensors = {**reads, self.loss.problem.name: parameters}
+        return self.loss.placed(self._with_buffers(tensors), self.modes)
+
+    def placed_for_gradient(
+        self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
+    ) -> AbstractContextManager[None]:
+        """Puts these tensors into the modules where they stand; whole ones for sharded ones.
+
+        Args:
+            parameters: what takes the places of own parameters; those that are missing stay.
+            reads: problem that the loss reads → its tensors.
+            is_update: whether the problem's own buffers may change, as they do in its own update.
+        """
+        name = self.loss.problem.name
+        tensors: dict[str, Mapping[str, Tensor]] = {**reads, name: parameters}
+        if self.loss.sharded:
+            tensors = {other: gathered(named) for other, named in tensors.items()}
+        return self.loss.placed(self._with_buffers(tensors, but=name if is_update else ""))
+
+    def _with_buffers(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], but: str = ""
+    ) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors with copies of the buffers of all problems but one."""
+        found = dict(tensors)
+        for other, buffers in self.buffers.items():
+            if buffers and other != but:
+                copies = {key: buffer.clone() for key, buffer in buffers.items()}
+                found[other] = {**found[other], **copies}
+        return found
+
+    @cached_property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """What the problem's solution is a function of: values from above, responses from below.
+
+        A lower solution that itself depends on this problem is not an input: it is differentiated
+        inside the evaluation, and what *it* depends on becomes an input instead.
+        """
+        found: dict[tuple[str, int], Input] = {}
+        self._collect([Input(name, None) for name in self.loss.reads], found)
+        return tuple(found.values())
+
+    def _collect(self, items: Iterable[Input], found: dict[tuple[str, int], Input]) -> None:
+        # A method, since a closure that calls itself is a circle that would keep the evaluation
+        # until the collector runs.
+        for item in items:
+            if item.solution is None and item.name == self.loss.problem.name:
+                continue
+            solution = item.solution or self.solutions.get(item.name)
+            if solution is None:
+                found.setdefault((item.name, 0), item)
+            elif isinstance(solution, Constant):
+                continue
+            elif solution.name in self.dependent:
+                self._collect(solution.free_inputs, found)
+            else:
+                found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
+
+
+@dataclass(kw_only=True, eq=False)
+class GradientGraph:
+    """The gradient of a step with its graph: what an evaluation need not be made again for.
+
+    Attributes:
+        parameters: the tensors that stood for the own parameters.
+        reads: problem → the tensors that stood for its parameters.
+        gradients: player → parameter → gradient, differentiable in both; None once the graph was
+            released.
+    """
+
+    parameters: Tensors
+    reads: dict[str, Tensors]
+    gradients: dict[str, Tensors] | None
+
+    def release(self) -> None:
+        """Releases the graph and all that it holds."""
+        self.parameters, self.reads, self.gradients = {}, {}, None
+
+
+# ------------------------------ what a loss reads
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """One input of a solution: the value of `name` (solution None), or a `solution`'s response."""
+
+    name: str
+    solution: Solution | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution(ABC):
+    """A problem's current parameters, as the losses above it read them.
+
+    Attributes:
+        name: the problem.
+        engine: how the solution is differentiated.
+        value: its parameters.
+    """
+
+    name: str
+    engine: AbstractEngine
+    value: Tensors
+
+    @property
+    @abstractmethod
+    def free_inputs(self) -> tuple[Input, ...]:
+        """What the solution is a function of, each once."""
+
+    def constants(self) -> Tensors:
+        """The value, through which no derivative flows."""
+        return {name: value.detach() for name, value in self.value.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Constant(Solution):
+    """The solution of a problem that rests, or whose derivative its engine drops."""
+
+    @property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stationary(Solution):
+    """A solution of the condition F = 0 on the problem's gradient, for implicit engines.
+
+    Attributes:
+        evaluation: the current point.
+        memory: what the engine keeps from one solve to the next (warm starts): name → tensor.
+    """
+
+    evaluation: Evaluation
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """Those of its evaluation."""
+        return self.evaluation.free_inputs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stepped(Solution):
+    """What the problem's optimizer made in its last steps, for engines that differentiate steps.
+
+    Attributes:
+        evaluation: where the gradient of the last step was evaluated.
+        step: the last step as it was made.
+        gradient: the gradient that it used.
+        graph: the same with its graph, where the engine keeps it.
+        history: the last steps, oldest first, as many as the engine differentiates.
+        memory: what the engine keeps from one solve to the next: name → tensor.
+    """
+
+    evaluation: Evaluation
+    step: OptimizerStep
+    gradient: Tensors
+    graph: GradientGraph | None
+    history: tuple[RecordedStep, ...]
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """Those of all recorded steps."""
+        found: dict[tuple[str, int], Input] = {}
+        for recorded in self.history:
+            for item in recorded.evaluation.free_inputs:
+                found.setdefault((item.name, id(item.solution)), item)
+        return tuple(found.values())
+
+    def at_step(self, recorded: RecordedStep) -> Stepped:
+        """The same solution with its derivative taken at one of the recorded steps."""
+        return replace(self, evaluation=recorded.evaluation, step=recorded.step)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedStep:
-    """One step of a problem's optimizer: where its gradient was evaluated, and the optimizer before
-    it.
-    """
+    """One step of a problem's optimizer: where its gradient was evaluated, and the step."""
 
     evaluation: Evaluation
     step: OptimizerStep
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Solution:
-    """The current solution of a problem, and how it came to be.
+# ------------------------------ how it is differentiated
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractEngine(ABC):
+    """What every engine does: it makes the response of a solution.
+
+    Engines are immutable, so that one object can serve many problems. Options that are declared
+    by `mlo.hypergradient.options` are checked when an engine is made.
 
     Attributes:
-        value: the problem's current parameters.
-        evaluation: where the solution's derivative is taken: for engines that differentiate the
-            optimizer's step, the evaluation that the step was made from; for implicit ones, the
-            current point.
-        step: the optimizer's step as it was made, for engines that differentiate it.
-        gradient: the gradient that this step used.
-        graph: the same with its graph, where the engine keeps it.
-        history: the last steps, oldest first, for engines that differentiate more than one.
-        memory: what the problem's engine keeps from one solve to the next (warm starts): name →
-            tensor.
+        needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
+        takes_sharded: whether it serves problems with sharded parameters.
     """
 
-    name: str
-    engine: Engine
-    value: Tensors
-    evaluation: Evaluation
-    step: OptimizerStep | None = None
-    gradient: Tensors | None = None
-    graph: GradientGraph | None = None
-    history: tuple[RecordedStep, ...] = ()
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    name: ClassVar[str]
+    needs_symmetry: ClassVar[bool] = False
+    takes_sharded: ClassVar[bool] = True
 
-    def at(self, recorded: RecordedStep) -> Solution:
-        """The same solution with its derivative taken at one of the recorded steps."""
-        return replace(self, evaluation=recorded.evaluation, step=recorded.step)
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            check = option.metadata.get("check")
+            if check is not None:
+                check(self.name, option.name, getattr(self, option.name))
 
-    def pullback(
+    @property
+    def differentiable(self) -> bool:
+        """Whether the response can be differentiated twice."""
+        return True
+
+    @property
+    def uses_second_derivatives(self) -> bool:
+        """Whether it differentiates the gradient of the loss."""
+        return True
+
+    @property
+    def label(self) -> str:
+        """What messages and reports call it."""
+        return self.name
+
+    @abstractmethod
+    def respond(self, solution: Solution, reading: Reading) -> Tensors:
+        """Returns the solution's parameters as a function of everything that they depend on.
+
+        Args:
+            solution: of a lower problem.
+            reading: resolves what the solution depends on to tensors.
+        """
+
+    def report(
         self,
+        problem: str,
         *,
-        outputs: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        wanted: Sequence[bool],
-        differentiate: bool,
-        context: Context,
-        stack: ExitStack,
-    ) -> Pullback:
-        """Describes one call of the response's backward (see `Pullback`)."""
-        return Pullback(
-            solution=self,
-            outputs=outputs,
-            inputs=inputs,
-            wanted=wanted,
-            differentiate=differentiate,
-            context=context,
-            stack=stack,
+        iterations: int = 0,
+        residual: float | None = None,
+        converged: bool = True,
+        advice: str = "",
+        curvature: float | None = None,
+    ) -> SolveReport:
+        """Makes this engine's report on a problem (see `SolveReport`)."""
+        return SolveReport(
+            problem=problem,
+            engine=self.label,
+            iterations=iterations,
+            residual=residual,
+            converged=converged,
+            advice=advice,
+            curvature=curvature,
         )
 
-    @cached_property
-    def free_inputs(self) -> tuple[Input, ...]:
-        """What the solution is a function of, each once (see `Evaluation.free_inputs`), over all
-        recorded steps.
+
+class StepEngine(AbstractEngine):
+    """An engine that differentiates the optimizer's last steps, where they were made."""
+
+    @property
+    def recorded_steps(self) -> int:
+        """How many of the last steps are kept for the derivative."""
+        return 1
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the gradient of a step is kept with its graph until it is differentiated."""
+        return False
+
+    def capture(self, problem: Problem) -> OptimizerStep:
+        """Keeps of a step, before it is made, what the derivative needs."""
+        return OptimizerStep.capture(problem)
+
+
+class PullbackEngine(AbstractEngine):
+    """An engine whose response is one node of the autograd graph, with `pullback` behind it."""
+
+    def respond(self, solution: Solution, reading: Reading) -> Tensors:
+        """Returns the outputs of a node that has everything the solution depends on as inputs."""
+        assert isinstance(solution, (Stationary, Stepped))
+        inputs: list[Tensor] = []
+        for item in solution.evaluation.free_inputs:
+            inputs += reading.of(item).values()
+        return dict(zip(solution.value, _Response.apply(solution, reading, *inputs), strict=True))
+
+    @abstractmethod
+    def pullback(
+        self, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
+        """Returns the cotangents of the response's inputs, (dθ*/dx)ᵀ v, and how the solve went.
+
+        Args:
+            call: the solution, and a way to re-evaluate its problem's loss.
+            cotangent: v, one tensor per parameter, None where it is zero for want of a reader.
         """
-        found = {
-            (item.name, id(item.solution)): item
-            for evaluation in [self.evaluation, *(recorded.evaluation for recorded in self.history)]
-            for item in evaluation.free_inputs
-        }
-        return tuple(found.values())
 
 
-@dataclass(kw_only=True)
-class Context:
-    """The tensors that stand for problems while one total gradient is computed, and the reports of
-    its solves.
+@dataclass(kw_only=True, eq=False)
+class Reading:
+    """The tensors that stand for problems while one loss is evaluated.
 
     Attributes:
         values: problem → parameters, for problems seen by value.
-        lowers: problem → solution, for problems below the one whose gradient is computed.
+        solutions: problem → solution, for problems below the one whose loss it is.
         responses: id of a solution → its response, made once however many losses read it.
-        asker: whose gradient it is, which is what a cotangent is a cotangent of. Engines that go on
-            from one solve to the next keep their memory by it, since several upper problems may ask
-            for the response of one lower problem.
-        fixed: problems whose solutions are taken for constants.
+        reports: of the solves that the total gradient takes.
+        reader: whose gradient it is, which is what a cotangent is a cotangent of. Engines that
+            resume from their last solve keep their memory by it, since several upper problems may
+            ask for the response of one lower problem.
+        held_constant: problems whose solutions are treated as constants.
     """
 
     values: dict[str, Tensors]
-    lowers: Mapping[str, Solution] = field(default_factory=dict)
+    solutions: Mapping[str, Solution]
     responses: dict[int, Tensors] = field(default_factory=dict)
     reports: list[SolveReport] = field(default_factory=list)
-    asker: str = ""
-    fixed: frozenset[str] = frozenset()
+    reader: str
+    held_constant: frozenset[str] = frozenset()
 
-    def value(self, name: str) -> Tensors:
-        """The tensors that stand for the problem `name`: a response where it lies below, else its
-        value.
-        """
+    def tensors(self, name: str) -> Tensors:
+        """What stands for a problem: a response where it lies below, else its value."""
         if name in self.values:
             return self.values[name]
-        return response(self.lowers[name], self)
+        return self._response(self.solutions[name])
 
-    def input(self, item: Input) -> Tensors:
+    def of(self, item: Input) -> Tensors:
         """The tensors of one input of a solution."""
-        return self.value(item.name) if item.solution is None else response(item.solution, self)
+        return self.tensors(item.name) if item.solution is None else self._response(item.solution)
 
-
-def response(solution: Solution, context: Context) -> Tensors:
-    """Returns the parameters of `solution` as a differentiable function of everything that they
-    depend on.
-    """
-    known = context.responses.get(id(solution))
-    if known is not None:
+    def _response(self, solution: Solution) -> Tensors:
+        """The parameters of a solution as a function of all that they depend on."""
+        known = self.responses.get(id(solution))
+        if known is None:
+            held = solution.name in self.held_constant
+            known = solution.constants() if held else solution.engine.respond(solution, self)
+            self.responses[id(solution)] = known
         return known
-    tensors = {name: value.detach() for name, value in solution.value.items()}
-    if not solution.engine.drops_implicit_term and solution.name not in context.fixed:
-        responded = solution.engine.respond(solution, context)
-        if responded is None:
-            inputs = solution.evaluation.free_inputs
-            flat = [tensor for item in inputs for tensor in context.input(item).values()]
-            outputs = _Response.apply(solution, context, *flat)
-            responded = dict(zip(tensors, outputs, strict=True))
-        tensors = responded
-    context.responses[id(solution)] = tensors
-    return tensors
+
+
+# ------------------------------ the node, and one call of its backward pass
 
 
 class _Response(torch.autograd.Function):
-    """Forward: the solution's current parameters. Backward: the engine's product with its
-    transposed Jacobian.
-    """
+    """Forward: the current parameters. Backward: the product with the response's Jacobian."""
 
     @staticmethod
     def forward(
-        ctx: Any, solution: Solution, context: Context, *inputs: Tensor
+        ctx: Any, solution: Stationary | Stepped, reading: Reading, *inputs: Tensor
     ) -> tuple[Tensor, ...]:
-        outputs = tuple(value.detach() for value in solution.value.values())
-        ctx.solution, ctx.context = solution, context
+        outputs = tuple(solution.constants().values())
+        ctx.solution, ctx.reading = solution, reading
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*outputs, *inputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        solution: Solution = ctx.solution
+        solution: Stationary | Stepped = ctx.solution
+        engine = solution.engine
+        assert isinstance(engine, PullbackEngine)
         differentiate = torch.is_grad_enabled()
-        if differentiate and not solution.engine.differentiable:
+        if differentiate and not engine.differentiable:
             raise EngineError(
                 f"The response of problem {solution.name!r} is differentiated twice, which its "
-                f"engine {solution.engine.label!r} cannot be. Give it an engine with autograd "
-                "products, such as 'one_step' or 'direct'."
+                f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
+                "such as 'one_step' or 'direct'."
             )
         wanted = ctx.needs_input_grad[2:]
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
-        outputs, inputs = saved[: len(cotangents)], saved[len(cotangents) :]
         with ExitStack() as stack:
-            call = solution.pullback(
-                outputs=outputs,
-                inputs=inputs,
+            call = Pullback(
+                solution=solution,
+                outputs=saved[: len(cotangents)],
+                inputs=saved[len(cotangents) :],
                 wanted=wanted,
                 differentiate=differentiate,
-                context=ctx.context,
+                reading=ctx.reading,
                 stack=stack,
             )
-            grads, report = solution.engine.pullback(call, cotangents)
-        ctx.context.reports.append(report)
+            grads, report = engine.pullback(call, cotangents)
+        ctx.reading.reports.append(report)
         return (None, None, *grads)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pullback:
-    """One call of a response's backward: the saved tensors, and a way to re-evaluate the loss on
-    aliases of them.
+    """One call of a response's backward pass, and a way to re-evaluate the loss in it.
 
-    Partial derivatives are taken with respect to fresh aliases, so that a product of one argument
-    does not flow into another that depends on it.
+    Partial derivatives are taken with respect to fresh aliases of the saved tensors, so that a
+    product of one argument does not flow into another that depends on it.
 
     Attributes:
+        solution: whose response.
         outputs: the saved outputs, which stand for the solution.
         inputs: the saved inputs, flat, in the order of `solution.evaluation.free_inputs`.
         wanted: for each input whether its gradient is asked for.
         differentiate: whether the pullback must itself be differentiable.
-        context: whose gradient asks, and where the solves of responses inside the loss are
-            reported.
+        reading: of the loss whose gradient is taken.
         stack: keeps re-evaluations open whose backward passes run until the pullback ends.
     """
 
-    solution: Solution
+    solution: Stationary | Stepped
     outputs: Sequence[Tensor]
     inputs: Sequence[Tensor]
     wanted: Sequence[bool]
     differentiate: bool
-    context: Context
+    reading: Reading
     stack: ExitStack
 
     def parameter_aliases(self) -> Tensors:
         """The point at which the derivative is taken, as tensors that require gradients.
 
-        Engines that differentiate the optimizer's step work at the parameters before it, which are
-        constants; the others at the solution, through which a second derivative flows.
+        A step is differentiated at the parameters before it, which are constants; a stationary
+        solution at itself, through which a second derivative flows.
         """
         parameters = self.solution.evaluation.parameters
-        if self.differentiate and not self.solution.engine.differentiates_step:
-            return {
-                key: out.view_as(out) for key, out in zip(parameters, self.outputs, strict=True)
-            }
+        if self.differentiate and isinstance(self.solution, Stationary):
+            pairs = zip(parameters, self.outputs, strict=True)
+            return {key: output.view_as(output) for key, output in pairs}
         return {key: value.detach().requires_grad_() for key, value in parameters.items()}
 
     def input_aliases(self) -> list[Tensor]:
-        """The inputs at the values that they had in the evaluation, as tensors that require
-        gradients where wanted.
-        """
+        """The inputs at the values that they had in the evaluation, differentiable where wanted."""
+        evaluation = self.solution.evaluation
         recorded: list[Tensor | None] = []
-        for item in self.solution.evaluation.free_inputs:
+        for item in evaluation.free_inputs:
             if item.solution is not None:
                 recorded += [None] * len(item.solution.value)
             else:
-                recorded += self.solution.evaluation.uppers[item.name].values()
-        return [
-            alias(
-                saved,
-                saved if value is None else value,
-                differentiate=self.differentiate,
-                wanted=wanted,
-            )
-            for saved, value, wanted in zip(self.inputs, recorded, self.wanted, strict=True)
-        ]
+                recorded += evaluation.values[item.name].values()
+        found = []
+        for saved, value, wanted in zip(self.inputs, recorded, self.wanted, strict=True):
+            at = saved if value is None else value
+            found.append(alias(saved, at, differentiate=self.differentiate, wanted=wanted))
+        return found
 
-    def wanted_of(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def select(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Of tensors that stand for the inputs, those whose gradient is asked for."""
         return [tensor for tensor, want in zip(inputs, self.wanted, strict=True) if want]
 
-    def per_input(self, found: Sequence[Tensor]) -> list[Tensor | None]:
-        """Puts one entry for each wanted input into the order of all inputs, None for the
-        others.
-        """
+    def scatter(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+        """Puts one entry per wanted input into the order of all inputs, None for the others."""
         entries = iter(found)
         return [next(entries) if want else None for want in self.wanted]
 
@@ -287,42 +618,258 @@ class Pullback:
         inputs: Sequence[Tensor],
         *,
         players: Collection[str] | None = None,
-        parts: SharedParts | None = None,
+        shared: SharedResults | None = None,
     ) -> Iterator[dict[str, Tensor]]:
-        """Re-evaluates the problem's loss at `parameters` and `inputs` (flat); yields player →
-        scalar.
+        """Re-evaluates the problem's loss at `parameters` and `inputs`; yields player → scalar.
 
         Responses that depend on this problem are made again inside, so the loss is the *total* one.
-        The gradients must be taken inside the context. `players` and `parts` are those of
-        `Evaluation.losses`.
+        The gradients must be taken inside the context.
+
+        Args:
+            parameters: own parameters.
+            inputs: tensors in the places of the inputs, flat.
+            players: as in `Evaluation.losses`.
+            shared: as in `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
-        values: dict[str, Tensors] = {evaluation.problem.name: parameters}
+        values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}
-        rest = list(inputs)
+        rest = iter(inputs)
         for item in evaluation.free_inputs:
-            names = self._names(item)
-            tensors, rest = dict(zip(names, rest[: len(names)], strict=True)), rest[len(names) :]
-            if item.solution is None:
-                values[item.name] = tensors
+            solution = item.solution
+            if solution is None:
+                values[item.name] = dict(zip(evaluation.values[item.name], rest, strict=False))
             else:
-                responses[id(item.solution)] = tensors
-        context = Context(
+                responses[id(solution)] = dict(zip(solution.value, rest, strict=False))
+        inner = replace(
+            self.reading,
             values=values,
-            lowers=evaluation.lowers,
+            solutions=evaluation.solutions,
             responses=responses,
-            reports=self.context.reports,
-            asker=f"{self.context.asker}/{self.solution.name}",
-            fixed=self.context.fixed,
+            reader=f"{self.reading.reader}/{self.solution.name}",
         )
-        reads = {name: context.value(name) for name in evaluation.reads}
+        reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
         try:
-            with evaluation.losses(parameters, reads, players=players, parts=parts) as losses:
+            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
                 yield losses
         finally:
             responses.clear()  # as in `total_gradient`: a circle that nothing would free
 
-    def _names(self, item: Input) -> Sequence[str]:
-        if item.solution is not None:
-            return tuple(item.solution.value)
-        return tuple(self.solution.evaluation.uppers[item.name])
+
+def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:
+    """A tensor to differentiate in, with a recorded value and, if asked, a saved one's derivative.
+
+    Args:
+        saved: the tensor of the graph.
+        recorded: the value at which the loss was evaluated, of which `saved` may be a later one.
+        differentiate: whether the derivative taken is itself differentiated, and so must flow into
+            `saved`.
+        wanted: whether a derivative in it is asked for at all.
+    """
+    if not differentiate or not saved.requires_grad:
+        return recorded.detach().requires_grad_(wanted)
+    if recorded.data_ptr() == saved.data_ptr():
+        return saved.view_as(saved)
+    return recorded + (saved - saved.detach())
+
+
+# ------------------------------ the total gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalGradient:
+    """A problem's total gradient at one point, and what came with it.
+
+    Attributes:
+        gradient: parameter → gradient; zero for parameters that no loss depends on, or whose player
+            rests.
+        unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
+        losses: player → loss, averaged over the batches.
+        metrics: what the loss returned beside it.
+        reports: the solves that it took.
+        evaluation: where it was taken, with the random state before each batch.
+        has_derivative: whether the loss depends on any parameter at all.
+        graph: the gradient with its graph, where it was to be kept.
+    """
+
+    gradient: Tensors
+    unused: frozenset[str]
+    losses: dict[str, Tensor]
+    metrics: dict[str, Any]
+    reports: list[SolveReport]
+    evaluation: Evaluation
+    has_derivative: bool
+    graph: GradientGraph | None = None
+
+
+@torch.enable_grad()
+def total_gradient(
+    evaluation: Evaluation,
+    *,
+    is_update: bool = False,
+    players: Collection[str] | None = None,
+    keep_graph: bool = False,
+    held_constant: frozenset[str] = frozenset(),
+    examine: Examine | None = None,
+) -> TotalGradient:
+    """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
+
+    The loss sees the responses cut off from their graphs. Their cotangents are summed over the
+    batches and sent through the responses at the end, so that each inverse product is done once
+    however many batches are averaged.
+
+    Args:
+        evaluation: the problem, its batches, and what it reads; its random states are drawn now.
+        is_update: whether the problem's own buffers may change, as they do in its own update.
+        players: those whose losses are differentiated, each in its own parameters; None: all.
+        keep_graph: whether the gradient's graph is kept, for a problem whose gradient contains no
+            response.
+        held_constant: problems whose solutions are treated as constants.
+        examine: is shown each player's loss on the first batch, before it is differentiated.
+    """
+    loss, problem = evaluation.loss, evaluation.loss.problem
+    reading = Reading(
+        values={**evaluation.values, problem.name: dict(problem.parameters)},
+        solutions=evaluation.solutions,
+        reader=problem.name,
+        held_constant=held_constant,
+    )
+    # 1. What the loss reads. A kept graph is differentiated in all of it later.
+    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
+    cut: dict[str, Tensors] = {}
+    responses: list[Tensor] = []
+    leaves: list[Tensor] = []
+    for other in loss.reads:
+        solution = evaluation.solutions.get(other)
+        # A solution that is no function of the own value adds nothing to the gradient in it.
+        depends = solution is None or other in evaluation.dependent
+        read = reading.tensors(other) if solution is None or depends else solution.value
+        cut[other] = {}
+        for key, tensor in read.items():
+            responds = depends and tensor.requires_grad
+            leaf = tensor.detach().requires_grad_(responds or other in inputs)
+            cut[other][key] = leaf
+            if responds:
+                responses.append(tensor)
+                leaves.append(leaf)
+
+    # 2. The direct gradient, and the cotangents of what is read.
+    parameters: Tensors = dict(problem.parameters)
+    own: Tensors = parameters if loss.sharded else {}
+    if keep_graph:
+        # At copies, which the step will not change.
+        _check_hooks(problem)
+        parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
+        own = parameters
+    parallel = loss.parallel
+    placed = evaluation.placed_for_gradient(own, cut, is_update=is_update)
+    with loss.among_processes(parallel), placed:
+        found = loss.differentiate(
+            evaluation.batches,
+            parameters,
+            leaves,
+            players=players,
+            create_graph=keep_graph,
+            examine=examine,
+        )
+
+    # 3. The implicit term. Exact parallelism averages cotangents before they go through responses:
+    # an inverse product of the mean.
+    moving = running_statistics(problem.module) if is_update and parallel is not None else []
+    if parallel is not None and parallel.exact:
+        found.average(parallel, moving)
+    gradient = _with_implicit_term(problem, reading, found, responses)
+    if parallel is not None and not parallel.exact:
+        found.average(parallel, moving, gradient=gradient)
+    # A response's node holds the reading, which holds the response: PyTorch frees no such circle,
+    # nor does Python's collector where the node has several outputs.
+    reading.responses.clear()
+
+    # 4. What is kept for later.
+    graph = None
+    if keep_graph:
+        if is_update:
+            _copy_changed(problem, parameters)
+        graph = _kept_graph(problem, parameters, cut, found)
+        gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
+    known = {key: value for key, value in gradient.items() if value is not None}
+    unused = frozenset(problem.parameters).difference(known)
+    for key in unused:
+        known[key] = torch.zeros_like(problem.parameters[key])
+    return TotalGradient(
+        gradient={key: known[key] for key in problem.parameters},
+        unused=unused,
+        losses=found.losses,
+        metrics=found.metrics,
+        reports=reading.reports,
+        evaluation=replace(evaluation, random_states=tuple(found.random_states)),
+        has_derivative=found.has_derivative,
+        graph=graph,
+    )
+
+
+def _with_implicit_term(
+    problem: Problem, reading: Reading, found: LossGradient, responses: Sequence[Tensor]
+) -> dict[str, Tensor | None]:
+    """Parameter → direct gradient plus what flows through the responses; None: neither."""
+    total: dict[str, Tensor | None] = {}
+    players = list(found.direct)
+    for player, direct in found.direct.items():
+        names = problem.player_parameters[player]
+        total |= zip(names, direct, strict=True)
+        pairs = zip(responses, found.cotangents[player], strict=True)
+        reached = [(tensor, v) for tensor, v in pairs if v is not None]
+        if not reached:
+            continue
+        # Each player has cotangents, and so solves, of its own.
+        reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
+        implicit = torch.autograd.grad(
+            [tensor for tensor, _ in reached],
+            [problem.parameters[name] for name in names],
+            grad_outputs=[v for _, v in reached],
+            allow_unused=True,
+            retain_graph=player != players[-1],
+        )
+        for name, term in zip(names, implicit, strict=True):
+            direct_term = total[name]
+            if direct_term is None:
+                total[name] = term
+            elif term is not None:
+                total[name] = direct_term + term
+    return total
+
+
+def _kept_graph(
+    problem: Problem, parameters: Tensors, reads: dict[str, Tensors], found: LossGradient
+) -> GradientGraph:
+    of_player: dict[str, Tensors] = {}
+    for player, names in problem.player_parameters.items():
+        full = zeros_for_none(found.direct[player], [parameters[name] for name in names])
+        of_player[player] = dict(zip(names, full, strict=True))
+    return GradientGraph(parameters=parameters, reads=reads, gradients=of_player)
+
+
+def _check_hooks(problem: Problem) -> None:
+    """Refuses hooks on parameters where the gradient is computed at copies of them.
+
+    Raises:
+        ProblemError: if there is one.
+    """
+    hooked = [key for key, parameter in problem.parameters.items() if parameter._backward_hooks]
+    if hooked:
+        raise ProblemError(
+            f"Parameter {hooked[0]!r} of problem {problem.name!r} has a hook (register_hook), "
+            "which changes gradients of this tensor only. With keep_graph the gradient is computed "
+            "at a copy: give the problem the engine 'one_step' without keep_graph."
+        )
+
+
+@torch.no_grad()
+def _copy_changed(problem: Problem, parameters: Tensors) -> None:
+    """Does to the live parameters what the loss did in place to the copies in their places.
+
+    `nn.Embedding(max_norm=…)` does.
+    """
+    for key, tensor in parameters.items():
+        if tensor._version > 0:
+            problem.parameters[key].copy_(tensor)

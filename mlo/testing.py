@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from mlo.errors import EngineError
-from mlo.evaluation import call_deferred
-from mlo.hypergradient.base import Engine
 from mlo.hypergradient.registry import EngineChoice
+from mlo.loss import call_deferred
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem, Tensors
+from mlo.response import AbstractEngine
 
 __all__ = [
     "ClosedForm",
@@ -520,7 +520,7 @@ class EngineContract:
     tolerance: ClassVar[float] = 1e-9
     tolerance_float32: ClassVar[float] = 1e-4
 
-    def make_engine(self) -> Engine:
+    def make_engine(self) -> AbstractEngine:
         """Returns the engine under test."""
         raise NotImplementedError
 
@@ -564,7 +564,7 @@ class EngineContract:
             assert relative_error(found, problem.exact) < self.tolerance
 
     @staticmethod
-    def _check_refused(problem: ClosedForm, engine: Engine) -> None:
+    def _check_refused(problem: ClosedForm, engine: AbstractEngine) -> None:
         message = ""
         try:
             problem.optimizer(engine)
@@ -592,7 +592,7 @@ class EngineContract:
             scaled = Problem(
                 upper.name,
                 module=upper.module,
-                optimizer=upper.optimizers[""],
+                optimizer=upper.optimizers[upper.name],
                 loss=lambda own, batch, *, w: scale * loss(own, batch, w=w),
             )
             return MultilevelOptimizer([problem.problems[0], scaled], self.make_engine()).gradient(

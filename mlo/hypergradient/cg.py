@@ -4,21 +4,18 @@ reported.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import (
-    FlatOperator,
-    IterativeEngine,
-    Outcome,
-    at_least_one,
-    conjugate_gradients,
-)
+from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 
-__all__ = ["ConjugateGradient"]
+__all__ = ["ConjugateGradient", "conjugate_gradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +34,75 @@ class ConjugateGradient(IterativeEngine):
         al., iMAML (2019).
     """
 
-    max_steps: int = 20
-    tol: float = 1e-6
+    max_steps: int = count(20)
+    tol: float = number(1e-6)
 
     name: ClassVar[str] = "cg"
     needs_symmetry: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "max_steps", self.max_steps)
-
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
-    ) -> Outcome:
+    ) -> IterationResult:
         return conjugate_gradients(operator, b, scale, max_steps=self.max_steps, tol=self.tol)
+
+
+def conjugate_gradients(
+    operator: FlatOperator,
+    b: Tensor,
+    scale: float,
+    *,
+    max_steps: int,
+    tol: float,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    more: str = "max_steps",
+) -> IterationResult:
+    """Solves operator(x) = b from x = 0 for a symmetric positive definite operator.
+
+    At a direction of curvature that is not positive it stops with what it has.
+
+    Args:
+        operator: the product.
+        b: right-hand side, flat [n].
+        scale: the norm to which residuals are relative.
+        max_steps: most products.
+        tol: relative residual at which it stops.
+        precondition: r → an approximation of the solution for the right-hand side r, symmetric
+            positive definite.
+        more: what to raise when the steps are not enough.
+    """
+    x = torch.zeros_like(b)
+    r = b
+    z = p = r if precondition is None else precondition(r)
+    rz = r @ z
+    smallest: float | None = None
+    residual = float(r.detach().norm()) / scale
+    for _ in range(max_steps):
+        if residual <= tol:
+            break
+        product = operator(p)
+        curvature = p @ product
+        met = float((curvature / (p @ p)).detach())
+        smallest = met if smallest is None else min(smallest, met)
+        if not met > 0.0:
+            return IterationResult(
+                x=x,
+                residual=residual,
+                converged=False,
+                advice=f"The curvature is {met:.3g} along a direction, so the Jacobian is not "
+                "positive definite: add damping "
+                f"above {-met:.3g}, or use 'minres' (symmetric) or 'gmres' (games).",
+                curvature=smallest,
+            )
+        step = rz / curvature
+        x, r = x + step * p, r - step * product
+        residual = float(r.detach().norm()) / scale
+        z = r if precondition is None else precondition(r)
+        previous, rz = rz, r @ z
+        p = z + (rz / previous) * p
+    converged = residual <= tol
+    advice = (
+        "" if converged else f"Raise {more}, add damping, or accept the truncation by a larger tol."
+    )
+    return IterationResult(
+        x=x, residual=residual, converged=converged, advice=advice, curvature=smallest
+    )

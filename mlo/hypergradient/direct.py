@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 
 from mlo.errors import EngineError
-from mlo.evaluation import zeros_for_none
-from mlo.hypergradient.base import Cotangent, Engine, Solve, relative_residual
-from mlo.hypergradient.iterative import FlatOperator, at_least_one, check_number
-from mlo.hypergradient.products import LinearSystem
+from mlo.hypergradient.iterative import FlatOperator
+from mlo.hypergradient.options import count, number
+from mlo.hypergradient.products import Engine, LinearSystem, Solve, relative_residual
+from mlo.response import Cotangent
+from mlo.tensors import zeros_for_none
 
 __all__ = ["Direct"]
 
@@ -29,31 +30,25 @@ class Direct(Engine):
         tol: relative residual above which the solve counts as not converged.
     """
 
-    damping: float = 0.0
-    max_parameters: int = 5000
-    tol: float = 1e-4
+    damping: float = number(0.0)
+    max_parameters: int = count(5000)
+    tol: float = number(1e-4)
 
     name: ClassVar[str] = "direct"
     inverts: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "max_parameters", self.max_parameters)
-        check_number(self.name, "damping", self.damping)
-        check_number(self.name, "tol", self.tol)
-
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         theta = system.parameters
-        count = sum(tensor.numel() for tensor in theta)
-        if count > self.max_parameters:
+        size = sum(tensor.numel() for tensor in theta)
+        if size > self.max_parameters:
             raise EngineError(
                 f"Engine 'direct' builds a dense Jacobian, and problem {system.problem!r} has "
-                f"{count:,} parameters (more than max_parameters={self.max_parameters:,}). Use an "
+                f"{size:,} parameters (more than max_parameters={self.max_parameters:,}). Use an "
                 "iterative engine, or raise max_parameters."
             )
         v = zeros_for_none(cotangent, theta)
         operator = FlatOperator(system, self.damping)
-        identity = torch.eye(count, dtype=theta[0].dtype, device=theta[0].device)
+        identity = torch.eye(size, dtype=theta[0].dtype, device=theta[0].device)
         # Aᵀ e_i is row i of A.
         jacobian = torch.stack([operator(row) for row in identity])
         solved, info = torch.linalg.solve_ex(jacobian.T, operator.flatten(v))
@@ -77,7 +72,7 @@ class Direct(Engine):
             q=q,
             report=self.report(
                 system.problem,
-                iterations=count,
+                iterations=size,
                 residual=residual,
                 converged=converged,
                 advice=advice,

@@ -1,24 +1,28 @@
-"""`first_order`: treats the lower solution as a constant, so that only the direct gradient remains
-(DARTS-1st).
-"""
+"""`first_order`: treats the lower solution as a constant; only the direct gradient remains."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.products import LinearSystem
+from mlo.problem import Tensors
+from mlo.response import AbstractEngine, Reading, Solution
 
 __all__ = ["FirstOrder"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstOrder(Engine):
-    """Drops the implicit term: the response of the problem has no derivative, and costs nothing."""
+class FirstOrder(AbstractEngine):
+    """Drops the implicit term: the response has no derivative, and costs nothing (DARTS-1st).
+
+    Reference: Liu et al., DARTS (2019), section 2.3, "first-order approximation".
+    """
 
     name: ClassVar[str] = "first_order"
-    drops_implicit_term: ClassVar[bool] = True
 
-    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        return Solve(q=[None] * len(cotangent), report=self.report(system.problem))
+    @property
+    def uses_second_derivatives(self) -> bool:
+        return False
+
+    def respond(self, solution: Solution, reading: Reading) -> Tensors:
+        return solution.constants()

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one
+from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Gmres"]
@@ -28,20 +29,15 @@ class Gmres(IterativeEngine):
     Reference: Saad and Schultz, GMRES (1986).
     """
 
-    max_steps: int = 40
-    restart: int = 40
-    tol: float = 1e-6
+    max_steps: int = count(40)
+    restart: int = count(40)
+    tol: float = number(1e-6)
 
     name: ClassVar[str] = "gmres"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "max_steps", self.max_steps)
-        at_least_one(self.name, "restart", self.restart)
-
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
-    ) -> Outcome:
+    ) -> IterationResult:
         x, r, steps = torch.zeros_like(b), b, 0
         while True:
             correction, r, taken = self._cycle(
@@ -57,7 +53,7 @@ class Gmres(IterativeEngine):
             if converged
             else "Raise max_steps and restart, or add damping (strongly coupled games need it)."
         )
-        return Outcome(x=x, residual=residual, converged=converged, advice=advice)
+        return IterationResult(x=x, residual=residual, converged=converged, advice=advice)
 
     def _cycle(
         self, operator: FlatOperator, b: Tensor, steps: int, scale: float

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.products import LinearSystem
+from mlo.hypergradient.products import Engine, LinearSystem, Solve
+from mlo.response import Cotangent
 
 __all__ = ["Identity"]
 

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.iterative import FlatOperator, IterativeEngine, Outcome, at_least_one
+from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Minres"]
@@ -28,19 +29,15 @@ class Minres(IterativeEngine):
     Reference: Paige and Saunders, Solution of Sparse Indefinite Systems of Linear Equations (1975).
     """
 
-    max_steps: int = 20
-    tol: float = 1e-6
+    max_steps: int = count(20)
+    tol: float = number(1e-6)
 
     name: ClassVar[str] = "minres"
     needs_symmetry: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "max_steps", self.max_steps)
-
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
-    ) -> Outcome:
+    ) -> IterationResult:
         # Lanczos: A V_k = V_{k+1} T_k with T_k tridiagonal (diagonal a_k, off-diagonal beta_k). The
         # QR factorization of T_k is updated by one Givens rotation (c, s) a step; `rho` is the norm
         # of the residual, and the columns of V_k R_k^-1 obey the three-term recurrence for
@@ -83,4 +80,4 @@ class Minres(IterativeEngine):
             if converged
             else "Raise max_steps, add damping, or accept the truncation by a larger tol."
         )
-        return Outcome(x=x, residual=residual, converged=converged, advice=advice)
+        return IterationResult(x=x, residual=residual, converged=converged, advice=advice)

@@ -10,15 +10,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mlo.hypergradient.iterative import (
-    FlatOperator,
-    IterativeEngine,
-    Outcome,
-    at_least_one,
-    checked_step_size,
-    largest_stiffness,
-)
+from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.products import LinearSystem
+from mlo.hypergradient.step_size import largest_inverse_step_size
 
 __all__ = ["Neumann"]
 
@@ -46,23 +41,18 @@ class Neumann(IterativeEngine):
         (2020), Theorem 3.
     """
 
-    num_terms: int = 10
-    step_size: float | str = "auto"
-    tol: float = 0.5
+    num_terms: int = count(10)
+    step_size: float | str = number_or_auto()
+    tol: float = number(0.5)
 
     name: ClassVar[str] = "neumann"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "num_terms", self.num_terms)
-        checked_step_size(self.name, self.step_size)
-
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
-    ) -> Outcome:
+    ) -> IterationResult:
         if not isinstance(self.step_size, str):
             return self._sum(operator, b, scale, float(self.step_size))
-        largest = largest_stiffness(operator, system)
+        largest = largest_inverse_step_size(operator, system)
         alpha = 1.0 / largest if largest > 0.0 else 1.0
         for attempt in range(HALVINGS + 1):
             outcome = self._sum(operator, b, scale, alpha / 2**attempt)
@@ -70,7 +60,9 @@ class Neumann(IterativeEngine):
                 break
         return outcome
 
-    def _sum(self, operator: FlatOperator, b: Tensor, scale: float, alpha: float) -> Outcome:
+    def _sum(
+        self, operator: FlatOperator, b: Tensor, scale: float, alpha: float
+    ) -> IterationResult:
         """The sum with one α."""
         term = total = b
         first, size = float(b.detach().norm()), float(b.detach().norm())
@@ -78,7 +70,7 @@ class Neumann(IterativeEngine):
             term = term - alpha * operator(term)
             size = float(term.detach().norm())
             if not math.isfinite(size) or size > GROWTH * first:
-                return Outcome(
+                return IterationResult(
                     x=alpha * total,
                     residual=size / scale,
                     converged=False,
@@ -96,4 +88,6 @@ class Neumann(IterativeEngine):
             if converged
             else "The series has hardly begun to converge: raise num_terms, or use 'cg'."
         )
-        return Outcome(x=alpha * total, residual=residual, converged=converged, advice=advice)
+        return IterationResult(
+            x=alpha * total, residual=residual, converged=converged, advice=advice
+        )

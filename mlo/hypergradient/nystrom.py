@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
+from mlo.hypergradient.cg import conjugate_gradients
 from mlo.hypergradient.iterative import (
     FlatOperator,
+    IterationResult,
     IterativeEngine,
-    Outcome,
-    at_least_one,
-    check_number,
-    conjugate_gradients,
     fixed_noise,
 )
+from mlo.hypergradient.options import count, number
 from mlo.hypergradient.products import LinearSystem
 
 __all__ = ["Nystrom"]
@@ -46,31 +45,17 @@ class Nystrom(IterativeEngine):
     Tropp and Udell, Randomized Nyström Preconditioning (2023), Algorithm 2.1.
     """
 
-    rank: int = 10
-    ridge: float = 1e-3
-    max_steps: int = 20
-    tol: float = 1e-6
+    rank: int = count(10)
+    ridge: float = number(1e-3, positive=True)
+    max_steps: int = count(20, at_least=0)
+    tol: float = number(1e-6)
 
     name: ClassVar[str] = "nystrom"
     needs_symmetry: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "rank", self.rank)
-        check_number(self.name, "ridge", self.ridge, positive=True)
-        if (
-            isinstance(self.max_steps, bool)
-            or not isinstance(self.max_steps, int)
-            or self.max_steps < 0
-        ):
-            raise EngineError(
-                "Engine 'nystrom': max_steps must be an integer of at least 0, got "
-                f"{self.max_steps!r}."
-            )
-
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
-    ) -> Outcome:
+    ) -> IterationResult:
         basis, eigenvalues = self._approximation(operator, system)
 
         def precondition(u: Tensor) -> Tensor:
@@ -88,7 +73,7 @@ class Nystrom(IterativeEngine):
                 "The approximation misses much of the Jacobian: raise rank, or let max_steps "
                 "refine it."
             )
-            return Outcome(
+            return IterationResult(
                 x=x,
                 residual=residual,
                 converged=residual <= 0.5,

@@ -9,7 +9,7 @@ at the current ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,29 +17,31 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.products import Autograd, FiniteDifference, LinearSystem
+from mlo.hypergradient.products import (
+    Autograd,
+    Engine,
+    FiniteDifference,
+    LinearSystem,
+    Solve,
+)
+from mlo.optimizer_step import OptimizerStep
+from mlo.problem import Problem
+from mlo.response import Cotangent, StepEngine, Stepped
 
 __all__ = ["OneStep", "darts"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneStep(Engine):
-    """Differentiates the optimizer's last step, exactly (momentum, weight decay, Adam's correction,
-    clipping included).
+class OneStep(Engine, StepEngine):
+    """Differentiates the optimizer's last step, exactly: momentum, decay, Adam, clipping.
 
     Args:
-        plain: takes the step for one of plain gradient descent with the optimizer's learning rate
-            ξ, so that q = ξ v
-            whatever the optimizer: the papers' equations to the letter. Their programs, as the
-                default, unroll what the
-            optimizer does.
-        keep_graph: computes the gradient of a step with its graph and keeps this until the response
-            was differentiated, where
-            it is otherwise computed again: the same numbers, less time, and the memory of the graph
-                while those above compute
-            theirs. (A response whose derivative is itself differentiated is evaluated again all the
-            same.)
+        plain: treats the step as one of plain gradient descent with the optimizer's learning rate
+            ξ, so that q = ξ v whatever the optimizer: the papers' equations to the letter. Their
+            programs, as the default, unroll what the optimizer does.
+        keep_graph: retains the gradient's graph until the response is differentiated, instead of
+            recomputing it: same numbers, less time, more memory meanwhile. (A response that is
+            differentiated twice is evaluated again all the same.)
 
     Raises:
         EngineError: if `keep_graph` is given with products other than "autograd".
@@ -50,8 +52,6 @@ class OneStep(Engine):
     plain: bool = False
     keep_graph: bool = False
     name: ClassVar[str] = "one_step"
-    differentiates_step: ClassVar[bool] = True
-    applies_linear_steps: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,55 +70,69 @@ class OneStep(Engine):
         """`darts` where its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 
+    def capture(self, problem: Problem) -> OptimizerStep:
+        # A step that is linear in its gradient (SGD's) is known by its coefficient alone.
+        return OptimizerStep.capture(problem, linear_state=False)
+
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        step, solution = system.step, system.call.solution
-        assert step is not None and solution.gradient is not None
+        solution = system.call.solution
+        assert isinstance(solution, Stepped)
+        step = solution.step
         # Without clipping, parameters that nothing above reads do not take part: a game's other
         # player costs nothing.
         clips = step.grad_clip is not None and not self.plain
-        v_of = {
-            name: torch.zeros_like(theta) if v is None else v
-            for name, theta, v in zip(system.names, system.parameters, cotangent, strict=True)
-            if v is not None or clips
-        }
-        names, v = list(v_of), list(v_of.values())
-        # θ' = c g + …, so -(∂θ'/∂g)ᵀ v = -c v: the step need not be made again.
-        gains = [-step.descent_rate(name) if self.plain else step.gain(name) for name in names]
-        scaled = [-c * entry for c, entry in zip(gains, v, strict=True) if c is not None]
-        linear = len(scaled) == len(v)
-        if linear and not clips:
-            return self._solved(system, names, scaled)
+        v_of: dict[str, Tensor] = {}
+        for name, theta, v in zip(system.names, system.parameters, cotangent, strict=True):
+            if v is not None or clips:
+                v_of[name] = torch.zeros_like(theta) if v is None else v
+
+        # θ' = c g + …, so −(∂θ'/∂g)ᵀ v = −c v: the step need not be made again.
+        scaled: dict[str, Tensor] = {}
+        for name, v in v_of.items():
+            c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
+            if c is not None:
+                scaled[name] = -c * v
+        linear = len(scaled) == len(v_of)
+        if not linear or clips:
+            g = self._gradient(system, solution, v_of)
+            scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
+        q = [scaled.get(name) for name in system.names]
+        return Solve(q=q, report=self.report(system.problem))
+
+    def _gradient(
+        self, system: LinearSystem, solution: Stepped, names: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """The gradient that the step was made with, to differentiate the step in."""
+        if not system.call.differentiate:
+            return {name: solution.gradient[name].detach().requires_grad_() for name in names}
         with torch.enable_grad():
-            if system.call.differentiate:
-                found = dict(zip(system.names, system.gradient(), strict=True))
-                g = {name: found[name] for name in names}
-            else:
-                g = {name: solution.gradient[name].detach().requires_grad_() for name in names}
-            if linear:  # -(∂θ'/∂g)ᵀ v = -(∂ clipped / ∂g)ᵀ c v
+            found = dict(zip(system.names, system.gradient(), strict=True))
+        return {name: found[name] for name in names}
+
+    def _through_step(
+        self,
+        system: LinearSystem,
+        step: OptimizerStep,
+        g: dict[str, Tensor],
+        v_of: dict[str, Tensor],
+        scaled: dict[str, Tensor] | None,
+    ) -> dict[str, Tensor]:
+        """−(∂θ'/∂g)ᵀ v; of a linear step that clips −(∂ clipped / ∂g)ᵀ c v: `scaled` is −c v."""
+        with torch.enable_grad():
+            if scaled is not None:
                 after, minus_v = step.clipped(g), scaled
             else:
-                minus_v = [-entry for entry in v]
-                after = step.apply(
-                    {name: solution.evaluation.parameters[name].detach() for name in names}, g
-                )
-        moved = [after[name] for name in names]
-        found_q = torch.autograd.grad(
-            moved,
+                parameters = system.call.solution.evaluation.parameters
+                after = step.apply({name: parameters[name].detach() for name in g}, g)
+                minus_v = {name: -v for name, v in v_of.items()}
+        found = torch.autograd.grad(
+            [after[name] for name in g],
             list(g.values()),
-            grad_outputs=minus_v,
+            grad_outputs=[minus_v[name] for name in g],
             create_graph=system.call.differentiate,
             allow_unused=True,
         )
-        return self._solved(system, names, found_q)
-
-    def _solved(
-        self, system: LinearSystem, names: Sequence[str], q: Sequence[Tensor | None]
-    ) -> Solve:
-        """The solve with these entries of q at the parameters `names`."""
-        q_of = dict(zip(names, q, strict=True))
-        return Solve(
-            q=[q_of.get(name) for name in system.names], report=self.report(system.problem)
-        )
+        return {name: q for name, q in zip(g, found, strict=True) if q is not None}
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:

@@ -18,37 +18,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mlo.errors import EngineError
-from mlo.evaluation import zeros_for_none
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import (
-    FlatOperator,
-    at_least_one,
-    check_number,
-    checked_step_size,
-    persistent_step_size,
-)
-from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
+from mlo.hypergradient.iterative import FlatOperator
+from mlo.hypergradient.options import count, number, number_or_auto
+from mlo.hypergradient.products import FiniteDifference
+from mlo.hypergradient.step_size import persistent_step_size
+from mlo.records import SolveReport
+from mlo.response import Cotangent, Pullback, PullbackEngine
 from mlo.sharding import total_norm
-
-if TYPE_CHECKING:
-    from mlo.records import SolveReport
-    from mlo.response import Pullback
+from mlo.tensors import zeros_for_none
 
 __all__ = ["Penalty"]
 
 GROWTH = 10.0
 """A residual this many times the first one means that the copies diverge."""
 
+ADVICE_DIVERGED = (
+    "The tilted copies diverge: use step_size='auto' or a smaller one, or a larger multiplier."
+)
+ADVICE_SLOW = "The copies have hardly begun to part: raise steps."
+
 
 @dataclass(frozen=True, kw_only=True)
-class Penalty(Engine):
+class Penalty(PullbackEngine):
     """Moves two copies of the lower problem, tilted up and down by the cotangent, by gradient
     descent.
 
@@ -74,58 +71,44 @@ class Penalty(Engine):
     estimate.
     """
 
-    products: Products = field(default_factory=FiniteDifference)
-    steps: int = 5
-    step_size: float | str = "auto"
-    multiplier: float | str = "auto"
+    steps: int = count(5)
+    step_size: float | str = number_or_auto()
+    multiplier: float | str = number_or_auto()
     warm_start: bool = True
-    tol: float = 0.5
+    tol: float = number(0.5)
 
     name: ClassVar[str] = "penalty"
     needs_symmetry: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "steps", self.steps)
-        checked_step_size(self.name, self.step_size)
-        check_number(self.name, "tol", self.tol)
-        if self.multiplier != "auto":
-            check_number(self.name, "multiplier", self.multiplier, positive=True)
-        if not isinstance(self.products, FiniteDifference):
-            raise EngineError(
-                "Engine 'penalty' takes no second derivative: its products are finite_difference."
-            )
+    @property
+    def differentiable(self) -> bool:
+        return False
 
     @property
-    def label(self) -> str:
-        return self.name
-
-    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        raise NotImplementedError("penalty compares first gradients and solves no linear system")
+    def uses_second_derivatives(self) -> bool:
+        return False
 
     @torch.no_grad()
     def pullback(
         self, call: Pullback, cotangent: Cotangent
     ) -> tuple[list[Tensor | None], SolveReport]:
-        assert isinstance(self.products, FiniteDifference)
-        system = self.products.linearize(call, implicit=True)
+        system = FiniteDifference().linearize(call)
         theta = system.parameters
         v = zeros_for_none(cotangent, theta)
         size = float(total_norm(v))
         if size == 0.0:
-            zeros = [torch.zeros_like(t) for t in call.wanted_of(call.inputs)]
-            return call.per_input(zeros), self.report(system.problem, residual=0.0)
+            zeros = [torch.zeros_like(t) for t in call.select(call.inputs)]
+            return call.scatter(zeros), self.report(system.problem, residual=0.0)
         operator = FlatOperator(system, 0.0)
         alpha = persistent_step_size(self.step_size, operator, system, observed=0.0)
         kept = system.recall("q") if self.warm_start else None
         q = [torch.zeros_like(t) for t in theta] if kept is None else operator.split(kept)
         # From zero the copies end at most α K v apart (in units of 2ε).
         expected = [alpha * self.steps * entry for entry in v] if kept is None else q
-        e = (
-            system.step_size(expected)
-            if isinstance(self.multiplier, str)
-            else 1.0 / self.multiplier
-        )
+        if isinstance(self.multiplier, str):
+            e = system.step_size(expected)
+        else:
+            e = 1.0 / self.multiplier
         up, down = _displaced(theta, q, e), _displaced(theta, q, -e)
         still = system.gradient_at(theta)
         residual, first, curvature = math.inf, math.inf, 0.0
@@ -133,51 +116,46 @@ class Penalty(Engine):
             at_rest = kept is None and step == 0
             g_up = still if at_rest else system.gradient_at(up)
             g_down = still if at_rest else system.gradient_at(down)
-            bend = [(a - b) / (2.0 * e) for a, b in zip(g_up, g_down, strict=True)]
+            bend = _half_difference(g_up, g_down, e)
             residual = _norm([b - x for b, x in zip(bend, v, strict=True)]) / size
             apart = _norm(_half_difference(up, down, e))
             curvature = max(curvature, _norm(bend) / apart if apart > 0.0 else 0.0)
             first = residual if step == 0 else first
             if not residual <= GROWTH * max(first, 1.0):
-                up, down = (
-                    _displaced(theta, v, alpha * e),
-                    _displaced(theta, v, -alpha * e),
-                )  # one step from rest
+                # One step from rest, in place of copies that diverge.
+                up, down = _displaced(theta, v, alpha * e), _displaced(theta, v, -alpha * e)
                 break
-            up = [
-                y - alpha * (g - g0 - e * x) for y, g, g0, x in zip(up, g_up, still, v, strict=True)
-            ]
-            down = [
-                y - alpha * (g - g0 + e * x)
-                for y, g, g0, x in zip(down, g_down, still, v, strict=True)
-            ]
+            up = _descended(up, g_up, still, v, alpha=alpha, e=e)
+            down = _descended(down, g_down, still, v, alpha=alpha, e=-e)
         known = system.recall("curvature")
         if known is not None and math.isfinite(curvature) and curvature > float(known):
             system.keep("curvature", torch.tensor(curvature, dtype=torch.float64))
         diverged = not residual <= GROWTH * max(first, 1.0)
         if self.warm_start:
             system.keep("q", operator.flatten(_half_difference(up, down, e)))
-        pulled = [
-            (b - a) / (2.0 * e)
-            for a, b in zip(
-                system.input_gradient_at(up), system.input_gradient_at(down), strict=True
-            )
-        ]
-        if diverged:
-            advice = (
-                "The tilted copies diverge: use step_size='auto' or a smaller one, or a "
-                "larger multiplier."
-            )
-        else:
-            advice = "The copies have hardly begun to part: raise steps."
+        pulled = _half_difference(system.input_gradient_at(down), system.input_gradient_at(up), e)
         report = self.report(
             system.problem,
             iterations=self.steps,
             residual=residual,
             converged=residual <= self.tol or (self.steps == 1 and not diverged),
-            advice=advice,
+            advice=ADVICE_DIVERGED if diverged else ADVICE_SLOW,
         )
-        return call.per_input(pulled), report
+        return call.scatter(pulled), report
+
+
+def _descended(
+    copy: Sequence[Tensor],
+    gradient: Sequence[Tensor],
+    still: Sequence[Tensor],
+    v: Sequence[Tensor],
+    *,
+    alpha: float,
+    e: float,
+) -> list[Tensor]:
+    """One gradient step of a copy on the loss tilted by e v, relative to the current gradient."""
+    entries = zip(copy, gradient, still, v, strict=True)
+    return [y - alpha * (g - g0 - e * x) for y, g, g0, x in entries]
 
 
 def _displaced(theta: Sequence[Tensor], q: Sequence[Tensor], e: float) -> list[Tensor]:

@@ -1,7 +1,8 @@
-"""Products with the derivatives of a stationarity map: exact by reverse mode twice, or by finite
-differences.
+"""Engines of the form inverse × products, and the two kinds of products.
 
-Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p. Then for fixed u
+Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and
+B = ∂F/∂x. The response's cotangent is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine` says how q is
+found (the inverse); its products say how A, Aᵀ and Bᵀ are applied. For fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
 
@@ -15,30 +16,30 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, nearest
-from mlo.evaluation import gradients, zeros_for_none
 from mlo.hypergradient.double_backward import is_about_double_backward, no_double_backward
-from mlo.hypergradient.optimizer_step import l2_penalty
+from mlo.loss import gradients
+from mlo.once import SharedResults
+from mlo.optimizer_step import OptimizerStep, l2_penalty
+from mlo.records import SolveReport
+from mlo.response import Cotangent, Pullback, PullbackEngine, Stepped
 from mlo.sharding import total_norm, whole
-from mlo.shared_parts import SharedParts
-
-if TYPE_CHECKING:
-    from mlo.hypergradient.optimizer_step import OptimizerStep
-    from mlo.response import Pullback
 
 __all__ = [
     "Autograd",
+    "Engine",
     "FiniteDifference",
     "FiniteDifferenceSystem",
     "LinearSystem",
     "Products",
-    "products_from",
+    "Solve",
+    "relative_residual",
 ]
 
 
@@ -47,27 +48,38 @@ class LinearSystem(ABC):
 
     Args:
         call: the pullback that asks for it.
-        implicit: whether A belongs to the fixed point of an optimizer, whose weight decay is then
-            part of it.
+
+    Attributes:
+        problem: name of the problem.
+        names: its parameters, in the order of all lists of tensors here.
+        players: player → its parameters.
+        step: the optimizer's step as it was made, where the solution is one.
     """
 
-    def __init__(self, call: Pullback, *, implicit: bool) -> None:
-        evaluation = call.solution.evaluation
+    def __init__(self, call: Pullback) -> None:
+        solution = call.solution
+        problem = solution.evaluation.loss.problem
         self.call = call
-        self.problem = call.solution.name
-        self.names = tuple(evaluation.parameters)
-        self.players = evaluation.problem.player_parameters
-        self.step: OptimizerStep | None = call.solution.step
-        penalty = l2_penalty(evaluation.problem) if implicit else {}
-        self._decay = [penalty.get(name, 0.0) for name in self.names]
+        self.problem = problem.name
+        self.names = tuple(solution.evaluation.parameters)
+        self.players = problem.player_parameters
+        self.step: OptimizerStep | None = None
+        self._decay: Sequence[float] = ()
+        if isinstance(solution, Stepped):
+            self.step = solution.step
+        else:
+            # The fixed point is that of the optimizer, whose weight decay is then part of A.
+            penalty = l2_penalty(problem)
+            self._decay = [penalty[name] for name in self.names]
 
     def recall(self, what: str) -> Tensor | None:
         """What the engine kept when it last answered the same upper problem."""
-        return self.call.solution.memory.get(f"{self.call.context.asker}:{what}")
+        return self.call.solution.memory.get(f"{self.call.reading.reader}:{what}")
 
     def keep(self, what: str, value: Tensor) -> None:
         """Keeps a tensor for the next time; it is part of the optimizer's state."""
-        self.call.solution.memory[f"{self.call.context.asker}:{what}"] = value.detach().clone()
+        key = f"{self.call.reading.reader}:{what}"
+        self.call.solution.memory[key] = value.detach().clone()
 
     @property
     @abstractmethod
@@ -88,29 +100,35 @@ class LinearSystem(ABC):
 
     def transpose_product(self, u: Sequence[Tensor]) -> list[Tensor]:
         """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
-        products = self._hessian_vjp(u)
-        return [p + d * x if d else p for p, d, x in zip(products, self._decay, u, strict=True)]
+        return self._with_penalty(self._hessian_vjp(u), u)
 
-    def _player_names(self, u: Sequence[Tensor | None]) -> dict[str, dict[str, Tensor]]:
+    def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
+        """The terms of the loss alone, with decay · u."""
+        if not self._decay:
+            return list(terms)
+        triples = zip(terms, self._decay, u, strict=True)
+        return [term + decay * entry if decay else term for term, decay, entry in triples]
+
+    def _by_player(self, u: Sequence[Tensor | None]) -> dict[str, dict[str, Tensor]]:
         """Player → parameter → entry of u, for the players of which any entry is not None."""
-        by_name = {
-            name: entry for name, entry in zip(self.names, u, strict=True) if entry is not None
-        }
-        chosen = {
-            player: {name: by_name[name] for name in members if name in by_name}
-            for player, members in self.players.items()
-        }
-        return {player: entries for player, entries in chosen.items() if entries}
+        entry_of = dict(zip(self.names, u, strict=True))
+        found: dict[str, dict[str, Tensor]] = {}
+        for player, members in self.players.items():
+            for name in members:
+                entry = entry_of[name]
+                if entry is not None:
+                    found.setdefault(player, {})[name] = entry
+        return found
 
 
 class Products(ABC):
     """How an engine takes products with the derivatives of F."""
 
     name: ClassVar[str]
-    differentiable: ClassVar[bool]
+    uses_second_derivatives: ClassVar[bool]
 
     @abstractmethod
-    def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
+    def linearize(self, call: Pullback) -> LinearSystem:
         """Returns the products at the point of `call`."""
 
 
@@ -121,10 +139,10 @@ class Autograd(Products):
     """
 
     name: ClassVar[str] = "autograd"
-    differentiable: ClassVar[bool] = True
+    uses_second_derivatives: ClassVar[bool] = True
 
-    def linearize(self, call: Pullback, *, implicit: bool) -> LinearSystem:
-        return _AutogradSystem(call, implicit=implicit)
+    def linearize(self, call: Pullback) -> LinearSystem:
+        return _AutogradSystem(call)
 
 
 @dataclass(frozen=True)
@@ -149,7 +167,7 @@ class FiniteDifference(Products):
     step: float | str = "adaptive"
 
     name: ClassVar[str] = "finite_difference"
-    differentiable: ClassVar[bool] = False
+    uses_second_derivatives: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         valid = self.step in ("adaptive", "darts") if isinstance(self.step, str) else self.step > 0
@@ -159,8 +177,8 @@ class FiniteDifference(Products):
                 f"{self.step!r}."
             )
 
-    def linearize(self, call: Pullback, *, implicit: bool) -> FiniteDifferenceSystem:
-        return FiniteDifferenceSystem(call, self, implicit=implicit)
+    def linearize(self, call: Pullback) -> FiniteDifferenceSystem:
+        return FiniteDifferenceSystem(call, self)
 
     def step_size(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype
@@ -188,16 +206,18 @@ class FiniteDifference(Products):
 
 
 class _AutogradSystem(LinearSystem):
-    def __init__(self, call: Pullback, *, implicit: bool) -> None:
-        super().__init__(call, implicit=implicit)
+    def __init__(self, call: Pullback) -> None:
+        super().__init__(call)
         self._gradients: dict[str, dict[str, Tensor]] = {}
-        evaluation, graph = call.solution.evaluation, call.solution.graph
-        # What is kept ends at constants: nothing flows through it to where the step was made.
+        solution = call.solution
+        evaluation = solution.evaluation
+        graph = solution.graph if isinstance(solution, Stepped) else None
         if graph is not None and graph.gradients is not None and not call.differentiate:
+            # What is kept ends at constants: nothing flows through it to where the step was made.
             self._theta, self._gradients = graph.parameters, graph.gradients
-            self._inputs = [
-                t for item in evaluation.free_inputs for t in graph.reads[item.name].values()
-            ]
+            self._inputs: list[Tensor] = []
+            for item in evaluation.free_inputs:
+                self._inputs += graph.reads[item.name].values()
             # A checkpoint in the graph runs modules again.
             evaluation.check_batches()
             call.stack.enter_context(evaluation.placed(graph.parameters, graph.reads))
@@ -212,28 +232,23 @@ class _AutogradSystem(LinearSystem):
         return list(self._theta.values())
 
     def gradient(self) -> Sequence[Tensor]:
-        found = {
-            name: value
-            for player in self.players
-            for name, value in self._player_gradient(player).items()
-        }
+        found: dict[str, Tensor] = {}
+        for player in self.players:
+            found |= self._player_gradient(player)
         return [found[name] for name in self.names]
 
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.call.per_input(
-            self._vjp(self._player_names(u), self.call.wanted_of(self._inputs))
-        )
+        return self.call.scatter(self._vjp(self._by_player(u), self.call.select(self._inputs)))
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        return self._vjp(self._player_names(u), list(self._theta.values()))
+        return self._vjp(self._by_player(u), list(self._theta.values()))
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
         if player not in self._gradients:
             members = self.players[player]
+            own = [self._theta[name] for name in members]
             with torch.enable_grad():
-                found = gradients(
-                    self._losses[player], [self._theta[name] for name in members], create_graph=True
-                )
+                found = gradients(self._losses[player], own, create_graph=True)
             self._gradients[player] = dict(zip(members, found, strict=True))
         return self._gradients[player]
 
@@ -262,21 +277,19 @@ class _AutogradSystem(LinearSystem):
             if not is_about_double_backward(error):
                 raise
             raise no_double_backward(self.problem, str(error)) from error
-        return zeros_for_none(found, inputs)
+        pairs = zip(found, inputs, strict=True)
+        return [torch.zeros_like(tensor) if term is None else term for term, tensor in pairs]
 
 
 class FiniteDifferenceSystem(LinearSystem):
     """Products by first gradients at displaced parameters, which it also offers themselves."""
 
-    def __init__(self, call: Pullback, products: FiniteDifference, *, implicit: bool) -> None:
-        super().__init__(call, implicit=implicit)
+    def __init__(self, call: Pullback, products: FiniteDifference) -> None:
+        super().__init__(call)
         self._products = products
-        problem = call.solution.evaluation.problem
-        self._dtype = (
-            torch.bfloat16
-            if problem.precision == "bf16"
-            else next(iter(problem.parameters.values())).dtype
-        )
+        problem = call.solution.evaluation.loss.problem
+        own = next(iter(problem.parameters.values()))
+        self._dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
         self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
 
     @property
@@ -286,46 +299,43 @@ class FiniteDifferenceSystem(LinearSystem):
     def gradient(self) -> Sequence[Tensor]:
         found: dict[str, Tensor] = {}
         for player, members in self.players.items():
-            grads = self._gradient_at(player, self._theta, in_inputs=False)
-            found |= {name: g for name, g in zip(self.names, grads, strict=True) if name in members}
+            grads = dict(
+                zip(
+                    self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True
+                )
+            )
+            found |= {name: grads[name] for name in members}
         return [found[name] for name in self.names]
 
     def step_size(self, u: Sequence[Tensor]) -> float:
-        """The e at which θ ± e u is a fit displacement (see `FiniteDifference`); 0 where u is
-        zero.
-        """
+        """The e at which θ ± e u is a fit displacement; 0 where u is zero."""
         return self._products.step_size(self.parameters, u, self._dtype)
 
     def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """∇_θ of the one loss at other `parameters`, with the optimizer's L2 penalty."""
         theta = dict(zip(self.names, parameters, strict=True))
         found = self._gradient_at(self._player(), theta, in_inputs=False)
-        return [
-            g + d * t if d else g for g, d, t in zip(found, self._decay, parameters, strict=True)
-        ]
+        return self._with_penalty(found, parameters)
 
     def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """∇ of the one loss in the wanted inputs, at other `parameters`."""
-        return self._gradient_at(
-            self._player(), dict(zip(self.names, parameters, strict=True)), in_inputs=True
-        )
+        theta = dict(zip(self.names, parameters, strict=True))
+        return self._gradient_at(self._player(), theta, in_inputs=True)
 
     def _player(self) -> str:
         (player,) = self.players
         return player
 
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.call.per_input(self._difference(u, in_inputs=True))
+        return self.call.scatter(self._difference(u, in_inputs=True))
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._difference(u, in_inputs=False)
 
     def _difference(self, u: Sequence[Tensor | None], *, in_inputs: bool) -> list[Tensor]:
-        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, the gradients taken in the inputs or
-        in θ.
-        """
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ."""
         total: list[Tensor] | None = None
-        for player, directions in self._player_names(u).items():
+        for player, directions in self._by_player(u).items():
             e = self._products.step_size(
                 [self._theta[name] for name in directions], list(directions.values()), self._dtype
             )
@@ -336,7 +346,7 @@ class FiniteDifferenceSystem(LinearSystem):
             )
             total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
         if total is None:
-            of = self.call.wanted_of(self.call.inputs) if in_inputs else self.parameters
+            of = self.call.select(self.call.inputs) if in_inputs else self.parameters
             return [torch.zeros_like(t) for t in of]
         return total
 
@@ -364,48 +374,54 @@ class FiniteDifferenceSystem(LinearSystem):
     def _weighted_gradients(
         self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
     ) -> list[Tensor]:
-        """Σ w ∇ of a player's loss at θ, over pairs of a weight w and a point θ, in the wanted
-        inputs or in the parameters.
+        """Σ w ∇ of a player's loss at θ, over pairs of a weight w and a point θ.
+
+        The gradient is taken in the wanted inputs, or in the parameters.
 
         What the loss computes of the inputs alone (`mlo.once`) is computed and differentiated once
         for all points.
         """
         inputs = [
-            t.detach().requires_grad_(t.requires_grad and in_inputs)
-            for t in self.call.input_aliases()
+            tensor.detach().requires_grad_(tensor.requires_grad and in_inputs)
+            for tensor in self.call.input_aliases()
         ]
-        of = self.call.wanted_of(inputs)
+        of = self.call.select(inputs)
         # (A loss that reads a solution that depends on this problem, and so on θ, gets no finite
         # differences.)
-        parts = SharedParts(self.problem, self.call.solution.evaluation.problem.generators)
+        problem = self.call.solution.evaluation.loss.problem
+        shared = SharedResults(problem.name, problem.generators)
         total: list[Tensor] | None = None
-        # The places of the first point are held until the shared parts are differentiated, as
+        # The places of the first point are held until the shared results are differentiated, as
         # checkpointing needs it.
         with torch.enable_grad(), ExitStack() as stack:
             for weight, parameters in points:
                 theta = {
-                    name: t.detach().requires_grad_(not in_inputs) for name, t in parameters.items()
+                    name: tensor.detach().requires_grad_(not in_inputs)
+                    for name, tensor in parameters.items()
                 }
                 losses = stack.enter_context(
-                    self.call.losses(theta, inputs, players=(player,), parts=parts)
+                    self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
-                like = [*(of if in_inputs else theta.values()), *parts.leaves]
+                like = [*(of if in_inputs else theta.values()), *shared.leaves]
                 scaled = [term * weight for term in gradients(losses[player], like)]
-                total = (
-                    scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
-                )
+                if total is None:
+                    total = scaled
+                else:
+                    total = [a + b for a, b in zip(total, scaled, strict=True)]
             assert total is not None
-            if not parts.leaves:
+            if not shared.leaves:
                 return total
             direct, cotangents = total[: len(of)], total[len(of) :]
-            through = parts.gradients(cotangents, of)
-            return [a if b is None else a + b for a, b in zip(direct, through, strict=True)]
+            found = []
+            for term, more in zip(direct, shared.gradients(cotangents, of), strict=True):
+                found.append(term if more is None else term + more)
+            return found
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}
 
 
-def products_from(choice: Products | str | Mapping[str, Any]) -> Products:
+def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
     """Makes products from themselves, their name, or a mapping `{"name": ..., option: ...}`.
 
     Raises:
@@ -421,3 +437,99 @@ def products_from(choice: Products | str | Mapping[str, Any]) -> Products:
         return _PRODUCTS[name](**options)
     except TypeError as error:
         raise EngineError(f"Products {name!r} do not take these options ({error}).") from None
+
+
+# ------------------------------ engines: an inverse times products
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solve:
+    """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter, and how it went.
+
+    An entry that is None is zero.
+    """
+
+    q: Cotangent
+    report: SolveReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(PullbackEngine):
+    """An inverse times products; a subclass says how q ≈ A⁻ᵀ v is found.
+
+    Attributes:
+        products: how products with derivatives of F are taken: an `Autograd()` or
+            `FiniteDifference(...)`, or the name of one, or a mapping `{"name": ..., option: ...}`.
+        inverts: whether products with A itself are iterated, which amplifies their errors.
+    """
+
+    products: Products = field(default_factory=Autograd)
+
+    inverts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "products", _products_from(self.products))
+
+    @property
+    def differentiable(self) -> bool:
+        return self.products.uses_second_derivatives
+
+    @property
+    def uses_second_derivatives(self) -> bool:
+        return self.products.uses_second_derivatives
+
+    @property
+    def label(self) -> str:
+        """The engine's name, with its products where they are not exact."""
+        if isinstance(self.products, Autograd):
+            return self.name
+        return f"{self.name} × {self.products.name}"
+
+    @abstractmethod
+    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        """Returns q with Aᵀ q ≈ v.
+
+        Args:
+            system: the products with Aᵀ and Bᵀ at the solution, and the optimizer's step.
+            cotangent: v, one tensor per parameter, None where it is zero for want of a reader.
+        """
+
+    def pullback(
+        self, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
+        """Returns the cotangents of the response's inputs, −Bᵀ A⁻ᵀ v, and the solve's report.
+
+        Raises:
+            EngineError: if `solve` returned a q of another shape than the parameters.
+        """
+        system = self.products.linearize(call)
+        with torch.set_grad_enabled(call.differentiate):
+            solve = self.solve(system, cotangent)
+            if not _fits(solve.q, system.parameters):
+                raise EngineError(
+                    f"Engine {self.name!r} returned a q that does not have one entry, of its "
+                    f"shape, for each parameter of problem {system.problem!r}."
+                )
+            # Of the two sides of −Bᵀ q the result has the fewer entries, as a rule.
+            pulled = system.mixed_vjp(solve.q)
+            return [None if entry is None else -entry for entry in pulled], solve.report
+
+
+def _fits(q: Cotangent, parameters: Sequence[Tensor]) -> bool:
+    """Whether q has one entry per parameter, of its shape."""
+    if len(q) != len(parameters):
+        return False
+    pairs = zip(q, parameters, strict=True)
+    return not any(q is not None and q.shape != tensor.shape for q, tensor in pairs)
+
+
+def relative_residual(
+    system: LinearSystem, q: Sequence[Tensor], cotangent: Sequence[Tensor]
+) -> float:
+    """Returns ‖Aᵀq − v‖ / ‖v‖ (the plain norm of Aᵀq where v is zero)."""
+    with torch.no_grad():
+        product = system.transpose_product(q)
+        error = total_norm([a - b for a, b in zip(product, cotangent, strict=True)])
+        size = total_norm(cotangent)
+    return float(error / size) if size > 0 else float(error)

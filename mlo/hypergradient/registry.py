@@ -1,6 +1,4 @@
-"""Engines by name: the presets, third-party registrations, and the reading of configuration
-values.
-"""
+"""Engines by name: the presets, registrations of other packages, and reading of configurations."""
 
 from __future__ import annotations
 
@@ -10,8 +8,6 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from mlo.errors import EngineError, nearest
-from mlo.hypergradient.base import Engine
-from mlo.hypergradient.betty import BettyConjugateGradient, BettyDarts, BettyNeumann
 from mlo.hypergradient.cg import ConjugateGradient
 from mlo.hypergradient.direct import Direct
 from mlo.hypergradient.first_order import FirstOrder
@@ -24,16 +20,14 @@ from mlo.hypergradient.one_step import OneStep, darts
 from mlo.hypergradient.penalty import Penalty
 from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
+from mlo.response import AbstractEngine
 
 __all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
 
-EngineChoice = Engine | str | Mapping[str, Any]
+EngineChoice = AbstractEngine | str | Mapping[str, Any]
 """An engine, the name of one, or a mapping `{"name": ..., option: value}`."""
 
-_FACTORIES: dict[str, Callable[..., Engine]] = {
-    "betty-cg": BettyConjugateGradient,
-    "betty-darts": BettyDarts,
-    "betty-neumann": BettyNeumann,
+_FACTORIES: dict[str, Callable[..., AbstractEngine]] = {
     "cg": ConjugateGradient,
     "darts": darts,
     "direct": Direct,
@@ -56,7 +50,7 @@ subclass or a factory.
 """
 
 
-def _factories() -> dict[str, Callable[..., Engine]]:
+def _factories() -> dict[str, Callable[..., AbstractEngine]]:
     """The registered factories, and those of installed packages, which do not take over a
     registered name.
     """
@@ -70,7 +64,7 @@ class _Loaded:
 
     point: EntryPoint
 
-    def __call__(self, **options: Any) -> Engine:
+    def __call__(self, **options: Any) -> AbstractEngine:
         try:
             factory = self.point.load()
         except Exception as error:
@@ -78,7 +72,7 @@ class _Loaded:
                 f"The engine {self.point.name!r} of {self.point.value} could not be imported "
                 f"({error!r}). Mend or remove the package that offers it."
             ) from error
-        engine: Engine = factory(**options)
+        engine: AbstractEngine = factory(**options)
         return engine
 
 
@@ -89,7 +83,9 @@ def available_engines() -> tuple[str, ...]:
     return tuple(sorted(_factories()))
 
 
-def register_engine(name: str, factory: Callable[..., Engine], *, replace: bool = False) -> None:
+def register_engine(
+    name: str, factory: Callable[..., AbstractEngine], *, replace: bool = False
+) -> None:
     """Makes an engine available by name.
 
     Args:
@@ -109,13 +105,13 @@ def register_engine(name: str, factory: Callable[..., Engine], *, replace: bool 
     _FACTORIES[name] = factory
 
 
-def engine_from(choice: EngineChoice) -> Engine:
+def engine_from(choice: EngineChoice) -> AbstractEngine:
     """Makes an engine from itself, its name, or a mapping with its name and options.
 
     Raises:
         EngineError: for an unknown name or option.
     """
-    if isinstance(choice, Engine):
+    if isinstance(choice, AbstractEngine):
         return choice
     if isinstance(choice, str):
         choice = {"name": choice}
@@ -141,7 +137,7 @@ def engine_from(choice: EngineChoice) -> Engine:
 
 def engines_for(
     problems: Iterable[str], choice: EngineChoice | Mapping[str, EngineChoice]
-) -> dict[str, Engine]:
+) -> dict[str, AbstractEngine]:
     """Gives every problem the engine that differentiates its response.
 
     Args:
@@ -153,7 +149,9 @@ def engines_for(
         EngineError: for a problem that does not exist, or an unusable choice.
     """
     names = tuple(problems)
-    if isinstance(choice, (Engine, str)) or (isinstance(choice, Mapping) and "name" in choice):
+    if isinstance(choice, (AbstractEngine, str)) or (
+        isinstance(choice, Mapping) and "name" in choice
+    ):
         engine = engine_from(choice)
         return dict.fromkeys(names, engine)
     if not isinstance(choice, Mapping):

@@ -13,14 +13,11 @@ from typing import ClassVar
 
 import torch
 
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import (
-    FlatOperator,
-    check_number,
-    checked_step_size,
-    persistent_step_size,
-)
-from mlo.hypergradient.products import LinearSystem
+from mlo.hypergradient.iterative import FlatOperator
+from mlo.hypergradient.options import number, number_or_auto
+from mlo.hypergradient.products import Engine, LinearSystem, Solve
+from mlo.hypergradient.step_size import persistent_step_size
+from mlo.response import Cotangent
 
 __all__ = ["Soba"]
 
@@ -31,6 +28,15 @@ LOST = 100.0
 """A residual this many times the cotangent's norm means that q no longer follows; it starts again
 from zero.
 """
+
+ADVICE_LOST = (
+    "The persistent solve diverged and starts again: use step_size='auto', or a smaller one; on a "
+    "Jacobian with negative eigenvalues, damping."
+)
+ADVICE_BEHIND = (
+    "The persistent solve does not follow: batches differ too much, or the Jacobian is too "
+    "ill-conditioned for one step an update. Use 'neumann' or 'cg', or a larger batch."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +61,11 @@ class Soba(Engine):
     algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
     """
 
-    step_size: float | str = "auto"
-    damping: float = 0.0
-    tol: float = 0.9
+    step_size: float | str = number_or_auto()
+    damping: float = number(0.0)
+    tol: float = number(0.9)
 
     name: ClassVar[str] = "soba"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_step_size(self.name, self.step_size)
-        check_number(self.name, "damping", self.damping)
-        check_number(self.name, "tol", self.tol)
 
     @property
     def differentiable(self) -> bool:
@@ -94,11 +94,6 @@ class Soba(Engine):
             iterations=operator.products,
             residual=residual,
             converged=not lost and follows,
-            advice="The persistent solve diverged and starts again: use step_size='auto', or a "
-            "smaller one; on a Jacobian "
-            "with negative eigenvalues, damping."
-            if lost
-            else "The persistent solve does not follow: batches differ too much, or the Jacobian is too ill-conditioned for "
-            "one step an update. Use 'neumann' or 'cg', or a larger batch.",
+            advice=ADVICE_LOST if lost else ADVICE_BEHIND,
         )
         return Solve(q=operator.split(q), report=report)

@@ -12,20 +12,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mlo.errors import EngineError
-from mlo.evaluation import alias, gradients
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import at_least_one
-from mlo.hypergradient.products import LinearSystem
-
-if TYPE_CHECKING:
-    from mlo.problem import Tensors
-    from mlo.response import Context, RecordedStep, Solution
+from mlo.hypergradient.options import count
+from mlo.loss import gradients
+from mlo.problem import Tensors
+from mlo.response import (
+    Pullback,
+    Reading,
+    RecordedStep,
+    Solution,
+    StepEngine,
+    Stepped,
+    alias,
+)
 
 __all__ = ["Unroll"]
 
@@ -33,7 +36,7 @@ StateKey = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unroll(Engine):
+class Unroll(StepEngine):
     """Differentiates the last `steps` steps of the optimizer; fewer where fewer were made since the
     start.
 
@@ -48,41 +51,30 @@ class Unroll(Engine):
     Maclaurin et al. (2015).
     """
 
-    steps: int = 5
+    steps: int = count(5)
 
     name: ClassVar[str] = "unroll"
-    differentiates_step: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "steps", self.steps)
-        if not self.products.differentiable:
-            raise EngineError(
-                "Engine 'unroll' differentiates its steps by autograd; finite differences do not "
-                "serve it."
-            )
 
     @property
     def recorded_steps(self) -> int:
         return self.steps
 
-    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        raise NotImplementedError(
-            "unroll differentiates its steps as a chain of nodes and solves no system"
-        )
-
-    def respond(self, solution: Solution, context: Context) -> Tensors:
+    def respond(self, solution: Solution, reading: Reading) -> Tensors:
+        assert isinstance(solution, Stepped)
         first = solution.history[0]
-        theta: Tensors = {
-            name: value.detach() for name, value in first.evaluation.parameters.items()
-        }
+        theta: Tensors = {name: v.detach() for name, v in first.evaluation.parameters.items()}
         state: dict[StateKey, Tensor] = {
-            k: v.detach() for k, v in first.step.differentiable_state().items()
+            key: value.detach() for key, value in first.step.differentiable_state().items()
         }
         for index, recorded in enumerate(solution.history):
-            last = index + 1 == len(solution.history)
-            after = solution.value if last else solution.history[index + 1].evaluation.parameters
-            after_state = {} if last else solution.history[index + 1].step.differentiable_state()
+            # What this step made is where the next one began; after the last, the solution.
+            if index + 1 < len(solution.history):
+                following = solution.history[index + 1]
+                after = following.evaluation.parameters
+                after_state = following.step.differentiable_state()
+                of_step = replace(reading, reports=[])
+            else:
+                after, after_state, of_step = solution.value, {}, reading
             node = _Node(
                 solution=solution,
                 recorded=recorded,
@@ -91,11 +83,11 @@ class Unroll(Engine):
                 after=tuple(after[name].detach() for name in theta),
                 after_state_keys=tuple(after_state),
                 after_state=tuple(after_state.values()),
-                context=context if last else replace(context, reports=[]),
+                reading=of_step,
             )
-            inputs = [
-                t for item in recorded.evaluation.free_inputs for t in context.input(item).values()
-            ]
+            inputs: list[Tensor] = []
+            for item in recorded.evaluation.free_inputs:
+                inputs += reading.of(item).values()
             outputs = _Step.apply(node, *theta.values(), *state.values(), *inputs)
             theta = dict(zip(theta, outputs[: len(theta)], strict=True))
             state = dict(zip(after_state, outputs[len(theta) :], strict=True))
@@ -106,14 +98,14 @@ class Unroll(Engine):
 class _Node:
     """One recorded step in the chain: what it started from and what it made."""
 
-    solution: Solution
+    solution: Stepped
     recorded: RecordedStep
     names: tuple[str, ...]
     state_keys: tuple[StateKey, ...]
     after: tuple[Tensor, ...]
     after_state_keys: tuple[StateKey, ...]
     after_state: tuple[Tensor, ...]
-    context: Context
+    reading: Reading
 
 
 class _Step(torch.autograd.Function):
@@ -140,7 +132,7 @@ class _Step(torch.autograd.Function):
         differentiate = torch.is_grad_enabled()
         with ExitStack() as stack, torch.enable_grad():
             grads = _pull_back(node, ctx.saved_tensors, wanted, cotangents, differentiate, stack)
-        node.context.reports.append(
+        node.reading.reports.append(
             node.solution.engine.report(node.solution.name, iterations=len(node.solution.history))
         )
         return (None, *grads)
@@ -154,50 +146,47 @@ def _pull_back(
     differentiate: bool,
     stack: ExitStack,
 ) -> list[Tensor | None]:
-    count, states = len(node.names), len(node.state_keys)
+    own, states = len(node.names), len(node.state_keys)
+    evaluation = node.recorded.evaluation
     recorded_state = node.recorded.step.differentiable_state()
-    theta = {
-        name: alias(
-            saved[k], node.recorded.evaluation.parameters[name], differentiate=differentiate
-        )
-        for k, name in enumerate(node.names)
-    }
-    state = {
-        key: alias(saved[count + k], recorded_state[key], differentiate=differentiate)
-        for k, key in enumerate(node.state_keys)
-    }
-    call = node.solution.at(node.recorded).pullback(
+    theta: Tensors = {}
+    for tensor, name in zip(saved, node.names, strict=False):
+        theta[name] = alias(tensor, evaluation.parameters[name], differentiate=differentiate)
+    state: dict[StateKey, Tensor] = {}
+    for tensor, key in zip(saved[own:], node.state_keys, strict=False):
+        state[key] = alias(tensor, recorded_state[key], differentiate=differentiate)
+    call = Pullback(
+        solution=node.solution.at_step(node.recorded),
         outputs=(),
-        inputs=saved[count + states :],
-        wanted=wanted[count + states :],
+        inputs=saved[own + states :],
+        wanted=wanted[own + states :],
         differentiate=differentiate,
-        context=node.context,
+        reading=node.reading,
         stack=stack,
     )
     inputs = call.input_aliases()
     losses = stack.enter_context(call.losses(theta, inputs))
     gradient: Tensors = {}
-    for player, members in node.recorded.evaluation.problem.player_parameters.items():
+    for player, members in evaluation.loss.problem.player_parameters.items():
         found = gradients(losses[player], [theta[name] for name in members], create_graph=True)
         gradient |= zip(members, found, strict=True)
     moved, after_state = node.recorded.step.apply_with_state(theta, gradient, state)
-    made = [moved[name] for name in node.names] + [
-        after_state[key] for key in node.after_state_keys
-    ]
-    pairs = [
-        (t, v) for t, v in zip(made, cotangents, strict=True) if v is not None and t.requires_grad
-    ]
+    made = [moved[name] for name in node.names]
+    made += [after_state[key] for key in node.after_state_keys]
+    # Only what depends on anything, and has a reader, passes a cotangent on.
+    outputs: list[Tensor] = []
+    entries: list[Tensor] = []
+    for tensor, v in zip(made, cotangents, strict=True):
+        if v is not None and tensor.requires_grad:
+            outputs.append(tensor)
+            entries.append(v)
+    if not outputs:
+        return [None] * len(wanted)
     sources = [*theta.values(), *state.values(), *inputs]
-    asked = [t for t, want in zip(sources, wanted, strict=True) if want]
-    asked_grads = iter(
+    asked = [tensor for tensor, want in zip(sources, wanted, strict=True) if want]
+    pulled = iter(
         torch.autograd.grad(
-            [t for t, _ in pairs],
-            asked,
-            grad_outputs=[v for _, v in pairs],
-            create_graph=differentiate,
-            allow_unused=True,
+            outputs, asked, grad_outputs=entries, create_graph=differentiate, allow_unused=True
         )
-        if pairs
-        else [None] * len(asked)
     )
-    return [next(asked_grads) if want else None for want in wanted]
+    return [next(pulled) if want else None for want in wanted]

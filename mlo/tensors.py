@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["map_tensors", "tensors_of", "versions_of"]
+__all__ = ["add", "map_tensors", "tensors_of", "versions_of", "zeros_for_none"]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -38,3 +39,18 @@ def tensors_of(value: Any) -> list[Tensor]:
 def versions_of(value: Any) -> tuple[int, ...]:
     """The in-place version of every tensor in it."""
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value))
+
+
+def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """`found`, with zeros of the shape of the tensor in `like` where an entry is None."""
+    return [
+        torch.zeros_like(t) if entry is None else entry
+        for entry, t in zip(found, like, strict=True)
+    ]
+
+
+def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, of which None stands for zero."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mlo.batches import BatchStream
+from mlo.betty.engines import BettyDarts, BettyEngine, betty_version
 from mlo.errors import EngineError
 from mlo.graph import DependencyGraph
-from mlo.hypergradient.betty import BettyDarts, BettyEngine, betty_version
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -89,7 +89,7 @@ def run(
 
 def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, BettyEngine]:
     """The engines, if Betty can run this graph with them."""
-    read = {lower for name in graph.problems for lower in graph.lower(name)}
+    read = {lower for name in graph.problems for lower in graph.reads_below[name]}
     chosen: dict[str, BettyEngine] = {}
     for name, problem in graph.problems.items():
         engine = (
@@ -115,7 +115,7 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
         chosen[name] = engine
     if betty_version().startswith("0.1."):
         for name in graph.problems:
-            counts = {graph.problems[lower].steps for lower in graph.lower(name)}
+            counts = {graph.problems[lower].steps for lower in graph.reads_below[name]}
             if len(counts) > 1:
                 raise EngineError(
                     f"Betty {betty_version()} cannot run problem {name!r}: the problems below it "
@@ -128,10 +128,10 @@ def _paths_from(graph: DependencyGraph, upper: str) -> list[str]:
     """The problems that are conditioned on `upper` and whose response comes back to it."""
 
     def reaches(lower: str) -> bool:
-        above = [name for name in graph.problems if lower in graph.lower(name)]
+        above = [name for name in graph.problems if lower in graph.reads_below[name]]
         return upper in above or any(reaches(name) for name in above if name != upper)
 
-    return [name for name in graph.problems if upper in graph.upper(name) and reaches(name)]
+    return [name for name in graph.problems if upper in graph.reads_above[name] and reaches(name)]
 
 
 def _left_out(graph: DependencyGraph) -> list[str]:
@@ -143,9 +143,9 @@ def _left_out(graph: DependencyGraph) -> list[str]:
         f"the one of {middle!r}."
         for name in graph.problems
         if _paths_from(graph, name)
-        for lower in graph.responses(name)
-        for middle in graph.upper(lower)
-        if middle in graph.responses(name)
+        for lower in graph.solutions_in[name]
+        for middle in graph.reads_above[lower]
+        if middle in graph.solutions_in[name]
     ]
 
 
@@ -171,7 +171,7 @@ class _Runner:
         above: dict[Any, list[Any]] = {}
         below: dict[Any, list[Any]] = {}
         for name in graph.problems:
-            for lower in graph.lower(name):
+            for lower in graph.reads_below[name]:
                 above.setdefault(bridged[lower], []).append(bridged[name])
             if conditioned := _paths_from(graph, name):
                 below[bridged[name]] = [bridged[lower] for lower in conditioned]

@@ -23,11 +23,11 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from mlo.containers import map_tensors
 from mlo.errors import ProblemError
 from mlo.randomness import RandomState
+from mlo.tensors import add, map_tensors
 
-__all__ = ["RecordedParts", "SharedParts", "once", "using_parts"]
+__all__ = ["CURRENT", "RecordedResults", "SharedResults", "once", "sharing"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,15 +56,13 @@ def once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         ProblemError: in the problem's first update, if the result does depend on the problem's own
             parameters.
     """
-    parts = _PARTS.get()
-    return (
-        function(*args, **kwargs)
-        if parts is None
-        else parts.call(partial(function, *args, **kwargs))
-    )
+    shared = CURRENT.get()
+    if shared is None:
+        return function(*args, **kwargs)
+    return shared.call(partial(function, *args, **kwargs))
 
 
-class RecordedParts:
+class RecordedResults:
     """Keeps what `once` returned in an evaluation, to check it."""
 
     def __init__(self, problem: str) -> None:
@@ -102,7 +100,7 @@ class RecordedParts:
             )
 
 
-class SharedParts:
+class SharedResults:
     """The parts of a loss that several evaluations share: the k-th call of `once` is the same in
     each.
 
@@ -114,7 +112,7 @@ class SharedParts:
     def __init__(self, problem: str, generators: Sequence[torch.Generator]) -> None:
         self._problem = problem
         self._generators = generators
-        self._parts: list[_Part] = []
+        self._results: list[_Result] = []
         self._next = 0
 
     @property
@@ -122,7 +120,7 @@ class SharedParts:
         """What the evaluations see of the parts' differentiable tensors: cut off from the graphs of
         the functions.
         """
-        return [leaf for part in self._parts for leaf in part.leaves]
+        return [leaf for part in self._results for leaf in part.leaves]
 
     def begin(self) -> None:
         """Begins another evaluation."""
@@ -130,11 +128,11 @@ class SharedParts:
 
     def call(self, function: Callable[[], R]) -> R:
         """Calls the function in the first evaluation, and finds what it returned in later ones."""
-        if self._next == len(self._parts):
-            self._parts.append(_Part.of(function(), self._generators))
+        if self._next == len(self._results):
+            self._results.append(_Result.of(function(), self._generators))
         else:
-            self._parts[self._next].after.restore(self._generators)
-        result = self._parts[self._next].result
+            self._results[self._next].after.restore(self._generators)
+        result = self._results[self._next].result
         self._next += 1
         copies: R = map_tensors(result, torch.clone)  # a loss may change what it got
         return copies
@@ -153,11 +151,11 @@ class SharedParts:
         due: dict[int, Tensor] = {
             id(leaf): v for leaf, v in zip(self.leaves, cotangents, strict=True)
         }
-        for index in reversed(range(len(self._parts))):  # a part may be made of earlier ones
-            part = self._parts[index]
+        for index in reversed(range(len(self._results))):  # a part may be made of earlier ones
+            part = self._results[index]
             if not part.leaves:
                 continue
-            earlier = [leaf for before in self._parts[:index] for leaf in before.leaves]
+            earlier = [leaf for before in self._results[:index] for leaf in before.leaves]
             try:
                 found = torch.autograd.grad(
                     part.outputs,
@@ -173,10 +171,7 @@ class SharedParts:
                     "mlo.once something that it has computed itself, and uses elsewhere too. "
                     "Compute this by mlo.once as well."
                 ) from error
-            total = [
-                b if a is None else a if b is None else a + b
-                for a, b in zip(total, found, strict=False)
-            ]
+            total = [add(a, b) for a, b in zip(total, found, strict=False)]
             for leaf, more in zip(earlier, found[len(inputs) :], strict=True):
                 if more is not None:
                     due[id(leaf)] = due[id(leaf)] + more
@@ -184,7 +179,7 @@ class SharedParts:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Result:
     """What a function returned.
 
     Attributes:
@@ -200,7 +195,7 @@ class _Part:
     after: RandomState
 
     @classmethod
-    def of(cls, result: Any, generators: Sequence[torch.Generator]) -> _Part:
+    def of(cls, result: Any, generators: Sequence[torch.Generator]) -> _Result:
         outputs: list[Tensor] = []
         leaves: list[Tensor] = []
 
@@ -214,14 +209,16 @@ class _Part:
         return cls(map_tensors(result, cut), outputs, leaves, RandomState.capture(generators))
 
 
-_PARTS: ContextVar[RecordedParts | SharedParts | None] = ContextVar("parts of a loss", default=None)
+CURRENT: ContextVar[RecordedResults | SharedResults | None] = ContextVar(
+    "results of once", default=None
+)
 
 
 @contextmanager
-def using_parts(parts: RecordedParts | SharedParts | None) -> Iterator[None]:
+def sharing(shared: RecordedResults | SharedResults | None) -> Iterator[None]:
     """What `once` does in the body."""
-    token = _PARTS.set(parts)
+    token = CURRENT.set(shared)
     try:
         yield
     finally:
-        _PARTS.reset(token)
+        CURRENT.reset(token)

@@ -9,36 +9,44 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from mlo.errors import EngineError
 from mlo.problem import Problem, Tensors
 
-__all__ = ["OptimizerStep", "has_decoupled_decay", "has_differentiable_step", "l2_penalty"]
+__all__ = [
+    "OptimizerStep",
+    "clip_by_norm",
+    "has_decoupled_decay",
+    "has_differentiable_step",
+    "l2_penalty",
+]
 
 
 COUNTERS = ("step", "mu_product", "eta", "mu")
 """Entries of optimizer states that no gradient flows through."""
 
+DIFFERENTIABLE = {"differentiable": True, "foreach": False, "fused": None}
+"""Options of the twin: the step in plain operations, one parameter after the other."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
-    """One optimizer's hyper-parameters and state (None: not kept) for one parameter, before the
-    step.
-    """
+    """One parameter's optimizer, its options and state (None: not kept), before the step."""
 
     optimizer: Optimizer
     options: dict[str, Any]
     state: dict[str, Any] | None
     shape: torch.Size
-    gain: float | None
+    gradient_coefficient: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,59 +69,50 @@ class OptimizerStep:
 
         Args:
             problem: whose optimizers.
-            linear_state: whether also of those whose step is linear in its gradient; `gain` needs
-                none.
+            linear_state: whether also of those whose step is linear in its gradient;
+                `gradient_coefficient` needs none.
         """
-        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         groups: dict[str, _Group] = {}
+        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         for optimizer in problem.optimizers.values():
             for group in optimizer.param_groups:
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
                 for parameter in group["params"]:
-                    if id(parameter) in name_of:
-                        state = optimizer.state.get(parameter, {})
-                        gain = _gain(optimizer, options, state)
-                        kept = (
-                            {key: _copied(value) for key, value in state.items()}
-                            if linear_state or gain is None
-                            else None
-                        )
-                        groups[name_of[id(parameter)]] = _Group(
-                            optimizer=optimizer,
-                            options=dict(options),
-                            state=kept,
-                            shape=parameter.shape,
-                            gain=gain,
-                        )
+                    name = name_of.get(id(parameter))
+                    if name is None:  # frozen
+                        continue
+                    state = optimizer.state.get(parameter, {})
+                    coefficient = _gradient_coefficient(optimizer, options, state)
+                    kept = None
+                    if linear_state or coefficient is None:
+                        kept = {key: _copied(value) for key, value in state.items()}
+                    groups[name] = _Group(
+                        optimizer=optimizer,
+                        options=dict(options),
+                        state=kept,
+                        shape=parameter.shape,
+                        gradient_coefficient=coefficient,
+                    )
         return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
 
-    def descent_rate(self, name: str) -> float:
-        """The learning rate of a parameter's optimizer at this step; negative where it
-        maximizes.
-        """
+    def learning_rate(self, name: str) -> float:
+        """Of a parameter's optimizer at this step; negative where it maximizes."""
         options = self.groups[name].options
         return -float(options["lr"]) if options.get("maximize") else float(options["lr"])
 
-    def gain(self, name: str) -> float | None:
-        """The number c of a step θ' = c g + (what does not depend on g), as SGD's is; None for
-        other optimizers.
+    def gradient_coefficient(self, name: str) -> float | None:
+        """The c of a step θ' = c g + (what does not depend on g), as SGD's is; None of other steps.
 
         Where the step clips, g is the clipped gradient.
         """
-        return self.groups[name].gain
+        return self.groups[name].gradient_coefficient
 
     def clipped(self, gradients: Tensors) -> Tensors:
-        """The gradients as the step takes them: scaled, all of them together, where their norm is
-        above `grad_clip`.
-        """
+        """The gradients as the step takes them, clipped all together."""
         if self.grad_clip is None:
             return gradients
-        norm = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()])
-        )
-        # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
-        scale = torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
-        return {key: gradient * scale for key, gradient in gradients.items()}
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values()]
+        return clip_by_norm(gradients, self.grad_clip, torch.linalg.vector_norm(torch.stack(norms)))
 
     def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
@@ -129,14 +128,12 @@ class OptimizerStep:
         return self.apply_with_state(parameters, gradients, {})[0]
 
     def differentiable_state(self) -> dict[tuple[str, str], Tensor]:
-        """(parameter, key) → the entries of the optimizers' state that a step makes of gradients
-        (not its counters).
-        """
+        """(parameter, key) → the entries of state that a step makes of gradients: no counters."""
         return {
             (name, key): value
             for name, group in self.groups.items()
             for key, value in (group.state or {}).items()
-            if isinstance(value, Tensor) and value.shape == group.shape and key not in COUNTERS
+            if _is_differentiable(key, value, group.shape)
         }
 
     def apply_with_state(
@@ -178,72 +175,78 @@ class OptimizerStep:
                 "torch.optim optimizer, or an engine that does not differentiate the step, such as "
                 "'direct'."
             )
+        # Of the same class, and so with the same step, but without what the original holds.
         twin = copy.copy(original)
-        twin.defaults = {
-            **original.defaults,
-            "differentiable": True,
-            "foreach": False,
-            "fused": None,
-        }
+        twin.defaults = {**original.defaults, **DIFFERENTIABLE}
         twin.state = defaultdict(dict)
         twin.param_groups = []
         for key in keys:
-            options, kept = self.groups[key].options, self.groups[key].state
-            if kept is None:
-                raise EngineError(
-                    f"Problem {self.problem!r}: the state of its {type(original).__name__} was not "
-                    "kept, so its step cannot be applied again. An engine that applies steps says "
-                    "so by `applies_linear_steps = True`."
-                )
-            state = {k: _precise(k, v) for k, v in kept.items()}
-            state |= {entry: tensor * 1.0 for (name, entry), tensor in given.items() if name == key}
-            options = {
-                **options,
-                "differentiable": True,
-                "foreach": False,
-                "fused": None,
-                "capturable": False,
-            }
-            if (
-                options.get("momentum")
-                and isinstance(original, torch.optim.SGD)
-                and "momentum_buffer" not in state
-            ):
-                # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero
-                # buffer without dampening gives the same number, with its derivative.
-                state["momentum_buffer"] = torch.zeros_like(moved[key])
-                options["dampening"] = 0.0
+            options, state = self._options_and_state(key, moved[key], given)
             moved[key].grad = gradients[key]
             twin.state[moved[key]] = state
             twin.param_groups.append({**options, "params": [moved[key]]})
-        with torch.enable_grad(), _double_counters():
+        # Only an optimizer without state makes its counters in the step.
+        fresh = not all(twin.state[moved[key]] for key in keys)
+        with torch.enable_grad(), _DoubleCounters() if fresh else nullcontext():
             # The class's own step, without the hooks that the user's optimizer or scheduler put
             # around it.
             type(original).step(twin)
+        after: dict[tuple[str, str], Tensor] = {}
         for key in keys:
             moved[key].grad = None
-        return {
-            (key, entry): value
-            for key in keys
-            for entry, value in twin.state[moved[key]].items()
-            if isinstance(value, Tensor)
-            and value.shape == moved[key].shape
-            and entry not in COUNTERS
-        }
+            for entry, value in twin.state[moved[key]].items():
+                if _is_differentiable(entry, value, moved[key].shape):
+                    after[key, entry] = value
+        return after
+
+    def _options_and_state(
+        self, key: str, like: Tensor, given: Mapping[tuple[str, str], Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the twin gets for the parameter `like`, the differentiable state from `given`."""
+        group = self.groups[key]
+        if group.state is None:
+            raise EngineError(
+                f"Problem {self.problem!r}: the state of its {type(group.optimizer).__name__} was "
+                "not kept, so its step cannot be applied again. An engine that applies steps "
+                "captures them with their state: `OptimizerStep.capture(problem)`."
+            )
+        state = {entry: _precise(entry, value) for entry, value in group.state.items()}
+        for (name, entry), tensor in given.items():
+            if name == key:
+                state[entry] = tensor * 1.0
+        options = {**group.options, **DIFFERENTIABLE, "capturable": False}
+        is_sgd = isinstance(group.optimizer, torch.optim.SGD)
+        if is_sgd and options.get("momentum") and "momentum_buffer" not in state:
+            # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero
+            # buffer without dampening gives the same number, with its derivative.
+            state["momentum_buffer"] = torch.zeros_like(like)
+            options["dampening"] = 0.0
+        return options, state
+
+
+def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:
+    """The gradients scaled, all together, where their norm is above the largest.
+
+    Args:
+        gradients: name → gradient.
+        largest: largest Euclidean norm.
+        norm: the norm of all of them.
+    """
+    # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
+    scale = torch.clamp(largest / (norm + 1e-6), max=1.0)
+    return {key: gradient * scale for key, gradient in gradients.items()}
 
 
 def l2_penalty(problem: Problem) -> dict[str, float]:
-    """Parameter → coefficient c of the penalty c/2 ‖θ‖² that its optimizer adds to the loss by
-    weight decay.
+    """Parameter → the c of the penalty c/2 ‖θ‖² that its optimizer adds by weight decay.
 
     Decoupled decay (AdamW, Muon, Adafactor) is not the gradient of a penalty and counts as 0.
     """
     coefficient_of: dict[int, float] = {}
     for optimizer in problem.optimizers.values():
         for group in optimizer.param_groups:
-            decay = (
-                0.0 if _is_decoupled(optimizer, group) else float(group.get("weight_decay", 0.0))
-            )
+            decoupled = _is_decoupled(optimizer, group)
+            decay = 0.0 if decoupled else float(group.get("weight_decay", 0.0))
             # A maximizing optimizer descends -L + decay: relative to L the penalty's sign turns.
             decay = -decay if group.get("maximize") else decay
             coefficient_of |= {id(parameter): decay for parameter in group["params"]}
@@ -264,10 +267,10 @@ def has_differentiable_step(optimizer: Optimizer) -> bool:
     return "differentiable" in optimizer.defaults
 
 
-def _gain(
+def _gradient_coefficient(
     optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]
 ) -> float | None:
-    """See `OptimizerStep.gain`."""
+    """See `OptimizerStep.gradient_coefficient`."""
     if type(optimizer) is not torch.optim.SGD:  # a subclass may make another step
         return None
     momentum, rate = options["momentum"], float(options["lr"])
@@ -291,24 +294,30 @@ def _copied(value: Any) -> Any:
 
 
 def _precise(key: str, value: Any) -> Any:
-    """A copied state entry, the step counter in double precision (see `_double_counters`)."""
+    """A copied state entry, the step counter in double precision (see `_DoubleCounters`)."""
     value = _copied(value)
     return value.double() if key == "step" and isinstance(value, Tensor) else value
 
 
-@contextmanager
-def _double_counters() -> Iterator[None]:
-    """Makes optimizers create their step counters in double precision.
+class _DoubleCounters(TorchFunctionMode):
+    """Makes optimizers create their step counters in double precision, in this thread only.
 
     A plain step computes bias corrections in Python floats, a differentiable one from the counter
     tensor, in its dtype: with the usual float32 counter the two differ by 1e-7.
     """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)
+
+    FACTORIES = (torch.tensor, torch.as_tensor, torch.zeros, torch.ones)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in self.FACTORIES and made.dim() == 0 and made.is_floating_point():
+            return made.double()
+        return made
+
+
+def _is_differentiable(key: str, value: Any, shape: torch.Size) -> bool:
+    """Whether an entry of state is made of gradients: of the parameter's shape, and no counter."""
+    return isinstance(value, Tensor) and value.shape == shape and key not in COUNTERS
 
 
 def _nudged(gradient: Tensor) -> Tensor:

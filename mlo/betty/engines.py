@@ -11,22 +11,18 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
-from mlo.evaluation import zeros_for_none
-from mlo.hypergradient.base import Cotangent, Engine, Solve
-from mlo.hypergradient.iterative import at_least_one, check_number
-from mlo.hypergradient.products import FiniteDifference, LinearSystem, Products
-
-if TYPE_CHECKING:
-    from mlo.records import SolveReport
-    from mlo.response import Pullback
+from mlo.hypergradient.options import count, number
+from mlo.records import SolveReport
+from mlo.response import Cotangent, Pullback, PullbackEngine
+from mlo.tensors import zeros_for_none
 
 __all__ = ["BettyConjugateGradient", "BettyDarts", "BettyEngine", "BettyNeumann", "betty_version"]
 
@@ -47,7 +43,7 @@ def betty_version() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BettyEngine(Engine):
+class BettyEngine(PullbackEngine):
     """Base of the engines that call a function of `betty.hypergradient`.
 
     Attributes:
@@ -55,30 +51,23 @@ class BettyEngine(Engine):
             series, the scale of CG.
     """
 
-    alpha: float = 1.0
+    alpha: float = number(1.0, positive=True)
 
-    needs_symmetry: ClassVar[bool] = True  # and one loss a problem: Betty has no games
+    needs_symmetry: ClassVar[bool] = True  # and one loss per problem: Betty has no games
+    takes_sharded: ClassVar[bool] = False
     method: ClassVar[str]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.name, "alpha", self.alpha, positive=True)
         betty_version()
 
     @property
     def differentiable(self) -> bool:
         return False
 
-    @property
-    def label(self) -> str:
-        return self.name
-
     def config(self) -> dict[str, Any]:
         """The options of `betty.configs.Config` that choose this method."""
         return {"type": self.method, f"{self.method}_alpha": self.alpha}
-
-    def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        raise NotImplementedError("Betty's functions return the product with the response, not q")
 
     def pullback(
         self, call: Pullback, cotangent: Cotangent
@@ -95,7 +84,7 @@ class BettyEngine(Engine):
         arguments = {
             "vector": v,
             "curr": lower,
-            "prev": _Upper(call.wanted_of(inputs)),
+            "prev": _Upper(call.select(inputs)),
             "sync": False,
         }
         taken = inspect.signature(function).parameters  # 0.1.1 has no sync
@@ -108,9 +97,7 @@ class BettyEngine(Engine):
                 f"{self.name!r} failed: {error} (It needs a loss in which every parameter and "
                 f"every problem read takes part.) Use {self.method!r}."
             ) from error
-        return call.per_input([tensor.detach() for tensor in found]), self.report(
-            call.solution.name
-        )
+        return call.scatter([tensor.detach() for tensor in found]), self.report(call.solution.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +106,14 @@ class BettyDarts(BettyEngine):
     learning rate).
     """
 
-    products: Products = field(default_factory=FiniteDifference)
-    alpha: float = 0.01
+    alpha: float = number(0.01, positive=True)
 
     name: ClassVar[str] = "betty-darts"
     method: ClassVar[str] = "darts"
+
+    @property
+    def uses_second_derivatives(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +122,10 @@ class BettyNeumann(BettyEngine):
     that it converges.
     """
 
-    iterations: int = 1
+    iterations: int = count(1)
 
     name: ClassVar[str] = "betty-neumann"
     method: ClassVar[str] = "neumann"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_one(self.name, "iterations", self.iterations)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), f"{self.method}_iterations": self.iterations}

@@ -1,0 +1,78 @@
+"""Options of engines that declare their ranges where they declare their defaults.
+
+`AbstractEngine` runs the check of every option when an engine is made, so that a wrong value is
+refused before the first step, with the engine, the option and the value in the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+from mlo.errors import EngineError
+
+__all__ = ["count", "number", "number_or_auto"]
+
+AUTO = "auto"
+
+
+def count(default: int, *, at_least: int = 1) -> Any:
+    """An integer with a smallest value.
+
+    Args:
+        default: the value where none is given.
+        at_least: the smallest value.
+    """
+
+    def check(engine: str, option: str, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise EngineError(
+                f"Engine {engine!r}: {option} must be an integer of at least {at_least}, got "
+                f"{value!r}."
+            )
+
+    return _option(default, check)
+
+
+def number(default: float, *, positive: bool = False) -> Any:
+    """A number that is not negative.
+
+    Args:
+        default: the value where none is given.
+        positive: whether zero is refused too.
+    """
+
+    def check(engine: str, option: str, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
+            raise EngineError(f"Engine {engine!r}: {option} must be a number, got {value!r}.{hint}")
+        if not (value > 0.0 if positive else value >= 0.0):
+            wanted = "be positive" if positive else "not be negative"
+            raise EngineError(f"Engine {engine!r}: {option} must {wanted}, got {value!r}.")
+
+    return _option(default, check)
+
+
+def number_or_auto(default: float | str = AUTO) -> Any:
+    """A positive number, or "auto".
+
+    Args:
+        default: the value where none is given.
+    """
+
+    def check(engine: str, option: str, value: object) -> None:
+        if value == AUTO:
+            return
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not value > 0.0:  # type: ignore[operator]  # it is a number
+            raise EngineError(
+                f"Engine {engine!r}: {option} must be 'auto' or a positive number, got {value!r}."
+            )
+
+    return _option(default, check)
+
+
+def _option(default: Any, check: Callable[[str, str, object], None]) -> Any:
+    # `Any`, as dataclasses.field itself: the annotation of the class says the type.
+    return field(default=default, metadata={"check": check})

@@ -1,0 +1,80 @@
+"""Step sizes of iterations on A: the largest at which every component of the error decays."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mlo.hypergradient.iterative import FlatOperator, fixed_noise
+from mlo.hypergradient.products import LinearSystem
+
+__all__ = ["inverse_step_size", "largest_inverse_step_size", "persistent_step_size"]
+
+REFRESH = 100
+"""Solves after which a kept step size is estimated anew."""
+
+
+def inverse_step_size(u: Tensor, product: Tensor) -> float:
+    """The 1/α of a step along u at which the component of u decays fastest, from u and Aᵀu.
+
+    q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus
+    at α = Re λ / |λ|². For a symmetric positive definite A that is 1/λ; for the spirals of a game
+    it is smaller than 1/|λ|, at which they grow. It is ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here, but at least a
+    hundredth of 1/|λ|: at eigenvalues near the imaginary axis, or of both signs, no step makes
+    everything decay, and one that is nearly zero would only stand still.
+    """
+    size, along = float(product.norm()), float(u @ product)
+    if size == 0.0:
+        return 0.0
+    ratio = size / float(u.norm())
+    return min(size * size / along, 100.0 * ratio) if along > 0.0 else ratio
+
+
+def largest_inverse_step_size(
+    operator: FlatOperator, system: LinearSystem, products: int = 10
+) -> float:
+    """Estimates λmax of a positive definite A, and its like of another, by power iteration."""
+    u = fixed_noise(operator, system, 1)[:, 0]
+    estimate = 0.0
+    with torch.no_grad():
+        for _ in range(products):
+            u = u / u.norm()
+            product = operator(u).detach()
+            estimate = inverse_step_size(u, product)
+            if estimate == 0.0:
+                break
+            u = product
+    return estimate
+
+
+def persistent_step_size(
+    step_size: float | str, operator: FlatOperator, system: LinearSystem, *, observed: float
+) -> float:
+    """Returns α; for "auto" 1 / λmax (see `inverse_step_size`), kept from one solve to the next.
+
+    Args:
+        step_size: the option.
+        operator: estimates λmax when there is no estimate yet, and anew every `REFRESH` solves, so
+            that a batch of unusual curvature is forgotten.
+        system: keeps the estimate.
+        observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax; a vector that diverges
+            turns to the direction of the largest eigenvalue, so the estimate grows before it can
+            blow up.
+    """
+    if not isinstance(step_size, str):
+        return float(step_size)
+    known, age = system.recall("curvature"), system.recall("age")
+    solves = 0 if age is None else int(age)
+    if known is None or solves % REFRESH == 0:
+        largest = largest_inverse_step_size(operator, system)
+    else:
+        largest = float(known)
+    if math.isfinite(observed):
+        largest = max(largest, observed)
+    if not math.isfinite(largest):
+        return 0.0  # of a gradient that is lost itself; nothing is kept of it
+    system.keep("curvature", torch.tensor(largest, dtype=torch.float64))
+    system.keep("age", torch.tensor(solves + 1))
+    return 1.0 / largest if largest > 0.0 else 1.0

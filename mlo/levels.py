@@ -1,0 +1,394 @@
+"""Which solution of a lower problem a loss reads, as it stands in the course of a run.
+
+`History` is what has happened: how often each problem moved, and what later gradients need of it.
+`Levels` is a view of it: the solutions as losses read them now or, for problems that begin a round
+although they stand above others, as they will be one step ahead. The two views differ in what they
+look at and keep solutions of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo.batches import BatchStream
+from mlo.checks import LossChecks, differentiated_problems
+from mlo.graph import DependencyGraph
+from mlo.hypergradient.first_order import FirstOrder
+from mlo.loss import LossFunction
+from mlo.optimizer_step import OptimizerStep
+from mlo.problem import Tensors
+from mlo.randomness import RandomState, preserved
+from mlo.response import (
+    AbstractEngine,
+    Constant,
+    Evaluation,
+    GradientGraph,
+    RecordedStep,
+    Solution,
+    Stationary,
+    StepEngine,
+    Stepped,
+    TotalGradient,
+    total_gradient,
+)
+from mlo.tensors import versions_of
+
+__all__ = ["History", "Levels"]
+
+
+class History:
+    """What has happened in a run, as far as later gradients need it.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        losses: problem → its loss.
+        streams: problem → its batches, which are looked at but not taken.
+        looks_ahead: the problems that see lower solutions one step ahead.
+
+    Attributes:
+        round: number of rounds that were made.
+        updates: problem → how often it moved.
+        memory: problem → what its engine keeps from one solve to the next, name → tensor.
+        differentiated: the problems whose solutions are differentiated.
+        last: problem → the evaluation that its last update was made with.
+        stepped: problem → its solution, where the engine differentiates that update.
+        graphs: graphs of gradients that are kept for later in the round, with the problem's name.
+        generators: the random generators that the problems name.
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        engines: Mapping[str, AbstractEngine],
+        losses: Mapping[str, LossFunction],
+        streams: Mapping[str, BatchStream],
+        *,
+        looks_ahead: Collection[str] = (),
+    ) -> None:
+        self.graph, self.engines, self.losses, self.streams = graph, engines, losses, streams
+        self.looks_ahead = frozenset(looks_ahead)
+        self.checks = LossChecks(graph, engines)
+        self.differentiated = differentiated_problems(graph, engines)
+        self.round = 0
+        self.updates = dict.fromkeys(graph.problems, 0)
+        self.memory: dict[str, dict[str, Tensor]] = {name: {} for name in graph.problems}
+        self.last: dict[str, Evaluation] = {}
+        self.stepped: dict[str, Stepped] = {}
+        self.graphs: list[tuple[str, GradientGraph]] = []
+        self.generators: list[torch.Generator] = []
+        for problem in graph.problems.values():
+            self.generators += problem.generators
+
+    # ------------------------------ what an update leaves
+
+    def rests(self, name: str) -> bool:
+        """Whether a problem does not move in this round (`warmup_steps`)."""
+        return self.round < self.graph.problems[name].warmup_steps
+
+    def step_engine(self, name: str) -> StepEngine | None:
+        """The problem's engine, where a later gradient differentiates steps of its optimizer."""
+        engine = self.engines[name]
+        if name in self.differentiated and isinstance(engine, StepEngine):
+            return engine
+        return None
+
+    def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
+        """Notes an update: where it was made, and its step, if a later gradient needs that."""
+        self.last[name] = found.evaluation
+        engine = self.step_engine(name)
+        if step is None or engine is None:
+            return
+        self.note_graph(name, found)
+        recorded = RecordedStep(evaluation=found.evaluation, step=step)
+        earlier = self.stepped[name].history if name in self.stepped else ()
+        self.stepped[name] = Stepped(
+            name=name,
+            engine=engine,
+            value=dict(self.graph.problems[name].parameters),
+            evaluation=found.evaluation,
+            step=step,
+            gradient=found.gradient,
+            graph=found.graph,
+            history=(*earlier, recorded)[-engine.recorded_steps :],
+            memory=self.memory[name],
+        )
+
+    def forget(self) -> None:
+        """Releases all updates that were made: the problems stand elsewhere now."""
+        self.release_graphs(later=())
+        self.last, self.stepped = {}, {}
+
+    # ------------------------------ graphs that are kept for later in the round
+
+    def keeps_graph(self, name: str, later: Sequence[str]) -> bool:
+        """Whether an update `later` in the round differentiates the step that is made now."""
+        engine = self.step_engine(name)
+        if engine is None or not engine.keeps_graph:
+            return False
+        for other in later:
+            if other == name:
+                return False
+            depends = name in self.graph.solutions_depending_on[other]
+            if depends and other not in self.looks_ahead:
+                return True
+        return False
+
+    def note_graph(self, name: str, found: TotalGradient) -> None:
+        """Notes that the graph of a gradient is held, so that it is released in time."""
+        if found.graph is not None:
+            self.graphs.append((name, found.graph))
+
+    def release_graphs(self, later: Sequence[str]) -> None:
+        """Releases the graphs that no update that comes `later` in the round needs."""
+        needed = []
+        for name, graph in self.graphs:
+            if self.keeps_graph(name, later):
+                needed.append((name, graph))
+            else:
+                graph.release()
+        self.graphs = needed
+
+    # ------------------------------ engines' memory
+
+    def copied_memory(self) -> dict[str, dict[str, Tensor]]:
+        """The engines' memory as it is, for `recall`."""
+        # Its tensors are replaced, never changed.
+        return {name: dict(kept) for name, kept in self.memory.items()}
+
+    def recall(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Puts the engines' memory back."""
+        for name, kept in self.memory.items():
+            kept.clear()
+            kept.update(memory[name])
+
+
+class Levels:
+    """The solutions of lower problems as a loss reads them, and evaluations that read them.
+
+    Args:
+        history: what has happened.
+        ahead: whether solutions are seen one step ahead: with the batches that come next, and the
+            steps that optimizers would make on them.
+    """
+
+    def __init__(self, history: History, *, ahead: bool = False) -> None:
+        self._history, self._ahead = history, ahead
+        self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
+        graph = history.graph
+        # What a solution depends on, besides batches: made again after any of these has moved.
+        self._dependencies: dict[str, tuple[str, ...]] = {}
+        for name in graph.problems:
+            through = [self._dependencies[lower] for lower in graph.reads_below[name]]
+            own = {name, *graph.reads_above[name]}
+            self._dependencies[name] = tuple(sorted(own.union(*through)))
+        # Walking through the modules at every update would take longer than copying their buffers.
+        self._buffers: dict[str, list[tuple[str, dict[str, Tensor | None]]]] = {}
+        for name, problem in graph.problems.items():
+            modules = problem.module.named_modules()
+            self._buffers[name] = [
+                (f"{prefix}." if prefix else "", module._buffers) for prefix, module in modules
+            ]
+
+    # ------------------------------ solutions
+
+    def find(self, name: str) -> Solution:
+        """The problem's solution."""
+        history, engine = self._history, self._history.engines[name]
+        rests = history.rests(name)
+        # A step that was made is what those above it read, until it is made again.
+        if isinstance(engine, StepEngine) and not rests and not self._ahead:
+            stepped = history.stepped.get(name)
+            if stepped is not None:
+                return stepped
+        # Made once, and again only after something that it depends on has moved.
+        stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
+        known = self._known.get(name)
+        if known is None or known[0] != stamp:
+            solution: Solution
+            if rests:
+                solution = self._constant(name, FirstOrder())
+            elif isinstance(engine, FirstOrder):
+                solution = self._constant(name, engine)
+            elif isinstance(engine, StepEngine):
+                solution = self._stepped(name, engine)
+            else:
+                solution = self._stationary(name, engine)
+            known = self._known[name] = (stamp, solution)
+        return known[1]
+
+    def forget(self) -> None:
+        """Releases what is known: batches or parameters are others now."""
+        self._known.clear()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Runs the body, which asks a question, and leaves everything as it was."""
+        history, known = self._history, dict(self._known)
+        memory, graphs = history.copied_memory(), list(history.graphs)
+        with preserved(history.generators):
+            try:
+                yield
+            finally:
+                self._known, history.graphs = known, graphs
+                history.recall(memory)
+
+    def _constant(self, name: str, engine: AbstractEngine) -> Constant:
+        """The current parameters, of a problem that rests or whose derivative is dropped."""
+        value: Tensors = dict(self._history.graph.problems[name].parameters)
+        return Constant(name=name, engine=engine, value=value)
+
+    def _stationary(self, name: str, engine: AbstractEngine) -> Stationary:
+        """The current parameters as a solution of the problem's stationarity condition."""
+        problem, last = self._history.graph.problems[name], self._last(name)
+        batches = self.batches(name)
+        if last is None:
+            now = RandomState.capture(problem.generators)
+            evaluation = self.evaluation(name, batches, random_states=(now,) * len(batches))
+        else:
+            evaluation = self.evaluation(name, batches, random_states=last.random_states)
+            evaluation = replace(evaluation, modes=last.modes)
+        return Stationary(
+            name=name,
+            engine=engine,
+            value=dict(problem.parameters),
+            evaluation=evaluation,
+            memory=self._history.memory[name],
+        )
+
+    def _stepped(self, name: str, engine: StepEngine) -> Stepped:
+        """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
+        problem = self._history.graph.problems[name]
+        found = self.total_gradient(name, self.batches(name), keep_graph=engine.keeps_graph)
+        self._history.note_graph(name, found)
+        step = OptimizerStep.capture(problem)
+        before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
+        after = step.apply(before, found.gradient)
+        return Stepped(
+            name=name,
+            engine=engine,
+            value={key: value.detach() for key, value in after.items()},
+            evaluation=found.evaluation,
+            step=step,
+            gradient=found.gradient,
+            graph=found.graph,
+            history=(RecordedStep(evaluation=found.evaluation, step=step),),
+            memory=self._history.memory[name],
+        )
+
+    # ------------------------------ evaluations
+
+    def total_gradient(
+        self,
+        name: str,
+        batches: tuple[Any, ...],
+        *,
+        is_update: bool = False,
+        players: Collection[str] | None = None,
+        keep_graph: bool = False,
+        held_constant: frozenset[str] = frozenset(),
+    ) -> TotalGradient:
+        """The total gradient of a problem's loss at its current parameters.
+
+        Args:
+            name: the problem.
+            batches: its batches.
+            is_update: whether it is the problem's own update, not a question about it.
+            players: the players that move; None: all.
+            keep_graph: whether the gradient's graph is kept.
+            held_constant: problems whose solutions are treated as constants.
+        """
+        history = self._history
+        moves = is_update and history.step_engine(name) is not None
+        found = total_gradient(
+            self.evaluation(name, batches, parameters_move=moves),
+            is_update=is_update,
+            examine=history.checks.of(name),
+            players=players,
+            keep_graph=keep_graph,
+            held_constant=held_constant,
+        )
+        if players is None or len(players) == len(history.graph.problems[name].players):
+            history.checks.passed(name)
+        if not found.has_derivative and not held_constant:
+            resting = [other for other in history.graph.problems if history.rests(other)]
+            history.checks.explain_zero(name, resting)
+        return found
+
+    def evaluation(
+        self,
+        name: str,
+        batches: tuple[Any, ...],
+        *,
+        random_states: tuple[RandomState, ...] = (),
+        parameters_move: bool = False,
+    ) -> Evaluation:
+        """Describes an evaluation of a problem's loss at its current parameters.
+
+        Args:
+            name: the problem.
+            batches: its batches.
+            random_states: the random state before each, where they are known.
+            parameters_move: whether the live parameters will move while the evaluation is needed.
+        """
+        graph, loss = self._history.graph, self._history.losses[name]
+        problem = graph.problems[name]
+        engine = self._history.engines[name]
+        # An engine of several steps needs what was read at each, which has moved meanwhile.
+        outlives = parameters_move and isinstance(engine, StepEngine) and engine.recorded_steps > 1
+        solutions: dict[str, Solution] = {}
+        for lower in graph.solutions_in[name]:
+            solution = self.find(lower)
+            if outlives:
+                copies = {k: tensor.detach().clone() for k, tensor in solution.value.items()}
+                solution = replace(solution, value=copies)
+            solutions[lower] = solution
+        values: dict[str, Tensors] = {}
+        for other in graph.values_in[name]:
+            values[other] = _held(graph.problems[other].parameters, copy=parameters_move)
+        return Evaluation(
+            loss=loss,
+            parameters=_held(problem.parameters, copy=parameters_move),
+            batches=batches,
+            random_states=random_states,
+            versions=tuple([None if batch is None else versions_of(batch) for batch in batches]),
+            modes=loss.modes,
+            buffers=self._copied_buffers((name, *loss.reads)),
+            values=values,
+            solutions=solutions,
+            dependent=graph.solutions_depending_on[name],
+        )
+
+    def batches(self, name: str) -> tuple[Any, ...]:
+        """The batches of the problem's last update, or those that it will draw next."""
+        last = self._last(name)
+        if last is not None:
+            return last.batches
+        return self._history.streams[name].peek(self._history.graph.problems[name].accumulate)
+
+    def _last(self, name: str) -> Evaluation | None:
+        """The evaluation of the problem's last update, if this view looks at it."""
+        return None if self._ahead else self._history.last.get(name)
+
+    def _copied_buffers(self, names: Sequence[str]) -> dict[str, Tensors]:
+        copied: dict[str, Tensors] = {}
+        for name in names:
+            copied[name] = {}
+            for prefix, registry in self._buffers[name]:
+                for key, buffer in registry.items():
+                    if buffer is not None:
+                        copied[name][prefix + key] = buffer.detach().clone()
+        return copied
+
+
+def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:
+    """Parameters as constants, as copies where the live ones will move."""
+    if copy:
+        return {key: parameter.detach().clone() for key, parameter in parameters.items()}
+    return {key: parameter.detach() for key, parameter in parameters.items()}

@@ -1,0 +1,469 @@
+"""How a user's loss is called with other tensors in the places of live ones, and differentiated.
+
+User code sees ordinary modules. While it runs, the tensors that its modules hold are replaced: by
+responses, by values at which a step was made, by displaced parameters, by copies of buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlo.distributed import ACTIVE, DataParallel, inside
+from mlo.errors import ProblemError
+from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
+from mlo.problem import Problem, Tensors
+from mlo.randomness import RandomState, forked
+from mlo.sharding import hooks_resting, is_sharded
+from mlo.tensors import add, map_tensors, versions_of
+
+__all__ = [
+    "Examine",
+    "LossFunction",
+    "LossGradient",
+    "LossValue",
+    "call_deferred",
+    "gradients",
+]
+
+Examine = Callable[[Tensor, Sequence[Tensor]], None]
+"""Is shown a player's loss on a first batch, and the player's parameters; raises if it is unfit."""
+
+Places = list[tuple[dict[str, Any], str]]
+"""Where a tensor is registered: registries of modules, and the names in them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossValue:
+    """What a loss returned: player → scalar, and metrics.
+
+    Of a game's players only those that were asked for, where the loss of the others was not
+    evaluated.
+    """
+
+    players: dict[str, Tensor]
+    metrics: dict[str, Any]
+
+
+class LossFunction:
+    """A problem's loss, together with the modules of all problems that it sees.
+
+    Args:
+        problem: whose loss.
+        reads: the problems that it reads, by name.
+        parallel: the processes among which its batches are divided.
+    """
+
+    def __init__(
+        self, problem: Problem, reads: Mapping[str, Problem], parallel: DataParallel | None = None
+    ) -> None:
+        self.problem = problem
+        self.reads = tuple(reads)
+        self.parallel = parallel
+        self._read_modules = {name: other.module for name, other in reads.items()}
+        members = {problem.name: problem.module, **self._read_modules}
+        self._places = _places_of(members)
+        # Every module once, whichever of the members hold it.
+        unique = {id(inner): inner for module in members.values() for inner in module.modules()}
+        self._modules = list(unique.values())
+        self.sharded = any(
+            is_sharded(p) for module in members.values() for p in module.parameters()
+        )
+
+    @property
+    def modes(self) -> list[bool]:
+        """The training flag of every module in it."""
+        return [module.training for module in self._modules]
+
+    @contextmanager
+    def placed(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], modes: Sequence[bool] | None = None
+    ) -> Iterator[None]:
+        """Puts tensors in the places of live ones, and sets training flags, while the body runs.
+
+        The body must contain the backward passes too: `torch.utils.checkpoint` runs the modules
+        again in them. (`torch.func.functional_call` puts the live tensors back when the forward
+        pass ends.)
+
+        Args:
+            tensors: problem → name → tensor. A tied tensor is replaced in all its places.
+            modes: the training flags, as `modes` returned them; None leaves them alone.
+        """
+        flags = self.modes if modes is not None else []
+        changed = modes is not None and flags != list(modes)
+        before: list[tuple[dict[str, Any], str, Tensor]] = []
+        try:
+            for problem, named in tensors.items():
+                places = self._places[problem]
+                for name, tensor in named.items():
+                    for registry, key in places[name]:
+                        before.append((registry, key, registry[key]))
+                        registry[key] = tensor
+            if changed:
+                self._set_modes(modes or ())
+            with hooks_resting(self._modules) if self.sharded else nullcontext():
+                yield
+        finally:
+            if changed:
+                self._set_modes(flags)
+            for registry, key, tensor in reversed(before):
+                registry[key] = tensor
+
+    def _set_modes(self, modes: Sequence[bool]) -> None:
+        for module, training in zip(self._modules, modes, strict=True):
+            module.training = training
+
+    def value(
+        self,
+        batch: Any,
+        *,
+        players: Collection[str] | None = None,
+        shared: RecordedResults | SharedResults | None = None,
+    ) -> LossValue:
+        """Evaluates the loss with the tensors and flags that the modules hold now.
+
+        Args:
+            batch: its batch.
+            players: those whose losses are needed; None: all.
+            shared: what becomes of its calls of `once`.
+
+        Raises:
+            ProblemError: if the loss changes its batch in place, so that it could not be evaluated
+                again.
+        """
+        problem = self.problem
+        given, versions = batch, None
+        if batch is not None:
+            # The same tensors in new containers, so that a loss may pop entries from its batch.
+            given, versions = map_tensors(batch, _itself), versions_of(batch)
+        # A loss that runs another optimizer inside must not share its results with that one's.
+        once = nullcontext() if shared is CURRENT.get() else sharing(shared)
+        with _autocast(problem), once:
+            result = problem.loss(problem.module, given, **self._read_modules)
+            value = _parse(problem, result, players)
+        if versions is not None and versions_of(batch) != versions:
+            raise ProblemError(
+                f"The loss of problem {problem.name!r} changes its batch in place. The batch is "
+                "needed again when the solution is differentiated: work on a copy (x = x.clone(), "
+                "or x - mean in place of x.sub_(mean))."
+            )
+        return value
+
+    def among_processes(self, parallel: DataParallel | None) -> AbstractContextManager[None]:
+        """What `mlo.distributed.global_mean` and its like refer to in the body."""
+        return nullcontext() if ACTIVE[-1] is parallel else inside(parallel)
+
+    def differentiate(
+        self,
+        batches: Sequence[Any],
+        parameters: Tensors,
+        leaves: Sequence[Tensor],
+        *,
+        players: Collection[str] | None = None,
+        create_graph: bool = False,
+        examine: Examine | None = None,
+    ) -> LossGradient:
+        """Evaluates the loss on each batch and differentiates it where the modules stand now.
+
+        Args:
+            batches: those averaged over.
+            parameters: what stands for the own parameters.
+            leaves: other tensors in which it is differentiated.
+            players: those whose losses are differentiated, each in its own parameters; None: all.
+            create_graph: whether the gradients can be differentiated themselves.
+            examine: is shown each player's loss on the first batch, before it is differentiated.
+        """
+        problem = self.problem
+        found = LossGradient(problem, len(batches), leaves)
+        for index, batch in enumerate(batches):
+            first = examine is not None and index == 0
+            recorded = RecordedResults(problem.name) if first else None
+            with self._own_noise():
+                found.random_states.append(RandomState.capture(problem.generators))
+                value = self.value(batch, players=players, shared=recorded)
+            if recorded is not None:
+                recorded.check(list(parameters.values()))
+            found.add_metrics(value.metrics)
+            remaining = len(value.players)
+            for player, loss in value.players.items():
+                remaining -= 1
+                own = [parameters[key] for key in problem.player_parameters[player]]
+                if examine is not None and first:
+                    examine(loss, own)
+                # The players of a game may share a graph, which the last one releases.
+                retain = create_graph or remaining > 0
+                found.add(player, loss, own, retain_graph=retain, create_graph=create_graph)
+        return found
+
+    def _own_noise(self) -> AbstractContextManager[None]:
+        """A random state of this process's own, where that is asked for."""
+        parallel = self.parallel
+        if parallel is None or parallel.noise != "own":
+            return nullcontext()
+        return forked(parallel.rank, self.problem.generators)
+
+
+class LossGradient:
+    """A loss and its first derivatives, averaged over the batches of one evaluation.
+
+    Attributes:
+        losses: player → loss.
+        metrics: what the loss returned beside it.
+        direct: player → gradient in its parameters (None: the loss does not depend on one).
+        cotangents: player → gradient in every leaf.
+        has_derivative: whether every loss had a derivative at all.
+        random_states: the random state before each batch.
+    """
+
+    def __init__(self, problem: Problem, batches: int, leaves: Sequence[Tensor]) -> None:
+        self._problem, self._batches, self._leaves = problem, batches, leaves
+        self.losses: dict[str, Tensor] = {}
+        self.metrics: dict[str, Any] = {}
+        self.direct: dict[str, list[Tensor | None]] = {}
+        self.cotangents: dict[str, list[Tensor | None]] = {}
+        self.has_derivative = True
+        self.random_states: list[RandomState] = []
+
+    def add(
+        self,
+        player: str,
+        loss: Tensor,
+        own: Sequence[Tensor],
+        *,
+        retain_graph: bool,
+        create_graph: bool,
+    ) -> None:
+        """Adds one batch's loss of a player, and its gradients.
+
+        Raises:
+            ProblemError: if a gradient is sparse.
+        """
+        share = loss / self._batches
+        inputs = [*own, *self._leaves]
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        self.has_derivative &= share.requires_grad
+        if share.requires_grad:
+            found = torch.autograd.grad(
+                share,
+                inputs,
+                allow_unused=True,
+                retain_graph=retain_graph,
+                create_graph=create_graph,
+            )
+            for gradient in found:
+                if gradient is not None and gradient.layout != torch.strided:
+                    raise ProblemError(
+                        f"Problem {self._problem.name!r}: its loss has sparse gradients, which no "
+                        "engine takes. Build embeddings with sparse=False."
+                    )
+        direct, cotangents, detached = found[: len(own)], found[len(own) :], share.detach()
+        if player not in self.losses:
+            self.direct[player], self.cotangents[player] = list(direct), list(cotangents)
+            self.losses[player] = detached
+            return
+        self.direct[player] = list(map(add, self.direct[player], direct))
+        self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
+        self.losses[player] = self.losses[player] + detached
+
+    def add_metrics(self, metrics: dict[str, Any]) -> None:
+        """Adds a batch's metrics: floating-point ones are averaged, of others the last stays."""
+        for key, value in metrics.items():
+            share = value / self._batches if _is_number(value) else value
+            earlier = self.metrics.get(key) if _is_number(value) else None
+            self.metrics[key] = share if earlier is None else earlier + share
+
+    def average(
+        self,
+        parallel: DataParallel,
+        statistics: Sequence[Tensor],
+        *,
+        gradient: dict[str, Tensor | None] | None = None,
+    ) -> None:
+        """Averages everything over the processes, in one reduction.
+
+        Args:
+            parallel: the processes.
+            statistics: running statistics of BatchNorm layers, averaged in place.
+            gradient: parameter → total gradient, averaged in place of the terms that it is made of.
+        """
+        entries = self._gradient_entries() if gradient is None else self._total_entries(gradient)
+        entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
+        for key, value in self.metrics.items():
+            if _is_number(value):
+                is_tensor = isinstance(value, Tensor)
+                number = value if is_tensor else torch.tensor(value, device=self._problem.device)
+                self.metrics[key] = number
+                entries.append(_Entry(self.metrics, key, number))
+        moving = list(statistics)
+        entries += [_Entry(moving, index, value) for index, value in enumerate(statistics)]
+        # Sharded tensors are averaged as they are scattered.
+        entries = [entry for entry in entries if not is_sharded(entry.like)]
+        means = parallel.average(
+            [entry.within[entry.key] for entry in entries], [entry.like for entry in entries]
+        )
+        for entry, mean in zip(entries, means, strict=True):
+            entry.within[entry.key] = mean
+        with torch.no_grad():
+            for statistic, mean in zip(statistics, moving, strict=True):
+                statistic.copy_(mean)
+
+    def _gradient_entries(self) -> list[_Entry]:
+        entries: list[_Entry] = []
+        for player, terms in self.direct.items():
+            names = self._problem.player_parameters[player]
+            like = [self._problem.parameters[name] for name in names]
+            entries += [_Entry(terms, index, parameter) for index, parameter in enumerate(like)]
+        for terms in self.cotangents.values():
+            entries += [_Entry(terms, index, leaf) for index, leaf in enumerate(self._leaves)]
+        return entries
+
+    def _total_entries(self, gradient: dict[str, Tensor | None]) -> list[_Entry]:
+        for key in self._problem.parameters:
+            gradient.setdefault(key, None)
+        return [_Entry(gradient, key, p) for key, p in self._problem.parameters.items()]
+
+
+class _Entry(NamedTuple):
+    """One tensor of what is averaged: where it is kept, and a tensor of its shape."""
+
+    within: Any
+    key: Any
+    like: Tensor
+
+
+def gradients(
+    loss: Tensor,
+    inputs: Sequence[Tensor],
+    *,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> list[Tensor]:
+    """`torch.autograd.grad`, with zeros for inputs that the loss does not depend on."""
+    found: Sequence[Tensor | None] = [None] * len(inputs)
+    if loss.requires_grad:
+        found = torch.autograd.grad(
+            loss,
+            list(inputs),
+            create_graph=create_graph,
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+    pairs = zip(found, inputs, strict=True)
+    return [torch.zeros_like(tensor) if entry is None else entry for entry, tensor in pairs]
+
+
+def call_deferred(
+    players: dict[str, Any], problem: str = "", generators: Sequence[torch.Generator] = ()
+) -> dict[str, Any]:
+    """Puts values in the places of losses that are functions; returns the metrics beside them.
+
+    Each begins with the random state of the first, so that none depends on which others are
+    evaluated.
+    """
+    found: dict[str, Any] = {}
+    state: RandomState | None = None
+    for player, loss in players.items():
+        if callable(loss):
+            if state is None:
+                state = RandomState.capture(generators)
+            else:
+                state.restore(generators)
+            players[player], metrics = _with_metrics(problem, loss())
+            found |= metrics
+    return found
+
+
+# ------------------------------ parts of the above
+
+
+def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]:
+    """Problem → name of a parameter or buffer → all places of that tensor in all modules."""
+    by_tensor: dict[int, Places] = {}
+    found: dict[str, dict[str, Places]] = {}
+    for member, whole in members.items():
+        found[member] = {}
+        for prefix, module in whole.named_modules(remove_duplicate=False):
+            for registry in (module._parameters, module._buffers):
+                for key, tensor in registry.items():
+                    if tensor is None:
+                        continue
+                    # A tied tensor (two names, one tensor) has several places.
+                    places = by_tensor.setdefault(id(tensor), [])
+                    if not any(known is registry and name == key for known, name in places):
+                        places.append((registry, key))
+                    found[member][f"{prefix}.{key}" if prefix else key] = places
+    return found
+
+
+def _autocast(problem: Problem) -> AbstractContextManager[Any]:
+    if problem.precision is None:
+        return nullcontext()
+    return torch.autocast(problem.device.type, dtype=torch.bfloat16)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:
+    loss, metrics = _with_metrics(problem.name, result)
+    if problem.is_game:
+        if not isinstance(loss, Mapping) or set(loss) != set(problem.players):
+            is_mapping = isinstance(loss, Mapping)
+            got = f"the players {sorted(loss)}" if is_mapping else f"a {type(loss).__name__}"
+            raise ProblemError(
+                f"The loss of the game {problem.name!r} returned {got}; return a dict with one "
+                f"scalar for each of {sorted(problem.players)}."
+            )
+        players = {player: loss[player] for player in loss if chosen is None or player in chosen}
+        metrics |= call_deferred(players, problem.name, problem.generators)
+    else:
+        players = {problem.name: loss}
+    for player, scalar in players.items():
+        is_tensor = isinstance(scalar, Tensor)
+        if not is_tensor or scalar.numel() != 1 or not scalar.dtype.is_floating_point:
+            raise _no_scalar(problem, player, scalar)
+        players[player] = scalar.reshape(())
+    if metrics:
+        metrics = map_tensors(metrics, _kept)
+    return LossValue(players=players, metrics=metrics)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
+    of = f" of player {player!r}" if problem.is_game else ""
+    got = value
+    if isinstance(value, Tensor):
+        got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    advice = "Reduce it, for example by .mean()."
+    if isinstance(value, Mapping) and not problem.is_game:
+        advice = "Where several players have losses of their own, declare them by players=."
+    return ProblemError(
+        f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a "
+        f"pair of it and a dict of metrics), got {got!r}. {advice}"
+    )
+
+
+def _with_metrics(problem: str, result: Any) -> tuple[Any, dict[str, Any]]:
+    """A loss, and the metrics that it may have come with."""
+    if not (isinstance(result, tuple) and len(result) == 2):
+        return result, {}
+    loss, metrics = result
+    if not isinstance(metrics, Mapping):
+        raise ProblemError(
+            f"The loss of problem {problem!r} returned a pair of which the second part is a "
+            f"{type(metrics).__name__}; return (scalar, {{metric name: value}})."
+        )
+    return loss, dict(metrics)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())

@@ -1,0 +1,279 @@
+"""One update of a problem: draw batches, differentiate, look for lost numbers, clip, step, note."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from mlo.distributed import DataParallel
+from mlo.errors import NonFiniteError, ProblemError, warn_user
+from mlo.levels import History, Levels
+from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, is_finite, nonfinite_error
+from mlo.optimizer_step import OptimizerStep, clip_by_norm
+from mlo.problem import Problem, Tensors
+from mlo.records import Record
+from mlo.response import TotalGradient
+from mlo.sharding import total_norm
+from mlo.tensors import tensors_of, versions_of
+
+__all__ = ["Update", "Updater"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """An update that was made, as `MultilevelOptimizer.updates` yields it.
+
+    Attributes:
+        problem: name of the problem that moved.
+        round: number of the round, counted from 1.
+        record: of the round so far.
+        ends_round: whether it was the last update of the round.
+    """
+
+    problem: str
+    round: int
+    record: Record
+    ends_round: bool
+
+
+class Updater:
+    """Makes updates.
+
+    Args:
+        history: what has happened; every update is noted there.
+        levels: problem → the view of solutions that its loss has.
+        on_nonfinite: what happens when a loss or gradient is not finite; None looks at nothing.
+        parallel: the processes that share batches.
+
+    Attributes:
+        skips_in_a_row: problem → updates that were left out since its last one.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        levels: Mapping[str, Levels],
+        *,
+        on_nonfinite: OnNonFinite | None,
+        parallel: DataParallel | None,
+    ) -> None:
+        self._history, self._levels = history, levels
+        self._on_nonfinite, self._parallel = on_nonfinite, parallel
+        self.skips_in_a_row = dict.fromkeys(history.graph.problems, 0)
+        self._warned: set[str] = set()
+
+    def update(self, name: str, record: Record, *, keep_graph: bool) -> None:
+        """Makes an update of a problem: one move or, with `player_steps`, several.
+
+        Args:
+            name: the problem.
+            record: of the round.
+            keep_graph: whether the gradient of the last move is kept with its graph.
+
+        Raises:
+            NonFiniteError: if a loss or gradient is not finite, and it is not to be skipped. The
+                batches of all its moves are taken then.
+        """
+        moves = self._history.graph.problems[name].player_moves
+        for index, players in enumerate(moves):
+            last = index + 1 == len(moves)
+            try:
+                self._update_once(name, players, record, last=last, keep_graph=keep_graph and last)
+            except NonFiniteError:
+                for _ in moves[index + 1 :]:
+                    self.draw(name)
+                raise
+
+    def _update_once(
+        self, name: str, players: tuple[str, ...], record: Record, *, last: bool, keep_graph: bool
+    ) -> None:
+        """Moves players; the last move of an update, of all players, is differentiated later."""
+        history, problem = self._history, self._history.graph.problems[name]
+        batches = self.draw(name)
+        if self._parallel is not None and history.updates[name] == 0:
+            self._parallel.warn_of_equal_batches(name, tensors_of(batches))
+        memory = history.copied_memory()
+        found = self._levels[name].total_gradient(
+            name, batches, is_update=True, players=players, keep_graph=keep_graph
+        )
+        norm = total_norm(found.gradient.values())
+        if self._on_nonfinite is not None and not is_finite(norm, found.losses.values()):
+            history.recall(memory)
+            self._refuse(name, found, record)
+            return
+        self.skips_in_a_row[name] = 0
+        engine = history.step_engine(name)
+        step = engine.capture(problem) if last and engine is not None else None
+        self._step(problem, found, norm, step)
+        _move_schedulers(problem, found, players)
+        history.updates[name] += 1
+        if last:
+            history.note(name, found, step)
+            self._note(problem, found, norm, record)
+        self._call_after(problem)
+
+    def draw(self, name: str) -> tuple[Any, ...]:
+        """Takes the batches of one update.
+
+        Raises:
+            ProblemError: if drawing a batch changed an earlier one.
+        """
+        batches: list[Any] = []
+        versions: list[tuple[int, ...]] = []
+        for _ in range(self._history.graph.problems[name].accumulate):
+            batches.append(self._history.streams[name].next())
+            versions.append(versions_of(batches[-1]))
+        if list(map(versions_of, batches)) != versions:
+            raise ProblemError(
+                f"Problem {name!r}: a batch was changed in place after it was drawn; perhaps its "
+                "data fill one buffer again and again. Yield new tensors (batch.clone())."
+            )
+        return tuple(batches)
+
+    # ------------------------------ the step, and the user's hooks around it
+
+    def _step(
+        self, problem: Problem, found: TotalGradient, norm: Tensor, step: OptimizerStep | None
+    ) -> None:
+        """Clips the gradient and lets the optimizers move; leaves no gradient behind."""
+        gradient = found.gradient
+        if problem.grad_clip is not None:
+            gradient = clip_by_norm(gradient, problem.grad_clip, norm)
+        elif found.graph is not None:
+            # Some optimizers change a gradient in place, which a kept graph may need. (Autograd
+            # also gives one tensor to several parameters, as of a + b, or an expanded one.)
+            gradient = {key: tensor.clone() for key, tensor in gradient.items()}
+        for key, parameter in problem.parameters.items():
+            parameter.grad = None if key in found.unused else gradient[key]
+        self._call_before(problem, differentiated=step is not None)
+        for optimizer in problem.optimizers.values():
+            optimizer.step()
+        for parameter in problem.parameters.values():
+            parameter.grad = None
+
+    def _call_before(self, problem: Problem, *, differentiated: bool) -> None:
+        """Calls `before_update`, which may change gradients of a step nobody differentiates."""
+        if problem.before_update is None:
+            return
+        if not differentiated:
+            problem.before_update(problem)
+            return
+        before = {
+            key: None if parameter.grad is None else parameter.grad.clone()
+            for key, parameter in problem.parameters.items()
+        }
+        problem.before_update(problem)
+        for key, parameter in problem.parameters.items():
+            if not _equal(before[key], parameter.grad):
+                raise ProblemError(
+                    f"before_update of problem {problem.name!r} changed the gradient of {key!r}, "
+                    f"and the engine {self._history.engines[problem.name].label!r} differentiates "
+                    "the step, in which the change would be missing. Put the change into the loss "
+                    "or the optimizer (grad_clip= clips), or give the problem an engine that does "
+                    "not differentiate steps, such as 'neumann' or 'cg'."
+                )
+
+    def _call_after(self, problem: Problem) -> None:
+        """Calls `after_update`, which may not move a solution that is differentiated."""
+        if problem.after_update is None:
+            return
+        if problem.name not in self._history.differentiated:
+            problem.after_update(problem)
+            return
+        before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
+        problem.after_update(problem)
+        for key, parameter in problem.parameters.items():
+            if not _equal(before[key], parameter):
+                raise ProblemError(
+                    f"after_update of problem {problem.name!r} changed its parameter {key!r}, and "
+                    f"the engine {self._history.engines[problem.name].label!r} differentiates its "
+                    "solution, in which the change would be missing. Make the change part of the "
+                    "loss or of the optimizer, or give the problem the engine 'first_order'."
+                )
+
+    # ------------------------------ what is said of it
+
+    @torch.no_grad()
+    def _refuse(self, name: str, found: TotalGradient, record: Record) -> None:
+        """Leaves an update out whose gradient is not finite.
+
+        Raises:
+            NonFiniteError: unless it is to be skipped, and not too many in a row are.
+        """
+        history, graph, levels = self._history, self._history.graph, self._levels[name]
+        problem = graph.problems[name]
+        if found.graph is not None:
+            found.graph.release()
+        for key, buffer in problem.module.named_buffers():
+            buffer.copy_(found.evaluation.buffers[name][key])
+
+        def again(held_constant: frozenset[str]) -> Tensors:
+            with levels.unchanged():
+                found.evaluation.random_states[0].restore(problem.generators)
+                return levels.total_gradient(
+                    name, found.evaluation.batches, held_constant=held_constant
+                ).gradient
+
+        differentiated = history.differentiated.intersection(graph.solutions_in[name])
+        error = nonfinite_error(
+            problem,
+            found,
+            history.round + 1,
+            history.updates[name] + 1,
+            [other for other in graph.problems if other in differentiated],
+            {other: graph.problems[other] for other in graph.reads[name]},
+            again,
+        )
+        self.skips_in_a_row[name] += 1
+        if self._on_nonfinite != "skip" or self.skips_in_a_row[name] > SKIPS_IN_A_ROW:
+            raise error
+        record.skipped[name] = error
+
+    def _note(self, problem: Problem, found: TotalGradient, norm: Tensor, record: Record) -> None:
+        """Writes an update into the record; warns once per problem of a failed solve."""
+        players: dict[str, Tensor] = {}
+        if problem.is_game:
+            for player, keys in problem.player_parameters.items():
+                players[player] = total_norm([found.gradient[key] for key in keys])
+        record.add(
+            problem.name,
+            loss=found.losses if problem.is_game else found.losses[problem.name],
+            metrics=found.metrics,
+            gradient_norm=norm,
+            player_norms=players or None,
+        )
+        for report in found.reports:
+            record.solves[report.problem] = report
+            if not report.converged and report.problem not in self._warned:
+                self._warned.add(report.problem)
+                residual = ""
+                if report.residual is not None:
+                    residual = f" (relative residual {report.residual:.2g})"
+                warn_user(
+                    f"Engine {report.engine!r} did not converge on problem "
+                    f"{report.problem!r}{residual}. {report.advice} Later failures on this problem "
+                    "are only in the records."
+                )
+
+
+def _move_schedulers(problem: Problem, found: TotalGradient, players: tuple[str, ...]) -> None:
+    """Moves the learning-rate schedulers, but for those of players that rested."""
+    for player, scheduler in problem.schedulers.items():
+        if player in problem.players and player not in players:
+            continue
+        if isinstance(scheduler, ReduceLROnPlateau):
+            loss = found.losses.get(player)
+            scheduler.step(float(sum(found.losses.values()) if loss is None else loss))
+        else:
+            scheduler.step()
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
