@@ -219,30 +219,20 @@ class LossChecks:
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
+
+    Attributes:
+        pending: problem → what is still to be shown a first batch; an entry is removed once all of
+            the problem's players were looked at.
     """
 
     def __init__(self, graph: DependencyGraph, engines: Engines) -> None:
         self._graph, self._engines = graph, engines
-        self._twice = frozenset(
-            name
-            for name in differentiated_problems(graph, engines)
-            if engines[name].uses_second_derivatives
-        )
-        self._passed: set[str] = set()
+        differentiated = differentiated_problems(graph, engines)
+        twice = {name for name in differentiated if engines[name].uses_second_derivatives}
+        self.pending: dict[str, Examine] = {
+            name: partial(_examine, name, name in twice) for name in graph.problems
+        }
         self._warned: set[str] = set()
-
-    def of(self, name: str) -> Examine | None:
-        """What looks at the problem's loss; None once it has passed."""
-        return None if name in self._passed else partial(self._examine, name)
-
-    def passed(self, name: str) -> None:
-        """Notes that all of the problem's players were looked at."""
-        self._passed.add(name)
-
-    def _examine(self, name: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
-        check_checkpointing(name, loss)
-        if name in self._twice:
-            check_double_backward(name, loss, parameters)
 
     def explain_zero(self, name: str, resting: Collection[str]) -> None:
         """Says why a loss has no derivative in any parameter.
@@ -272,3 +262,10 @@ class LossChecks:
                 f"of other problems, and the {cause} drops their derivative. Choose an engine that "
                 "keeps it, such as 'one_step'."
             )
+
+
+def _examine(name: str, twice: bool, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Looks at a loss whose gradient is differentiated `twice`, or once."""
+    check_checkpointing(name, loss)
+    if twice:
+        check_double_backward(name, loss, parameters)

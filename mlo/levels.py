@@ -309,13 +309,13 @@ class Levels:
         found = total_gradient(
             self.evaluation(name, batches, parameters_move=moves),
             is_update=is_update,
-            examine=history.checks.of(name),
+            examine=history.checks.pending.get(name),
             players=players,
             keep_graph=keep_graph,
             held_constant=held_constant,
         )
         if players is None or len(players) == len(history.graph.problems[name].players):
-            history.checks.passed(name)
+            history.checks.pending.pop(name, None)
         if not found.has_derivative and not held_constant:
             resting = [other for other in history.graph.problems if history.rests(other)]
             history.checks.explain_zero(name, resting)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,8 @@ Examine = Callable[[Tensor, Sequence[Tensor]], None]
 
 Places = list[tuple[dict[str, Any], str]]
 """Where a tensor is registered: registries of modules, and the names in them."""
+
+TRAINING = attrgetter("training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class LossFunction:
     @property
     def modes(self) -> list[bool]:
         """The training flag of every module in it."""
-        return [module.training for module in self._modules]
+        return list(map(TRAINING, self._modules))
 
     @contextmanager
     def placed(
@@ -143,7 +146,10 @@ class LossFunction:
             given, versions = map_tensors(batch, _itself), versions_of(batch)
         # A loss that runs another optimizer inside must not share its results with that one's.
         once = nullcontext() if shared is CURRENT.get() else sharing(shared)
-        with _autocast(problem), once:
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if problem.precision is not None:
+            autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
+        with autocast, once:
             result = problem.loss(problem.module, given, **self._read_modules)
             value = _parse(problem, result, players)
         if versions is not None and versions_of(batch) != versions:
@@ -178,17 +184,22 @@ class LossFunction:
             create_graph: whether the gradients can be differentiated themselves.
             examine: is shown each player's loss on the first batch, before it is differentiated.
         """
-        problem = self.problem
+        problem, parallel = self.problem, self.parallel
         found = LossGradient(problem, len(batches), leaves)
         for index, batch in enumerate(batches):
             first = examine is not None and index == 0
             recorded = RecordedResults(problem.name) if first else None
-            with self._own_noise():
+            # Where it is asked for, each process has a random state of its own.
+            noise: AbstractContextManager[None] = nullcontext()
+            if parallel is not None and parallel.noise == "own":
+                noise = forked(parallel.rank, problem.generators)
+            with noise:
                 found.random_states.append(RandomState.capture(problem.generators))
                 value = self.value(batch, players=players, shared=recorded)
             if recorded is not None:
                 recorded.check(list(parameters.values()))
-            found.add_metrics(value.metrics)
+            if value.metrics:
+                found.add_metrics(value.metrics)
             remaining = len(value.players)
             for player, loss in value.players.items():
                 remaining -= 1
@@ -199,13 +210,6 @@ class LossFunction:
                 retain = create_graph or remaining > 0
                 found.add(player, loss, own, retain_graph=retain, create_graph=create_graph)
         return found
-
-    def _own_noise(self) -> AbstractContextManager[None]:
-        """A random state of this process's own, where that is asked for."""
-        parallel = self.parallel
-        if parallel is None or parallel.noise != "own":
-            return nullcontext()
-        return forked(parallel.rank, self.problem.generators)
 
 
 class LossGradient:
@@ -398,12 +402,6 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
                         places.append((registry, key))
                     found[member][f"{prefix}.{key}" if prefix else key] = places
     return found
-
-
-def _autocast(problem: Problem) -> AbstractContextManager[Any]:
-    if problem.precision is None:
-        return nullcontext()
-    return torch.autocast(problem.device.type, dtype=torch.bfloat16)
 
 
 def _itself(tensor: Tensor) -> Tensor:

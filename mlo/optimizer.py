@@ -75,7 +75,6 @@ class MultilevelOptimizer:
     ) -> None:
         check_choice("on_nonfinite", on_nonfinite, (*get_args(OnNonFinite), None))
         check_choice("order", order, get_args(Order))
-        self.on_nonfinite: OnNonFinite | None = on_nonfinite
         self.order: Order = order
         self.graph = DependencyGraph(problems)
         self.engines: dict[str, AbstractEngine] = engines_for(self.graph.problems, hypergradient)
@@ -125,6 +124,16 @@ class MultilevelOptimizer:
     def problems(self) -> dict[str, Problem]:
         """Name → problem, from the innermost to the outermost."""
         return self.graph.problems
+
+    @property
+    def on_nonfinite(self) -> OnNonFinite | None:
+        """What happens when a loss or gradient is not finite."""
+        return self._updater.on_nonfinite
+
+    @on_nonfinite.setter
+    def on_nonfinite(self, value: OnNonFinite | None) -> None:
+        check_choice("on_nonfinite", value, (*get_args(OnNonFinite), None))
+        self._updater.on_nonfinite = value
 
     @property
     def round(self) -> int:

@@ -125,7 +125,7 @@ class OptimizerStep:
         Raises:
             EngineError: if an optimizer has no differentiable step.
         """
-        return self.apply_with_state(parameters, gradients, {})[0]
+        return self._apply(parameters, gradients, {})[0]
 
     def differentiable_state(self) -> dict[tuple[str, str], Tensor]:
         """(parameter, key) → the entries of state that a step makes of gradients: no counters."""
@@ -149,16 +149,28 @@ class OptimizerStep:
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
+        moved, twins = self._apply(parameters, gradients, state)
+        after: dict[tuple[str, str], Tensor] = {}
+        for key, tensor in moved.items():
+            for entry, value in twins[key].state[tensor].items():
+                if _is_differentiable(entry, value, tensor.shape):
+                    after[key, entry] = value
+        return moved, after
+
+    def _apply(
+        self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
+    ) -> tuple[Tensors, dict[str, Optimizer]]:
+        """The parameters after the step, and the twin of the optimizer that moved each."""
         gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
         # A step changes its parameters in place: give it a copy that is not a leaf.
         moved = {key: parameters[key] * 1.0 for key in gradients}
         by_optimizer: dict[int, list[str]] = defaultdict(list)
         for key in gradients:
             by_optimizer[id(self.groups[key].optimizer)].append(key)
-        after: dict[tuple[str, str], Tensor] = {}
+        twins: dict[str, Optimizer] = {}
         for keys in by_optimizer.values():
-            after |= self._step(keys, moved, gradients, state)
-        return moved, after
+            twins |= dict.fromkeys(keys, self._step(keys, moved, gradients, state))
+        return moved, twins
 
     def _step(
         self,
@@ -166,7 +178,8 @@ class OptimizerStep:
         moved: Tensors,
         gradients: Tensors,
         given: Mapping[tuple[str, str], Tensor],
-    ) -> dict[tuple[str, str], Tensor]:
+    ) -> Optimizer:
+        """Moves parameters of one optimizer by a twin of it, which is returned."""
         original = self.groups[keys[0]].optimizer
         if not has_differentiable_step(original):
             raise EngineError(
@@ -180,24 +193,21 @@ class OptimizerStep:
         twin.defaults = {**original.defaults, **DIFFERENTIABLE}
         twin.state = defaultdict(dict)
         twin.param_groups = []
+        fresh = False
         for key in keys:
             options, state = self._options_and_state(key, moved[key], given)
             moved[key].grad = gradients[key]
             twin.state[moved[key]] = state
             twin.param_groups.append({**options, "params": [moved[key]]})
+            fresh |= not state
         # Only an optimizer without state makes its counters in the step.
-        fresh = not all(twin.state[moved[key]] for key in keys)
         with torch.enable_grad(), _DoubleCounters() if fresh else nullcontext():
             # The class's own step, without the hooks that the user's optimizer or scheduler put
             # around it.
             type(original).step(twin)
-        after: dict[tuple[str, str], Tensor] = {}
         for key in keys:
             moved[key].grad = None
-            for entry, value in twin.state[moved[key]].items():
-                if _is_differentiable(entry, value, moved[key].shape):
-                    after[key, entry] = value
-        return after
+        return twin
 
     def _options_and_state(
         self, key: str, like: Tensor, given: Mapping[tuple[str, str], Tensor]
@@ -210,7 +220,15 @@ class OptimizerStep:
                 "not kept, so its step cannot be applied again. An engine that applies steps "
                 "captures them with their state: `OptimizerStep.capture(problem)`."
             )
-        state = {entry: _precise(entry, value) for entry, value in group.state.items()}
+        # Copies, which the step changes in place; the counter as `_DoubleCounters` would make it.
+        state: dict[str, Any] = {}
+        for entry, value in group.state.items():
+            if isinstance(value, Tensor):
+                state[entry] = value.clone()
+                if entry == "step":
+                    state[entry] = state[entry].double()
+            else:
+                state[entry] = value
         for (name, entry), tensor in given.items():
             if name == key:
                 state[entry] = tensor * 1.0
@@ -291,12 +309,6 @@ def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 
 def _copied(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _precise(key: str, value: Any) -> Any:
-    """A copied state entry, the step counter in double precision (see `_DoubleCounters`)."""
-    value = _copied(value)
-    return value.double() if key == "step" and isinstance(value, Tensor) else value
 
 
 class _DoubleCounters(TorchFunctionMode):

@@ -817,16 +817,20 @@ def _with_implicit_term(
     for player, direct in found.direct.items():
         names = problem.player_parameters[player]
         total |= zip(names, direct, strict=True)
-        pairs = zip(responses, found.cotangents[player], strict=True)
-        reached = [(tensor, v) for tensor, v in pairs if v is not None]
+        reached: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for tensor, v in zip(responses, found.cotangents[player], strict=True):
+            if v is not None:
+                reached.append(tensor)
+                cotangents.append(v)
         if not reached:
             continue
         # Each player has cotangents, and so solves, of its own.
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
         implicit = torch.autograd.grad(
-            [tensor for tensor, _ in reached],
+            reached,
             [problem.parameters[name] for name in names],
-            grad_outputs=[v for _, v in reached],
+            grad_outputs=cotangents,
             allow_unused=True,
             retain_graph=player != players[-1],
         )

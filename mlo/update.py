@@ -51,6 +51,7 @@ class Updater:
         parallel: the processes that share batches.
 
     Attributes:
+        on_nonfinite: the same.
         skips_in_a_row: problem → updates that were left out since its last one.
     """
 
@@ -63,7 +64,7 @@ class Updater:
         parallel: DataParallel | None,
     ) -> None:
         self._history, self._levels = history, levels
-        self._on_nonfinite, self._parallel = on_nonfinite, parallel
+        self.on_nonfinite, self._parallel = on_nonfinite, parallel
         self.skips_in_a_row = dict.fromkeys(history.graph.problems, 0)
         self._warned: set[str] = set()
 
@@ -102,7 +103,7 @@ class Updater:
             name, batches, is_update=True, players=players, keep_graph=keep_graph
         )
         norm = total_norm(found.gradient.values())
-        if self._on_nonfinite is not None and not is_finite(norm, found.losses.values()):
+        if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
             history.recall(memory)
             self._refuse(name, found, record)
             return
@@ -230,7 +231,7 @@ class Updater:
             again,
         )
         self.skips_in_a_row[name] += 1
-        if self._on_nonfinite != "skip" or self.skips_in_a_row[name] > SKIPS_IN_A_ROW:
+        if self.on_nonfinite != "skip" or self.skips_in_a_row[name] > SKIPS_IN_A_ROW:
             raise error
         record.skipped[name] = error
 

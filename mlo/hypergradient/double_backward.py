@@ -4,7 +4,7 @@ depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     gradient = [g for g in found if g is not None and g.requires_grad]
     names = {node.name() for node in _graph(gradient)}
-    if any("NotImplemented" in name or "CompiledFunctionBackward" in name for name in names):
+    missing = [n for n in names if "NotImplemented" in n or "CompiledFunctionBackward" in n]
+    if missing:
         try:
             torch.autograd.grad([g.sum() for g in gradient], list(parameters), allow_unused=True)
         except RuntimeError as error:
@@ -78,7 +79,7 @@ def check_checkpointing(problem: str, loss: Tensor) -> None:
     Raises:
         ProblemError: with what to do.
     """
-    if any(node.name() == "CheckpointFunctionBackward" for node in _graph([loss])):
+    if "CheckpointFunctionBackward" in {node.name() for node in _graph([loss])}:
         raise ProblemError(
             f"Problem {problem!r}: its loss uses torch.utils.checkpoint with use_reentrant=True, "
             "through which no gradient can be taken with respect to given tensors. Pass "
@@ -99,14 +100,15 @@ def _is_once_differentiable(backward: object) -> bool:
     return False
 
 
-def _graph(outputs: Sequence[Tensor]) -> Iterator[torch.autograd.graph.Node]:
+def _graph(outputs: Sequence[Tensor]) -> list[torch.autograd.graph.Node]:
     """Every node of the graph behind some tensors, once."""
+    found: dict[torch.autograd.graph.Node, None] = {}
     waiting = [output.grad_fn for output in outputs]
-    seen = set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in found:
             continue
-        seen.add(node)
-        yield node
-        waiting += [earlier for earlier, _ in node.next_functions]
+        found[node] = None
+        for earlier, _ in node.next_functions:
+            waiting.append(earlier)
+    return list(found)

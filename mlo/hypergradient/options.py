@@ -45,8 +45,9 @@ def number(default: float, *, positive: bool = False) -> Any:
 
     def check(engine: str, option: str, value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            hint = " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
-            raise EngineError(f"Engine {engine!r}: {option} must be a number, got {value!r}.{hint}")
+            raise EngineError(
+                f"Engine {engine!r}: {option} must be a number, got {value!r}.{_yaml_hint(value)}"
+            )
         if not (value > 0.0 if positive else value >= 0.0):
             wanted = "be positive" if positive else "not be negative"
             raise EngineError(f"Engine {engine!r}: {option} must {wanted}, got {value!r}.")
@@ -67,10 +68,15 @@ def number_or_auto(default: float | str = AUTO) -> Any:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not value > 0.0:  # type: ignore[operator]  # it is a number
             raise EngineError(
-                f"Engine {engine!r}: {option} must be 'auto' or a positive number, got {value!r}."
+                f"Engine {engine!r}: {option} must be 'auto' or a positive number, got "
+                f"{value!r}.{_yaml_hint(value)}"
             )
 
     return _option(default, check)
+
+
+def _yaml_hint(value: object) -> str:
+    return " YAML reads 1e-3 as text: write 1.0e-3." if isinstance(value, str) else ""
 
 
 def _option(default: Any, check: Callable[[str, str, object], None]) -> Any:

@@ -520,8 +520,10 @@ def _fits(q: Cotangent, parameters: Sequence[Tensor]) -> bool:
     """Whether q has one entry per parameter, of its shape."""
     if len(q) != len(parameters):
         return False
-    pairs = zip(q, parameters, strict=True)
-    return not any(q is not None and q.shape != tensor.shape for q, tensor in pairs)
+    for entry, tensor in zip(q, parameters, strict=True):
+        if entry is not None and entry.shape != tensor.shape:
+            return False
+    return True
 
 
 def relative_residual(

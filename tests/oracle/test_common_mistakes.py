@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 import mlo
+from mlo.tensors import map_tensors
 from mlo.testing import Vector, identical, relative_error, snapshot
 
 
@@ -134,7 +135,7 @@ def test_the_derivative_is_taken_where_the_step_was_made():
     optimizer.step()
     expected = optimizer.gradient("weights")["v"]
     with torch.no_grad():  # what the live parameters are does not enter the step that led to them
-        recorded = optimizer._solutions.find("net", ahead=False).evaluation.parameters
+        recorded = optimizer._now.find("net").evaluation.parameters
         assert all(
             not torch.equal(recorded[k], p) for k, p in optimizer.problems["net"].parameters.items()
         )
@@ -169,7 +170,7 @@ def test_the_adaptive_difference_step_suits_the_dtype(dtype):
         optimizer = make(engine, dropout=0.0, norm=False)
         for problem in optimizer.problems.values():
             problem.module.to(dtype)
-            problem.data[:] = [tuple(t.to(dtype) for t in batch) for batch in problem.data]
+            problem.data[:] = map_tensors(problem.data, lambda tensor: tensor.to(dtype))
         return optimizer.gradient("weights")["v"].double()
 
     exact = gradient("one_step", torch.float64)

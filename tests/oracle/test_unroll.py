@@ -106,7 +106,7 @@ def test_unrolling_one_step_is_one_step():
 def test_many_steps_of_a_convex_problem_approach_the_implicit_derivative():
     problem = bilevel_quadratic()
     problem.problems[0].steps = 600
-    problem.problems[1].optimizers[""].param_groups[0]["lr"] = 1.0
+    problem.problems[1].optimizers["x"].param_groups[0]["lr"] = 1.0
     before = problem.value("x").clone()
     problem.optimizer(
         {"name": "unroll", "steps": 600}
@@ -158,5 +158,5 @@ def test_dropout_is_replayed_in_every_step():
 def test_wrong_options_are_refused():
     with pytest.raises(mlo.EngineError, match="steps must be"):
         mlo.Unroll(steps=0)
-    with pytest.raises(mlo.EngineError, match="finite differences do not serve"):
-        mlo.Unroll(products="finite_difference")
+    with pytest.raises(mlo.EngineError, match="'unroll' does not take these options"):
+        mlo.engine_from({"name": "unroll", "products": "finite_difference"})

@@ -110,7 +110,7 @@ def test_whatever_a_gradient_contains_has_moved_before_it():
     order = optimizer.graph.schedule()
     for name in optimizer.problems:
         assert all(
-            order.index(lower) < order.index(name) for lower in optimizer.graph.responses(name)
+            order.index(lower) < order.index(name) for lower in optimizer.graph.solutions_in[name]
         )
     whole = [record.gradient_norms for record in interleaved().run(6)]
     first = interleaved()
@@ -209,9 +209,8 @@ def test_a_parameter_that_no_loss_uses_is_left_alone():
 
     optimizer = pair(w=Two(), optimizer=lambda p: SGD(p, lr=0.1, weight_decay=0.5))
     optimizer.step()
-    assert (
-        float(optimizer.problems["w"].module.unused.detach()) == 1.0
-    )  # weight decay moves it as little as plain PyTorch
+    # Weight decay moves it as little as in plain PyTorch.
+    assert float(optimizer.problems["w"].module.unused.detach()) == 1.0
     assert torch.equal(optimizer.gradient("w")["unused"], torch.zeros(1).double())
 
 
@@ -373,15 +372,18 @@ def test_a_state_that_does_not_fit_changes_nothing():
     state = optimizer.state_dict()
     list(optimizer.run(2))
     before = snapshot(optimizer)
-    del state["problems"]["x"]["optimizers"][""]
+    del state["problems"]["x"]["optimizers"]["x"]
     with pytest.raises(mlo.CheckpointError, match="'x' does not fit"):
         optimizer.load_state_dict(state)
     assert identical(snapshot(optimizer), before)
 
 
 def test_metrics_are_copies_averaged_over_the_batches():
-    optimizer = pair(lambda w, batch, *, x: (((w.v - batch) ** 2).sum(), {"mean": batch, "first": w.v[0]}), accumulate=2,
-                     data=[torch.tensor(1.0).double(), torch.tensor(3.0).double()])  # fmt: skip
+    optimizer = pair(
+        lambda w, batch, *, x: (((w.v - batch) ** 2).sum(), {"mean": batch, "first": w.v[0]}),
+        accumulate=2,
+        data=[torch.tensor(1.0).double(), torch.tensor(3.0).double()],
+    )
     records = list(optimizer.run(3))
     assert [record.metrics["w"]["mean"] for record in records] == [2.0] * 3
     assert len({record.metrics["w"]["first"] for record in records}) == 3
@@ -530,7 +532,7 @@ def test_an_error_in_a_product_that_is_not_about_derivatives_keeps_its_name():
         ),
         ({"name": "direct", "damping": "1e-2"}, "damping must be a number"),
         ({"name": "direct", "max_parameters": "1e4"}, "max_parameters must be an integer"),
-        ({"name": "penalty", "multiplier": None}, "multiplier must be a number"),
+        ({"name": "penalty", "multiplier": None}, "multiplier must be 'auto' or a positive number"),
         ({"name": "neumann", "tol": None}, "tol must be a number"),
         ({"name": "gmres", "tol": -1.0}, "tol must not be negative"),
         ({"name": "soba", "step_size": "1e-2"}, "step_size must be 'auto' or a positive number"),
@@ -555,5 +557,6 @@ def test_a_solve_of_the_wrong_shape_is_the_engines_fault():
 def test_one_name_may_be_fixed_without_a_list():
     optimizer = pair()
     assert torch.equal(
-        optimizer.gradient("x", fixed="w")["v"], optimizer.gradient("x", fixed=["w"])["v"]
+        optimizer.gradient("x", held_constant="w")["v"],
+        optimizer.gradient("x", held_constant=["w"])["v"],
     )
