@@ -1,8 +1,12 @@
 """mlo: multi-level optimization on PyTorch.
 
-Declare problems; a loss names the other problems that it reads; `MultilevelOptimizer` works out the
-dependency graph and moves every problem down its total gradient, through the solutions of the lower
-ones, by a hypergradient engine you choose.
+Declare each level as a `Problem` whose loss names the problems it reads. `MultilevelOptimizer`
+builds the dependency graph and computes each level's total gradient, including how the levels below
+respond, with a hypergradient engine that you pick by name.
+
+Public are the names below, and the modules `mlo.distributed` and `mlo.randomness` (for losses),
+`mlo.errors`, `mlo.hypergradient` (for engines of your own), `mlo.testing` (their contract) and
+`mlo.betty`.
 """
 
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
@@ -87,3 +91,8 @@ __all__ = [
     "register_engine",
     "save_checkpoint",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, which is what completion shows."""
+    return [*__all__, "__version__"]
