@@ -19,8 +19,8 @@ class BatchStream:
     """Draws batches from `data` for ever.
 
     `data` with `state_dict` and `load_state_dict` methods keeps its own position. For any other
-    iterable the stream
-    remembers the random state in which the current pass began and how many batches were taken
+    iterable the stream remembers the random state in which the current pass began and how many
+    batches were taken
     since: a shuffling
     `DataLoader` draws its order from that state (or its generator's), so the position can be found
     again. An iterable whose passes differ in another way should keep its own position.

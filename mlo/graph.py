@@ -121,6 +121,13 @@ class DependencyGraph:
                 found.add(lower)
         return frozenset(found)
 
+    def _levels(self) -> list[list[str]]:
+        """The problems on each level, the lowest level first."""
+        rows: list[list[str]] = [[] for _ in range(1 + max(self.level.values()))]
+        for name, level in self.level.items():
+            rows[level].append(name)
+        return rows
+
     def _listed(self, names: set[str]) -> tuple[str, ...]:
         """The names in listed order."""
         return tuple(name for name in self.problems if name in names)
@@ -136,16 +143,14 @@ class DependencyGraph:
         frequent ones join in its last moves, so each problem has just moved when the next level
         does. With "outermost_first" the last level begins the round.
         """
-        levels = [
-            [problem for name, problem in self.problems.items() if self.level[name] == level]
-            for level in range(max(self.level.values()) + 1)
-        ]
         names: tuple[str, ...] = ()
-        for members in levels:
+        rows = self._levels()
+        for row in rows:
+            members = [self.problems[name] for name in row]
             most = max(problem.steps for problem in members)
             below, names = names, ()
             for move in range(most):
-                if order == "outermost_first" and members is levels[-1]:
+                if order == "outermost_first" and row is rows[-1]:
                     names += tuple(p.name for p in members if move < p.steps) + below
                 else:
                     names += below + tuple(p.name for p in members if move >= most - p.steps)
@@ -189,7 +194,6 @@ class DependencyGraph:
 
     def to_svg(self) -> str:
         """Returns the picture as SVG text: solid arrows are solutions, dashed ones values."""
-        height = max(self.level.values()) + 1
         arrows = [
             Arrow(start=start, end=name, dashed=reads is self.reads_above)
             for name in self.problems
@@ -197,7 +201,7 @@ class DependencyGraph:
             for start in reads[name]
         ]
         return graph_svg(
-            [[n for n, level in self.level.items() if level == row] for row in range(height)],
+            self._levels(),
             arrows,
             subtitles={name: _subtitle(problem) for name, problem in self.problems.items()},
             description=str(self),

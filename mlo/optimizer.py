@@ -39,10 +39,10 @@ class MultilevelOptimizer:
             problem* → one of these, with "default" for the others.
         on_nonfinite: what happens when a loss or gradient is not finite, which is noticed before
             the step is made: "stop" raises a `NonFiniteError`; "skip" leaves the problem as it was,
-                for this update, and raises after ten in a row;
-            "rollback" goes back to a state of at most a hundred rounds before, but not to its
-            batches and noise (see `roll_back`), and raises after three times. None looks at
-            nothing, which on a GPU saves a synchronisation an update.
+            for this update, and raises after ten in a row; "rollback" goes back to a state of at
+            most a hundred rounds before, but not to its batches and noise (see `roll_back`), and
+            raises after three times. None looks at nothing, which on a GPU saves a synchronisation
+            an update.
         order: "lower_first": a round moves lower problems, then those that read their solutions.
             "outermost_first": the outermost problems (no one reads their solutions) begin it, as in
             DARTS's program. They look ahead at solutions: engines that differentiate a step make it
@@ -55,7 +55,7 @@ class MultilevelOptimizer:
     Attributes:
         around_update: problem name → a context manager in which each of its updates runs, for
             timing and profiling: `torch.profiler.record_function`, for example. It must not draw
-                random numbers.
+            random numbers.
 
     Raises:
         ConfigurationError: if `on_nonfinite` or `order` is none of these, or if the processes do

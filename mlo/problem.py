@@ -177,10 +177,12 @@ class Problem:
                 f"Problem {self.name!r}: every player makes {min(counts.values())} moves or more "
                 f"an update; use steps={min(counts.values())} instead."
             )
+        # A player of K moves takes part in the last K, so that all of them make the last one.
         most = max(counts.values())
-        return tuple(
-            tuple(p for p, count in counts.items() if move >= most - count) for move in range(most)
-        )
+        moves: list[tuple[str, ...]] = []
+        for remaining in range(most, 0, -1):
+            moves.append(tuple(player for player, n in counts.items() if n >= remaining))
+        return tuple(moves)
 
     def _check_schedulers(self) -> None:
         for scheduler in self.schedulers.values():
@@ -264,10 +266,10 @@ class Problem:
                 f"Problem {self.name!r}: no player controls {_some(unowned)}. Every trainable "
                 "parameter of a game belongs to one player."
             )
-        return {
-            player: tuple(key for key in self.parameters if owner[key] == player)
-            for player in self.players
-        }
+        found: dict[str, list[str]] = {player: [] for player in self.players}
+        for key in self.parameters:
+            found[owner[key]].append(key)
+        return {player: tuple(keys) for player, keys in found.items()}
 
 
 def _at_least(problem: str, option: str, value: int, smallest: int) -> int:

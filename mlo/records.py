@@ -45,6 +45,13 @@ def _as_number(value: Any) -> Any:
     return value
 
 
+def _as_numbers(value: Any) -> Any:
+    """A value, or the values of a mapping, as Python numbers."""
+    if isinstance(value, Mapping):
+        return {key: _as_number(entry) for key, entry in value.items()}
+    return _as_number(value)
+
+
 def _shown(loss: Any) -> str:
     if isinstance(loss, Mapping):
         return f"({', '.join(f'{player}={_shown(value)}' for player, value in loss.items())})"
@@ -102,20 +109,12 @@ class Record:
     @property
     def losses(self) -> dict[str, Any]:
         """Problem → its loss; for a game, player → loss."""
-        return {
-            name: {player: _as_number(value) for player, value in loss.items()}
-            if isinstance(loss, Mapping)
-            else _as_number(loss)
-            for name, loss in self._losses.items()
-        }
+        return {name: _as_numbers(loss) for name, loss in self._losses.items()}
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Problem → the metrics that its loss returned, as Python numbers and lists."""
-        return {
-            name: {key: _as_number(value) for key, value in metrics.items()}
-            for name, metrics in self._metrics.items()
-        }
+        return {name: _as_numbers(metrics) for name, metrics in self._metrics.items()}
 
     @property
     def gradient_norms(self) -> dict[str, float]:
@@ -125,7 +124,4 @@ class Record:
     @property
     def player_gradient_norms(self) -> dict[str, dict[str, float]]:
         """Game → player → Euclidean norm of the gradient of the player's own parameters."""
-        return {
-            name: {player: float(norm) for player, norm in norms.items()}
-            for name, norms in self._player_gradient_norms.items()
-        }
+        return {name: _as_numbers(norms) for name, norms in self._player_gradient_norms.items()}

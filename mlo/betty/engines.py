@@ -74,19 +74,13 @@ class BettyEngine(PullbackEngine):
     ) -> tuple[list[Tensor | None], SolveReport]:
         module = importlib.import_module(f"betty.hypergradient.{self.method}")
         function = getattr(module, self.method)
-        parameters = {
-            k: t.detach().clone().requires_grad_()
-            for k, t in call.solution.evaluation.parameters.items()
-        }
+        point = call.solution.evaluation.parameters
+        parameters = {key: t.detach().clone().requires_grad_() for key, t in point.items()}
         inputs = call.input_aliases()
         v = zeros_for_none(cotangent, list(parameters.values()))
         lower = _Lower(self.config(), call, parameters, inputs)
-        arguments = {
-            "vector": v,
-            "curr": lower,
-            "prev": _Upper(call.select(inputs)),
-            "sync": False,
-        }
+        upper = _Upper(call.select(inputs))
+        arguments = {"vector": v, "curr": lower, "prev": upper, "sync": False}
         taken = inspect.signature(function).parameters  # 0.1.1 has no sync
         try:
             with torch.enable_grad():

@@ -21,6 +21,7 @@ from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
 from mlo.records import Record
+from mlo.response import AbstractEngine
 
 __all__ = ["describe", "run"]
 
@@ -92,26 +93,11 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
     read = {lower for name in graph.problems for lower in graph.reads_below[name]}
     chosen: dict[str, BettyEngine] = {}
     for name, problem in graph.problems.items():
-        engine = (
-            engines[name] if name in read else BettyDarts()
-        )  # nobody differentiates an outermost problem's response
-        reasons = {
-            f"its engine is {engine.label!r}; choose betty-darts, betty-neumann or "
-            "betty-cg": not isinstance(engine, BettyEngine),
-            "it is a game": problem.is_game,
-            f"accumulate={problem.accumulate}": problem.accumulate > 1,
-            f"warmup_steps={problem.warmup_steps}": problem.warmup_steps > 0,
-            f"precision={problem.precision!r}": problem.precision is not None,
-            "it is compiled": bool(problem.compile),
-            "its scheduler is ReduceLROnPlateau": any(
-                isinstance(s, ReduceLROnPlateau) for s in problem.schedulers.values()
-            ),
-            f"{engine.label!r} refuses a problem whose own gradient contains a "
-            "response": not isinstance(engine, BettyDarts) and bool(_paths_from(graph, name)),
-        }
-        for reason, holds in reasons.items():
-            if holds:
-                raise EngineError(f"Betty {betty_version()} cannot run problem {name!r}: {reason}.")
+        # Nobody differentiates an outermost problem's response.
+        engine = engines[name] if name in read else BettyDarts()
+        reason = _why_not(graph, problem, engine)
+        if reason:
+            raise EngineError(f"Betty {betty_version()} cannot run problem {name!r}: {reason}.")
         chosen[name] = engine
     if betty_version().startswith("0.1."):
         for name in graph.problems:
@@ -122,6 +108,27 @@ def _checked(graph: DependencyGraph, engines: Mapping[str, Any]) -> dict[str, Be
                     f"have different steps ({sorted(counts)})."
                 )
     return chosen
+
+
+def _why_not(graph: DependencyGraph, problem: Problem, engine: AbstractEngine) -> str:
+    """Why Betty cannot run a problem; empty if it can."""
+    if not isinstance(engine, BettyEngine):
+        return f"its engine is {engine.label!r}; choose betty-darts, betty-neumann or betty-cg"
+    if problem.is_game:
+        return "it is a game"
+    if problem.accumulate > 1:
+        return f"accumulate={problem.accumulate}"
+    if problem.warmup_steps > 0:
+        return f"warmup_steps={problem.warmup_steps}"
+    if problem.precision is not None:
+        return f"precision={problem.precision!r}"
+    if problem.compile:
+        return "it is compiled"
+    if any(isinstance(s, ReduceLROnPlateau) for s in problem.schedulers.values()):
+        return "its scheduler is ReduceLROnPlateau"
+    if not isinstance(engine, BettyDarts) and _paths_from(graph, problem.name):
+        return f"{engine.label!r} refuses a problem whose own gradient contains a response"
+    return ""
 
 
 def _paths_from(graph: DependencyGraph, upper: str) -> list[str]:
@@ -154,19 +161,16 @@ class _Runner:
 
     def __init__(self, graph: DependencyGraph, engines: Mapping[str, BettyEngine]) -> None:
         configs = importlib.import_module("betty.configs")
-        self._problems = {
-            name: _bridged(
-                problem,
-                {read: graph.problems[read] for read in graph.reads[name]},
-                configs.Config(
-                    **engines[name].config(),
-                    unroll_steps=problem.steps,
-                    gradient_clipping=problem.grad_clip or 0.0,
-                    retain_graph=bool(_paths_from(graph, name)),
-                ),
+        self._problems: dict[str, Any] = {}
+        for name, problem in graph.problems.items():
+            config = configs.Config(
+                **engines[name].config(),
+                unroll_steps=problem.steps,
+                gradient_clipping=problem.grad_clip or 0.0,
+                retain_graph=bool(_paths_from(graph, name)),
             )
-            for name, problem in graph.problems.items()
-        }
+            reads = {read: graph.problems[read] for read in graph.reads[name]}
+            self._problems[name] = _bridged(problem, reads, config)
         bridged = self._problems
         above: dict[Any, list[Any]] = {}
         below: dict[Any, list[Any]] = {}

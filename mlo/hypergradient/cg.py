@@ -23,8 +23,7 @@ class ConjugateGradient(IterativeEngine):
     """Conjugate gradients on (A + damping · I) q = v.
 
     At a direction of curvature that is not positive the iteration stops with what it has: A is not
-    positive definite
-    there, and a step along it would lead away from every solution.
+    positive definite there, and a step along it would lead away from every solution.
 
     Attributes:
         max_steps: most products with A.

@@ -58,8 +58,8 @@ class Penalty(PullbackEngine):
             differences, again every hundred solves, and raised whenever the copies show a larger
             curvature.
         multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the
-            finite-difference step that suits the dtype. A smaller one tilts
-            further, with an error of O(1/λ²).
+            finite-difference step that suits the dtype. A smaller one tilts further, with an error
+            of O(1/λ²).
         warm_start: go on from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies
             start at the solution.
         tol: residual above which the solve counts as not converged: at the default half of the

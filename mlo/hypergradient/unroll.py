@@ -43,12 +43,10 @@ class Unroll(StepEngine):
     A problem that has not moved yet is looked at one step ahead, like `one_step`. The state of a
     run does not hold the
     recorded steps: after a resume they are recorded anew (a warning says so where it matters), so
-    use `steps` no larger than
-    the problem's own `steps`.
+    use `steps` no larger than the problem's own `steps`.
 
     Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization
-    (2017), Algorithm 1;
-    Maclaurin et al. (2015).
+    (2017), Algorithm 1; Maclaurin et al. (2015).
     """
 
     steps: int = count(5)
