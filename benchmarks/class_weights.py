@@ -21,8 +21,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import Images, load_dataset, search_split
-from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from mlo.hypergradient.base import Cotangent
 from torch import Tensor
 
+from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
-from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from mlo import MultilevelOptimizer
 from mlo.hypergradient import LinearSystem, OneStep, Solve
-from mlo.hypergradient.base import Cotangent
 from mlo.hypergradient.registry import EngineChoice
 
 SMOOTH = (

@@ -34,8 +34,8 @@ from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.data import Dataset, Images, search_split
-from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import Recipe, load_recipe
 from lfmcw_app.search_space.candidates import as_candidates

@@ -1,3 +1,1 @@
-"""LFM-CW: learning from mistakes based on class weighting, applied to differentiable architecture
-search.
-"""
+"""LFM-CW: learning from mistakes by class weighting, for differentiable architecture search."""

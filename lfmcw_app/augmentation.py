@@ -1,10 +1,9 @@
-"""Random changes of training images as functions of given draws: windows, colours, crops, mirrors
-and cut-outs.
-"""
+"""Random changes of training images, as functions of given draws."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,9 +28,7 @@ Part = tuple[int, int]
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on the device; to a GPU it goes without the CPU waiting for it, which needs pinned
-    memory.
-    """
+    """The tensor on the device; a GPU gets it without the CPU waiting (from pinned memory)."""
     if torch.device(device).type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -50,8 +47,9 @@ def augmented(
     black: Tensor,
     part: Part = (0, 1),
 ) -> Tensor:
-    """Crops, mirrors and cuts out each image of a batch at random: crops see black outside,
-    cut-outs are the mean (0).
+    """Crops, mirrors and cuts out each image of a batch at random.
+
+    Crops see black outside the image; cut-outs are set to the mean (0).
 
     Args:
         images: [B, C, H, W], a part of the batch.
@@ -64,6 +62,8 @@ def augmented(
     total = count * part[1]
     rows = torch.arange(height).expand(count, height)
     columns = torch.arange(width).expand(count, width)
+
+    # All draws are for the whole batch, so an image is changed alike however the batch is divided.
     if how.crop_padding:
         shift = 2 * how.crop_padding + 1
         rows = rows + rows_of(torch.randint(shift, (total, 1), generator=generator), part)
@@ -73,14 +73,14 @@ def augmented(
     if how.flip:
         mirror = rows_of(torch.rand(total, 1, generator=generator), part) < 0.5
         columns = torch.where(mirror, columns.flip(1), columns)
+
+    # One gather does both: each image has its own rows and columns of the padded one.
     if how.crop_padding or how.flip:
         example = torch.arange(count, device=images.device)[:, None, None]
         rows, columns = sent(rows, images.device), sent(columns, images.device)
-        images = (
-            images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]]
-            .movedim(-1, 1)
-            .contiguous()
-        )
+        pixels = images.movedim(1, -1)[example, rows[:, :, None], columns[:, None, :]]
+        images = pixels.movedim(-1, 1).contiguous()
+
     if how.cutout:
         # DARTS's square: centred on a random pixel, clipped at the borders.
         inside = []
@@ -94,14 +94,11 @@ def augmented(
 
 
 CROP_DRAWS = (10, 4)
-"""Uniform numbers that a random crop takes: for each of ten attempts its area, aspect ratio, row
-and column.
-"""
+"""Uniform numbers of a random crop: ten attempts, each of area, aspect ratio, row and column."""
 
 
 def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int]:
-    """A window with 8% to 100% of the area and an aspect ratio of 3/4 to 4/3; the first attempt
-    that fits.
+    """The first attempted window that fits: 8% to 100% of the area, ratio 3/4 to 4/3.
 
     Args:
         width: of the image.
@@ -116,14 +113,13 @@ def crop_box(width: int, height: int, draws: Tensor) -> tuple[int, int, int, int
     """
     least, most = math.log(3 / 4), math.log(4 / 3)
     for area, ratio, row, column in draws.tolist():
-        pixels, aspect = (
-            width * height * (0.08 + 0.92 * area),
-            math.exp(least + (most - least) * ratio),
-        )
+        pixels = width * height * (0.08 + 0.92 * area)
+        aspect = math.exp(least + (most - least) * ratio)
         w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(column * (width - w + 1)), int(row * (height - h + 1))
             return left, top, left + w, top + h
+
     # No attempt fits a very long image: the largest window of an allowed ratio, in the centre.
     w, h = max(min(width, round(height * 4 / 3)), 1), max(min(height, round(width * 4 / 3)), 1)
     left, top = (width - w) // 2, (height - h) // 2
@@ -156,8 +152,9 @@ def jittered(
 
 
 def adjust_colors(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Changes brightness, contrast, saturation and hue of each image, in its own order:
-    torchvision's ColorJitter.
+    """Changes brightness, contrast, saturation and hue of each image, in its own order.
+
+    The same as torchvision's ColorJitter.
 
     Args:
         images: [B, C, H, W] in [0, 1], with one or three channels; grey images have no saturation
@@ -170,22 +167,19 @@ def adjust_colors(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         [B, C, H, W] in [0, 1].
     """
     images = images.clone()
-    adjustments = (
-        (_brightness, _contrast, _saturation, _hue)
-        if images.shape[1] == 3
-        else (_brightness, _contrast)
-    )
+    adjustments: list[Callable[[Tensor, Tensor], Tensor]] = [_brightness, _contrast]
+    if images.shape[1] == 3:
+        adjustments += [_saturation, _hue]
     for step in range(4):
         for kind, adjust in enumerate(adjustments):
-            members = (
-                (order[:, step] == kind) & (factors[:, kind] != (0.0 if kind == 3 else 1.0))
-            ).nonzero()[:, 0]
+            # The images that this adjustment changes in this step are changed together.
+            neutral = 0.0 if kind == 3 else 1.0
+            chosen = (order[:, step] == kind) & (factors[:, kind] != neutral)
+            members = chosen.nonzero()[:, 0]
             if len(members):
-                factor = sent(factors[members, kind].view(-1, 1, 1, 1), images.device).to(
-                    images.dtype
-                )
+                factor = sent(factors[members, kind].view(-1, 1, 1, 1), images.device)
                 members = sent(members, images.device)
-                images[members] = adjust(images[members], factor)
+                images[members] = adjust(images[members], factor.to(images.dtype))
     return images
 
 
@@ -194,9 +188,8 @@ def _brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    return (factor * images + (1 - factor) * _grey(images).mean(dim=(1, 2, 3), keepdim=True)).clamp(
-        0, 1
-    )
+    mean = _grey(images).mean(dim=(1, 2, 3), keepdim=True)
+    return (factor * images + (1 - factor) * mean).clamp(0, 1)
 
 
 def _saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -206,10 +199,8 @@ def _saturation(images: Tensor, factor: Tensor) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device).view(
-        1, 3, 1, 1
-    )
-    return (weights * images).sum(dim=1, keepdim=True)
+    weights = torch.tensor([0.2989, 0.587, 0.114], dtype=images.dtype, device=images.device)
+    return (weights.view(1, 3, 1, 1) * images).sum(dim=1, keepdim=True)
 
 
 def _hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -217,15 +208,13 @@ def _hue(images: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     value, chroma = images.amax(1), images.amax(1) - images.amin(1)
     scale = torch.where(chroma == 0, 1.0, chroma)
-    sector = torch.where(
-        value == red,
-        (green - blue) / scale,
-        torch.where(value == green, 2.0 + (blue - red) / scale, 4.0 + (red - green) / scale),
-    )
+
+    # The hue in sixths of the circle, between the two colours that are largest.
+    not_red = torch.where(value == green, 2.0 + (blue - red) / scale, 4.0 + (red - green) / scale)
+    sector = torch.where(value == red, (green - blue) / scale, not_red)
+
     # A channel falls from the value by the chroma as the hue moves away from its colour: red at 0,
     # green at 2, blue at 4.
-    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(
-        1, 3, 1, 1
-    )
-    k = (offsets + (sector.unsqueeze(1) + 6.0 * shift)) % 6.0
+    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device)
+    k = (offsets.view(1, 3, 1, 1) + (sector.unsqueeze(1) + 6.0 * shift)) % 6.0
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4.0 - k).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The modules of the problems of a search: supernets, generator and discriminator, architecture."""
+"""The modules of a search's problems: supernets, generator and discriminator, architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.operations import PRIMITIVES, Norm, OperationStyle
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.search_space.supernet import Architecture, Supernet
-from mlo.distributed import global_mean, processes
+from mlo.distributed import global_mean, rank_and_size
 
 __all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
 
@@ -26,8 +26,9 @@ CLASS_LOSS_MOMENTUM = 0.9
 
 
 class WeightedLearner(nn.Module):
-    """The second set of weights, W2, with the running class losses that stand in for classes
-    missing from a batch.
+    """The second set of weights, W2, and the running class losses.
+
+    The latter stand in for classes missing from a batch.
 
     Attributes:
         class_losses: running mean of l_c, [C]; ln C (the loss of a uniform guess) until the class
@@ -45,8 +46,9 @@ class WeightedLearner(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
 
     def class_weights(self, logits: Tensor, labels: Tensor, absent: str = "running_mean") -> Tensor:
-        """Returns l_c, the mean loss of W1 on each class [C], differentiable for the classes in the
-        batch.
+        """Returns l_c, the mean loss of W1 on each class [C].
+
+        It is differentiable for the classes in the batch.
 
         Args:
             logits: W1's logits on the validation batch, [B, C].
@@ -55,13 +57,14 @@ class WeightedLearner(nn.Module):
                 constant), "batch_mean" of the other classes' losses (differentiable), or "zero".
         """
         means, counts = classwise_cross_entropy(logits, labels)
-        if (
-            processes()[1] > 1
-        ):  # the mean over a class of the whole batch, which is not the mean of its parts' means
+        if rank_and_size(of_loss=True)[1] > 1:
+            # l_c is a mean over the whole batch, which is not the mean of the processes' means:
+            # sums and counts are averaged, and then divided.
             parts = torch.stack([means * counts, counts.to(means.dtype)])
             sums, counts = global_mean(parts).unbind()
             means = torch.where(counts > 0, sums / counts.clamp(min=1e-6), 0.0)
         present = counts > 0
+
         if absent == "running_mean":
             others = self.class_losses.to(means.dtype, copy=True)
         elif absent == "batch_mean":
@@ -69,6 +72,8 @@ class WeightedLearner(nn.Module):
         else:
             others = torch.zeros_like(means)
         weights = torch.where(present, means, others)
+
+        # A class that is seen for the first time takes its loss as it is: momentum 0.
         with torch.no_grad():
             momentum = CLASS_LOSS_MOMENTUM * self.seen.to(means.dtype)
             updated = momentum * self.class_losses + (1 - momentum) * means
@@ -141,12 +146,15 @@ def build_modules(
             checkpointing=search.checkpointing,
         )
 
-    plain = search.method != "lfmcw"
+    # The order decides which numbers each module draws from the random state.
+    w1, gan = None, None
+    if search.method == "lfmcw":
+        w1 = supernet("batch")
+        feature_size = dataset.image_size // divisor
+        gan = GAN(*_players(search.generator, dataset, supernet, feature_size))
     modules = SearchModules(
-        w1=None if plain else supernet("batch"),
-        gan=None
-        if plain
-        else GAN(*_players(search.generator, dataset, supernet, dataset.image_size // divisor)),
+        w1=w1,
+        gan=gan,
         w2=WeightedLearner(supernet("batch"), dataset.num_classes),
         arch=Architecture(search.nodes, primitives, edge_weights=search.space == "pcdarts"),
     )
@@ -177,14 +185,14 @@ def _players(
         channels=how.channels,
     )
     generator.evaluations_per_update = how.discriminator_steps
+
+    # A norm behind a convolution would undo spectral norm in the trunk, so that is refused.
+    undone = game.spectral_norm == "all" and norm != "none"
     discriminator = Discriminator(
         supernet(norm),
         num_classes=dataset.num_classes,
         feature_size=feature_size,
         head=how.discriminator_head or game.head,
-        # Under a norm the trunk's own spectral norm would be undone, and is refused.
-        spectral_norm="head"
-        if game.spectral_norm == "all" and norm != "none"
-        else game.spectral_norm,
+        spectral_norm="head" if undone else game.spectral_norm,
     )
     return generator, discriminator

@@ -47,8 +47,14 @@ __all__ = [
 ]
 
 USER_ERRORS = (
-    InputError, CheckpointError, ConfigurationError, EngineError, GraphError, NonFiniteError, ProblemError,
-)  # fmt: skip
+    InputError,
+    CheckpointError,
+    ConfigurationError,
+    EngineError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+)
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
@@ -70,8 +76,7 @@ PresetOption = Annotated[
     typer.Option(
         autocompletion=completing(*PRESETS),
         help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' "
-        "programs). By default "
-        "smoke for digits, small for fashion-mnist, else paper.",
+        "programs). By default smoke for digits, small for fashion-mnist, else paper.",
     ),
 ]
 OrderOption = Annotated[
@@ -175,18 +180,19 @@ def resolve_recipe(
         InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
     """
     check_dataset(dataset)
-    given_space = [
-        a.partition("=")[2].strip()
-        for a in assign or ()
-        if a.partition("=")[0].strip() == "search.space"
-    ]
-    if given_space and space is not None and given_space[-1] != space:
+    assigned = {}  # the last of several assignments to a key counts
+    for assignment in assign or ():
+        key, _, value = assignment.partition("=")
+        assigned[key.strip()] = value.strip()
+
+    # The space decides which of the preset's files are read, however it is given.
+    set_space = assigned.get("search.space")
+    if set_space is not None and space is not None and set_space != space:
         raise InputError(
-            f"--space {space} and --set search.space={given_space[-1]} contradict each other; drop "
-            "one."
+            f"--space {space} and --set search.space={set_space} contradict each other; drop one."
         )
-    space = space or (given_space[-1] if given_space else None)
-    if any(assignment.partition("=")[0].strip() == "dataset" for assignment in assign or ()):
+    space = space or set_space
+    if "dataset" in assigned:
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
     given: dict[str, Any] = {
         "dataset": dataset,
@@ -252,8 +258,10 @@ def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
 
 
 def default_threads(preset: str) -> int | None:
-    """CPU threads of a run of a preset: one for the small ones, which gain nothing by more; else
-    None, PyTorch's choice.
+    """CPU threads of a run of a preset: one for the small ones, else PyTorch's choice (None).
+
+    Small presets gain nothing from more threads. Where other work wants the cores, more threads
+    cost them much, since threads that wait for one another spin (docs/results.md).
 
     More cost them much where other work wants the cores, since threads that wait for one another
     spin (docs/results.md).
@@ -281,7 +289,7 @@ def carry_out(
     Args:
         folder: of the run.
         console: where it is told.
-        module: whose `--resume` goes on with it.
+        module: whose `--resume` resumes it.
         work: returns the result.
         tensorboard: whether event files are written.
     """
@@ -297,8 +305,9 @@ def carry_out(
 
 @contextmanager
 def reported_errors(console: Console) -> Iterator[None]:
-    """Shows a user's error as one paragraph and exits with code 2; other errors are bugs and keep
-    their traceback.
+    """Shows a user's error as one paragraph and exits with code 2.
+
+    Other errors are bugs and keep their traceback. Warnings are shown as one paragraph too.
 
     Warnings are shown as one paragraph too.
     """
@@ -318,10 +327,9 @@ def reported_errors(console: Console) -> Iterator[None]:
             paragraph("[bold yellow]Warning:[/]", message)
 
     with warnings.catch_warnings():
+        # Each of these is news, although its words may be the same.
         for category in (CheckpointWarning, NumbersWarning):
-            warnings.simplefilter(
-                "always", category
-            )  # each is news, although its words may be the same
+            warnings.simplefilter("always", category)
         warnings.showwarning = shown
         try:
             yield
@@ -332,12 +340,11 @@ def reported_errors(console: Console) -> Iterator[None]:
 
 @contextmanager
 def stoppable(console: Console, command: str) -> Iterator[None]:
-    """Ends the body at SIGTERM (exit code 0) and SIGINT (130) after a checkpoint, and says how to
-    go on.
+    """Ends the body at SIGTERM (exit code 0) or SIGINT (130), and says how to resume.
 
     Args:
         console: where it is said.
-        command: with which the run goes on.
+        command: resumes the run.
     """
 
     def go_on(what: str) -> None:
@@ -349,9 +356,8 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
         with stop_signals(f"Go on with: {command}"):
             yield
     except Stopped as stop:
-        go_on(
-            "Interrupted; the state is saved." if stop.exit_code else "Stopped; the state is saved."
-        )
+        what = "Interrupted" if stop.exit_code else "Stopped"
+        go_on(f"{what}; the state is saved.")
         raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:
         go_on("Interrupted at once; the last checkpoint stands.")
@@ -359,9 +365,7 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
 
 
 def main(command: Callable[..., None]) -> None:
-    """Runs a function as a command line; `--install-completion` teaches the shell to complete
-    it.
-    """
+    """Runs a function as a command line, with `--install-completion` for the shell."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
     try:

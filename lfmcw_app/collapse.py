@@ -1,5 +1,4 @@
-"""Warnings of a search that still runs but no longer searches: skip-connection collapse, a
-generator that does not learn.
+"""Warnings of a search that no longer searches: skip-connection collapse, an idle generator.
 
 The rules, each over the last `WINDOW` rounds, with the thresholds below:
 
@@ -13,7 +12,7 @@ The rules, each over the last `WINDOW` rounds, with the thresholds below:
     discriminator lost its mean scores of real and of generated images differed by less than a
                        hundredth, in all rounds: it tells them apart no better than a coin.
     generator at rest  its gradient's norm was below a millionth of its largest since the beginning,
-    in all rounds.
+                       in all rounds.
 
 A warning is given once, and again only after the rule was not met for a while. It changes nothing
 in the run.
@@ -39,17 +38,13 @@ SKIP_SHARE = 0.5
 """Share of skip connections among the edges of the derived normal cell."""
 
 COIN_LOSS: dict[str, float | None] = {"dcgan": 2.0 * math.log(2.0), "biggan": 2.0, "wgan_gp": None}
-"""The discriminator's loss where it cannot tell real from generated, by game; WGAN-GP's has no
-lower end.
-"""
+"""The discriminator's loss if it cannot tell real from generated images; WGAN-GP's is unbounded."""
 
 WON = 0.01
 """Share of the coin's loss below which the discriminator has won."""
 
 LOST = 0.01
-"""Difference of mean scores below which the discriminator has lost. Scores of games are of order
-1.
-"""
+"""Difference of mean scores, which are of order 1, below which the discriminator has lost."""
 
 AT_REST = 1e-6
 """Share of its largest gradient below which the generator is at rest."""
@@ -73,9 +68,7 @@ class Observation:
 
 
 def observe(record: Record, genotype: Genotype) -> Observation:
-    """Takes the observation of a round from its record and the genotype that would be derived
-    now.
-    """
+    """Takes a round's observation from its record and the genotype that would be derived now."""
     skips = sum(edge.primitive == "skip_connect" for edge in genotype.normal)
     share = skips / len(genotype.normal)
     if "gan" not in record.losses:
@@ -120,15 +113,16 @@ class CollapseDetector:
     def _met(self) -> Mapping[str, str]:
         """Rule → warning, for the rules that hold over the whole window."""
         first, last, met = self._seen[0], self._seen[-1], {}
-        # Once told, the share need not rise on for the rule to go on being met.
-        if last.skip_share > SKIP_SHARE and (
-            last.skip_share > first.skip_share or "skip" in self._told
-        ):
+
+        # Once the warning was given, a share that stays high is enough: it need not rise further.
+        rises = last.skip_share > first.skip_share or "skip" in self._told
+        if last.skip_share > SKIP_SHARE and rises:
             met["skip"] = (
                 f"{100 * last.skip_share:.0f}% of the normal cell's edges are skip connections, "
                 f"{self.window} rounds ago {100 * first.skip_share:.0f}%: skip-connection "
                 "collapse. Search for fewer epochs, or with more decay."
             )
+
         coin = COIN_LOSS[self.game]
         if coin is not None and self._all("discriminator_loss", lambda loss: loss < WON * coin):
             met["won"] = (
@@ -136,12 +130,14 @@ class CollapseDetector:
                 "tells every image, and the generator learns nothing more. Lower "
                 "search.generator.discriminator_lr."
             )
+
         if self._all("score_gap", lambda gap: abs(gap) < LOST):
             met["lost"] = (
                 f"The discriminator scored real and generated images alike (within {LOST:g}) for "
                 f"{self.window} rounds: it has stopped learning. Raise "
                 "search.generator.discriminator_lr, or choose another discriminator_norm."
             )
+
         if self._all("generator_norm", lambda norm: norm <= AT_REST * self._largest_norm):
             met["rest"] = (
                 f"The generator's gradient was below {AT_REST:g} of its largest for {self.window} "

@@ -1,6 +1,4 @@
-"""Arms of an experiment compared over seeds: mean and spread, paired differences with intervals,
-what could have been seen.
-"""
+"""Arms of an experiment, compared over seeds: mean, spread, and paired differences."""
 
 from __future__ import annotations
 
@@ -71,11 +69,14 @@ def compare(arm: Summary, baseline: Summary) -> Comparison:
     difference, pairs = statistics.fmean(differences), len(seeds)
     if pairs == 1:
         return Comparison(difference=difference, pairs=1)
+
+    # Student's t of the mean difference. Without spread, differences are 0 or certainly not.
     error = statistics.stdev(differences) / math.sqrt(pairs)
     freedom = pairs - 1
     quantile = float(student.ppf(0.975, freedom))
-    equal = 1.0 if difference == 0 else 0.0  # of differences without spread
-    p_value = 2 * float(student.sf(abs(difference) / error, freedom)) if error > 0 else equal
+    p_value = 1.0 if difference == 0 else 0.0
+    if error > 0:
+        p_value = 2 * float(student.sf(abs(difference) / error, freedom))
     return Comparison(
         difference=difference,
         interval=quantile * error,
@@ -86,13 +87,12 @@ def compare(arm: Summary, baseline: Summary) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Returns p-values adjusted for that there are several (Holm 1979), in their order; NaNs take
-    no part.
-    """
+    """Returns p-values adjusted for multiple tests (Holm 1979), in their order; NaNs stay."""
     adjusted = list(p_values)
-    known = sorted(
-        (i for i, p in enumerate(p_values) if not math.isnan(p)), key=p_values.__getitem__
-    )
+    tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    known = sorted(tested, key=p_values.__getitem__)
+
+    # The smallest of k counts k times, the next one k − 1 times; none falls below the one before.
     largest = 0.0
     for rank, index in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p_values[index]))
@@ -146,13 +146,8 @@ def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
     figure = Figure(figsize=(1.6 + 1.25 * max(2, len(arms)), 4.2), layout="constrained")
     axes = figure.subplots()
     for position, arm in enumerate(arms):
-        axes.plot(
-            [position] * len(arm.errors),
-            list(arm.errors.values()),
-            "o",
-            color="#1f77b4",
-            alpha=0.45,
-        )
+        places, errors = [position] * len(arm.errors), list(arm.errors.values())
+        axes.plot(places, errors, "o", color="#1f77b4", alpha=0.45)
         deviation = 0.0 if math.isnan(arm.deviation) else arm.deviation
         axes.errorbar(position, arm.mean, deviation, fmt="_", color="black", capsize=6, ms=18)
     axes.set_xticks(range(len(arms)), [_wrapped(arm.label) for arm in arms])

@@ -1,6 +1,4 @@
-"""Image data sets, their split for the search, and batches that are a pure function of seed and
-position.
-"""
+"""Image data sets, the split for the search, and batches as a function of seed and position."""
 
 from __future__ import annotations
 
@@ -23,13 +21,14 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
-    "load_dataset", "resident", "search_counts", "search_split", "short_name", "stratified", "subset",
+    "load_dataset", "resident", "search_counts", "search_split", "short_name", "stratified",
+    "subset",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
-# Of ImageNet's training images, as everybody uses them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images, as everybody uses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Dataset:
     Attributes:
         mean: mean of each channel of the training images, for pixels in [0, 1].
         std: standard deviation of each channel.
-        class_names: one name a class.
+        class_names: one name per class.
     """
 
     name: str
@@ -66,8 +65,9 @@ class Dataset:
 
 
 def check_dataset(name: str) -> None:
-    """Raises an InputError unless `name` is one of `DATASETS`, folder:PATH, or random: and one of
-    `NOISE`.
+    """Raises an InputError for a name that `load_dataset` does not know.
+
+    Known are the names in `DATASETS`, folder:PATH, and random: with a name in `NOISE`.
     """
     if name.startswith(RANDOM):
         if name.removeprefix(RANDOM) not in NOISE:
@@ -89,11 +89,9 @@ def check_dataset(name: str) -> None:
 
 def short_name(name: str) -> str:
     """A name of a data set for file names and titles: of folder:PATH the last part of the path."""
-    return (
-        Path(name.removeprefix(FOLDER)).resolve().name
-        if name.startswith(FOLDER)
-        else name.replace(":", "-")
-    )
+    if name.startswith(FOLDER):
+        return Path(name.removeprefix(FOLDER)).resolve().name
+    return name.replace(":", "-")
 
 
 def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = None) -> Dataset:
@@ -112,14 +110,16 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
     """
     check_dataset(name)
     if name.startswith(FOLDER):
-        train, test, class_names = read_folder(
-            Path(name.removeprefix(FOLDER)).expanduser(), image_size
-        )
+        folder = Path(name.removeprefix(FOLDER)).expanduser()
+        train, test, class_names = read_folder(folder, image_size)
     elif name.startswith(RANDOM):
         train, test, class_names = read_noise(name.removeprefix(RANDOM))
     else:
         train, test, class_names = DATASETS[name](root)
-    for part, images in (("training", train), ("test", test)):
+
+    # Checked before anything is computed: files may be damaged, or not what their name says.
+    parts = {"training": train, "test": test}
+    for part, images in parts.items():
         if len(images.pixels) != len(images.labels) or len(images) == 0:
             raise InputError(
                 f"The {part} set of {name} has {len(images.pixels)} images and "
@@ -137,22 +137,23 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
             f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be "
             "divisible by 4. Set data.image_size."
         )
-    for part, images in (("training", train), ("test", test)):
-        if len(images) and not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(
-            class_names
-        ):
+    for part, images in parts.items():
+        smallest, largest = int(images.labels.min()), int(images.labels.max())
+        if not 0 <= smallest <= largest < len(class_names):
             raise InputError(
-                f"The {part} labels of {name} range from {int(images.labels.min())} to "
-                f"{int(images.labels.max())}; with {len(class_names)} classes they must lie in 0 "
+                f"The {part} labels of {name} range from {smallest} to "
+                f"{largest}; with {len(class_names)} classes they must lie in 0 "
                 f"to {len(class_names) - 1}. The files are damaged."
             )
+
     mean, std = _statistics(train, name)
     return Dataset(name=name, train=train, test=test, class_names=class_names, mean=mean, std=std)
 
 
 def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, for pixels in [0, 1]: from histograms, in no
-    memory; files: ImageNet's.
+    """Mean and standard deviation of each channel, for pixels in [0, 1].
+
+    They come from histograms, which take no memory. Images in files have ImageNet's.
     """
     if isinstance(images.pixels, ImageFiles):
         return IMAGENET_MEAN, IMAGENET_STD
@@ -160,9 +161,8 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
     mean, std = [], []
     for channel in range(images.pixels.shape[1]):
         parts = torch.split(images.pixels[:, channel], 4096)
-        counts = torch.stack([torch.bincount(part.flatten(), minlength=256) for part in parts]).sum(
-            0
-        )
+        histograms = [torch.bincount(part.flatten(), minlength=256) for part in parts]
+        counts = torch.stack(histograms).sum(0)
         mean.append(float(counts.double() @ values / counts.sum()))
         std.append(float((counts.double() @ (values - mean[-1]) ** 2 / (counts.sum() - 1)).sqrt()))
         if not std[-1] > 0:
@@ -202,10 +202,11 @@ def search_split(
 
 
 def search_counts(images: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """How many of the `images` are in D_tr and D_val; all the rest in D_val where the fractions sum
-    to 1.
+    """How many of the `images` are in D_tr and in D_val.
+
+    Where the fractions sum to 1, D_val has all that is not in D_tr.
     """
-    # 1e-6: 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996
+    # + 1e-6: as floats 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996.
     first, second = (int(fraction * images + 1e-6) for fraction in fractions)
     return first, second if sum(fractions) < 1 - 1e-9 else images - first
 
@@ -218,8 +219,7 @@ def subset(images: Images, limit: int | None, seed: int) -> Images:
 
 
 def resident(images: Images, how: Augmentation, device: torch.device | str) -> Images:
-    """The images with their pixels on a GPU, so that batches are cut out there instead of being
-    sent.
+    """The images with their pixels on a GPU, where batches are cut out without being sent.
 
     The pixels stay where they are if the device is a CPU, if they are in files, if the CPU cuts
     windows out of them (`resized_crop`), or if they would take more than `RESIDENT_SHARE` of the
@@ -236,15 +236,15 @@ def resident(images: Images, how: Augmentation, device: torch.device | str) -> I
 class Batches:
     """An endless stream of normalised batches; batch k of a stream depends on the seed and k alone.
 
-    So streams with one seed are synchronised without sharing anything, and a position is one
-    number.
+    So streams with one seed are synchronised without sharing anything, and the position in a stream
+    is one number.
 
     Args:
         images: the images; at least one batch of them. Streams share those that are on the device
             already (`resident`).
         dataset: gives the normalisation.
-        batch_size: examples in a batch; the last ones of a pass that do not fill a batch wait for
-            another pass.
+        batch_size: examples in a batch. Where the last ones of a pass do not fill a batch, they
+            wait for another pass.
         seed: decides the order and the augmentation.
         augmentation: random changes; None for none.
         device: where batches go.
@@ -290,8 +290,9 @@ class Batches:
             yield batch
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Returns batch `index` of the stream, or its part of it: images [B, C, H, W], normalised,
-        and labels [B].
+        """Returns batch `index` of the stream, or its part of it.
+
+        Images [B, C, H, W] are normalised; labels are [B].
         """
         return self._prepared(self._chosen(index), index)
 
@@ -309,8 +310,9 @@ class Batches:
         return rows_of(whole, self._part)
 
     def of_classes(self, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Returns a batch like `batch` (index), but of one random image for each of `labels` [B]
-        (on the CPU), of its class.
+        """Returns a batch like `batch(index)`, with one random image per label, of its class.
+
+        `labels` are [B], on the CPU.
 
         Raises:
             InputError: if a class has no image.
@@ -322,6 +324,8 @@ class Batches:
                 f"{int(labels[counts[labels] == 0][0])} of the training batch has no validation "
                 "image. Use more images, or another validation_batch."
             )
+
+        # Each class's images stand together in `by_class`: one of them is drawn per label.
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 3))
         whole = torch.rand(len(labels) * self._part[1], generator=generator, dtype=torch.float64)
         draws = rows_of(whole, self._part)
@@ -331,15 +335,14 @@ class Batches:
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor]:
-        """The positions of the images, class by class [N], and how many each class has
-        [classes].
-        """
+        """The positions of the images, class by class [N], and each class's count [classes]."""
         labels = self._images.labels
         return labels.argsort(stable=True), torch.bincount(labels, minlength=self._num_classes)
 
     def _prepared(self, chosen: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """The chosen images, [B] positions, normalised and augmented with the random numbers of
-        batch `index`.
+        """The chosen images, [B] positions, normalised and augmented.
+
+        The random numbers are those of batch `index`.
         """
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
@@ -347,9 +350,7 @@ class Batches:
         return images, self._labels[sent(chosen, self._device)]
 
     def _photographs(self, chosen: Tensor, index: int) -> Tensor:
-        """The chosen images in [0, 1], with the random changes that need the original image or its
-        colours.
-        """
+        """The chosen images in [0, 1], after random changes of window and colours."""
         how = self._augmentation
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
         draws = rows_of(torch.rand(self._batch_size, *CROP_DRAWS, generator=generator), self._part)
@@ -357,7 +358,8 @@ class Batches:
         if how.resized_crop:
             images = random_crops(pixels, chosen, draws)
         else:
-            images = pixels[sent(chosen, pixels.device) if isinstance(pixels, Tensor) else chosen]
+            places = sent(chosen, pixels.device) if isinstance(pixels, Tensor) else chosen
+            images = pixels[places]
         return jittered(self._normalise.scaled(images), how.color_jitter, generator, self._part)
 
     def state_dict(self) -> dict[str, int]:
@@ -370,8 +372,7 @@ class Batches:
 
 
 class PairedBatches:
-    """Yields (training images, training labels, validation images, validation labels) of two
-    synchronised streams.
+    """Yields (training images, their labels, validation images, their labels).
 
     Args:
         train: the stream of training batches.
@@ -388,9 +389,8 @@ class PairedBatches:
         while True:
             images, labels = self._train.batch(self.position)
             if self._matched:
-                validation = self._validation.of_classes(
-                    self._train.labels(self.position), self.position
-                )
+                of_training = self._train.labels(self.position)
+                validation = self._validation.of_classes(of_training, self.position)
             else:
                 validation = self._validation.batch(self.position)
             self.position += 1
@@ -412,10 +412,8 @@ def in_order(
     normalise = _Normaliser(dataset, device, torch.float32)
     for start in range(0, len(images), batch_size):
         chosen = torch.arange(start, min(start + batch_size, len(images)))
-        yield (
-            normalise.centred(normalise.scaled(images.pixels[chosen])),
-            images.labels[chosen].to(device),
-        )
+        pixels = normalise.centred(normalise.scaled(images.pixels[chosen]))
+        yield pixels, images.labels[chosen].to(device)
 
 
 class _Normaliser:

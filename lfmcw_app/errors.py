@@ -13,15 +13,11 @@ _SHORT.maxlevel = 3
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message says what, what was received, and what to
-    do.
-    """
+    """The user's input cannot be used; the message says why and what to do instead."""
 
 
 class NumbersWarning(UserWarning):
-    """Numbers of a run are lost, or no longer mean what they should; what is done about it is
-    said.
-    """
+    """Numbers of a run are lost or unreliable; the message says what is done about it."""
 
 
 def shown(value: Any) -> str:

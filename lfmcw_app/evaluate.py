@@ -1,6 +1,4 @@
-"""`python -m lfmcw_app.evaluate GENOTYPE DATASET`: train the network of a genotype from scratch,
-report its test error.
-"""
+"""`python -m lfmcw_app.evaluate GENOTYPE DATASET`: train a genotype's network, report its error."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from lfmcw_app import cli
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-from lfmcw_app.projection import project_training, rehearsed
+from lfmcw_app.projection import after_projection, project_training
 from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.search import evaluate_genotype, read_data
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
 from lfmcw_app.tensorboard import check_tensorboard
-from lfmcw_app.trainer import evaluate_genotype, read_data
 
 
 def evaluate(
@@ -29,8 +27,7 @@ def evaluate(
         typer.Argument(
             autocompletion=cli.completing(*NAMED_GENOTYPES, "random:"),
             help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N. "
-            "Needed unless --resume is "
-            "given.",
+            "Needed unless --resume is given.",
         ),
     ] = None,
     dataset: Annotated[
@@ -60,19 +57,16 @@ def evaluate(
     tensorboard: cli.TensorBoardOption = False,
     dry_run: cli.DryRunOption = False,
 ) -> None:
-    """Trains the network of GENOTYPE on DATASET from scratch, as the recipe's evaluation says, and
-    reports its error.
-    """
+    """Trains the network of GENOTYPE on DATASET from scratch and reports its test error."""
     console = Console(quiet=quiet and not dry_run)
     with cli.reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
+
         folder = None
         if resume is not None:
-            if any(
-                value not in (None, [])
-                for value in (genotype, dataset, preset, space, config, assign, out, seed)
-            ):
+            others = (genotype, dataset, preset, space, config, assign, out, seed)
+            if any(value not in (None, []) for value in others):
                 raise InputError(
                     "--resume takes the evaluation's own genotype, data set and recipe; drop the "
                     "others."
@@ -90,14 +84,18 @@ def evaluate(
             cells = _read_genotype(genotype, recipe.search.nodes)
         check_batches(recipe, searches=False)
         cli.set_threads(threads, recipe.preset)
+
         with joined(cli.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data, searches=False)
             measure = partial(project_training, recipe, cells, images, target)
-            rehearsal = rehearsed(recipe, measure, console, dry_run=dry_run, max_steps=max_steps)
-            if rehearsal is None:
+            planned = after_projection(
+                recipe, measure, console, dry_run=dry_run, max_steps=max_steps
+            )
+            if planned is None:
                 return
-            recipe = rehearsal
+            recipe = planned
+
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
             shared = shared_folder(folder, out or cli.fresh_folder(name), recipe)
             if folder is None:
@@ -123,11 +121,8 @@ def _read_genotype(text: str, nodes: int) -> Genotype:
         return NAMED_GENOTYPES[text]
     if not colon or kind != "random":
         # A name that is neither a file nor published is more likely a mistyped name.
-        return (
-            Genotype.load(text)
-            if Path(text).suffix or Path(text).exists()
-            else named_genotype(text)
-        )
+        is_file = Path(text).suffix or Path(text).exists()
+        return Genotype.load(text) if is_file else named_genotype(text)
     if not number.isascii() or not number.isdecimal() or int(number) >= 2**62:
         raise InputError(
             f"A random genotype is random:N with a whole number N below 2**62, got {text!r}."

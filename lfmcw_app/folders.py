@@ -1,5 +1,6 @@
-"""Folders of image files, one subfolder a class: listed at once, decoded when they are read; random
-views of photographs.
+"""Folders of image files, one subfolder per class, and random crops of their images.
+
+A folder is listed at once; its images are decoded when they are read.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ TEST_FOLDERS = ("test", "val", "validation")
 
 # What Pillow raises for files that are damaged, no images, or too large to be harmless.
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 # ------------------------------ listing
@@ -45,7 +46,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The image files of a folder with one subfolder a class.
+    """The image files of a folder with one subfolder per class.
 
     Attributes:
         paths: N files, class by class.
@@ -59,8 +60,10 @@ class Listing:
 
 
 def list_split(folder: Path) -> tuple[Listing, Listing | None]:
-    """Lists training and test images: folder/train/CLASS/* and folder/test/CLASS/* (or val,
-    validation), or folder/CLASS/*.
+    """Lists training and test images.
+
+    They are in folder/train/CLASS/* and folder/test/CLASS/* (or val, validation), or all in
+    folder/CLASS/*.
 
     Returns:
         The training images and the test images; all images and None for a folder that is not split.
@@ -83,9 +86,9 @@ def list_split(folder: Path) -> tuple[Listing, Listing | None]:
     train, test = _list_classes(folder / "train"), _list_classes(held_out)
     if train.class_names != test.class_names:
         name = min(set(train.class_names) ^ set(test.class_names))
-        has, lacks = (
-            ("train", held_out.name) if name in train.class_names else (held_out.name, "train")
-        )
+        has, lacks = "train", held_out.name
+        if name not in train.class_names:
+            has, lacks = lacks, has
         raise InputError(
             f"{folder} has different classes in train ({len(train.class_names)}) and "
             f"{held_out.name} ({len(test.class_names)}): {name!r} is in {has} and not in {lacks}."
@@ -111,9 +114,8 @@ def _list_classes(folder: Path) -> Listing:
     paths: list[str] = []
     counts = []
     for path in classes:
-        with os.scandir(
-            path
-        ) as entries:  # knows what is a file without asking for each of a million
+        # `scandir` knows what is a file without asking the system for each of a million.
+        with os.scandir(path) as entries:
             files = sorted(
                 entry.path
                 for entry in entries
@@ -158,8 +160,7 @@ def common_size(listings: Sequence[Listing]) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageFiles:
-    """Images in files, used like a tensor of their pixels: an index decodes the files that it
-    takes, and no others.
+    """Images in files, used like a tensor of their pixels: indexing decodes those files only.
 
     Attributes:
         paths: all files of a listing, which its subsets share.
@@ -190,16 +191,15 @@ class ImageFiles:
         return len(self.rows)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Returns the pixels of the images at `indices` [B] or where it is true [N]: [B, 3, size,
-        size], uint8.
+        """Returns the pixels of the images at `indices`: [B, 3, size, size], uint8.
+
+        `indices` is [B], or a mask [N].
 
         Raises:
             InputError: naming a file that cannot be read.
         """
-        return self._read(
-            indices,
-            lambda image, position: _centre(image, self.size, round(self.margin * self.size)),
-        )
+        shorter = round(self.margin * self.size)
+        return self._read(indices, lambda image, position: _centre(image, self.size, shorter))
 
     def select(self, indices: Tensor) -> ImageFiles:
         """Returns the images at `indices` without reading any."""
@@ -223,8 +223,8 @@ class ImageFiles:
             rgb = _opened(self.paths[rows[position]], _as_rgb)
             pixels[position] = _pixels(view(rgb, position))
 
-        # Pillow decodes without the interpreter's lock. Every image has its own place, so the order
-        # is of no account.
+        # Pillow releases the interpreter's lock while it decodes. Every image has its own place, so
+        # the order in which they are done does not matter.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(read, range(len(rows))):
                 pass
@@ -233,9 +233,7 @@ class ImageFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseImages(ImageFiles):
-    """Random pixels in the place of files, a function of the row: to try a recipe without its data
-    set.
-    """
+    """Random pixels in place of files, a function of the row: to try a recipe without data."""
 
     @classmethod
     def many(cls, count: int, size: int, first: int = 0) -> NoiseImages:
@@ -243,15 +241,11 @@ class NoiseImages(ImageFiles):
         return cls(paths=(), rows=torch.arange(first, first + count), size=size)
 
     def _read(self, indices: Tensor, view: Callable[[Image.Image, int], Image.Image]) -> Tensor:
-        pixels = [
-            torch.randint(
-                256,
-                (3, self.size, self.size),
-                generator=torch.Generator().manual_seed(row),
-                dtype=torch.uint8,
-            )
-            for row in self.rows[indices].tolist()
-        ]
+        pixels = []
+        for row in self.rows[indices].tolist():
+            generator = torch.Generator().manual_seed(row)
+            shape = (3, self.size, self.size)
+            pixels.append(torch.randint(256, shape, generator=generator, dtype=torch.uint8))
         return torch.stack(pixels)
 
 
@@ -280,9 +274,7 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def _centre(image: Image.Image, size: int, shorter: int) -> Image.Image:
-    """Brings the shorter side to `shorter` pixels and cuts out the centre, with torchvision's
-    rounding.
-    """
+    """Resizes the shorter side to `shorter` pixels and crops the centre, as torchvision does."""
     width, height = (int(shorter * side / min(image.size)) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     if image.size != (width, height):
@@ -311,11 +303,8 @@ def random_crops(pixels: Tensor | ImageFiles, indices: Tensor, draws: Tensor) ->
     """
     if isinstance(pixels, ImageFiles):
         return pixels.random_crops(indices, draws)
-    images = (
-        Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in pixels[indices]
-    )
-    crops = [
-        _pixels(_cropped(image, draw, pixels.shape[-1]))
-        for image, draw in zip(images, draws, strict=True)
-    ]
+    crops = []
+    for image, draw in zip(pixels[indices], draws, strict=True):
+        picture = Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy())
+        crops.append(_pixels(_cropped(picture, draw, pixels.shape[-1])))
     return torch.stack(crops)

@@ -1,6 +1,4 @@
-"""The architecture's gradient taken apart by the paths of the method: what each contributes (Gala
-and Xie, Eqs. 12-18).
-"""
+"""The architecture's gradient by the paths of the method (Gala and Xie, Eqs. 12-18)."""
 
 from __future__ import annotations
 
@@ -19,20 +17,19 @@ PATHS = ("direct", "w2", "w1_w2", "gan_w2")
 
 
 def gradient_terms(optimizer: MultilevelOptimizer) -> dict[str, dict[str, float]]:
-    """Returns for each path its part of the architecture's total gradient: norm, and cosine with
-    the total.
+    """Returns each path's part of the architecture's gradient: norm, cosine with the total.
 
-    The parts are differences of gradients in which fewer and fewer solutions are held fixed, since
-    the gradient is linear in what flows through them. Changes nothing; costs a gradient for each
-    path.
+    Changes nothing; costs one gradient per path.
     """
+    # The gradient is linear in what flows through the solutions of the lower problems. So a part is
+    # the difference between two gradients, of which the second holds one solution fewer constant.
     lower = [name for name in optimizer.problems if name != "arch"]
-    fixed = [lower, [name for name in lower if name != "w2"]]
+    constant = [lower, [name for name in lower if name != "w2"]]
     paths = list(PATHS[:2])
     if "w1" in lower:
-        fixed += [["gan"], []]
+        constant += [["gan"], []]
         paths += PATHS[2:]
-    sums = [_flat(optimizer.gradient("arch", fixed=held)) for held in fixed]
+    sums = [_flat(optimizer.gradient("arch", held_constant=names)) for names in constant]
     parts = [sums[0], *(later - earlier for earlier, later in itertools.pairwise(sums))]
     return {path: _described(part, sums[-1]) for path, part in zip(paths, parts, strict=True)}
 

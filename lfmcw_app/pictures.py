@@ -1,6 +1,4 @@
-"""Pictures of images: generated ones beside real ones, a row a class, at the end of a search and
-through its rounds.
-"""
+"""Pictures of generated images beside real ones, one row per class."""
 
 from __future__ import annotations
 
@@ -30,33 +28,31 @@ SNAPSHOT_CLASSES, SNAPSHOT_COLUMNS = 10, 2
 def save_samples(
     generator: ImageGenerator, dataset: Dataset, path: Path, device: torch.device
 ) -> None:
-    """Draws a grid with a row for each class (the first 20): generated images, and real ones at the
-    right.
+    """Draws one row per class (the first 20): generated images, then real ones.
 
     The generator's statistics and the random state are left as they are.
     """
     classes = min(dataset.num_classes, MOST_CLASSES)
-    generated, real = (
-        _generated(generator, dataset, classes, GENERATED, device),
-        _real(dataset, classes, REAL),
-    )
+    generated = _generated(generator, dataset, classes, GENERATED, device)
+    real = _real(dataset, classes, REAL)
     gap = torch.ones_like(real[:, :1])
     _draw_grid(torch.cat([generated, gap, real], dim=1), dataset.class_names[:classes], path)
 
 
 def snapshot_rounds(rounds: int) -> frozenset[int]:
     """The rounds of a stage after which images are kept: the first, and the ends of its eighths."""
-    return frozenset(
-        {1, *(max(1, round(rounds * part / SNAPSHOTS)) for part in range(1, SNAPSHOTS + 1))}
-    )
+    ends = (round(rounds * part / SNAPSHOTS) for part in range(1, SNAPSHOTS + 1))
+    return frozenset({1, *(max(1, end) for end in ends)})
 
 
 @torch.no_grad()
 def save_snapshot(
     generator: ImageGenerator, dataset: Dataset, path: Path, device: torch.device
 ) -> None:
-    """Saves a sheet of pixels alone: two generated images of each of the first ten classes, of the
-    same noise each time.
+    """Saves a sheet of pixels alone: two generated images of each of the first ten classes.
+
+    The noise is the same each time. The generator's statistics and the random state are left as
+    they are.
 
     The generator's statistics and the random state are left as they are.
     """
@@ -65,9 +61,7 @@ def save_snapshot(
 
 
 def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
-    """Writes what a reader of the run folder needs of the data set: dataset.json, and real images
-    as a snapshot has them.
-    """
+    """Writes dataset.json, and real images in the layout of a snapshot."""
     described = {
         "name": dataset.name,
         "class_names": dataset.class_names,
@@ -77,10 +71,8 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         "test_images": len(dataset.test),
     }
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
-    _save_sheet(
-        _real(dataset, min(dataset.num_classes, SNAPSHOT_CLASSES), SNAPSHOT_COLUMNS),
-        folder.samples / "real.png",
-    )
+    classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
+    _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
 
 
 def _generated(
@@ -98,39 +90,29 @@ def _generated(
 
 
 def _real(dataset: Dataset, classes: int, columns: int) -> Tensor:
-    """The first training images of the first classes, [classes, columns, C, H, W]; white where a
-    class has too few.
+    """The first training images of the first classes, [classes, columns, C, H, W].
+
+    Missing images of a class are white.
     """
     rows = []
     for label in range(classes):
-        members = (
-            dataset.train.pixels[(dataset.train.labels == label).nonzero()[:columns, 0]].float()
-            / 255.0
-        )
+        chosen = (dataset.train.labels == label).nonzero()[:columns, 0]
+        members = dataset.train.pixels[chosen].float() / 255.0
         rows.append(F.pad(members, (0, 0, 0, 0, 0, 0, 0, columns - len(members)), value=1.0))
     return torch.stack(rows)
 
 
 def _save_sheet(images: Tensor, path: Path) -> None:
-    """Saves images [rows, columns, C, H, W] with pixels in [0, 1] side by side, a pixel an
-    entry.
-    """
+    """Saves images [rows, columns, C, H, W] side by side, one pixel per entry in [0, 1]."""
     rows, columns, channels, height, width = images.shape
-    sheet = (
-        (images * 255.0)
-        .round()
-        .to(torch.uint8)
-        .permute(0, 3, 1, 4, 2)
-        .reshape(rows * height, columns * width, channels)
-    )
+    pixels = (images * 255.0).round().to(torch.uint8).permute(0, 3, 1, 4, 2)
+    sheet = pixels.reshape(rows * height, columns * width, channels)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(sheet.squeeze(-1).numpy()).save(path)
 
 
 def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
-    """Draws images [rows, columns, C, H, W] with pixels in [0, 1], a white line between
-    neighbours.
-    """
+    """Draws images [rows, columns, C, H, W] in [0, 1], a white line between neighbours."""
     images = F.pad(images, (0, 1, 0, 1), value=1.0)
     rows, columns, channels, height, width = images.shape
     sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
@@ -138,9 +120,8 @@ def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     ax = figure.subplots()
     ax.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(names))
-    ax.set_xticks(
-        [GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width], labels=["generated", "real"]
-    )
+    middles = [GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width]
+    ax.set_xticks(middles, labels=["generated", "real"])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
     figure.savefig(path, dpi=110)

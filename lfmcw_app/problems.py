@@ -1,11 +1,9 @@
 """The four problems of LFM-CW (Gala and Xie, Eqs. 1-5) as an `mlo` graph: w1, gan, w2, arch.
 
-    w1    W1 minimises the cross entropy on D_tr
-       (Eq. 1) gan   G and H play the conditional GAN's game on D_tr; H's trunk has the architecture
-       A             (Eq. 2)
-    w2    W2 minimises CE on D_tr + λ Σ_c l_c(A, W1, D_val) Σ_m CE(generated image of c, c)
-       (Eq. 3) arch  A minimises W2's cross entropy on D_val
-                     (Eq. 4)
+    w1    W1 minimises the cross entropy (CE) on D_tr                                    (Eq. 1)
+    gan   G and H play a conditional GAN's game on D_tr; H's trunk has the architecture  (Eq. 2)
+    w2    W2 minimises CE on D_tr + λ Σ_c l_c(A, W1, D_val) Σ_m CE(generated x̂_{c,m}, c)  (Eq. 3)
+    arch  A minimises W2's cross entropy on D_val                                        (Eq. 4)
 
 The gradient of Eq. 4 in A runs A → W2, A → W1 → W2 and A → G → W2 (Eqs. 12-18); `mlo` finds these
 routes from what the losses below read. Plain DARTS, the baseline, is the same graph with fewer
@@ -24,21 +22,21 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 import mlo
+from lfmcw_app.build_modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches, resident
 from lfmcw_app.generators import GAMES, PlayerLosses
-from lfmcw_app.modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.ops import class_weighted_cross_entropy
-from lfmcw_app.processes import parallelism, share
+from lfmcw_app.processes import parallelism
 from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer, Problem
-from mlo.distributed import SyncBatchNorm
+from mlo.distributed import SyncBatchNorm, rank_and_size
 
 __all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 
 
-# Streams 0 and 1 of seed S are 2 S and 2 S + 1; this one is far from those of all other seeds.
 INDEPENDENT_STREAM = 2**64
+"""A stream has the seed 2 · seed + stream. This one is beyond the streams 0 and 1 of all seeds."""
 
 # ------------------------------ losses
 
@@ -53,9 +51,7 @@ def w1_loss(
 
 
 def make_gan_loss(name: str) -> Callable[..., PlayerLosses]:
-    """Makes the loss of the conditional GAN's game on a training batch (Eq. 2), by the name of its
-    generator.
-    """
+    """Makes the loss of a generator's conditional GAN on a training batch (Eq. 2)."""
     loss = GAMES[name].loss
 
     def gan_loss(gan: GAN, batch: tuple[Tensor, Tensor], *, arch: Architecture) -> PlayerLosses:
@@ -77,19 +73,23 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         gan: GAN,
     ) -> tuple[Tensor, dict[str, Any]]:
         images, labels, validation_images, validation_labels = batch
-        # What does not depend on W2, finite differences of this loss in W2 share (`mlo.once`).
+
+        # `mlo.once`: finite differences of this loss in W2 share what does not depend on W2.
         mixing = mlo.once(arch)
         logits = w2.network(images, mixing)
         real = F.cross_entropy(logits, labels)
-        # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c), images drawn with the labels of the training
-        # batch.
+
+        # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c): the generated images have the labels of the
+        # training batch.
         validation_logits = mlo.once(w1, validation_images, mixing)
         class_weights = w2.class_weights(validation_logits, validation_labels, how.absent_class)
-        if how.class_weighting == "uniform":  # as strong altogether, and differentiable in the same
+        if how.class_weighting == "uniform":
+            # The sum stays the same, and so does what it can be differentiated in.
             class_weights = class_weights.mean().expand_as(class_weights)
         generated = mlo.once(gan.generator.sample, labels)
         generated_logits = w2.network(generated, mixing)
         synthetic = class_weighted_cross_entropy(generated_logits, labels, class_weights)
+
         metrics = {
             "accuracy": _accuracy(logits, labels),
             "real": real,
@@ -97,7 +97,8 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
             "generated_accuracy": _accuracy(generated_logits, labels),
             "class_weights": class_weights,
         }
-        return (how.lam * synthetic if how.synthetic_only else real + how.lam * synthetic), metrics
+        total = how.lam * synthetic if how.synthetic_only else real + how.lam * synthetic
+        return total, metrics
 
     return w2_loss
 
@@ -135,8 +136,10 @@ def search_rounds(search: Search, images: int) -> int:
 def learning_rate_schedule(
     optimizer: torch.optim.Optimizer, how: WeightOptimizer, rounds: int, per_epoch: int
 ) -> LambdaLR:
-    """A cosine or a line from `lr` to `min_lr` in steps of epochs (per_epoch rounds), as the DARTS
-    programs have it.
+    """A cosine or a line from `lr` to `min_lr` in steps of epochs, as in DARTS's programs.
+
+    An epoch has `per_epoch` rounds. The schedule is one function of the epoch, warm-up included:
+    with a warm-up by hand the scheduler would multiply a wrong last rate.
 
     One function of the epoch, warm-up included: a warm-up by hand would leave a scheduler that
     multiplies the last rate with a wrong one.
@@ -163,12 +166,11 @@ def build_search(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> MultilevelOptimizer:
-    """Declares the problems of a search (four, or two for plain DARTS) and their hypergradient
-    engines.
+    """Declares the problems of a search (plain DARTS: two, else four) and their engines.
 
-    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round
-    (unless the discriminator makes several moves, each on a batch); so do the two
-    streams of validation batches, which w2 (for the class weights) and arch read, unless
+    All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round,
+    unless the discriminator makes several moves, each on a batch. The two streams of validation
+    batches, which w2 (for the class weights) and arch read, have one seed too, unless
     `validation_batch` says otherwise.
     """
     search = recipe.search
@@ -178,9 +180,8 @@ def build_search(
             if module is not None:
                 SyncBatchNorm.convert(module)
 
-    train, validation = (
-        resident(images, search.augmentation, device) for images in (train, validation)
-    )
+    train = resident(train, search.augmentation, device)
+    validation = resident(validation, search.augmentation, device)
 
     def batches(images: Images, stream: int) -> Batches:
         return Batches(
@@ -191,7 +192,7 @@ def build_search(
             augmentation=search.augmentation,
             device=device,
             dtype=dtype,
-            part=share(),
+            part=rank_and_size(),
         )
 
     def training() -> Batches:
@@ -206,6 +207,7 @@ def build_search(
     def weights_problem(
         name: str, module: nn.Module, loss: Callable[..., Any], data: Any
     ) -> Problem:
+        # w1 and w2 are trained alike: with the same SGD, schedule and batches.
         how = search.weights
         optimizer = torch.optim.SGD(
             module.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
@@ -241,6 +243,8 @@ def build_search(
     order: Literal["outermost_first", "lower_first"] = (
         "outermost_first" if search.architecture.moves_first else "lower_first"
     )
+
+    # Plain DARTS: the engines of w1 and gan, which it does not have, are left out.
     if modules.w1 is None or modules.gan is None:
         if isinstance(engines, Mapping) and "name" not in engines:
             engines = {
@@ -248,6 +252,7 @@ def build_search(
             }
         problems = [weights_problem("w2", modules.w2, plain_w2_loss, training()), arch]
         return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
+
     how = search.generator
     gan = Problem(
         "gan",
@@ -266,6 +271,8 @@ def build_search(
         loss=make_gan_loss(how.name),
         data=training(),
     )
+
+    # w2 reads the validation batch on which arch moves, or one that is independent of it.
     own_stream = search.validation_batch == "independent"
     w2_batches = PairedBatches(
         training(),

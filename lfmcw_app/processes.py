@@ -1,6 +1,4 @@
-"""The processes of `torchrun`: how a run joins them, what each does alone, and how its batches are
-divided among them.
-"""
+"""The processes of `torchrun`: how a run joins them, and what each of them does."""
 
 from __future__ import annotations
 
@@ -19,10 +17,11 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
 from mlo import DataParallel, NonFiniteError
+from mlo.distributed import rank_and_size
 
 __all__ = [
-    "FollowerFolder", "check_batches", "from_main", "gathered", "is_main", "joined", "main_first", "parallelism",
-    "quiet_unless_main", "share", "shared_folder", "together",
+    "FollowerFolder", "all_gathered", "check_batches", "from_main", "is_main", "joined",
+    "main_first", "parallelism", "quiet_unless_main", "shared_folder", "wait_for_all",
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
@@ -34,14 +33,16 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """Joins the processes that `torchrun` started, if it did, and leaves them at the end; yields
-    this process's device.
+    """Joins the processes of `torchrun`, if it started any; yields this process's device.
+
+    They are left at the end of the body.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield device
         return
-    if device.type == "cuda":
+
+    if device.type == "cuda":  # one GPU per process of a machine
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
             raise InputError(
@@ -50,10 +51,12 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield device
     except RuntimeError as error:
+        # The process that failed first says why; the others only lose the connection to it.
         if not any(text in str(error) for text in LOST):
             raise
         raise InputError(
@@ -69,11 +72,6 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def share() -> tuple[int, int]:
-    """(Number of this process, how many there are)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
 def quiet_unless_main(console: Console) -> Console:
     """The console, or one that shows nothing."""
     return console if is_main() else Console(quiet=True)
@@ -81,9 +79,7 @@ def quiet_unless_main(console: Console) -> Console:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Runs the body in the first process before the others: for files that only one may
-    download.
-    """
+    """Runs the body in the first process before the others, for files only one may download."""
     if dist.is_initialized() and not is_main():
         dist.barrier()
     yield
@@ -100,15 +96,13 @@ def from_main(value: Any) -> Any:
     return values[0]
 
 
-def together() -> None:
-    """Waits until all processes are here: a file that one is about to write has been read by the
-    others.
-    """
+def wait_for_all() -> None:
+    """Waits until all processes are here, so that all have read a file before it is written."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def gathered(value: Any) -> list[Any]:
+def all_gathered(value: Any) -> list[Any]:
     """The values of all processes."""
     if not dist.is_initialized():
         return [value]
@@ -126,7 +120,7 @@ def parallelism(recipe: Recipe, *, own_noise: bool) -> DataParallel | None:
             Without it all draw the noise of the whole batch and take their rows, so that it does
             not depend on their number.
     """
-    if share()[1] == 1:
+    if rank_and_size()[1] == 1:
         return None
     return DataParallel(sync=recipe.distributed.sync, noise="own" if own_noise else "shared")
 
@@ -151,8 +145,9 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
 
 
 def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFolder:
-    """The run folder of all processes: the first one makes it, if it is not `opened` already; the
-    others only read it.
+    """The run folder of all processes: the first one makes it unless it is `opened` already.
+
+    The others only read it.
     """
     if not dist.is_initialized():
         return opened or RunFolder.create(out, recipe)
@@ -162,9 +157,7 @@ def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFol
 
 
 class FollowerFolder(RunFolder):
-    """The run folder as the processes see it that do not write: checkpoints are read, nothing is
-    written.
-    """
+    """The run folder for processes that do not write: checkpoints are read, nothing is written."""
 
     writes = False
 
@@ -183,6 +176,6 @@ class FollowerFolder(RunFolder):
         return "The first process's message says more."
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Holds nothing: the first process does."""
         yield

@@ -1,6 +1,4 @@
-"""What a person sees while a run goes on: in a terminal a live display, elsewhere a plain line now
-and then.
-"""
+"""What a person sees while a run works: a live display in a terminal, elsewhere plain lines."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ LIVE_INTERVAL = 0.5
 
 
 class PhaseProgress:
-    """The progress of one phase: rounds, time left, each problem's loss, and the cell that would be
-    derived now.
+    """The progress of one phase: rounds, time left, losses, and the cell derived now.
 
     Args:
         console: where it is shown; nothing is where it is quiet.
@@ -96,7 +93,7 @@ class PhaseProgress:
         now = time.monotonic()
         interval = PLAIN_INTERVAL if self._live is None else LIVE_INTERVAL
         if self._console.quiet or (now - self._shown_at < interval and done < self._total):
-            return
+            return  # the last round is always shown
         self._shown_at = now
         numbers = [_described(name, value) for name, value in (*losses.items(), *values.items())]
         found = cells() if cells is not None else None
@@ -107,15 +104,16 @@ class PhaseProgress:
                 parts.append(_cell_table(found))
             self._live.update(Group(*parts))
             return
+
+        # Where there is no terminal: one line, and the cells only if they have changed.
         rate = (now - self._started) / max(1, done - self._begun_at)
         left = " ".join(duration(rate * (self._total - done)))
         self._print(f"{self._name} {done}/{self._total}  {'  '.join(numbers)}  {left} left")
         if found is not None and found != self._cells:
             self._cells = found
             for kind, nodes in found.to_data().items():
-                self._print(
-                    f"  {kind} cell now: {'; '.join(', '.join(edge_names(edges)) for edges in nodes)}"
-                )
+                described = "; ".join(", ".join(edge_names(edges)) for edges in nodes)
+                self._print(f"  {kind} cell now: {described}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -123,12 +121,13 @@ class PhaseProgress:
 
 def _described(name: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"{name} {', '.join(f'{player} {loss:.3f}' for player, loss in value.items())}"
+        players = ", ".join(f"{player} {loss:.3f}" for player, loss in value.items())
+        return f"{name} {players}"
     return f"{name} {value:.3f}"
 
 
 def _cell_table(genotype: Genotype) -> Table:
-    """The cells side by side, a row a node."""
+    """The cells side by side, one row per node."""
     table = Table.grid(padding=(0, 3))
     data = genotype.to_data()
     table.add_row("", *(f"[bold]{kind} cell now" for kind in data))

@@ -1,4 +1,4 @@
-"""What a run will take, from one round of each of its phases on copies that are thrown away."""
+"""What a run will take, from two rounds of each of its phases, on modules made for that alone."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import Dataset, search_split
-from lfmcw_app.derived_training import build_training
-from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
-from lfmcw_app.stages import SearchStage, search_stages
+from lfmcw_app.stages import TRAINING, SearchStage, search_stages
+from lfmcw_app.training import build_training
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
 
-__all__ = ["Projection", "project", "project_training", "rehearsed"]
+__all__ = ["Projection", "after_projection", "project", "project_training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,10 @@ class Projection:
 def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Projection]:
     """Runs two rounds of every phase and returns what the phases will take.
 
-    A stage of P-DARTS has the first of the operations that it will have as many of; which are left
-    is not known.
+    Which operations a stage of P-DARTS drops is not known yet. Those that cost most are kept here.
     """
+    # In the rounds of a warm-up the architecture rests, which is cheaper; they are not measured.
+    recipe = _without_warmup(recipe)
     how = recipe.search
     train, validation = search_split(
         dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
@@ -65,25 +66,21 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
             device=device,
         )
         optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-        # In the rounds of a warm-up the architecture rests, which is cheaper.
-        optimizer.round = how.architecture.warmup_epochs * (len(train) // how.batch_size)
         found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
         dropped += stage.drops.drops if stage.drops is not None else 0
-        del modules, optimizer
+        del modules, optimizer  # the next stage is measured without their memory
     return [*found, *project_training(recipe, None, dataset, device)]
 
 
 def project_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> list[Projection]:
-    """Runs two rounds of the training of a genotype, or of a random one, and returns what it will
-    take.
-    """
+    """Runs two rounds of a genotype's training, by default a random one's; returns its cost."""
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
-    return [_measured("training", rounds, optimizer, device)]
+    return [_measured(TRAINING, rounds, optimizer, device)]
 
 
-def rehearsed(
+def after_projection(
     recipe: Recipe,
     measure: Callable[[], list[Projection]],
     console: Console,
@@ -116,17 +113,24 @@ def rehearsed(
     return trial(recipe, max_steps)
 
 
+def _without_warmup(recipe: Recipe) -> Recipe:
+    """The recipe of a search whose architecture moves from the first round on."""
+    architecture = recipe.search.architecture.model_copy(update={"warmup_epochs": 0})
+    search = recipe.search.model_copy(update={"architecture": architecture})
+    return recipe.model_copy(update={"search": search})
+
+
 def _candidates(stage: SearchStage, nodes: int, dropped: int) -> tuple[str, ...] | Candidates:
+    """As many operations as the stage has: the last ones, the convolutions, which cost most."""
     if stage.name == "search":
         return PRIMITIVES
-    kept = PRIMITIVES[dropped:]  # the convolutions, which cost most, come last
-    return as_candidates(kept, nodes)
+    return as_candidates(PRIMITIVES[dropped:], nodes)
 
 
 def _measured(
     name: str, rounds: int, optimizer: MultilevelOptimizer, device: torch.device
 ) -> Projection:
-    optimizer.step()
+    optimizer.step()  # fills caches; not measured
     _synchronize(device)
     began = time.perf_counter()
     optimizer.step()
@@ -144,12 +148,12 @@ def _synchronize(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else kB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _print(projections: list[Projection], console: Console) -> None:
-    """Prints a row a phase, and the sum."""
+    """Prints one row per phase, and the sum."""
     table = Table(title="projected from two rounds of each phase", title_justify="left")
     for column in ("phase", "rounds", "seconds a round", "time"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -164,6 +168,5 @@ def _print(projections: list[Projection], console: Console) -> None:
     table.add_section()
     table.add_row("all", "", "", " ".join(duration(total)))
     console.print(table)
-    console.print(
-        f"peak memory {max(phase.memory for phase in projections):.1f} GB", highlight=False
-    )
+    peak = max(phase.memory for phase in projections)
+    console.print(f"peak memory {peak:.1f} GB", highlight=False)

@@ -1,6 +1,4 @@
-"""Readers of data sets: files of their original formats → training images, test images and class
-names.
-"""
+"""Readers of data sets in their original formats: training and test images, class names."""
 
 from __future__ import annotations
 
@@ -41,29 +39,12 @@ FASHION_MNIST_FILES = {
 }
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 FASHION_CLASSES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +64,9 @@ class Images:
 
     def __getitem__(self, indices: Tensor) -> Images:
         """Returns the images at `indices`; of files none is read."""
-        pixels = (
-            self.pixels.select(indices)
-            if isinstance(self.pixels, ImageFiles)
-            else self.pixels[indices]
-        )
-        return Images(pixels=pixels, labels=self.labels[indices])
+        pixels = self.pixels
+        chosen = pixels.select(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
+        return Images(pixels=chosen, labels=self.labels[indices])
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -104,6 +82,7 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
+
     # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest
     # positions takes every class in proportion, and rounds by fractions of an example.
     _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
@@ -112,6 +91,8 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     position = torch.empty(len(labels), dtype=torch.float64)
     position[by_class] = (within.double() + 0.5) / counts.repeat_interleave(counts)
     by_position = torch.argsort(position, stable=True)
+
+    # By position the examples of the classes alternate; both parts are shuffled.
     first, second = order[by_position[:count]], order[by_position[count:]]
     return (
         first[torch.randperm(len(first), generator=generator)],
@@ -123,10 +104,12 @@ Parts = tuple[Images, Images, tuple[str, ...]]
 
 
 def _digits(root: Path) -> Parts:
-    """scikit-learn's embedded digits: 1,797 images of 8×8; one fifth of them is the test set, fixed
-    and stratified.
+    """scikit-learn's bundled digits: 1,797 images of 8×8.
+
+    One fifth is the test set, fixed and stratified.
     """
-    from sklearn.datasets import load_digits  # takes seconds to import, so only where it is used
+    # Takes seconds to import, so it is imported only where it is used.
+    from sklearn.datasets import load_digits
 
     data: Any = load_digits()
     pixels = torch.from_numpy(np.round(data.images * 255.0 / 16.0).astype(np.uint8))[:, None]
@@ -136,24 +119,20 @@ def _digits(root: Path) -> Parts:
 
 
 def _fashion_mnist(root: Path) -> Parts:
+    def is_complete(folder: Path) -> bool:
+        return all((folder / file).is_file() for file in FASHION_MNIST_FILES)
+
     folders = (root / "fashion-mnist", root / "FashionMNIST" / "raw", FASHION_MNIST_PACKAGE)
-    complete = (
-        folder
-        for folder in folders
-        if all((folder / file).is_file() for file in FASHION_MNIST_FILES)
-    )
-    folder = next(complete, None)
+    folder = next(filter(is_complete, folders), None)
     if folder is None:
         folder = folders[0]
+        otherwise = (
+            f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install "
+            "Debian's package dataset-fashion-mnist)"
+        )
         for file, md5 in FASHION_MNIST_FILES.items():
-            _download(
-                "fashion-mnist",
-                FASHION_MNIST_URL + file,
-                folder,
-                md5,
-                f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install "
-                "Debian's package dataset-fashion-mnist)",
-            )
+            _download("fashion-mnist", FASHION_MNIST_URL + file, folder, md5, otherwise)
+
     train, test = (
         Images(
             pixels=_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)[:, None],
@@ -172,9 +151,8 @@ def _idx(path: Path, dimensions: int) -> Tensor:
         magic, *shape = struct.unpack(f">{1 + dimensions}I", content[: 4 * (1 + dimensions)])
         if magic != 0x800 + dimensions:
             raise ValueError(f"it begins with {magic:#x}")
-        return torch.from_numpy(
-            np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions)).reshape(shape).copy()
-        )
+        values = np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions))
+        return torch.from_numpy(values.reshape(shape).copy())
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise InputError(
             f"The file {path} is damaged ({error}). Delete it and fetch it again."
@@ -195,13 +173,12 @@ def _cifar10(root: Path) -> Parts:
 
 
 def _cifar100(root: Path) -> Parts:
-    files = [
-        f"cifar-100-binary/{file}" for file in ("train.bin", "test.bin", "fine_label_names.txt")
-    ]
-    train, test, names = _cifar_files(
+    names = ("train.bin", "test.bin", "fine_label_names.txt")
+    files = [f"cifar-100-binary/{name}" for name in names]
+    train, test, classes = _cifar_files(
         root, "cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", files
     )
-    class_names = tuple(names.decode("utf-8", errors="replace").split())
+    class_names = tuple(classes.decode("utf-8", errors="replace").split())
     if len(class_names) != 100:
         raise InputError(
             f"The CIFAR file {files[2]} is damaged: it holds {len(class_names)} class names "
@@ -212,20 +189,16 @@ def _cifar100(root: Path) -> Parts:
 
 
 def _cifar_files(root: Path, dataset: str, archive: str, md5: str, files: list[str]) -> list[bytes]:
-    """Reads files of CIFAR's binary version, from its folder or the archive (nothing is unpickled
-    or unpacked).
+    """Reads files of CIFAR's binary version, from its folder or from the archive.
+
+    Nothing is unpickled or unpacked.
     """
     if all((root / file).is_file() for file in files):
         return [(root / file).read_bytes() for file in files]
     path = root / archive
     if not path.is_file():
-        _download(
-            dataset,
-            CIFAR_URL + archive,
-            root,
-            md5,
-            f"put the file {archive} (the binary version) into {root}",
-        )
+        otherwise = f"put the file {archive} (the binary version) into {root}"
+        _download(dataset, CIFAR_URL + archive, root, md5, otherwise)
     try:
         with tarfile.open(path) as tar:
             return [_member(tar, file) for file in files]
@@ -258,8 +231,9 @@ def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
 
 
 def read_folder(folder: Path, image_size: int | None) -> Parts:
-    """Reads a folder of images, one subfolder a class; where it is not split, a fifth of the images
-    is the test set.
+    """Reads a folder of images, one subfolder per class.
+
+    Where it is not split, a fifth of the images is the test set.
 
     Args:
         folder: see `list_split`.
@@ -283,17 +257,16 @@ def read_folder(folder: Path, image_size: int | None) -> Parts:
     return images[rest], images[held_out], train.class_names
 
 
-# Data set → its numbers of training images, test images and classes, and its image size.
 NOISE = {
     "cifar10": (50_000, 10_000, 10, 32),
     "cifar100": (50_000, 10_000, 100, 32),
     "imagenet": (1_281_167, 50_000, 1000, 224),
 }
+"""Data set → its numbers of training images, test images and classes, and its image size."""
 
 
 def read_noise(name: str) -> Parts:
-    """Random images in the shape and number of a data set: what a recipe costs can be seen without
-    the data.
+    """Random images in the shape and number of a data set, to measure a recipe without data.
 
     Args:
         name: one of `NOISE`.
@@ -301,20 +274,17 @@ def read_noise(name: str) -> Parts:
     train, test, classes, size = NOISE[name]
 
     def images(count: int, first: int) -> Images:
-        return Images(
-            pixels=NoiseImages.many(count, size, first), labels=torch.arange(count) % classes
-        )
+        pixels = NoiseImages.many(count, size, first)
+        return Images(pixels=pixels, labels=torch.arange(count) % classes)
 
-    return (
-        images(train, 0),
-        images(test, train),
-        tuple(f"class {label}" for label in range(classes)),
-    )
+    class_names = tuple(f"class {label}" for label in range(classes))
+    return images(train, 0), images(test, train), class_names
 
 
 def _imagenet(root: Path) -> Parts:
-    """ImageNet from its authors' archives, unpacked: imagenet/train/SYNSET/*.JPEG and
-    imagenet/val/SYNSET/*.JPEG.
+    """ImageNet from its authors' archives, unpacked.
+
+    The files are imagenet/train/SYNSET/*.JPEG and imagenet/val/SYNSET/*.JPEG.
     """
     folder = root / "imagenet"
     if not folder.is_dir():
@@ -329,8 +299,8 @@ def _imagenet(root: Path) -> Parts:
             f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into "
             "these."
         )
-    # Liu et al., DARTS (2019), and everybody: a shorter side of 256 pixels, and of it the central
-    # 224.
+
+    # As in DARTS (Liu et al., 2019) and elsewhere: the central 224 pixels of a shorter side of 256.
     parts = (
         Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels)
         for part in (train, test)
@@ -339,23 +309,19 @@ def _imagenet(root: Path) -> Parts:
 
 
 def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
-    from torchvision.datasets.utils import (
-        download_url,
-    )  # takes seconds to import, so only where it is used
+    # Takes seconds to import, so it is imported only where it is used.
+    from torchvision.datasets.utils import download_url
 
     missing = [made for made in (folder, *folder.parents) if not made.exists()]
     name = url.rpartition("/")[2]
     partial = folder / f"{name}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Under another name until its checksum is right: what lies under its own is read without a
-        # further look.
+        # Under another name until its checksum is right: later runs read the file unchecked.
         download_url(url, str(folder), filename=partial.name, md5=md5)
         partial.replace(folder / name)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # urllib's errors are OSErrors; a wrong checksum is a RuntimeError
+    except (OSError, RuntimeError) as error:
+        # urllib's errors are OSErrors; a wrong checksum is a RuntimeError.
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         for made in missing:

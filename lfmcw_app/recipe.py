@@ -1,5 +1,6 @@
-"""The schema of a recipe: every setting of a run, validated, with the nearest valid name for a
-mistyped key.
+"""The schema of a recipe: every setting of a run, validated.
+
+A mistyped key is answered with the nearest valid name.
 """
 
 from __future__ import annotations
@@ -131,8 +132,7 @@ class ArchitectureOptimizer(_Section):
     moves_first: bool = Field(
         default=False,
         description="the architecture begins a round, looking one step ahead at the weights "
-        "(DARTS's program); by default it "
-        "ends it (Algorithm 1)",
+        "(DARTS's program); by default it ends it (Algorithm 1)",
     )
 
 
@@ -163,7 +163,7 @@ class Generator(_Section):
 
 
 class Progressive(_Section):
-    """The stages of P-DARTS: deeper supernets with fewer operations an edge."""
+    """The stages of P-DARTS: deeper supernets with fewer operations per edge."""
 
     added_layers: tuple[int, ...] = Field(
         default=(0, 6, 12), description="cells that each stage has more than `layers`"
@@ -248,8 +248,7 @@ class Search(_Section):
     validation_batch: Literal["same", "independent", "matched"] = Field(
         default="same",
         description="what class weights are measured on: A's batch, another one of D_val, or one "
-        "with the classes of the "
-        "training batch",
+        "with the classes of the training batch",
     )
     synthetic_only: bool = Field(
         default=False, description="W2 learns on generated images only (Eq. 19)"
@@ -398,8 +397,8 @@ class Recipe(_Section):
     on_nonfinite: Literal["stop", "skip", "rollback"] = Field(
         default="stop",
         description="a loss or gradient that is not finite stops the run, or its update is "
-        "skipped, or the run goes back to "
-        "its last checkpoint with other batches and noise; each is bounded",
+        "skipped, or the run goes back to its last checkpoint with other batches and noise; each "
+        "is bounded",
     )
     detect_collapse: bool = Field(
         default=False,
@@ -424,8 +423,7 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
 ) -> Recipe:
-    """Resolves a recipe: the preset's files, then a configuration file, then options, then
-    `key=value` assignments.
+    """Resolves a recipe: the preset's files, a configuration file, options, then assignments.
 
     A preset has a file, and may have one for a space and one for ImageNet, which go over it in this
     order.
@@ -444,17 +442,18 @@ def load_recipe(
         raise InputError(f"Unknown preset {preset!r}. {nearest(preset, PRESETS)}")
     if space not in SPACES:
         raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
+
+    # The preset's files, from the general to the special: what comes later overrides.
     tree: dict[str, Any] = {}
-    parts = [
-        "",
-        f".{space}",
-        *([".imagenet"] if is_imagenet((overrides or {}).get("dataset", "")) else []),
-    ]
+    parts = ["", f".{space}"]
+    if is_imagenet((overrides or {}).get("dataset", "")):
+        parts.append(".imagenet")
     for part in parts:
         for name in OVERLAYS.get(preset, (preset,)):
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
+
     if config is not None:
         try:
             text = config.read_text("utf-8")
@@ -481,9 +480,7 @@ def validate_recipe(tree: Any) -> Recipe:
 
 
 def trial(recipe: Recipe, steps: int) -> Recipe:
-    """Returns the recipe with `steps` rounds of each phase and no warm-ups, so that all that a run
-    does is done.
-    """
+    """Returns the recipe with `steps` rounds of each phase and no warm-ups, to try all of a run."""
     tree = recipe.model_dump(mode="json", by_alias=True)
     for phase in (tree["search"], tree["evaluation"]):
         phase["epochs"], phase["steps"] = None, steps
@@ -494,6 +491,7 @@ def trial(recipe: Recipe, steps: int) -> Recipe:
 
 
 def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, as a sentence."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)
@@ -513,6 +511,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _keys_at(path: list[str]) -> list[str]:
+    """The keys of the section at a path, as a recipe spells them."""
     model: type[BaseModel] = Recipe
     for part in path:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
@@ -522,23 +521,21 @@ def _keys_at(path: list[str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+YAML_ERRORS = (
+    yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+"""What PyYAML raises for text that is not YAML; an AttributeError, for instance, for a bad time."""
+
+
 def parse_yaml(text: str) -> Any:
     """Reads YAML without making anything but plain data of it.
 
     Raises:
-        ValueError: if it is none; PyYAML itself raises many kinds, such as an AttributeError for a
-            time that is none.
+        ValueError: if it is not YAML.
     """
     try:
         return yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except YAML_ERRORS as error:
         raise ValueError(" ".join(str(error).split())[:500]) from None
 
 
@@ -582,16 +579,17 @@ def is_imagenet(dataset: str) -> bool:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
     result = dict(base)
     for key, value in over.items():
-        both = (
-            isinstance(value, dict) and isinstance(result.get(key), dict) and key != "hypergradient"
-        )
-        result[key] = _merged(result[key], value) if both else value
+        sections = isinstance(value, dict) and isinstance(result.get(key), dict)
+        merges = sections and key != "hypergradient"
+        result[key] = _merged(result[key], value) if merges else value
     return result
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key in a tree, in place."""
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})

@@ -29,11 +29,8 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         highlight=False,
         soft_wrap=True,
     )
-    present = [
-        name
-        for name in ("report.html", "cells.png", "samples.png", "metrics.jsonl")
-        if (folder.path / name).exists()
-    ]
+    optional = ("report.html", "cells.png", "samples.png", "metrics.jsonl")
+    present = [name for name in optional if (folder.path / name).exists()]
     found = ", ".join([*present, "result.json"])
     console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
 

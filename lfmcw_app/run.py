@@ -1,6 +1,4 @@
-"""`python -m lfmcw_app.run DATASET`: search a cell with LFM-CW, train the derived network, report
-its test error.
-"""
+"""`python -m lfmcw_app.run DATASET`: search a cell, train the derived network, report its error."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from lfmcw_app import cli
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-from lfmcw_app.projection import project, rehearsed
+from lfmcw_app.projection import after_projection, project
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.search import read_data
+from lfmcw_app.search import run as run_phases
 from lfmcw_app.tensorboard import check_tensorboard
-from lfmcw_app.trainer import read_data
-from lfmcw_app.trainer import run as run_phases
 
 
 def run(
@@ -63,12 +61,9 @@ def run(
         bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
     ] = False,
 ) -> None:
-    """Searches a cell with LFM-CW (or plain DARTS) on DATASET, trains the derived network and
-    reports its test error.
-    """
-    console = Console(
-        quiet=quiet and not (print_config or dry_run)
-    )  # these two are asked for what they print
+    """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
+    # A recipe or a projection that is asked for is printed in any case.
+    console = Console(quiet=quiet and not (print_config or dry_run))
     with cli.reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
@@ -79,6 +74,8 @@ def run(
             )
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
+
+        # The recipe comes from the options, or from the folder that is resumed.
         recipe = None
         if dataset is not None:
             recipe = cli.resolve_recipe(
@@ -86,12 +83,9 @@ def run(
             )
         folder = None
         if resume is not None:
-            changes = [
-                value
-                for value in (preset, space, order, method, config, assign, seed)
-                if value not in (None, [])
-            ]
-            folder = _resumed(resume, out, recipe, has_changes=bool(changes))
+            changes = (preset, space, order, method, config, assign, seed)
+            has_changes = any(value not in (None, []) for value in changes)
+            folder = _resumed(resume, out, recipe, has_changes=has_changes)
             cli.check_no_trial(max_steps)
         recipe = folder.recipe if folder is not None else recipe
         assert recipe is not None
@@ -100,13 +94,17 @@ def run(
             return
         check_batches(recipe)
         cli.set_threads(threads, recipe.preset)
+
         with joined(cli.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data)
             measure = partial(project, recipe, images, target)
-            recipe = rehearsed(recipe, measure, console, dry_run=dry_run, max_steps=max_steps)
+            recipe = after_projection(
+                recipe, measure, console, dry_run=dry_run, max_steps=max_steps
+            )
             if recipe is None:
                 return
+
             out = out or cli.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
             work = partial(run_phases, shared, images, console, target)

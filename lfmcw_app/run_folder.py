@@ -2,15 +2,16 @@
 
 config.yaml        the resolved recipe
 environment.json   versions and hardware
-metrics.jsonl      one line a round of the search and of the training: a function of recipe and seed
-alone search.pt          last checkpoint of the search; evaluation.pt: of the derived network's
-                   training. Of both also .previous.pt (the one before), .best.pt and, if the recipe
-                   says so, .round-N.pt (docs/checkpoints.md)
+metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
+search.pt          last checkpoint of the search; evaluation.pt: of the derived network's training.
+                   Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
+                   .round-N.pt (docs/checkpoints.md)
 genotype.json      the derived cells; cells.png, cells.svg: their picture
-nonfinite-*.pt     if a loss or gradient was not finite: what is known of it, of the first few
+nonfinite-*.pt     what is known of a loss or gradient that was not finite, for the first few
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
-samples.png        generated images, a row a class; samples/: smaller ones of rounds in between, and
-real ones dataset.json       class names and sizes
+samples.png        generated images, one row per class; samples/: smaller ones of the rounds in
+                   between, and real ones
+dataset.json       class names and sizes
 tensorboard/       event files, with --tensorboard
 timings.jsonl      time and memory of each problem's updates
 report.html        all of it as one page (lfmcw_app.report)
@@ -44,17 +45,12 @@ from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
 __all__ = ["EVALUATED", "RunFolder"]
 
 EVALUATED = "evaluated.json"
-"""Marks a folder of `lfmcw_app.evaluate`: the genotype that was given, which no search of this
-folder found.
-"""
+"""Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
 LOCK = ".lock"
 
 FAILED_SAVES = 10
-"""After so many checkpoints in a row that could not be written a run stops: nothing that it
-computes can be kept.
-"""
-
+"""A run stops after so many checkpoints in a row that could not be written: it keeps nothing."""
 
 DIAGNOSES = 5
 """Diagnostic files of numbers that were lost, at most."""
@@ -81,10 +77,10 @@ class RunFolder:
         self.path = path
         self.recipe = recipe
         self._pending: list[str] = []
-        self._metrics_bytes = 0  # of metrics.jsonl, up to the last line that is known to be whole
-        self._repeats = (
-            False  # whether the rounds that run now have their lines in metrics.jsonl already
-        )
+        # Of metrics.jsonl, up to the last line that is known to be whole.
+        self._metrics_bytes = 0
+        # Whether the rounds that run now have their lines in metrics.jsonl already.
+        self._repeats = False
         self._failed_saves = 0
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -100,7 +96,7 @@ class RunFolder:
         try:
             folder._check_empty()
             path.mkdir(parents=True, exist_ok=True)
-            with folder.held():
+            with folder.locked():
                 folder._check_empty()  # another process may have come first
                 folder.write("config.yaml", recipe.to_yaml())
                 folder.write("environment.json", json.dumps(_environment(), indent=1))
@@ -112,9 +108,9 @@ class RunFolder:
 
     def _check_empty(self) -> None:
         path = self.path
-        if path.exists() and (
-            not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())
-        ):
+        if not path.exists():
+            return
+        if not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()):
             what = "another run" if (path / "config.yaml").exists() else "something else"
             raise InputError(
                 f"--out {path} holds {what} already, and nothing there is overwritten. Name a new "
@@ -122,9 +118,10 @@ class RunFolder:
             )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other processes from running in this folder while the body runs; the system lets go
-        of it when they die.
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from running in this folder while the body runs.
+
+        The system releases the lock of a process that dies.
 
         Raises:
             InputError: if another process holds it, or it cannot be written.
@@ -170,6 +167,7 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written.
         """
+        # A name that is replaced in one step shows the old file or the new one, at any moment.
         temporary = self.path / f".{name}.part"
         with self.writing(name):
             with temporary.open("w", encoding="utf-8") as file:
@@ -180,9 +178,7 @@ class RunFolder:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Turns failures of writing in the body into a user's error: a full disk, a folder that is
-        read-only or gone.
-        """
+        """Turns a failure to write (a full or read-only disk, say) into a user's error."""
         try:
             yield
         except OSError as error:
@@ -192,8 +188,9 @@ class RunFolder:
             ) from None
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl, where it waits for the next checkpoint if it must, and
-        tells the listeners.
+        """Adds a line to metrics.jsonl, and passes it to the listeners.
+
+        A line that cannot be written waits in memory for the next checkpoint.
         """
         self._pending.append(json.dumps(entry) + "\n")
         if len(self._pending) == 1:
@@ -209,7 +206,7 @@ class RunFolder:
 
     @contextmanager
     def attempting(self, what: str) -> Iterator[None]:
-        """Turns failures of writing what a run can do without into a warning."""
+        """Downgrades a failure to write an optional file to a warning."""
         try:
             yield
         except OSError as error:
@@ -219,8 +216,9 @@ class RunFolder:
             )
 
     def _write_pending(self, *, flush: bool = False) -> None:
-        """Writes the lines that wait; after a failure the file may end in part of one, which the
-        next attempt takes away.
+        """Writes the lines that wait.
+
+        After a failure the file may end in part of a line, which the next attempt removes.
         """
         text = "".join(self._pending).encode()
         if text and not self._repeats:
@@ -240,9 +238,7 @@ class RunFolder:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
 
     def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
-        """Writes what is known of numbers that were lost, for the first few times; returns a
-        sentence that says where.
-        """
+        """Writes what is known of lost numbers, the first few times; returns where, in words."""
         if len(list(self.path.glob("nonfinite-*.pt"))) >= DIAGNOSES:
             return f"There are {DIAGNOSES} diagnostic files already; no more are written."
         name = f"nonfinite-{error.problem}-round-{error.round}.pt"
@@ -284,7 +280,7 @@ class RunFolder:
         self,
         phase: str,
         optimizer: mlo.MultilevelOptimizer,
-        standing: dict[str, Any],
+        phase_state: dict[str, Any],
         *,
         must: bool = False,
         best: bool = False,
@@ -295,8 +291,8 @@ class RunFolder:
         Args:
             phase: which.
             optimizer: its state is saved.
-            standing: what else the phase needs to go on; `restore` returns it.
-            must: whether the run cannot go on without this one.
+            phase_state: what else the phase needs to resume; `restore` returns it.
+            must: whether the run cannot do without this one.
             best: whether it is the best of the phase.
             keep_as: number under which a copy stays.
 
@@ -313,7 +309,7 @@ class RunFolder:
                 "recipe": self.recipe.to_yaml(),
                 "phase": phase,
                 "metrics_bytes": self._metrics_bytes,
-                "standing": standing,
+                "standing": phase_state,  # files of earlier versions have the key too
                 "optimizer": optimizer.state_dict(),
             }
             self.checkpoints(phase).save(state, best=best, keep_as=keep_as)
@@ -337,12 +333,10 @@ class RunFolder:
     def restore(
         self, phase: str, optimizer: mlo.MultilevelOptimizer, phases: Sequence[str]
     ) -> dict[str, Any]:
-        """Loads the checkpoint of a phase, if there is one; metrics written since the latest
-        checkpoint are dropped.
+        """Loads a phase's checkpoint, if there is one; drops metrics written since the latest.
 
-        If the last one is damaged and the one before is loaded in a phase that has a later one, the
-        rounds that are computed
-        again add no lines: metrics.jsonl has them.
+        If the last one is damaged, the one before is loaded. Where a later phase has a checkpoint
+        already, the rounds that are then computed again add no lines: metrics.jsonl has them.
 
         Args:
             phase: which.
@@ -350,14 +344,13 @@ class RunFolder:
             phases: all phases of the run, in their order.
 
         Returns:
-            What `save` was given as `standing`; empty where there is no checkpoint.
+            What `save` was given as `phase_state`; empty where there is no checkpoint.
 
         Raises:
             CheckpointError: if it is damaged or belongs to another run.
         """
-        later = [
-            other for other in phases[phases.index(phase) + 1 :] if self.checkpoints(other).exists()
-        ]
+        after = phases[phases.index(phase) + 1 :]
+        later = [other for other in after if self.checkpoints(other).exists()]
         store = self.checkpoints(phase)
         if self.writes:
             store.remove_leftovers()  # no later save may come to this phase
@@ -373,15 +366,14 @@ class RunFolder:
             return {}
         optimizer.load_state_dict(state["optimizer"])
         self._go_to(state["metrics_bytes"])
-        standing: dict[str, Any] = state.get("standing", {})
-        return standing
+        phase_state: dict[str, Any] = state.get("standing", {})
+        return phase_state
 
     def roll_back(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> dict[str, Any]:
-        """Goes back to the last checkpoint of a phase, but not to its batches and noise; drops the
-        lines since.
+        """Returns to the last checkpoint of a phase, with new batches and noise; drops later lines.
 
         Returns:
-            What `save` was given as `standing`.
+            What `save` was given as `phase_state`.
 
         Raises:
             CheckpointError: if there is none.
@@ -393,8 +385,8 @@ class RunFolder:
             )
         optimizer.roll_back(state["optimizer"])
         self._go_to(state["metrics_bytes"])
-        standing: dict[str, Any] = state["standing"]
-        return standing
+        phase_state: dict[str, Any] = state["standing"]
+        return phase_state
 
     def _check(self, phase: str, state: dict[str, Any]) -> None:
         """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""
@@ -404,8 +396,8 @@ class RunFolder:
             raise mlo.CheckpointError(
                 f"{where} is not one of a run: it lacks entries. Use another folder."
             )
+        # Keys that are new since it was written have their defaults.
         try:
-            # Keys that are new since it was written have their defaults.
             recipe = validate_recipe(parse_yaml(state["recipe"]))
         except (KeyError, ValueError):  # an InputError is a ValueError
             recipe = None
@@ -422,8 +414,9 @@ class RunFolder:
             )
 
     def _go_to(self, length: int) -> None:
-        """Goes on with metrics.jsonl from a length; what is behind it is dropped, unless it belongs
-        to later phases.
+        """Continues metrics.jsonl from a length.
+
+        What follows that length is dropped, unless it belongs to later phases.
         """
         self._pending.clear()
         self._metrics_bytes = length

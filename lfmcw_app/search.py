@@ -1,6 +1,4 @@
-"""A run: what it needs of its data, the stages of its search, and then the training of the derived
-network.
-"""
+"""The search of a run, stage by stage; what both halves need of their data; both halves in turn."""
 
 from __future__ import annotations
 
@@ -15,19 +13,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.collapse import CollapseDetector, observe
-from lfmcw_app.data import (
-    Dataset,
-    load_dataset,
-    search_counts,
-    search_split,
-    short_name,
-)
-from lfmcw_app.derived_training import train_derived, training_images, training_rounds
+from lfmcw_app.data import Dataset, load_dataset, search_counts, search_split, short_name
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
-from lfmcw_app.modules import SearchModules, build_modules
 from lfmcw_app.phase import Phase, entry_of
 from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, search_rounds
@@ -47,11 +38,13 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.stages import SearchStage, phases_of, search_stages
-from lfmcw_app.timings import TIMINGS, Timings
+from lfmcw_app.training import train_derived, training_images, training_rounds
 from mlo import Record
 from mlo.randomness import preserved
 
 __all__ = [
+    "METHOD_LABELS",
+    "SPACE_LABELS",
     "evaluate_genotype",
     "read_data",
     "run",
@@ -59,9 +52,10 @@ __all__ = [
 ]
 
 STAGE_SEEDS = 1_000_003
+"""Between the seeds of two stages. With 1, a later stage would have the seed of another run."""
 
-SPACES = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
-METHODS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
+SPACE_LABELS = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
+METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
 
 
 def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
@@ -77,6 +71,8 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
     """
     with main_first():
         dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+
+    # Whatever does not fit the data is refused here, before a run folder is made.
     available = len(dataset.train)
     searched = search_counts(
         min(recipe.data.search_images or available, available), recipe.data.search_fractions
@@ -94,27 +90,7 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
             )
     if searches:
         _check_search(recipe, dataset)
-    divisor = image_divisor(recipe.evaluation.stem)
-    if dataset.image_size % divisor:
-        raise InputError(
-            f"evaluation.stem is {recipe.evaluation.stem}, which needs images of a multiple of "
-            f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
-        )
-    how = recipe.evaluation
-    per_epoch = training_images(recipe, dataset) // how.batch_size
-    if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
-        raise InputError(
-            f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "
-            "rounds) must be below "
-            f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} "
-            f"({how.epochs or how.steps})."
-        )
-    cutout = recipe.evaluation.augmentation.cutout
-    if cutout >= dataset.image_size:
-        raise InputError(
-            f"evaluation.augmentation.cutout is {cutout}, which would erase images of "
-            f"{dataset.image_size} pixels. Lower it."
-        )
+    _check_training(recipe, dataset)
     return dataset
 
 
@@ -128,10 +104,11 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
     available = min(data.search_images or len(dataset.train), len(dataset.train))
     images, _ = search_counts(available, data.search_fractions)
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
-    for key, warmup in (
-        ("architecture", how.architecture.warmup_epochs),
-        ("weights", how.weights.warmup_epochs),
-    ):
+    warmups = {
+        "architecture": how.architecture.warmup_epochs,
+        "weights": how.weights.warmup_epochs,
+    }
+    for key, warmup in warmups.items():
         if warmup * per_epoch >= rounds:
             raise InputError(
                 f"search.{key}.warmup_epochs ({warmup} epochs of {per_epoch} rounds) lasts as long "
@@ -142,15 +119,43 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 
+def _check_training(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuses settings of the training that do not fit the data.
+
+    Raises:
+        InputError: naming the key that does not fit.
+    """
+    how = recipe.evaluation
+    divisor = image_divisor(how.stem)
+    if dataset.image_size % divisor:
+        raise InputError(
+            f"evaluation.stem is {how.stem}, which needs images of a multiple of "
+            f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
+        )
+    per_epoch = training_images(recipe, dataset) // how.batch_size
+    if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
+        raise InputError(
+            f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "
+            "rounds) must be below "
+            f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} "
+            f"({how.epochs or how.steps})."
+        )
+    cutout = how.augmentation.cutout
+    if cutout >= dataset.image_size:
+        raise InputError(
+            f"evaluation.augmentation.cutout is {cutout}, which would erase images of "
+            f"{dataset.image_size} pixels. Lower it."
+        )
+
+
 def run(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        return train_derived(
-            folder, search(folder, dataset, console, device), dataset, console, device
-        )
+        genotype = search(folder, dataset, console, device)
+        return train_derived(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, both)
 
@@ -158,9 +163,7 @@ def run(
 def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
-    """Trains the derived network of a given genotype, from where the folder's checkpoint stands,
-    and returns the result.
-    """
+    """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
     return _completed(
         folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device)
     )
@@ -172,7 +175,7 @@ def _completed(
     """The result of a folder, from `work` where it has none yet."""
     if folder.result is not None:
         return folder.result
-    with folder.held():
+    with folder.locked():
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()
@@ -182,13 +185,14 @@ def _completed(
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
-    """Searches a cell; writes genotype.json, cells.png, cells.svg and, with a generator,
-    samples.png and samples/.
+    """Searches a cell; writes genotype.json and its pictures.
+
+    The pictures are cells.png and cells.svg and, with a generator, samples.png and samples/.
     """
     how = folder.recipe.search
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write("genotype.json", genotype.to_json())
-    title = f"{SPACES[how.space]}, {METHODS[how.method]}, {short_name(dataset.name)}"
+    title = f"{SPACE_LABELS[how.space]}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     if not folder.writes:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
@@ -209,7 +213,6 @@ def _searched(
         return random_genotype(how.nodes, folder.recipe.seed), None
     candidates = as_candidates(PRIMITIVES, how.nodes)
     for index, stage in enumerate(search_stages(how)):
-        # Of a later stage not seed + 1, which is another run's.
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
         primitives = candidates if how.space == "pdarts" else PRIMITIVES
         modules = build_modules(
@@ -235,56 +238,52 @@ def _run_stage(
 ) -> None:
     """Runs the rounds of a stage, from where its checkpoint stands."""
     recipe = folder.recipe
-    data = recipe.data
+    how, data = recipe.search, recipe.data
     train, validation = search_split(
         dataset, data.search_images, recipe.seed, data.search_fractions
     )
     optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-    rounds = search_rounds(recipe.search, len(train))
-    per_epoch = len(train) // recipe.search.batch_size
-    epochs, frozen = math.ceil(rounds / per_epoch), recipe.search.architecture.warmup_epochs
-    every = recipe.search.gradient_terms_every
-    detector = (
-        CollapseDetector(game=recipe.search.generator.name) if recipe.detect_collapse else None
-    )
+    rounds = search_rounds(how, len(train))
+    per_epoch = len(train) // how.batch_size
+    epochs, frozen = math.ceil(rounds / per_epoch), how.architecture.warmup_epochs
     phase = Phase(
         folder,
         stage.name,
         optimizer,
+        label=stage.name,
         rounds=rounds,
         save_every=recipe.checkpoint_every,
         phases=phases_of(recipe),
+        device=device,
     )
+    detector = CollapseDetector(game=how.generator.name) if recipe.detect_collapse else None
     snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
-    timings = Timings(folder.path, stage.name, optimizer, device)
-    with PhaseProgress(console, stage.name, rounds, optimizer.round) as progress:
-        while optimizer.round < rounds:
-            if stage.skip_dropout:
-                probability = skip_drop_probability(
-                    stage.skip_dropout, optimizer.round // per_epoch, epochs=epochs, frozen=frozen
-                )
-                for module in modules:
-                    if module is not None:
-                        set_skip_drop_probability(module, probability)
-            record = phase.step()
-            if record is None:
-                continue
-            entry = _search_entry(
-                stage.name,
-                record,
-                modules,
-                with_alpha=record.round == 1 or phase.is_due(record.round),
+
+    def set_skip_dropout() -> None:
+        # It falls from epoch to epoch, and is a function of the round: a resumed run has the same.
+        if stage.skip_dropout:
+            epoch = optimizer.round // per_epoch
+            probability = skip_drop_probability(
+                stage.skip_dropout, epoch, epochs=epochs, frozen=frozen
             )
-            if every and record.round % every == 0:
+            for module in modules:
+                if module is not None:
+                    set_skip_drop_probability(module, probability)
+
+    with PhaseProgress(console, stage.name, rounds, optimizer.round) as progress:
+        for record in phase.records(set_skip_dropout):
+            with_alpha = record.round == 1 or phase.is_due(record.round)
+            entry = _search_entry(stage.name, record, modules, with_alpha=with_alpha)
+            if how.gradient_terms_every and record.round % how.gradient_terms_every == 0:
                 entry["gradient_terms"] = gradient_terms(optimizer)
+
+            # Before the checkpoint: a run that stops after it does not come back to this round.
             if modules.gan is not None and folder.writes and record.round in snapshots:
                 path = folder.samples / f"{stage.name}-{record.round:06d}.png"
                 with folder.attempting(path.name):
                     save_snapshot(modules.gan.generator, dataset, path, device)
-            if folder.writes and phase.is_due(record.round):
-                with folder.attempting(TIMINGS):
-                    timings.write()
             phase.finish_round(record, entry, loss=record.losses.get("arch"))
+
             if detector is not None:
                 _warn_of_collapse(detector, record, modules)
             shown = {}
@@ -307,6 +306,7 @@ def _warn_of_collapse(detector: CollapseDetector, record: Record, modules: Searc
 def _search_entry(
     stage: str, record: Record, modules: SearchModules, *, with_alpha: bool
 ) -> dict[str, Any]:
+    """What is logged of a round; the candidates name the columns of the alphas that follow."""
     entry = {"phase": stage, **entry_of(record)}
     if with_alpha:
         entry["alpha"] = {
@@ -318,4 +318,7 @@ def _search_entry(
 
 
 def _rounded(values: Tensor) -> list[list[float]]:
-    return [[round(value, 6) for value in row] for row in values.detach().tolist()]
+    def row(of_edge: list[float]) -> list[float]:
+        return [round(value, 6) for value in of_edge]
+
+    return list(map(row, values.detach().tolist()))

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lfmcw_app.recipe import Recipe, Search
-from lfmcw_app.search_space.pdarts import Stage, stages
+from lfmcw_app.search_space.pdarts import PDartsStage, pdarts_stages
 
-__all__ = ["EVALUATION", "SearchStage", "phases_of", "search_stages"]
+__all__ = ["EVALUATION", "TRAINING", "SearchStage", "phases_of", "search_stages"]
 
-EVALUATION = "evaluation"
+EVALUATION, TRAINING = "evaluation", "training"
+"""The training of the derived network: the name of its checkpoints, and its name in the logs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchStage:
-    """A stage of a search, with modules and optimizers of its own: the only one, or one of
-    P-DARTS's.
+    """A stage of a search, with its own modules and optimizers: the only one, or P-DARTS's.
 
     Attributes:
         name: of its checkpoint and in metrics.jsonl.
@@ -27,7 +27,7 @@ class SearchStage:
     name: str
     layers: int
     skip_dropout: float = 0.0
-    drops: Stage | None = None
+    drops: PDartsStage | None = None
 
 
 def search_stages(how: Search) -> tuple[SearchStage, ...]:
@@ -37,7 +37,7 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
     if how.space != "pdarts":
         return (SearchStage(name="search", layers=how.layers),)
     progressive = how.progressive
-    planned = stages(how.layers, progressive.added_layers, progressive.dropped_operations)
+    planned = pdarts_stages(how.layers, progressive.added_layers, progressive.dropped_operations)
     return tuple(
         SearchStage(
             name=f"search-{index + 1}",
@@ -50,7 +50,5 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a run's phases, in their order: the stages of its search, and the training of
-    the derived network.
-    """
+    """The names of a run's phases in order: the stages of its search, then the training."""
     return (*(stage.name for stage in search_stages(recipe.search)), EVALUATION)

@@ -1,6 +1,4 @@
-"""SIGTERM and SIGINT end a run at the end of its round, after a checkpoint; a round that takes too
-long is given up.
-"""
+"""SIGTERM and SIGINT end a run after its round and a checkpoint; a long round is abandoned."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from types import FrameType
 __all__ = ["GRACE", "Stopped", "requested", "settled", "stop_signals"]
 
 GRACE = 8.0
-"""Seconds that a round may go on after SIGTERM; schedulers kill after 10 to 30."""
+"""Seconds that a round may take after SIGTERM; schedulers kill after 10 to 30."""
 
 _received: int | None = None
 _settled = threading.Event()
@@ -41,9 +39,7 @@ def requested() -> int | None:
 
 
 def settled() -> None:
-    """Says that the round has ended, so that the process is not given up: it is writing, or about
-    to end.
-    """
+    """Says that the round has ended: the process is writing or about to end, so it may finish."""
     _settled.set()
 
 
@@ -52,12 +48,12 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     """While the body runs, the first SIGTERM or SIGINT only asks it to stop (see `requested`).
 
     A second SIGINT raises KeyboardInterrupt. If the round has not ended `GRACE` seconds after a
-    SIGTERM, the process exits with
-    code 0 in the middle of it: a checkpoint is whole at every moment, so nothing is lost but the
-    rounds since the last one.
-    A Python signal handler runs only between two instructions of the interpreter, and a backward
-    pass can be one that takes minutes; so a thread waits for the signal, which the system writes
-    into a pipe.
+    SIGTERM, the process exits with code 0 in the middle of it: a checkpoint is whole at every
+    moment, so nothing is lost but the rounds since the last one.
+
+    A Python signal handler runs only between two instructions of the interpreter, and one of them
+    can be a backward pass that takes minutes. So a thread waits for the signal, which the system
+    writes into a pipe.
 
     Args:
         advice: what to do next, said where a round is given up.
@@ -66,6 +62,9 @@ def stop_signals(advice: str = "") -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
+
+    # The system writes the numbers of signals into the pipe, from whatever it interrupts: the
+    # writer must not block.
     _received = None
     _settled.clear()
     reader, writer = os.pipe()

@@ -1,8 +1,8 @@
 """Many runs on an engine for jobs: processes of this machine, Ray, or SLURM by submitit.
 
 Each run is a command of its own, `python -m lfmcw_app.run --resume FOLDER`, with its output in
-FOLDER/log.txt: whatever happens to it, the others go on, and tried again it goes on from its last
-checkpoint.
+FOLDER/log.txt. Whatever happens to it, the others continue; a run that is tried again resumes from
+its last checkpoint.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Launcher(Protocol):
     """Where jobs run. Used in a `with`, whose end stops what still runs."""
 
     def submit(self, command: Sequence[str], log: Path) -> Future[int]:
-        """Starts `command`, its output added to `log`; the future holds its exit code, or the error
-        that lost it.
+        """Starts `command`, its output added to `log`.
+
+        The future holds its exit code, or the error that lost it.
         """
         ...
 
@@ -65,7 +66,7 @@ def sweep(
 
     Args:
         folders: the run folders, in the order in which they start.
-        command: a folder → the command that starts or goes on with its run.
+        command: a folder → the command that starts or resumes its run.
         launcher: where.
         retries: how often a failed one is tried again from its last checkpoint; not one whose input
             is wrong.
@@ -78,10 +79,13 @@ def sweep(
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             path = pending.pop(future)
             code, failure = _ended(future, path)
+
+            # A run whose input is wrong would fail in the same way again.
             if failure is not None and code != USER_ERROR and tries[path] <= retries:
                 tries[path] += 1
                 pending[launcher.submit(command(path), path / LOG)] = path
                 continue
+
             said = f"{failure}; see {path / LOG}" if failure is not None else None
             yield Outcome(folder=path, tries=tries[path], failure=said)
 
@@ -98,9 +102,7 @@ def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
 
 
 def run_command(command: Sequence[str], log: str) -> int:
-    """Runs a command with its output added to `log`, and returns its exit code. For workers of any
-    launcher.
-    """
+    """Runs a command with its output added to `log`; returns its exit code. For any launcher."""
     with open(log, "ab") as output:
         return subprocess.run(
             list(command),
@@ -151,8 +153,9 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
 
 
 class RayTasks(AbstractContextManager["RayTasks"]):
-    """Tasks of Ray, of a cluster (RAY_ADDRESS) or of this machine. Folders must be on a file system
-    that workers see.
+    """Tasks of Ray, on a cluster (RAY_ADDRESS) or on this machine.
+
+    Run folders must be on a file system that all workers see.
 
     Args:
         options: of `ray.remote(...).options`, such as num_cpus and num_gpus.
@@ -263,6 +266,6 @@ def make_launcher(
 
 
 def resume_command(folder: Path, *, data: Path, device: str, threads: int) -> list[str]:
-    """The command that starts, or goes on with, the run of a folder that holds a recipe."""
+    """The command that starts or resumes the run of a folder that holds a recipe."""
     settings = ["--data", str(data), "--device", device, "--threads", str(threads)]
     return [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), *settings]

@@ -1,16 +1,15 @@
-"""`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, run by run, from where
-it stands.
+"""`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, resumed if begun.
 
     table2     LFM-CW against its baseline (the same search without LFM-CW)
     table4     generated and real images against generated ones only (Eq. 19)
     table5     the generators
     fig3       the trade-off λ
     controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0,
-    uniform class weights
+               uniform class weights
 
-Every run has a folder of its own under --runs, named by its recipe: tables share runs, those with a
-result are not run again, interrupted ones go on. A Markdown table, a CSV file with a row a run, and
-a figure are written after each.
+Every run has a folder of its own under --runs, named by its recipe. So tables share runs: those
+with a result are not run again, interrupted ones are resumed. A Markdown table, a CSV file with one
+row per run, and a figure are written after each.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, key_value
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search import read_data
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
-from lfmcw_app.trainer import read_data
 from mlo.errors import nearest
 
 __all__ = ["TABLES", "Arm", "arm_recipe"]
@@ -56,10 +55,9 @@ class Arm:
     length: float = 1.0
 
 
-# LFM-CW costs 3.75 times a first-order DARTS search in the paper, 3 to 5 times here.
 EQUAL_TIME = 4.0
+"""LFM-CW takes 3.75 times as long as a first-order DARTS search in the paper, 3 to 5 times here."""
 
-# Table → label → arm, the baseline of the comparison first.
 TABLES: dict[str, dict[str, Arm]] = {
     "table2": {
         "no LFM-CW": Arm(settings={"search.method": "darts"}),
@@ -89,6 +87,7 @@ TABLES: dict[str, dict[str, Arm]] = {
         "uniform class weights": Arm(settings={"search.class_weighting": "uniform"}),
     },
 }
+"""Table → label → arm, the baseline of the comparison first."""
 
 
 def table(
@@ -129,23 +128,21 @@ def table(
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,
 ) -> None:
-    """Runs what a table of the paper compares, seed by seed, and writes table.md, runs.csv and
-    figure.png.
-    """
+    """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     console = Console()
     with cli.reported_errors(Console(stderr=True)):
         if name not in TABLES:
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
-        _check_settings(name, assign or [])
-        recipes = {
-            (label, seed): arm_recipe(
-                arm, dataset, preset, config, assign or [], seed, space=space, order=order
-            )
-            for seed in range(
-                seeds
-            )  # seed by seed, so that an unfinished table compares equal numbers
-            for label, arm in TABLES[name].items()
-        }
+        settings = assign or []
+        _check_settings(name, settings)
+
+        # Seed by seed, so that an unfinished table compares arms of equal numbers of runs.
+        recipes = {}
+        for seed in range(seeds):
+            for label, arm in TABLES[name].items():
+                recipes[label, seed] = arm_recipe(
+                    arm, dataset, preset, config, settings, seed, space=space, order=order
+                )
         _check_arms(name, recipes)
         first = next(iter(recipes.values()))
         read_data(first, data)
@@ -153,6 +150,8 @@ def table(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )
         place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=options)
+
+        # What has run before is in the report already; the rest is missing.
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
         _claim(folder, {label: recipes[label, 0] for label in TABLES[name]})
         report = _Report(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
@@ -161,30 +160,30 @@ def table(
         missing = [path for key, path in folders.items() if not report.add(key, path)]
         if len(missing) < len(folders):
             report.write()
-        cpu_threads = (
-            threads or cli.default_threads(first.preset) or max(1, (os.cpu_count() or 1) // jobs)
-        )
         _say(
             console,
             f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to "
             f"{runs}/*/log.txt",
         )
+
+        # The runs share the processor, where they do not need only one thread each.
+        shared = max(1, (os.cpu_count() or 1) // jobs)
+        cpu_threads = threads or cli.default_threads(first.preset) or shared
+        command = partial(resume_command, data=data, device=device, threads=cpu_threads)
         signal.signal(signal.SIGTERM, _stop)
         failures = []
         with place as where:
-            command = partial(resume_command, data=data, device=device, threads=cpu_threads)
             for outcome in sweep(missing, command, where, retries=retries):
                 key = keys[outcome.folder]
+                run = f"{key[0]}, seed {key[1]}"
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
                     report.write()
-                    _say(
-                        console,
-                        f"{key[0]}, seed {key[1]}: {report.error(key):.2f}% test error{tries}",
-                    )
+                    _say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
                 else:
-                    failures.append(f"{key[0]}, seed {key[1]}: {outcome.failure}{tries}")
+                    failures.append(f"{run}: {outcome.failure}{tries}")
                     _say(console, f"Failed: {failures[-1]}")
+
         if report.path.exists():
             _say(console, report.path.read_text("utf-8"))
             _say(console, f"In {folder}: table.md, runs.csv, figure.png")
@@ -219,15 +218,14 @@ def arm_recipe(
     recipe = cli.resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
     if arm.length == 1.0:
         return recipe
+
+    # Its length is known only now: the search has as many epochs or steps as its preset says.
     how = recipe.search
-    longer = (
-        f"steps={round(how.steps * arm.length)}"
-        if how.steps
-        else f"epochs={(how.epochs or 0) * arm.length}"
-    )
-    return cli.resolve_recipe(
-        dataset, preset, config, [*settings, f"search.{longer}"], seed, space=space, order=order
-    )
+    longer = f"epochs={(how.epochs or 0) * arm.length}"
+    if how.steps:
+        longer = f"steps={round(how.steps * arm.length)}"
+    settings.append(f"search.{longer}")
+    return cli.resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
 
 
 def _check_settings(name: str, assign: Sequence[str]) -> None:
@@ -260,14 +258,11 @@ def _check_arms(name: str, recipes: Mapping[tuple[str, int], Recipe]) -> None:
 
 
 def _run_folder(runs: Path, recipe: Recipe) -> Path:
-    """The folder of a recipe's run, made where it is missing; its name is a digest of the
-    recipe.
-    """
+    """The folder of a recipe's run, named by a digest of the recipe; made where it is missing."""
     how = recipe.search
     digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]
-    path = (
-        runs / f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
-    )
+    name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
+    path = runs / name
     if not (path / "config.yaml").exists():
         RunFolder.create(path, recipe)
     return path
@@ -279,14 +274,11 @@ def _claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
     Raises:
         InputError: if it holds a table of other settings.
     """
-    text = yaml.safe_dump(
-        {
-            label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
-            for label, recipe in recipes.items()
-        },
-        sort_keys=False,
-        allow_unicode=True,
-    )
+    described = {
+        label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
+        for label, recipe in recipes.items()
+    }
+    text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
     claim = folder / "recipes.yaml"
     if claim.exists():
         if claim.read_text("utf-8") != text:
@@ -325,19 +317,14 @@ class _Report:
 
     def write(self) -> None:
         """Writes table.md, runs.csv and figure.png of the results so far."""
-        arms = [
-            Summary(
-                label=label,
-                errors={
-                    seed: result["test_error_percent"] for seed, (_, result) in sorted(runs.items())
-                },
-                parameters={
-                    seed: result["parameters"] for seed, (_, result) in sorted(runs.items())
-                },
-            )
-            for label, runs in self._results.items()
-            if runs
-        ]
+        arms = []
+        for label, runs in self._results.items():
+            if runs:
+                by_seed = {seed: result for seed, (_, result) in sorted(runs.items())}
+                errors = {seed: r["test_error_percent"] for seed, r in by_seed.items()}
+                parameters = {seed: r["parameters"] for seed, r in by_seed.items()}
+                arms.append(Summary(label=label, errors=errors, parameters=parameters))
+
         self.path.write_text(f"# {self._title}\n\n{summarise(arms)}", encoding="utf-8")
         columns = ("test_error_percent", "parameters", "multiply_adds_millions")
         with (self._folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
@@ -345,9 +332,8 @@ class _Report:
             writer.writerow(["table", "arm", "seed", *columns, "run"])
             for label, runs in self._results.items():
                 for seed, (path, result) in sorted(runs.items()):
-                    writer.writerow(
-                        [self._name, label, seed, *(result[key] for key in columns), path.name]
-                    )
+                    values = (result[key] for key in columns)
+                    writer.writerow([self._name, label, seed, *values, path.name])
         draw_comparison(arms, self._title, self._folder / "figure.png")
 
 

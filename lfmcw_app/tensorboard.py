@@ -1,6 +1,4 @@
-"""TensorBoard's event files of a run, by option: what metrics.jsonl holds, as curves, a folder a
-phase.
-"""
+"""TensorBoard's event files of a run, by option: what metrics.jsonl holds, one folder per phase."""
 
 from __future__ import annotations
 
@@ -29,10 +27,9 @@ def check_tensorboard() -> None:
 
 
 class EventFiles:
-    """Writes every entry of a run's log as scalars: losses, metrics, class weights, gradient norms,
-    solves.
+    """Writes every entry of a run's log as scalars: losses, metrics, gradients and solves.
 
-    Rounds that a resumed run repeats take the place of those that were written before.
+    Rounds that a resumed run repeats replace those that were written before.
 
     Args:
         folder: where the event files go; a phase has a folder of its own in it.

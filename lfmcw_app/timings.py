@@ -1,7 +1,8 @@
-"""What the updates of each problem take: time and memory, a line an interval in timings.jsonl.
+"""What the updates of each problem take: time and memory, one line per interval.
 
-They stand beside metrics.jsonl and not in it, since they are no function of recipe and seed: a run
-repeated has other times. A resumed run adds to them what it really took, repeated rounds included.
+They stand beside metrics.jsonl and not in it, since they are not a function of recipe and seed: a
+run that is repeated has other times. A resumed run adds what it really took, repeated rounds
+included.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Timings:
 
     def write(self) -> None:
         """Adds a line for the rounds since the last one."""
+        # Only now does the CPU wait for the GPU.
         for problem, begin, end in self._events:
             end.synchronize()
             self._taken[problem].seconds += begin.elapsed_time(end) / 1000.0
@@ -110,9 +112,7 @@ class Timings:
             CLEAR_REFS.write_text("5")  # the peak of the resident set begins again (proc(5))
 
     def _peak(self) -> int | None:
-        """Peak memory since the last reset in bytes: of the device, or of the process; None where
-        it cannot be reset.
-        """
+        """Peak memory since the last reset, in bytes; None where it cannot be reset."""
         if self._cuda:
             return torch.cuda.max_memory_allocated()
         if not self._resets_peak:
@@ -122,8 +122,8 @@ class Timings:
 
 
 def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    # type: ignore[no-untyped-call]
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     return begin, end
 
 
@@ -136,13 +136,10 @@ def _can_reset_peak() -> bool:
 
 
 def held_bytes(problem: Problem) -> int:
-    """Bytes that a problem keeps from one update to the next: parameters, buffers, and its
-    optimizers' state.
-    """
+    """Bytes a problem keeps between updates: parameters, buffers and optimizer state."""
     tensors = [*problem.module.parameters(), *problem.module.buffers()]
-    tensors += [
-        tensor for optimizer in problem.optimizers.values() for tensor in _tensors(optimizer.state)
-    ]
+    for optimizer in problem.optimizers.values():
+        tensors += _tensors(optimizer.state)
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -1,6 +1,4 @@
-"""The second phase of a run: the training of the derived network from scratch, and its test
-error.
-"""
+"""The second phase of a run: the training of the derived network, and its test error."""
 
 from __future__ import annotations
 
@@ -16,17 +14,16 @@ from torch.nn import functional as F
 from lfmcw_app.data import Batches, Dataset, in_order, resident, subset
 from lfmcw_app.phase import Phase, entry_of
 from lfmcw_app.problems import learning_rate_schedule
-from lfmcw_app.processes import gathered, parallelism, share
+from lfmcw_app.processes import all_gathered, parallelism
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
-from lfmcw_app.stages import EVALUATION, phases_of
-from lfmcw_app.timings import TIMINGS, Timings
+from lfmcw_app.stages import EVALUATION, TRAINING, phases_of
 from mlo import MultilevelOptimizer, Problem
-from mlo.distributed import SyncBatchNorm
+from mlo.distributed import SyncBatchNorm, rank_and_size
 
 __all__ = ["build_training", "train_derived", "training_images", "training_rounds"]
 
@@ -47,8 +44,9 @@ def training_rounds(how: Evaluation, per_epoch: int) -> int:
 def build_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> tuple[MultilevelOptimizer, int]:
-    """Declares the training of a derived network, initialised from the global random state; and its
-    number of rounds.
+    """Declares the training of a derived network; also returns its number of rounds.
+
+    The weights are drawn from the global random state.
 
     Args:
         recipe: the recipe.
@@ -57,6 +55,8 @@ def build_training(
         device: where.
     """
     how = recipe.evaluation
+
+    # Drawn from the global random state before anything else draws from it.
     network = DerivedNetwork(
         genotype or random_genotype(recipe.search.nodes, 0),
         in_channels=dataset.channels,
@@ -68,17 +68,18 @@ def build_training(
     ).to(device)
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
+
+    images = subset(dataset.train, recipe.data.train_images, recipe.seed)
     batches = Batches(
-        resident(
-            subset(dataset.train, recipe.data.train_images, recipe.seed), how.augmentation, device
-        ),
+        resident(images, how.augmentation, device),
         dataset,
         batch_size=how.batch_size,
         seed=recipe.seed,
         augmentation=how.augmentation,
         device=device,
-        part=share(),
+        part=rank_and_size(),
     )
+
     rounds = training_rounds(how, batches.per_epoch)
     weights = torch.optim.SGD(
         network.parameters(),
@@ -96,9 +97,8 @@ def build_training(
         precision=how.precision,
         data=batches,
     )
-    return MultilevelOptimizer(
-        [problem], distributed=parallelism(recipe, own_noise=how.drop_path > 0)
-    ), rounds
+    parallel = parallelism(recipe, own_noise=how.drop_path > 0)
+    return MultilevelOptimizer([problem], distributed=parallel), rounds
 
 
 def train_derived(
@@ -114,43 +114,49 @@ def train_derived(
     per_epoch = training_images(recipe, dataset) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
     phase = Phase(
-        folder, EVALUATION, optimizer, rounds=rounds, save_every=per_epoch, phases=phases_of(recipe)
+        folder,
+        EVALUATION,
+        optimizer,
+        label=TRAINING,
+        rounds=rounds,
+        save_every=per_epoch,
+        phases=phases_of(recipe),
+        device=device,
     )
-    timings = Timings(folder.path, "training", optimizer, device)
+
+    def set_drop_probability() -> None:
+        network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
+
     accuracy: list[float] = []
-    with PhaseProgress(console, "training", rounds, optimizer.round) as progress:
-        while optimizer.round < rounds:
-            network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
-            record = phase.step()
-            if record is None:
-                continue
-            if folder.writes and phase.is_due(record.round):
-                with folder.attempting(TIMINGS):
-                    timings.write()
-            phase.finish_round(
-                record, {"phase": "training", **entry_of(record)}, loss=record.losses.get("network")
-            )
+    with PhaseProgress(console, TRAINING, rounds, optimizer.round) as progress:
+        for record in phase.records(set_drop_probability):
+            entry = {"phase": TRAINING, **entry_of(record)}
+            phase.finish_round(record, entry, loss=record.losses.get("network"))
             if record.skipped:
                 continue
             accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
             error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
             progress.update(record.round, record.losses, {"training error %": error})
+
+    # The processes take the test batches in turns. Each image counts once, so their order, which
+    # depends on the number of processes, does not matter.
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    rank, size = share()
+    rank, size = rank_and_size()
     own = [
         _ranks(network, batch)
         for i, batch in enumerate(in_order(test, dataset, 256, device))
         if i % size == rank
     ]
-    ranks = torch.cat([part for parts in gathered(own) for part in parts])
+    ranks = torch.cat([part for parts in all_gathered(own) for part in parts])
+
+    top5_error = None  # of five guesses: meaningless for fewer classes
+    if dataset.num_classes > 5:
+        top5_error = 100.0 * float((ranks >= 5).double().mean())
     cost = network_cost(network, dataset.image_size, dataset.channels)
     result = {
         "dataset": dataset.name,
         "test_error_percent": 100.0 * float((ranks >= 1).double().mean()),
-        # Of five guesses; meaningless for fewer classes.
-        "test_top5_error_percent": 100.0 * float((ranks >= 5).double().mean())
-        if dataset.num_classes > 5
-        else None,
+        "test_top5_error_percent": top5_error,
         "test_images": len(test),
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
@@ -163,6 +169,8 @@ def train_derived(
 
 
 def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
+    """Makes the loss: cross entropy, and that of the auxiliary head with its weight."""
+
     def loss(
         network: DerivedNetwork, batch: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -170,9 +178,8 @@ def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
         logits, auxiliary = network(images)
         total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if auxiliary is not None:
-            total = total + auxiliary_weight * F.cross_entropy(
-                auxiliary, labels, label_smoothing=label_smoothing
-            )
+            second = F.cross_entropy(auxiliary, labels, label_smoothing=label_smoothing)
+            total = total + auxiliary_weight * second
         return total, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
     return loss
@@ -180,16 +187,17 @@ def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
 
 @torch.no_grad()
 def _ranks(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """For each image the number of classes that the network finds likelier than the right one,
-    [B].
-    """
+    """For each image, the number of classes found likelier than the right one, [B]."""
     images, labels = batch
     network.eval()
     logits, _ = network(images)
     network.train()
     right = logits.gather(1, labels.unsqueeze(1))
+
     # Of equal logits the class listed first counts as likelier, as argmax has it.
     earlier = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
     ranks = ((logits > right) | ((logits == right) & earlier)).sum(1)
-    lost = logits.isnan().any(1)  # comparisons with NaN are all false, which would be rank 0: right
+
+    # Comparisons with NaN are all false, which would give rank 0: the right answer.
+    lost = logits.isnan().any(1)
     return torch.where(lost, logits.shape[1], ranks).cpu()

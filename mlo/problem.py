@@ -178,11 +178,10 @@ class Problem:
                 f"an update; use steps={min(counts.values())} instead."
             )
         # A player of K moves takes part in the last K, so that all of them make the last one.
-        most = max(counts.values())
-        moves: list[tuple[str, ...]] = []
-        for remaining in range(most, 0, -1):
-            moves.append(tuple(player for player, n in counts.items() if n >= remaining))
-        return tuple(moves)
+        def movers(remaining: int) -> tuple[str, ...]:
+            return tuple(player for player, moves in counts.items() if moves >= remaining)
+
+        return tuple(map(movers, range(max(counts.values()), 0, -1)))
 
     def _check_schedulers(self) -> None:
         for scheduler in self.schedulers.values():

@@ -1,6 +1,4 @@
-"""Class-conditional image generators, the discriminator that shares the searched architecture, and
-their games.
-"""
+"""Class-conditional image generators, their discriminator, and the games between them."""
 
 from lfmcw_app.generators.adversarial import (
     AdversarialLoss,

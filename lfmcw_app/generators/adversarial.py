@@ -1,11 +1,12 @@
-"""The games of a generator and a discriminator: each loss is differentiated in its own player's
-weights only.
+"""The games of a generator and a discriminator, as one loss per player.
 
-One pass of the discriminator on the generated images serves both players; what only the
+Each loss is differentiated in its own player's weights only.
+
+One pass of the discriminator on the generated images serves both players. What only the
 discriminator's loss needs is left to a function, so that evaluating the generator's alone does not
 compute it. Nothing is detached: engines for games need the derivative of each player's gradient in
 the other's weights. Each loss first calls the generator's `track`, which averages weights: with
-accumulated batches, once a batch.
+accumulated batches, once per batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators.base import ImageGenerator
 from lfmcw_app.generators.discriminator import mixes_the_batch
 from lfmcw_app.search_space.supernet import MixingWeights
-from mlo.distributed import processes, shard
+from mlo.distributed import rank_and_size, shard
 
 __all__ = [
     "AdversarialLoss",
@@ -33,16 +34,16 @@ __all__ = [
     "wasserstein_gp",
 ]
 
-PlayerLosses = tuple[
-    dict[str, Tensor | Callable[[], tuple[Tensor, dict[str, Any]]]], dict[str, Any]
-]
-"""Player → scalar, or a function that returns it with metrics; and metrics."""
+PlayerTerms = dict[str, Tensor | Callable[[], tuple[Tensor, dict[str, Any]]]]
+"""Player → its loss, a scalar, or a function that returns it with metrics."""
+
+PlayerLosses = tuple[PlayerTerms, dict[str, Any]]
+"""The players' losses, and metrics."""
 
 AdversarialLoss = Callable[[nn.Module, ImageGenerator, Tensor, Tensor, MixingWeights], PlayerLosses]
-"""(discriminator, generator, real images [B, C, H, W], their labels [B], mixing) → losses of the
-players and metrics.
+"""(discriminator, generator, real images [B, C, H, W], their labels [B], mixing) → losses.
 
-The discriminator maps (images, labels, mixing) to scores [B]; the players are "generator" and
+The discriminator maps (images, labels, mixing) to scores [B]. The players are "generator" and
 "discriminator".
 """
 
@@ -67,9 +68,11 @@ def non_saturating(
         real = discriminator(images, labels, mixing)
         return F.softplus(-real).mean() + F.softplus(fake).mean(), {"real_score": real.mean()}
 
-    return {"generator": F.softplus(-fake).mean(), "discriminator": discriminator_loss}, {
-        "fake_score": fake.mean()
+    losses: PlayerTerms = {
+        "generator": F.softplus(-fake).mean(),
+        "discriminator": discriminator_loss,
     }
+    return losses, {"fake_score": fake.mean()}
 
 
 def hinge(
@@ -90,9 +93,8 @@ def hinge(
         real = discriminator(images, labels, mixing)
         return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(), {"real_score": real.mean()}
 
-    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {
-        "fake_score": fake.mean()
-    }
+    losses: PlayerTerms = {"generator": -fake.mean(), "discriminator": discriminator_loss}
+    return losses, {"fake_score": fake.mean()}
 
 
 def wasserstein_gp(
@@ -102,8 +104,7 @@ def wasserstein_gp(
     labels: Tensor,
     mixing: MixingWeights,
 ) -> PlayerLosses:
-    """WGAN-GP's game: D minimises D(x̂) - D(x) + λ · `gradient_penalty` with λ = 10, G minimises
-    -D(x̂).
+    """WGAN-GP's game: D minimises D(x̂) - D(x) + 10 · `gradient_penalty`, G minimises -D(x̂).
 
     Raises:
         InputError: for a discriminator with BatchNorm.
@@ -119,16 +120,15 @@ def wasserstein_gp(
         metrics = {"real_score": real.mean(), "gradient_penalty": penalty}
         return fake.mean() - real.mean() + PENALTY * penalty, metrics
 
-    return {"generator": -fake.mean(), "discriminator": discriminator_loss}, {
-        "fake_score": fake.mean()
-    }
+    losses: PlayerTerms = {"generator": -fake.mean(), "discriminator": discriminator_loss}
+    return losses, {"fake_score": fake.mean()}
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated: Tensor) -> Tensor:
     """The mean of (‖∇_x D(x)‖₂ - 1)² over points drawn evenly between real and generated images.
 
     It keeps its graph: the discriminator's gradient of it is a second derivative, and a
-    hypergradient a third.
+    hypergradient takes a third.
 
     Args:
         critic: images [B, C, H, W] → scores [B], each of its own image only.
@@ -138,29 +138,30 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, generated
     Returns:
         a scalar, differentiable in the critic's weights and in `generated`.
 
-    Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), Eq. 3 and algorithm
-        1.
+    Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), Eq. 3, algorithm 1.
     """
     # Drawn for the whole batch, as a generator's noise is.
-    share = shard(
-        torch.rand(len(real) * processes()[1], 1, 1, 1, device=real.device, dtype=real.dtype)
-    )
+    count = len(real) * rank_and_size(of_loss=True)[1]
+    share = shard(torch.rand(count, 1, 1, 1, device=real.device, dtype=real.dtype))
     between = share * real + (1.0 - share) * generated
     if not between.requires_grad:
         between.requires_grad_()
+
     # The scores are of single images, so the gradient of their sum holds the gradient of each.
     (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     squared = slope.flatten(1).square().sum(1)
-    # √ has no derivative at 0, where a critic with dead ReLUs can be: such an image counts 1 and
-    # asks for nothing.
+
+    # √ has no derivative at 0, where a critic with dead ReLUs can be: such an image counts 1, and
+    # no gradient comes from it.
     flat = squared == 0
     norm = torch.where(flat, 0.0, torch.where(flat, 1.0, squared).sqrt())
     return (norm - 1.0).square().mean()
 
 
 def check_per_image(discriminator: nn.Module) -> None:
-    """Refuses a discriminator for the gradient penalty whose score of an image depends on others of
-    the batch.
+    """Refuses a discriminator whose score of an image depends on others of its batch.
+
+    The gradient penalty is not defined for it.
 
     Raises:
         InputError: saying what to use.

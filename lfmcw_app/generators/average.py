@@ -15,8 +15,7 @@ __all__ = ["MovingAverage"]
 
 
 class MovingAverage(nn.Module):
-    """Exponential moving average of named tensors; up to the step `start` it is the tensors
-    themselves.
+    """Exponential moving average of named tensors; a copy of them up to the step `start`.
 
     Args:
         tensors: name → tensor, at their initial values.
@@ -26,8 +25,7 @@ class MovingAverage(nn.Module):
     Attributes:
         updates: number of calls of `update` so far, an integer scalar.
 
-    Reference: Brock et al., BigGAN (2019), appendix C (0.9999; their CIFAR programs begin at step
-        1000).
+    Reference: Brock et al., BigGAN (2019), appendix C: 0.9999; their CIFAR programs begin at 1000.
     """
 
     updates: Tensor
@@ -39,9 +37,8 @@ class MovingAverage(nn.Module):
         self.decay = decay
         self.start = start
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self._keys = {
-            name: name.replace(".", "/") for name in tensors
-        }  # a buffer's name holds no dot
+        # A buffer's name holds no dot.
+        self._keys = {name: name.replace(".", "/") for name in tensors}
         for name, tensor in tensors.items():
             self.register_buffer(self._keys[name], tensor.detach().clone())
 
@@ -51,19 +48,18 @@ class MovingAverage(nn.Module):
 
         Args:
             tensors: name → tensor.
-            parts: calls that together make one update, as many with the same tensors: k moves by 1
-                - decay^(1/k) are one by 1 - decay.
+            parts: calls with the same tensors that together make one update: k moves by
+                1 - decay^(1/k) are one by 1 - decay.
         """
-        # A scalar on the device: a comparison in Python would wait for the GPU in every step. It
-        # has each average's own precision: torch.where of two Python numbers would round the share
-        # to the default one.
+        # The share is a scalar on the device: a comparison in Python would wait for the GPU in
+        # every step. It has each average's own precision: torch.where of two Python numbers would
+        # round it to the default one.
         early = self.updates < self.start * parts
+        moved = 1.0 - self.decay ** (1.0 / parts)
         for name, tensor in tensors.items():
             average = getattr(self, self._keys[name])
             copied = early.to(average.dtype)
-            average.lerp_(
-                tensor.detach(), copied + (1 - copied) * (1.0 - self.decay ** (1.0 / parts))
-            )
+            average.lerp_(tensor.detach(), copied + (1 - copied) * moved)
         self.updates.add_(1)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,4 @@
-"""What all image generators have in common: they draw images of given classes in the classifier's
-normalised space.
-"""
+"""What all image generators share: images of given classes, normalised as the classifier's."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmcw_app.errors import InputError
-from mlo.distributed import processes, shard
+from mlo.distributed import rank_and_size, shard
 
 __all__ = ["ImageGenerator", "base_and_doublings"]
 
@@ -16,8 +14,9 @@ LARGEST_BASE = 16
 
 
 class ImageGenerator(nn.Module):
-    """Draws images of given classes, in the classifier's normalised space; a subclass says how
-    (`pixels`).
+    """Draws images of given classes, in the classifier's normalised space.
+
+    A subclass says how (`pixels`).
 
     Args:
         noise_dim: size of the noise vector.
@@ -26,7 +25,7 @@ class ImageGenerator(nn.Module):
         std: standard deviation of each image channel.
 
     Attributes:
-        evaluations_per_update: calls of `track` for each update of the weights.
+        evaluations_per_update: calls of `track` per update of the weights.
     """
 
     mean: Tensor
@@ -48,8 +47,9 @@ class ImageGenerator(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(shape))
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
-        `labels` [B].
+        """Returns images in [-1, 1], [B, image_channels, H, W].
+
+        `noise` is [B, noise_dim], `labels` are [B].
         """
         raise NotImplementedError
 
@@ -65,42 +65,37 @@ class ImageGenerator(nn.Module):
         Where processes share a batch each draws for all of it and takes its rows, so noise does not
         depend on their number.
         """
-        count = len(labels) * processes()[1]
-        noise: Tensor = shard(
-            torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype)
-        )
+        count = len(labels) * rank_and_size(of_loss=True)[1]
+        whole = torch.randn(count, self.noise_dim, device=labels.device, dtype=self.mean.dtype)
+        noise: Tensor = shard(whole)
         return noise
 
     def sample(self, labels: Tensor) -> Tensor:
-        """Draws noise from the global random state and returns one image for each label,
-        differentiable in the weights.
-        """
+        """Draws noise, and returns one image per label, differentiable in the weights."""
         images: Tensor = self(self.noise(labels), labels)
         return images
 
     @torch.no_grad()
     def show(self, labels: Tensor) -> Tensor:
-        """Draws images to be looked at, [B, image_channels, H, W]: the same as `sample` unless
-        weights are averaged.
+        """Draws images to be looked at, [B, image_channels, H, W].
+
+        They are the same as those of `sample` unless weights are averaged.
         """
         return self.sample(labels)
 
     def track(self) -> None:
-        """Is called by the adversarial loss in each evaluation: brings averages of the weights, if
-        any, up to date.
-        """
+        """Brings averages of the weights up to date; the loss calls it in each evaluation."""
 
 
 def base_and_doublings(image_size: int) -> tuple[int, int]:
-    """Splits an image's size into a base that a generator starts at and the number of times it
-    doubles it.
+    """Splits an image's size into a base and the number of times it is doubled.
 
     Args:
         image_size: height and width of an image, base · 2^doublings.
 
     Returns:
-        (base, doublings), the base at most 7 where that can be: 32 = 4 · 2³, 28 = 7 · 2², 224 = 7 ·
-        2⁵, 48 = 6 · 2³.
+        (base, doublings), the base at most 7 where that can be: 32 = 4 · 2³, 28 = 7 · 2²,
+        224 = 7 · 2⁵, 48 = 6 · 2³.
 
     Raises:
         InputError: for an odd size, or one whose base is above 16.

@@ -1,5 +1,4 @@
-"""A class-conditional BigGAN generator: residual blocks, class-conditional BatchNorm,
-self-attention, spectral norm.
+"""A class-conditional BigGAN generator: residual blocks, self-attention, spectral norm.
 
 Reference: Brock et al., Large Scale GAN Training for High Fidelity Natural Image Synthesis (2019),
 appendices B and C.
@@ -27,8 +26,6 @@ from lfmcw_app.generators.blocks import (
 
 __all__ = ["ConditionalBigGAN"]
 
-# Widths in units of `channels`: at the base, then after each doubling. From tables 4-6 of the paper
-# and, for 32×32 and 64×64, from the authors' programs.
 _WIDTHS: dict[int, tuple[int, ...]] = {
     1: (4, 4),
     2: (4, 4, 4),
@@ -38,6 +35,10 @@ _WIDTHS: dict[int, tuple[int, ...]] = {
     6: (16, 16, 8, 8, 4, 2, 1),
     7: (16, 16, 8, 8, 4, 2, 1, 1),
 }
+"""Doublings → widths in units of `channels`: at the base, then after each doubling.
+
+From tables 4-6 of the paper and, for 32×32 and 64×64, from the authors' programs.
+"""
 
 
 class ConditionalBigGAN(ImageGenerator):
@@ -89,10 +90,13 @@ class ConditionalBigGAN(ImageGenerator):
         self.base, doublings = base_and_doublings(image_size)
         _check(image_size, self.base, doublings, noise_dim, shared_dim, hierarchical, attention)
         widths = [channels * unit for unit in _WIDTHS[doublings]]
+
+        # A norm reads the label, or the shared embedding with, if hierarchical, a chunk of noise.
         self.hierarchical = hierarchical
         self.chunk = noise_dim // (doublings + 1) if hierarchical else noise_dim
         code_dim = shared_dim + (self.chunk if hierarchical else 0) if shared_dim else None
         self.embedding = nn.Embedding(num_classes, shared_dim) if shared_dim else None
+
         self.linear = nn.Linear(self.chunk, widths[0] * self.base**2)
         self.blocks = nn.ModuleList()
         self.attention: nn.Module = nn.Identity()
@@ -105,27 +109,35 @@ class ConditionalBigGAN(ImageGenerator):
                 self.attention, self.attention_after = SelfAttention(width_out), doubling - 1
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_image = nn.Conv2d(widths[-1], image_channels, 3, padding=1)
+
+        # In this order: spectral norm starts at the singular vectors of the initial weights, and
+        # the average at all that was made before.
         initialize(self, initialization)
         normalize_spectrally(self)
         self.average = MovingAverage(self._averaged(), decay=average_decay, start=average_start)
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
-        `labels` [B].
+        """Returns images in [-1, 1], [B, image_channels, H, W].
+
+        `noise` is [B, noise_dim], `labels` are [B].
         """
         chunks = noise.view(len(noise), -1, self.chunk).unbind(1)
         code = labels if self.embedding is None else self.embedding(labels)
         h = self.linear(chunks[0]).view(len(noise), -1, self.base, self.base)
         for index, block in enumerate(self.blocks):
-            h = block(h, torch.cat([code, chunks[index + 1]], dim=1) if self.hierarchical else code)
+            condition = code
+            if self.hierarchical:
+                condition = torch.cat([code, chunks[index + 1]], dim=1)
+            h = block(h, condition)
             if index == self.attention_after:
                 h = self.attention(h)
         images: Tensor = self.to_image(F.relu(self.norm(h))).tanh()
         return images
 
     def track(self) -> None:
-        """Moves the average of the weights towards those that the module holds: the ones before
-        this round's update.
+        """Moves the average towards the weights that the module holds.
+
+        In a round these are the ones before its update.
         """
         self.average.update(self._averaged(), self.evaluations_per_update)
 
@@ -133,8 +145,8 @@ class ConditionalBigGAN(ImageGenerator):
     def show(self, labels: Tensor) -> Tensor:
         """Draws images [B, image_channels, H, W] with the averaged weights; changes no buffer.
 
-        The singular vectors of spectral norm are the live ones: an error in them enters the norm
-        squared.
+        The singular vectors of spectral norm are not averaged: the module's own are used. An error
+        in them enters the norm squared.
         """
         # Copies, since norms and power iterations write to them in training mode.
         buffers = {

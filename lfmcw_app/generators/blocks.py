@@ -1,6 +1,4 @@
-"""The layers of the residual generators: class-conditional BatchNorm, the up-sampling block,
-self-attention.
-"""
+"""The layers of the residual generators: conditional BatchNorm, up-sampling, self-attention."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from lfmcw_app.search_space.banks import blocks_of_convolutions
+from lfmcw_app.search_space.batched_operations import blocks_of_convolutions
 
 __all__ = ["ConditionalBatchNorm", "SelfAttention", "UpBlock", "initialize", "normalize_spectrally"]
 
@@ -20,8 +18,9 @@ Initialization = Literal["normal", "orthogonal"]
 
 
 class ConditionalBatchNorm(nn.Module):
-    """BatchNorm whose scale and shift are functions of the class (and of noise): [B, C, H, W] → the
-    same.
+    """BatchNorm whose scale and shift are functions of the class, and of noise.
+
+    It maps [B, C, H, W] → [B, C, H, W].
 
     Args:
         channels: C.
@@ -30,8 +29,8 @@ class ConditionalBatchNorm(nn.Module):
         code_dim: where given, the condition is a code [B, code_dim] instead, and both are linear in
             it.
 
-    Reference: Dumoulin et al. (2017); de Vries et al. (2017); Brock et al., BigGAN (2019), section
-        3 (the shared code).
+    Reference: Dumoulin et al. (2017); de Vries et al. (2017); Brock et al., BigGAN (2019),
+        section 3 (the shared code).
     """
 
     def __init__(self, channels: int, *, num_classes: int, code_dim: int | None = None) -> None:
@@ -47,13 +46,9 @@ class ConditionalBatchNorm(nn.Module):
             self.shift = nn.Linear(code_dim, channels, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Normalises `x` over the batch, then scales by 1 + scale(condition) and adds
-        shift(condition).
-        """
-        scale, shift = (
-            self.scale(condition)[:, :, None, None],
-            self.shift(condition)[:, :, None, None],
-        )
+        """Normalises `x`, then scales by 1 + scale(condition) and adds shift(condition)."""
+        scale = self.scale(condition)[:, :, None, None]
+        shift = self.shift(condition)[:, :, None, None]
         out: Tensor = self.norm(x) * (1.0 + scale) + shift
         return out
 
@@ -88,8 +83,7 @@ class SelfAttention(nn.Module):
     """x + γ · attention over all positions, γ = 0 at first: [B, C, H, W] → the same; H and W even.
 
     The product of queries and keys is written out: fused attention kernels have no second
-    derivative, which engines with
-    exact products need.
+    derivative, which engines with exact products need.
 
     Reference: Zhang et al., SAGAN (2019), section 3; keys and values at half the resolution as in
     Brock et al. (2019).
@@ -116,15 +110,15 @@ class SelfAttention(nn.Module):
 
 
 def initialize(root: nn.Module, how: Initialization) -> None:
-    """Draws the weights of all convolutions, linear layers and embeddings; biases keep PyTorch's
-    initial values.
+    """Draws the weights of all convolutions, linear layers and embeddings.
+
+    Biases keep PyTorch's initial values.
 
     Args:
         root: whose layers.
         how: "normal": N(0, 0.02²); "orthogonal": orthonormal rows or columns.
 
-    Reference: Brock et al., BigGAN (2019), section 3 (orthogonal; the authors' CIFAR programs use
-        the normal one).
+    Reference: Brock et al., BigGAN (2019), section 3: orthogonal; their CIFAR programs: normal.
     """
     for module in root.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
@@ -137,21 +131,19 @@ def initialize(root: nn.Module, how: Initialization) -> None:
 def normalize_spectrally(
     root: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
 ) -> None:
-    """Divides every weight of these kinds of layers by its largest singular value, in each forward
-    pass in training mode.
+    """Divides each weight of these layers by its largest singular value, per forward pass.
 
-    The value comes from a power iteration whose vectors are buffers: an `mlo` re-evaluation works
-    on copies of them, so
-    that it repeats the division of the evaluation it stands for. As in the original, they are
-    constants of the derivative.
+    The passes in training mode do so. The value comes from a power iteration whose vectors are
+    buffers. An `mlo` re-evaluation works on copies of them, so that it repeats the division of the
+    evaluation it stands for. As in the original, the derivative treats them as constant.
 
     Call it after the weights are initialised: the vectors start at the singular vectors of what is
     there.
 
     Args:
-        root: whose layers; a convolution's weight [C_out, C_in, k, k] counts as the matrix [C_out,
-            C_in·k·k], and the weights of several edges of a supernet's cell in one convolution as
-            one matrix each.
+        root: whose layers. A convolution's weight [C_out, C_in, k, k] counts as the matrix
+            [C_out, C_in·k·k]. The weights of several edges in one convolution of a supernet's cell
+            are one matrix each.
         kinds: the kinds of layers.
 
     Reference: Miyato et al., spectral normalization (2018), algorithm 1.
@@ -164,14 +156,14 @@ def normalize_spectrally(
         if blocks.get(module, 1) == 1:
             spectral_norm(module)
         else:
-            register_parametrization(
-                module, "weight", _SpectralNormOfBlocks(weight, blocks[module])
-            )
+            blockwise = _SpectralNormOfBlocks(weight, blocks[module])
+            register_parametrization(module, "weight", blockwise)
 
 
 class _SpectralNormOfBlocks(nn.Module):
-    """Spectral norm of each of several weights that stand below one another in one tensor, as if
-    each had a layer.
+    """Spectral norm of each of several weights in one tensor, as if each had a layer.
+
+    The weights stand below one another.
 
     Args:
         weight: [blocks · C_out, ...].
@@ -199,8 +191,9 @@ class _SpectralNormOfBlocks(nn.Module):
         self.v.copy_(F.normalize(torch.einsum("bij,bi->bj", matrices, self.u), dim=1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Divides every block by its largest singular value, after one power iteration in training
-        mode.
+        """Divides each block by its largest singular value, after one power iteration.
+
+        The iteration is made in training mode only.
         """
         matrices = self._matrices(weight)
         if self.training:

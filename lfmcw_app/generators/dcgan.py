@@ -39,6 +39,8 @@ class ConditionalDCGAN(ImageGenerator):
         channels: int = 32,
     ) -> None:
         super().__init__(noise_dim=noise_dim, image_channels=image_channels, mean=mean, std=std)
+
+        # From the base size each deconvolution doubles the resolution and halves the channels.
         size, doublings = image_size, 0
         while size % 2 == 0 and size > 4:
             size, doublings = size // 2, doublings + 1
@@ -63,8 +65,9 @@ class ConditionalDCGAN(ImageGenerator):
                 nn.init.normal_(module.weight, std=0.02)
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
-        `labels` [B].
+        """Returns images in [-1, 1], [B, image_channels, H, W].
+
+        `noise` is [B, noise_dim], `labels` are [B].
         """
         code = torch.cat([noise, self.embedding(labels)], dim=1)[:, :, None, None]
         images: Tensor = self.layers(code)

@@ -1,8 +1,9 @@
-"""The discriminator: a cell network with the architecture A, its own weights H, and a
-class-projection head.
+"""The discriminator: a cell network with the architecture A, and a class-projection head.
+
+Its weights H are its own.
 
 Reference: Gala and Xie, LFM-CW, section 3 (the discriminator shares A); Miyato and Koyama,
-projection discriminator (2018).
+    projection discriminator (2018).
 """
 
 from __future__ import annotations
@@ -65,9 +66,7 @@ class Discriminator(nn.Module):
             normalize_spectrally(self.trunk)
 
     def forward(self, images: Tensor, labels: Tensor, mixing: MixingWeights) -> Tensor:
-        """Returns scores [B] of `images` [B, C, H, W] with `labels` [B], under the architecture
-        `mixing`.
-        """
+        """Returns scores [B] of `images` [B, C, H, W] with `labels` [B], under `mixing`."""
         features = F.relu(self.trunk.features(images, mixing))
         h = features.flatten(1) if self.head == "flatten" else features.sum(dim=(2, 3))
         scores: Tensor = self.score(h).squeeze(1) + (self.embedding(labels) * h).sum(1)
@@ -75,9 +74,7 @@ class Discriminator(nn.Module):
 
 
 def mixes_the_batch(module: nn.Module) -> bool:
-    """Whether the module holds a BatchNorm, so that what it makes of an image depends on the others
-    of the batch.
-    """
+    """Whether the module holds a BatchNorm, so that the images of a batch affect each other."""
     return any(isinstance(m, _BatchNorm) for m in module.modules())
 
 
@@ -90,9 +87,8 @@ def _check_norms(trunk: nn.Module, spectral_norm: SpectralNorm) -> None:
             "discriminator's trunk divides by the batch's deviation and takes the bound away. "
             "Build the trunk with another norm, or without one, or set spectral_norm='none'."
         )
-    if spectral_norm == "all" and any(
-        isinstance(m, (nn.GroupNorm, _InstanceNorm)) for m in trunk.modules()
-    ):
+    has_norms = any(isinstance(m, (nn.GroupNorm, _InstanceNorm)) for m in trunk.modules())
+    if spectral_norm == "all" and has_norms:
         raise InputError(
             "Spectral norm of the trunk's convolutions does nothing in front of a norm, which "
             "cancels the scale of what it gets, and the discriminator's trunk has norms. Build it "

@@ -1,6 +1,4 @@
-"""The image-generation games by name: a generator, its loss, and the discriminator that belongs to
-them.
-"""
+"""The games by name: a generator, its loss, and the discriminator that belongs to them."""
 
 from __future__ import annotations
 

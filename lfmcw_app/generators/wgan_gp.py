@@ -1,8 +1,7 @@
-"""The class-conditional generator of WGAN-GP: residual up-sampling blocks with class-conditional
-BatchNorm.
+"""The class-conditional generator of WGAN-GP: residual up-sampling blocks.
 
-BatchNorm is right here and wrong in its critic, whose penalty is a condition on the score of each
-single image.
+They have class-conditional BatchNorm. It is right here and wrong in the critic, whose penalty is a
+condition on the score of each single image.
 
 Reference: Gulrajani et al., Improved Training of Wasserstein GANs (2017), appendix F and its
 conditional CIFAR-10 program.
@@ -58,13 +57,13 @@ class ConditionalWGANGP(ImageGenerator):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(
-                    module.weight, std=0.02
-                )  # not 0: the classes differ from the first step on
+                # Not 0: the classes differ from the first step on.
+                nn.init.normal_(module.weight, std=0.02)
 
     def pixels(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Returns images in [-1, 1], [B, image_channels, H, W], for `noise` [B, noise_dim] and
-        `labels` [B].
+        """Returns images in [-1, 1], [B, image_channels, H, W].
+
+        `noise` is [B, noise_dim], `labels` are [B].
         """
         h = self.linear(noise).view(len(noise), -1, self.base, self.base)
         for block in self.blocks:

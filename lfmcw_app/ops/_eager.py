@@ -1,12 +1,13 @@
-"""Row-wise cross entropy and its derivatives in plain PyTorch: the composition, and the analytic
-formulas on p.
+"""Row-wise cross entropy and its derivatives in plain PyTorch.
 
 With p = softmax(x) and targets t = (1 − s) onehot(y) + s / C for a label smoothing s, of each row
 of x [B, C]:
 
-    CE        = −⟨t, log p⟩
-    dCE/dx    = p − t
+    CE         = −⟨t, log p⟩
+    dCE/dx     = p − t
     d²CE/dx² v = p ∘ (v − ⟨p, v⟩)
+
+There are two formulations: the composition of PyTorch's own operations, and these formulas on p.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def forward(x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     p = (x - largest).exp_()
     total = p.sum(dim=1, keepdim=True)
     p.div_(total)
+
     # −⟨t, log p⟩ with log p = (x − max) − log Σ: the two parts are never added up, which would lose
     # the digits of large logits.
     off = largest + F.nll_loss(x, y, reduction="none", ignore_index=NO_LABEL).unsqueeze(1)
@@ -60,14 +62,16 @@ def gradient(x: Tensor, p: Tensor, y: Tensor, g: Tensor, smoothing: float) -> Te
 def second(
     x: Tensor, p: Tensor, y: Tensor, g: Tensor, v: Tensor, h: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None
-    counts as zero.
+    """(h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, ⟨v, p − t⟩ [B]).
+
+    Where h is None it counts as zero.
     """
     v = v.to(p.dtype)
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # vecdot is a matmul, which autocast would take to bfloat16
+    # vecdot is a matmul, which autocast would compute in bfloat16.
+    with torch.autocast(x.device.type, enabled=False):
         mean = torch.linalg.vecdot(p, v)
+
+    # ⟨v, p − t⟩, then both terms of the first result with one product by p.
     along = mean - (1.0 - smoothing) * v.gather(1, y.unsqueeze(1)).squeeze(1)
     if smoothing:
         along = along - smoothing * v.mean(dim=1)

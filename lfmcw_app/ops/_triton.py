@@ -1,5 +1,6 @@
-"""Triton kernels of the row-wise cross entropy: one program for a tile of rows, columns in blocks,
-sums in float32.
+"""Triton kernels of the row-wise cross entropy, with sums in float32.
+
+A program takes a tile of rows, and their columns in blocks.
 
 `forward` reads the logits once (a running maximum and a running sum of exponentials over the
 blocks); `gradient` reads once and writes once; `second` reads the logits and v once and writes once
@@ -30,21 +31,23 @@ LARGEST_BLOCK = 16384
 @triton.jit
 def _forward_kernel(
     x_ptr, y_ptr, ce_ptr, stats_ptr, rows, columns, stride,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     y = tl.load(y_ptr + row, mask=inside, other=0)
     known = (y >= 0) & (y < columns)
+
+    # One pass: where a block holds a larger entry, the sum of exponentials so far is rescaled.
     largest = tl.full([ROWS], float("-inf"), SUM)
     total = tl.zeros([ROWS], SUM)
     plain = tl.zeros([ROWS], SUM)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x = tl.load(
-            x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")
-        ).to(SUM)
+        x_at = row[:, None] * stride + column[None, :]
+        x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
         larger = tl.maximum(largest, tl.max(x, 1))
         # A row of nothing but −inf so far: −inf − −inf would be NaN.
         finite = tl.where(larger == float("-inf"), 0.0, larger)
@@ -52,7 +55,10 @@ def _forward_kernel(
         largest = larger
         if SMOOTHING > 0.0:
             plain += tl.sum(tl.where(there, x, 0.0), 1)
-    at_label = tl.load(x_ptr + row * stride + tl.where(known, y, 0), mask=inside, other=0.0).to(SUM)
+    label_at = row * stride + tl.where(known, y, 0)
+    at_label = tl.load(x_ptr + label_at, mask=inside, other=0.0).to(SUM)
+
+    # −⟨t, log p⟩ in two parts, which are added up only here.
     log_total = tl.log(total)
     off = largest - at_label
     if SMOOTHING > 0.0:
@@ -72,7 +78,8 @@ def _target(column, y, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.con
 @triton.jit
 def _gradient_kernel(
     x_ptr, stats_ptr, y_ptr, g_ptr, out_ptr, rows, columns, stride,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr,
+    SMOOTHING: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -84,23 +91,20 @@ def _gradient_kernel(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x = tl.load(
-            x_ptr + row[:, None] * stride + column[None, :], mask=there, other=float("-inf")
-        ).to(SUM)
+        x_at = row[:, None] * stride + column[None, :]
+        x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
         p = tl.exp((x - largest[:, None]) - log_total[:, None])
         out = g[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-        tl.store(
-            out_ptr + row[:, None] * columns + column[None, :],
-            out.to(out_ptr.dtype.element_ty),
-            mask=there,
-        )
+        out_at = row[:, None] * columns + column[None, :]
+        tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _second_kernel(
-    x_ptr, stats_ptr, y_ptr, g_ptr, v_ptr, h_ptr, out_ptr, along_ptr, rows, columns, x_stride, v_stride,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr, SMOOTHING: tl.constexpr,
-    HAS_H: tl.constexpr, WHOLE: tl.constexpr,
+    x_ptr, stats_ptr, y_ptr, g_ptr, v_ptr, h_ptr, out_ptr, along_ptr, rows, columns, x_stride,
+    v_stride,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, SUM: tl.constexpr, SHARE: tl.constexpr,
+    SMOOTHING: tl.constexpr, HAS_H: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -113,67 +117,56 @@ def _second_kernel(
         h = tl.load(h_ptr + row, mask=inside, other=0.0).to(SUM)
     mean = tl.zeros([ROWS], SUM)
     plain = tl.zeros([ROWS], SUM)
-    if WHOLE:  # the row is one block, which stays in registers between its sum and its output
+    if WHOLE:
+        # The row is one block, which stays in registers between ⟨p, v⟩ and the output.
         column = tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x = tl.load(
-            x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")
-        ).to(SUM)
-        v = tl.load(v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0).to(
-            SUM
-        )
+        x_at = row[:, None] * x_stride + column[None, :]
+        x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
+        v_at = row[:, None] * v_stride + column[None, :]
+        v = tl.load(v_ptr + v_at, mask=there, other=0.0).to(SUM)
         p = tl.exp((x - largest[:, None]) - log_total[:, None])
         mean = tl.sum(p * v, 1)
         plain = tl.sum(v, 1)
         out = g[:, None] * p * (v - mean[:, None])
         if HAS_H:
             out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-        tl.store(
-            out_ptr + row[:, None] * columns + column[None, :],
-            out.to(out_ptr.dtype.element_ty),
-            mask=there,
-        )
+        out_at = row[:, None] * columns + column[None, :]
+        tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=there)
     else:
+        # First ⟨p, v⟩ over all blocks, then the output, which needs it.
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             there = inside[:, None] & (column < columns)[None, :]
-            x = tl.load(
-                x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")
-            ).to(SUM)
-            v = tl.load(
-                v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0
-            ).to(SUM)
+            x_at = row[:, None] * x_stride + column[None, :]
+            x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
+            v_at = row[:, None] * v_stride + column[None, :]
+            v = tl.load(v_ptr + v_at, mask=there, other=0.0).to(SUM)
             p = tl.exp((x - largest[:, None]) - log_total[:, None])
             mean += tl.sum(p * v, 1)
             plain += tl.sum(v, 1)
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             there = inside[:, None] & (column < columns)[None, :]
-            x = tl.load(
-                x_ptr + row[:, None] * x_stride + column[None, :], mask=there, other=float("-inf")
-            ).to(SUM)
-            v = tl.load(
-                v_ptr + row[:, None] * v_stride + column[None, :], mask=there, other=0.0
-            ).to(SUM)
+            x_at = row[:, None] * x_stride + column[None, :]
+            x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
+            v_at = row[:, None] * v_stride + column[None, :]
+            v = tl.load(v_ptr + v_at, mask=there, other=0.0).to(SUM)
             p = tl.exp((x - largest[:, None]) - log_total[:, None])
             out = g[:, None] * p * (v - mean[:, None])
             if HAS_H:
                 out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-            tl.store(
-                out_ptr + row[:, None] * columns + column[None, :],
-                out.to(out_ptr.dtype.element_ty),
-                mask=there,
-            )
-    at_label = tl.load(v_ptr + row * v_stride + tl.where(known, y, 0), mask=inside, other=0.0).to(
-        SUM
-    )
+            out_at = row[:, None] * columns + column[None, :]
+            tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=there)
+    label_at = row * v_stride + tl.where(known, y, 0)
+    at_label = tl.load(v_ptr + label_at, mask=inside, other=0.0).to(SUM)
     along = mean - (1.0 - SMOOTHING) * at_label - SHARE * plain
     tl.store(along_ptr + row, tl.where(known, along, float("nan")), mask=inside)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How rows are cut: rows a program, columns a block, and warps a program."""
+    """How rows are cut: rows per program, columns per block, and warps per program."""
 
     rows: int
     block: int
@@ -190,8 +183,8 @@ def tile(columns: int, *, largest: int = 4096, interpreted: bool = INTERPRETED) 
             programs.
     """
     block = min(triton.next_power_of_2(columns), largest)
-    # Some 2,048 entries a program and 16 a thread keep enough loads in flight; a row is never cut
-    # between programs.
+    # Some 2,048 entries per program and 16 per thread keep enough loads in flight. A row is never
+    # cut between programs.
     rows = max(1, 2048 // block)
     warps = min(16, max(1, rows * block // 512))
     return Tile(rows=max(rows, 64) if interpreted else rows, block=block, warps=warps)
@@ -207,7 +200,8 @@ def forward(x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     if rows:
         with torch.cuda.device_of(x):
             _forward_kernel[(triton.cdiv(rows, cut.rows),)](
-                x, y.contiguous(), ce, stats, rows, columns, x.stride(0), **_constants(cut, sums, columns, smoothing),
+                x, y.contiguous(), ce, stats, rows, columns, x.stride(0),
+                **_constants(cut, sums, columns, smoothing),
             )  # fmt: skip
     return ce, stats
 
@@ -221,8 +215,8 @@ def gradient(x: Tensor, stats: Tensor, y: Tensor, g: Tensor, smoothing: float) -
     if rows:
         with torch.cuda.device_of(x):
             _gradient_kernel[(triton.cdiv(rows, cut.rows),)](
-                x, stats.contiguous(), y.contiguous(), g.contiguous(), out, rows, columns, x.stride(0),
-                **_constants(cut, stats.dtype, columns, smoothing),
+                x, stats.contiguous(), y.contiguous(), g.contiguous(), out, rows, columns,
+                x.stride(0), **_constants(cut, stats.dtype, columns, smoothing),
             )  # fmt: skip
     return out
 
@@ -230,8 +224,9 @@ def gradient(x: Tensor, stats: Tensor, y: Tensor, g: Tensor, smoothing: float) -
 def second(
     x: Tensor, stats: Tensor, y: Tensor, g: Tensor, v: Tensor, h: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, and ⟨v, p − t⟩ [B]; h None
-    counts as zero.
+    """(h_b (p − t) + g_b p ∘ (v − ⟨p, v⟩) [B, C] in the dtype of x, ⟨v, p − t⟩ [B]).
+
+    Where h is None it counts as zero.
     """
     x, v = _row_major(x), _row_major(v)
     rows, columns = x.shape
@@ -241,8 +236,9 @@ def second(
     if rows:
         with torch.cuda.device_of(x):
             _second_kernel[(triton.cdiv(rows, cut.rows),)](
-                x, stats.contiguous(), y.contiguous(), g.contiguous(), v, g if h is None else h.contiguous(), out, along,
-                rows, columns, x.stride(0), v.stride(0), HAS_H=h is not None, WHOLE=whole,
+                x, stats.contiguous(), y.contiguous(), g.contiguous(), v,
+                g if h is None else h.contiguous(), out, along, rows, columns, x.stride(0),
+                v.stride(0), HAS_H=h is not None, WHOLE=whole,
                 **_constants(cut, stats.dtype, columns, smoothing),
             )  # fmt: skip
     return out, along
@@ -258,8 +254,9 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
 
 
 def _constants(cut: Tile, sums: torch.dtype, columns: int, smoothing: float) -> dict[str, Any]:
-    """What a kernel is compiled for. The smoothing is one of them: as an argument Triton would make
-    it a float32.
+    """What a kernel is compiled for.
+
+    The smoothing is one of them: as an argument Triton would make it a float32.
     """
     return {
         "ROWS": cut.rows,

@@ -1,6 +1,4 @@
-"""Cross entropy by class, and cross entropy with a weight for each class: the loss that LFM-CW
-turns on (Eq. 3).
-"""
+"""Cross entropy by class, and cross entropy with class weights: the loss of LFM-CW (Eq. 3)."""
 
 from __future__ import annotations
 
@@ -50,11 +48,9 @@ def classwise_cross_entropy(
         )
     counts = _sum_by_class(torch.ones_like(y) if used is None else used.long(), y, classes)
     means = _sum_by_class(ce, y, classes) / counts.clamp(min=1)
-    return (
-        (means + _poison(ce, labels, logits.shape[1], ignore_index), counts)
-        if ce.is_cuda
-        else (means, counts)
-    )
+    if ce.is_cuda:
+        means = means + _poison(ce, labels, logits.shape[1], ignore_index)
+    return means, counts
 
 
 def class_weighted_cross_entropy(
@@ -94,8 +90,7 @@ def class_weighted_cross_entropy(
         InputError: for shapes, dtypes or options that do not fit, and on a CPU for a label out of
             range. On CUDA such a label makes the loss NaN, without waiting for the device.
 
-    Reference: the second term of Gala and Xie, LFM-CW, Eq. 3, with its sum over generated images as
-        a mean.
+    Reference: the second term of Gala and Xie, LFM-CW, Eq. 3, as a mean over generated images.
     """
     if reduction not in ("mean", "sum", "none"):
         raise InputError(f"reduction must be mean, sum or none, got {reduction!r}.")
@@ -105,13 +100,15 @@ def class_weighted_cross_entropy(
             f"classes, got {tuple(class_weights.shape)}."
         )
     ce, y, used = _rows(logits, labels, label_smoothing, ignore_index)
-    # The same gather, but index_select's derivative is atomic on CUDA, and indexing is slower on a
-    # CPU.
+
+    # Both gather the same. But index_select's derivative is atomic on CUDA, and indexing is slower
+    # on a CPU.
     weights = class_weights[y] if ce.is_cuda else class_weights.index_select(0, y)
     if weights.dtype != ce.dtype:
         weights = weights.to(ce.dtype)
     if used is not None:
         weights = torch.where(used, weights, 0.0)
+
     if reduction == "none":
         return ce * weights
     total = torch.dot(ce, weights)
@@ -123,8 +120,9 @@ def class_weighted_cross_entropy(
 def _rows(
     logits: Tensor, labels: Tensor, label_smoothing: float, ignore_index: int | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """CE of each row (0 where ignored), labels that can be used as indices, and which rows are used
-    (None: all).
+    """CE of each row (0 where ignored), labels usable as indices, and which rows are used.
+
+    The last is None where all are.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or logits.shape[1] < 1:
         raise InputError(
@@ -149,23 +147,23 @@ def _rows(
         raise InputError(
             f"Label {int(wrong[0])} is outside the range [0, {logits.shape[1]}) of the logits."
         ) from None
-    # the kernels have made the loss of a label out of range NaN; as an index it would stop the
-    # device
+
+    # The kernels have made the loss of a label out of range NaN; as an index it would stop the
+    # device.
     if logits.is_cuda:
         y = y.clamp(0, logits.shape[1] - 1)
     return (ce if used is None else torch.where(used, ce, 0.0)), y, used
 
 
 def _sum_by_class(values: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Σ of the values [B] of each class [C]; repeats bit for bit (on CUDA by sorting, where
-    index_add is atomic).
+    """Σ of the values [B] of each class [C]; repeats bit for bit.
+
+    On CUDA it sorts, since index_add is atomic there.
     """
     zeros = values.new_zeros(classes)
-    return (
-        zeros.index_put((y,), values, accumulate=True)
-        if values.is_cuda
-        else zeros.index_add(0, y, values)
-    )
+    if values.is_cuda:
+        return zeros.index_put((y,), values, accumulate=True)
+    return zeros.index_add(0, y, values)
 
 
 def _poison(ce: Tensor, labels: Tensor, classes: int, ignore_index: int | None) -> Tensor:

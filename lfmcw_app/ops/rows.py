@@ -1,5 +1,6 @@
-"""Cross entropy of each row as one autograd function that is differentiable as often as one likes,
-forward and backward.
+"""Cross entropy of each row as one autograd function, differentiable as often as one likes.
+
+Both modes of autograd, forward and backward, are supported.
 
 Three functions, each the derivative of the one before: `_Forward` (CE), `_Gradient` (g (p − t)) and
 `_Second` (h (p − t) + g p ∘ (v − ⟨p, v⟩), and ⟨v, p − t⟩), which also serves their forward modes.
@@ -24,9 +25,7 @@ from lfmcw_app.ops import _eager
 __all__ = ["row_cross_entropy"]
 
 ANALYTIC_FROM = 150_000
-"""Elements from which on the analytic formulas beat the plain composition on a CPU
-(docs/benchmarks.md).
-"""
+"""Elements from which on the analytic formulas are faster on a CPU (docs/benchmarks.md)."""
 
 
 def row_cross_entropy(x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -44,9 +43,8 @@ def row_cross_entropy(x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     Raises:
         IndexError: on a CPU for a label outside [0, C).
     """
-    if (
-        torch.compiler.is_compiling()
-    ):  # Dynamo drops the forward mode of an autograd function without a word
+    # Dynamo drops the forward mode of an autograd function without a word.
+    if torch.compiler.is_compiling():
         return _eager.composition(x, y, smoothing)
     kernels = _formulation(x)
     if kernels is None:
@@ -60,9 +58,8 @@ def _formulation(x: Tensor) -> ModuleType | None:
     forced = os.environ.get("LFMCW_OPS", "")
     if forced not in ("", "eager", "triton"):
         raise InputError(f"LFMCW_OPS must be eager or triton, got {forced!r}.")
-    if torch._C._functorch.is_legacy_batchedtensor(
-        x
-    ):  # is_grads_batched=True: its vmap does not know `_Forward.vmap`
+    # The vmap of is_grads_batched=True does not know `_Forward.vmap`.
+    if torch._C._functorch.is_legacy_batchedtensor(x):
         return None
     if forced == "triton" or (not forced and x.is_cuda and importlib.util.find_spec("triton")):
         return _triton(x)
@@ -81,8 +78,10 @@ def _triton(x: Tensor) -> ModuleType:
 
 
 class _Forward(torch.autograd.Function):
-    """(x, y) ↦ CE [B]; with it p or the statistics that the derivatives start from, without a
-    derivative of their own.
+    """(x, y) ↦ CE [B].
+
+    With it come p or the statistics that the derivatives start from, which have no derivative of
+    their own.
     """
 
     @staticmethod
@@ -107,6 +106,7 @@ class _Forward(torch.autograd.Function):
         if g is None:
             return None, None, None, None
         x, y, aux = ctx.saved_tensors
+        # Here too: the old vmap needs PyTorch's own operations.
         if torch._C._functorch.is_legacy_batchedtensor(g):
             return _off(x, y, ctx.smoothing) * g.unsqueeze(1), None, None, None
         return _Gradient.apply(x, aux, y, g, ctx.smoothing, ctx.kernels), None, None, None
@@ -115,6 +115,7 @@ class _Forward(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor | None, *_: Any) -> tuple[Tensor, None]:
         x, y, aux = ctx.saved_tensors
         dx = torch.zeros_like(x) if dx is None else dx
+        # The derivative along dx is ⟨dx, p − t⟩, the second result of `_Second` for g = 0.
         zero = aux.new_zeros(len(x))
         return _Second.apply(x, aux, y, zero, dx, None, ctx.smoothing, ctx.kernels)[1], None
 
@@ -211,9 +212,7 @@ class _Second(torch.autograd.Function):
 
 
 def _materialized(tensor: Tensor) -> Tensor:
-    """Forward mode passes zeros without memory, which neither kernels nor operations in place can
-    take.
-    """
+    """Forward mode's zeros have no memory, which kernels and operations in place need."""
     return tensor.clone() if tensor._is_zerotensor() else tensor
 
 
@@ -248,9 +247,7 @@ def _off(x: Tensor, y: Tensor, smoothing: float) -> Tensor:
 
 
 def _batched(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-    """Applies a row-wise function to `size` batches at once: their rows are one longer list of
-    rows.
-    """
+    """Applies a row-wise function to `size` batches at once, as one longer list of rows."""
     flat = []
     for value, dim in zip(inputs, in_dims, strict=True):
         if isinstance(value, Tensor):

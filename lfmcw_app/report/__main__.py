@@ -1,6 +1,4 @@
-"""`python -m lfmcw_app.report RUN_DIR`: write a run's report; with --compare, several runs on one
-page.
-"""
+"""`python -m lfmcw_app.report RUN_DIR`: write a run's report, or compare runs on one page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The evolution of α: a frame for each recorded round, which the page's slider moves through, and a
-chart that needs none.
-"""
+"""The evolution of α: frames for the page's slider, and a chart that needs no script."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 from markupsafe import Markup
 
 from lfmcw_app.report.cells import primitive_label, state_label
-from lfmcw_app.report.charts import Series, line_chart
+from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count, edge_index
@@ -27,6 +25,7 @@ Rows = list[list[float | None]]
 """[edges, primitives]; None where a primitive was dropped."""
 MOST_FRAMES = 60
 LEFT, TOP, WIDTH, ROW = 92, 34, 360, 22
+COLUMN = (WIDTH - LEFT) / len(PRIMITIVES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,17 @@ class Frame:
     round: int
     weights: dict[str, Rows]
     chosen: dict[str, list[list[int]]]
+
+    def data(self) -> dict[str, Any]:
+        """What the slider needs of it, in thousandths."""
+        shares = {kind: relative(rows) for kind, rows in self.weights.items()}
+        return {
+            "round": self.round,
+            "stage": self.stage,
+            "weights": {kind: _thousandths(rows) for kind, rows in self.weights.items()},
+            "relative": {kind: _thousandths(rows) for kind, rows in shares.items()},
+            "chosen": self.chosen,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +73,7 @@ class Evolution:
 
     def data(self) -> dict[str, Any]:
         """What the slider needs, in thousandths."""
-        return {
-            "ranges": self.ranges,
-            "frames": [
-                {
-                    "round": frame.round,
-                    "stage": frame.stage,
-                    "weights": {kind: _thousandths(rows) for kind, rows in frame.weights.items()},
-                    "relative": {
-                        kind: _thousandths(relative(rows)) for kind, rows in frame.weights.items()
-                    },
-                    "chosen": frame.chosen,
-                }
-                for frame in self.frames
-            ],
-        }
+        return {"ranges": self.ranges, "frames": [frame.data() for frame in self.frames]}
 
 
 def evolution(
@@ -93,51 +89,42 @@ def evolution(
     frames = _frames(run, offsets)
     if not frames:
         return None
-    shown = _spread(frames)
-    ranges = {kind: _range([relative(frame.weights[kind]) for frame in shown]) for kind in KINDS}
+    shown, nodes = _spread(frames), run.recipe.search.nodes
+    ranges = {kind: _range(kind, shown) for kind in KINDS}
     return Evolution(
         frames=shown,
-        pictures={
-            kind: _picture(kind, shown[-1], ranges[kind], run.recipe.search.nodes) for kind in KINDS
-        },
+        pictures={kind: _picture(kind, shown[-1], ranges[kind], nodes) for kind in KINDS},
         charts={kind: _chart(kind, frames, boundaries) for kind in KINDS},
         ranges=ranges,
     )
 
 
 def relative(rows: Rows) -> Rows:
-    """Weights over the mean weight on the edges into the same node: 1 where no operation and no
-    edge is preferred.
-    """
+    """Weights over the mean weight on edges into the same node: 1 where nothing is preferred."""
     result: Rows = []
     node = 0
     while len(result) < len(rows):
         edges = rows[len(result) : len(result) + 2 + node]
         present = [weight for row in edges for weight in row if weight is not None]
         mean = sum(present) / len(present)
-        result += [[None if weight is None else weight / mean for weight in row] for row in edges]
+        for row in edges:
+            result.append([None if weight is None else weight / mean for weight in row])
         node += 1
     return result
 
 
 def _chart(kind: str, frames: Sequence[Frame], boundaries: Sequence[tuple[float, str]]) -> Markup:
     """The mean relative weight of each operation over the rounds."""
-    means = [
-        (
-            frame.round,
-            [_mean(column) for column in zip(*relative(frame.weights[kind]), strict=True)],
-        )
-        for frame in frames
-    ]
+    points: dict[str, list[Point]] = {primitive: [] for primitive in PRIMITIVES}
+    for frame in frames:
+        columns = zip(*relative(frame.weights[kind]), strict=True)
+        for primitive, column in zip(PRIMITIVES, columns, strict=True):
+            mean = _mean(column)
+            if mean is not None:
+                points[primitive].append((frame.round, mean))
     series = [
-        Series(
-            label=primitive_label(primitive),
-            points=[
-                (number, value) for number, values in means if (value := values[column]) is not None
-            ],
-            colour=f"op-{primitive}",
-        )
-        for column, primitive in enumerate(PRIMITIVES)
+        Series(label=primitive_label(primitive), points=line, colour=f"op-{primitive}")
+        for primitive, line in points.items()
     ]
     return line_chart(
         "Mean over the edges", series, unit="× uniform", boundaries=boundaries, smooth=False
@@ -151,34 +138,26 @@ def _frames(run: RunData, offsets: dict[str, int]) -> list[Frame]:
         candidates = as_candidates(PRIMITIVES, nodes)
         for entry in stage.entries:
             if "candidates" in entry:
-                candidates = Candidates(
-                    **{
-                        kind: tuple(map(tuple, edges))
-                        for kind, edges in entry["candidates"].items()
-                    }
-                )
+                found = entry["candidates"].items()
+                candidates = Candidates(**{kind: tuple(map(tuple, edges)) for kind, edges in found})
             if "alpha" in entry:
-                frames.append(
-                    _frame(
-                        stage.name, offsets[stage.name] + entry["round"], entry["alpha"], candidates
-                    )
-                )
+                number = offsets[stage.name] + entry["round"]
+                frames.append(_frame(stage.name, number, entry["alpha"], candidates))
     return frames
 
 
 def _frame(
     stage: str, number: int, alpha: dict[str, list[list[float]]], candidates: Candidates
 ) -> Frame:
-    genotype = derive_genotype(
-        MixingWeights(**{kind: torch.tensor(alpha[kind]) for kind in KINDS}), candidates
-    )
-    weights: dict[str, Rows] = {}
+    mixing = MixingWeights(**{kind: torch.tensor(alpha[kind]) for kind in KINDS})
+    genotype = derive_genotype(mixing, candidates)
+
+    # A column for every primitive, also of edges that have lost some.
+    weights: dict[str, Rows] = {kind: [] for kind in KINDS}
     for kind in KINDS:
-        names = getattr(candidates, kind)
-        weights[kind] = [
-            [row[edge.index(primitive)] if primitive in edge else None for primitive in PRIMITIVES]
-            for row, edge in zip(alpha[kind], names, strict=True)
-        ]
+        for row, names in zip(alpha[kind], getattr(candidates, kind), strict=True):
+            by_name = dict(zip(names, row, strict=False))
+            weights[kind].append([by_name.get(primitive) for primitive in PRIMITIVES])
     chosen = {kind: _places(getattr(genotype, kind)) for kind in KINDS}
     return Frame(stage=stage, round=number, weights=weights, chosen=chosen)
 
@@ -194,13 +173,15 @@ def _spread(frames: Sequence[Frame]) -> list[Frame]:
     """At most `MOST_FRAMES`, evenly spread, the last one among them."""
     if len(frames) <= MOST_FRAMES:
         return list(frames)
-    return [
-        frames[round(index * (len(frames) - 1) / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)
-    ]
+    last = len(frames) - 1
+    return [frames[round(index * last / (MOST_FRAMES - 1))] for index in range(MOST_FRAMES)]
 
 
 def _thousandths(rows: Rows) -> list[list[int | None]]:
-    return [[None if value is None else round(1000 * value) for value in row] for row in rows]
+    def of_row(row: list[float | None]) -> list[int | None]:
+        return [None if value is None else round(1000 * value) for value in row]
+
+    return list(map(of_row, rows))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -208,60 +189,61 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def _range(pictures: Sequence[Rows]) -> tuple[float, float]:
-    values = [value for rows in pictures for row in rows for value in row if value is not None]
+def _range(kind: str, frames: Sequence[Frame]) -> tuple[float, float]:
+    """The smallest and the largest relative weight of a kind of cell."""
+    values: list[float] = []
+    for frame in frames:
+        for row in relative(frame.weights[kind]):
+            values += [value for value in row if value is not None]
     return min(values), max(values)
 
 
 def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> Markup:
-    """A row an edge, a column a primitive; the page's script changes its cells."""
+    """One row per edge, one column per primitive; the page's script changes its cells."""
     shades = relative(frame.weights[kind])
-    column_width = (WIDTH - LEFT) / len(PRIMITIVES)
+    parts = _column_heads()
+    rows = [(node, source) for node in range(nodes) for source in range(2 + node)]
+    for row, (node, source) in enumerate(rows):
+        y = TOP + row * ROW
+        head = Markup('<text class="row" x="{}" y="{}">{} → {}</text>')
+        parts.append(head.format(LEFT - 6, y + 15, state_label(source), node))
+
+        for column in range(len(PRIMITIVES)):
+            weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)
+            classes = "w chosen" if [row, column] in frame.chosen[kind] else "w"
+            if weight is None:
+                classes = "w gone"
+            box = Markup(
+                '<g class="{}"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="3" '
+                'style="fill-opacity:{:.3f}"/><text x="{:.1f}" y="{}">{}</text></g>'
+            )
+            text = "" if weight is None else f"{100 * weight:.1f}"
+            left, middle = LEFT + column * COLUMN + 1, LEFT + (column + 0.5) * COLUMN
+            parts.append(
+                box.format(classes, left, y + 1, COLUMN - 2, ROW - 2, shade, middle, y + 15, text)
+            )
+
+    height = TOP + edge_count(nodes) * ROW + 2
+    picture = Markup(
+        '<svg class="alpha" viewBox="0 0 {} {}" data-kind="{}" role="img" '
+        'aria-label="α, {} cell">{}</svg>'
+    )
+    return picture.format(WIDTH, height, kind, kind, Markup("").join(parts))
+
+
+def _column_heads() -> list[Markup]:
+    """The primitives' names over the columns, in one line or two."""
     parts = []
     for column, primitive in enumerate(PRIMITIVES):
         first, _, second = primitive_label(primitive).rpartition(" ")
         first, second = (first, second) if first else (second, "")
         first = first.removesuffix(" conv").removesuffix(" pool")
-        parts += [
-            Markup('<text class="head" x="{:.1f}" y="{}">{}</text>').format(
-                LEFT + (column + 0.5) * column_width, y, text
-            )
-            for y, text in (
-                (TOP - 20, first),
-                (TOP - 8, {"connect": "", "conv": ""}.get(second, second)),
-            )
-            if text
-        ]
-    rows = [(node, source) for node in range(nodes) for source in range(2 + node)]
-    for row, (node, source) in enumerate(rows):
-        y = TOP + row * ROW
-        parts.append(
-            Markup('<text class="row" x="{}" y="{}">{} → {}</text>').format(
-                LEFT - 6, y + 15, state_label(source), node
-            )
-        )
-        for column in range(len(PRIMITIVES)):
-            weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)
-            classes = (
-                "w gone"
-                if weight is None
-                else "w chosen"
-                if [row, column] in frame.chosen[kind]
-                else "w"
-            )
-            parts.append(
-                Markup(
-                    '<g class="{}"><rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="3" '
-                    'style="fill-opacity:{:.3f}"/><text x="{:.1f}" y="{}">{}</text></g>'
-                ).format(
-                    classes, LEFT + column * column_width + 1, y + 1, column_width - 2, ROW - 2, shade,
-                    LEFT + (column + 0.5) * column_width, y + 15, "" if weight is None else f"{100 * weight:.1f}",
-                )
-            )  # fmt: skip
-    height = TOP + edge_count(nodes) * ROW + 2
-    return Markup('<svg class="alpha" viewBox="0 0 {} {}" data-kind="{}" role="img" aria-label="α, {} cell">{}</svg>').format(
-        WIDTH, height, kind, kind, Markup("").join(parts)
-    )  # fmt: skip
+        second = {"connect": "", "conv": ""}.get(second, second)
+        for y, text in ((TOP - 20, first), (TOP - 8, second)):
+            if text:
+                head = Markup('<text class="head" x="{:.1f}" y="{}">{}</text>')
+                parts.append(head.format(LEFT + (column + 0.5) * COLUMN, y, text))
+    return parts
 
 
 def _share(value: float | None, span: tuple[float, float]) -> float:

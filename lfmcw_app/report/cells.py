@@ -1,5 +1,6 @@
-"""Derived cells as SVG text in the page's colours, from the inputs above to the output below:
-narrow enough for a phone.
+"""Derived cells as SVG text in the page's colours, from inputs above to the output below.
+
+They are narrow enough for a phone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ __all__ = ["cell_svg", "primitive_label", "state_label"]
 
 WIDTH = 360
 ACROSS, ALONG, TOP = 88.0, 56.0, 24.0
-"""Pixels a unit of the picture's layout, and above the inputs."""
+"""Pixels per unit of the picture's layout, and above the inputs."""
 NODE_WIDTH, NODE_HEIGHT = 46.0, 24.0
 LABEL_PLACES = (0.42, 0.55, 0.3, 0.66, 0.2, 0.76)
 LETTER_WIDTH, LINE_HEIGHT = 7.4, 15.0
@@ -30,9 +31,7 @@ def primitive_label(primitive: str) -> str:
 
 
 def state_label(source: int) -> str:
-    """The name of a state of a cell: 0 and 1 are the outputs of the cells before, 2 + i is node
-    i.
-    """
+    """The name of a state of a cell: 0 and 1 are outputs of cells before, 2 + i is node i."""
     return ("c(k−2)", "c(k−1)")[source] if source < 2 else f"node {source - 2}"
 
 
@@ -41,12 +40,14 @@ def cell_svg(kind: str, edges: Sequence[Edge]) -> Markup:
 
     Args:
         kind: "normal" or "reduction".
-        edges: two a node.
+        edges: two per node.
     """
     nodes = len(edges) // EDGES_PER_NODE
     layout = cell_places(nodes)
     *places, output = [_pixels(place) for place in layout]
     height = output[1] + TOP
+
+    # Labels keep clear of the boxes, and of the labels placed before them.
     taken = [_box(place, NODE_WIDTH + 16, NODE_HEIGHT + 8) for place in (*places, output)]
     arrows, labels = [], []
     for index, edge in enumerate(edges):
@@ -54,46 +55,42 @@ def cell_svg(kind: str, edges: Sequence[Edge]) -> Markup:
         curve = _pixels(ends[0]), _pixels(control_point(*ends, edge_bend(*ends))), _pixels(ends[1])
         arrows.append(_arrow(curve, f"op-{edge.primitive}", "edge"))
         text = primitive_label(edge.primitive)
-        place = _free_place(curve, LETTER_WIDTH * len(text), taken)
-        labels.append(
-            Markup(
-                '<text class="op" x="{:.1f}" y="{:.1f}" style="fill:var(--op-{})">{}</text>'
-            ).format(place[0], place[1] + 4, edge.primitive, text)
-        )
+        x, y = _free_place(curve, LETTER_WIDTH * len(text), taken)
+        label = Markup('<text class="op" x="{:.1f}" y="{:.1f}" style="fill:var(--op-{})">{}</text>')
+        labels.append(label.format(x, y + 4, edge.primitive, text))
     joins = [
         _arrow((place, _middle(place, output), output), "muted", "join") for place in places[2:]
     ]
+
+    names = ["c(k−2)", "c(k−1)", *map(str, range(nodes)), "c(k)"]
+    groups = ["input", "input", *["node"] * nodes, "output"]
     boxes = [
-        Markup(
-            '<rect class="state {0}" x="{1:.1f}" y="{2:.1f}" width="{3}" height="{4}" rx="7"/>'
-            '<text class="state" x="{5:.1f}" y="{6:.1f}">{7}</text>'
-        ).format(
-            group, x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2, NODE_WIDTH, NODE_HEIGHT, x, y + 4, label
-        )
-        for (x, y), label, group in zip(
-            (*places, output),
-            ["c(k−2)", "c(k−1)", *map(str, range(nodes)), "c(k)"],
-            ["input", "input", *["node"] * nodes, "output"],
-            strict=True,
-        )
-    ]  # fmt: skip
+        _state(place, name, group)
+        for place, name, group in zip((*places, output), names, groups, strict=True)
+    ]
+
     description = "; ".join(
         f"node {index // EDGES_PER_NODE} reads {primitive_label(edge.primitive)} of "
         f"{state_label(edge.source)}"
         for index, edge in enumerate(edges)
     )
-    return Markup(
+    picture = Markup(
         '<svg class="cell" viewBox="0 0 {} {:.0f}" role="img" aria-label="{} cell: {}" '
         'data-cell="{}" data-edges="{}">{}</svg>'
-    ).format(
-        WIDTH,
-        height,
-        kind,
-        description,
-        kind,
-        len(edges),
-        Markup("").join([*joins, *arrows, *boxes, *labels]),
     )
+    parts = Markup("").join([*joins, *arrows, *boxes, *labels])
+    return picture.format(WIDTH, height, kind, description, kind, len(edges), parts)
+
+
+def _state(place: Place, name: str, group: str) -> Markup:
+    """The box of a state, with its name."""
+    x, y = place
+    box = Markup(
+        '<rect class="state {0}" x="{1:.1f}" y="{2:.1f}" width="{3}" height="{4}" rx="7"/>'
+        '<text class="state" x="{5:.1f}" y="{6:.1f}">{7}</text>'
+    )
+    left, top = x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2
+    return box.format(group, left, top, NODE_WIDTH, NODE_HEIGHT, x, y + 4, name)
 
 
 def _pixels(place: Place) -> Place:
@@ -115,12 +112,8 @@ def _on(curve: tuple[Place, Place, Place], t: float) -> Place:
 
 
 def _box(middle: Place, width: float, height: float) -> Box:
-    return (
-        middle[0] - width / 2,
-        middle[1] - height / 2,
-        middle[0] + width / 2,
-        middle[1] + height / 2,
-    )
+    x, y = middle
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -130,9 +123,7 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box]) -> Place:
-    """The place along a curve where a label covers least of what is there; it is taken
-    afterwards.
-    """
+    """The place along a curve where a label covers least; it is taken afterwards."""
 
     def place(t: float) -> Place:
         x, y = _on(curve, t)
@@ -147,9 +138,8 @@ def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box
 
 
 def _arrow(curve: tuple[Place, Place, Place], colour: str, kind: str) -> Markup:
-    """A curve with its head where it meets the box at its end; the boxes are drawn over its
-    ends.
-    """
+    """A curve with its head where it meets the box at its end; boxes are drawn over the ends."""
+    # The head stands where the curve enters the box, and points as the curve does just before.
     start, control, end = curve
     box = _box(end, NODE_WIDTH + 4, NODE_HEIGHT + 4)
     t = next(t / 100 for t in range(100, 0, -1) if not _inside(_on(curve, t / 100), box))

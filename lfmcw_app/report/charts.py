@@ -1,6 +1,4 @@
-"""Charts as SVG text: they follow the page's colours, need no script, and tell their scale to the
-one that reads them out.
-"""
+"""Charts as SVG text in the page's colours, which need no script and can be read out."""
 
 from __future__ import annotations
 
@@ -47,8 +45,9 @@ def line_chart(
     boundaries: Sequence[tuple[float, str]] = (),
     smooth: bool = True,
 ) -> Markup:
-    """Draws lines over rounds: each value thin, a running mean thick; the legend has the last value
-    of the mean.
+    """Draws lines over rounds: each value thin, a running mean thick.
+
+    The legend has the last value of the mean.
 
     Args:
         title: above the chart.
@@ -67,33 +66,31 @@ def line_chart(
             lines.append((one, points, _running_mean(points, window), window))
     if not lines:
         return Markup("")
+
+    # What is drawn later lies on top: the grid, where stages begin, then the lines.
     scale = _Scale.of([(raw, mean) for _, raw, mean, _ in lines], log)
     body = [_grid(scale, x_label)]
     for x, label in boundaries:
         place = scale.x(x)
+        begin = Markup('<line class="boundary" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>')
+        name = Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>')
         body.append(
-            Markup('<line class="boundary" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
-                place, TOP, HEIGHT - BOTTOM
-            )
-            + Markup('<text class="tick" x="{:.1f}" y="{}">{}</text>').format(
-                place + 2, TOP - 5, label
-            )
+            begin.format(place, TOP, HEIGHT - BOTTOM) + name.format(place + 2, TOP - 5, label)
         )
     for one, raw, mean, window in lines:
         if window > 1:
             body.append(_polyline(one, raw, scale, "raw"))
         body.append(_polyline(one, mean, scale, "mean"))
-        if len(mean) == 1:
-            body.append(
-                Markup('<circle r="3" cx="{:.1f}" cy="{:.1f}" style="fill:var(--{})"/>').format(
-                    scale.x(mean[0][0]), scale.y(mean[0][1]), one.colour
-                )
-            )
+        if len(mean) == 1:  # a line of one point would be invisible
+            dot = Markup('<circle r="3" cx="{:.1f}" cy="{:.1f}" style="fill:var(--{})"/>')
+            body.append(dot.format(scale.x(mean[0][0]), scale.y(mean[0][1]), one.colour))
+
+    entry = Markup(
+        '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} '
+        "<b>{3}</b></li>"
+    )
     legend = Markup("").join(
-        Markup(
-            '<li data-label="{0}" data-value="{1:.6g}"><i style="background:var(--{2})"></i>{0} '
-            "<b>{3}</b></li>"
-        ).format(one.label, mean[-1][1], one.colour, short(mean[-1][1]))
+        entry.format(one.label, mean[-1][1], one.colour, short(mean[-1][1]))
         for one, _, mean, _ in lines
     )
     window = max(window for _, _, _, window in lines)
@@ -139,9 +136,7 @@ class _Scale:
 
     @classmethod
     def of(cls, lines: Sequence[tuple[Sequence[Point], Sequence[Point]]], log: bool) -> _Scale:
-        """Fits all running means, and all values but the outermost hundredths, which are cut
-        off.
-        """
+        """Fits all running means, and all values but the outermost hundredths, which are cut."""
         xs = [x for raw, _ in lines for x, _ in raw]
         ys = [y for _, mean in lines for _, y in mean]
         for raw, _ in lines:
@@ -164,11 +159,9 @@ class _Scale:
     def y(self, value: float) -> float:
         low, high = self.low_y, self.high_y
         value = min(max(value, low), high)
-        share = (
-            math.log(value / low) / math.log(high / low)
-            if self.log
-            else (value - low) / (high - low)
-        )
+        share = (value - low) / (high - low)
+        if self.log:
+            share = math.log(value / low) / math.log(high / low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
     def ticks_y(self) -> list[float]:
@@ -176,9 +169,8 @@ class _Scale:
             return _nice(self.low_y, self.high_y, 5)
         decades = range(math.floor(math.log10(self.low_y)), math.ceil(math.log10(self.high_y)) + 1)
         steps = (1,) if len(decades) > 4 else (1, 2, 5)
-        ticks = [
-            s * 10.0**d for d in decades for s in steps if self.low_y <= s * 10.0**d <= self.high_y
-        ]
+        possible = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in possible if self.low_y <= tick <= self.high_y]
         return ticks if len(ticks) > 1 else _nice(self.low_y, self.high_y, 4)
 
 
@@ -194,44 +186,32 @@ def _nice(low: float, high: float, count: int) -> list[float]:
 
 
 def _grid(scale: _Scale, x_label: str) -> Markup:
+    """Horizontal lines with their values, ticks below, the axis and its label."""
     parts = []
+    line = Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    at_line = Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>')
     for value in scale.ticks_y():
         y = scale.y(value)
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>').format(
-                LEFT, WIDTH - RIGHT, y=y
-            )
-        )
-        parts.append(
-            Markup('<text class="tick" text-anchor="end" x="{}" y="{:.1f}">{}</text>').format(
-                LEFT - 5, y + 3.5, short(value)
-            )
-        )
+        parts.append(line.format(LEFT, WIDTH - RIGHT, y=y))
+        parts.append(at_line.format(LEFT - 5, y + 3.5, short(value)))
+
+    below = Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{}</text>')
     parts += [
-        Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{}">{}</text>').format(
-            scale.x(value), HEIGHT - BOTTOM + 14, short(value)
-        )
+        below.format(scale.x(value), HEIGHT - BOTTOM + 14, short(value))
         for value in _nice(scale.low_x, scale.high_x, 5)
-        if value == round(value)
+        if value == round(value)  # rounds are whole numbers
     ]
-    parts.append(
-        Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(
-            LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM
-        )
-    )
-    parts.append(
-        Markup('<text class="tick" text-anchor="end" x="{}" y="{}">{}</text>').format(
-            WIDTH - RIGHT, HEIGHT - 3, x_label
-        )
-    )
+    axis = Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>')
+    parts.append(axis.format(LEFT, WIDTH - RIGHT, y=HEIGHT - BOTTOM))
+    name = Markup('<text class="tick" text-anchor="end" x="{}" y="{}">{}</text>')
+    parts.append(name.format(WIDTH - RIGHT, HEIGHT - 3, x_label))
     return Markup("").join(parts)
 
 
 def _polyline(series: Series, points: Sequence[Point], scale: _Scale, kind: str) -> Markup:
     places = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in _thinned(points))
-    return Markup(
-        '<polyline class="{}" data-label="{}" style="stroke:var(--{})" points="{}"/>'
-    ).format(kind, escape(series.label), series.colour, places)
+    line = Markup('<polyline class="{}" data-label="{}" style="stroke:var(--{})" points="{}"/>')
+    return line.format(kind, escape(series.label), series.colour, places)
 
 
 def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
@@ -246,14 +226,15 @@ def _running_mean(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MOST_POINTS` points: of each stretch its lowest and its highest, so that no peak is
-    lost.
-    """
+    """At most `MOST_POINTS` points: the lowest and highest of each stretch, so no peak is lost."""
     if len(points) <= MOST_POINTS:
         return list(points)
-    edges = [round(part * len(points) / (MOST_POINTS // 2)) for part in range(MOST_POINTS // 2 + 1)]
+    stretches = MOST_POINTS // 2
+    edges = [round(part * len(points) / stretches) for part in range(stretches + 1)]
     kept = []
     for begin, end in pairwise(edges):
         stretch = points[begin:end]
         kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
-    return [*kept[:-1], points[-1]] if kept[-1][0] >= points[-1][0] else [*kept, points[-1]]
+    if kept[-1][0] >= points[-1][0]:
+        kept.pop()  # the last point takes its place
+    return [*kept, points[-1]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -50,14 +50,13 @@ class Rounds:
     def __init__(self, run: RunData) -> None:
         self._run = run
         self.offsets: dict[str, int] = {}
+        self.boundaries: list[tuple[float, str]] = []
         total = 0
         for stage in run.searched:
             self.offsets[stage.name] = total
             total += stage.entries[-1]["round"]
-        several = len(self.offsets) > 1
-        self.boundaries = (
-            [(float(before + 1), name) for name, before in self.offsets.items()] if several else []
-        )
+        if len(self.offsets) > 1:
+            self.boundaries = [(float(before + 1), name) for name, before in self.offsets.items()]
 
     def points(self, pick: Pick) -> list[Point]:
         """(round, value) of every line that has the value."""
@@ -71,6 +70,11 @@ class Rounds:
     def series(self, label: str, pick: Pick, colour: int) -> Series:
         """A line of a chart."""
         return Series(label=label, points=self.points(pick), colour=f"series-{colour}")
+
+    def all_series(self, picks: Mapping[str, Pick]) -> list[Series]:
+        """The lines of a chart, label → what is read for it, in the order of the colours."""
+        numbered = enumerate(picks.items(), start=1)
+        return [self.series(label, pick, colour) for colour, (label, pick) in numbered]
 
 
 def loss_charts(rounds: Rounds) -> list[Markup]:
@@ -111,63 +115,42 @@ def loss_charts(rounds: Rounds) -> list[Markup]:
 def error_charts(rounds: Rounds) -> list[Markup]:
     """Errors on batches of real images, and of W2 on generated ones."""
     one = rounds.series
+    real = [
+        one("W1, training", at("metrics", "w1", "accuracy", percent_wrong=True), 1),
+        one("W2, training", at("metrics", "w2", "accuracy", percent_wrong=True), 2),
+        one("W2, validation", at("metrics", "arch", "accuracy", percent_wrong=True), 4),
+    ]
+    of_generated = at("metrics", "w2", "generated_accuracy", percent_wrong=True)
+    generated = [one("W2, generated", of_generated, 3)]
+
+    def chart(title: str, series: Sequence[Series]) -> Markup:
+        return line_chart(title, series, unit="%", boundaries=rounds.boundaries)
+
     charts = [
-        line_chart(
-            "Error on batches",
-            [
-                one("W1, training", at("metrics", "w1", "accuracy", percent_wrong=True), 1),
-                one("W2, training", at("metrics", "w2", "accuracy", percent_wrong=True), 2),
-                one("W2, validation", at("metrics", "arch", "accuracy", percent_wrong=True), 4),
-            ],
-            unit="%",
-            boundaries=rounds.boundaries,
-        ),
-        line_chart(
-            "Generated images that W2 takes for another class",
-            [
-                one(
-                    "W2, generated",
-                    at("metrics", "w2", "generated_accuracy", percent_wrong=True),
-                    3,
-                )
-            ],
-            unit="%",
-            boundaries=rounds.boundaries,
-        ),
+        chart("Error on batches", real),
+        chart("Generated images that W2 takes for another class", generated),
     ]
     return [chart for chart in charts if chart]
 
 
 def gradient_charts(rounds: Rounds) -> list[Markup]:
-    """Norms of the total gradients, residuals of the solves, and the parts of A's gradient where
-    they were recorded.
-    """
+    """Norms of total gradients, residuals of solves, and the parts of A's gradient if recorded."""
     problems = ("w1", "gan", "w2", "arch")
+    norms = {name: at("gradient_norms", name) for name in problems}
+    residuals = {name: at("solves", name, "residual") for name in problems[:3]}
+    part_norms = {label: at("gradient_terms", key, "norm") for key, label in TERMS.items()}
+    cosines = {label: at("gradient_terms", key, "cosine") for key, label in TERMS.items()}
+
+    def chart(title: str, picks: Mapping[str, Pick], *, log: bool) -> Markup:
+        series = rounds.all_series(picks)
+        return line_chart(title, series, log=log, boundaries=rounds.boundaries)
+
     charts = [
-        line_chart(
-            "Norm of the total gradient",
-            [rounds.series(name, at("gradient_norms", name), index) for index, name in enumerate(problems, start=1)],
-            log=True,
-            boundaries=rounds.boundaries,
-        ),
-        line_chart(
-            "Relative residual of the solves",
-            [rounds.series(name, at("solves", name, "residual"), index) for index, name in enumerate(problems[:3], 1)],
-            log=True,
-            boundaries=rounds.boundaries,
-        ),
-        line_chart(
-            "Parts of A's gradient: norms",
-            [rounds.series(label, at("gradient_terms", key, "norm"), i) for i, (key, label) in enumerate(TERMS.items(), 1)],
-            log=True,
-            boundaries=rounds.boundaries,
-        ),
-        line_chart(
-            "Parts of A's gradient: cosine with the whole",
-            [rounds.series(label, at("gradient_terms", key, "cosine"), i) for i, (key, label) in enumerate(TERMS.items(), 1)],
-            boundaries=rounds.boundaries,
-        ),
-    ]  # fmt: skip
+        chart("Norm of the total gradient", norms, log=True),
+        chart("Relative residual of the solves", residuals, log=True),
+        chart("Parts of A's gradient: norms", part_norms, log=True),
+        chart("Parts of A's gradient: cosine with the whole", cosines, log=False),
+    ]
     return [chart for chart in charts if chart]
 
 

@@ -1,6 +1,4 @@
-"""Pictures inside the page, as data: sheets of generated and real images, and the heat map of the
-class weights.
-"""
+"""Pictures inside the page, as data: sheets of images, and the heat map of the class weights."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ COLOURS = "viridis"
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """Images of some classes, a row a class.
+    """Images of some classes, one row per class.
 
     Attributes:
         phase: the stage of the search, where there are several.
@@ -52,7 +50,7 @@ class ClassWeights:
     Attributes:
         names: of the classes in the picture.
         last: of each, the mean over the last tenth of the rounds.
-        source: the picture, a row a class, as a data URL.
+        source: the picture, one row per class, as a data URL.
         low: the value of the darkest colour.
         high: of the brightest.
         classes: of the data set; those with the smallest last weights are left out where there are
@@ -80,6 +78,8 @@ def class_weights(run: RunData) -> ClassWeights | None:
     values = np.array(rows, dtype=float).T  # [classes, rounds]
     last = values[:, -max(1, values.shape[1] // 10) :].mean(axis=1)
     names = class_names(run, len(values))
+
+    # The classes that weigh most in the end, and as many columns as a screen shows: each is a mean.
     shown = sorted(np.argsort(-last, kind="stable")[:MOST_ROWS].tolist())
     parts = np.array_split(values[shown], min(values.shape[1], MOST_COLUMNS), axis=1)
     picture = np.stack([part.mean(axis=1) for part in parts], axis=1)
@@ -98,11 +98,7 @@ def class_weights(run: RunData) -> ClassWeights | None:
 def class_names(run: RunData, count: int) -> list[str]:
     """The names of the classes, or their numbers where the run folder does not tell them."""
     names: list[Any] = run.dataset.get("class_names", [])
-    return (
-        [str(name) for name in names]
-        if len(names) == count
-        else [str(index) for index in range(count)]
-    )
+    return list(map(str, names if len(names) == count else range(count)))
 
 
 def gradient_bar() -> str:
@@ -112,9 +108,7 @@ def gradient_bar() -> str:
 
 
 def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
-    """The names of the classes, and the sheets: generated images from the first to the last round,
-    then real ones.
-    """
+    """The names of the classes, and the sheets: generated images by round, then real ones."""
     size = run.dataset.get("image_size")
     if run.real is None or not size:
         return [], []

@@ -28,6 +28,7 @@ from lfmcw_app.report.reading import RunData, read_run
 from lfmcw_app.report.tables import (
     FIGURES,
     PROBLEM_NAMES,
+    Figure,
     costs,
     environment_rows,
     key_figures,
@@ -35,8 +36,8 @@ from lfmcw_app.report.tables import (
     solves,
 )
 from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.search import METHOD_LABELS, SPACE_LABELS
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
-from lfmcw_app.trainer import METHODS, SPACES
 from lfmcw_app.units import duration, size
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
@@ -96,32 +97,28 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         ]
         return line_chart(title, lines, unit=unit)
 
-    training = [
-        Series(
-            label=label,
-            points=[(float(e["round"]), 100.0 * (1.0 - e["metrics"]["network"]["accuracy"])) for e in run.training.entries],
-            colour=f"series-{1 + index % 8}",
-        )
-        for index, (label, run) in enumerate(zip(labels, runs, strict=True))
-    ]  # fmt: skip
+    training = []
+    for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
+        entries = run.training.entries
+        accuracies = [(float(e["round"]), e["metrics"]["network"]["accuracy"]) for e in entries]
+        errors = [(number, 100.0 * (1.0 - accuracy)) for number, accuracy in accuracies]
+        training.append(Series(label=label, points=errors, colour=f"series-{1 + index % 8}"))
+
+    of_w2 = ("metrics", "arch", "accuracy")
     charts = [
-        overlaid(
-            "Search: error of W2 on validation batches",
-            "metrics",
-            "arch",
-            "accuracy",
-            unit="%",
-            wrong=True,
-        ),
+        overlaid("Search: error of W2 on validation batches", *of_w2, unit="%", wrong=True),
         overlaid("Search: loss of A on validation batches", "losses", "arch"),
         overlaid("Search: loss of W2", "losses", "w2"),
         overlaid("Search: loss of the generator", "losses", "gan", "generator"),
         line_chart("Training of the derived network: error on batches", training, unit="%"),
     ]
-    figures = {
-        label: {f.key: f for f in key_figures(run)} for label, run in zip(labels, runs, strict=True)
-    }
-    named = {f.key: f.label for found in figures.values() for f in found.values()}
+
+    # The rows of the table: all figures that some run has, in their order on a run's page.
+    figures: dict[str, dict[str, Figure]] = {}
+    named: dict[str, str] = {}
+    for label, run in zip(labels, runs, strict=True):
+        figures[label] = {figure.key: figure for figure in key_figures(run)}
+        named |= {figure.key: figure.label for figure in figures[label].values()}
     return _rendered(
         "comparison.html",
         title=f"{len(runs)} runs compared",
@@ -163,10 +160,8 @@ def _rendered(template: str, **context: Any) -> str:
 
 
 def _title(run: RunData) -> str:
-    return (
-        f"{short_name(run.recipe.dataset)}: "
-        f"{'evaluation of a genotype' if run.evaluated else _what(run)}"
-    )
+    what = "evaluation of a genotype" if run.evaluated else _what(run)
+    return f"{short_name(run.recipe.dataset)}: {what}"
 
 
 def _what(run: RunData) -> str:
@@ -175,8 +170,8 @@ def _what(run: RunData) -> str:
     how = run.recipe.search
     order = "" if how.method == "random" else f", {how.order} order"
     return (
-        f"{METHODS[how.method]}, {SPACES[how.space]} space{order}, preset {run.recipe.preset}, "
-        f"seed {run.recipe.seed}"
+        f"{METHOD_LABELS[how.method]}, {SPACE_LABELS[how.space]} space{order}, preset "
+        f"{run.recipe.preset}, seed {run.recipe.seed}"
     )
 
 
@@ -184,17 +179,13 @@ def _cells(genotype: Genotype | None) -> list[dict[str, Any]]:
     """Each cell's picture, and its edges as text."""
     if genotype is None:
         return []
-    return [
-        {
-            "kind": kind,
-            "svg": cell_svg(kind, edges),
-            "nodes": [
-                [f"{primitive_label(e.primitive)} of {state_label(e.source)}" for e in edges[first : first + EDGES_PER_NODE]]
-                for first in range(0, len(edges), EDGES_PER_NODE)
-            ],
-        }
-        for kind, edges in (("normal", genotype.normal), ("reduction", genotype.reduction))
-    ]  # fmt: skip
+    cells = []
+    for kind, edges in (("normal", genotype.normal), ("reduction", genotype.reduction)):
+        names = [f"{primitive_label(e.primitive)} of {state_label(e.source)}" for e in edges]
+        starts = range(0, len(names), EDGES_PER_NODE)
+        nodes = [names[start : start + EDGES_PER_NODE] for start in starts]
+        cells.append({"kind": kind, "svg": cell_svg(kind, edges), "nodes": nodes})
+    return cells
 
 
 def _labels(runs: Sequence[RunData]) -> list[str]:
@@ -210,12 +201,12 @@ def _labels(runs: Sequence[RunData]) -> list[str]:
 def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
     """The settings in which the recipes differ: key, and the value of each run."""
     flat = [_flat(run.recipe.model_dump(mode="json", by_alias=True)) for run in runs]
-    keys = dict.fromkeys(key for settings in flat for key in settings)
-    found = [
-        (key, [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat])
-        for key in keys
-    ]
-    return [(key, values) for key, values in found if len(set(values)) > 1]
+    found = []
+    for key in dict.fromkeys(key for settings in flat for key in settings):
+        values = [json.dumps(settings[key], ensure_ascii=False).strip('"') for settings in flat]
+        if len(set(values)) > 1:
+            found.append((key, values))
+    return found
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,4 @@
-"""Reads a run folder for a report: whatever is in it, of a complete, an unfinished or an evaluated
-run.
-"""
+"""Reads whatever a run folder holds, of a complete, an unfinished or an evaluated run."""
 
 from __future__ import annotations
 
@@ -16,11 +14,10 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.stages import TRAINING
 from lfmcw_app.timings import TIMINGS
 
 __all__ = ["Phase", "RunData", "Snapshot", "read_run"]
-
-TRAINING = "training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +26,7 @@ class Phase:
 
     Attributes:
         name: "search", "search-1", ..., or "training".
-        entries: its lines of metrics.jsonl, a round each.
+        entries: its lines of metrics.jsonl, one per round.
     """
 
     name: str
@@ -93,10 +90,11 @@ def read_run(path: Path) -> RunData:
     except yaml.YAMLError:
         raise InputError(f"{path / 'config.yaml'} is damaged: it is not valid YAML.") from None
     entries = _lines(path / "metrics.jsonl", ("phase", "round", "losses", "metrics"))
-    names = dict.fromkeys(entry["phase"] for entry in entries)
-    phases = {
-        name: Phase(name=name, entries=[e for e in entries if e["phase"] == name]) for name in names
-    }
+    by_phase: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        by_phase.setdefault(entry["phase"], []).append(entry)
+    phases = {name: Phase(name=name, entries=lines) for name, lines in by_phase.items()}
+
     evaluated = (path / EVALUATED).exists()
     cells = path / (EVALUATED if evaluated else "genotype.json")
     real = path / "samples" / "real.png"
@@ -129,8 +127,9 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a last line without its end, of a run that was killed
-    there, is left out.
+    """The objects of a file with one per line.
+
+    A last line without its end, of a run that was killed there, is left out.
     """
     if not path.exists():
         return []

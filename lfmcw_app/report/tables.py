@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfmcw_app.report.charts import short
-from lfmcw_app.report.reading import TRAINING, RunData
+from lfmcw_app.report.reading import RunData
+from lfmcw_app.stages import TRAINING
 from lfmcw_app.units import duration, size
 
 __all__ = [
@@ -66,7 +67,7 @@ class Cost:
     Attributes:
         seconds: of all updates.
         share: of the phase's time, in %.
-        each: milliseconds an update.
+        each: milliseconds per update.
         peak: memory while it was updated, in bytes; None where it was not measured.
         held: parameters, buffers and optimizer state, in bytes.
     """
@@ -84,44 +85,29 @@ class Cost:
 def key_figures(run: RunData) -> list[Figure]:
     """The result first, then what it took."""
     figures = []
-    if run.result is not None:
-        figures.append(
-            Figure(
-                key="test_error",
-                label="test error",
-                value=f"{run.result['test_error_percent']:.2f}",
-                unit="%",
-            )
-        )
-        top5 = run.result.get("test_top5_error_percent")
+
+    def add(key: str, label: str, value: str, unit: str = "") -> None:
+        figures.append(Figure(key=key, label=label, value=value, unit=unit))
+
+    result = run.result
+    if result is not None:
+        add("test_error", "test error", f"{result['test_error_percent']:.2f}", "%")
+        top5 = result.get("test_top5_error_percent")
         if top5 is not None:
-            figures.append(
-                Figure(key="top5_error", label="top-5 test error", value=f"{top5:.2f}", unit="%")
-            )
-        figures.append(
-            Figure(key="parameters", label="parameters", value=_count(run.result["parameters"]))
-        )
-        figures.append(
-            Figure(
-                key="multiply_adds",
-                label="multiply-adds",
-                value=short(run.result["multiply_adds_millions"]),
-                unit="M",
-            )
-        )
+            add("top5_error", "top-5 test error", f"{top5:.2f}", "%")
+        add("parameters", "parameters", _count(result["parameters"]))
+        add("multiply_adds", "multiply-adds", short(result["multiply_adds_millions"]), "M")
+
+    # A run that is not complete has taken time and memory too.
     seconds = phase_seconds(run)
     searched = sum(s for phase, s in seconds.items() if phase != TRAINING)
-    for key, label, taken in (
-        ("search_time", "search", searched),
-        ("training_time", "training", seconds.get(TRAINING, 0.0)),
-    ):
-        if taken:
-            value, unit = duration(taken)
-            figures.append(Figure(key=key, label=label, value=value, unit=unit))
+    if searched:
+        add("search_time", "search", *duration(searched))
+    if seconds.get(TRAINING):
+        add("training_time", "training", *duration(seconds[TRAINING]))
     peaks = [cost.peak for cost in costs(run) if cost.peak is not None]
     if peaks:
-        value, unit = size(max(peaks))
-        figures.append(Figure(key="peak_memory", label="peak memory", value=value, unit=unit))
+        add("peak_memory", "peak memory", *size(max(peaks)))
     return figures
 
 
@@ -138,9 +124,7 @@ FIGURES = (
 
 
 def phase_seconds(run: RunData) -> dict[str, float]:
-    """Phase → seconds from its first round to its last, rounds that a resumed run repeated
-    included.
-    """
+    """Phase → seconds from its first round to its last, repeated rounds included."""
     found: dict[str, float] = {}
     for entry in run.timings:
         found[entry["phase"]] = found.get(entry["phase"], 0.0) + entry["seconds"]
@@ -151,16 +135,14 @@ def progress_text(run: RunData) -> str:
     """How far the run has come, in words."""
     if run.result is not None:
         return "a trial: the result says nothing" if run.recipe.trial else "complete"
-    phase = run.training if run.training.entries else run.searched[-1] if run.searched else None
-    return (
-        f"unfinished: {phase.name}, round {phase.entries[-1]['round']:,}"
-        if phase
-        else "unfinished: no round yet"
-    )
+    begun = [*run.searched, *([run.training] if run.training.entries else [])]
+    if not begun:
+        return "unfinished: no round yet"
+    return f"unfinished: {begun[-1].name}, round {begun[-1].entries[-1]['round']:,}"
 
 
 def solves(run: RunData) -> list[Solves]:
-    """How the engines' solves went, a row a problem and engine."""
+    """How the engines' solves went, one row per problem and engine."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for stage in run.searched:
         for entry in stage.entries:
@@ -183,7 +165,7 @@ def solves(run: RunData) -> list[Solves]:
 
 
 def costs(run: RunData) -> list[Cost]:
-    """What each problem's updates took, a row a phase and problem."""
+    """What each problem's updates took, one row per phase and problem."""
     taken: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in run.timings:
         for problem, values in entry["problems"].items():
@@ -209,13 +191,9 @@ def costs(run: RunData) -> list[Cost]:
 
 
 def _count(number: int) -> str:
-    return (
-        f"{number / 1e6:.2f} M"
-        if number >= 1_000_000
-        else f"{number:,}"
-        if number < 10_000
-        else f"{short(number)}"
-    )
+    if number >= 1_000_000:
+        return f"{number / 1e6:.2f} M"
+    return f"{number:,}" if number < 10_000 else short(number)
 
 
 def environment_rows(environment: dict[str, Any]) -> Sequence[tuple[str, str]]:

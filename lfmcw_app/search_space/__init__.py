@@ -1,3 +1,1 @@
-"""The DARTS, P-DARTS and PC-DARTS search spaces: primitives, cells, supernet, architecture,
-genotype and derived network.
-"""
+"""The DARTS, P-DARTS and PC-DARTS search spaces, from primitives to derived networks."""

@@ -1,5 +1,4 @@
-"""Operations of the same kind on several edges out of one state, batched: one convolution in
-groups, one norm.
+"""Operations of one kind on several edges out of a state, as one grouped convolution and norm.
 
 The edges that leave a state read the same maps. Their activation and pools are computed once, and a
 bank holds the weights of one primitive of all these edges in the order of the edges, so that
@@ -15,17 +14,14 @@ from torch import Tensor, nn
 
 from lfmcw_app.search_space.depthwise import DepthwiseConv
 from lfmcw_app.search_space.norms import GainBatchNorm, GainGroupNorm, GainOnly
-from lfmcw_app.search_space.operations import OperationStyle
+from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
 from lfmcw_app.search_space.pointwise import PointwiseConv
+from mlo.errors import nearest
 
 __all__ = [
-    "CONVOLUTIONS",
-    "ConvolutionBank",
-    "Fan",
-    "ReduceBank",
-    "blocks_of_convolutions",
+    "CONVOLUTIONS", "ConvolutionBank", "OutgoingEdges", "ReduceBank", "blocks_of_convolutions",
     "make_gain_norm",
-]
+]  # fmt: skip
 
 CONVOLUTIONS = {
     "sep_conv_3x3": (3, 1),
@@ -37,9 +33,7 @@ CONVOLUTIONS = {
 
 
 def make_gain_norm(style: OperationStyle, channels: int, edges: int) -> nn.Module:
-    """The norm of the operations of `edges` edges with `channels` channels each: (maps, gain) →
-    maps.
-    """
+    """The norm of operations on `edges` edges, `channels` channels each: (maps, gain) → maps."""
     width = edges * channels
     if style.norm == "batch":
         return GainBatchNorm(width)
@@ -68,6 +62,7 @@ class ConvolutionBank(nn.Module):
         kernel, dilation = CONVOLUTIONS[primitive]
         self.edges = edges
         width = edges * channels
+        # One convolution in groups does for all edges what each would do by itself.
         layers: list[nn.Module] = []
         if dilation == 1:
             layers += [
@@ -88,7 +83,7 @@ class ConvolutionBank(nn.Module):
         """Returns weight · operation for every edge, [B, E·C, H', W'].
 
         Args:
-            activated: the activated state, once an edge, [B, E·C, H, W].
+            activated: the activated state, repeated for each edge, [B, E·C, H, W].
             gain: the mixing weight of every channel, [E·C].
         """
         out: Tensor = self.norm(self.layers(activated), gain)
@@ -126,7 +121,7 @@ class ReduceBank(nn.Module):
         return out
 
 
-class Fan(nn.Module):
+class OutgoingEdges(nn.Module):
     """All edges that leave one state of a cell.
 
     Args:
@@ -134,6 +129,9 @@ class Fan(nn.Module):
         stride: of the edges.
         primitives: the candidates of each edge.
         style: norms and activation.
+
+    Raises:
+        ValueError: for an unknown primitive.
 
     Attributes:
         banks: primitive → the weights of it on all edges that have it.
@@ -145,12 +143,12 @@ class Fan(nn.Module):
         self, channels: int, stride: int, primitives: Sequence[Sequence[str]], style: OperationStyle
     ) -> None:
         super().__init__()
-        found = dict.fromkeys(name for edge in primitives for name in edge if name != "none")
         # `none` adds zero to every sum and gradient: it takes part in the softmax only.
-        self.edges = {
-            name: tuple(e for e, names in enumerate(primitives) if name in names)
-            for name in sorted(found)
-        }
+        found = {name for edge in primitives for name in edge if name != "none"}
+        self.edges: dict[str, tuple[int, ...]] = {}
+        for name in sorted(found):
+            self.edges[name] = tuple(e for e, names in enumerate(primitives) if name in names)
+
         self.channels, self.stride = channels, stride
         self.activation = style.make_activation()
         self.banks = nn.ModuleDict()
@@ -167,6 +165,8 @@ class Fan(nn.Module):
             elif name == "avg_pool_3x3":
                 pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
                 self.pools[name] = nn.Sequential(pool, make_gain_norm(style, channels, 1))
+            elif name != "skip_connect":  # with stride 1 it is the state itself
+                raise ValueError(f"Unknown primitive {name!r}. {nearest(name, PRIMITIVES)}")
         self.shared = tuple(name for name in self.edges if name not in self.banks)
 
     def forward(
@@ -183,6 +183,8 @@ class Fan(nn.Module):
             that some of them are on, [B, len(edges)·C, H', W']; and primitive → what it makes of
             the state, for those without weights.
         """
+        # Operations with weights: the weights of a bank are applied by its norm, and banks on the
+        # same edges are added up.
         sums: dict[tuple[int, ...], Tensor] = {}
         if self.banks:
             activated = self.activation(state)
@@ -197,6 +199,8 @@ class Fan(nn.Module):
                         repeated[edges] = _repeated(activated, len(edges))
                     out = bank(repeated[edges], gain)
                 sums[edges] = sums[edges] + out if edges in sums else out
+
+        # The others give every edge the same maps; each edge's weights are applied in its node.
         shared = {
             name: self.pools[name](state) if name in self.pools else state for name in self.shared
         }
@@ -204,8 +208,9 @@ class Fan(nn.Module):
 
 
 def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:
-    """Returns for every convolution of a bank in `root` how many edges' weights stand below one
-    another in its own.
+    """Returns, for every convolution of a bank in `root`, the number of its edges.
+
+    The edges' weights stand below one another in its own.
     """
     return {
         layer: bank.edges
@@ -217,15 +222,11 @@ def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:
-    """[B, C, H, W] → [B, times·C, H, W], with the channels last in memory (`Tensor.repeat` would
-    put them first).
+    """[B, C, H, W] → [B, times·C, H, W], with the channels last in memory.
+
+    (`Tensor.repeat` would put them first.)
     """
     if times == 1:
         return x
-    return (
-        x.permute(0, 2, 3, 1)
-        .unsqueeze(3)
-        .expand(-1, -1, -1, times, -1)
-        .flatten(3)
-        .permute(0, 3, 1, 2)
-    )
+    pixels = x.permute(0, 2, 3, 1).unsqueeze(3)
+    return pixels.expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)

@@ -1,5 +1,6 @@
-"""The candidate operations of every edge: the same for all edges in DARTS, fewer and different ones
-as P-DARTS drops them.
+"""The candidate operations of every edge.
+
+In DARTS all edges have the same; P-DARTS drops some, different ones on each edge.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Candidates:
     """For each kind of cell the primitives of each edge: entry [row][column] names that entry of α.
 
     Attributes:
-        normal: of the normal cell, one tuple an edge, all of one length.
+        normal: of the normal cell, one tuple per edge, all of one length.
         reduction: of the reduction cell, likewise.
 
     Raises:
@@ -51,8 +52,7 @@ class Candidates:
 
 
 def as_candidates(primitives: Sequence[str] | Candidates, nodes: int) -> Candidates:
-    """Returns `primitives` themselves, or the candidates of a cell with `nodes` nodes that has them
-    on every edge.
+    """Returns `primitives` themselves, or the candidates of a cell with them on every edge.
 
     Raises:
         ValueError: if candidates for another number of nodes are given.

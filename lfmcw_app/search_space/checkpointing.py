@@ -1,5 +1,6 @@
-"""Activation checkpointing of modules with buffers: the second run in the backward pass finds the
-buffers of the first.
+"""Activation checkpointing of modules with buffers.
+
+The second run, in the backward pass, finds the buffers of the first.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ __all__ = ["checkpointed"]
 
 
 def checkpointed(module: nn.Module, *args: Any) -> Any:
-    """Calls a module without keeping its activations; its backward pass runs it again, as often as
-    it is differentiated.
+    """Calls a module without keeping its activations: its backward pass runs it again.
 
-    What a forward pass moves (BatchNorm's statistics, spectral norm's vectors) is moved once, and
-    random numbers are drawn again as they were.
+    It runs as often as it is differentiated. What a forward pass moves (BatchNorm's statistics,
+    spectral norm's vectors) is moved once, and random numbers are drawn again as they were.
     """
     return checkpoint(
         module,
@@ -32,12 +32,10 @@ class _BuffersAsTheyWere:
     """While it is entered, a module's buffers are copies of what they were when this was made."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._places = [
-            (m._buffers, key)
-            for m in module.modules()
-            for key, b in m._buffers.items()
-            if b is not None
-        ]
+        self._places = []
+        for part in module.modules():
+            present = [key for key, buffer in part._buffers.items() if buffer is not None]
+            self._places += [(part._buffers, key) for key in present]
         self._values = [_buffer(registry, key).clone() for registry, key in self._places]
         self._live: list[Tensor] = []
 

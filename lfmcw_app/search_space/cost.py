@@ -24,9 +24,9 @@ class Cost:
     Attributes:
         parameters: trainable parameters without an auxiliary head, in millions.
         multiply_adds: of the convolutions and linear layers, in millions.
-        elementwise: operations of the other layers, in millions: two an output of a norm, one an
-            output of an activation, one an input of a pool. P-DARTS and PC-DARTS publish the sum of
-            this and `multiply_adds`.
+        elementwise: operations of the other layers, in millions: two per output of a norm, one per
+            output of an activation, one per input of a pool. P-DARTS and PC-DARTS publish the sum
+            of this and `multiply_adds`.
     """
 
     parameters: float
@@ -38,9 +38,8 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
     """Counts parameters and multiply-adds; no arithmetic is done and the network is left as it is.
 
     An output of a convolution takes (input channels / groups) · kernel area multiply-adds, one of a
-    linear layer its
-    number of inputs. Biases and sums are not counted, nor is what runs in training only: a module
-    named `auxiliary`.
+    linear layer its number of inputs. Biases and sums are not counted, nor is what runs in training
+    only: a module named `auxiliary`.
 
     Args:
         network: called with images [1, in_channels, image_size, image_size], in evaluation mode.
@@ -56,11 +55,8 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
         if isinstance(module, nn.Linear):
             multiply_adds += output.numel() * module.in_features
         elif isinstance(module, nn.Conv2d):
-            multiply_adds += (
-                output.numel()
-                * (module.in_channels // module.groups)
-                * math.prod(module.kernel_size)
-            )
+            inputs = module.in_channels // module.groups * math.prod(module.kernel_size)
+            multiply_adds += output.numel() * inputs
         elif isinstance(module, NORMS):
             elementwise += 2 * output.numel()
         elif isinstance(module, ACTIVATIONS):
@@ -72,10 +68,11 @@ def network_cost(network: nn.Module, image_size: int, in_channels: int = 3) -> C
         module.register_forward_hook(count)
     with torch.no_grad():
         shapes(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+
     auxiliary = getattr(network, "auxiliary", None)
-    excluded = (
-        {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
-    )
+    excluded: set[int] = set()
+    if isinstance(auxiliary, nn.Module):
+        excluded = {id(parameter) for parameter in auxiliary.parameters()}
     parameters = sum(
         p.numel() for p in network.parameters() if p.requires_grad and id(p) not in excluded
     )

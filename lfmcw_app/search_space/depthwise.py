@@ -4,11 +4,11 @@ y = x ∗ w is bilinear, so its gradients are bilinear again and the three maps 
 differentiation:
 
     y  = depthwise(x, w)            y[p] = Σ_k w[k] x[s·p + d·k]
-    gx = depthwise(g, flipped w)    at stride 1: the same map, so that it has the same kernel and
-    the same derivatives gw = weight_gradient(x, g)      gw[k] = Σ_p x[s·p + d·k] g[p]
+    gx = depthwise(g, flipped w)    at stride 1: the same map, with the same kernel and derivatives
+    gw = weight_gradient(x, g)      gw[k] = Σ_p x[s·p + d·k] g[p]
 
-oneDNN (torch 2.14.1) has fast kernels for the first at every dilation, but leaves them in the
-input's gradient at dilation 2 (5 to 8 times slower) and in the weight's at dilation 2 (15 times)
+oneDNN (torch 2.14.1) has fast kernels for the first at every dilation. It does not use them for the
+input's gradient at dilation 2 (5 to 8 times slower), nor for the weight's at dilation 2 (15 times)
 and for kernels wider than 3 (2 to 6 times on large maps). There the first is used in place of the
 second, and the third is taken apart into pieces of dilation 1 and kernel 3. PyTorch's own double
 backward would go through the channels one by one. (The functions are not made for `torch.func`.)
@@ -22,19 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.wanted import differentiated, wanted
+from lfmcw_app.search_space.requested_gradients import gradient_requested, recorded_by_autograd
 
 __all__ = ["LARGE", "DepthwiseConv", "depthwise"]
 
 LARGE = 2**17
-"""Entries of a map from which four gradients of 3×3 filters are faster than one of 5×5 (measured on
-a CPU).
-"""
+"""Entries of a map from which four 3×3 filters' gradients are faster than one 5×5's, on a CPU."""
 
 
 class DepthwiseConv(nn.Conv2d):
-    """One k×k filter a channel, k odd; keeps the resolution, or halves it with stride 2: [B, C, H,
-    W] → [B, C, H', W'].
+    """One k×k filter per channel, k odd: [B, C, H, W] → [B, C, H', W'].
+
+    It keeps the resolution, or halves it with stride 2.
     """
 
     def __init__(self, channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> None:
@@ -49,13 +48,18 @@ class DepthwiseConv(nn.Conv2d):
 
 
 def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) -> Tensor:
-    """Returns `x` [B, C, H, W] convolved with `weight` [C, 1, k, k], k odd, padded by dilation · (k
-    − 1) / 2.
+    """Returns `x` [B, C, H, W] convolved with `weight` [C, 1, k, k], k odd.
+
+    The padding is dilation · (k − 1) / 2.
     """
     if stride == dilation == 2:
         # Every tap falls on an even row and column.
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
-    if not differentiated(x, weight) or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if (
+        not recorded_by_autograd(x, weight)
+        or x.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+    ):
         return _convolution(x, weight, stride, dilation)
     out: Tensor = _Depthwise.apply(x, weight.view_as(weight), stride, dilation)
     return out
@@ -67,8 +71,9 @@ def _convolution(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tenso
 
 
 def _fast_format(x: Tensor) -> Tensor:
-    """Double precision has no oneDNN kernels; PyTorch's own are three to four times faster with the
-    channels first.
+    """The maps with channels first, where that is faster: in double precision on a CPU.
+
+    It has no oneDNN kernels; PyTorch's own are three to four times faster so.
     """
     return x.contiguous() if x.dtype == torch.float64 and x.device.type == "cpu" else x
 
@@ -76,8 +81,7 @@ def _fast_format(x: Tensor) -> Tensor:
 class _Depthwise(torch.autograd.Function):
     """(x, w) → x ∗ w."""
 
-    # Not by `setup_context`, for which PyTorch reads the signature at every call: 34 µs instead of
-    # 4.
+    # Without `setup_context`, for which PyTorch reads the signature at every call: 34 µs, not 4.
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
         ctx.stride, ctx.dilation = stride, dilation
@@ -87,12 +91,16 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (g,) = ctx.saved_tensors, grads
-        in_x, in_weight = wanted(ctx, 0), wanted(ctx, 1)
+        in_x, in_weight = gradient_requested(ctx, 0), gradient_requested(ctx, 1)
         how = ctx.stride, ctx.dilation
-        if torch.is_grad_enabled():  # the gradients will be differentiated
+
+        # The gradients will be differentiated: each is a function of this module again.
+        if torch.is_grad_enabled():
             gx = _input_gradient(x, weight, g, *how) if in_x else None
             gw = _WeightGradient.apply(x, g, weight.shape[-1], *how) if in_weight else None
             return gx, gw, None, None
+
+        # Where PyTorch's own are fast, both come from one call.
         if ctx.dilation == 1 and not _in_pieces(x, weight.shape[-1], ctx.stride):
             return *_native(x, weight, g, *how, which=(in_x, in_weight)), None, None
         gx = _input_gradient(x, weight, g, *how) if in_x else None
@@ -114,8 +122,12 @@ class _WeightGradient(torch.autograd.Function):
         (x, g), (v,) = ctx.saved_tensors, grads
         how = ctx.stride, ctx.dilation
         # ⟨v, gw⟩ = ⟨v ∗ x, g⟩: linear in x as the convolution with v is, and in g.
-        gx = _input_gradient(x, v, g, *how) if wanted(ctx, 0) else None
-        gg = depthwise(x, v, stride=ctx.stride, dilation=ctx.dilation) if wanted(ctx, 1) else None
+        gx = _input_gradient(x, v, g, *how) if gradient_requested(ctx, 0) else None
+        gg = (
+            depthwise(x, v, stride=ctx.stride, dilation=ctx.dilation)
+            if gradient_requested(ctx, 1)
+            else None
+        )
         return gx, gg, None, None, None
 
 
@@ -130,8 +142,8 @@ def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation:
 
 def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
     if stride == 1 and dilation == 2:
-        # Rows and columns of one parity only meet their own: four images of half the size, at
-        # dilation 1.
+        # Rows and columns of one parity only meet their own: these are four images of half the
+        # size, at dilation 1.
         return _weight_gradient(_parities(x), _parities(g), kernel, 1, 1)
     if dilation == 1 and _in_pieces(x, kernel, stride):
         return _from_3x3(x, g)
@@ -156,8 +168,9 @@ def _native(
     which: tuple[bool, bool],
     padding: int | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """PyTorch's own gradients in x and in the weight, one or both; for the latter only the weight's
-    shape is read.
+    """PyTorch's own gradients in x and in the weight, one or both.
+
+    For the latter only the weight's shape is read.
     """
     pad = dilation * (weight.shape[-1] // 2) if padding is None else padding
     gx, gw, _ = torch.ops.aten.convolution_backward(
@@ -177,9 +190,7 @@ def _native(
 
 
 def _parities(x: Tensor) -> Tensor:
-    """[B, C, H, W] → [4B, C, ⌈H/2⌉, ⌈W/2⌉]: even and odd rows and columns as images of their
-    own.
-    """
+    """[B, C, H, W] → [4B, C, ⌈H/2⌉, ⌈W/2⌉]: even and odd rows and columns as own images."""
     height, width = x.shape[2:]
     if height % 2 or width % 2:
         x = F.pad(x, (0, width % 2, 0, height % 2))
@@ -189,14 +200,12 @@ def _parities(x: Tensor) -> Tensor:
 
 
 def _from_3x3(x: Tensor, g: Tensor) -> Tensor:
-    """The gradient of a 5×5 filter as four of 3×3 filters, which overlap in the middle row and
-    column.
+    """The gradient of a 5×5 filter, as four of 3×3 filters that overlap in the middle.
 
-    All four read one copy of `x`, from its beginning or from two pixels later, as oneDNN likes it:
-    without gaps in memory. In
-    the copy each row has two zeros in front, and each image two rows of them, which serve the row
-    and the image before as
-    well: what stands behind the end of a row is the beginning of the next.
+    All four read one copy of `x`, from its beginning or from two pixels later. It has no gaps in
+    memory, as oneDNN needs it. Each row of the copy has two zeros in front, and each image two rows
+    of them. They serve the row and the image before as well: behind the end of a row stands the
+    beginning of the next.
     """
     batch, channels, height, width = x.shape
     size = batch, channels, height + 2, width + 2

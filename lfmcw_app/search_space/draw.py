@@ -34,43 +34,38 @@ PRIMITIVE_COLOURS = {
 
 
 def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
-    """Draws the normal and the reduction cell, one above the other, into an image file (by its
-    suffix: PNG, SVG, PDF).
-    """
+    """Draws the normal and the reduction cell into an image file (PNG, SVG or PDF by its name)."""
     figure = Figure(figsize=(2.2 + COLUMN * (genotype.nodes + 1), 8.2), layout="constrained")
     axes = figure.subplots(2, 1)
-    for ax, name, cell in zip(
-        axes, ("normal", "reduction"), (genotype.normal, genotype.reduction), strict=True
-    ):
-        _draw_cell(ax, cell)
-        ax.set_title(f"{name} cell", fontsize=13, loc="left")
+    cells = {"normal": genotype.normal, "reduction": genotype.reduction}
+    for ax, (kind, edges) in zip(axes, cells.items(), strict=True):
+        _draw_cell(ax, edges)
+        ax.set_title(f"{kind} cell", fontsize=13, loc="left")
     if title:
         figure.suptitle(title, fontsize=13)
-    with rc_context({"svg.hashsalt": "lfmcw"}):  # equal cells, equal files
+    # Equal cells give equal files: SVG would hold the date, and identifiers drawn at random.
+    with rc_context({"svg.hashsalt": "lfmcw"}):
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def cell_places(nodes: int) -> list[Place]:
-    """Where the states of a cell stand: the two inputs, the nodes in a column each, in rows around
-    the middle, the output.
-    """
+    """Where the states of a cell stand: inputs at the left, one column per node, the output."""
     places = [(0.0, 1.35), (0.0, -1.35)]
     places += [(COLUMN * (node + 1), ROWS[node % len(ROWS)]) for node in range(nodes)]
     return [*places, (COLUMN * (nodes + 1) + 0.2, 0.0)]
 
 
 def edge_bend(start: Place, end: Place) -> float:
-    """How far an arrow bends away from the middle, around the nodes that it passes: a part of its
-    length.
-    """
+    """How far an arrow bends around the nodes that it passes, as a part of its length."""
     upwards = start[1] > 0.0 or (start[1] == 0.0 and end[1] >= 0.0)
     bend = 0.14 + 0.045 * (end[0] - start[0]) / COLUMN  # wider around more nodes
     return -bend if upwards else bend
 
 
 def control_point(start: Place, end: Place, bend: float) -> Place:
-    """The control point of the quadratic Bézier curve of an arrow, off the middle by bend · length
-    (Matplotlib's arc3).
+    """The control point of an arrow's quadratic Bézier curve, as Matplotlib's arc3 has it.
+
+    It is off the middle by bend · length.
     """
     (x0, y0), (x1, y1) = start, end
     return (x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0)
@@ -81,16 +76,15 @@ def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
     *places, output = cell_places(nodes)
     for index, edge in enumerate(edges):
         start, end = places[edge.source], places[2 + index // EDGES_PER_NODE]
-        _arrow(
-            ax, start, end, edge.primitive, bend=edge_bend(start, end), slot=index % EDGES_PER_NODE
-        )
+        bend, slot = edge_bend(start, end), index % EDGES_PER_NODE
+        _arrow(ax, start, end, edge.primitive, bend=bend, slot=slot)
     for place in places[2:]:
         _arrow(ax, place, output, None, bend=0.0, slot=0)
-    names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes))]
-    colours = [INPUT_COLOUR] * 2 + [NODE_COLOUR] * nodes
-    for (x, y), name, colour in zip(
-        [*places, output], [*names, "c(k)"], [*colours, OUTPUT_COLOUR], strict=True
-    ):
+
+    # The boxes are drawn over the ends of the arrows.
+    names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes)), "c(k)"]
+    colours = [INPUT_COLOUR] * 2 + [NODE_COLOUR] * nodes + [OUTPUT_COLOUR]
+    for (x, y), name, colour in zip([*places, output], names, colours, strict=True):
         ax.text(
             x, y, name, ha="center", va="center", fontsize=11, zorder=4,
             bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
@@ -107,19 +101,23 @@ def _arrow(
     colour = PRIMITIVE_COLOURS.get(primitive or "", "#bbbbbb")
     ax.add_patch(
         FancyArrowPatch(
-            start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=13, color=colour,
-            linewidth=1.7 if primitive else 1.0, linestyle="-" if primitive else ":", shrinkA=20, shrinkB=15, zorder=2,
+            start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=13,
+            color=colour, linewidth=1.7 if primitive else 1.0, linestyle="-" if primitive else ":",
+            shrinkA=20, shrinkB=15, zorder=2,
         )
     )  # fmt: skip
     if primitive is None:
         return
+
+    # The label stands on the Bézier curve; those of a node's two edges at different places.
     control = control_point(start, end, bend)
     t = 0.4 if slot == 0 else 0.62
     x, y = (
         (1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b
         for a, c, b in zip(start, control, end, strict=True)
     )
+    box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
     ax.text(
-        x, y, primitive.replace("_", " "), ha="center", va="center", fontsize=8.5, color=colour, zorder=5,
-        bbox={"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9},
+        x, y, primitive.replace("_", " "), ha="center", va="center", fontsize=8.5, color=colour,
+        zorder=5, bbox=box,
     )  # fmt: skip

@@ -1,6 +1,4 @@
-"""The genotype: the discrete cell that is derived from the architecture's mixing weights, as
-data.
-"""
+"""The genotype: the discrete cells derived from the architecture's mixing weights, as data."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ EDGES_PER_NODE = 2
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge of a derived cell: the primitive on it and the state that it reads (0, 1: inputs; 2 +
-    i: node i).
+    """An edge of a derived cell: its primitive, and the state that it reads.
+
+    The states 0 and 1 are the cell's inputs, 2 + i is node i.
     """
 
     primitive: str
@@ -37,7 +36,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Genotype:
-    """The two derived cells: for each kind two edges a node, in the order of the nodes."""
+    """The two derived cells: for each kind two edges per node, in the order of the nodes."""
 
     normal: tuple[Edge, ...]
     reduction: tuple[Edge, ...]
@@ -48,25 +47,16 @@ class Genotype:
         return len(self.normal) // EDGES_PER_NODE
 
     def to_json(self) -> str:
-        """Returns the genotype as JSON, a line a node."""
-        kinds = [
-            f' "{kind}": [\n' + ",\n".join(f"  {json.dumps(node)}" for node in nodes) + "\n ]"
-            for kind, nodes in self.to_data().items()
-        ]
+        """Returns the genotype as JSON, one line per node."""
+        kinds = []
+        for kind, nodes in self.to_data().items():
+            lines = ",\n".join(f"  {json.dumps(node)}" for node in nodes)
+            kinds.append(f' "{kind}": [\n{lines}\n ]')
         return "{\n" + ",\n".join(kinds) + "\n}\n"
 
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its two edges as [primitive, source]."""
-        return {
-            kind: [
-                [
-                    [edge.primitive, edge.source]
-                    for edge in cell[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]
-                ]
-                for node in range(self.nodes)
-            ]
-            for kind, cell in (("normal", self.normal), ("reduction", self.reduction))
-        }
+        return {"normal": _nodes(self.normal), "reduction": _nodes(self.reduction)}
 
     @classmethod
     def from_json(cls, text: str) -> Genotype:
@@ -76,12 +66,10 @@ class Genotype:
             InputError: if the text is not a genotype; the message names the first thing that is
                 wrong.
         """
+        # A ValueError comes from text that is not JSON, and from an integer of too many digits.
         try:
             data = json.loads(text)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # ValueError: also an integer of too many digits
+        except (ValueError, RecursionError) as error:
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
@@ -108,7 +96,15 @@ class Genotype:
         return cls.from_json(text)
 
 
+def _nodes(cell: Sequence[Edge]) -> list[list[list[str | int]]]:
+    """For each node of a cell its two edges as [primitive, source]."""
+    edges: list[list[str | int]] = [[edge.primitive, edge.source] for edge in cell]
+    starts = range(0, len(edges), EDGES_PER_NODE)
+    return [edges[start : start + EDGES_PER_NODE] for start in starts]
+
+
 def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
+    """Reads a cell's edges from plain data, and checks them."""
     if not isinstance(nodes, list) or not nodes:
         raise InputError(
             f"The genotype's {kind!r} cell is a list with one entry a node, got {shown(nodes)}."
@@ -131,11 +127,8 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
                     f"Unknown primitive {shown(primitive)} in the genotype. "
                     f"{nearest(shown(primitive), PRIMITIVES[1:])}"
                 )
-            if (
-                isinstance(source, bool)
-                or not isinstance(source, int)
-                or not 0 <= source < 2 + node
-            ):
+            is_number = isinstance(source, int) and not isinstance(source, bool)
+            if not is_number or not 0 <= source < 2 + node:
                 raise InputError(
                     f"Node {node} of the genotype's {kind!r} cell reads state {shown(source)}; it "
                     f"can read 0 to {1 + node}."
@@ -147,8 +140,9 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
 def derive_genotype(
     mixing: MixingWeights, primitives: Sequence[str] | Candidates = PRIMITIVES
 ) -> Genotype:
-    """Derives the discrete cells: for each node the two edges with the strongest primitive other
-    than `none`.
+    """Derives the discrete cells: the two strongest edges per node, each with its best primitive.
+
+    The primitive `none` does not count.
 
     Of equally strong edges or primitives the first is taken. With edge weights (PC-DARTS) a
     primitive is as strong as softmax(α) · softmax(β), which is what the mixing weights are then.
@@ -171,12 +165,14 @@ def derive_genotype(
 
 
 def _derive_cell(weights: Tensor, primitives: Sequence[Sequence[str]]) -> tuple[Edge, ...]:
+    """The edges of a cell from its mixing weights, [edges, primitives]."""
     if not bool(torch.isfinite(weights).all()):
         raise ValueError("No cell can be derived: the mixing weights are not finite.")
     values = weights.tolist()
     edges: list[Edge] = []
     node = 0
     while edge_index(node, 0) < len(values):
+        # The strongest primitive of each edge into the node, then the two strongest edges.
         strongest: list[tuple[float, Edge]] = []
         for source in range(2 + node):
             row, names = values[edge_index(node, source)], primitives[edge_index(node, source)]
@@ -184,16 +180,16 @@ def _derive_cell(weights: Tensor, primitives: Sequence[Sequence[str]]) -> tuple[
             best = max(columns, key=row.__getitem__)
             strongest.append((row[best], Edge(names[best], source)))
         strongest.sort(key=lambda entry: -entry[0])  # stable: ties keep the order of the sources
-        edges += sorted(
-            (edge for _, edge in strongest[:EDGES_PER_NODE]), key=lambda edge: edge.source
-        )
+        kept = [edge for _, edge in strongest[:EDGES_PER_NODE]]
+        edges += sorted(kept, key=lambda edge: edge.source)
         node += 1
     return tuple(edges)
 
 
 def random_genotype(nodes: int, seed: int, primitives: tuple[str, ...] = PRIMITIVES) -> Genotype:
-    """Draws a genotype uniformly: for each node two different sources, for each edge a primitive
-    other than `none`.
+    """Draws a genotype uniformly: two different sources per node, a primitive per edge.
+
+    The primitive `none` is never drawn.
     """
     generator = torch.Generator().manual_seed(seed)
     candidates = [primitive for primitive in primitives if primitive != "none"]
@@ -201,10 +197,8 @@ def random_genotype(nodes: int, seed: int, primitives: tuple[str, ...] = PRIMITI
     def cell() -> tuple[Edge, ...]:
         edges: list[Edge] = []
         for node in range(nodes):
-            sources = sorted(
-                torch.randperm(2 + node, generator=generator)[:EDGES_PER_NODE].tolist()
-            )
-            for source in sources:
+            drawn = torch.randperm(2 + node, generator=generator)[:EDGES_PER_NODE]
+            for source in sorted(drawn.tolist()):
                 choice = int(torch.randint(len(candidates), (), generator=generator))
                 edges.append(Edge(candidates[choice], source))
         return tuple(edges)

@@ -1,6 +1,4 @@
-"""Cells that earlier searches found and published, as data: to evaluate them beside those of
-LFM-CW.
-"""
+"""Cells that earlier searches found and published, to evaluate them beside those of LFM-CW."""
 
 from __future__ import annotations
 
@@ -95,9 +93,7 @@ NAMED_GENOTYPES: dict[str, Genotype] = {
         ),
     ),
 }
-"""Name → genotype, as the authors' programs have them; of a node's two edges the order is theirs
-and means nothing.
-"""
+"""Name → genotype, as in the authors' programs; the order of a node's two edges means nothing."""
 
 
 def named_genotype(name: str) -> Genotype:

@@ -1,6 +1,4 @@
-"""The derived network: the cells of a genotype stacked, trained from scratch in the evaluation
-phase.
-"""
+"""The derived network: the cells of a genotype stacked, trained from scratch."""
 
 from __future__ import annotations
 
@@ -27,8 +25,9 @@ STYLE = OperationStyle(affine=True)
 
 
 def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Zeroes whole examples of `x` [B, C, H, W] with `probability`, and scales the others by 1 / (1
-    − probability).
+    """Zeroes whole examples of `x` [B, C, H, W] with `probability`, and scales the others up.
+
+    The factor is 1 / (1 − probability).
 
     Reference: Larsson et al., FractalNet (2017), as used by DARTS.
     """
@@ -38,7 +37,7 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
 
 
 class DerivedCell(nn.Module):
-    """One cell of the derived network: two edges a node, and the concatenation of the nodes."""
+    """One cell of the derived network: two edges per node, and the concatenation of the nodes."""
 
     def __init__(
         self,
@@ -76,8 +75,7 @@ class DerivedCell(nn.Module):
 
 
 class _PoolToTwo(nn.Module):
-    """Average pooling to 2×2: DARTS's 5×5 windows on maps of the size that they fit, even bins on
-    other sizes.
+    """Average pooling to 2×2: DARTS's 5×5 windows on maps that they fit, else even bins.
 
     Args:
         size: height and width of the maps that the windows fit: 8 with stride 3 (CIFAR), 7 with
@@ -114,8 +112,8 @@ class AuxiliaryHead(nn.Sequential):
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            # The published ImageNet results were obtained without this norm: DARTS's authors call
-            # it a slip, and keep it.
+            # The published ImageNet results were obtained without this norm. DARTS's authors call
+            # that a slip, and keep it.
             nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),
             nn.ReLU(),
             nn.Flatten(),
@@ -162,8 +160,9 @@ class DerivedNetwork(nn.Module):
         self.stem, self.second_stem = make_stem(stem, in_channels, width, STYLE)
         self.divisor = image_divisor(stem)
         self.cells = nn.ModuleList()
-        # ImageNet's first cell reads maps of two sizes: as after a reduction, the larger one is
-        # halved.
+
+        # ImageNet's first cell reads maps of two sizes. The larger one is halved, as after a
+        # reduction.
         before, reduced_before = (width, width), stem == "imagenet"
         self.auxiliary_after = 2 * layers // 3
         self.auxiliary: AuxiliaryHead | None = None
@@ -180,8 +179,9 @@ class DerivedNetwork(nn.Module):
         self.classifier = nn.Linear(before[1], num_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the logits [B, num_classes] of `images` [B, C, H, W] and, in training with an
-        auxiliary head, its logits.
+        """Returns the logits [B, num_classes] of `images` [B, C, H, W], and the auxiliary logits.
+
+        The latter are None without an auxiliary head, and outside training.
 
         Raises:
             InputError: if height or width is not divisible by `divisor`.

@@ -1,5 +1,6 @@
-"""Norms of several operations at once, whose gains are the mixing weights: weight · norm(x) costs
-no more than norm(x).
+"""Norms of several operations at once, whose gains are the mixing weights.
+
+So weight · norm(x) costs no more than norm(x).
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class GainBatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         # batch_norm's backward on a CPU reads a gain's memory without its strides (torch 2.14.1).
         gain = None if gain is None else gain.contiguous()
-        mean, variance = (
-            (self.running_mean, self.running_var) if updates or not self.training else (None, None)
-        )
+        mean, variance = self.running_mean, self.running_var
+        if self.training and not updates:
+            mean = variance = None
         return F.batch_norm(
             x, mean, variance, gain, None, self.training, self.momentum or 0.0, self.eps
         )

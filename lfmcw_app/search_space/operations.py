@@ -1,5 +1,6 @@
-"""The candidate operations (primitives) of the DARTS search space, as layers of one edge, and what
-cells of all networks share.
+"""The candidate operations (primitives) of DARTS, as layers of one edge.
+
+With them stands what the cells of all networks share.
 
 Reference: Liu et al., DARTS (2019), section 3 and appendix A.
 """
@@ -77,8 +78,9 @@ class ReLUConvNorm(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution with two 1×1 convolutions on pixel grids one apart: [B, C, H, W] → [B,
-    C', H/2, W/2].
+    """Halves the resolution by two 1×1 convolutions on pixel grids one apart.
+
+    It maps [B, C, H, W] → [B, C', H/2, W/2].
     """
 
     def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
@@ -146,9 +148,10 @@ _MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {
 
 
 def make_operation(primitive: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
-    """Builds a primitive other than `none` for one edge of a derived network: [B, C, H, W] → [B, C,
-    H / stride, W / stride].
+    """Builds a primitive other than `none` for one edge of a derived network.
 
-    (In a supernet `banks.py` evaluates a primitive on several edges at once.)
+    It maps [B, C, H, W] → [B, C, H / stride, W / stride].
+
+    In a supernet, `batched_operations.py` evaluates a primitive on several edges at once.
     """
     return _MAKERS[primitive](channels, stride, style)

@@ -1,5 +1,6 @@
-"""PC-DARTS: the shuffle of partly mixed channels, and normalised weights of the edges; `cell.py`
-has the partial channels.
+"""PC-DARTS: the shuffle of partly mixed channels, and the weights of edges.
+
+The partial channels themselves are in `cell.py`.
 
 Reference: Xu et al., PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search
 (2020), section 3.
@@ -14,8 +15,7 @@ __all__ = ["channel_shuffle", "edge_softmax"]
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleaves `groups` equal groups of channels: output channel i · groups + g is channel i of
-    group g.
+    """Interleaves groups of channels: output i · groups + g is channel i of group g.
 
     Args:
         x: [B, C, H, W], C a multiple of `groups`.
@@ -28,8 +28,6 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def edge_softmax(logits: Tensor, nodes: int) -> Tensor:
-    """Returns the weights of the edges, [edges], from their logits β: a softmax over the incoming
-    edges of each node.
-    """
+    """Returns the weights of the edges, [edges]: a softmax of β over each node's edges."""
     incoming = torch.split(logits, [2 + node for node in range(nodes)])
     return torch.cat([edges.softmax(dim=0) for edges in incoming])

@@ -1,10 +1,9 @@
-"""P-DARTS: a search in stages with deeper supernets and fewer operations an edge, and a limit on
-skip connections.
+"""P-DARTS: a search in stages, deeper and with fewer operations, with limited skip connections.
 
-A search goes through `stages()`. Each begins with a new supernet, architecture and optimizers for
-the candidates that the last one left; each epoch sets the dropout on identities
-(`skip_drop_probability`, `set_skip_drop_probability`); each but the last ends with `surviving`, and
-the last with `derive_restricted_genotype`.
+A search goes through `pdarts_stages()`. Each begins with a new supernet, architecture and
+optimizers, for the candidates that the last one left. Each epoch sets the dropout on identities
+(`skip_drop_probability`, `set_skip_drop_probability`). Each stage ends with `surviving`, but the
+last with `derive_restricted_genotype`.
 
 Reference: Chen et al., Progressive Differentiable Architecture Search (2019), section 3.
 """
@@ -24,18 +23,18 @@ from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype, derive_gen
 from lfmcw_app.search_space.supernet import MixingWeights, Supernet
 
 __all__ = [
-    "Stage",
+    "PDartsStage",
     "derive_restricted_genotype",
+    "pdarts_stages",
     "set_skip_drop_probability",
     "skip_drop_probability",
-    "stages",
     "surviving",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stage of the search.
+class PDartsStage:
+    """A stage of P-DARTS's search.
 
     Attributes:
         layers: cells of its supernet.
@@ -48,11 +47,12 @@ class Stage:
     drops_none: bool
 
 
-def stages(
+def pdarts_stages(
     layers: int = 5, added: Sequence[int] = (0, 6, 12), drops: Sequence[int] = (3, 2, 2)
-) -> tuple[Stage, ...]:
-    """Returns the stages: the paper's have 5, 11 and 17 cells with 8, 5 and 3 operations an edge,
-    of which one is left.
+) -> tuple[PDartsStage, ...]:
+    """Returns the stages.
+
+    The paper's have 5, 11 and 17 cells with 8, 5 and 3 operations per edge, of which one is left.
 
     Args:
         layers: cells of the first supernet.
@@ -61,14 +61,15 @@ def stages(
     """
     last = len(drops) - 1
     return tuple(
-        Stage(layers=layers + more, drops=fewer, drops_none=index == last)
+        PDartsStage(layers=layers + more, drops=fewer, drops_none=index == last)
         for index, (more, fewer) in enumerate(zip(added, drops, strict=True))
     )
 
 
-def surviving(mixing: MixingWeights, candidates: Candidates, stage: Stage) -> Candidates:
-    """Returns the candidates without the weakest `stage.drops` of each edge; of equally weak ones
-    the first goes.
+def surviving(mixing: MixingWeights, candidates: Candidates, stage: PDartsStage) -> Candidates:
+    """Returns the candidates without the weakest `stage.drops` of each edge.
+
+    Of equally weak ones the first goes.
 
     Args:
         mixing: the mixing weights at the stage's end, [edges, primitives] of each kind of cell.
@@ -86,7 +87,7 @@ def surviving(mixing: MixingWeights, candidates: Candidates, stage: Stage) -> Ca
 
 
 def _strongest(
-    weights: Tensor, candidates: tuple[tuple[str, ...], ...], stage: Stage
+    weights: Tensor, candidates: tuple[tuple[str, ...], ...], stage: PDartsStage
 ) -> tuple[tuple[str, ...], ...]:
     if not bool(weights.isfinite().all()):
         raise ValueError("No operations can be dropped: the mixing weights are not finite.")
@@ -120,8 +121,9 @@ def skip_drop_probability(rate: float, epoch: int, *, epochs: int = 25, frozen: 
 
 
 def set_skip_drop_probability(module: nn.Module, probability: float) -> None:
-    """Sets the dropout probability on identities of every supernet in `module` (a discriminator's
-    trunk is one as well).
+    """Sets the dropout on identities of every supernet in `module`.
+
+    A discriminator's trunk is a supernet as well.
     """
     for part in module.modules():
         if isinstance(part, Supernet):
@@ -153,6 +155,8 @@ def derive_restricted_genotype(
         genotype = derive_genotype(
             MixingWeights(normal=normal, reduction=mixing.reduction), candidates
         )
+
+        # The skip connections in the cell, as places in the mixing weights.
         places = []
         for index, edge in enumerate(genotype.normal):
             if edge.primitive == "skip_connect":
@@ -160,6 +164,8 @@ def derive_restricted_genotype(
                 places.append((row, candidates.normal[row].index("skip_connect")))
         if len(places) <= max_skips:
             return genotype
+
+        # One at a time, since the edges that come instead may be skip connections too.
         replaceable = [place for place in places if float(normal[place]) > 0.0]
         if not replaceable:
             raise InputError(

@@ -1,6 +1,4 @@
-"""1×1 convolutions in groups, on maps whose channels come last in memory: one matrix product a
-group.
-"""
+"""1×1 convolutions in groups, on channels-last maps: one matrix product per group."""
 
 from __future__ import annotations
 
@@ -10,23 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.wanted import differentiated, wanted
+from lfmcw_app.search_space.requested_gradients import gradient_requested, recorded_by_autograd
 
 __all__ = ["PointwiseConv", "grouped_linear"]
 
 DENSE_CHANNELS = 32
-"""Up to so many channels one product with a block-diagonal matrix is faster than one a block
-(measured on a CPU).
-"""
+"""Up to so many channels, one product with a block-diagonal matrix is fastest on a CPU."""
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1×1 convolution of each of `groups` groups of channels by itself: [B, G·C, H, W] → [B,
-    G·C', ⌈H/s⌉, ⌈W/s⌉].
+    """A 1×1 convolution of each of `groups` groups of channels by itself.
 
-    It is a matrix product also where there is one group: with few channels, channels last and
-    stride 2, oneDNN's own
-    gradient (torch 2.14.1) writes beyond its buffers.
+    It maps [B, G·C, H, W] → [B, G·C', ⌈H/s⌉, ⌈W/s⌉].
+
+    It is a matrix product also where there is one group. With few channels, channels last and
+    stride 2, oneDNN's own gradient (torch 2.14.1) writes beyond its buffers.
     """
 
     def __init__(
@@ -53,16 +49,16 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     if groups == 1:
         return F.linear(x, weight[0])
     if groups * max(inputs, outputs) <= DENSE_CHANNELS:
-        diagonal = torch.eye(groups, dtype=weight.dtype, device=weight.device).view(
-            groups, 1, groups, 1
-        )
-        dense = (diagonal * weight.unsqueeze(2)).view(groups * outputs, groups * inputs)
+        # weight[g] in the g-th block of the diagonal of [G·O, G·I].
+        diagonal = torch.eye(groups, dtype=weight.dtype, device=weight.device)
+        blocks = diagonal.view(groups, 1, groups, 1) * weight.unsqueeze(2)
+        dense = blocks.view(groups * outputs, groups * inputs)
         return F.linear(x.flatten(1), dense).view(-1, groups, outputs)
     return _products(x, weight)
 
 
 def _products(x: Tensor, weight: Tensor) -> Tensor:
-    if differentiated(x, weight):
+    if recorded_by_autograd(x, weight):
         out: Tensor = _GroupedLinear.apply(x, weight)
         return out
     return _multiply(x, weight)
@@ -79,9 +75,7 @@ def _multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """(x, w) → y. Its gradients are a product with wᵀ and a sum of outer products, whose gradients
-    are these again.
-    """
+    """(x, w) → y. Its gradients, a product with wᵀ and a sum of outer products, stay in kind."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -91,6 +85,8 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (g,) = ctx.saved_tensors, grads
-        gx = _products(g, weight.transpose(1, 2)) if wanted(ctx, 0) else None
-        gw = torch.bmm(g.permute(1, 2, 0), x.transpose(0, 1)) if wanted(ctx, 1) else None
+        gx = _products(g, weight.transpose(1, 2)) if gradient_requested(ctx, 0) else None
+        gw = (
+            torch.bmm(g.permute(1, 2, 0), x.transpose(0, 1)) if gradient_requested(ctx, 1) else None
+        )
         return gx, gw

@@ -1,5 +1,6 @@
-"""Whether a graph is wanted, and which gradients: `torch.autograd.grad(loss, some_inputs)` leaves
-those of others out.
+"""Whether autograd records a graph, and which gradients a backward pass is asked for.
+
+`torch.autograd.grad(loss, some_inputs)` does not ask for those of other inputs.
 """
 
 from __future__ import annotations
@@ -9,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["differentiated", "wanted"]
+__all__ = ["gradient_requested", "recorded_by_autograd"]
 
 
-def differentiated(*inputs: Tensor) -> bool:
+def recorded_by_autograd(*inputs: Tensor) -> bool:
     """Whether autograd records what is made of these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
-def wanted(ctx: Any, index: int) -> bool:
-    """Whether the backward pass that runs needs the gradient in an input of a
-    `torch.autograd.Function`.
+def gradient_requested(ctx: Any, index: int) -> bool:
+    """Whether the running backward pass needs the gradient in an input of a Function.
 
     PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires
-    gradients. Of a leaf PyTorch
-    does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to the function.
+    gradients. For a leaf PyTorch does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to
+    the function instead.
 
     Args:
         ctx: the function's context, in its `backward`.

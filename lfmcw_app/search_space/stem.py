@@ -13,8 +13,10 @@ __all__ = ["image_divisor", "make_stem"]
 
 
 def image_divisor(kind: Literal["cifar", "imagenet"]) -> int:
-    """What height and width of images must be divisible by: the two reduction cells halve the
-    resolution, and so does each of the three convolutions of the stem for ImageNet.
+    """What height and width of images must be divisible by.
+
+    The two reduction cells halve the resolution, and so does each of the three convolutions of the
+    stem for ImageNet.
     """
     return 4 if kind == "cifar" else 32
 
@@ -22,8 +24,9 @@ def image_divisor(kind: Literal["cifar", "imagenet"]) -> int:
 def make_stem(
     kind: Literal["cifar", "imagenet"], in_channels: int, width: int, style: OperationStyle
 ) -> tuple[nn.Module, nn.Module]:
-    """Builds the stems that make the two inputs of the first cell, the second one from the output
-    of the first.
+    """Builds the two stems, which make the inputs of the first cell.
+
+    The second one reads the output of the first.
 
     Args:
         kind: "cifar" keeps the resolution, and both inputs are equal. "imagenet" gives a quarter
@@ -35,8 +38,8 @@ def make_stem(
     Raises:
         ValueError: if the kind is unknown.
 
-    Reference: Liu et al., DARTS (2019), appendix A.3, and Xu et al., PC-DARTS (2020), section 4.3,
-        for ImageNet.
+    Reference: for ImageNet, Liu et al., DARTS (2019), appendix A.3, and Xu et al., PC-DARTS (2020),
+        section 4.3.
     """
     style = replace(style, affine=True)
 
@@ -55,6 +58,5 @@ def make_stem(
         style.make_activation(),
         *convolution(width // 2, width, 2),
     ]
-    return nn.Sequential(*first), nn.Sequential(
-        style.make_activation(), *convolution(width, width, 2)
-    )
+    second = [style.make_activation(), *convolution(width, width, 2)]
+    return nn.Sequential(*first), nn.Sequential(*second)

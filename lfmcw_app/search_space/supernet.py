@@ -1,6 +1,4 @@
-"""The supernet: a stack of cells whose edges mix their candidate operations by the architecture's
-weights; the architecture.
-"""
+"""The supernet, a stack of cells that mix candidate operations, and the architecture."""
 
 from __future__ import annotations
 
@@ -32,14 +30,13 @@ class MixingWeights(NamedTuple):
 
 
 class Architecture(nn.Module):
-    """The architecture A: for the two kinds of cell the logits α, one row an edge and one column a
-    primitive.
+    """The architecture A: per kind of cell the logits α, a row per edge, a column per primitive.
 
     Args:
         nodes: intermediate nodes of a cell.
         primitives: names of the candidate operations: of all edges, or (P-DARTS) of each.
         scale: standard deviation of the initial values (DARTS: 1e-3).
-        edge_weights: whether there are logits β of the edges as well, one an edge (PC-DARTS).
+        edge_weights: whether there are logits β of the edges as well, one per edge (PC-DARTS).
 
     Attributes:
         normal: α of the normal cell, [edges, primitives].
@@ -70,8 +67,9 @@ class Architecture(nn.Module):
         self.reduction_edges = logits(len(candidates.reduction)) if edge_weights else None
 
     def forward(self) -> MixingWeights:
-        """Returns the mixing weights: a softmax of α over each edge's primitives, times one of β
-        over each node's edges.
+        """Returns the mixing weights.
+
+        They are a softmax of α over each edge's primitives, times one of β over each node's edges.
         """
         return MixingWeights(
             normal=self._mixing(self.normal, self.normal_edges),
@@ -84,15 +82,17 @@ class Architecture(nn.Module):
 
 
 def reduction_layers(layers: int) -> tuple[int, int]:
-    """Positions of the two cells that halve the resolution and double the channels: ⌊L/3⌋ and
-    ⌊2L/3⌋.
+    """Positions of the two cells that halve the resolution: ⌊L/3⌋ and ⌊2L/3⌋.
+
+    They double the channels.
     """
     return layers // 3, 2 * layers // 3
 
 
 class Supernet(nn.Module):
-    """A stack of cells over a stem, with a linear classifier; it holds weights only, the
-    architecture is an argument.
+    """A stack of cells over a stem, with a linear classifier.
+
+    It holds weights only; the architecture is an argument.
 
     Args:
         in_channels: channels of an image.
@@ -139,6 +139,9 @@ class Supernet(nn.Module):
         width = stem_multiplier * channels
         self.stem, self.second_stem = make_stem(stem, in_channels, width, style)
         self.cells = nn.ModuleList()
+
+        # A cell reads the outputs of the two cells before it, at first those of the stem; that of
+        # ImageNet makes maps of two sizes, as a reduction does.
         before, reduced_before = (width, width), stem == "imagenet"
         for layer in range(layers):
             reduces = layer in reduction_layers(layers)
@@ -160,20 +163,19 @@ class Supernet(nn.Module):
         self.classifier: nn.Module = nn.Linear(self.out_channels, num_classes)
 
     def features(self, images: Tensor, mixing: MixingWeights) -> Tensor:
-        """Returns the last cell's output, [B, out_channels, H/4, W/4] (H/32, W/32 with the ImageNet
-        stem).
+        """Returns the last cell's output, [B, out_channels, H/4, W/4].
+
+        With the ImageNet stem it is [B, out_channels, H/32, W/32].
         """
-        # Convolutions, norms and pools of a CPU are several times faster on maps whose channels
+        # On a CPU, convolutions, norms and pools are several times faster on maps whose channels
         # come last in memory.
         before_last: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
         last: Tensor = self.second_stem(before_last)
         for cell in self.cells:
             weights = mixing.reduction if cell.reduces else mixing.normal
             args = before_last, last, weights, self.skip_drop_probability
-            before_last, last = (
-                last,
-                checkpointed(cell, *args) if self.checkpointing else cell(*args),
-            )
+            made = checkpointed(cell, *args) if self.checkpointing else cell(*args)
+            before_last, last = last, made
         return last
 
     def forward(self, images: Tensor, mixing: MixingWeights) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sums of feature maps, some of them weighted by scalars, in one pass a map."""
+"""Sums of feature maps, some of them weighted by scalars, in one pass per map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfmcw_app.search_space.wanted import wanted
+from lfmcw_app.search_space.requested_gradients import gradient_requested
 
 __all__ = ["weighted_sum"]
 
@@ -32,21 +32,20 @@ def weighted_sum(
         return terms[0]
     if not weighted:
         weights = None
-    # Under autocast a convolution's map has 16 bits, and what passed through a pool or nothing may
-    # have 32.
+
+    # Under autocast a convolution's map has 16 bits, and one that passed through a pool or nothing
+    # may have 32.
     dtypes = {map_.dtype for map_ in (*terms, *weighted)}
     if len(dtypes) > 1:
         widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
-        terms, weighted = (
-            [term.to(widest) for term in terms],
-            [term.to(widest) for term in weighted],
-        )
+        terms = [term.to(widest) for term in terms]
+        weighted = [term.to(widest) for term in weighted]
     out: Tensor = _WeightedSum.apply(weights, len(terms), *terms, *weighted)
     return out
 
 
 class _WeightedSum(torch.autograd.Function):
-    """One node of the graph; PyTorch's own would be two a term, and as many maps in memory."""
+    """One node of the graph; PyTorch's own would be two per term, and as many maps in memory."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor | None, plain: int, *terms: Tensor) -> Tensor:
@@ -54,6 +53,7 @@ class _WeightedSum(torch.autograd.Function):
         if weights is not None:
             ctx.save_for_backward(weights, *terms[plain:])
         pairs = list(zip(terms[plain:], () if weights is None else weights.unbind(), strict=True))
+        # The first operation makes a new map; the others add to it in place.
         if plain > 1:
             out = terms[0] + terms[1]
         elif plain == 1:
@@ -70,18 +70,17 @@ class _WeightedSum(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         g = grads[0].contiguous(memory_format=torch.channels_last)
         plain = (g,) * ctx.plain
-        saved = ctx.saved_tensors  # once: activation checkpointing lets go of them
+        saved = ctx.saved_tensors  # read once: activation checkpointing then releases them
         if not saved:
             return None, None, *plain
+
         weights, *weighted = saved
-        needs = [wanted(ctx, 1 + ctx.plain + index) for index in range(len(weighted))]
+        needs = [gradient_requested(ctx, 1 + ctx.plain + index) for index in range(len(weighted))]
         maps = [g * w if need else None for w, need in zip(weights.unbind(), needs, strict=True)]
-        flat = _flat(g)
-        slopes = (
-            torch.stack([torch.dot(flat, _flat(term)) for term in weighted])
-            if wanted(ctx, 0)
-            else None
-        )
+        slopes = None
+        if gradient_requested(ctx, 0):
+            flat = _flat(g)
+            slopes = torch.stack([torch.dot(flat, _flat(term)) for term in weighted])
         return slopes, None, *plain, *maps
 
 

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 import typer
 
-from lfmcw_app import trainer
+from lfmcw_app import search
 from lfmcw_app.data import load_dataset
 from lfmcw_app.run import run
 
@@ -258,7 +258,7 @@ def main() -> None:
     torch.set_num_threads(1)
     load_dataset("digits")  # imports what the children would each import
     if not arguments.pictures:
-        trainer.draw_genotype = lambda *arguments: None
+        search.draw_genotype = lambda *arguments: None
     RECIPE.update(assignment.split("=", 1) for assignment in arguments.set)
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fault-campaign-"))
     folder.mkdir(parents=True, exist_ok=True)

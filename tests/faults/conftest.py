@@ -1,98 +1,14 @@
-"""Runs of the application in this process, interrupted wherever a test says, on a recipe that takes
-a second.
-"""
+"""The runs that the tests interrupt, and what an uninterrupted one leaves."""
 
 from __future__ import annotations
 
-import io
-import os
-from pathlib import Path
-
 import pytest
-import torch
-from rich.console import Console
-
-from lfmcw_app import trainer
-from lfmcw_app.recipe import load_recipe
-from lfmcw_app.run_folder import RunFolder
-
-RECIPE = {
-    "dataset": "digits",
-    "checkpoint_every": 2,
-    "data.search_images": 80,
-    "data.train_images": 60,
-    "data.test_images": 50,
-    "search.channels": 4,
-    "search.nodes": 2,
-    "search.steps": 6,
-    "search.order": "first",
-    "search.method": "darts",
-    "search.batch_size": 8,
-    "evaluation.channels": 2,
-    "evaluation.epochs": 3,
-    "evaluation.batch_size": 16,
-}
-
-
-class Killed(BaseException):
-    """Ends a run as a kill does: nothing of the application catches it."""
-
-
-class Runs:
-    """Starts runs and goes on with them."""
-
-    def __init__(self, monkeypatch) -> None:
-        self._monkeypatch = monkeypatch
-        self.printed = io.StringIO()
-        self._datasets = {}
-
-    def recipe(self, **changes):
-        return load_recipe("smoke", overrides={**RECIPE, **changes})
-
-    def start(self, path: Path, *, die_after: int | None = None, **changes):
-        """Runs in a new folder; dies after so many lines of metrics."""
-        return self._run(RunFolder.create(path, self.recipe(**changes)), die_after)
-
-    def resume(self, path: Path, *, die_after: int | None = None):
-        """Goes on in a folder, as a new process would."""
-        return self._run(RunFolder.open(path), die_after)
-
-    def _run(self, folder, die_after):
-        torch.manual_seed(
-            int.from_bytes(os.urandom(4), "big")
-        )  # of a process before it nothing is left
-        dataset = trainer.read_data(folder.recipe, folder.path)
-        with self._monkeypatch.context() as patch:
-            patch.setattr(
-                trainer, "draw_genotype", lambda *arguments: None
-            )  # takes longer than all else
-            if die_after is not None:
-                log = RunFolder.log
-                count = 0
-
-                def dying(self, entry):
-                    nonlocal count
-                    log(self, entry)
-                    count += 1
-                    if count == die_after:
-                        raise Killed
-
-                patch.setattr(RunFolder, "log", dying)
-            try:
-                return trainer.run(folder, dataset, Console(file=self.printed), torch.device("cpu"))
-            except Killed:
-                return None
+from interrupted_runs import Runs, outcome
 
 
 @pytest.fixture
 def runs(monkeypatch):
     return Runs(monkeypatch)
-
-
-def outcome(folder: Path):
-    """What equal runs have equal, byte for byte."""
-    names = ("metrics.jsonl", "genotype.json", "result.json", "config.yaml")
-    return {name: (folder / name).read_bytes() for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -102,16 +18,3 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         Runs(patch).start(folder)
     return outcome(folder)
-
-
-def flip(path: Path) -> None:
-    """Changes one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-
-
-def truncate(path: Path) -> None:
-    """Cuts a file in half."""
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import flip, outcome, truncate
+from interrupted_runs import flip, outcome, truncate
 
 import mlo
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from conftest import outcome
+from interrupted_runs import outcome
 
 import mlo
 from lfmcw_app import run_folder

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import typer
-from conftest import RECIPE, Killed
+from interrupted_runs import RECIPE, Killed
 from typer.testing import CliRunner
 
 from lfmcw_app.evaluate import evaluate

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 SETTINGS = {
-    "search.method": "darts", "search.order": "first", "search.channels": 4, "search.nodes": 2, "search.steps": 100_000,
-    "search.batch_size": 8, "checkpoint_every": 2, "data.search_images": 80, "data.train_images": 32,
-    "data.test_images": 50, "evaluation.channels": 4, "evaluation.epochs": 1, "evaluation.batch_size": 16,
+    "search.method": "darts", "search.order": "first", "search.channels": 4, "search.nodes": 2,
+    "search.steps": 100_000, "search.batch_size": 8, "checkpoint_every": 2,
+    "data.search_images": 80, "data.train_images": 32, "data.test_images": 50,
+    "evaluation.channels": 4, "evaluation.epochs": 1, "evaluation.batch_size": 16,
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
@@ -124,6 +125,5 @@ def test_all_processes_stop_after_the_same_round_when_asked_to(started):
             os.kill(pid, 0)
     stopped_after = lines(folder)
     assert (folder / "search.pt").exists()
-    assert (
-        goes_on(folder) >= stopped_after + 3
-    )  # not a round is lost: the state was saved at the last one
+    # Not a round is lost: the state was saved at the last one.
+    assert goes_on(folder) >= stopped_after + 3

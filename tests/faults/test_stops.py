@@ -9,9 +9,10 @@ import textwrap
 import time
 
 import pytest
-from conftest import outcome
 from filelock import FileLock
+from interrupted_runs import outcome
 
+import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.run_folder import RunFolder
 
@@ -62,11 +63,8 @@ def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(
     assert "Traceback" not in errors
     lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
     assert lines < 15
-    import mlo
-
-    assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == min(
-        lines, 6
-    )  # of the very last round
+    saved = mlo.load_checkpoint(folder / "search.pt")
+    assert saved["optimizer"]["round"] == min(lines, 6)  # the very last round
     runs.resume(folder)
     assert outcome(folder) == whole
 

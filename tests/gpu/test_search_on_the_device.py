@@ -1,5 +1,5 @@
 """The search on a GPU: supernets and steps equal to those of a CPU in float64, steps that do not
-wait, and the command line.
+wait for the device, and the command line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import Batches, load_dataset, resident, search_split
 from lfmcw_app.generators import ImageGenerator
-from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import Augmentation, load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
@@ -39,21 +39,31 @@ def fixed_noise(monkeypatch):
     monkeypatch.setattr(ImageGenerator, "noise", noise)
 
 
+def on_cpu(tensors):
+    """The tensors of a mapping, detached and on the CPU."""
+    return {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+
+
 def search(device, dtype=torch.float64, **options):
     """The search of a small recipe on digits."""
     recipe = load_recipe(
         "smoke",
         overrides={
-            "search.channels": 4, "search.nodes": 2, "search.batch_size": 12, "search.generator.channels": 4,
-            "search.generator.noise_dim": 6, **{f"search.{key}": value for key, value in options.items()},
+            "search.channels": 4,
+            "search.nodes": 2,
+            "search.batch_size": 12,
+            "search.generator.channels": 4,
+            "search.generator.noise_dim": 6,
+            **{f"search.{key}": value for key, value in options.items()},
         },
-    )  # fmt: skip
+    )
     torch.manual_seed(3)
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, 200, seed=1)
+    # The initial values are drawn on the CPU.
     modules = build_modules(
         recipe.search, dataset, primitives=SMOOTH, activation="silu", device=device, dtype=dtype
-    )  # which draws on the CPU
+    )
     return build_search(recipe, dataset, train, validation, modules, device=device, dtype=dtype)
 
 
@@ -73,18 +83,12 @@ def test_rounds_of_a_search_equal_those_on_the_cpu(device, fixed_noise, options)
     for _ in range(2):
         losses = [optimizer.step().losses for optimizer in searches]
         assert set(losses[0]) == set(losses[1])
-        gradients = [
-            {key: g.cpu() for key, g in optimizer.gradient("arch").items()}
-            for optimizer in searches
-        ]
+        gradients = [on_cpu(optimizer.gradient("arch")) for optimizer in searches]
         assert relative_error(gradients[1], gradients[0]) < 1e-8
     for name, problem in searches[1].problems.items():
         assert problem.device.type == device.type
-        moved = {key: parameter.detach().cpu() for key, parameter in problem.parameters.items()}
-        expected = {
-            key: parameter.detach()
-            for key, parameter in searches[0].problems[name].parameters.items()
-        }
+        moved = on_cpu(problem.parameters)
+        expected = on_cpu(searches[0].problems[name].parameters)
         assert relative_error(moved, expected) < 1e-8
 
 
@@ -170,9 +174,10 @@ def command(*arguments):
 
 def test_a_killed_run_goes_on_from_where_it_was(device, tmp_path):
     settings = {
-        "search.channels": 4, "search.nodes": 1, "search.steps": 12, "search.batch_size": 8, "search.generator.channels": 2,
-        "search.generator.noise_dim": 4, "checkpoint_every": 2, "data.search_images": 80, "data.train_images": 60,
-        "data.test_images": 50, "evaluation.channels": 4, "evaluation.epochs": 2, "evaluation.batch_size": 16,
+        "search.channels": 4, "search.nodes": 1, "search.steps": 12, "search.batch_size": 8,
+        "search.generator.channels": 2, "search.generator.noise_dim": 4, "checkpoint_every": 2,
+        "data.search_images": 80, "data.train_images": 60, "data.test_images": 50,
+        "evaluation.channels": 4, "evaluation.epochs": 2, "evaluation.batch_size": 16,
     }  # fmt: skip
     where = f"--device={device.type}"
     folder, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"

@@ -28,21 +28,19 @@ def output_of(name, *arguments):
 
 
 def rows(printed, first):
-    """The cells of every row of the tables that begin with a value."""
-    cells = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in printed.splitlines()
-        if line[:1] == "|"
-    ]
-    return [row for row in cells if row[0] == first]
+    """The cells of every row of the tables that begins with a value."""
+    return [row for row in cells_of(printed.splitlines()) if row[0] == first]
+
+
+def cells_of(lines):
+    """The cells of every line that is a row of a table."""
+    cells = [line.strip("|").split("|") for line in lines if line[:1] == "|"]
+    return [list(map(str.strip, row)) for row in cells]
 
 
 def rows_after(printed, head):
     """The cells of every row of the table whose head begins so."""
-    lines = printed[printed.index(head) :].splitlines()[2:]
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"
-    ]
+    return cells_of(printed[printed.index(head) :].splitlines()[2:])
 
 
 @pytest.mark.slow
@@ -83,10 +81,8 @@ def test_search_steps_beside_the_original_operations():
     (errors,) = rows(printed, "torch.float64")
     assert all(float(error) < 1e-12 for error in errors[1:])
     measured = {row[0]: row for row in rows_after(printed, "| step |")}
-    assert measured["DARTS, first order"][5:7] == [
-        "2",
-        "2",
-    ]  # forward and backward passes through supernets
+    # Forward and backward passes through supernets.
+    assert measured["DARTS, first order"][5:7] == ["2", "2"]
     assert measured["DARTS, first order, original operations"][5:7] == ["2", "2"]
     assert measured["LFM-CW, first order"][5:7] == ["7", "7"]
     memory = {

@@ -5,52 +5,15 @@ whole batches.
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 
 import data_parallel_cases as cases
 import pytest
 import torch
+from several_processes import launch
 
 import mlo
 from mlo.distributed import SyncBatchNorm, _rows
-
-TIMEOUT = 300
-"""Seconds after which processes count as hanging."""
-
-
-def launch(size, folder, script=cases.__file__, arguments=None, expect=0):
-    """Runs `size` processes of a script to their ends; returns what each printed."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [os.path.dirname(os.path.dirname(mlo.__file__)), *sys.path]
-    )
-    running = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                script,
-                *(arguments or [str(folder / "store"), str(rank), str(size), str(folder)]),
-            ],
-            env={**environment, "RANK": str(rank), "WORLD_SIZE": str(size)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        printed = [process.communicate(timeout=TIMEOUT)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    codes = [process.returncode for process in running]
-    assert all((code == 0) == (expect == 0) for code in codes), "\n".join(
-        [f"exit codes {codes}", *printed]
-    )
-    return printed
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +118,8 @@ def test_noise_is_each_process_s_own_or_shared_and_random_states_stay_alike(seve
     first, second = several(2)[0]
     own, other = first["noises", "own"], second["noises", "own"]
     assert not torch.isclose(own["drawn"], other["drawn"]).any()
-    assert (
-        len(own["drawn"]) == 4 and len(own["drawn"].unique(dim=0)) == 2
-    )  # each step's noise is replayed once
+    # Each step's noise is replayed once.
+    assert len(own["drawn"]) == 4 and len(own["drawn"].unique(dim=0)) == 2
     assert torch.equal(own["state"], other["state"])
     assert torch.equal(first["noises", "shared"]["drawn"], second["noises", "shared"]["drawn"])
 

@@ -143,17 +143,15 @@ def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):
     untrained, learned = change(printed, "new tasks, accuracy (%) after 1 steps")
     assert untrained < 35 and learned > untrained + 15
     not_adapted = change(printed, "new tasks, accuracy (%) after 0 steps")[1]
-    assert (
-        learned > not_adapted + 5
-    )  # it is the adaptation that was learned, not one network for all tasks
+    # The adaptation was learned, not one network for all tasks.
+    assert learned > not_adapted + 5
 
 
 def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
     arguments = ("--steps", 20, "--picture", "gan.png")
     printed = output_of("gan_game.py", tmp_path, *arguments)
-    before, after = change(
-        printed, "penalty r"
-    )  # reaches the generator through the discriminator alone
+    # The penalty reaches the generator through the discriminator alone.
+    before, after = change(printed, "penalty r")
     assert after > 1.1 * before
     assert number(printed, "learned") < number(printed, "fixed")
 
@@ -204,10 +202,8 @@ def test_the_custom_engine_keeps_its_bound(tmp_path):
     )
     printed = output_of("custom_engine.py", tmp_path, *arguments)
     assert float(re.search(r"^direct: error (\S+)$", printed, re.MULTILINE)[1]) < 1e-10
-    rows = [
-        [float(cell) for cell in row]
-        for row in re.findall(r"\| (\d+) " + r"\| (\S+) " * 4 + r"\|", printed)
-    ]
+    cells = re.findall(r"\| (\d+) " + r"\| (\S+) " * 4 + r"\|", printed)
+    rows = [list(map(float, row)) for row in cells]
     assert [row[0] for row in rows] == [1, 5, 20, 60]
 
     # With r = Aq - v the hypergradient's error is B^T A^-1 r, so it is at most |B| |r| /

@@ -14,17 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lfmcw_app.errors import InputError
-from lfmcw_app.sweep import (
-    LOG,
-    LocalProcesses,
-    RayTasks,
-    SubmititJobs,
-    make_launcher,
-    resume_command,
-    run_command,
-    sweep,
-)
+from lfmcw_app.sweep import LOG, LocalProcesses, RayTasks, SubmititJobs, sweep
 
 # A run in miniature: it counts its starts in the folder, and does in each what the folder's name
 # says.
@@ -135,37 +125,11 @@ def test_what_still_runs_is_stopped_at_the_end(tmp_path):
     assert waiting.cancelled() or isinstance(waiting.exception(), InterruptedError)
 
 
-def test_a_worker_returns_the_exit_code_and_keeps_the_output(tmp_path):
-    log = tmp_path / "log.txt"
-    log.write_text("before\n")
-    assert (
-        run_command(
-            [
-                sys.executable,
-                "-c",
-                "print('out'); import sys; print('err', file=sys.stderr); sys.exit(7)",
-            ],
-            str(log),
-        )
-        == 7
-    )
-    assert set(log.read_text().split()) == {"before", "out", "err"}
-
-
-def test_options_are_checked(tmp_path):
-    with pytest.raises(InputError, match="local has no options"):
-        make_launcher("local", jobs=1, folder=tmp_path, options={"num_gpus": 1})
-    with pytest.raises(InputError, match="Did you mean 'ray'"):
-        make_launcher("rai", jobs=1, folder=tmp_path, options={})
-    pytest.importorskip("submitit")
-    with pytest.raises(InputError, match="partition_of_slurm"):
-        SubmititJobs(1, tmp_path, {"partition_of_slurm": "x"}, cluster="local")
-
-
 @pytest.mark.slow
 def test_a_table_that_is_asked_to_stop_stops_its_runs(tmp_path):
     settings = [
-        "search.channels=4", "search.steps=100000", "data.search_images=200", "data.train_images=60", "data.test_images=50",
+        "search.channels=4", "search.steps=100000", "data.search_images=200",
+        "data.train_images=60", "data.test_images=50",
     ]  # fmt: skip
     arguments = [
         "table2",
@@ -199,9 +163,3 @@ def test_a_table_that_is_asked_to_stop_stops_its_runs(tmp_path):
     assert process.wait(60) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int(children[0]), 0)
-
-
-def test_the_command_goes_on_with_a_folder():
-    command = resume_command(Path("runs/x"), data=Path("data"), device="cpu", threads=3)
-    assert command[:4] == [sys.executable, "-m", "lfmcw_app.run", "--resume"]
-    assert command[4:] == ["runs/x", "--data", "data", "--device", "cpu", "--threads", "3"]

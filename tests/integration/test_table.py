@@ -5,75 +5,12 @@ made twice.
 from __future__ import annotations
 
 import csv
-import math
 import subprocess
 import sys
 
 import pytest
 
-from lfmcw_app.comparison import Summary, compare, holm, summarise
-from lfmcw_app.table import TABLES, arm_recipe
-
-
-def arm(label, *errors):
-    return Summary(
-        label=label,
-        errors=dict(enumerate(errors)),
-        parameters=dict.fromkeys(range(len(errors)), 1000),
-    )
-
-
-def test_arms_are_compared_seed_by_seed():
-    """Differences -1, -2, -3: mean -2, SD 1, t(0.975, 2) = 4.303; t = -2 √3 has p = 0.0742 with two
-    degrees of freedom.
-    """
-    found = compare(arm("new", 9.0, 11.0, 13.0), arm("old", 10.0, 13.0, 16.0))
-    assert found.difference == pytest.approx(-2.0)
-    assert found.interval == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    assert found.p_value == pytest.approx(0.0742, abs=1e-4)
-    assert found.detectable == pytest.approx(
-        (4.3027 + 1.0607) / math.sqrt(3), rel=1e-4
-    )  # t(0.8, 2) = 1.0607
-    assert found.pairs == 3
-
-
-def test_only_seeds_that_both_have_are_paired():
-    found = compare(arm("new", 9.0), arm("old", 10.0, 20.0))
-    assert (found.difference, found.pairs) == (-1.0, 1)
-    assert math.isnan(found.interval)
-    other = Summary(label="other", errors={7: 1.0}, parameters={7: 1})
-    assert compare(other, arm("old", 10.0)).pairs == 0
-
-
-def test_p_values_are_adjusted_for_their_number():
-    """The smallest of three counts three times, the next twice; none is below one that is
-    smaller.
-    """
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    found = holm([0.01, math.nan, 0.02])
-    assert (found[0], found[2]) == (0.02, 0.02)
-    assert math.isnan(found[1])
-
-
-def test_a_table_says_what_one_run_cannot_show():
-    text = summarise([arm("old", 10.0), arm("new", 9.5)])
-    assert "| old | 10.00 | 1 |  |  |  | 1,000 |" in text
-    assert "-0.50 (one pair only)" in text
-
-
-def test_the_arms_are_those_of_the_paper_and_its_controls():
-    assert set(TABLES) == {"table2", "table4", "table5", "fig3", "controls"}
-    assert {arm.settings["search.generator.name"] for arm in TABLES["table5"].values()} == {
-        "dcgan",
-        "wgan_gp",
-        "biggan",
-    }
-    assert 0.0 in {arm.settings["search.lambda"] for arm in TABLES["fig3"].values()}
-    controls = [arm.settings for arm in TABLES["controls"].values()]
-    assert {"search.method": "random"} in controls
-    assert {"search.class_weighting": "uniform"} in controls
-
+from lfmcw_app.table import TABLES
 
 TINY = (
     "search.channels=4 search.nodes=1 search.steps=2 search.batch_size=8 "
@@ -131,33 +68,6 @@ def test_a_table_is_made_run_by_run_and_only_what_is_missing_is_run(tmp_path):
     changed = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--set=search.lambda=0.5")
     assert changed.returncode == 2
     assert "a table of other settings" in changed.stderr
-
-
-def test_the_controls_differ_from_the_method_in_what_they_control():
-    found = {
-        label: arm_recipe(arm, "fashion-mnist", "small", None, [], 3, space=None, order=None)
-        for label, arm in TABLES["controls"].items()
-    }
-    ours = found["LFM-CW"].search
-    assert all(recipe.seed == 3 for recipe in found.values())
-    assert found["no LFM-CW"].search == ours.model_copy(update={"method": "darts"})
-    assert found["no LFM-CW, 4 times the rounds"].search == ours.model_copy(
-        update={"method": "darts", "steps": 1200}
-    )
-    assert found["uniform class weights"].search == ours.model_copy(
-        update={"class_weighting": "uniform"}
-    )
-    longer = arm_recipe(
-        TABLES["controls"]["no LFM-CW, 4 times the rounds"],
-        "cifar10",
-        "paper",
-        None,
-        [],
-        0,
-        space=None,
-        order=None,
-    )
-    assert longer.search.epochs == 200
 
 
 def test_an_unknown_table_is_refused(tmp_path):

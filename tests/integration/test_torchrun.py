@@ -10,8 +10,8 @@ import sys
 import data_parallel_search
 import pytest
 import torch
-from test_data_parallel import launch
-from test_run import TINY, run
+from several_processes import launch
+from tiny_runs import TINY, run
 
 SHORT = {
     "search.steps": 2,
@@ -109,19 +109,19 @@ def test_a_search_of_two_processes_is_that_of_one_in_double_precision(name, sear
             assert torch.allclose(found[key], value, rtol=tolerance, atol=tolerance / 10), key
 
 
+def logged(folder):
+    """The numbers of every line of a run's metrics."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [numbers(json.loads(line)) for line in lines]
+
+
 @pytest.mark.slow
 def test_two_processes_train_a_derived_network_as_one_does(tmp_path):
     for name, processes in (("one", 1), ("two", 2)):
         arguments = ("random:0", "digits", "--out", tmp_path / name)
         finished = torchrun(*arguments, module="lfmcw_app.evaluate", processes=processes, **SHORT)
         assert finished.returncode == 0, finished.stderr
-    one, two = (
-        [
-            numbers(json.loads(line))
-            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        ]
-        for name in ("one", "two")
-    )
+    one, two = (logged(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 2
     for expected, found in zip(one, two, strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -70,9 +70,9 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
     assert where.stdout.count(str(tmp_path / "clean")) == 2, where.stdout + where.stderr
     assert run("python", "-m", "mlo.info").returncode == 0
     settings = [
-        "search.nodes=1", "search.steps=1", "search.batch_size=8", "data.search_images=40", "data.train_images=40",
-        "data.test_images=20", "evaluation.channels=2", "evaluation.epochs=1", "evaluation.batch_size=16",
-        "search.method=darts",
+        "search.nodes=1", "search.steps=1", "search.batch_size=8", "data.search_images=40",
+        "data.train_images=40", "data.test_images=20", "evaluation.channels=2",
+        "evaluation.epochs=1", "evaluation.batch_size=16", "search.method=darts",
     ]  # fmt: skip
     finished = run(
         "lfmcw",

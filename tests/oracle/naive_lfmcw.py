@@ -90,7 +90,7 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
         """Eqs. 10 and 4."""
         live = dict(problems["w2"].module.network.named_parameters())
         w2_grads = clipped(grad_of(loss, w2), problems["w2"].grad_clip)
-        w2_new = sgd(w2, w2_grads, problems["w2"].optimizers[""], live)
+        w2_new = sgd(w2, w2_grads, problems["w2"].optimizers["w2"], live)
         value = F.cross_entropy(
             functional_call(modules.w2.network, w2_new, (val_images, mix)), val_labels
         )
@@ -108,7 +108,7 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
     w1_new = sgd(
         w1,
         clipped(grad_of(loss, w1), problems["w1"].grad_clip),
-        problems["w1"].optimizers[""],
+        problems["w1"].optimizers["w1"],
         live,
     )
 

@@ -16,7 +16,7 @@ from torch.optim import SGD
 
 import mlo
 import mlo.betty
-from mlo.hypergradient.betty import betty_version
+from mlo.betty.engines import betty_version
 from mlo.testing import (
     Vector,
     bilevel_quadratic,
@@ -205,7 +205,7 @@ def test_an_unused_parameter_is_its_error_and_named():
 def test_a_missing_betty_is_named_with_the_command_that_installs_it(monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
-    import mlo.hypergradient.betty as engines
+    import mlo.betty.engines as engines
 
     def missing(name):
         raise PackageNotFoundError(name)

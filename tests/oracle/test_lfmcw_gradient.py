@@ -10,9 +10,9 @@ import pytest
 import torch
 from naive_lfmcw import architecture_gradient
 
+from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.gradient_terms import PATHS, gradient_terms
-from lfmcw_app.modules import build_modules
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.candidates import Candidates
@@ -90,7 +90,7 @@ def gradient_of_next_round(optimizer):
     def catch(*_):
         caught.update({name: p.grad.clone() for name, p in arch.parameters.items()})
 
-    handle = arch.optimizers[""].register_step_pre_hook(catch)
+    handle = arch.optimizers[arch.name].register_step_pre_hook(catch)
     optimizer.step()
     handle.remove()
     return caught
@@ -206,9 +206,8 @@ def test_plain_darts_has_two_problems_and_first_order_keeps_the_direct_gradient(
 
 
 def test_the_parts_of_the_gradient_add_up_and_each_path_has_one():
-    still = {
-        "architecture.lr": 1e-30
-    }  # the round moves both architectures to the same place: nowhere
+    # The round moves both architectures to the same place: nowhere.
+    still = {"architecture.lr": 1e-30}
     *_, optimizer = make(**still)
     optimizer.step()
     terms = gradient_terms(optimizer)

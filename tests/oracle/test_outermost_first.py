@@ -179,16 +179,25 @@ def test_problems_below_the_outermost_see_solutions_that_were_made():
     optimizer = mlo.MultilevelOptimizer(
         [
             mlo.Problem(
-                "w", module=w, optimizer=sgd(w), data=TRAIN, loss=lambda w, batch, *, x: train_loss(w.v, batch, x.v)
+                "w",
+                module=w,
+                optimizer=sgd(w),
+                data=TRAIN,
+                loss=lambda w, batch, *, x: train_loss(w.v, batch, x.v),
             ),
             mlo.Problem(
-                "m", module=m, optimizer=sgd(m), data=VALID,
+                "m",
+                module=m,
+                optimizer=sgd(m),
+                data=VALID,
                 loss=lambda m, batch, *, w, x: middle_loss(m.v, batch, w.v, x.v),
             ),
-            mlo.Problem("x", module=x, optimizer=sgd(x), loss=lambda x, _, *, m: (m.v.sin() * x.v[:3]).sum()),
+            mlo.Problem(
+                "x", module=x, optimizer=sgd(x), loss=lambda x, _, *, m: (m.v.sin() * x.v[:3]).sum()
+            ),
         ],
         order="outermost_first",
-    )  # fmt: skip
+    )
     assert optimizer.graph.schedule("outermost_first") == ("x", "w", "m")
     a, b, c = (module.v.detach().clone() for module in (w, m, x))
     for k in range(4):
@@ -236,9 +245,16 @@ def test_noise_of_the_look_ahead_does_not_make_updates_depend_on_how_often_gradi
         w, x = Noisy(), Noisy()
         sgd = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (w, x)]
         problems = [
-            mlo.Problem("w", module=w, optimizer=sgd[0], loss=lambda w, _, *, x: ((w.v - x.v * torch.rand(3)) ** 2).sum()),
-            mlo.Problem("x", module=x, optimizer=sgd[1], loss=lambda x, _, *, w: (w.v * torch.rand(3)).sum()),
-        ]  # fmt: skip
+            mlo.Problem(
+                "w",
+                module=w,
+                optimizer=sgd[0],
+                loss=lambda w, _, *, x: ((w.v - x.v * torch.rand(3)) ** 2).sum(),
+            ),
+            mlo.Problem(
+                "x", module=x, optimizer=sgd[1], loss=lambda x, _, *, w: (w.v * torch.rand(3)).sum()
+            ),
+        ]
         return mlo.MultilevelOptimizer(problems, order="outermost_first"), x
 
     plain, x = build()

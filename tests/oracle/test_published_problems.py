@@ -97,9 +97,8 @@ BOLIB = {
 @pytest.mark.parametrize("name", BOLIB)
 def test_bolib_reaches_the_published_optimum(name, engine):
     (upper, lower), best, lower_best, minimiser, lr, (above, upper_lr), rounds = BOLIB[name]
-    x, y = (
-        Vector(torch.ones(1, dtype=torch.float64)) for _ in range(2)
-    )  # the library's starting point, (1, 1)
+    # The library's starting point is (1, 1).
+    x, y = (Vector(torch.ones(1, dtype=torch.float64)) for _ in range(2))
     problems = [
         mlo.Problem(
             "y",

@@ -50,10 +50,8 @@ class Fixed:
                 problem("x", 3, lambda x, _, *, w: w.v @ self.v["x"]),
                 problem("y", 3, lambda y, _, *, w: w.v @ self.v["y"]),
             ],
-            {
-                "w": engine,
-                "x": "first_order",
-            },  # y is judged at x's value, so that each asks for w's response alone
+            # y is judged at x's value, so that each asks for w's response alone.
+            {"w": engine, "x": "first_order"},
         )
 
     def exact(self, name):

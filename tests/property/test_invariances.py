@@ -32,9 +32,8 @@ ORDER_FREE = {**ENGINES, "neumann auto": mlo.Neumann(num_terms=120)}
 every_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 seeds = st.integers(0, 2**16)
 quickly = settings(max_examples=8, deadline=None, derandomize=True)
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::mlo.SolveWarning"
-)  # three steps are meant to stop short
+# Three steps are meant to stop short.
+pytestmark = pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
 
 
 @every_engine
@@ -52,7 +51,9 @@ def test_is_linear_in_the_upper_loss(engine, seed, magnitude, sign):
     def scaled_loss(x, batch, *, w):
         return scale * upper.loss(x, batch, w=w)
 
-    scaled = mlo.Problem("x", module=upper.module, optimizer=upper.optimizers[""], loss=scaled_loss)
+    scaled = mlo.Problem(
+        "x", module=upper.module, optimizer=upper.optimizers[upper.name], loss=scaled_loss
+    )
     plain = mlo.MultilevelOptimizer([lower, upper], engine).gradient("x")["v"]
     found = mlo.MultilevelOptimizer([lower, scaled], engine).gradient("x")["v"]
     assert relative_error(found, scale * plain) < 1e-9
@@ -79,9 +80,10 @@ def several_parts(engine, seed, lower_order, upper_order):
     def normal(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    inner, outer = (
-        {name: 0.3 * normal(*shape) for name, shape in SHAPES.items()} for _ in range(2)
-    )
+    def values():
+        return {name: 0.3 * normal(*shape) for name, shape in SHAPES.items()}
+
+    inner, outer = values(), values()
     data, mix, target = normal(16, 12), normal(12, 12) / 12**0.5, normal(12)
     lower, upper = Parts(inner, lower_order), Parts(outer, upper_order)
 

@@ -44,9 +44,8 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     if needed := re.match(r"# needs (\S+)", code):
         require(needed[1])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        registry, "_FACTORIES", dict(registry._FACTORIES)
-    )  # a block may register an engine
+    # A block may register an engine.
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     run(code, f"{path}:{number}")
     assert capsys.readouterr().out
 
@@ -253,13 +252,10 @@ def test_every_equation_of_the_method_names_what_implements_it():
 
 def test_messages_that_the_docs_quote_are_in_the_sources():
     messages = "\n".join(
-        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in parts)
+        message
         for package in ("mlo", "lfmcw_app")
         for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        for parts in (
-            [node.values] if isinstance(node, ast.JoinedStr) else [[node]] if is_text(node) else []
-        )
+        for message in messages_in(path)
     )
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     quoted = re.findall("^\\|(.*?)\\|", text, re.MULTILINE)
@@ -271,6 +267,16 @@ def test_messages_that_the_docs_quote_are_in_the_sources():
     ]
     assert len(fragments) > 50
     assert [part for part in fragments if part.strip() not in messages] == []
+
+
+def messages_in(path):
+    """The texts of a source, with a zero byte in the place of what is filled in."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if is_text(part) else "\0" for part in node.values]
+            yield "".join(parts)
+        elif is_text(node):
+            yield node.value
 
 
 def is_text(node):

@@ -1,4 +1,4 @@
-"""The class-weighted losses, the class weights of W2, the generator and the discriminator."""
+"""The modules of the problems of a search."""
 
 from __future__ import annotations
 
@@ -6,52 +6,9 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from lfmcw_app.data import load_dataset
-from lfmcw_app.generators import ConditionalDCGAN
-from lfmcw_app.modules import WeightedLearner, build_modules
-from lfmcw_app.ops import class_weighted_cross_entropy, classwise_cross_entropy
-from lfmcw_app.problems import make_gan_loss
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.build_modules import WeightedLearner
 from lfmcw_app.search_space.supernet import Supernet
-from mlo.testing import evaluated
-
-
-def test_classwise_cross_entropy_is_the_mean_of_each_class():
-    logits = torch.randn(9, 4, dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3])
-    means, counts = classwise_cross_entropy(logits, labels)
-    assert counts.tolist() == [3, 2, 0, 4]
-    for label in (0, 1, 3):
-        expected = F.cross_entropy(logits[labels == label], labels[labels == label])
-        assert torch.allclose(means[label], expected)
-    assert means[2] == 0
-
-
-def test_the_losses_are_twice_differentiable_in_all_they_take():
-    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    class_weights = torch.rand(3, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0, 2, 2, 0, 0])
-
-    def weighted(x, w):
-        return class_weighted_cross_entropy(x, labels, w)
-
-    def by_class(x):
-        return classwise_cross_entropy(x, labels)[0]
-
-    assert torch.autograd.gradcheck(weighted, (logits, class_weights))
-    assert torch.autograd.gradgradcheck(weighted, (logits, class_weights))
-    assert torch.autograd.gradcheck(by_class, (logits,))
-    assert torch.autograd.gradgradcheck(by_class, (logits,))
-
-
-def test_the_size_of_the_class_weights_matters():
-    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    ones = torch.ones(3)
-    plain = F.cross_entropy(logits, labels)
-    assert torch.allclose(class_weighted_cross_entropy(logits, labels, ones), plain)
-    assert torch.allclose(class_weighted_cross_entropy(logits, labels, 3 * ones), 3 * plain)
 
 
 def learner(classes=3):
@@ -89,55 +46,11 @@ def test_class_weights_follow_the_class_losses():
     assert float(weights[2]) > 10 * float(weights[:2].max())
 
 
-@pytest.mark.parametrize("size", [8, 16, 28, 32])
-def test_the_generator_draws_images_of_the_data_sets_size_in_its_range(size):
-    generator = ConditionalDCGAN(
-        num_classes=10,
-        image_size=size,
-        image_channels=3,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
-        channels=4,
-    )
-    images = generator.sample(torch.arange(10))
-    assert images.shape == (10, 3, size, size)
-    assert float(images.detach().abs().max()) <= 2.0  # (1 - mean) / std
-
-
-def gan_parts():
-    torch.manual_seed(0)
-    modules = build_modules(load_recipe("smoke").search, load_dataset("digits"))
-    return modules, (torch.randn(8, 1, 8, 8), torch.arange(8))
-
-
-def test_the_discriminator_has_the_searched_architecture():
-    """Its scores depend on A, through the same α as the classifiers'."""
-    modules, (images, labels) = gan_parts()
-    score = modules.gan.discriminator(images, labels, modules.arch()).sum()
-    grads = torch.autograd.grad(score, [modules.arch.normal, modules.arch.reduction])
-    assert all(bool(g.abs().sum() > 0) for g in grads)
-    assert not any("arch" in name or "normal" in name for name, _ in modules.gan.named_parameters())
-
-
-def test_each_player_goes_down_its_own_loss():
-    modules, batch = gan_parts()
-    losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
-    fake_up = torch.autograd.grad(
-        losses["generator"], list(modules.gan.generator.parameters()), retain_graph=True
-    )
-    assert any(bool(g.abs().sum() > 0) for g in fake_up)
-    before = {name: float(loss.detach()) for name, loss in losses.items()}
-    for player in ("generator", "discriminator"):
-        modules, batch = gan_parts()
-        torch.manual_seed(1)
-        losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
-        params = list(getattr(modules.gan, player).parameters())
-        grads = torch.autograd.grad(losses[player], params, allow_unused=True)
-        with torch.no_grad():
-            for p, g in zip(params, grads, strict=True):
-                if g is not None:
-                    p -= 1e-2 * g
-        torch.manual_seed(1)
-        after, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
-        assert float(after[player]) < float(losses[player])
-    assert set(before) == {"generator", "discriminator"}
+def test_a_missing_class_can_take_the_mean_of_the_others_differentiably():
+    w2 = WeightedLearner(Supernet(in_channels=1, num_classes=4, channels=2, layers=3, nodes=1), 4)
+    logits = torch.randn(5, 4, requires_grad=True)
+    weights = w2.class_weights(logits, torch.tensor([0, 0, 0, 1, 3]), "batch_mean")
+    assert float(weights[2].detach()) == pytest.approx(float(weights[[0, 1, 3]].detach().mean()))
+    (grad,) = torch.autograd.grad(weights[2], logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(weights[[0, 1, 3]].mean(), logits)
+    assert torch.allclose(grad, expected)

@@ -110,9 +110,8 @@ def test_a_generator_without_a_gradient_is_told():
         14,
         "generator's gradient was below 1e-06",
     )
-    assert (
-        told([{"generator_norm": 1e-7}] * 20) == []
-    )  # small from the beginning is a matter of scale
+    # Small from the beginning is a matter of scale.
+    assert told([{"generator_norm": 1e-7}] * 20) == []
     only(told([{"generator_norm": 0.0}] * 20), 4, "generator's gradient")
 
 

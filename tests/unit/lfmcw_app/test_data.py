@@ -1,22 +1,27 @@
-"""Data sets, the stratified split, batches as a function of seed and position, augmentation."""
+"""Data sets, the split for the search, batches as a function of seed and position."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import struct
-import tarfile
-from pathlib import Path
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import functional as TF
 
-from lfmcw_app.data import Batches, Images, load_dataset, search_split, stratified
+from lfmcw_app import folders
+from lfmcw_app.data import (
+    Batches,
+    PairedBatches,
+    check_dataset,
+    in_order,
+    load_dataset,
+    search_split,
+    short_name,
+)
 from lfmcw_app.errors import InputError
-from lfmcw_app.readers import FASHION_MNIST_FILES
-from lfmcw_app.recipe import Augmentation, load_recipe
-from lfmcw_app.trainer import read_data
+from lfmcw_app.recipe import Augmentation
 
 
 def test_digits_are_embedded_and_normalised():
@@ -39,13 +44,6 @@ def test_the_search_split_is_stratified_disjoint_and_seeded():
     other, _ = search_split(digits, None, seed=1)
     assert torch.equal(train.pixels, again.pixels)
     assert not torch.equal(train.pixels, other.pixels)
-
-
-def test_stratified_takes_every_class_in_proportion():
-    labels = torch.cat([torch.zeros(60), torch.ones(30), torch.full((10,), 2)]).long()
-    first, second = stratified(labels, 50, seed=3)
-    assert labels[first].bincount().tolist() == [30, 15, 5]
-    assert sorted(torch.cat([first, second]).tolist()) == list(range(100))
 
 
 def test_a_batch_is_a_function_of_seed_and_position():
@@ -79,51 +77,6 @@ def test_a_pass_shows_every_image_once():
     assert int((total - counts).sum()) == len(digits.train) % 7
 
 
-def test_augmentation_crops_mirrors_and_cuts():
-    digits = load_dataset("digits")
-    plain = Batches(digits.train, digits, batch_size=64, seed=0).batch(0)[0]
-    flipped = Batches(
-        digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(flip=True)
-    ).batch(0)[0]
-    same = (flipped == plain).flatten(1).all(1)
-    mirrored = (flipped == plain.flip(3)).flatten(1).all(1)
-    assert bool((same | mirrored).all())
-    assert 10 < int(mirrored.sum()) < 54
-    cropped = Batches(
-        digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(crop_padding=2)
-    ).batch(0)[0]
-    black = float(plain.min())  # a pixel of 0, which is what a crop sees outside the image
-    padded = torch.nn.functional.pad(plain, (2, 2, 2, 2), value=black)
-    windows = padded.unfold(2, 8, 1).unfold(3, 8, 1).reshape(64, 25, 8, 8)
-    assert bool((windows == cropped).flatten(2).all(2).any(1).all())
-    cut = Batches(
-        digits.train, digits, batch_size=64, seed=0, augmentation=Augmentation(cutout=4)
-    ).batch(0)[0]
-    changed = (cut != plain).flatten(1).sum(1)
-    assert int(changed.max()) <= 16
-    assert bool((cut[cut != plain] == 0).all())
-
-
-@pytest.mark.parametrize(
-    ("fractions", "images", "batch"), [([0.6, 0.4], 99, 40), ([0.29, 0.71], 100, 29)]
-)
-def test_a_batch_as_large_as_the_smaller_part_of_the_search_images_is_accepted(
-    fractions, images, batch
-):
-    """59 and 40 of 99 images: the second part gets the rest; 0.29 · 100 is 28.999999999999996."""
-    settings = {
-        "dataset": "digits",
-        "data.search_images": images,
-        "data.search_fractions": fractions,
-    }
-    read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch}), Path("data"))
-    with pytest.raises(InputError, match=f"leaves only {batch} images"):
-        read_data(
-            load_recipe("smoke", overrides=settings | {"search.batch_size": batch + 1}),
-            Path("data"),
-        )
-
-
 def test_random_images_have_the_shape_and_number_of_a_data_set_and_take_no_memory():
     noise = load_dataset("random:imagenet")
     assert (len(noise.train), len(noise.test), noise.num_classes) == (1_281_167, 50_000, 1000)
@@ -149,81 +102,174 @@ def test_fewer_images_than_a_batch_are_refused():
         Batches(digits.train, digits, batch_size=5000, seed=0)
 
 
-# ------------------------------ files of the real formats, with made-up pixels
+IMAGENET = Augmentation(flip=True, resized_crop=True, color_jitter=(0.4, 0.4, 0.4, 0.2))
 
 
-def write_fashion(folder, count=20):
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name in FASHION_MNIST_FILES:
-        shape = (count, 28, 28) if "images" in name else (count,)
-        values = rng.integers(0, 256 if "images" in name else 10, shape, dtype=np.uint8)
-        header = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
-        (folder / name).write_bytes(gzip.compress(header + values.tobytes()))
-
-
-def test_fashion_mnist_is_read_from_the_data_folder_and_reduced(tmp_path):
-    write_fashion(tmp_path / "fashion-mnist")
-    data = load_dataset("fashion-mnist", tmp_path, image_size=16)
-    assert data.train.pixels.shape == (20, 1, 16, 16)
-    assert data.class_names[9] == "ankle boot"
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    write_fashion(tmp_path / "fashion-mnist")
-    path = tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz"
-    for content in (path.read_bytes()[:100], gzip.compress(b"\0" * 20), b"no gzip"):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz is damaged"):
-            load_dataset("fashion-mnist", tmp_path)
-
-
-def cifar_record(label_bytes, labels):
-    rng = np.random.default_rng(1)
-    return b"".join(
-        bytes(label_bytes) + rng.integers(0, 256, 3072, dtype=np.uint8).tobytes()
-        for label_bytes in labels
+def write(path, size=(8, 8), mode="RGB", seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(
+        0, 256, size[0] * size[1] * len(mode), dtype=np.uint8
     )
+    image = Image.frombytes(mode, size, values.tobytes())
+    image.save(path)
+    return image
 
 
-def test_cifar_is_read_from_its_folder_and_from_its_archive_without_unpickling(tmp_path):
-    files = {
-        f"cifar-10-batches-bin/data_batch_{k}.bin": cifar_record(1, [[k], [9]]) for k in range(1, 6)
-    }
-    files["cifar-10-batches-bin/test_batch.bin"] = cifar_record(1, [[3]])
-    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    archived = load_dataset("cifar10", tmp_path)
-    assert archived.train.labels.tolist() == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]
-    assert archived.train.pixels.shape == (10, 3, 32, 32)
-    for name, content in files.items():
-        (tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "plain" / name).write_bytes(content)
-    plain = load_dataset("cifar10", tmp_path / "plain")
-    assert torch.equal(plain.train.pixels, archived.train.pixels)
+def write_classes(folder, counts, suffix="png", size=(8, 8)):
+    for name, count in counts.items():
+        for index in range(count):
+            write(folder / name / f"{index:03d}.{suffix}", size, seed=len(name) * 1000 + index)
 
 
-def test_cifar100_takes_the_fine_label(tmp_path):
-    folder = tmp_path / "cifar-100-binary"
-    folder.mkdir()
-    (folder / "train.bin").write_bytes(cifar_record(2, [[19, 99], [0, 7]]))
-    (folder / "test.bin").write_bytes(cifar_record(2, [[1, 2]]))
-    (folder / "fine_label_names.txt").write_text("\n".join(f"name{k}" for k in range(100)) + "\n")
-    data = load_dataset("cifar100", tmp_path)
-    assert data.train.labels.tolist() == [99, 7]
-    assert data.class_names[99] == "name99"
-    (folder / "train.bin").write_bytes(cifar_record(2, [[19, 200]]))
-    with pytest.raises(InputError, match="must lie in 0 to 99"):
-        load_dataset("cifar100", tmp_path)
-    (folder / "train.bin").write_bytes(b"short")
-    with pytest.raises(InputError, match="whole records"):
-        load_dataset("cifar100", tmp_path)
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that are opened."""
+    names = []
+    original = Image.open
+
+    def spy(path, *args, **kwargs):
+        names.append(str(path))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(folders.Image, "open", spy)
+    return names
 
 
-def test_images_index_together():
-    images = Images(pixels=torch.arange(4).view(4, 1, 1, 1).byte(), labels=torch.arange(4))
-    chosen = images[torch.tensor([2, 0])]
-    assert chosen.pixels.flatten().tolist() == chosen.labels.tolist() == [2, 0]
+def load(folder, size=None):
+    return load_dataset(f"folder:{folder}", image_size=size)
+
+
+def test_a_size_that_two_cells_cannot_halve_is_refused(tmp_path):
+    write_classes(tmp_path, {"a": 5, "b": 5}, size=(10, 10))
+    with pytest.raises(InputError, match=r"10 pixels wide.*divisible by 4.*data\.image_size"):
+        load(tmp_path)
+
+
+def test_images_without_contrast_are_refused(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / name / f"{index}.png")
+    with pytest.raises(InputError, match="one colour in channel 0"):
+        load(tmp_path)
+
+
+def test_names_of_data_sets():
+    check_dataset("digits")
+    check_dataset("folder:pictures/pets")
+    with pytest.raises(InputError, match=r"Did you mean 'imagenet'.*folder:PATH"):
+        check_dataset("imagnet")
+    assert short_name("digits") == "digits"
+    assert short_name("folder:pictures/pets/") == "pets"
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    root = tmp_path / "imagenet"
+    write_classes(root / "train", {"n01": 20, "n0002": 40}, "JPEG", size=(40, 30))
+    write_classes(root / "val", {"n01": 3, "n0002": 4}, "JPEG", size=(30, 40))
+    return tmp_path
+
+
+def test_imagenet_is_listed_without_reading_an_image(imagenet, opened):
+    data = load_dataset("imagenet", imagenet)
+    assert data.class_names == ("n0002", "n01")
+    assert data.train.pixels.shape == (60, 3, 224, 224)
+    assert (data.channels, data.image_size, len(data.test)) == (3, 224, 7)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    small = load_dataset("imagenet", imagenet, image_size=32)
+    train, validation = search_split(small, 30, seed=0, fractions=(0.5, 0.25))
+    stream = Batches(train, small, batch_size=5, seed=0)
+    assert opened == []
+    images, _ = stream.batch(2)
+    assert images.shape == (5, 3, 32, 32)
+    assert len(opened) == 5
+    assert len(validation[torch.arange(3)]) == 3
+    assert len(opened) == 5
+
+
+def test_the_test_transform_is_resize_and_centre_crop(imagenet):
+    data = load_dataset("imagenet", imagenet, image_size=28)
+    batches = list(in_order(data.test, data, 5))
+    assert [len(labels) for _, labels in batches] == [5, 2]
+    image = Image.open(imagenet / "imagenet" / "val" / "n0002" / "001.JPEG")
+    pixels = TF.to_tensor(TF.center_crop(TF.resize(image, 32), [28, 28]))
+    assert torch.allclose(batches[0][0][1], TF.normalize(pixels, data.mean, data.std), atol=1e-6)
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_the_search_takes_fractions_of_every_class(imagenet):
+    data = load_dataset("imagenet", imagenet)
+    train, validation = search_split(data, None, seed=0, fractions=(0.1, 0.05))
+    assert train.labels.bincount().tolist() == [4, 2]
+    assert validation.labels.bincount().tolist() == [2, 1]
+    taken = torch.cat([train.pixels.rows, validation.pixels.rows])
+    assert len(taken.unique()) == len(taken) == 9
+    again, _ = search_split(data, None, seed=0, fractions=(0.1, 0.05))
+    other, _ = search_split(data, None, seed=1, fractions=(0.1, 0.05))
+    assert torch.equal(train.pixels.rows, again.pixels.rows)
+    assert not torch.equal(train.pixels.rows, other.pixels.rows)
+
+
+@pytest.mark.parametrize("fractions", [(0.0, 0.5), (0.5, -0.1), (0.6, 0.5)])
+def test_fractions_that_cannot_be_taken_are_refused(fractions):
+    with pytest.raises(InputError, match="sum to at most 1"):
+        search_split(load_dataset("digits"), None, 0, fractions)
+
+
+def test_fractions_are_not_rounded_down_by_their_representation():
+    train, validation = search_split(load_dataset("digits"), 100, 0, (0.29, 0.71))
+    assert (len(train), len(validation)) == (29, 71)
+
+
+def test_photographs_are_a_function_of_seed_and_position(imagenet):
+    data = load_dataset("imagenet", imagenet, image_size=16)
+
+    def stream(seed=0, how=IMAGENET):
+        return Batches(data.train, data, batch_size=8, seed=seed, augmentation=how)
+
+    one = stream()
+    expected = [batch for batch, _ in zip(one, range(10), strict=False)]
+    other = stream()
+    other.load_state_dict({"position": 9})
+    images, labels = next(iter(other))
+    assert torch.equal(images, expected[9][0])
+    assert torch.equal(labels, expected[9][1])
+    assert not torch.equal(stream(1).batch(0)[0], expected[0][0])
+    plain = stream(how=Augmentation()).batch(0)
+    assert torch.equal(plain[0], Batches(data.train, data, batch_size=8, seed=0).batch(0)[0])
+    assert torch.equal(plain[1], expected[0][1])
+    # Views of one image differ within a batch and from batch to batch.
+    copies = data.train[torch.zeros(4, dtype=torch.long)]
+    views = Batches(
+        copies, data, batch_size=4, seed=0, augmentation=Augmentation(resized_crop=True)
+    )
+    assert len(torch.cat([views.batch(0)[0], views.batch(1)[0]]).flatten(1).unique(dim=0)) == 8
+    state = torch.get_rng_state()
+    stream().batch(5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_validation_batch_can_have_the_classes_of_the_training_batch():
+    dataset = load_dataset("digits")
+    train, validation = search_split(dataset, 300, seed=0)
+    parts = [Batches(images, dataset, batch_size=16, seed=5) for images in (train, validation)]
+    paired = list(islice(PairedBatches(*parts, matched=True), 4))
+    for _, labels, images, validation_labels in paired:
+        assert torch.equal(labels, validation_labels)
+        assert len(torch.unique(images.flatten(1), dim=0)) > 8
+    known = parts[1].of_classes(torch.tensor([3, 3, 7]), 0)[0]
+    assert torch.equal(known, parts[1].of_classes(torch.tensor([3, 3, 7]), 0)[0])
+    assert not torch.equal(known, parts[1].of_classes(torch.tensor([3, 3, 7]), 1)[0])
+    # Each is an image of D_val with that label.
+    everything = Batches(validation, dataset, batch_size=len(validation), seed=0).batch(0)
+    for image, label in zip(paired[0][2], paired[0][3], strict=True):
+        same = (everything[0] == image).flatten(1).all(1)
+        assert (everything[1][same] == label).any()
+
+
+def test_a_class_without_validation_images_cannot_be_matched():
+    dataset = load_dataset("digits")
+    images = dataset.train[dataset.train.labels != 4]
+    with pytest.raises(InputError, match="class 4 of the training batch"):
+        Batches(images, dataset, batch_size=8, seed=0).of_classes(torch.tensor([1, 4]), 0)

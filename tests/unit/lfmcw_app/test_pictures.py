@@ -1,6 +1,5 @@
 """Pictures of generated images while a search goes on: they change nothing, and show the same noise
-each time.
-"""
+each time."""
 
 from __future__ import annotations
 

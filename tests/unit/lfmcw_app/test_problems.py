@@ -1,21 +1,48 @@
-"""Options of the search that change what W2 learns on: class weights, and the validation batch that
-they are measured on.
-"""
+"""The problems of a search: losses, batches, and the options that change them."""
 
 from __future__ import annotations
 
-from itertools import islice
+import itertools
 
 import pytest
 import torch
 
-from lfmcw_app.data import Batches, PairedBatches, load_dataset, search_split
-from lfmcw_app.errors import InputError
-from lfmcw_app.modules import WeightedLearner, build_modules
-from lfmcw_app.problems import build_search, make_w2_loss
-from lfmcw_app.recipe import load_recipe
-from lfmcw_app.search_space.supernet import Supernet
-from mlo.testing import relative_error
+from lfmcw_app.build_modules import build_modules
+from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.problems import build_search, learning_rate_schedule, make_gan_loss, make_w2_loss
+from lfmcw_app.recipe import WeightOptimizer, load_recipe
+from mlo.testing import evaluated, relative_error
+
+
+def gan_parts():
+    torch.manual_seed(0)
+    modules = build_modules(load_recipe("smoke").search, load_dataset("digits"))
+    return modules, (torch.randn(8, 1, 8, 8), torch.arange(8))
+
+
+def test_each_player_goes_down_its_own_loss():
+    modules, batch = gan_parts()
+    losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
+    fake_up = torch.autograd.grad(
+        losses["generator"], list(modules.gan.generator.parameters()), retain_graph=True
+    )
+    assert any(bool(g.abs().sum() > 0) for g in fake_up)
+    before = {name: float(loss.detach()) for name, loss in losses.items()}
+    for player in ("generator", "discriminator"):
+        modules, batch = gan_parts()
+        torch.manual_seed(1)
+        losses, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
+        params = list(getattr(modules.gan, player).parameters())
+        grads = torch.autograd.grad(losses[player], params, allow_unused=True)
+        with torch.no_grad():
+            for p, g in zip(params, grads, strict=True):
+                if g is not None:
+                    p -= 1e-2 * g
+        torch.manual_seed(1)
+        after, _ = evaluated(*make_gan_loss("dcgan")(modules.gan, batch, arch=modules.arch))
+        assert float(after[player]) < float(losses[player])
+    assert set(before) == {"generator", "discriminator"}
+
 
 TINY = {
     "search.channels": 4,
@@ -45,16 +72,6 @@ def first_validation_batches(optimizer):
     return w2[2:], arch
 
 
-def test_a_missing_class_can_take_the_mean_of_the_others_differentiably():
-    w2 = WeightedLearner(Supernet(in_channels=1, num_classes=4, channels=2, layers=3, nodes=1), 4)
-    logits = torch.randn(5, 4, requires_grad=True)
-    weights = w2.class_weights(logits, torch.tensor([0, 0, 0, 1, 3]), "batch_mean")
-    assert float(weights[2].detach()) == pytest.approx(float(weights[[0, 1, 3]].detach().mean()))
-    (grad,) = torch.autograd.grad(weights[2], logits, retain_graph=True)
-    (expected,) = torch.autograd.grad(weights[[0, 1, 3]].mean(), logits)
-    assert torch.allclose(grad, expected)
-
-
 def test_uniform_class_weights_are_as_strong_together_and_differ_in_nothing_else():
     """The control of the method: each class weighs the mean class loss, which still depends on
     W1.
@@ -78,6 +95,11 @@ def test_uniform_class_weights_are_as_strong_together_and_differ_in_nothing_else
     assert float(found["uniform"].mean()) == pytest.approx(float(found["losses"].mean()), rel=1e-5)
 
 
+def steps_of(optimizer):
+    """The numbers of steps that its parameters have made."""
+    return {int(state["step"]) for state in optimizer.state.values()}
+
+
 def test_the_discriminator_can_move_several_times_for_each_move_of_the_generator():
     options = {
         "generator.name": "biggan",
@@ -87,10 +109,8 @@ def test_the_discriminator_can_move_several_times_for_each_move_of_the_generator
     _, modules, optimizer = search(**options)
     players = optimizer.problems["gan"].optimizers
     list(optimizer.run(2))
-    counts = {
-        name: {int(state["step"]) for state in o.state.values()} for name, o in players.items()
-    }
-    assert counts == {"generator": {2}, "discriminator": {6}}
+    assert steps_of(players["generator"]) == {2}
+    assert steps_of(players["discriminator"]) == {6}
     assert optimizer.problems["gan"].data.position == 6
     assert optimizer.problems["w1"].data.position == 2
     assert int(modules.gan.generator.average.updates) == 6
@@ -106,31 +126,6 @@ def test_class_weights_can_have_a_validation_batch_of_their_own():
     ours, architectures = first_validation_batches(search(validation_batch="independent")[2])
     assert ours[0].shape == architectures[0].shape
     assert not torch.equal(ours[0], architectures[0])
-
-
-def test_the_validation_batch_can_have_the_classes_of_the_training_batch():
-    dataset = load_dataset("digits")
-    train, validation = search_split(dataset, 300, seed=0)
-    parts = [Batches(images, dataset, batch_size=16, seed=5) for images in (train, validation)]
-    paired = list(islice(PairedBatches(*parts, matched=True), 4))
-    for _, labels, images, validation_labels in paired:
-        assert torch.equal(labels, validation_labels)
-        assert len(torch.unique(images.flatten(1), dim=0)) > 8
-    known = parts[1].of_classes(torch.tensor([3, 3, 7]), 0)[0]
-    assert torch.equal(known, parts[1].of_classes(torch.tensor([3, 3, 7]), 0)[0])
-    assert not torch.equal(known, parts[1].of_classes(torch.tensor([3, 3, 7]), 1)[0])
-    # Each is an image of D_val with that label.
-    everything = Batches(validation, dataset, batch_size=len(validation), seed=0).batch(0)
-    for image, label in zip(paired[0][2], paired[0][3], strict=True):
-        same = (everything[0] == image).flatten(1).all(1)
-        assert (everything[1][same] == label).any()
-
-
-def test_a_class_without_validation_images_cannot_be_matched():
-    dataset = load_dataset("digits")
-    images = dataset.train[dataset.train.labels != 4]
-    with pytest.raises(InputError, match="class 4 of the training batch"):
-        Batches(images, dataset, batch_size=8, seed=0).of_classes(torch.tensor([1, 4]), 0)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +180,18 @@ def test_a_first_order_search_in_bfloat16_has_nearly_the_gradients_of_one_in_flo
     assert record.losses["arch"] == pytest.approx(float(exact.step().losses["arch"]), rel=0.05)
 
 
-def test_a_second_order_search_in_bfloat16_is_refused():
-    with pytest.raises(InputError, match="precision bf16 rounds second derivatives away"):
-        load_recipe("smoke", overrides={"search.precision": "bf16", "search.order": "second"})
+def test_the_learning_rate_warms_up_and_falls_to_its_minimum():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    for schedule, middle in (("cosine", 0.5), ("linear", 0.5)):
+        how = WeightOptimizer(lr=1.0, min_lr=0.0, schedule=schedule, warmup_epochs=2)
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        scheduler = learning_rate_schedule(optimizer, how, rounds=20, per_epoch=2)
+        rates = []
+        for _ in range(20):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert rates[0] == rates[1] == pytest.approx(0.5)
+        assert rates[10] == pytest.approx(middle)
+        assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)

@@ -1,6 +1,5 @@
 """Checkpoint files: whole or not there, changed bits noticed, the one before at hand, readable by
-plain torch.
-"""
+plain torch."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import zipfile
 
 import pytest
 import torch
+from noisy_regression import regression
 
 import mlo
 from mlo import checkpoint
@@ -95,9 +95,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(mlo.CheckpointError, match="is a Exploit"):
         mlo.save_checkpoint({"x": Exploit()}, "a.pt")
-    monkeypatch.setattr(
-        checkpoint, "_plain", lambda value, where: value
-    )  # a checksum is no signature
+    # A checksum is no signature.
+    monkeypatch.setattr(checkpoint, "_plain", lambda value, where: value)
     mlo.save_checkpoint({"x": Exploit()}, "a.pt")
     with pytest.raises(mlo.CheckpointError):
         mlo.load_checkpoint("a.pt")
@@ -239,3 +238,48 @@ def harm(path, damage):
         path.write_bytes(content)
     else:
         path.write_bytes(content[: len(content) // 2 if damage == "truncated" else 0])
+
+
+def test_damaged_and_missing_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "state.pt"
+    with pytest.raises(mlo.CheckpointError, match="no checkpoint"):
+        mlo.load_checkpoint(path)
+    mlo.save_checkpoint(regression().state_dict(), path)
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(damaged)
+        with pytest.raises(mlo.CheckpointError, match="truncated, damaged"):
+            mlo.load_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_nothing_is_unpickled(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    for name, write in (
+        ("torch.pt", torch.save),
+        ("plain.pt", lambda o, p: p.write_bytes(pickle.dumps(o))),
+    ):
+        write({"x": Evil()}, tmp_path / name)
+        with pytest.raises(mlo.CheckpointError):
+            mlo.load_checkpoint(tmp_path / name)
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    mlo.save_checkpoint({"x": 1}, path)
+
+    def fail(state, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        mlo.save_checkpoint({"x": 2}, path)
+    monkeypatch.undo()
+    assert mlo.load_checkpoint(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]

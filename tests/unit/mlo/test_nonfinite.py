@@ -1,6 +1,5 @@
 """Losses and gradients that are not finite: the step is not made, the term is named, the policy is
-followed.
-"""
+followed."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 import mlo
-from mlo.nonfinite import ROLLBACKS, SKIPS_IN_A_ROW, SNAPSHOT_EVERY
+from mlo.nonfinite import ROLLBACKS, SKIPS_IN_A_ROW, SNAPSHOT_EVERY, is_finite
 
 
 class Net(nn.Module):
@@ -57,9 +56,13 @@ def single(data, *, policy="stop", engine="one_step", lr=0.1):
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
     problem = mlo.Problem(
-        "net", module=net, optimizer=optimizer, loss=lambda net, x: (net(x) - 1.0).square().mean(), data=data,
+        "net",
+        module=net,
+        optimizer=optimizer,
+        loss=lambda net, x: (net(x) - 1.0).square().mean(),
+        data=data,
         scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.99),
-    )  # fmt: skip
+    )
     return mlo.MultilevelOptimizer([problem], engine, on_nonfinite=policy)
 
 
@@ -92,9 +95,8 @@ def test_stop_names_problem_round_and_term_and_has_touched_nothing():
         mlo.NonFiniteError, match=r"Round 4, problem 'net': its loss is not finite.*batch holds"
     ) as caught:
         optimizer.step()
-    assert same(
-        without_position(optimizer.state_dict()), before
-    )  # buffers too, which the forward pass had moved
+    # Buffers too, which the forward pass had moved.
+    assert same(without_position(optimizer.state_dict()), before)
     assert (caught.value.problem, caught.value.round, caught.value.term) == ("net", 4, "loss")
     data = caught.value.data
     assert data["nonfinite_batch"] is True
@@ -225,9 +227,6 @@ def test_parameters_that_are_lost_already_are_named():
         optimizer.step()
 
 
-# ------------------------------ which term
-
-
 class Vector(nn.Module):
     def __init__(self, *values):
         super().__init__()
@@ -330,3 +329,20 @@ def test_diagnosing_draws_no_random_numbers():
     with pytest.raises(mlo.NonFiniteError):
         mlo.MultilevelOptimizer([problem("net", loss)]).step()
     assert torch.equal(torch.rand(1), expected)
+
+
+# ------------------------------ what counts as finite
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf"), -float("inf")])
+def test_one_lost_number_is_enough(lost):
+    fine, bad = torch.tensor(1.0), torch.tensor(lost)
+    assert is_finite(fine, [fine, fine])
+    assert not is_finite(bad, [fine])
+    assert not is_finite(fine, [fine, bad])
+
+
+def test_large_numbers_are_finite():
+    """A sum of them would overflow."""
+    large = torch.tensor(3e38)
+    assert is_finite(large, [large, large])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mlo.randomness import RandomState, preserved, replayed
+from mlo.errors import CheckpointError
+from mlo.randomness import RandomState, forked, preserved, replayed
 
 
 def draw():
@@ -77,3 +78,57 @@ def test_a_state_survives_its_plain_form():
     expected = draw()
     with replayed(RandomState.from_state_dict(state.state_dict())):
         assert draw() == expected
+
+
+def test_what_a_body_draws_leaves_no_trace():
+    before = RandomState.capture()
+    with preserved():
+        inside = draw()
+    after = draw()
+    with replayed(before):
+        assert draw() == after == inside
+
+
+def test_generators_of_ones_own_are_replayed_too():
+    generator = torch.Generator().manual_seed(3)
+    state = RandomState.capture([generator])
+    first = float(torch.rand((), generator=generator))
+    with replayed(state, [generator]):
+        assert float(torch.rand((), generator=generator)) == first
+    assert float(torch.rand((), generator=generator)) != first
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        state.restore()
+
+
+def test_each_branch_has_numbers_of_its_own():
+    def branch(number):
+        torch.manual_seed(7)
+        generator = torch.Generator().manual_seed(7)
+        with forked(number, [generator]):
+            return *draw(), float(torch.rand((), generator=generator))
+
+    first, second = branch(0), branch(1)
+    assert branch(0) == first
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_branches_are_in_one_state_again_afterwards():
+    """Whatever a branch draws, it has taken one number of torch's global generator."""
+    after = []
+    for number, draws in ((0, 1), (1, 5)):
+        torch.manual_seed(7)
+        with forked(number):
+            for _ in range(draws):
+                draw()
+        after.append(float(torch.rand(())))
+    assert after[0] == after[1]
+
+
+def test_a_state_of_another_bit_generator_has_no_plain_form():
+    before = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(3))
+        with pytest.raises(CheckpointError, match="PCG64"):
+            RandomState.capture().state_dict()
+    finally:
+        np.random.set_bit_generator(before)

@@ -2,8 +2,7 @@
 derivatives.
 
 The Triton kernels run in Triton's interpreter, in a process of their own (see the last test); on
-hardware in tests/gpu.
-"""
+hardware in tests/gpu."""
 
 from __future__ import annotations
 
@@ -63,9 +62,6 @@ def close(found, expected, tolerance):
         assert torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance), float(
             (a - b).abs().max()
         )
-
-
-# ------------------------------ derivatives
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -167,9 +163,6 @@ def test_an_ignored_label_may_be_a_class():
     assert torch.allclose(found, reference(x[[0, 3]], y[[0, 3]], w))
 
 
-# ------------------------------ torch.func, compile, autocast
-
-
 def test_function_transforms():
     x, w, y = normal(4, 3), normal(3, seed=1), torch.tensor([0, 2, 2, 1])
     loss = lambda x, w: class_weighted_cross_entropy(x, y, w)  # noqa: E731
@@ -269,9 +262,6 @@ def test_sums_over_many_bf16_rows_do_not_lose_them():
     assert counts.tolist() == torch.bincount(y).tolist()
     for label in range(2):
         assert float(means[label]) == pytest.approx(float(each[y == label].mean()), rel=1e-5)
-
-
-# ------------------------------ the edges
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -424,9 +414,6 @@ def test_int32_labels_serve():
     assert torch.equal(classwise_cross_entropy(x, y.int())[0], classwise_cross_entropy(x, y)[0])
 
 
-# ------------------------------ the kernels without a GPU
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(KERNELS, reason="runs in the interpreter already")
 def test_all_of_this_holds_for_the_kernels_in_tritons_interpreter(formulation):
@@ -519,3 +506,39 @@ def test_kernels_compile_for_hopper_and_ampere_without_spilling_registers(
                 report.stderr,
             )
     assert tl is not None
+
+
+def test_classwise_cross_entropy_is_the_mean_of_each_class():
+    logits = torch.randn(9, 4, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3])
+    means, counts = classwise_cross_entropy(logits, labels)
+    assert counts.tolist() == [3, 2, 0, 4]
+    for label in (0, 1, 3):
+        expected = F.cross_entropy(logits[labels == label], labels[labels == label])
+        assert torch.allclose(means[label], expected)
+    assert means[2] == 0
+
+
+def test_the_losses_are_twice_differentiable_in_all_they_take():
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    class_weights = torch.rand(3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 2, 2, 0, 0])
+
+    def weighted(x, w):
+        return class_weighted_cross_entropy(x, labels, w)
+
+    def by_class(x):
+        return classwise_cross_entropy(x, labels)[0]
+
+    assert torch.autograd.gradcheck(weighted, (logits, class_weights))
+    assert torch.autograd.gradgradcheck(weighted, (logits, class_weights))
+    assert torch.autograd.gradcheck(by_class, (logits,))
+    assert torch.autograd.gradgradcheck(by_class, (logits,))
+
+
+def test_the_size_of_the_class_weights_matters():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    ones = torch.ones(3)
+    plain = F.cross_entropy(logits, labels)
+    assert torch.allclose(class_weighted_cross_entropy(logits, labels, ones), plain)
+    assert torch.allclose(class_weighted_cross_entropy(logits, labels, 3 * ones), 3 * plain)

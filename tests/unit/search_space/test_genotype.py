@@ -1,4 +1,4 @@
-"""Primitives, cells, supernet, genotype and derived network of the DARTS space."""
+"""The genotype: derivation, JSON, what is refused."""
 
 from __future__ import annotations
 
@@ -8,64 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.search_space.cell import edge_count, edge_index
-from lfmcw_app.search_space.draw import draw_genotype
+from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Edge, Genotype, derive_genotype, random_genotype
-from lfmcw_app.search_space.network import DerivedNetwork, drop_path
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle, make_operation
-from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet, reduction_layers
-
-# The cells that DARTS found on CIFAR-10 (second order), as published in its appendix.
-DARTS_V2 = Genotype(
-    normal=tuple(
-        Edge(*edge)
-        for edge in [
-            ("sep_conv_3x3", 0), ("sep_conv_3x3", 1), ("sep_conv_3x3", 0), ("sep_conv_3x3", 1),
-            ("sep_conv_3x3", 1), ("skip_connect", 0), ("skip_connect", 0), ("dil_conv_3x3", 2),
-        ]
-    ),
-    reduction=tuple(
-        Edge(*edge)
-        for edge in [
-            ("max_pool_3x3", 0), ("max_pool_3x3", 1), ("skip_connect", 2), ("max_pool_3x3", 1),
-            ("max_pool_3x3", 0), ("skip_connect", 2), ("skip_connect", 2), ("max_pool_3x3", 1),
-        ]
-    ),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("primitive", PRIMITIVES[1:])
-def test_every_primitive_keeps_or_halves_the_resolution(primitive, stride, norm):
-    operation = make_operation(primitive, 6, stride, OperationStyle(norm=norm))
-    assert operation(torch.randn(2, 6, 8, 8)).shape == (2, 6, 8 // stride, 8 // stride)
-
-
-def test_the_paper_sized_supernet_and_architecture_have_the_published_sizes():
-    supernet = Supernet(in_channels=3, num_classes=10)
-    assert round(sum(p.numel() for p in supernet.parameters()) / 1e6, 2) == 1.93
-    architecture = Architecture()
-    assert architecture.normal.shape == architecture.reduction.shape == (14, 8)
-    assert float(architecture.normal.detach().abs().max()) < 0.01
-    assert reduction_layers(8) == (2, 5)
-
-
-def test_the_supernet_halves_the_resolution_twice():
-    supernet = Supernet(in_channels=1, num_classes=5, channels=4, layers=3, nodes=2)
-    mixing = Architecture(2)()
-    images = torch.randn(2, 1, 16, 16)
-    assert supernet.features(images, mixing).shape == (2, supernet.out_channels, 4, 4)
-    assert supernet(images, mixing).shape == (2, 5)
-
-
-def test_edges_are_numbered_node_by_node():
-    assert edge_count(4) == 14
-    rows = [edge_index(node, source) for node in range(4) for source in range(2 + node)]
-    assert rows == list(range(14))
-
-
-# ------------------------------ genotype
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.supernet import Architecture, MixingWeights
 
 
 def mixing(rows):
@@ -84,8 +30,11 @@ def test_derivation_ignores_none_and_takes_the_two_strongest_edges():
     ]  # fmt: skip
     genotype = derive_genotype(mixing(rows))
     assert genotype.normal == (
-        Edge("sep_conv_3x3", 0), Edge("skip_connect", 1), Edge("max_pool_3x3", 0), Edge("sep_conv_5x5", 2),
-    )  # fmt: skip
+        Edge("sep_conv_3x3", 0),
+        Edge("skip_connect", 1),
+        Edge("max_pool_3x3", 0),
+        Edge("sep_conv_5x5", 2),
+    )
 
 
 def test_derivation_breaks_ties_by_order():
@@ -132,51 +81,61 @@ def test_no_text_breaks_the_genotype_parser(text):
         Genotype.from_json(text)
 
 
-# ------------------------------ derived network
-
-
-def test_the_published_darts_cell_has_the_published_number_of_parameters():
-    network = DerivedNetwork(
-        DARTS_V2, in_channels=3, num_classes=10, channels=36, layers=20, auxiliary=True
-    )
-    assert round(network.parameter_count() / 1e6, 1) == 3.3
-
-
-def test_pools_are_normalised_in_the_supernet_only():
-    supernet = Supernet(in_channels=1, num_classes=2, channels=4, layers=3, nodes=1)
-    in_supernet = supernet.cells[0].fans[0].pools["max_pool_3x3"]
-    assert [isinstance(layer, torch.nn.BatchNorm2d) for layer in in_supernet] == [False, True]
-    assert isinstance(
-        make_operation("max_pool_3x3", 4, 1, OperationStyle(affine=True)), torch.nn.MaxPool2d
-    )
-
-
 def test_no_cell_is_derived_from_lost_numbers():
     with pytest.raises(ValueError, match="not finite"):
         derive_genotype(mixing([row(sep_conv_3x3=float("nan"))] * 5))
 
 
-def test_the_auxiliary_head_speaks_in_training_only():
-    network = DerivedNetwork(
-        random_genotype(2, 0), in_channels=3, num_classes=10, channels=4, layers=3, auxiliary=True
+def both(edges):
+    """The same candidates for both kinds of cell."""
+    edges = tuple(edges)
+    return Candidates(normal=edges, reduction=edges)
+
+
+def test_a_genotype_is_named_by_each_edges_own_candidates():
+    names = both([("skip_connect", "none"), ("max_pool_3x3", "dil_conv_5x5")])
+    weights = torch.tensor([[0.1, 0.9], [0.3, 0.7]])
+    genotype = derive_genotype(MixingWeights(normal=weights, reduction=weights), names)
+    assert (
+        genotype.normal == genotype.reduction == (Edge("skip_connect", 0), Edge("dil_conv_5x5", 1))
     )
-    images = torch.randn(2, 3, 32, 32)
-    logits, auxiliary = network(images)
-    assert logits.shape == auxiliary.shape == (2, 10)
-    assert network.eval()(images)[1] is None
 
 
-def test_drop_path_drops_whole_examples_and_keeps_the_mean():
-    torch.manual_seed(0)
-    out = drop_path(torch.ones(2000, 2, 3, 3), 0.3)
-    per_example = out.flatten(1)
-    assert bool(((per_example == 0).all(1) | (per_example == per_example[:, :1]).all(1)).all())
-    assert float(out.mean()) == pytest.approx(1.0, abs=0.05)
-    assert float((per_example[:, 0] == 0).float().mean()) == pytest.approx(0.3, abs=0.04)
+def set_architecture(arch, alpha, beta):
+    """Sets the logits of which `alpha` and `beta` are the softmax, in both kinds of cell."""
+    with torch.no_grad():
+        for logits in (arch.normal, arch.reduction):
+            logits.copy_(torch.tensor(alpha).log())
+        for logits in (arch.normal_edges, arch.reduction_edges):
+            logits.copy_(torch.tensor(beta).log())
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_cells_are_drawn_without_graphviz(tmp_path, suffix):
-    path = tmp_path / f"cells.{suffix}"
-    draw_genotype(DARTS_V2, path, "DARTS")
-    assert path.stat().st_size > 5000
+def test_derivation_ranks_by_the_product_of_both_softmaxes():
+    arch = Architecture(2, ("none", "skip_connect", "sep_conv_3x3"), edge_weights=True).double()
+    alpha = [
+        [0.1, 0.3, 0.6], [0.98, 0.015, 0.005],  # both edges into node 0 are kept, `none` or not
+        [0.05, 0.05, 0.9], [0.2, 0.5, 0.3], [0.6, 0.15, 0.25],
+    ]  # fmt: skip
+    set_architecture(arch, alpha, [0.01, 0.99, 0.1, 0.3, 0.6])
+    # Into node 1: .9 · .1 = .09 < .5 · .3 and .25 · .6 = .15; without β the first would be the
+    # strongest.
+    kept = (
+        Edge("sep_conv_3x3", 0),
+        Edge("skip_connect", 1),
+        Edge("skip_connect", 1),
+        Edge("sep_conv_3x3", 2),
+    )
+    assert derive_genotype(arch(), arch.primitives).normal == kept
+    assert derive_genotype(arch(), arch.primitives).reduction == kept
+    set_architecture(arch, alpha, [0.01, 0.99, 1 / 3, 1 / 3, 1 / 3])
+    assert derive_genotype(arch(), arch.primitives).normal[2:] == (
+        Edge("sep_conv_3x3", 0),
+        Edge("skip_connect", 1),
+    )
+
+
+def test_derivation_with_edge_weights_breaks_ties_by_order():
+    arch = Architecture(2, PRIMITIVES, scale=0.0, edge_weights=True)
+    assert derive_genotype(arch(), arch.primitives).normal == tuple(
+        Edge("max_pool_3x3", s) for s in (0, 1, 0, 1)
+    )

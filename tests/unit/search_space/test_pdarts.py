@@ -1,24 +1,27 @@
 """P-DARTS: stages, the operations that survive them, the schedule of the dropout, and the limit on
-skip connections.
-"""
+skip connections."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from lfmcw_app.generators import Discriminator
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
+from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.genotype import Edge, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     derive_restricted_genotype,
+    pdarts_stages,
+    set_skip_drop_probability,
     skip_drop_probability,
-    stages,
     surviving,
 )
-from lfmcw_app.search_space.supernet import MixingWeights, reduction_layers
+from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet, reduction_layers
 
 
 def both(edges):
@@ -33,23 +36,26 @@ def mixing(rows):
 
 
 def test_the_stages_are_the_papers():
-    assert [(stage.layers, stage.drops, stage.drops_none) for stage in stages()] == [
+    assert [(stage.layers, stage.drops, stage.drops_none) for stage in pdarts_stages()] == [
         (5, 3, False), (11, 2, False), (17, 2, True),
     ]  # fmt: skip
-    assert [reduction_layers(stage.layers) for stage in stages()] == [(1, 3), (3, 7), (5, 11)]
-    assert [stage.layers for stage in stages(3, added=(0, 2, 4))] == [3, 5, 7]
+    assert [reduction_layers(stage.layers) for stage in pdarts_stages()] == [
+        (1, 3),
+        (3, 7),
+        (5, 11),
+    ]
+    assert [stage.layers for stage in pdarts_stages(3, added=(0, 2, 4))] == [3, 5, 7]
 
 
 def test_the_weakest_operations_of_each_edge_are_dropped_stage_by_stage():
-    first, second, third = stages()
+    first, second, third = pdarts_stages()
     names = as_candidates(PRIMITIVES, 1)
     weights = mixing([
         [0.30, 0.02, 0.05, 0.20, 0.15, 0.13, 0.05, 0.10],
         [0.01, 0.02, 0.03, 0.04, 0.10, 0.20, 0.25, 0.35],
     ])  # fmt: skip
-    names = surviving(
-        weights, names, first
-    )  # the first of equally weak ones goes; `none` may stay, or go
+    # Of equally weak ones the first goes; `none` may stay, or go.
+    names = surviving(weights, names, first)
     assert names.normal == (
         ("none", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5"),
         ("skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
@@ -60,14 +66,13 @@ def test_the_weakest_operations_of_each_edge_are_dropped_stage_by_stage():
     assert names.normal == (
         ("none", "skip_connect", "sep_conv_5x5"), ("sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
     )  # fmt: skip
-    names = surviving(
-        mixing([[0.90, 0.04, 0.06], [0.2, 0.5, 0.3]]), names, third
-    )  # now `none` goes, however strong
+    # Now `none` goes, however strong.
+    names = surviving(mixing([[0.90, 0.04, 0.06], [0.2, 0.5, 0.3]]), names, third)
     assert names.normal == names.reduction == (("sep_conv_5x5",), ("dil_conv_3x3",))
 
 
 def test_operations_are_dropped_for_each_kind_of_cell_by_itself():
-    stage = stages()[0]
+    stage = pdarts_stages()[0]
     rising, falling = torch.arange(8.0).expand(2, 8), torch.arange(8.0).flip(0).expand(2, 8)
     names = surviving(
         MixingWeights(normal=rising, reduction=falling), as_candidates(PRIMITIVES, 1), stage
@@ -77,13 +82,13 @@ def test_operations_are_dropped_for_each_kind_of_cell_by_itself():
 
 def test_nothing_is_dropped_by_lost_numbers():
     with pytest.raises(ValueError, match="not finite"):
-        surviving(mixing([[math.nan] * 8] * 2), as_candidates(PRIMITIVES, 1), stages()[0])
+        surviving(mixing([[math.nan] * 8] * 2), as_candidates(PRIMITIVES, 1), pdarts_stages()[0])
 
 
 def test_dropping_that_would_leave_only_none_is_refused():
     names = both([("none", "skip_connect", "sep_conv_3x3")] * 2)
     with pytest.raises(ValueError, match="needs a primitive other than 'none'"):
-        surviving(mixing([[0.8, 0.1, 0.1]] * 2), names, stages()[1])
+        surviving(mixing([[0.8, 0.1, 0.1]] * 2), names, pdarts_stages()[1])
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,7 @@ def test_the_skip_dropout_schedule_fits_other_lengths():
 
 
 SKIPS = both([("none", "skip_connect", "sep_conv_3x3")] * 5)
+
 SKIP_WEIGHTS = mixing([
     [0.10, 0.60, 0.30], [0.10, 0.70, 0.20],
     [0.10, 0.50, 0.40], [0.20, 0.45, 0.35], [0.40, 0.55, 0.05],
@@ -140,3 +146,44 @@ def test_skips_that_nothing_can_replace_are_reported():
     names = both([("none", "skip_connect")] * 5)
     with pytest.raises(ValueError, match="4 of its edges have no other operation"):
         derive_restricted_genotype(mixing([[0.1, 0.9]] * 5), names)
+
+
+SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+
+
+def alternating(primitives, nodes, count):
+    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
+    each edge.
+    """
+    ring = itertools.cycle(primitives)
+    return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
+
+
+def tiny(kind, *, style=None, dropout=0.3):
+    """A supernet and an architecture of a space, in float64."""
+    torch.manual_seed(1)
+    names = SMOOTH if kind == "pc-darts" else alternating(SMOOTH, 2, 3)
+    part = 2 if kind == "pc-darts" else 1
+    supernet = Supernet(
+        in_channels=1,
+        num_classes=3,
+        channels=4,
+        layers=3,
+        nodes=2,
+        primitives=names,
+        style=style,
+        partial_channels=part,
+    )
+    supernet.skip_drop_probability = dropout
+    return supernet.double(), Architecture(
+        2, names, scale=0.5, edge_weights=kind == "pc-darts"
+    ).double()
+
+
+def test_one_call_sets_the_skip_dropout_of_all_supernets():
+    first, second = tiny("p-darts")[0], tiny("pc-darts")[0]
+    discriminator = Discriminator(second, num_classes=3, feature_size=2).double()
+    set_skip_drop_probability(torch.nn.ModuleList([first, discriminator]), 0.25)
+    assert first.skip_drop_probability == second.skip_drop_probability == 0.25
+    images, weights = torch.randn(2, 1, 8, 8, dtype=torch.float64), tiny("pc-darts")[1]()
+    assert discriminator(images, torch.tensor([0, 2]), weights).shape == (2,)

@@ -1,6 +1,4 @@
-"""The supernet computes what the module-per-edge formulation does: values, gradients, second
-derivatives.
-"""
+"""The supernet: sizes, and the same values and derivatives as the module-per-edge formulation."""
 
 from __future__ import annotations
 
@@ -10,19 +8,270 @@ import itertools
 import pytest
 import torch
 from reference_supernet import ReferenceSupernet, split_by_edge
+from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+import mlo
 from lfmcw_app.generators.blocks import normalize_spectrally
-from lfmcw_app.search_space import depthwise as depthwise_module
-from lfmcw_app.search_space.candidates import Candidates
+from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count
-from lfmcw_app.search_space.depthwise import depthwise
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
-from lfmcw_app.search_space.pointwise import DENSE_CHANNELS, PointwiseConv, grouped_linear
-from lfmcw_app.search_space.supernet import Architecture, Supernet
-from lfmcw_app.search_space.weighted_sum import weighted_sum
+from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet, reduction_layers
 from mlo.testing import relative_error
+
+
+def test_the_paper_sized_supernet_and_architecture_have_the_published_sizes():
+    supernet = Supernet(in_channels=3, num_classes=10)
+    assert round(sum(p.numel() for p in supernet.parameters()) / 1e6, 2) == 1.93
+    architecture = Architecture()
+    assert architecture.normal.shape == architecture.reduction.shape == (14, 8)
+    assert float(architecture.normal.detach().abs().max()) < 0.01
+    assert reduction_layers(8) == (2, 5)
+
+
+def test_the_supernet_halves_the_resolution_twice():
+    supernet = Supernet(in_channels=1, num_classes=5, channels=4, layers=3, nodes=2)
+    mixing = Architecture(2)()
+    images = torch.randn(2, 1, 16, 16)
+    assert supernet.features(images, mixing).shape == (2, supernet.out_channels, 4, 4)
+    assert supernet(images, mixing).shape == (2, 5)
+
+
+def mixing(rows):
+    weights = torch.tensor(rows)
+    return MixingWeights(normal=weights, reduction=weights)
+
+
+SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+
+
+def both(edges):
+    """The same candidates for both kinds of cell."""
+    edges = tuple(edges)
+    return Candidates(normal=edges, reduction=edges)
+
+
+def alternating(primitives, nodes, count):
+    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
+    each edge.
+    """
+    ring = itertools.cycle(primitives)
+    return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
+
+
+def operation_parameters(primitive, channels, stride):
+    if primitive.startswith(("sep", "dil")):
+        kernel = int(primitive[-1])
+        once = kernel**2 * channels + channels**2  # depthwise and pointwise
+        return 2 * once if primitive.startswith("sep") else once
+    return channels**2 if primitive == "skip_connect" and stride == 2 else 0
+
+
+def supernet_parameters(*, candidates, layers, num_classes, part=1, stem="cifar", channels=16):
+    """The parameters of a supernet with four nodes, counted by hand: no layer in a cell has a bias
+    or a learned norm.
+    """
+    width = 3 * channels
+    total = 9 * 3 * width + 2 * width
+    if stem == "imagenet":
+        half = width // 2
+        total = (
+            (9 * 3 * half + 2 * half)
+            + (9 * half * width + 2 * width)
+            + (9 * width * width + 2 * width)
+        )
+    before = (width, width)
+    for layer in range(layers):
+        reduces = layer in (layers // 3, 2 * layers // 3)
+        channels *= 2 if reduces else 1
+        total += sum(before) * channels
+        edges = [(node, source) for node in range(4) for source in range(2 + node)]
+        names = candidates.reduction if reduces else candidates.normal
+        for (_, source), primitives in zip(edges, names, strict=True):
+            stride = 2 if reduces and source < 2 else 1
+            total += sum(
+                operation_parameters(primitive, channels // part, stride)
+                for primitive in primitives
+            )
+        before = (before[1], 4 * channels)
+    return total + (before[1] + 1) * num_classes
+
+
+ALL = as_candidates(PRIMITIVES, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"layers": 8, "num_classes": 10}, 1_930_618),  # DARTS: 1.93 M
+        ({"layers": 8, "num_classes": 10, "partial_channels": 4}, 299_578),
+        # The PC-DARTS authors' program prints 0.956512 MB for its ImageNet supernet (their issue
+        # 15).
+        ({"layers": 8, "num_classes": 1000, "partial_channels": 2, "stem": "imagenet"}, 956_512),
+        ({"layers": 5, "num_classes": 10}, 1_275_834),  # P-DARTS, first stage
+        ({"layers": 11, "num_classes": 10, "primitives": alternating(PRIMITIVES, 4, 5)}, None),
+        ({"layers": 17, "num_classes": 10, "primitives": alternating(PRIMITIVES, 4, 3)}, None),
+    ],
+    ids=["darts", "pc-darts", "pc-darts-imagenet", "p-darts-1", "p-darts-2", "p-darts-3"],
+)
+def test_supernets_of_the_papers_size_have_the_parameters_counted_by_hand(options, expected):
+    with torch.device("meta"):
+        supernet = Supernet(in_channels=3, **options)
+    counted = supernet_parameters(
+        candidates=options.get("primitives", ALL),
+        layers=options["layers"],
+        num_classes=options["num_classes"],
+        part=options.get("partial_channels", 1),
+        stem=options.get("stem", "cifar"),
+    )
+    assert sum(p.numel() for p in supernet.parameters()) == counted
+    assert expected in (None, counted)
+
+
+def test_architectures_have_a_row_an_edge_and_with_edge_weights_a_scalar_an_edge():
+    arch = Architecture(edge_weights=True)
+    assert {name: tuple(p.shape) for name, p in arch.named_parameters()} == {
+        "normal": (14, 8), "reduction": (14, 8), "normal_edges": (14,), "reduction_edges": (14,),
+    }  # fmt: skip
+    assert all(0.0 < float(p.detach().abs().max()) < 0.01 for p in arch.parameters())
+    fewer = Architecture(2, alternating(PRIMITIVES, 2, 3))
+    assert {name: tuple(p.shape) for name, p in fewer.named_parameters()} == {
+        "normal": (5, 3),
+        "reduction": (5, 3),
+    }
+
+
+def test_the_darts_architecture_draws_what_it_drew_before_and_has_no_other_parameters():
+    torch.manual_seed(5)
+    arch = Architecture(2)
+    torch.manual_seed(5)
+    normal, reduction = 1e-3 * torch.randn(5, 8), 1e-3 * torch.randn(5, 8)
+    assert torch.equal(arch.normal, normal) and torch.equal(arch.reduction, reduction)
+    assert list(arch.state_dict()) == ["normal", "reduction"]
+
+
+def test_each_edge_of_a_supernet_has_its_own_candidates():
+    names = Candidates(
+        normal=(("none", "sep_conv_3x3"), ("skip_connect", "none")),
+        reduction=(("max_pool_3x3",),) * 2,
+    )
+    supernet = Supernet(
+        in_channels=1, num_classes=2, channels=4, layers=3, nodes=1, primitives=names
+    )
+    normal, reducing = supernet.cells[0], supernet.cells[1]
+    assert [fan.edges for fan in normal.fans] == [{"sep_conv_3x3": (0,)}, {"skip_connect": (0,)}]
+    assert [len(list(fan.parameters())) for fan in normal.fans] == [4, 0]
+    assert [len(list(fan.parameters())) for fan in reducing.fans] == [0, 0]
+    assert supernet(torch.randn(2, 1, 8, 8), Architecture(1, names)()).shape == (2, 2)
+
+
+def tiny(kind, *, style=None, dropout=0.3):
+    """A supernet and an architecture of a space, in float64."""
+    torch.manual_seed(1)
+    names = SMOOTH if kind == "pc-darts" else alternating(SMOOTH, 2, 3)
+    part = 2 if kind == "pc-darts" else 1
+    supernet = Supernet(
+        in_channels=1,
+        num_classes=3,
+        channels=4,
+        layers=3,
+        nodes=2,
+        primitives=names,
+        style=style,
+        partial_channels=part,
+    )
+    supernet.skip_drop_probability = dropout
+    return supernet.double(), Architecture(
+        2, names, scale=0.5, edge_weights=kind == "pc-darts"
+    ).double()
+
+
+@pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
+def test_skip_dropout_is_replayed_under_a_seed_and_changes_only_the_statistics_of_norms(kind):
+    supernet, arch = tiny(kind)
+    before = copy.deepcopy(supernet.state_dict())
+    images, weights = torch.randn(2, 1, 8, 8, dtype=torch.float64), arch()
+
+    def logits(seed):
+        torch.manual_seed(seed)
+        return supernet(images, weights)
+
+    assert torch.equal(logits(0), logits(0))
+    assert not torch.equal(logits(0), logits(1))
+    changed = {
+        name
+        for name, value in supernet.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert {name.rsplit(".", 1)[1] for name in changed} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
+@pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
+def test_the_gradient_in_the_architecture_is_that_of_finite_differences(kind):
+    supernet, arch = tiny(kind, style=OperationStyle(norm="group", activation="silu"))
+    images, labels = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
+    names = [name for name, _ in arch.named_parameters()]
+    assert len(names) == (4 if kind == "pc-darts" else 2)
+
+    def loss(*logits):
+        torch.manual_seed(2)  # the same dropout each time
+        weights = functional_call(arch, dict(zip(names, logits, strict=True)), ())
+        return F.cross_entropy(supernet(images, weights), labels)
+
+    assert torch.autograd.gradcheck(loss, tuple(arch.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
+def test_mlo_differentiates_through_a_step_of_the_supernet_with_the_same_dropout(kind):
+    """The total gradient in α (and β) against plain autograd through one SGD step of W, with
+    BatchNorm and dropout.
+    """
+    supernet, arch = tiny(kind)
+    images, labels = (
+        torch.randn(2, 4, 1, 8, 8, dtype=torch.float64),
+        torch.tensor([[0, 1, 2, 0], [2, 1, 0, 1]]),
+    )
+    lr = 0.1
+
+    def train_loss(w, batch, *, arch):
+        return F.cross_entropy(w(images[0], arch()), labels[0])
+
+    def valid_loss(arch, batch, *, w):
+        return F.cross_entropy(w(images[1], arch()), labels[1])
+
+    optimizer = mlo.MultilevelOptimizer(
+        [
+            mlo.Problem(
+                "w",
+                module=supernet,
+                optimizer=torch.optim.SGD(supernet.parameters(), lr=lr),
+                loss=train_loss,
+            ),
+            mlo.Problem(
+                "arch", module=arch, optimizer=torch.optim.Adam(arch.parameters()), loss=valid_loss
+            ),
+        ],
+        hypergradient="one_step",
+    )
+    torch.manual_seed(4)
+    actual = optimizer.gradient("arch")
+
+    torch.manual_seed(4)
+    logits = {name: p.detach().clone().requires_grad_() for name, p in arch.named_parameters()}
+    params = {name: p.detach().clone().requires_grad_() for name, p in supernet.named_parameters()}
+    weights = functional_call(arch, logits, ())
+    network = copy.deepcopy(supernet)
+    loss = F.cross_entropy(functional_call(network, params, (images[0], weights)), labels[0])
+    slopes = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+    moved = {name: p - lr * slope for (name, p), slope in zip(params.items(), slopes, strict=True)}
+    loss = F.cross_entropy(functional_call(network, moved, (images[1], weights)), labels[1])
+    expected = dict(zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True))
+    assert relative_error(actual, expected) < 1e-10
+
 
 SMALL = {"in_channels": 2, "num_classes": 4, "channels": 4, "layers": 3, "nodes": 2}
 
@@ -114,9 +363,9 @@ def assert_alike(supernet, reference, arch, images, tolerance):
 @pytest.mark.parametrize("space", SPACES)
 def test_first_and_second_derivatives_equal_those_of_the_reference(space):
     supernet, reference, arch = pair(**SPACES[space])
-    size = {"darts, odd halves": 12, "pc-darts, images of imagenet": 64, "instance norm": 16}.get(
-        space, 8
-    )  # 12: the last maps are 3×3
+    # At 12 pixels the last maps are 3×3.
+    sizes = {"darts, odd halves": 12, "pc-darts, images of imagenet": 64, "instance norm": 16}
+    size = sizes.get(space, 8)
     images = torch.randn(2, 2, size, size, dtype=torch.float64)
     assert_alike(supernet, reference, arch, images, 1e-12)
     assert sum(p.numel() for p in supernet.parameters()) == sum(
@@ -175,36 +424,6 @@ def test_spectral_norm_divides_the_weights_of_each_edge_by_their_own_singular_va
     assert relative_error({"": ours.detach()}, {"": theirs.detach()}) < 1e-2
 
 
-@pytest.mark.parametrize("space", ["darts", "no norm", "p-darts, second stage"])
-def test_checkpointing_changes_no_gradient_and_moves_buffers_once(space):
-    """With BatchNorm, spectral norm (whose vectors move between two passes) and dropout, to second
-    order.
-    """
-    supernet, _, arch = pair(**SPACES[space])
-    if space == "no norm":
-        normalize_spectrally(supernet)
-    supernet.skip_drop_probability = 0.3
-    images = torch.randn(2, 2, 2, 8, 8, dtype=torch.float64)
-    results = []
-    for checkpointing in (False, True):
-        network = copy.deepcopy(supernet)
-        network.checkpointing = checkpointing
-        torch.manual_seed(3)
-        variables = [p for p in network.parameters() if p is not network.classifier.weight] + list(
-            arch.parameters()
-        )
-        out = (
-            network.features(images[0], arch()).square().mean()
-            + network.features(images[1], arch()).sin().mean()
-        )
-        first = torch.autograd.grad(out, variables, create_graph=True, allow_unused=True)
-        size = sum(g.square().sum() for g in first if g is not None)
-        second = torch.autograd.grad(size, variables, allow_unused=True)
-        tensors_found = [out, *(g for g in (*first, *second) if g is not None), *network.buffers()]
-        results.append({str(k): tensor.detach().double() for k, tensor in enumerate(tensors_found)})
-    assert relative_error(results[1], results[0]) < 1e-13
-
-
 def test_weights_are_drawn_as_those_of_single_convolutions():
     torch.manual_seed(0)
     options = SMALL | {"channels": 16}
@@ -215,178 +434,3 @@ def test_weights_are_drawn_as_those_of_single_convolutions():
             assert float(ours[name].abs().max()) == pytest.approx(
                 float(weight.abs().max()), rel=0.2
             )
-
-
-# ------------------------------ the functions that it is made of
-
-
-def nested(function, inputs):
-    """Values, and three gradients of one another."""
-    out = function(*inputs)
-    found = [out]
-    scalar = out.sin().sum()
-    for _ in range(3):
-        gradients = torch.autograd.grad(scalar, inputs, create_graph=True)
-        found += gradients
-        scalar = sum((g**3).sum() for g in gradients)
-    return {str(k): tensor.detach() for k, tensor in enumerate(found)}
-
-
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("size", [6, 7])
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_a_depthwise_convolution_has_pytorchs_derivatives_of_every_order(
-    kernel, stride, dilation, size, large, monkeypatch
-):
-    if large:  # which takes other ways
-        monkeypatch.setattr(depthwise_module, "LARGE", 0)
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, size, size, dtype=torch.float64).contiguous(
-        memory_format=torch.channels_last
-    )
-    inputs = (
-        x.requires_grad_(),
-        torch.randn(3, 1, kernel, kernel, dtype=torch.float64, requires_grad=True),
-    )
-    padding = dilation * (kernel // 2)
-    expected = nested(lambda x, w: F.conv2d(x, w, None, stride, padding, dilation, 3), inputs)
-
-    def ours(x, w):
-        return depthwise(x, w, stride=stride, dilation=dilation)
-
-    assert relative_error(nested(ours, inputs), expected) < 1e-12
-    for wanted in (inputs, inputs[:1], inputs[1:]):  # where no graph of the gradient is wanted
-        found = torch.autograd.grad(ours(*inputs).sin().sum(), wanted)
-        exact = torch.autograd.grad(
-            F.conv2d(*inputs, None, stride, padding, dilation, 3).sin().sum(), wanted
-        )
-        assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [3, 20])
-@pytest.mark.parametrize("groups", [1, 4])
-def test_a_pointwise_convolution_in_groups_has_pytorchs_derivatives(groups, channels, stride):
-    assert 4 * 3 <= DENSE_CHANNELS < 4 * 20  # both ways are taken
-    torch.manual_seed(0)
-    layer = PointwiseConv(channels, 6, groups=groups, stride=stride).double()
-    x = torch.randn(2, groups * channels, 3, 3, dtype=torch.float64, requires_grad=True)
-    expected = nested(lambda x, w: F.conv2d(x, w, None, stride, groups=groups), (x, layer.weight))
-    assert relative_error(nested(lambda x, w: layer(x), (x, layer.weight)), expected) < 1e-12
-
-
-def test_a_product_in_groups_may_change_the_width():
-    x = torch.randn(5, 2, 30, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(2, 3, 30, dtype=torch.float64, requires_grad=True)
-    expected = nested(lambda x, w: torch.einsum("pgi,goi->pgo", x, w), (x, weight))
-    assert relative_error(nested(grouped_linear, (x, weight)), expected) < 1e-12
-
-
-@pytest.mark.parametrize(("plain", "weighted"), [(0, 1), (0, 3), (1, 0), (1, 2), (2, 1), (3, 0)])
-def test_a_weighted_sum_is_the_sum(plain, weighted):
-    torch.manual_seed(0)
-    weights = torch.randn(weighted, dtype=torch.float64, requires_grad=True)
-    maps = tuple(
-        torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-        for _ in range(plain + weighted)
-    )
-    inputs = (weights, *maps) if weighted else maps
-
-    def ours(*_):
-        return weighted_sum(maps[:plain], weights, maps[plain:])
-
-    def theirs(*_):
-        return sum(maps[:plain]) + sum(
-            w * m for w, m in zip(weights.unbind(), maps[plain:], strict=True)
-        )
-
-    assert relative_error(nested(ours, inputs), nested(theirs, inputs)) < 1e-12
-    for count in range(1, len(inputs)):
-        for some in itertools.combinations(inputs, count):
-            found, exact = (
-                torch.autograd.grad(function().sin().sum(), some) for function in (ours, theirs)
-            )
-            assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
-            # Of the gradient in all inputs, differentiated in some of them.
-            found, exact = (
-                torch.autograd.grad(
-                    sum(
-                        (g**3).sum()
-                        for g in torch.autograd.grad(
-                            function().sin().sum(), inputs, create_graph=True
-                        )
-                    ),
-                    some,
-                )
-                for function in (ours, theirs)
-            )
-            assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12
-
-
-class Operators(TorchDispatchMode):
-    """Records the names of the operators that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.__name__.partition(".")[0])
-        return function(*args, **kwargs or {})
-
-
-def operators_of_gradient(out, inputs, *, create_graph):
-    with Operators() as found:
-        torch.autograd.grad(out.sum(), inputs, create_graph=create_graph)
-    return found.names
-
-
-@pytest.mark.parametrize("create_graph", [False, True])
-def test_gradients_that_are_not_asked_for_are_not_computed(create_graph, monkeypatch):
-    """A generator's loss is differentiated through a discriminator whose weights require gradients,
-    but not theirs.
-    """
-    monkeypatch.setattr(depthwise_module, "LARGE", 0)
-    x = torch.randn(2, 40, 6, 6).contiguous(memory_format=torch.channels_last)
-    x.requires_grad_()
-    weight = torch.nn.Parameter(torch.randn(40, 1, 5, 5))
-    # The gradient in x is a convolution itself, the one in the weight is made of PyTorch's own
-    # gradients.
-    named = operators_of_gradient(
-        depthwise(x.sin(), weight), (x, weight), create_graph=create_graph
-    )
-    assert {"convolution", "convolution_backward"} <= set(named)
-    alone = operators_of_gradient(depthwise(x.sin(), weight), x, create_graph=create_graph)
-    assert "convolution" in alone and "convolution_backward" not in alone
-    alone = operators_of_gradient(depthwise(x.sin(), weight), weight, create_graph=create_graph)
-    assert "convolution" not in alone and "convolution_backward" in alone
-
-    pointwise = PointwiseConv(20, 20, groups=2)
-    both, of_x, of_weight = (
-        operators_of_gradient(pointwise(x.sin()), inputs, create_graph=create_graph).count("bmm")
-        for inputs in ((x, pointwise.weight), x, pointwise.weight)
-    )
-    assert (both, of_x, of_weight) == (2, 1, 1)
-
-    scalars = torch.randn(2, requires_grad=True)
-
-    def mixed():
-        return weighted_sum([], scalars.sin(), [x.sin(), x.cos()])
-
-    assert "dot" in operators_of_gradient(mixed(), (x, scalars), create_graph=create_graph)
-    assert "dot" not in operators_of_gradient(mixed(), x, create_graph=create_graph)
-
-
-def test_an_empty_sum_is_refused():
-    with pytest.raises(ValueError, match="needs a term"):
-        weighted_sum([])
-
-
-def test_the_sum_leaves_its_terms_alone():
-    terms = [torch.ones(1, 1, 2, 2) for _ in range(3)]
-    before = copy.deepcopy(terms)
-    weighted_sum(terms[:1], torch.tensor([2.0, 3.0]), terms[1:])
-    weighted_sum(terms)
-    assert all(torch.equal(a, b) for a, b in zip(terms, before, strict=True))

@@ -1,5 +1,7 @@
-"""`one_step` with `keep_graph`: the same runs as without, from fewer evaluations, and nothing kept
-for longer than a round.
+"""`one_step`: the derivative of the step that was made.
+
+With `keep_graph` the runs are the same from fewer evaluations, and nothing is kept for longer than
+a round.
 """
 
 from __future__ import annotations
@@ -14,15 +16,109 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mlo
-from mlo.hypergradient.compatibility import check_kept_graphs
-from mlo.testing import Vector, relative_error
+import mlo.testing
+from mlo.testing import Vector, bilevel_quadratic, relative_error, trilevel_quadratic
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts"])
+def test_one_step_is_the_derivative_of_the_step_that_was_made(engine):
+    problem = bilevel_quadratic(weight_decay=0.3)
+    optimizer = problem.optimizer(engine)
+    x = problem.value("x").clone().requires_grad_()
+    w = problem.value("w").clone().requires_grad_()
+    gradient = torch.autograd.grad(problem.losses["w"](w, x), w, create_graph=True)[0] + 0.3 * w
+    moved = w - 0.1 * gradient
+    (expected,) = torch.autograd.grad(problem.losses["x"](x, moved), x)
+    assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-8
+    before = problem.value("x").clone()
+    optimizer.step()  # SGD with lr 0.1 on x
+    assert relative_error((before - problem.value("x")) / 0.1, expected) < 1e-8
+
+
+def test_one_step_through_a_true_trilevel_problem_equals_plain_autograd():
+    """w' is a step from w at (m, x); m' is a step down the total gradient of m's loss, which
+    contains dw'/dm.
+    """
+    problem = trilevel_quadratic()
+    optimizer = problem.optimizer("one_step")
+    m, w, x = (problem.value(name).clone().requires_grad_() for name in ("m", "w", "x"))
+    by_name = {p.name: p.loss for p in problem.problems}
+
+    class Held:
+        def __init__(self, v):
+            self.v = v
+
+    def step(value, loss):
+        return value - 0.1 * torch.autograd.grad(loss, value, create_graph=True)[0]
+
+    # The middle problem reads w's response, so its own total gradient goes through w's step.
+    w_new = step(w, by_name["w"](Held(w), None, m=Held(m), x=Held(x)))
+    m_new = step(m, by_name["m"](Held(m), None, w=Held(w_new), x=Held(x)))
+    # The upper problem sees w as a function of the *response* of m.
+    w_at = step(
+        w, by_name["w"](Held(w), None, m=Held(m_at := m.detach().requires_grad_()), x=Held(x))
+    )
+    value = by_name["x"](Held(x), None, m=Held(m_new), w=Held(w_at))
+    direct_x, v_m = torch.autograd.grad(value, [x, m_at], retain_graph=True)
+    (through_m,) = torch.autograd.grad(m_new, x, v_m)
+    assert relative_error(optimizer.gradient("x")["v"], direct_x + through_m) < 1e-10
+
+
+OPTIMIZERS = {
+    "sgd_momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.2),
+    "sgd_maximize": lambda p: torch.optim.SGD(p, lr=0.1, maximize=True, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_plain_step_is_gradient_descent_whatever_the_optimizer(name):
+    """`plain`: the derivative of θ' = θ - ξ g, the papers' equations, at the θ' that the optimizer
+    made.
+    """
+
+    def inner(own, batch, *, x):
+        return (own.v.sin() * x.v).sum() + 0.5 * (own.v**2).sum()
+
+    def outer(x, batch, *, w):
+        return (w.v**3).sum() + (x.v * w.v).sum()
+
+    w, x = (
+        Vector(torch.tensor(values, dtype=torch.float64)) for values in ([0.3, -0.7], [1.1, 0.4])
+    )
+    optimizer = mlo.MultilevelOptimizer(
+        [
+            mlo.Problem("w", module=w, optimizer=OPTIMIZERS[name](w.parameters()), loss=inner),
+            mlo.Problem(
+                "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.0), loss=outer
+            ),
+        ],
+        mlo.OneStep(plain=True),
+    )
+    optimizer.step()  # the optimizer has momentum now
+    before = w.v.detach().clone().requires_grad_()
+    values = x.v.detach().clone().requires_grad_()
+    optimizer.step()
+    after = w.v.detach().clone().requires_grad_()
+    (direct, v) = torch.autograd.grad((after**3).sum() + (values * after).sum(), [values, after])
+    (g,) = torch.autograd.grad(
+        (before.sin() * values).sum() + 0.5 * (before**2).sum(), before, create_graph=True
+    )
+    (mixed,) = torch.autograd.grad(g, values, v)
+    rate = -0.1 if name == "sgd_maximize" else 0.1
+    assert relative_error(optimizer.gradient("x")["v"], direct - rate * mixed) < 1e-13
+
+
+# ------------------------------ keep_graph
 
 KEEPING = {"name": "one_step", "keep_graph": True}
 
 
 class Net(nn.Module):
-    """With what an evaluation must restore: running statistics, dropout masks; a part may be
-    checkpointed.
+    """A network with running statistics and dropout masks, which an evaluation must restore.
+
+    A part of it may be checkpointed.
     """
 
     def __init__(self, checkpointed=False):
@@ -61,15 +157,13 @@ def make(
     warmup=0,
     checkpointed=False,
 ):
-    """teacher → student → weights, and teacher → weights: the student learns from the teacher, both
-    with learned weights.
+    """teacher → student → x: the student learns from the teacher, both with class weights x.
+
+    Returns the optimizer, and how often each loss was called.
     """
     torch.manual_seed(0)
-    teacher, student, x = (
-        Net(checkpointed).double(),
-        Net().double(),
-        Vector(torch.linspace(-0.5, 0.5, 3).double()),
-    )
+    teacher, student = Net(checkpointed).double(), Net().double()
+    x = Vector(torch.linspace(-0.5, 0.5, 3).double())
     calls = dict.fromkeys(("teacher", "student", "x"), 0)
 
     def weighted(network, batch, x):
@@ -90,23 +184,36 @@ def make(
         calls["x"] += 1
         return nn.functional.cross_entropy(student(batch[0]), batch[1]) + 0.1 * x.v.pow(2).sum()
 
-    options = {"lr": 0.1, "weight_decay": 0.01} | (
-        {"momentum": 0.9} if optimizer is torch.optim.SGD else {}
-    )
+    options = {"lr": 0.1, "weight_decay": 0.01}
+    if optimizer is torch.optim.SGD:
+        options["momentum"] = 0.9
     problems = [
         mlo.Problem(
-            "teacher", module=teacher, optimizer=optimizer(teacher.parameters(), **options), loss=teacher_loss,
-            data=batches(1), grad_clip=grad_clip, steps=steps,
+            "teacher",
+            module=teacher,
+            optimizer=optimizer(teacher.parameters(), **options),
+            loss=teacher_loss,
+            data=batches(1),
+            grad_clip=grad_clip,
+            steps=steps,
         ),
         mlo.Problem(
-            "student", module=student, optimizer=optimizer(student.parameters(), **options), loss=student_loss,
-            data=batches(2), grad_clip=grad_clip,
+            "student",
+            module=student,
+            optimizer=optimizer(student.parameters(), **options),
+            loss=student_loss,
+            data=batches(2),
+            grad_clip=grad_clip,
         ),
         mlo.Problem(
-            "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.5), loss=x_loss, data=batches(3),
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.5),
+            loss=x_loss,
+            data=batches(3),
             warmup_steps=warmup,
         ),
-    ]  # fmt: skip
+    ]
     optimizer_of_all = mlo.MultilevelOptimizer(problems, engine, order=order)
     torch.manual_seed(1)
     return optimizer_of_all, calls
@@ -122,16 +229,22 @@ def state(optimizer):
 
 
 def gradients_of(optimizer):
-    """Fills with (problem, whether in its own update, whether the graph is kept) of every gradient
-    computed from now on.
+    """A list that every gradient from now on is added to.
+
+    An entry is (problem, whether in its own update, whether the graph is kept).
     """
     made = []
-    total_gradient = optimizer._total_gradient
-    optimizer._total_gradient = lambda name, *args, **options: (
-        made.append((name, options["live"], options["keep_graph"]))
-        or total_gradient(name, *args, **options)
-    )
+    for levels in (optimizer._now, optimizer._ahead):
+        levels.total_gradient = noting(made, levels.total_gradient)
     return made
+
+
+def noting(made, total_gradient):
+    def noted(name, *args, is_update=False, keep_graph=False, **options):
+        made.append((name, is_update, keep_graph))
+        return total_gradient(name, *args, is_update=is_update, keep_graph=keep_graph, **options)
+
+    return noted
 
 
 def run(engine, **options):
@@ -285,9 +398,16 @@ def test_a_game_keeps_the_gradients_of_its_players():
             return {"u": product + pair.u.v.pow(2).sum(), "v": -product.sin()}
 
         game = mlo.Problem(
-            "pair", module=pair, players={"u": "u", "v": "v"}, player_steps={"v": 2}, loss=loss,
-            optimizer={name: torch.optim.SGD(getattr(pair, name).parameters(), lr=0.1, momentum=0.5) for name in "uv"},
-        )  # fmt: skip
+            "pair",
+            module=pair,
+            players={"u": "u", "v": "v"},
+            player_steps={"v": 2},
+            loss=loss,
+            optimizer={
+                name: torch.optim.SGD(getattr(pair, name).parameters(), lr=0.1, momentum=0.5)
+                for name in "uv"
+            },
+        )
         upper = mlo.Problem(
             "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.3),
             loss=lambda x, _, *, pair: (pair.u.v * x.v).sum() + pair.v.v.cos().sum(),
@@ -310,9 +430,13 @@ def test_what_cannot_keep_a_graph_is_refused():
         three_levels(KEEPING, "lower_first")
     network, x = Vector(torch.ones(2)), Vector(torch.ones(2))
     lower = mlo.Problem(
-        "w", module=network, optimizer=torch.optim.SGD(network.parameters(), lr=0.1), accumulate=2, data=[1, 2],
+        "w",
+        module=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        accumulate=2,
+        data=[1, 2],
         loss=lambda w, batch, *, x: (w.v * x.v).pow(2).sum(),
-    )  # fmt: skip
+    )
     upper = mlo.Problem(
         "x",
         module=x,
@@ -323,13 +447,6 @@ def test_what_cannot_keep_a_graph_is_refused():
         mlo.MultilevelOptimizer([lower, upper], KEEPING)
 
 
-def test_a_gradient_that_is_averaged_over_processes_is_refused():
-    graph, engines = make(KEEPING)[0].graph, make(KEEPING)[0].engines
-    check_kept_graphs(graph, engines, divided=False)
-    with pytest.raises(mlo.EngineError, match="averaged over processes"):
-        check_kept_graphs(graph, engines, divided=True)
-
-
 def pair(
     engine, module, loss, *, optimizer=None, data=None, upper_data=None, upper_loss=None, **options
 ):
@@ -338,9 +455,14 @@ def pair(
     x = Vector(torch.linspace(0.1, 0.4, 4).double())
     lower = mlo.Problem("w", module=module, optimizer=optimizer, loss=loss, data=data)
     upper = mlo.Problem(
-        "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.5), data=upper_data, **options,
-        loss=upper_loss or (lambda x, batch, *, w: sum(p.sin().sum() for p in w.parameters()) + x.v.pow(2).sum()),
-    )  # fmt: skip
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.5),
+        data=upper_data,
+        **options,
+        loss=upper_loss
+        or (lambda x, batch, *, w: sum(p.sin().sum() for p in w.parameters()) + x.v.pow(2).sum()),
+    )
     return mlo.MultilevelOptimizer([lower, upper], engine)
 
 
