@@ -33,7 +33,8 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_checkpoint_comes_back_and_is_an_archive_that_torch_and_zip_read(tmp_path):
+def test_a_checkpoint_comes_back(tmp_path):
+    """It is an archive that torch and zip read."""
     mlo.save_checkpoint(state(1), tmp_path / "a.pt")
     for loaded in (
         mlo.load_checkpoint(tmp_path / "a.pt"),
@@ -103,7 +104,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
     assert files(tmp_path) == ["a.pt"]
 
 
-def test_a_store_keeps_the_last_two_the_best_and_those_to_be_kept(store, tmp_path):
+def test_a_store_keeps_the_last_two_and_the_best(store, tmp_path):
+    """It also keeps those that are to be kept."""
     assert store.load() is None
     assert not store.exists()
     for number in range(1, 6):
@@ -144,7 +146,8 @@ def test_copies_outlive_the_last_one_being_replaced(store, links, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
-def test_a_damaged_last_one_falls_back_to_the_one_before_with_a_warning(store, damage):
+def test_a_damaged_last_one_falls_back_to_the_one_before(store, damage):
+    """A warning says so."""
     for number in (1, 2, 3):
         store.save(state(number))
     harm(store.last, damage)
@@ -152,7 +155,8 @@ def test_a_damaged_last_one_falls_back_to_the_one_before_with_a_warning(store, d
         assert mlo.CheckpointStore(store.folder, "run").load()["number"] == 2
 
 
-def test_of_several_damaged_ones_the_newest_sound_one_is_read_and_none_is_an_error(store):
+def test_the_newest_sound_checkpoint_is_read(store):
+    """Of several damaged ones the newest sound one is read; if there is none, it is an error."""
     for number in (1, 2, 3, 4):
         store.save(state(number), keep_as=number if number < 3 else None)
     harm(store.last, "flipped")
@@ -166,7 +170,8 @@ def test_of_several_damaged_ones_the_newest_sound_one_is_read_and_none_is_an_err
 
 
 @pytest.mark.parametrize("loads_first", [True, False])
-def test_a_damaged_last_one_never_takes_the_place_of_the_sound_one_before(store, loads_first):
+def test_a_damaged_last_one_never_replaces_a_sound_one(store, loads_first):
+    """It never takes the place of the sound one before."""
     store.save(state(1))
     store.save(state(2))
     harm(store.last, "flipped")
@@ -180,9 +185,8 @@ def test_a_damaged_last_one_never_takes_the_place_of_the_sound_one_before(store,
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_a_save_that_fails_at_any_step_leaves_the_last_good_state_and_nothing_else(
-    store, step, monkeypatch
-):
+def test_a_save_that_fails_leaves_the_last_good_state(store, step, monkeypatch):
+    """It leaves nothing else, at whichever step it fails."""
     store.save(state(1))
     store.save(state(2))
     before = files(store.folder)

@@ -50,7 +50,8 @@ def test_steps_repeat_a_problem_for_each_move_of_those_above_it():
     assert g.schedule() == ("w", "w", "m") * 3 + ("x",)
 
 
-def test_a_less_frequent_problem_joins_in_the_last_moves_of_its_level():
+def test_a_less_frequent_problem_joins_in_the_last_moves():
+    """They are the last moves of its level."""
     g = graph(problem("a", steps=3), problem("b"), problem("x", reads("a", "b")))
     assert g.schedule() == ("a", "a", "a", "b", "x")
 
@@ -61,7 +62,8 @@ def test_a_layered_graph_with_a_million_paths_is_built_at_once():
     assert len(g.schedule()) == 41
 
 
-def test_responses_include_lower_problems_that_others_are_conditioned_on():
+def test_solutions_include_those_others_are_conditioned_on():
+    """The solutions in a gradient include lower problems that others are conditioned on."""
     g = graph(*trilevel_quadratic().problems)
     assert g.solutions_in["x"] == ("w", "m")
     assert g.solutions_in["m"] == ("w",)
@@ -102,8 +104,10 @@ def test_the_picture_shows_solutions_and_values():
     assert "w1 → gan → w2 → arch" in printed
 
 
-def test_a_solution_depends_on_what_the_solutions_it_is_conditioned_on_depend_on():
-    """w is conditioned on m's value, m on x's: to x, which sees m's solution in w's, w is a
+def test_dependence_passes_through_solutions():
+    """A solution depends on what the solutions that it is conditioned on depend on.
+
+    w is conditioned on m's value, m on x's: to x, which sees m's solution in w's, w is a
     function of x.
     """
     g = graph(problem("w", reads("m")), problem("m", reads("x")), problem("x", reads("w")))

@@ -87,7 +87,8 @@ def same(first, second):
     return first == second
 
 
-def test_stop_names_problem_round_and_term_and_has_touched_nothing():
+def test_stop_names_problem_round_and_term():
+    """It has touched nothing."""
     optimizer = single(batches(bad=[3]))
     list(optimizer.run(3))
     before = without_position(optimizer.state_dict())
@@ -112,7 +113,8 @@ def test_the_data_of_the_error_can_be_saved_and_read(tmp_path):
     assert mlo.load_checkpoint(tmp_path / "x.pt")["term"] == "loss"
 
 
-def test_skip_leaves_the_update_out_and_goes_on_as_if_the_batch_had_not_been_there():
+def test_skip_leaves_the_update_out():
+    """The run continues as if the batch had not been there."""
     with_bad, without = (
         single(batches(bad=[3]), policy="skip"),
         single([b for i, b in enumerate(batches()) if i != 3]),
@@ -127,7 +129,8 @@ def test_skip_leaves_the_update_out_and_goes_on_as_if_the_batch_had_not_been_the
     assert same(ours, theirs)
 
 
-def test_skip_stops_after_so_many_in_a_row_but_not_after_as_many_apart():
+def test_skip_stops_after_so_many_in_a_row():
+    """It does not stop after as many apart."""
     apart = range(1, 4 * SKIPS_IN_A_ROW, 2)
     list(single(batches(bad=apart), policy="skip").run(4 * SKIPS_IN_A_ROW))
     optimizer = single(batches(bad=range(5, 40)), policy="skip")
@@ -159,7 +162,8 @@ def test_rollback_goes_back_to_the_snapshot_with_later_batches():
     assert same(without_position(optimizer.state_dict()), without_position(direct.state_dict()))
 
 
-def test_rollback_is_bounded_from_one_state_and_begins_to_count_again_at_the_next():
+def test_rollback_is_bounded_from_one_state():
+    """It begins to count again at the next state."""
     bad = [0, 2, 4]
     list(single(Stream(batches(bad=bad, size=1000)), policy="rollback").run(SNAPSHOT_EVERY))
     with pytest.raises(mlo.NonFiniteError):
@@ -177,7 +181,8 @@ def test_rollback_is_bounded_from_one_state_and_begins_to_count_again_at_the_nex
     assert again[-1] == SNAPSHOT_EVERY + 1  # from the second snapshot, not from the beginning
 
 
-def test_streams_that_go_together_still_do_after_a_round_that_was_given_up():
+def test_streams_stay_together_after_a_round_given_up():
+    """Streams that go together still do after a round that was given up."""
     seen = {"first": [], "second": []}
 
     def loss_of(name):
@@ -312,7 +317,8 @@ def test_a_players_loss_is_named():
         mlo.MultilevelOptimizer([game]).step()
 
 
-def test_a_norm_that_overflows_while_the_gradient_is_finite_is_told_apart():
+def test_a_norm_that_overflows_is_told_apart():
+    """The gradient itself is finite."""
     big = problem("big", lambda big, batch: (1e200 * big.v).sum())
     with pytest.raises(mlo.NonFiniteError, match="gradient's norm, which overflows, is not finite"):
         mlo.MultilevelOptimizer([big]).step()

@@ -114,7 +114,8 @@ def test_outside_of_an_evaluation_it_is_the_call_itself():
     assert mlo.once(torch.add, torch.ones(()), 2, alpha=3) == 7.0
 
 
-def test_a_part_that_depends_on_the_problems_own_parameters_is_refused():
+def test_a_part_of_the_problems_own_parameters_is_refused():
+    """A part that depends on the problem's own parameters is refused."""
     net, up = Net().double(), Net().double()
 
     def net_loss(net, x, *, up):
@@ -142,7 +143,9 @@ def test_a_part_that_depends_on_the_problems_own_parameters_is_refused():
         mlo.MultilevelOptimizer(problems, "darts").step()
 
 
-def test_a_part_that_is_made_of_what_was_differentiated_already_says_what_to_do():
+def test_a_part_of_what_was_differentiated_is_refused():
+    """A part that is made of what was differentiated already says what to do."""
+
     def mid_loss(mid, x, *, low, up):
         seen = up(x).square()
         return (mid(x) * mlo.once(low, x * seen) * seen).square().mean()

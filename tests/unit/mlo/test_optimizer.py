@@ -67,7 +67,8 @@ def test_gradient_between_rounds_does_not_change_the_run():
     assert lines(found) == expected
 
 
-def test_gradient_before_the_first_round_is_that_of_the_first_update():
+def test_gradient_before_the_first_round():
+    """It is that of the first update."""
     closed = bilevel_quadratic()
     optimizer = closed.optimizer("one_step")
     ahead = optimizer.gradient("x")["v"]
@@ -129,7 +130,8 @@ def test_schedulers_step_and_resume(tmp_path, scheduler):
         assert lines(second.run(4)) == expected[4:]
 
 
-def test_bf16_evaluates_under_autocast_and_keeps_float32_parameters():
+def test_bf16_evaluates_under_autocast():
+    """The parameters stay in float32."""
     optimizer = regression(precision="bf16")
     dtypes = []
     optimizer.problems["net"].module[0].register_forward_hook(

@@ -90,7 +90,8 @@ def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
 
 @pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_gain_of_a_linear_step_is_its_derivative_and_others_have_none(name, steps_before):
+def test_the_coefficient_of_a_linear_step_is_its_derivative(name, steps_before):
+    """Other steps have none."""
     _, parameter, gradient, step = captured(name, steps_before)
     if not name.startswith("sgd"):
         assert step.gradient_coefficient("v") is None
@@ -112,7 +113,8 @@ def test_a_subclass_of_sgd_may_make_another_step():
     assert OptimizerStep.capture(problem).gradient_coefficient("v") is None
 
 
-def test_a_linear_step_can_be_captured_without_its_state_and_is_not_applied_then():
+def test_a_linear_step_can_be_captured_without_its_state():
+    """It is not applied then."""
     problem, parameter, gradient = make("sgd_momentum")
     real_step(problem, parameter, gradient)
     step = OptimizerStep.capture(problem, linear_state=False)
@@ -173,7 +175,9 @@ def test_the_learning_rate_is_that_of_the_step():
     assert relative_error(after, parameter.detach() - 0.1 * gradient) < 1e-15
 
 
-def test_an_optimizer_without_a_differentiable_step_is_refused_by_name():
+def test_an_optimizer_without_a_differentiable_step():
+    """It is refused by name."""
+
     class Plain(torch.optim.Optimizer):
         def __init__(self, params):
             super().__init__(params, {"lr": 0.1})

@@ -56,7 +56,8 @@ def test_a_warm_start_goes_on_from_the_last_solution():
 
 
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
-def test_a_warm_start_is_part_of_the_state_and_gradient_leaves_it_alone(tmp_path):
+def test_a_warm_start_is_part_of_the_state(tmp_path):
+    """`gradient` leaves it alone."""
     engine = mlo.ConjugateGradient(max_steps=2, warm_start=True)
     whole = bilevel_quadratic().optimizer(engine)
     list(whole.run(3))

@@ -35,8 +35,10 @@ def test_one_step_is_the_derivative_of_the_step_that_was_made(engine):
     assert relative_error((before - problem.value("x")) / 0.1, expected) < 1e-8
 
 
-def test_one_step_through_a_true_trilevel_problem_equals_plain_autograd():
-    """w' is a step from w at (m, x); m' is a step down the total gradient of m's loss, which
+def test_one_step_through_three_levels_equals_plain_autograd():
+    """The problem is truly tri-level.
+
+    w' is a step from w at (m, x); m' is a step down the total gradient of m's loss, which
     contains dw'/dm.
     """
     problem = trilevel_quadratic()
@@ -290,7 +292,8 @@ def test_a_round_evaluates_each_loss_once():
         assert calls == {"teacher": expected, "student": expected, "x": 1}
 
 
-def test_a_lower_problem_that_moves_several_times_keeps_the_graph_of_its_last_move_only():
+def test_only_the_graph_of_the_last_move_is_kept():
+    """A lower problem that moves several times keeps the graph of its last move only."""
     optimizer, calls = make(KEEPING, steps=3)
     made = gradients_of(optimizer)
     optimizer.step()
@@ -344,7 +347,8 @@ def test_a_round_that_ends_early_lets_go_of_its_graphs(bad):
         gc.enable()
 
 
-def test_a_response_that_is_differentiated_twice_is_evaluated_again():
+def test_a_response_differentiated_twice_is_evaluated_again():
+    """A kept graph cannot serve a response that is differentiated twice."""
     chosen = {"w": KEEPING, "default": "one_step"}
     for order in ("lower_first", "outermost_first"):
         optimizers = [three_levels(engine, order) for engine in (chosen, "one_step")]
@@ -491,7 +495,8 @@ def test_what_a_loss_does_to_its_parameters_in_place_lasts():
 
 
 @pytest.mark.parametrize("engine", [KEEPING, "one_step"], ids=str)
-def test_a_batch_that_changes_before_a_checkpoint_runs_again_is_refused(engine):
+def test_a_batch_that_changes_before_a_second_run_is_refused(engine):
+    """A checkpoint would run again on a batch that has changed."""
     buffer = torch.linspace(0, 1, 4).double()
 
     def refilled():

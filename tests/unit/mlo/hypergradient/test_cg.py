@@ -1,0 +1,58 @@
+"""`cg`: conjugate gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from quadratics import INDEFINITE, POSITIVE, krylov, quadratic
+
+import mlo
+from mlo.testing import relative_error
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_truncated_cg_minimises_the_energy_over_its_krylov_space(steps):
+    optimizer, b, v = quadratic(POSITIVE, mlo.ConjugateGradient(max_steps=steps))
+    basis = krylov(POSITIVE, v, steps)
+    q = basis @ torch.linalg.solve(basis.T @ POSITIVE @ basis, basis.T @ v)
+    assert relative_error(optimizer.gradient("x")["v"], b.T @ q) < 1e-10
+    report = optimizer.step().solves["w"]
+    assert report.residual == pytest.approx(float((v - POSITIVE @ q).norm() / v.norm()), rel=1e-8)
+    assert (report.iterations, report.converged) == (steps, False)
+
+
+def test_cg_reports_negative_curvature_with_a_remedy():
+    """The remedy works."""
+    optimizer, b, v = quadratic(INDEFINITE, mlo.ConjugateGradient(max_steps=50))
+    with pytest.warns(mlo.SolveWarning, match="curvature is -.*'minres'"):
+        report = optimizer.step().solves["w"]
+    assert not report.converged
+    assert report.curvature < 0
+    remedy, *_ = quadratic(INDEFINITE, "minres")
+    assert relative_error(remedy.gradient("x")["v"], b.T @ torch.linalg.solve(INDEFINITE, v)) < 1e-5
+    damped, *_ = quadratic(INDEFINITE, mlo.ConjugateGradient(damping=1.1, max_steps=50))
+    assert damped.step().solves["w"].converged
+
+
+def test_too_few_steps_warn_once():
+    optimizer, *_ = quadratic(POSITIVE, mlo.ConjugateGradient(max_steps=2))
+    with pytest.warns(mlo.SolveWarning, match="Raise max_steps") as caught:
+        list(optimizer.run(1))
+    assert caught[0].filename == __file__
+    assert not optimizer.step().solves["w"].converged  # silent: a warning would be an error
+
+
+def test_cg_stops_at_its_tolerance():
+    optimizer, *_ = quadratic(POSITIVE, mlo.ConjugateGradient(tol=1e-2))
+    report = optimizer.step().solves["w"]
+    assert report.converged
+    assert report.residual <= 1e-2
+    assert report.iterations < len(POSITIVE)
+
+
+def test_the_smallest_curvature_that_was_met_is_reported():
+    """It lies between the smallest and the largest eigenvalue."""
+    optimizer, *_ = quadratic(POSITIVE, mlo.ConjugateGradient())
+    curvature = optimizer.step().solves["w"].curvature
+    assert 0.1 < curvature < 2.0

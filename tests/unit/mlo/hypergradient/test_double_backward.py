@@ -1,0 +1,83 @@
+"""Operations without a second derivative are found before an engine depends on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from mlo.errors import EngineError, ProblemError
+from mlo.hypergradient.double_backward import (
+    check_checkpointing,
+    check_double_backward,
+    is_about_double_backward,
+)
+
+
+class Square(torch.autograd.Function):
+    """x², whose backward pass can be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2.0 * x * gradient
+
+
+class SquareOnce(Square):
+    """x², whose backward pass cannot be differentiated."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2.0 * x * gradient
+
+
+@pytest.fixture
+def theta():
+    return torch.linspace(-1.0, 1.0, 4, dtype=torch.float64).requires_grad_()
+
+
+def test_a_loss_with_second_derivatives_is_accepted(theta):
+    """Its graph is kept."""
+    loss = Square.apply(theta).sin().sum()
+    check_double_backward("w", loss, [theta])
+    (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sum(), theta)
+    assert torch.allclose(second, 2.0 * (theta**2).cos() - 4.0 * theta**2 * (theta**2).sin())
+
+
+def test_a_once_differentiable_function_is_named(theta):
+    """PyTorch would take its second derivative for zero."""
+    loss = (SquareOnce.apply(theta.sin()) * theta).sum()
+    with pytest.raises(EngineError, match=r"'w'.*SquareOnce\.backward is once_differentiable"):
+        check_double_backward("w", loss, [theta])
+
+
+def test_a_constant_loss_has_nothing_to_refuse():
+    check_double_backward("w", torch.tensor(1.0), [])
+
+
+def test_reentrant_checkpointing_is_refused(theta):
+    with pytest.raises(ProblemError, match="use_reentrant=False"):
+        check_checkpointing("w", checkpoint(torch.sin, theta, use_reentrant=True).sum())
+    check_checkpointing("w", checkpoint(torch.sin, theta, use_reentrant=False).sum())
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("derivative for aten::_flash_attention_backward is not implemented", True),
+        ("trying to differentiate twice a function marked with @once_differentiable", True),
+        ("CUDA out of memory", False),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_only_missing_derivatives_count_as_such(message, expected):
+    assert is_about_double_backward(RuntimeError(message)) is expected

@@ -1,0 +1,57 @@
+"""`unroll`: reverse mode through the last steps of the optimizer."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from noisy_regression import regression
+
+import mlo
+from mlo.testing import bilevel_quadratic, identical, relative_error, snapshot
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_resumed_unroll_is_bit_identical_or_warns(steps):
+    """It is where a round makes all of its steps, and says so where not."""
+
+    def run(rounds, state=None):
+        optimizer = regression(hypergradient={"name": "unroll", "steps": 3}, steps=steps)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        list(optimizer.run(rounds))
+        return optimizer
+
+    whole, half = run(4), run(2)
+    short = pytest.warns(
+        mlo.SolveWarning,
+        match="differentiates 3 steps, of which a state holds none and a round makes 1",
+    )
+    with short if steps == 1 else contextlib.nullcontext():
+        resumed = run(2, half.state_dict())
+    assert identical(snapshot(resumed), snapshot(whole)) == (steps == 3)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_the_last_steps_are_differentiated(kept):
+    """Four steps of gradient descent are made, and θ before the kept ones is a constant."""
+    problem = bilevel_quadratic()
+    lower, upper = problem.losses["w"], problem.losses["x"]
+    problem.problems[0].steps = 4
+    w, x = problem.value("w").clone() + 1.0, problem.value("x").clone().requires_grad_()
+    with torch.no_grad():
+        problem.problems[0].parameters["v"].add_(1.0)
+    for step in range(4):
+        w = w.detach() if step <= 4 - kept else w
+        w = w.requires_grad_()
+        w = w - 0.1 * torch.autograd.grad(lower(w, x), w, create_graph=True)[0]
+    (expected,) = torch.autograd.grad(upper(x, w), x)
+    before = problem.value("x").clone()
+    problem.optimizer(mlo.Unroll(steps=kept)).step()
+    assert relative_error((before - problem.value("x")) / 0.1, expected) < 1e-10
+
+
+def test_finite_differences_are_refused():
+    with pytest.raises(mlo.EngineError, match="'unroll' does not take these options"):
+        mlo.engine_from({"name": "unroll", "products": "finite_difference"})

@@ -1,0 +1,41 @@
+"""`python -m mlo.info`: versions, devices and engines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+import mlo
+from mlo import info
+
+
+def test_info_lists_versions_devices_and_every_engine():
+    text = info.describe()
+    for words in (mlo.__version__, torch.__version__, "threads", "cuda"):
+        assert words in text
+    for engine in mlo.available_engines():
+        assert f"\n  {engine} " in text
+    assert "[finite_difference]" in next(
+        line for line in text.splitlines() if line.startswith("  darts ")
+    )
+    printed = subprocess.run(
+        [sys.executable, "-m", "mlo.info"], capture_output=True, text=True, timeout=120
+    )
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.splitlines()[0] == text.splitlines()[0]
+
+
+def test_a_package_that_is_missing_is_said(monkeypatch):
+    monkeypatch.setattr(info, "OPTIONAL", ("no-such-package",))
+    assert "no-such-package not installed" in info.describe()
+
+
+def test_an_engine_that_cannot_be_made_says_why(monkeypatch):
+    def refuse():
+        raise mlo.EngineError("It needs a licence. Ask for one.")
+
+    monkeypatch.setattr(mlo, "available_engines", lambda: ["theirs"])
+    monkeypatch.setattr(mlo, "engine_from", lambda name: refuse())
+    assert info.describe().splitlines()[-1].split(maxsplit=1) == ["theirs", "It needs a licence"]

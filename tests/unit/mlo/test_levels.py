@@ -1,0 +1,94 @@
+"""Which solution a loss reads: kinds of solutions, what is kept, and when it is made again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mlo.response import Constant, Stationary, Stepped
+from mlo.testing import bilevel_quadratic, chain_of_three, diamond, relative_error
+
+
+def levels_of(optimizer, *, ahead=False):
+    return optimizer._ahead if ahead else optimizer._now
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [
+        ("first_order", Constant),
+        ("cg", Stationary),
+        ("penalty", Stationary),
+        ("identity", Stationary),
+        ("one_step", Stepped),
+        ("darts", Stepped),
+        ("unroll", Stepped),
+    ],
+)
+def test_an_engine_says_what_kind_of_solution_it_takes(engine, kind):
+    optimizer = bilevel_quadratic().optimizer(engine)
+    for _ in range(2):
+        assert type(levels_of(optimizer).find("w")) is kind
+        optimizer.step()
+
+
+def test_a_problem_that_rests_is_a_constant():
+    problem = bilevel_quadratic()
+    problem.problems[0].warmup_steps = 1
+    optimizer = problem.optimizer("one_step")
+    assert type(levels_of(optimizer).find("w")) is Constant
+    optimizer.step()
+    assert type(levels_of(optimizer).find("w")) is Stepped
+
+
+def test_a_step_that_was_made_is_read_until_the_next():
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    now = levels_of(optimizer)
+    optimizer.step()
+    made = now.find("w")
+    assert now.find("w") is made and made.evaluation.loss.problem.name == "w"
+    optimizer.step()
+    assert now.find("w") is not made
+
+
+def test_a_solution_is_made_again_only_after_something_moved():
+    optimizer = chain_of_three().optimizer("cg")
+    now = levels_of(optimizer)
+    before = now.find("w2")
+    assert now.find("w2") is before
+    next(optimizer.updates(rounds=1))  # w1 moves, which w2 reads
+    assert now.find("w2") is not before
+
+
+def test_the_two_views_keep_solutions_of_their_own():
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    optimizer.step()
+    made, coming = levels_of(optimizer).find("w"), levels_of(optimizer, ahead=True).find("w")
+    live = optimizer.problems["w"].parameters["v"]
+    assert torch.equal(made.value["v"], live)
+    assert not torch.equal(coming.value["v"], live)
+    # The step ahead is the step that the optimizer then makes.
+    next(optimizer.updates(rounds=1))
+    assert relative_error(coming.value["v"], live.detach()) < 1e-12
+
+
+def test_a_question_leaves_known_solutions_as_they_were():
+    optimizer = diamond().optimizer("cg")
+    now = levels_of(optimizer)
+    known = now.find("w1")
+    optimizer.gradient("arch")
+    assert now.find("w1") is known
+    fresh = diamond().optimizer("cg")
+    fresh.gradient("arch")
+    assert levels_of(fresh)._known == {}
+
+
+def test_records_that_outlive_a_move_hold_copies():
+    """An engine of several steps reads lower solutions as they were at each of them."""
+    optimizer = chain_of_three().optimizer({"default": "cg", "w2": {"name": "unroll", "steps": 2}})
+    optimizer.step()
+    read = levels_of(optimizer).find("w2").history[0].evaluation.solutions["w1"].value["v"]
+    then = read.detach().clone()
+    optimizer.step()
+    assert torch.equal(read, then)
+    assert not torch.equal(read, optimizer.problems["w1"].parameters["v"])

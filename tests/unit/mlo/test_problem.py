@@ -1,0 +1,100 @@
+"""Declarations of problems: what is read from them, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import mlo
+from mlo.testing import Vector
+
+
+def problem(name, loss=None, module=None, **options):
+    module = module or Vector(torch.ones(2))
+    options.setdefault("optimizer", torch.optim.SGD(module.parameters(), lr=0.1))
+    return mlo.Problem(
+        name, module=module, loss=loss or (lambda own, batch: own.v.sum()), **options
+    )
+
+
+def graph(*problems):
+    return mlo.DependencyGraph(list(problems))
+
+
+def test_a_parameter_missing_from_its_optimizer_is_refused():
+    module = nn.Linear(2, 2)
+    with pytest.raises(mlo.ProblemError, match="lacks 1 of 2 parameters \\('bias'\\)"):
+        problem("w", module=module, optimizer=torch.optim.SGD([module.weight], lr=0.1))
+
+
+def test_a_frozen_parameter_needs_no_optimizer():
+    module = nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    p = problem("w", module=module, optimizer=torch.optim.SGD([module.weight], lr=0.1))
+    assert list(p.parameters) == ["weight"]
+
+
+def test_an_optimizer_with_foreign_parameters_is_refused():
+    module, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    with pytest.raises(mlo.ProblemError, match="2 parameters that are not in its module"):
+        problem(
+            "w",
+            module=module,
+            optimizer=torch.optim.SGD([*module.parameters(), *other.parameters()], lr=0.1),
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer of at least 1"),
+        ({"accumulate": 1.5}, "accumulate must be an integer"),
+        ({"grad_clip": -1.0}, "grad_clip must be positive"),
+        ({"precision": "fp8"}, "precision must be None or 'bf16'"),
+        ({"loss": lambda own: own.v.sum()}, "two positional arguments"),
+        ({"players": {"a": "nowhere"}}, "submodule 'nowhere', which does not exist"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_with_advice(options, message):
+    with pytest.raises(mlo.ProblemError, match=message):
+        problem("w", **options)
+
+
+def test_a_name_must_be_an_identifier():
+    with pytest.raises(mlo.ProblemError, match="not a Python identifier"):
+        problem("my weights")
+
+
+def test_reads_are_found_in_any_callable():
+    """They are found in partials, methods and callable objects."""
+
+    def loss(own, batch, *, w, scale):
+        return own.v.sum() * scale
+
+    class Callable:
+        def __call__(self, own, batch, *, w):
+            return own.v.sum()
+
+        def method(self, own, batch, *, w):
+            return own.v.sum()
+
+    for function in (functools.partial(loss, scale=2.0), Callable(), Callable().method):
+        assert graph(problem("w"), problem("x", function)).reads_below["x"] == ("w",)
+
+
+@pytest.mark.parametrize("players", [["a", "b"], {"a": nn.Linear(1, 1)}])
+def test_players_declared_in_another_way_say_how(players):
+    module = nn.ModuleDict({"a": nn.Linear(1, 1), "b": nn.Linear(1, 1)})
+    with pytest.raises(
+        mlo.ProblemError, match="players must be a dict player → name of its submodule"
+    ):
+        mlo.Problem(
+            "pair",
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+            loss=print,
+            players=players,
+        )

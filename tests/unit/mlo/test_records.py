@@ -1,0 +1,58 @@
+"""Records of rounds, as a person and as a program read them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mlo
+
+
+def test_the_record_of_a_game_and_of_a_failed_solve_says_so():
+    record = mlo.Record(round=2)
+    record.add(
+        "gan",
+        loss={"g": torch.tensor(0.5), "d": torch.tensor(1.25)},
+        metrics={},
+        gradient_norm=torch.tensor(1.0),
+    )
+    record.solves["gan"] = mlo.SolveReport(problem="gan", engine="gmres", converged=False)
+    assert repr(record) == "Record(round=2: gan=(g=0.5, d=1.25); solved: gan; not converged: gan)"
+
+
+def test_tensors_are_read_as_numbers():
+    record = mlo.Record(round=1)
+    record.add(
+        "w",
+        loss=torch.tensor(0.25),
+        metrics={"accuracy": torch.tensor(0.5), "weights": torch.tensor([1.0, 2.0]), "name": "x"},
+        gradient_norm=torch.tensor(3.0),
+        player_norms={"a": torch.tensor(4.0)},
+    )
+    assert record.losses == {"w": 0.25}
+    assert record.metrics == {"w": {"accuracy": 0.5, "weights": [1.0, 2.0], "name": "x"}}
+    assert record.gradient_norms == {"w": 3.0}
+    assert record.player_gradient_norms == {"w": {"a": 4.0}}
+    assert type(record.losses["w"]) is float
+
+
+def test_a_later_update_takes_the_place_of_an_earlier_one():
+    record = mlo.Record(round=1)
+    for loss in (1.0, 2.0):
+        record.add(
+            "w", loss=torch.tensor(loss), metrics={}, gradient_norm=torch.tensor(10.0 * loss)
+        )
+    assert (record.losses, record.gradient_norms) == ({"w": 2.0}, {"w": 20.0})
+
+
+def test_a_round_that_solved_nothing_shows_losses_only():
+    record = mlo.Record(round=3)
+    record.add("w", loss=torch.tensor(0.5), metrics={}, gradient_norm=torch.tensor(1.0))
+    assert repr(record) == "Record(round=3: w=0.5)"
+
+
+def test_a_solve_report_has_what_engines_leave_out():
+    report = mlo.SolveReport(problem="w", engine="identity")
+    assert (report.iterations, report.residual, report.converged) == (0, None, True)
+    with pytest.raises(AttributeError):
+        report.converged = False

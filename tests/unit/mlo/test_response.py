@@ -1,0 +1,52 @@
+"""Responses: solutions as functions of what they depend on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mlo
+import mlo.testing
+from mlo import response
+from mlo.testing import diamond, layered, relative_error
+
+
+def test_fixing_solutions_takes_the_gradient_apart():
+    """The parts are what flows through the solutions."""
+    closed = diamond()
+    optimizer = closed.optimizer("direct")
+    q2 = torch.linalg.solve(closed.jacobians["w2"].T, closed.direct["w2"])
+
+    def through(name):
+        q = torch.linalg.solve(closed.jacobians[name].T, -closed.mixed["w2"][name].T @ q2)
+        return -closed.mixed[name]["arch"].T @ q
+
+    expected = {
+        ("w1", "gan", "w2"): closed.direct["arch"],
+        ("w1", "gan"): closed.direct["arch"] - closed.mixed["w2"]["arch"].T @ q2,
+        ("gan",): closed.exact - through("gan"),
+        ("w1",): closed.exact - through("w1"),
+        (): closed.exact,
+    }
+    for fixed, gradient in expected.items():
+        assert (
+            relative_error(optimizer.gradient("arch", held_constant=fixed)["v"], gradient) < 1e-12
+        )
+    with pytest.raises(mlo.GraphError, match="no problem 'w3'"):
+        optimizer.gradient("arch", held_constant=("w3",))
+
+
+def test_a_round_makes_each_response_once(monkeypatch):
+    """Only the gradient of x flows through responses: of 2L problems, not of the L² pairs that read
+    each other.
+    """
+    made = []
+    apply = response._Response.apply
+    monkeypatch.setattr(
+        response._Response, "apply", lambda *arguments: made.append(1) or apply(*arguments)
+    )
+    for layers in (3, 6):
+        optimizer = layered(layers=layers).optimizer("one_step")
+        made.clear()
+        optimizer.step()
+        assert len(made) == 2 * layers

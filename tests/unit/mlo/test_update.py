@@ -1,0 +1,267 @@
+"""One update of a problem: clipping, the hooks around the step, and the iterator over updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mlo
+from mlo.testing import Vector, diamond, identical, trilevel_quadratic
+
+
+def test_one_gradient_of_two_parameters_is_clipped_once():
+    """Autograd returns one tensor for both terms of a + b, and an expanded one for a sum."""
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (
+                torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)
+            )
+
+    ours, plain = Two(), Two()
+    problem = mlo.Problem(
+        "n",
+        module=ours,
+        optimizer=torch.optim.SGD(ours.parameters(), lr=1.0),
+        grad_clip=0.1,
+        loss=lambda n, _: (n.a + n.b).sum(),
+    )
+    mlo.MultilevelOptimizer([problem]).step()
+    (plain.a + plain.b).sum().backward()
+    torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+    torch.optim.SGD(plain.parameters(), lr=1.0).step()
+    assert torch.equal(ours.a, plain.a) and torch.equal(ours.b, plain.b)
+
+
+# ------------------------------ the iterator over updates
+
+
+def two_levels(engine="one_step", *, lower=None, upper=None, steps=2, direct=0.0, **options):
+    """w follows x on noisy batches; x is judged by w."""
+    torch.manual_seed(0)
+    w, x = Vector(torch.zeros(2).double()), Vector(torch.ones(2).double())
+    data = [torch.randn(2).double() for _ in range(5)]
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9),
+            loss=lambda w, batch, *, x: ((w.v - x.v * batch) ** 2).sum() + (w.v**4).sum(),
+            data=data,
+            steps=steps,
+            **(lower or {}),
+        ),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.Adam(x.parameters(), lr=0.05),
+            loss=lambda x, batch, *, w: (w.v**2).sum() + direct * x.v.sum() + torch.rand(()),
+            **(upper or {}),
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine, **options)
+
+
+def state_after(drive):
+    """The state of the same run, driven in a given way."""
+    optimizer = two_levels()
+    drive(optimizer)
+    return optimizer.state_dict()
+
+
+def test_updates_are_yielded_in_the_order_of_the_round():
+    optimizer = two_levels(steps=3)
+    seen = [(u.problem, u.round, u.ends_round) for u in optimizer.updates(rounds=2)]
+    first = [("w", 1, False)] * 3 + [("x", 1, True)]
+    assert seen == first + [(name, 2, last) for name, _, last in first]
+    assert optimizer.round == 2
+
+
+def test_rounds_steps_and_updates_make_the_same_run():
+    by_rounds = state_after(lambda opt: list(opt.run(3)))
+    assert identical(by_rounds, state_after(lambda opt: [opt.step() for _ in range(3)]))
+    assert identical(by_rounds, state_after(lambda opt: list(opt.updates(rounds=3))))
+
+
+def test_an_updates_record_is_that_of_the_round_so_far():
+    optimizer = two_levels(steps=1)
+    lower, upper = optimizer.updates(rounds=1)
+    assert lower.record is upper.record
+    assert set(upper.record.losses) == {"w", "x"} and upper.record.round == 1
+    for update in two_levels(steps=1).updates(rounds=1):
+        assert ("x" in update.record.losses) == update.ends_round
+
+
+def test_a_round_that_was_left_is_finished_first():
+    """Leaving the loop inside a round loses nothing: the rest comes with the next call."""
+
+    def interrupted(optimizer):
+        for update in optimizer.updates(rounds=3):
+            if update.problem == "w" and update.round == 2:
+                break
+        assert optimizer.round == 1
+        record = optimizer.step()
+        assert record.round == 2 and set(record.losses) == {"w", "x"}
+        list(optimizer.updates(rounds=1))
+
+    assert identical(state_after(lambda opt: list(opt.run(3))), state_after(interrupted))
+
+
+def test_a_state_saved_inside_a_round_resumes_there():
+    optimizer = two_levels(steps=3)
+    updates = optimizer.updates(rounds=2)
+    for _ in range(6):
+        next(updates)
+    saved = optimizer.state_dict()
+    assert saved["within_round"] == 2 and saved["round"] == 1
+    expected = [update.problem for update in updates]
+    end = optimizer.state_dict()
+
+    other = two_levels(steps=3)
+    other.load_state_dict(saved)
+    assert [update.problem for update in other.updates(rounds=1)] == expected == ["w", "x"]
+    # A step that was made before the state was saved is not in it: x looked one step ahead.
+    assert identical(end["problems"]["w"], other.state_dict()["problems"]["w"])
+    assert other.round == 2
+
+
+def test_an_update_that_fails_is_the_next_to_be_made():
+    optimizer = two_levels(steps=1)
+    whole = optimizer.problems["x"].loss
+
+    def failing(x, batch, *, w):
+        raise KeyError("the user's own error")
+
+    optimizer.problems["x"].loss = failing
+    with pytest.raises(KeyError):
+        optimizer.step()
+    moved = optimizer.problems["w"].parameters["v"].detach().clone()
+    optimizer.problems["x"].loss = whole
+    assert [update.problem for update in optimizer.updates(rounds=1)] == ["x"]
+    assert torch.equal(optimizer.problems["w"].parameters["v"], moved)
+
+
+def test_a_round_in_which_nobody_moves_yields_no_update():
+    optimizer = two_levels(lower={"warmup_steps": 1}, upper={"warmup_steps": 1}, steps=1)
+    assert [update.round for update in optimizer.updates(rounds=2)] == [2, 2]
+    waiting = two_levels(lower={"warmup_steps": 1}, upper={"warmup_steps": 1})
+    assert waiting.step().losses == {} and waiting.round == 1
+
+
+def test_updates_go_on_after_a_rollback():
+    optimizer = two_levels(steps=1, on_nonfinite="rollback")
+    whole, calls = optimizer.problems["x"].loss, []
+
+    def lost_once(x, batch, *, w):
+        calls.append(None)
+        return whole(x, batch, w=w) * (float("nan") if len(calls) == 4 else 1.0)
+
+    optimizer.problems["x"].loss = lost_once
+    seen = list(optimizer.updates(rounds=4))
+    assert optimizer.round == 4
+    assert [u.round for u in seen if u.ends_round] == [1, 2, 3, 1, 2, 3, 4]
+    causes = [u.record.rolled_back for u in seen if u.ends_round]
+    assert [cause is not None for cause in causes] == [False] * 3 + [True] + [False] * 3
+
+
+# ------------------------------ hooks
+
+
+def test_hooks_run_around_every_step_and_see_its_gradient():
+    seen = []
+
+    def before(problem):
+        seen.append(("before", problem.name, problem.parameters["v"].grad.clone()))
+
+    def after(problem):
+        seen.append(("after", problem.name, problem.parameters["v"].grad))
+
+    hooks = {"before_update": before, "after_update": after}
+    optimizer = two_levels(lower=hooks, upper=hooks, steps=2)
+    expected = optimizer.gradient("w")["v"]
+    optimizer.step()
+    assert [entry[:2] for entry in seen] == [
+        (when, name) for name in ("w", "w", "x") for when in ("before", "after")
+    ]
+    assert torch.equal(seen[0][2], expected)
+    assert all(gradient is None for when, _, gradient in seen if when == "after")
+
+
+def test_hooks_that_change_nothing_leave_the_run_as_it_is():
+    hooks = {"before_update": lambda problem: None, "after_update": lambda problem: None}
+    states = []
+    for options in ({}, {"lower": hooks, "upper": hooks}):
+        optimizer = two_levels(**options)
+        list(optimizer.run(3))
+        states.append(optimizer.state_dict())
+    assert identical(*states)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("engine", ["one_step", "darts", {"name": "unroll", "steps": 2}])
+def test_a_gradient_changed_where_its_step_is_differentiated(engine, in_place):
+    def halve(problem):
+        gradient = problem.parameters["v"].grad
+        if in_place:
+            gradient.data.mul_(0.5)  # which autograd's version counter does not see
+        else:
+            problem.parameters["v"].grad = gradient / 2
+
+    with pytest.raises(mlo.ProblemError, match=r"before_update of problem 'w' changed.*'neumann'"):
+        two_levels(engine, lower={"before_update": halve}).step()
+
+
+def test_a_gradient_may_change_where_no_step_is_differentiated():
+    def halve(problem):
+        problem.parameters["v"].grad.mul_(0.5)
+
+    plain, halved = (
+        two_levels("cg", steps=1),
+        two_levels("cg", steps=1, lower={"before_update": halve}),
+    )
+    start = plain.problems["w"].parameters["v"].detach().clone()
+    for optimizer in (plain, halved):
+        next(optimizer.updates(rounds=1))
+    whole, half = (opt.problems["w"].parameters["v"] - start for opt in (plain, halved))
+    assert torch.allclose(half, whole / 2)
+    # The outermost problem's step is never differentiated.
+    two_levels("one_step", upper={"before_update": halve}).step()
+
+
+def test_a_solution_moved_after_its_update_is_refused():
+    """A projection behind the engine's back would be missing in the derivative."""
+
+    @torch.no_grad()
+    def clamp(problem):
+        problem.parameters["v"].data.clamp_(min=0.0)
+        problem.parameters["v"].data.add_(1.0)
+
+    for engine in ("one_step", "cg"):
+        with pytest.raises(mlo.ProblemError, match=r"after_update of problem 'w' changed its"):
+            two_levels(engine, lower={"after_update": clamp}).step()
+    two_levels({"w": "first_order"}, lower={"after_update": clamp}, direct=1.0).step()
+    two_levels("one_step", upper={"after_update": clamp}).step()
+
+
+# ------------------------------ every graph
+
+
+@pytest.mark.parametrize("make", [diamond, trilevel_quadratic])
+def test_the_iterator_equals_rounds_on_every_graph(make):
+    states = []
+    for drive in (lambda opt: list(opt.run(2)), lambda opt: list(opt.updates(2))):
+        optimizer = make().optimizer("one_step")
+        drive(optimizer)
+        states.append(optimizer.state_dict())
+    assert identical(*states)
+
+
+def test_modules_may_be_changed_between_updates_of_others():
+    """A caller may set weights back between updates; the next gradient is of where they are."""
+    optimizer = two_levels("cg", steps=1)
+    for update in optimizer.updates(rounds=1):
+        if update.problem == "w":
+            with torch.no_grad():
+                optimizer.problems["w"].parameters["v"].zero_()
+    assert not optimizer.problems["w"].parameters["v"].any()
