@@ -32,7 +32,7 @@ BLOCKS = [
 ]
 
 CONTINUED = {"tutorial.md"}
-"""Pages whose blocks go on from each other; each is followed by what it prints."""
+"""Pages whose blocks continue each other; each is followed by what it prints."""
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def naive_ridge():
     [("higher", naive_maml, "start"), ("torchopt", naive_ridge, "decay")],
 )
 @pytest.mark.parametrize("which", ["before", "after"])
-def test_programs_from_higher_and_torchopt_end_where_plain_autograd_does(
-    package, naive, learned, which, capsys
-):
-    """The outer optimizer is gradient descent, so that a gradient of the wrong length ends
+def test_programs_of_other_libraries_end_at_the_same_place(package, naive, learned, which, capsys):
+    """Programs from higher and TorchOpt end where plain autograd does.
+
+    The outer optimizer is gradient descent, so that a gradient of the wrong length ends
     elsewhere too.
     """
     page = "migrating-from-torchopt-and-higher.md"
