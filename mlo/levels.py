@@ -61,6 +61,7 @@ class History:
         stepped: problem → its solution, where the engine differentiates that update.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
         generators: the random generators that the problems name.
+        gpus: the indices of the GPUs that the problems are on.
     """
 
     def __init__(
@@ -83,8 +84,12 @@ class History:
         self.stepped: dict[str, Stepped] = {}
         self.graphs: list[tuple[str, GradientGraph]] = []
         self.generators: list[torch.Generator] = []
+        self.gpus: list[int] = []
         for problem in graph.problems.values():
             self.generators += problem.generators
+            gpu = problem.device.index if problem.device.type == "cuda" else None
+            if gpu is not None and gpu not in self.gpus:
+                self.gpus.append(gpu)
 
     # ------------------------------ what an update leaves
 

@@ -27,10 +27,18 @@ __all__ = ["RandomState", "forked", "preserved", "replayed"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomState:
-    """The state of every global random source, and of the generators that the user named."""
+    """The state of every global random source, and of the generators that the user named.
+
+    Attributes:
+        cpu: of torch's global generator on the CPU.
+        cuda: index of a GPU → state of its global generator.
+        python: of `random`.
+        numpy: of numpy's global generator.
+        generators: of the generators that the user named.
+    """
 
     cpu: Tensor
-    cuda: tuple[Tensor, ...]
+    cuda: dict[int, Tensor]
     python: tuple[Any, ...]
     numpy: dict[str, Any]
     generators: tuple[Tensor, ...] = ()
@@ -42,7 +50,7 @@ class RandomState:
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
             cpu=torch.get_rng_state(),
-            cuda=tuple(torch.cuda.get_rng_state_all()) if started else (),
+            cuda=dict(enumerate(torch.cuda.get_rng_state_all())) if started else {},
             python=random.getstate(),
             numpy=_NUMPY.read(),
             generators=tuple(map(torch.Generator.get_state, generators)),
@@ -55,16 +63,24 @@ class RandomState:
             ValueError: if `generators` are not as many as were captured.
         """
         torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(list(self.cuda))
+        for index, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, index)
         random.setstate(self.python)
         _NUMPY.write(self.numpy)
         for generator, state in zip(generators, self.generators, strict=True):
             generator.set_state(state)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state as tensors and plain Python values (loadable with
-        `weights_only=True`).
+    def state_dict(self, gpus: Sequence[int] | None = None) -> dict[str, Any]:
+        """Returns the state as tensors and plain values, loadable with `weights_only=True`.
+
+        Of GPUs only the given ones, without their indices: the processes of a run that share noise
+        have equal states on GPUs of their own, and each resumes on the one that it has then.
+
+        Args:
+            gpus: indices of the run's own GPUs; None: the current one.
+
+        Raises:
+            CheckpointError: if numpy's global generator is not its own kind.
         """
         if self.numpy["bit_generator"] != "MT19937":
             raise CheckpointError(
@@ -75,7 +91,7 @@ class RandomState:
         inner = self.numpy["state"]
         return {
             "cpu": self.cpu.clone(),
-            "cuda": [state.clone() for state in self.cuda],
+            "cuda": [self.cuda[index].clone() for index in _own(gpus) if index in self.cuda],
             "python": {"version": version, "words": list(words), "gauss": gauss},
             "numpy": {
                 "bit_generator": self.numpy["bit_generator"],
@@ -88,12 +104,19 @@ class RandomState:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
-        """Rebuilds a state from what `state_dict` returned."""
+    def from_state_dict(
+        cls, state: dict[str, Any], gpus: Sequence[int] | None = None
+    ) -> RandomState:
+        """Rebuilds a state from what `state_dict` returned.
+
+        Args:
+            state: the state.
+            gpus: indices of the run's own GPUs now, in the order in which they were saved.
+        """
         python, numpy = state["python"], state["numpy"]
         return cls(
             cpu=state["cpu"],
-            cuda=tuple(state["cuda"]),
+            cuda=dict(zip(_own(gpus), state["cuda"], strict=False)),
             python=(python["version"], tuple(python["words"]), python["gauss"]),
             numpy={
                 "bit_generator": numpy["bit_generator"],
@@ -103,6 +126,13 @@ class RandomState:
             },
             generators=tuple(state["generators"]),
         )
+
+
+def _own(gpus: Sequence[int] | None) -> Sequence[int]:
+    """The indices of the run's own GPUs; by default the current one, if CUDA was started."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return ()
+    return (torch.cuda.current_device(),) if gpus is None else gpus
 
 
 class _NumpyState:

@@ -54,7 +54,7 @@ def state_of(
         "version": STATE_VERSION,
         "round": history.round,
         "within_round": within_round,
-        "random": RandomState.capture(history.generators).state_dict(),
+        "random": RandomState.capture(history.generators).state_dict(history.gpus or None),
         "problems": saved,
     }
 
@@ -91,7 +91,7 @@ def load_state(
             f"The state is of the problems {sorted(state['problems'])}, this optimizer has "
             f"{sorted(problems)}."
         )
-    random_state = RandomState.from_state_dict(state["random"])
+    random_state = RandomState.from_state_dict(state["random"], history.gpus or None)
     if len(random_state.generators) != len(history.generators):
         raise CheckpointError(
             f"The state has {len(random_state.generators)} generators, the problems name "

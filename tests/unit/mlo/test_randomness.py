@@ -132,3 +132,56 @@ def test_a_state_of_another_bit_generator_has_no_plain_form():
             RandomState.capture().state_dict()
     finally:
         np.random.set_bit_generator(before)
+
+
+# ------------------------------ GPUs, pretended by generators on the CPU
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Makes `torch.cuda` see as many GPUs as a test asks for, the current one among them."""
+
+    def pretend(count, current=0):
+        generators = tuple(torch.Generator().manual_seed(7 + index) for index in range(count))
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(
+            torch.cuda, "get_rng_state_all", lambda: [g.get_state() for g in generators]
+        )
+        monkeypatch.setattr(
+            torch.cuda, "set_rng_state", lambda state, index: generators[index].set_state(state)
+        )
+        return generators
+
+    return pretend
+
+
+def test_every_gpu_is_replayed_within_a_process(gpus):
+    first, second = gpus(2)
+    state = RandomState.capture()
+    drawn = [float(torch.rand((), generator=g)) for g in (first, second)]
+    with replayed(state):
+        assert [float(torch.rand((), generator=g)) for g in (first, second)] == drawn
+    assert float(torch.rand((), generator=first)) != drawn[0]
+
+
+def test_a_saved_state_is_that_of_the_runs_own_gpu(gpus):
+    """Process 0 saves; process 1, on another GPU, resumes with the noise that both shared."""
+    own, _ = gpus(2, current=0)
+    saved = RandomState.capture().state_dict()
+    assert len(saved["cuda"]) == 1
+    noise = float(torch.rand((), generator=own))
+    _, own = gpus(2, current=1)
+    RandomState.from_state_dict(saved).restore()
+    assert float(torch.rand((), generator=own)) == noise
+
+
+def test_a_state_of_more_gpus_is_restored_on_one(gpus):
+    first, _ = gpus(2)
+    saved = RandomState.capture().state_dict(gpus=[0, 1])
+    noise = float(torch.rand((), generator=first))
+    (only,) = gpus(1)
+    RandomState.from_state_dict(saved).restore()
+    assert float(torch.rand((), generator=only)) == noise
+    without_cuda = {**saved, "cuda": []}
+    RandomState.from_state_dict(without_cuda).restore()
