@@ -1,10 +1,8 @@
-"""An endless stream of batches from any iterable, whose position can be saved, restored and looked
-ahead from.
-"""
+"""An endless stream of batches whose position can be saved, restored and looked ahead from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,17 +14,16 @@ __all__ = ["BatchStream"]
 
 
 class BatchStream:
-    """Draws batches from `data` for ever.
+    """Draws batches from `data` forever.
 
-    `data` with `state_dict` and `load_state_dict` methods keeps its own position. For any other
-    iterable the stream remembers the random state in which the current pass began and how many
-    batches were taken
-    since: a shuffling
-    `DataLoader` draws its order from that state (or its generator's), so the position can be found
-    again. An iterable whose passes differ in another way should keep its own position.
+    `data` with the methods `state_dict` and `load_state_dict` keeps its own position. For any other
+    iterable the stream remembers the random state in which the current pass began, and how many
+    batches were taken since. A shuffling `DataLoader` draws its order from that state (or its
+    generator's), so the position can be found again. An iterable whose passes differ in another way
+    should keep its own position.
 
     Args:
-        data: an iterable of batches; None yields None for ever.
+        data: an iterable of batches; None yields None forever.
         problem: name of the problem, for messages.
     """
 
@@ -50,6 +47,7 @@ class BatchStream:
             return None
         if self._pending:
             return self._pending.pop(0)
+        # Twice: at the end of a pass once more, from the start. A pass without a batch is an error.
         for _ in range(2):
             try:
                 batch = next(self._iterator or self._begin_pass())
@@ -64,15 +62,24 @@ class BatchStream:
             "DataLoader or a list of batches."
         )
 
+    def put_back(self, batches: Sequence[Any]) -> None:
+        """Returns the last batches that were taken: the next ones are these again."""
+        if self._data is not None:
+            self._pending[:0] = batches
+
     def peek(self, count: int) -> tuple[Any, ...]:
-        """Returns what the next `count` calls of `next` would give; changes neither position nor
-        random state.
+        """Returns what the next `count` calls of `next` would give.
+
+        Neither the position nor the random state changes.
         """
         if self._data is None:
             return (None,) * count
+        if len(self._pending) >= count:
+            return tuple(self._pending[:count])
         if isinstance(self._data, Iterator):  # cannot be iterated twice: keep what was taken
             self._pending += [self.next() for _ in range(count - len(self._pending))]
             return tuple(self._pending[:count])
+        # Taken, and then the position is restored: nothing else finds the same batches again.
         with preserved(self._generators):
             position = self.state_dict()
             batches = tuple(self.next() for _ in range(count))
@@ -85,7 +92,8 @@ class BatchStream:
             return {"data": self._data.state_dict()}  # type: ignore[union-attr]
         start = self._pass_start
         return {
-            "taken": self._taken - len(self._pending),
+            # Batches that were put back and are of the pass before come with this pass then.
+            "taken": max(self._taken - len(self._pending), 0),
             "pass_start": None if start is None else start.state_dict(),
             "generators": [generator.get_state() for generator in self._generators],
         }
@@ -110,7 +118,7 @@ class BatchStream:
             generator.set_state(saved)
 
     def _replay(self, state: dict[str, Any]) -> None:
-        """Begins the pass of a saved position again and takes as many batches."""
+        """Begins the pass of a saved position again, and takes as many batches as were taken."""
         with replayed(RandomState.from_state_dict(state["pass_start"]), self._generators):
             iterator = self._begin_pass()
             for _ in range(state["taken"]):
@@ -123,6 +131,7 @@ class BatchStream:
                 self._taken += 1
 
     def _begin_pass(self) -> Iterator[Any]:
+        # Before `iter`, which may draw the order of the whole pass.
         self._pass_start = RandomState.capture(self._generators)
         self._iterator = iter(self._data)  # type: ignore[arg-type]
         self._taken = 0

@@ -1,25 +1,38 @@
-"""Checks that engines can serve a graph, before the first step, and losses, on a first batch."""
+"""Checks that engines can serve a graph (before the first step) and losses (on a first batch)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mlo.distributed import DataParallel
-from mlo.errors import EngineError, ProblemError, warn_user
+from mlo.errors import EngineError, GraphError, ProblemError, warn_user
 from mlo.graph import DependencyGraph
-from mlo.hypergradient.double_backward import check_checkpointing, check_double_backward
+from mlo.hypergradient.double_backward import (
+    check_checkpointing,
+    check_double_backward,
+    leaves_of,
+)
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Engine
 from mlo.loss import Examine
-from mlo.optimizer_step import has_decoupled_decay, has_differentiable_step
-from mlo.problem import Problem
+from mlo.optimizer_step import (
+    OptimizerStep,
+    check_settings,
+    decays_outside_gradient,
+    has_differentiable_step,
+    is_foreign,
+)
+from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, StepEngine
 from mlo.sharding import is_sharded
 
-__all__ = ["LossChecks", "check_engines", "differentiated_problems"]
+__all__ = ["LossChecks", "StepChecks", "check_engines", "differentiated_problems"]
 
 Engines = Mapping[str, AbstractEngine]
 
@@ -54,9 +67,10 @@ def check_engines(
         EngineError: naming the problem, the reason and an engine that can.
     """
     differentiated = differentiated_problems(graph, engines)
-    for name in graph.problems:
+    for name, problem in graph.problems.items():
+        _check_parameters(problem)
         if name in differentiated:
-            engine, problem = engines[name], graph.problems[name]
+            engine = engines[name]
             _check_problem(problem, engine)
             _warn_of_inexact(problem, engine)
             _check_inner_responses(graph, engines, name)
@@ -65,9 +79,23 @@ def check_engines(
     _check_look_ahead(graph, engines, looks_ahead)
 
 
+def _check_parameters(problem: Problem) -> None:
+    """What is never called here, although the user counts on it."""
+    for key, parameter in problem.parameters.items():
+        if parameter._post_accumulate_grad_hooks:
+            raise ProblemError(
+                f"Parameter {key!r} of problem {problem.name!r} has a post-accumulate-grad hook. "
+                "It would never be called, since gradients are not accumulated by backward(): use "
+                "Problem(before_update=...)."
+            )
+
+
 def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
     """Whether the engine fits what the problem is."""
     name = problem.name
+    for optimizer in problem.optimizers.values():
+        for group in optimizer.param_groups:
+            check_settings(name, group)
     if problem.compile and engine.uses_second_derivatives:
         raise EngineError(
             f"Problem {name!r} is compiled, and compiled modules have no double backward, "
@@ -99,7 +127,7 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
 
 
 def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
-    """Says what the engine will not see, where it computes something all the same."""
+    """Warns of what the engine computes inexactly, or leaves out."""
     inverts = isinstance(engine, Engine) and engine.inverts
     if inverts and not engine.uses_second_derivatives:
         warn_user(
@@ -108,16 +136,28 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
             "they are wrong at any step size. Prefer products='autograd' where the loss has a "
             "second derivative."
         )
-    if not isinstance(engine, StepEngine) and has_decoupled_decay(problem):
-        warn_user(
-            f"Problem {problem.name!r}: decoupled weight decay (AdamW) is not the gradient of a "
-            f"penalty, so the engine {engine.label!r} leaves it out of the stationarity condition. "
-            "'one_step' differentiates it exactly."
-        )
+    if isinstance(engine, StepEngine):
+        return
+    for optimizer in problem.optimizers.values():
+        answers = [decays_outside_gradient(optimizer, group) for group in optimizer.param_groups]
+        name = type(optimizer).__name__
+        if True in answers:
+            warn_user(
+                f"Problem {problem.name!r}: decoupled weight decay ({name}) is not the gradient of "
+                f"a penalty, so the engine {engine.label!r} leaves it out of the stationarity "
+                "condition. 'one_step' differentiates it exactly."
+            )
+        elif None in answers:
+            warn_user(
+                f"Problem {problem.name!r}: whether the weight decay of {name} is the gradient of "
+                f"a penalty could not be found out by a trial step, so the engine "
+                f"{engine.label!r} treats it as one. If it is decoupled, as AdamW's is, set it to "
+                "0 and put a penalty into the loss."
+            )
 
 
 def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> None:
-    """A problem whose own gradient contains a response needs to differentiate that again."""
+    """Refuses engines that cannot differentiate a response within a problem's own gradient."""
     for inner in _inner_responses(graph, engines, name):
         if not engines[name].uses_second_derivatives:
             raise EngineError(
@@ -146,7 +186,7 @@ def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Ite
 def _check_kept_graph(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
-    """An engine cannot keep the graph of a gradient that is made of several."""
+    """Refuses to keep the graph of a gradient that is a sum of several."""
     engine = engines[name]
     if not isinstance(engine, StepEngine) or not engine.keeps_graph:
         return
@@ -167,7 +207,7 @@ def _check_kept_graph(
 def _check_look_ahead(
     graph: DependencyGraph, engines: Engines, looks_ahead: Collection[str]
 ) -> None:
-    """Problems look ahead by one step, where an engine of several recorded steps needs more."""
+    """Refuses engines of several recorded steps where a problem looks ahead by one."""
     for name in looks_ahead:
         for lower in graph.solutions_in[name]:
             engine = engines[lower]
@@ -182,7 +222,7 @@ def _check_look_ahead(
 def _check_sharding(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
-    """What sharded parameters (DTensors) cannot serve."""
+    """Refuses what cannot be done with sharded parameters (DTensors)."""
     problem, engine = graph.problems[name], engines[name]
     if not any(is_sharded(parameter) for parameter in problem.parameters.values()):
         return
@@ -229,10 +269,52 @@ class LossChecks:
         self._graph, self._engines = graph, engines
         differentiated = differentiated_problems(graph, engines)
         twice = {name for name in differentiated if engines[name].uses_second_derivatives}
-        self.pending: dict[str, Examine] = {
-            name: partial(_examine, name, name in twice) for name in graph.problems
-        }
+        self.pending: dict[str, Examine] = {}
+        for name in graph.problems:
+            undeclared = _parameters_of_others(graph, name)
+            self.pending[name] = partial(_examine, name, name in twice, undeclared)
         self._warned: set[str] = set()
+
+    def call_hooks(
+        self, name: str, hooks: Mapping[str, Mapping[int, Any]], gradient: Tensors
+    ) -> Tensors:
+        """Shows a gradient to the hooks on its parameters; returns it as they leave it.
+
+        Args:
+            name: the problem, whose solution is differentiated.
+            hooks: parameter → its hooks (`register_hook`).
+            gradient: parameter → gradient.
+
+        Raises:
+            ProblemError: if a hook changes a gradient whose step is differentiated.
+        """
+        found = dict(gradient)
+        for key, own in hooks.items():
+            seen = gradient[key].clone()
+            for hook in own.values():
+                answer = hook(seen)
+                seen = seen if answer is None else answer
+            if torch.equal(seen, gradient[key]):
+                continue
+            found[key] = seen
+            engine = self._engines[name]
+            if isinstance(engine, StepEngine):
+                raise ProblemError(
+                    f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
+                    f"gradient, and the engine {engine.label!r} differentiates the step that is "
+                    "made with it, in which the change would be missing. Put the change into the "
+                    "loss, or choose an engine that does not differentiate steps, such as "
+                    "'neumann' or 'cg'."
+                )
+            if f"{name}.{key}" not in self._warned:
+                self._warned.add(f"{name}.{key}")
+                warn_user(
+                    f"A hook on parameter {key!r} of problem {name!r} (register_hook) changes its "
+                    f"gradient. The engine {engine.label!r} differentiates the condition that the "
+                    "gradient of the loss is zero, which knows nothing of the hook: parameters "
+                    "that a hook keeps from moving belong out of the module, or frozen."
+                )
+        return found
 
     def explain_zero(self, name: str, resting: Collection[str]) -> None:
         """Says why a loss has no derivative in any parameter.
@@ -264,8 +346,135 @@ class LossChecks:
             )
 
 
-def _examine(name: str, twice: bool, loss: Tensor, parameters: Sequence[Tensor]) -> None:
+def _examine(
+    name: str,
+    twice: bool,
+    undeclared: Mapping[int, tuple[str, str]],
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+) -> None:
     """Looks at a loss whose gradient is differentiated `twice`, or once."""
     check_checkpointing(name, loss)
+    for leaf in leaves_of(loss):
+        if id(leaf) in undeclared:
+            other, key = undeclared[id(leaf)]
+            raise GraphError(
+                f"The loss of problem {name!r} uses parameter {key!r} of problem {other!r} without "
+                "naming that problem (a closure, a global or an attribute), so the gradient would "
+                f"not know of it. Add the keyword-only argument {other}, as in `def loss(module, "
+                f"batch, *, {other})`, and use the module that comes with it; or detach the "
+                "tensor, if its value is to be a constant."
+            )
     if twice:
         check_double_backward(name, loss, parameters)
+
+
+def _parameters_of_others(graph: DependencyGraph, name: str) -> dict[int, tuple[str, str]]:
+    """Identity of a parameter → (problem, its name there), for problems that a loss does not declare."""
+    found: dict[int, tuple[str, str]] = {}
+    for other, problem in graph.problems.items():
+        if other != name and other not in graph.reads[name]:
+            for key, parameter in problem.parameters.items():
+                found[id(parameter)] = other, key
+    return found
+
+
+# ------------------------------ of steps
+
+
+class StepChecks:
+    """Compares steps that optimizers made with what engines differentiate in their place.
+
+    The derivative of a step is that of the class's own code, run by a twin. Whatever else moved the
+    parameters would be missing in it: hooks of the optimizer, a method `step` of the user's own,
+    code under `no_grad` in a subclass.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, int] = {}
+
+    def are_due(self, problem: Problem) -> bool:
+        """Whether the next step is checked.
+
+        The first one always is. With hooks each one is, since a hook may begin to act at any time.
+        The derivative of a class that is not torch.optim's is compared at steps 1, 2, 4, 8, …
+        """
+        made = self._made[problem.name] = self._made.get(problem.name, 0) + 1
+        optimizers = problem.optimizers.values()
+        if made == 1 or any(map(_acts_around_step, optimizers)):
+            return True
+        return made & (made - 1) == 0 and any(map(is_foreign, optimizers))
+
+    def check(
+        self,
+        problem: Problem,
+        engine: AbstractEngine,
+        step: OptimizerStep,
+        before: Tensors,
+        gradient: Tensors,
+    ) -> None:
+        """Checks a step that was just made.
+
+        Args:
+            problem: its parameters are those after the step.
+            engine: what differentiates the step.
+            step: the step with all state, captured before it was made.
+            before: parameter → value before the step, for the parameters that moved.
+            gradient: parameter → gradient that it was made with, before clipping.
+
+        Raises:
+            ProblemError: if the twin makes another step, or one whose derivative is not its own.
+        """
+        twin = step.apply(before, gradient)
+        for name, parameter in problem.parameters.items():
+            if name in before and not _same_step(twin[name], parameter, before[name]):
+                raise ProblemError(
+                    f"Problem {problem.name!r}: its optimizer moved {name!r} to another place than "
+                    f"{_suspect(problem)} would, and the engine {engine.label!r} differentiates "
+                    "the optimizer's own step, in which that change would be missing. Put the "
+                    "change into the loss (or use grad_clip=, or an optimizer whose step is "
+                    "differentiable as a whole), or choose an engine that does not differentiate "
+                    "steps, such as 'neumann' or 'cg'."
+                )
+        if not any(map(is_foreign, problem.optimizers.values())):
+            return
+        error = step.derivative_error(before, gradient)
+        if not error <= DERIVATIVE_TOLERANCE:
+            raise ProblemError(
+                f"Problem {problem.name!r}: the derivative of a step of "
+                f"{type(next(iter(problem.optimizers.values()))).__name__}, which the engine "
+                f"{engine.label!r} takes by its code with differentiable=True, is off by a "
+                f"relative {error:.2g} from a finite difference of the same step. Code under "
+                "torch.no_grad() or on .data (a projection, say) changes the value and is missing "
+                "in the derivative: write it with differentiable operations where the option "
+                "`differentiable` of the group is set, or choose an engine that does not "
+                "differentiate steps, such as 'neumann' or 'cg'."
+            )
+
+
+DERIVATIVE_TOLERANCE = 1e-2
+"""Largest relative error of a step's derivative, which is compared in double precision."""
+
+
+def _acts_around_step(optimizer: Optimizer) -> bool:
+    """Whether there is code around the optimizer's step: hooks, or a `step` put on the object."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return True
+    own = optimizer.__dict__.get("step")
+    return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
+
+
+def _suspect(problem: Problem) -> str:
+    for optimizer in problem.optimizers.values():
+        name = type(optimizer).__name__
+        if _acts_around_step(optimizer):
+            return f"the step of {name} without the hooks around it (register_step_post_hook, say)"
+    names = sorted({type(optimizer).__name__ for optimizer in problem.optimizers.values()})
+    return f"a step of {', '.join(names)} by itself"
+
+
+def _same_step(twin: Tensor, made: Tensor, before: Tensor) -> bool:
+    """Whether two steps from `before` end at one place, up to rounding."""
+    twin, made = twin.detach(), made.detach()
+    rounding = 8.0 * torch.finfo(made.dtype).eps * float(made.norm() + before.norm())
+    return float((twin - made).norm()) <= 1e-3 * float((made - before).norm()) + rounding

@@ -65,7 +65,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was damaged or could not be written; what is done instead is said."""
+    """A checkpoint was damaged or could not be written; the message says what is done instead."""
 
 
 class SolveWarning(UserWarning):
@@ -89,6 +89,7 @@ def check_choice(option: str, value: object, choices: Iterable[str | None]) -> N
 
 def warn_user(message: str) -> None:
     """Issues a `SolveWarning` that points at the nearest line outside this package."""
+    # `stacklevel` is how many frames up that line is, from `warnings.warn` on.
     package = str(Path(__file__).parent)
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):

@@ -1,6 +1,4 @@
-"""The dependency graph of a multi-level optimization: who reads whom, in which order problems move,
-and its picture.
-"""
+"""The dependency graph: which loss reads which problems, and in which order problems move."""
 
 from __future__ import annotations
 
@@ -18,21 +16,25 @@ Order = Literal["lower_first", "outermost_first"]
 
 
 class DependencyGraph:
-    """Problems, listed from the innermost to the outermost, and the edges that their losses
-    declare.
+    """Problems, from the innermost to the outermost, and the edges that their losses declare.
 
-    A loss that reads a problem listed before its own reads that problem's *response* (its solution
-    as a function of everything that it depends on); one that reads a problem listed after its own
-    is *conditioned* on its current value.
+    A loss that reads a problem listed before its own reads that problem's *response*: its solution
+    as a function of everything that it depends on. A loss that reads a problem listed after its own
+    is *conditioned* on that problem's current value.
+
+    For example, in the list `net, decay` let the training loss of `net` read `decay`, and the
+    validation loss of `decay` read `net`. Then `decay` has `net` in `reads_below` and in
+    `solutions_depending_on`, and `net` has `decay` in `reads_above`.
 
     Attributes (each a mapping by problem name, computed once):
         reads: the problems that its loss reads.
         reads_below: those of them whose solutions it reads.
         reads_above: those of them on whose current values it is conditioned.
-        solutions_in: every problem whose response enters its total gradient, in listed order: the
-            ones in `reads_below`, and the problems below it on which those are conditioned.
+        solutions_in: the problems that it sees by their solutions, in listed order: those in
+            `reads_below`, and those listed before it on which any of these is conditioned. The
+            solutions inside these (which they read themselves) are in *their* `solutions_in`.
         values_in: the problems listed after it on whose values its loss depends, itself or through
-            the solutions in it.
+            solutions.
         solutions_depending_on: the problems listed before it whose solutions, as it sees them, are
             functions of its own value.
         level: the longest chain of solutions in its total gradient; 0 where there is none.
@@ -59,7 +61,7 @@ class DependencyGraph:
         self.position = {name: index for index, name in enumerate(self.problems)}
         self.reads = {name: self._resolve_reads(problem) for name, problem in self.problems.items()}
         self._check_shared_parameters()
-        # Facts of the graph, once: losses are evaluated many times.
+        # Computed once, since every evaluation of a loss asks for them.
         names = tuple(self.problems)
         self.reads_below = {name: self._reads_where(name, below=True) for name in names}
         self.reads_above = {name: self._reads_where(name, below=False) for name in names}
@@ -67,8 +69,8 @@ class DependencyGraph:
         self.solutions_in = {name: self._find_solutions_in(name) for name in names}
         self.values_in = {name: self._find_values_in(name) for name in names}
         self.solutions_depending_on = {name: self._find_depending_on(name) for name in names}
-        # All solutions count, not only those read: a step is differentiated at what it saw of the
-        # problems below it, so these must not move between the step and its reading.
+        # All solutions count, not only those read. A step is differentiated at what it saw of the
+        # problems below it, so these must not move between the step and the reading of it.
         self.level: dict[str, int] = {}
         for name in names:
             below = [self.level[lower] for lower in self.solutions_in[name]]
@@ -83,6 +85,7 @@ class DependencyGraph:
     def _find_values_seen(self) -> dict[str, set[str]]:
         """The problems on whose values each one is conditioned, itself or through solutions."""
         seen: dict[str, set[str]] = {}
+        # Innermost first, so that the sets of all solutions that a loss reads are known already.
         for name in self.problems:
             through = [seen[lower] for lower in self.reads_below[name]]
             seen[name] = set(self.reads_above[name]).union(*through) - {name}
@@ -92,6 +95,8 @@ class DependencyGraph:
         own = self.position[name]
         found: set[str] = set()
         waiting = list(self.reads_below[name])
+        # A solution may be conditioned on the value of a problem that `name` has below it. `name`
+        # sees that problem's solution in its place, which is then one more solution to follow.
         while waiting:
             lower = waiting.pop()
             if lower not in found:
@@ -106,8 +111,8 @@ class DependencyGraph:
 
     def _find_depending_on(self, name: str) -> frozenset[str]:
         # A solution depends on the values that it is conditioned on. Where such a value belongs to
-        # a problem listed before `name`, `name` sees that problem's solution in its place, and so
-        # what that one depends on counts too.
+        # a problem listed before `name`, `name` sees that problem's solution in its place, so what
+        # that one depends on counts too.
         own = self.position[name]
         found = set()
         for lower in list(self.problems)[:own]:
@@ -135,19 +140,20 @@ class DependencyGraph:
     # ------------------------------ the order of a round
 
     def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
-        """The order of the updates in one round; a problem with `steps=K` moves K times per move of
-        those above it.
+        """Returns the order of the updates in one round, each problem as often as it moves.
 
-        Problems move level by level (a level is the longest chain of responses in a gradient), in
-        listed order within one. A level moves as often as its most frequent problem; the less
-        frequent ones join in its last moves, so each problem has just moved when the next level
-        does. With "outermost_first" the last level begins the round.
+        A problem with `steps=K` moves K times per move of those above it. Problems move level by
+        level (a level is the longest chain of responses in a gradient), and in listed order within
+        one. A level moves as often as its most frequent problem. The less frequent ones join in its
+        last moves, so each problem has just moved when the next level does. With "outermost_first"
+        the last level begins the round.
         """
         names: tuple[str, ...] = ()
         rows = self._levels()
         for row in rows:
             members = [self.problems[name] for name in row]
             most = max(problem.steps for problem in members)
+            # Everything below moves anew before (or, outermost first, after) each of these moves.
             below, names = names, ()
             for move in range(most):
                 if order == "outermost_first" and row is rows[-1]:
@@ -164,9 +170,7 @@ class DependencyGraph:
         )
 
     def to_mermaid(self) -> str:
-        """Returns the graph as a Mermaid flowchart: solid arrows are responses, dashed ones
-        conditioning values.
-        """
+        """Returns a Mermaid flowchart: solid arrows are solutions, dashed ones values."""
         lines = ["flowchart BT"]
         for name, problem in self.problems.items():
             players = f"<br/>players: {', '.join(problem.players)}" if problem.is_game else ""

@@ -1,6 +1,4 @@
-"""A dependency graph as SVG text, for notebooks: without a network, in the colours of the page
-around it.
-"""
+"""A dependency graph as SVG text, for notebooks: offline, and in the colours of the page."""
 
 from __future__ import annotations
 
@@ -43,6 +41,7 @@ def graph_svg(
     widest = max(map(len, levels))
     width = widest * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
     height = len(levels) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
+    # Each level is a centred row; y grows downwards in SVG, levels upwards.
     places: dict[str, Place] = {}
     for level, names in enumerate(levels):
         row = len(names) * (BOX_WIDTH + GAP_X) - GAP_X
@@ -74,9 +73,8 @@ def _box(name: str, place: Place, subtitle: str) -> str:
 
 
 def _arrow(start: Place, end: Place, *, dashed: bool) -> str:
-    """A curve from border to border; values and what passes a level bend aside, so that no arrow
-    lies on another.
-    """
+    """A curve from border to border, bent aside so that no arrow lies on another."""
+    # Values bend, to keep off the solutions; so does what passes a level, to keep off its boxes.
     upwards = start[1] > end[1]
     side = 1 if upwards else -1
     y0, y1 = start[1] - side * BOX_HEIGHT / 2, end[1] + side * BOX_HEIGHT / 2
@@ -92,7 +90,7 @@ def _arrow(start: Place, end: Place, *, dashed: bool) -> str:
         )
     shift = 14 if dashed else -14
     x0, x1 = start[0] + shift, end[0] + shift
-    # The head points along the last part of the curve.
+    # The end of a quadratic curve points away from its control point, and so does the head.
     dx, dy = x1 - control[0], y1 - control[1]
     length = (dx * dx + dy * dy) ** 0.5 or 1.0
     dx, dy = dx / length, dy / length

@@ -1,9 +1,9 @@
-"""Which solution of a lower problem a loss reads, as it stands in the course of a run.
+"""Keeps track of the solutions of lower problems that losses read in the course of a run.
 
 `History` is what has happened: how often each problem moved, and what later gradients need of it.
-`Levels` is a view of it: the solutions as losses read them now or, for problems that begin a round
-although they stand above others, as they will be one step ahead. The two views differ in what they
-look at and keep solutions of their own.
+`Levels` is a view of it, of which there are two. One gives the solutions as losses read them now.
+The other gives them one step ahead, for problems that begin a round although they stand above
+others. Each view caches its own solutions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlo.graph import DependencyGraph
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.loss import LossFunction
 from mlo.optimizer_step import OptimizerStep
-from mlo.problem import Tensors
+from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, preserved
 from mlo.response import (
     AbstractEngine,
@@ -39,7 +39,7 @@ from mlo.response import (
 )
 from mlo.tensors import versions_of
 
-__all__ = ["History", "Levels"]
+__all__ = ["History", "Levels", "restore_buffers"]
 
 
 class History:
@@ -49,7 +49,7 @@ class History:
         graph: the problems.
         engines: problem → engine of its solution.
         losses: problem → its loss.
-        streams: problem → its batches, which are looked at but not taken.
+        streams: problem → its batches; here they are looked at, not taken.
         looks_ahead: the problems that see lower solutions one step ahead.
 
     Attributes:
@@ -58,7 +58,7 @@ class History:
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
         last: problem → the evaluation that its last update was made with.
-        stepped: problem → its solution, where the engine differentiates that update.
+        stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
@@ -106,11 +106,15 @@ class History:
 
     def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
         """Notes an update: where it was made, and its step, if a later gradient needs that."""
+        # Where it was made is noted of every problem: `gradient` and implicit engines evaluate the
+        # loss again on the batches and with the noise of the last update.
         self.last[name] = found.evaluation
         engine = self.step_engine(name)
         if step is None or engine is None:
             return
         self.note_graph(name, found)
+
+        # The new solution, with the last steps that its engine differentiates, this one included.
         recorded = RecordedStep(evaluation=found.evaluation, step=step)
         earlier = self.stepped[name].history if name in self.stepped else ()
         self.stepped[name] = Stepped(
@@ -126,7 +130,7 @@ class History:
         )
 
     def forget(self) -> None:
-        """Releases all updates that were made: the problems stand elsewhere now."""
+        """Forgets all updates that were made, since the problems now stand elsewhere."""
         self.release_graphs(later=())
         self.last, self.stepped = {}, {}
 
@@ -137,6 +141,7 @@ class History:
         engine = self.step_engine(name)
         if engine is None or not engine.keeps_graph:
             return False
+        # This problem's own next update makes the solution anew: only readers before that count.
         for other in later:
             if other == name:
                 return False
@@ -164,7 +169,7 @@ class History:
 
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `recall`."""
-        # Its tensors are replaced, never changed.
+        # A shallow copy: its tensors are replaced, never changed in place.
         return {name: dict(kept) for name, kept in self.memory.items()}
 
     def recall(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -187,13 +192,14 @@ class Levels:
         self._history, self._ahead = history, ahead
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
         graph = history.graph
-        # What a solution depends on, besides batches: made again after any of these has moved.
+        # The problems on which a solution depends; it is made again after any of these has moved.
         self._dependencies: dict[str, tuple[str, ...]] = {}
         for name in graph.problems:
             through = [self._dependencies[lower] for lower in graph.reads_below[name]]
             own = {name, *graph.reads_above[name]}
             self._dependencies[name] = tuple(sorted(own.union(*through)))
-        # Walking through the modules at every update would take longer than copying their buffers.
+        # Walking the modules at every update would take longer than copying their buffers, so the
+        # dicts that hold buffers are found once.
         self._buffers: dict[str, list[tuple[str, dict[str, Tensor | None]]]] = {}
         for name, problem in graph.problems.items():
             modules = problem.module.named_modules()
@@ -207,12 +213,12 @@ class Levels:
         """The problem's solution."""
         history, engine = self._history, self._history.engines[name]
         rests = history.rests(name)
-        # A step that was made is what those above it read, until it is made again.
+        # Where a step was made, its solution holds until the next step.
         if isinstance(engine, StepEngine) and not rests and not self._ahead:
             stepped = history.stepped.get(name)
             if stepped is not None:
                 return stepped
-        # Made once, and again only after something that it depends on has moved.
+        # Any other solution is made once, and again only after something that it depends on moved.
         stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
         known = self._known.get(name)
         if known is None or known[0] != stamp:
@@ -229,12 +235,13 @@ class Levels:
         return known[1]
 
     def forget(self) -> None:
-        """Releases what is known: batches or parameters are others now."""
+        """Forgets the solutions, after batches or parameters were exchanged."""
         self._known.clear()
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
         """Runs the body, which asks a question, and leaves everything as it was."""
+        # What a gradient moves: the random state, engines' memories, cached solutions and graphs.
         history, known = self._history, dict(self._known)
         memory, graphs = history.copied_memory(), list(history.graphs)
         with preserved(history.generators):
@@ -251,6 +258,8 @@ class Levels:
 
     def _stationary(self, name: str, engine: AbstractEngine) -> Stationary:
         """The current parameters as a solution of the problem's stationarity condition."""
+        # At the batches, noise and modes of the last update: F is then the very gradient that the
+        # optimizer has followed, at the parameters to which it has led.
         problem, last = self._history.graph.problems[name], self._last(name)
         batches = self.batches(name)
         if last is None:
@@ -272,6 +281,7 @@ class Levels:
         problem = self._history.graph.problems[name]
         found = self.total_gradient(name, self.batches(name), keep_graph=engine.keeps_graph)
         self._history.note_graph(name, found)
+        # With all of the optimizers' state, whatever the engine needs: the step is made right here.
         step = OptimizerStep.capture(problem)
         before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
         after = step.apply(before, found.gradient)
@@ -304,22 +314,34 @@ class Levels:
         Args:
             name: the problem.
             batches: its batches.
-            is_update: whether it is the problem's own update, not a question about it.
+            is_update: whether the problem moves with this gradient, or is only asked about it.
             players: the players that move; None: all.
             keep_graph: whether the gradient's graph is kept.
             held_constant: problems whose solutions are treated as constants.
         """
-        history = self._history
+        history, problem = self._history, self._history.graph.problems[name]
+        # A step that is made and differentiated later needs what the parameters were before it.
         moves = is_update and history.step_engine(name) is not None
-        found = total_gradient(
-            self.evaluation(name, batches, parameters_move=moves),
-            is_update=is_update,
-            examine=history.checks.pending.get(name),
-            players=players,
-            keep_graph=keep_graph,
-            held_constant=held_constant,
-        )
-        if players is None or len(players) == len(history.graph.problems[name].players):
+        evaluation = self.evaluation(name, batches, parameters_move=moves)
+        with _hooks_resting(problem if name in history.differentiated else None) as hooks:
+            try:
+                found = total_gradient(
+                    evaluation,
+                    is_update=is_update,
+                    examine=history.checks.pending.get(name),
+                    players=players,
+                    keep_graph=keep_graph,
+                    held_constant=held_constant,
+                )
+            except BaseException:
+                if is_update:
+                    restore_buffers(evaluation)
+                raise
+        if hooks:
+            gradient = history.checks.call_hooks(name, hooks, found.gradient)
+            found = replace(found, gradient=gradient)
+        # The checks on the first batch are done once they have seen every player.
+        if players is None or len(players) == len(problem.players):
             history.checks.pending.pop(name, None)
         if not found.has_derivative and not held_constant:
             resting = [other for other in history.graph.problems if history.rests(other)]
@@ -345,7 +367,8 @@ class Levels:
         graph, loss = self._history.graph, self._history.losses[name]
         problem = graph.problems[name]
         engine = self._history.engines[name]
-        # An engine of several steps needs what was read at each, which has moved meanwhile.
+        # An engine of several steps needs what was read at each of them, which moves meanwhile. For
+        # one step the order of a round sees to it (see `DependencyGraph.level`).
         outlives = parameters_move and isinstance(engine, StepEngine) and engine.recorded_steps > 1
         solutions: dict[str, Solution] = {}
         for lower in graph.solutions_in[name]:
@@ -390,6 +413,33 @@ class Levels:
                     if buffer is not None:
                         copied[name][prefix + key] = buffer.detach().clone()
         return copied
+
+
+@contextmanager
+def _hooks_resting(problem: Problem | None) -> Iterator[dict[str, dict[int, Any]]]:
+    """Runs the body without hooks on the problem's parameters; yields parameter → its hooks."""
+    hooks: dict[str, dict[int, Any]] = {}
+    for key, parameter in problem.parameters.items() if problem is not None else ():
+        if parameter._backward_hooks:
+            hooks[key] = parameter._backward_hooks
+    if problem is None or not hooks:
+        yield hooks
+        return
+    try:
+        for key in hooks:
+            problem.parameters[key]._backward_hooks = None
+        yield hooks
+    finally:
+        for key, own in hooks.items():
+            problem.parameters[key]._backward_hooks = own
+
+
+@torch.no_grad()
+def restore_buffers(evaluation: Evaluation) -> None:
+    """Puts the buffers of the problem back to what they were before an evaluation."""
+    problem = evaluation.loss.problem
+    for key, buffer in problem.module.named_buffers():
+        buffer.copy_(evaluation.buffers[problem.name][key])
 
 
 def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:

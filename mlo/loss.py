@@ -1,7 +1,7 @@
-"""How a user's loss is called with other tensors in the places of live ones, and differentiated.
+"""Calls a user's loss with other tensors in place of the live ones, and differentiates it.
 
 User code sees ordinary modules. While it runs, the tensors that its modules hold are replaced: by
-responses, by values at which a step was made, by displaced parameters, by copies of buffers.
+responses, by the values at which a step was made, by displaced parameters, by copies of buffers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 Examine = Callable[[Tensor, Sequence[Tensor]], None]
-"""Is shown a player's loss on a first batch, and the player's parameters; raises if it is unfit."""
+"""Checks a player's loss on a first batch, given its parameters; raises if the loss is unfit."""
 
 Places = list[tuple[dict[str, Any], str]]
-"""Where a tensor is registered: registries of modules, and the names in them."""
+"""All places of one tensor: a module's dict of parameters or buffers, and the name in it."""
 
 TRAINING = attrgetter("training")
 
@@ -45,8 +45,7 @@ TRAINING = attrgetter("training")
 class LossValue:
     """What a loss returned: player → scalar, and metrics.
 
-    Of a game's players only those that were asked for, where the loss of the others was not
-    evaluated.
+    Players that were not asked for are missing.
     """
 
     players: dict[str, Tensor]
@@ -71,7 +70,7 @@ class LossFunction:
         self._read_modules = {name: other.module for name, other in reads.items()}
         members = {problem.name: problem.module, **self._read_modules}
         self._places = _places_of(members)
-        # Every module once, whichever of the members hold it.
+        # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self.sharded = any(
@@ -87,11 +86,11 @@ class LossFunction:
     def placed(
         self, tensors: Mapping[str, Mapping[str, Tensor]], modes: Sequence[bool] | None = None
     ) -> Iterator[None]:
-        """Puts tensors in the places of live ones, and sets training flags, while the body runs.
+        """Puts tensors in place of the live ones, and sets training flags, while the body runs.
 
-        The body must contain the backward passes too: `torch.utils.checkpoint` runs the modules
-        again in them. (`torch.func.functional_call` puts the live tensors back when the forward
-        pass ends.)
+        The body must contain the backward passes too, since `torch.utils.checkpoint` runs the
+        modules again in them. (`torch.func.functional_call` would restore the live tensors when the
+        forward pass ends.)
 
         Args:
             tensors: problem → name → tensor. A tied tensor is replaced in all its places.
@@ -105,6 +104,8 @@ class LossFunction:
                 places = self._places[problem]
                 for name, tensor in named.items():
                     for registry, key in places[name]:
+                        # In the registry itself, which takes any tensor; assigning the module's
+                        # attribute would demand an nn.Parameter.
                         before.append((registry, key, registry[key]))
                         registry[key] = tensor
             if changed:
@@ -114,6 +115,7 @@ class LossFunction:
         finally:
             if changed:
                 self._set_modes(flags)
+            # Backwards: a place that was replaced twice gets its first tensor back last.
             for registry, key, tensor in reversed(before):
                 registry[key] = tensor
 
@@ -133,7 +135,7 @@ class LossFunction:
         Args:
             batch: its batch.
             players: those whose losses are needed; None: all.
-            shared: what becomes of its calls of `once`.
+            shared: takes its calls of `once`.
 
         Raises:
             ProblemError: if the loss changes its batch in place, so that it could not be evaluated
@@ -144,7 +146,8 @@ class LossFunction:
         if batch is not None:
             # The same tensors in new containers, so that a loss may pop entries from its batch.
             given, versions = map_tensors(batch, _itself), versions_of(batch)
-        # A loss that runs another optimizer inside must not share its results with that one's.
+
+        # A loss may run another optimizer inside, which must not share results with this one.
         once = nullcontext() if shared is CURRENT.get() else sharing(shared)
         autocast: AbstractContextManager[Any] = nullcontext()
         if problem.precision is not None:
@@ -152,6 +155,7 @@ class LossFunction:
         with autocast, once:
             result = problem.loss(problem.module, given, **self._read_modules)
             value = _parse(problem, result, players)
+
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(
                 f"The loss of problem {problem.name!r} changes its batch in place. The batch is "
@@ -161,7 +165,7 @@ class LossFunction:
         return value
 
     def among_processes(self, parallel: DataParallel | None) -> AbstractContextManager[None]:
-        """What `mlo.distributed.global_mean` and its like refer to in the body."""
+        """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body."""
         return nullcontext() if ACTIVE[-1] is parallel else inside(parallel)
 
     def differentiate(
@@ -178,10 +182,10 @@ class LossFunction:
 
         Args:
             batches: those averaged over.
-            parameters: what stands for the own parameters.
+            parameters: the tensors that stand for the problem's own parameters.
             leaves: other tensors in which it is differentiated.
             players: those whose losses are differentiated, each in its own parameters; None: all.
-            create_graph: whether the gradients can be differentiated themselves.
+            create_graph: whether the gradients can themselves be differentiated.
             examine: is shown each player's loss on the first batch, before it is differentiated.
         """
         problem, parallel = self.problem, self.parallel
@@ -189,7 +193,9 @@ class LossFunction:
         for index, batch in enumerate(batches):
             first = examine is not None and index == 0
             recorded = RecordedResults(problem.name) if first else None
-            # Where it is asked for, each process has a random state of its own.
+
+            # With noise="own" each process has a random state of its own inside the loss. The state
+            # is captured in there: it is the one that a re-evaluation must replay.
             noise: AbstractContextManager[None] = nullcontext()
             if parallel is not None and parallel.noise == "own":
                 noise = forked(parallel.rank, problem.generators)
@@ -200,6 +206,7 @@ class LossFunction:
                 recorded.check(list(parameters.values()))
             if value.metrics:
                 found.add_metrics(value.metrics)
+
             remaining = len(value.players)
             for player, loss in value.players.items():
                 remaining -= 1
@@ -218,8 +225,9 @@ class LossGradient:
     Attributes:
         losses: player → loss.
         metrics: what the loss returned beside it.
-        direct: player → gradient in its parameters (None: the loss does not depend on one).
-        cotangents: player → gradient in every leaf.
+        direct: player → gradient in each of its parameters; None where the loss does not depend on
+            the parameter.
+        cotangents: player → gradient in each leaf, likewise.
         has_derivative: whether every loss had a derivative at all.
         random_states: the random state before each batch.
     """
@@ -252,6 +260,7 @@ class LossGradient:
         found: Sequence[Tensor | None] = [None] * len(inputs)
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
+            # One backward pass for both: own parameters, and whatever else is differentiated in.
             found = torch.autograd.grad(
                 share,
                 inputs,
@@ -275,7 +284,7 @@ class LossGradient:
         self.losses[player] = self.losses[player] + detached
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds a batch's metrics: floating-point ones are averaged, of others the last stays."""
+        """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
         for key, value in metrics.items():
             share = value / self._batches if _is_number(value) else value
             earlier = self.metrics.get(key) if _is_number(value) else None
@@ -293,8 +302,9 @@ class LossGradient:
         Args:
             parallel: the processes.
             statistics: running statistics of BatchNorm layers, averaged in place.
-            gradient: parameter → total gradient, averaged in place of the terms that it is made of.
+            gradient: parameter → total gradient, averaged instead of the terms that it is made of.
         """
+        # Every tensor is listed with its place, to which its mean is written back.
         entries = self._gradient_entries() if gradient is None else self._total_entries(gradient)
         entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
         for key, value in self.metrics.items():
@@ -305,7 +315,7 @@ class LossGradient:
                 entries.append(_Entry(self.metrics, key, number))
         moving = list(statistics)
         entries += [_Entry(moving, index, value) for index, value in enumerate(statistics)]
-        # Sharded tensors are averaged as they are scattered.
+        # Not sharded tensors, which the reduce-scatter of their backward pass has averaged already.
         entries = [entry for entry in entries if not is_sharded(entry.like)]
         means = parallel.average(
             [entry.within[entry.key] for entry in entries], [entry.like for entry in entries]
@@ -333,7 +343,7 @@ class LossGradient:
 
 
 class _Entry(NamedTuple):
-    """One tensor of what is averaged: where it is kept, and a tensor of its shape."""
+    """One tensor that is averaged: where it is kept, and a tensor of its shape."""
 
     within: Any
     key: Any
@@ -364,10 +374,10 @@ def gradients(
 def call_deferred(
     players: dict[str, Any], problem: str = "", generators: Sequence[torch.Generator] = ()
 ) -> dict[str, Any]:
-    """Puts values in the places of losses that are functions; returns the metrics beside them.
+    """Replaces losses that are functions by their values; returns the metrics beside them.
 
-    Each begins with the random state of the first, so that none depends on which others are
-    evaluated.
+    Each function starts from the random state of the first one, so that its value does not depend
+    on which others are called.
     """
     found: dict[str, Any] = {}
     state: RandomState | None = None
@@ -387,6 +397,7 @@ def call_deferred(
 
 def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]:
     """Problem → name of a parameter or buffer → all places of that tensor in all modules."""
+    # With duplicates: a submodule that has two names has its tensors under both.
     by_tensor: dict[int, Places] = {}
     found: dict[str, dict[str, Places]] = {}
     for member, whole in members.items():
@@ -396,7 +407,8 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
                 for key, tensor in registry.items():
                     if tensor is None:
                         continue
-                    # A tied tensor (two names, one tensor) has several places.
+                    # A tied tensor (two names, one tensor) has several places, perhaps in several
+                    # problems' modules.
                     places = by_tensor.setdefault(id(tensor), [])
                     if not any(known is registry and name == key for known, name in places):
                         places.append((registry, key))
@@ -418,6 +430,7 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
                 f"The loss of the game {problem.name!r} returned {got}; return a dict with one "
                 f"scalar for each of {sorted(problem.players)}."
             )
+        # First the players asked for, then their functions: the others are never called.
         players = {player: loss[player] for player in loss if chosen is None or player in chosen}
         metrics |= call_deferred(players, problem.name, problem.generators)
     else:

@@ -1,6 +1,4 @@
-"""Losses and gradients that are not finite: how they are noticed, what of them is said, and what
-may be done.
-"""
+"""Losses and gradients that are not finite: how they are noticed, explained and handled."""
 
 from __future__ import annotations
 
@@ -28,20 +26,19 @@ __all__ = [
 OnNonFinite = Literal["stop", "skip", "rollback"]
 
 SKIPS_IN_A_ROW = 10
-"""Updates of one problem that are left out before the run stops: after this many, it will not
-recover.
-"""
+"""How many updates of one problem in a row may be left out: after more, it will not recover."""
 
 ROLLBACKS = 3
-"""Times that a run goes back to one and the same state."""
+"""How often a run goes back to one and the same state."""
 
 SNAPSHOT_EVERY = 100
 """Rounds between the states that `rollback` keeps."""
 
 
 def is_finite(norm: Tensor, losses: Iterable[Tensor]) -> bool:
-    """Whether the norm of a gradient and the losses are all finite: on a GPU one reduction and one
-    synchronisation.
+    """Whether the norm of a gradient and the losses are all finite.
+
+    On a GPU this takes one reduction and one synchronisation.
     """
     values = [norm, *losses]
     if all(value.device.type == "cpu" for value in values):
@@ -63,7 +60,7 @@ def nonfinite_error(
     reads: Mapping[str, Problem],
     gradient: Callable[[frozenset[str]], Tensors],
 ) -> NonFiniteError:
-    """Says what is not finite in a total gradient.
+    """Returns the error that says what is not finite in a total gradient.
 
     Args:
         problem: whose gradient it is.
@@ -72,10 +69,11 @@ def nonfinite_error(
         update: number of the problem's update.
         lowers: the problems whose responses are in it, from the innermost to the outermost.
         reads: the problems that the loss reads.
-        gradient: takes the gradient again where it was taken, with some problems' solutions for
-            constants.
+        gradient: takes the gradient again where it was taken, with the solutions of the given
+            problems treated as constants.
     """
     term = _term(problem, found, lowers, gradient)
+    # What may have caused it: the batch, or parameters and buffers that were lost before.
     batches = [tensor for batch in found.evaluation.batches for tensor in tensors_of(batch)]
     lost = [
         f"{name}.{key}"
@@ -122,9 +120,9 @@ def _term(
 ) -> str:
     """The first part of a total gradient that is not finite.
 
-    The parts are differences of gradients in which fewer and fewer solutions are held fixed, from
-    the outermost problem
-    inwards: what turns non-finite when a solution is let go flows through that problem.
+    The gradient is taken again with fewer and fewer solutions held constant, and the outermost
+    problem's is released first. What turns non-finite when a solution is released flows through
+    that problem.
     """
     for player, loss in found.losses.items():
         if not _all_finite(loss):

@@ -1,14 +1,12 @@
-"""`once`: a part of a loss that does not depend on the problem's own parameters, computed once for
-several values of them.
+"""`once`: computes a part of a loss once, where the loss is evaluated at several own parameters.
 
 A finite difference evaluates a loss L(θ, x) at θ ± e u. Where L(θ, x) = f(θ, s(x)), both sides
 share s, and by the chain rule
 
-    ∇_x [f(θ₊, s) − f(θ₋, s)] = (∂s/∂x)ᵀ [∇_s f(θ₊, s) − ∇_s f(θ₋, s)] + ∇_x (f's own dependence on
-    x):
+    ∇_x [f(θ₊, s) − f(θ₋, s)] = (∂s/∂x)ᵀ [∇_s f(θ₊, s) − ∇_s f(θ₋, s)],
 
-one forward and one backward pass through s in the place of two, and no graph of f is kept for
-longer than its own side.
+plus what f depends on x itself. That is one forward and one backward pass through s instead of two,
+and no graph of f is kept for longer than its own side.
 """
 
 from __future__ import annotations
@@ -34,22 +32,22 @@ R = TypeVar("R")
 
 
 def once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Returns `function(*args, **kwargs)`, inside a loss; says that it does not depend on the
-    problem's own parameters.
+    """Returns `function(*args, **kwargs)`, which must not depend on the problem's own parameters.
 
-    Where an engine then evaluates the loss at several values of these, with everything else the
-    same, the function is called once and its result used again, together with the random state in
-    which it ended; what it does to buffers happens once. The gradient in what the function does
-    depend on is the same.
+    It is called inside a loss. An engine may evaluate that loss at several values of the problem's
+    own parameters, with everything else the same. Then the function is called once, and its result
+    is used again, together with the random state in which it ended. What it does to buffers happens
+    once. The gradient in what the function does depend on stays the same.
 
         def student_loss(student, batch, *, teacher):
-            targets = mlo.once(teacher, batch).softmax(1)  # `teacher` is read: no function of the
-            student's parameters return cross_entropy(student(batch), targets)
+            # `teacher` is another problem: no function of the student's parameters.
+            targets = mlo.once(teacher, batch).softmax(1)
+            return cross_entropy(student(batch), targets)
 
     Args:
         function: anything that returns tensors, or dicts, lists and tuples of them.
-        args: its arguments. What the loss has computed itself, and is differentiated through
-            elsewhere too, must come from `once` as well.
+        args: its arguments. One that the loss has computed itself, and also uses elsewhere, must
+            come from `once` as well.
         kwargs: its keyword arguments.
 
     Raises:
@@ -101,8 +99,9 @@ class RecordedResults:
 
 
 class SharedResults:
-    """The parts of a loss that several evaluations share: the k-th call of `once` is the same in
-    each.
+    """The results of `once` that several evaluations of one loss share.
+
+    The k-th call of `once` is the same in each of them.
 
     Args:
         problem: its name, for messages.
@@ -117,9 +116,7 @@ class SharedResults:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What the evaluations see of the parts' differentiable tensors: cut off from the graphs of
-        the functions.
-        """
+        """The parts' differentiable tensors as evaluations see them, cut off from their graphs."""
         return [leaf for part in self._results for leaf in part.leaves]
 
     def begin(self) -> None:
@@ -127,10 +124,11 @@ class SharedResults:
         self._next = 0
 
     def call(self, function: Callable[[], R]) -> R:
-        """Calls the function in the first evaluation, and finds what it returned in later ones."""
+        """Calls the function in the first evaluation; in later ones returns what it returned."""
         if self._next == len(self._results):
             self._results.append(_Result.of(function(), self._generators))
         else:
+            # The rest of the loss must draw what it drew after the function had been called.
             self._results[self._next].after.restore(self._generators)
         result = self._results[self._next].result
         self._next += 1
@@ -140,8 +138,7 @@ class SharedResults:
     def gradients(
         self, cotangents: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The gradients in `inputs` that flow through the parts whose leaves have these
-        `cotangents`.
+        """The gradients in `inputs` that flow through the parts, given the leaves' `cotangents`.
 
         Raises:
             ProblemError: if a part was made of something that an evaluation has differentiated
@@ -151,7 +148,8 @@ class SharedResults:
         due: dict[int, Tensor] = {
             id(leaf): v for leaf, v in zip(self.leaves, cotangents, strict=True)
         }
-        for index in reversed(range(len(self._results))):  # a part may be made of earlier ones
+        # Last part first: one that is made of earlier ones adds to the cotangents of their leaves.
+        for index in reversed(range(len(self._results))):
             part = self._results[index]
             if not part.leaves:
                 continue
@@ -216,7 +214,7 @@ CURRENT: ContextVar[RecordedResults | SharedResults | None] = ContextVar(
 
 @contextmanager
 def sharing(shared: RecordedResults | SharedResults | None) -> Iterator[None]:
-    """What `once` does in the body."""
+    """Lets calls of `once` in the body go to `shared`."""
     token = CURRENT.set(shared)
     try:
         yield

@@ -38,18 +38,18 @@ class MultilevelOptimizer:
             (`mlo.available_engines()`), a mapping with a name and options, or a dict *lower
             problem* → one of these, with "default" for the others.
         on_nonfinite: what happens when a loss or gradient is not finite, which is noticed before
-            the step is made: "stop" raises a `NonFiniteError`; "skip" leaves the problem as it was,
-            for this update, and raises after ten in a row; "rollback" goes back to a state of at
+            the step is made. "stop" raises a `NonFiniteError`. "skip" leaves the problem as it was
+            for this update, and raises after ten in a row. "rollback" goes back to a state from at
             most a hundred rounds before, but not to its batches and noise (see `roll_back`), and
-            raises after three times. None looks at nothing, which on a GPU saves a synchronisation
-            an update.
+            raises after three times. None checks nothing, which on a GPU saves a synchronisation
+            per update.
         order: "lower_first": a round moves lower problems, then those that read their solutions.
-            "outermost_first": the outermost problems (no one reads their solutions) begin it, as in
-            DARTS's program. They look ahead at solutions: engines that differentiate a step make it
-            on copies, with the batches that the lower problems draw next; these then make a step of
-            their own from where they were, with the outermost problems' new values.
+            "outermost_first": the outermost problems, whose solutions no one reads, begin it, as in
+            DARTS's program. They see lower solutions one step ahead. Engines that differentiate a
+            step make it on copies, with the batches that the lower problems draw next. Then the
+            lower problems step from where they were, with the outermost problems' new values.
         distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a
-            `DataParallel`; None or "off": every process works by itself. In a single process it
+            `DataParallel`. None or "off": every process works by itself. In a single process it
             changes nothing.
 
     Attributes:
@@ -94,6 +94,8 @@ class MultilevelOptimizer:
             losses[name] = LossFunction(problem, reads, self.parallel)
         streams = {name: BatchStream(p.data, name) for name, p in self.problems.items()}
         self._history = History(self.graph, self.engines, losses, streams, looks_ahead=looks_ahead)
+
+        # Each problem sees the solutions below it through one of two views.
         self._now, self._ahead = Levels(self._history), Levels(self._history, ahead=True)
         self._levels = {
             name: self._ahead if name in looks_ahead else self._now for name in self.problems
@@ -106,7 +108,7 @@ class MultilevelOptimizer:
         self._schedule = self.graph.schedule(order)
         self._record = Record(round=0)
         self._waiting: tuple[str, ...] = ()
-        # What "rollback" goes back to, how often it did, and why it did last.
+        # What "rollback" goes back to, how often it has done so, and why it last did.
         self._snapshot: dict[str, Any] | None = None
         self._rollbacks = 0
         self._cause: NonFiniteError | None = None
@@ -115,6 +117,7 @@ class MultilevelOptimizer:
         """Checks that all processes declare the same, and gives them process 0's parameters."""
         if self.parallel is None:
             return
+        # What all processes must have declared alike.
         lines = [f"sync={self.parallel.sync}, noise={self.parallel.noise}"]
         for name, problem in self.problems.items():
             lines.append(f"{name}: {problem!r}, {self.engines[name]}")
@@ -175,8 +178,8 @@ class MultilevelOptimizer:
         The order is that of `graph.schedule()`.
 
         Raises:
-            NonFiniteError: if a loss or gradient is not finite and `on_nonfinite` says, or comes
-                to, stop.
+            NonFiniteError: if a loss or gradient is not finite, where `on_nonfinite` is "stop" or
+                its limit is reached.
         """
         self._advance()
         while self._waiting:
@@ -187,9 +190,9 @@ class MultilevelOptimizer:
         """Makes `rounds` rounds update by update, so that a caller can act inside a round.
 
         Between two updates the caller may log, validate, save, average weights elsewhere, or leave
-        the loop. The round then stays where it is: the next `updates`, `step` or `run` makes the
-        rest of it first, and a state that is saved there resumes there. A round that was left
-        counts as one of `rounds`.
+        the loop. A round that is left stays where it is: the next `updates`, `step` or `run` first
+        makes the rest of it, which counts as one of `rounds`. A state that is saved there resumes
+        there.
 
         Args:
             rounds: number of rounds, after which the iterator ends.
@@ -208,15 +211,16 @@ class MultilevelOptimizer:
                 yield update
 
     def _advance(self) -> Update | None:
-        """Makes the next update of the round, or of a new one; None: nobody moves in the round."""
+        """Makes the next update, in this round or a new one; None: nobody moves in the round."""
         if torch.is_inference_mode_enabled():
             raise ProblemError(
                 "A round cannot run under torch.inference_mode(), where nothing has a gradient."
             )
+        # Once around, but for a rollback: that begins an earlier round again.
         while True:
             if not self._waiting:
                 self._begin_round()
-            if not self._waiting:
+            if not self._waiting:  # all problems are warming up
                 self.round += 1
                 return None
             name, *later = self._waiting
@@ -224,6 +228,7 @@ class MultilevelOptimizer:
             try:
                 self._update(name, tuple(later))
             except NonFiniteError as error:
+                # The round is over for all problems, whether the run stops or rolls back.
                 self._waiting = ()
                 if self.on_nonfinite != "rollback" or self._rollbacks == ROLLBACKS:
                     raise
@@ -232,6 +237,8 @@ class MultilevelOptimizer:
                 self.roll_back(self._snapshot)
                 self._cause = error
                 continue
+
+            # The round is advanced before the caller sees the update, which may save a state.
             self._waiting = tuple(later)
             number = self.round + 1
             if ends_round:
@@ -244,7 +251,7 @@ class MultilevelOptimizer:
             if due:
                 self._snapshot, self._rollbacks = self.state_dict(), 0
         if self._history.looks_ahead:
-            # The batches that come next are others now.
+            # Solutions ahead were made with the batches that came next, which are drawn by now.
             self._forget_solutions()
         self._record = Record(round=self.round + 1)
         self._waiting = self._moving()
@@ -266,7 +273,7 @@ class MultilevelOptimizer:
                 self._updater.update(name, self._record, keep_graph=keep_graph)
             needed = later
         except NonFiniteError:
-            # The data of all problems stand at the end of this round, so that streams that go
+            # The data of all problems advance to the end of this round, so that streams that go
             # together still do.
             for other in later:
                 self._updater.draw(other)
@@ -283,15 +290,15 @@ class MultilevelOptimizer:
     def gradient(self, name: str, *, held_constant: Collection[str] = ()) -> Tensors:
         """Returns the total gradient of a problem's loss, and changes nothing.
 
-        The gradient is taken at the current parameters and the problem's current batches: the ones
-        of its last update, or, before the first, the ones that it will draw. Engines that
-        differentiate the optimizer's step use the last step of each lower problem; for one that has
-        not moved yet they look one step ahead of it.
+        The gradient is taken at the current parameters and the problem's current batches: those of
+        its last update or, before the first, those that it will draw. Engines that differentiate
+        the optimizer's step use the last step of each lower problem. For a problem that has not
+        moved yet they look one step ahead.
 
         Args:
             name: the problem.
-            held_constant: problems whose solutions are treated as constants; what is missing then
-                is what flows through them.
+            held_constant: problems whose solutions are treated as constants. The difference from
+                the full gradient is what flows through them.
 
         Returns:
             parameter name → gradient, of the parameter's shape.
@@ -315,18 +322,19 @@ class MultilevelOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that a run needs to resume, as tensors and plain values.
 
-        It can be loaded with `weights_only=True`. Parameters, buffers, optimizers, schedulers,
-        positions in the data and in the round, and the random state, as copies. Not the last steps
-        themselves: until each problem has moved again, `gradient` looks ahead as it does before the
-        first round.
+        It holds copies of parameters, buffers, optimizers, schedulers, positions in the data and in
+        the round, and the random state. It can be loaded with `weights_only=True`. It does not hold
+        the last steps: until each problem has moved again, `gradient` looks ahead as it does before
+        the first round.
 
-        The same on all processes of a data-parallel run that were seeded alike (but for what
-        `sync="final"` leaves in engines' memories): one process saves it, any number of them
-        resume from it.
+        All processes of a data-parallel run that were seeded alike have the same state (except for
+        what `sync="final"` leaves in engines' memories). So one process saves it, and any number of
+        them resume from it.
 
         Raises:
             CheckpointError: if parameters are sharded.
         """
+        # Without anything waiting the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
         return state_of(
             self._history, skips_in_a_row=self._updater.skips_in_a_row, within_round=made
@@ -349,9 +357,9 @@ class MultilevelOptimizer:
     def roll_back(self, state: Mapping[str, Any]) -> None:
         """Goes back to a state, but not to its batches and noise, so that no failure is repeated.
 
-        Parameters, buffers, optimizers, schedulers and the round are those of the state; the data
-        and the random state stay where they are. (A round that ends in a `NonFiniteError` has taken
-        the batches of all its updates.)
+        Parameters, buffers, optimizers, schedulers and the round become those of the state. The
+        data and the random state stay where they are. (A round that ends in a `NonFiniteError` has
+        taken the batches of all its updates.)
 
         Raises:
             CheckpointError: as `load_state_dict`.

@@ -1,52 +1,68 @@
 """One step of a `torch.optim` optimizer as a differentiable function of its gradient.
 
-The step is recomputed by the optimizer's own `differentiable=True` code on copies of its state, so
-momentum, weight decay, bias correction and the rest are exactly those of the update that was made,
-for every optimizer of `torch.optim`.
+A twin of the optimizer recomputes the step by its own `differentiable=True` code, on copies of its
+state. So momentum, weight decay, bias correction and the rest are exactly those of the update that
+was made, for every optimizer of `torch.optim`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from mlo.errors import EngineError
+from mlo.errors import EngineError, ProblemError
 from mlo.problem import Problem, Tensors
 
 __all__ = [
     "OptimizerStep",
+    "check_settings",
     "clip_by_norm",
-    "has_decoupled_decay",
+    "decays_outside_gradient",
     "has_differentiable_step",
+    "is_foreign",
     "l2_penalty",
+    "plain_steps",
 ]
 
 
 COUNTERS = ("step", "mu_product", "eta", "mu")
-"""Entries of optimizer states that no gradient flows through."""
+"""Entries of an optimizer's state through which no gradient flows."""
 
 DIFFERENTIABLE = {"differentiable": True, "foreach": False, "fused": None}
-"""Options of the twin: the step in plain operations, one parameter after the other."""
+"""Options of the optimizer's twin: the step in plain operations, one parameter at a time."""
+
+DISPLACEMENT = 1e-5
+"""Of a gradient, relative to its size, where the derivative of a step is compared."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Group:
-    """One parameter's optimizer, its options and state (None: not kept), before the step."""
+    """Before the step: one parameter's optimizer, its options, and its state (None: not kept)."""
 
     optimizer: Optimizer
+    index: int
     options: dict[str, Any]
     state: dict[str, Any] | None
     shape: torch.Size
     gradient_coefficient: float | None
+
+    def in_double(self) -> _Group:
+        """The same with its state in double precision."""
+        state: dict[str, Any] = {}
+        for key, value in (self.state or {}).items():
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            state[key] = value.double() if floating else value
+        return replace(self, state=state)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,13 +85,14 @@ class OptimizerStep:
 
         Args:
             problem: whose optimizers.
-            linear_state: whether also of those whose step is linear in its gradient;
-                `gradient_coefficient` needs none.
+            linear_state: whether to keep it also for optimizers whose step is linear in the
+                gradient, such as SGD. `gradient_coefficient` does not need it.
         """
         groups: dict[str, _Group] = {}
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         for optimizer in problem.optimizers.values():
-            for group in optimizer.param_groups:
+            for index, group in enumerate(optimizer.param_groups):
+                check_settings(problem.name, group)
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))
@@ -88,6 +105,7 @@ class OptimizerStep:
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _Group(
                         optimizer=optimizer,
+                        index=index,
                         options=dict(options),
                         state=kept,
                         shape=parameter.shape,
@@ -95,20 +113,26 @@ class OptimizerStep:
                     )
         return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
 
+    @property
+    def couples_parameters(self) -> bool:
+        """Whether the step of one parameter may depend on the gradients of others."""
+        foreign = any(is_foreign(group.optimizer) for group in self.groups.values())
+        return self.grad_clip is not None or foreign
+
     def learning_rate(self, name: str) -> float:
-        """Of a parameter's optimizer at this step; negative where it maximizes."""
+        """The parameter's learning rate at this step; negative where its optimizer maximizes."""
         options = self.groups[name].options
         return -float(options["lr"]) if options.get("maximize") else float(options["lr"])
 
     def gradient_coefficient(self, name: str) -> float | None:
-        """The c of a step θ' = c g + (what does not depend on g), as SGD's is; None of other steps.
+        """The c of a step that is linear in g, θ' = c g + terms without g, as SGD's is; else None.
 
         Where the step clips, g is the clipped gradient.
         """
         return self.groups[name].gradient_coefficient
 
     def clipped(self, gradients: Tensors) -> Tensors:
-        """The gradients as the step takes them, clipped all together."""
+        """The gradients as the step takes them: clipped by the norm of all together."""
         if self.grad_clip is None:
             return gradients
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values()]
@@ -127,8 +151,49 @@ class OptimizerStep:
         """
         return self._apply(parameters, gradients, {})[0]
 
+    def derivative_error(self, parameters: Tensors, gradients: Tensors) -> float:
+        """The relative error of the derivative in one direction, against a finite difference.
+
+        Args:
+            parameters: name → tensor before the step.
+            gradients: name → gradient.
+        """
+        step = replace(
+            self, groups={name: group.in_double() for name, group in self.groups.items()}
+        )
+        theta = {name: parameters[name].detach().double() for name in gradients}
+        g = {
+            name: gradient.detach().double().requires_grad_()
+            for name, gradient in gradients.items()
+        }
+        # Directions of the size of the gradient and of 1, the same in every process.
+        noise = torch.Generator().manual_seed(0)
+        u: Tensors = {}
+        v: Tensors = {}
+        for name, gradient in g.items():
+            size = gradient.detach().square().mean().sqrt().clamp(min=1e-12)
+            draws = torch.randn(2, *gradient.shape, generator=noise, dtype=torch.float64)
+            u[name], v[name] = (draws[0].to(gradient.device) * size, draws[1].to(gradient.device))
+
+        moved = step.apply(theta, g)
+        outputs = [moved[name] for name in g if moved[name].requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(g)
+        if outputs:
+            cotangents = [v[name] for name in g if moved[name].requires_grad]
+            found = torch.autograd.grad(outputs, list(g.values()), cotangents, allow_unused=True)
+        exact = sum(float((w * u[n]).sum()) for n, w in zip(g, found, strict=True) if w is not None)
+
+        sides = []
+        for sign in (1.0, -1.0):
+            displaced = {name: g[name].detach() + sign * DISPLACEMENT * u[name] for name in g}
+            after = step.apply(theta, displaced)
+            sides.append(sum(float((after[name].detach() * v[name]).sum()) for name in g))
+        difference = (sides[0] - sides[1]) / (2.0 * DISPLACEMENT)
+        scale = max(abs(exact), abs(difference))
+        return abs(exact - difference) / scale if scale > 0.0 else 0.0
+
     def differentiable_state(self) -> dict[tuple[str, str], Tensor]:
-        """(parameter, key) → the entries of state that a step makes of gradients: no counters."""
+        """(parameter, key) → the entries of state that steps make of gradients: no counters."""
         return {
             (name, key): value
             for name, group in self.groups.items()
@@ -162,7 +227,7 @@ class OptimizerStep:
     ) -> tuple[Tensors, dict[str, Optimizer]]:
         """The parameters after the step, and the twin of the optimizer that moved each."""
         gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
-        # A step changes its parameters in place: give it a copy that is not a leaf.
+        # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
         moved = {key: parameters[key] * 1.0 for key in gradients}
         by_optimizer: dict[int, list[str]] = defaultdict(list)
         for key in gradients:
@@ -188,19 +253,27 @@ class OptimizerStep:
                 "torch.optim optimizer, or an engine that does not differentiate the step, such as "
                 "'direct'."
             )
-        # Of the same class, and so with the same step, but without what the original holds.
+        # The same class has the same step; what the original holds is replaced by copies.
         twin = copy.copy(original)
         twin.defaults = {**original.defaults, **DIFFERENTIABLE}
         twin.state = defaultdict(dict)
         twin.param_groups = []
+
         fresh = False
+        members: dict[Any, dict[str, Any]] = {}
         for key in keys:
             options, state = self._options_and_state(key, moved[key], given)
             moved[key].grad = gradients[key]
             twin.state[moved[key]] = state
-            twin.param_groups.append({**options, "params": [moved[key]]})
             fresh |= not state
-        # Only an optimizer without state makes its counters in the step.
+            # An optimizer that is not torch.optim's may treat a group as a whole (clip its norm).
+            # Of torch.optim's, every parameter moves by itself, with options of its own.
+            own = (
+                (self.groups[key].index, options.get("dampening")) if is_foreign(original) else key
+            )
+            members.setdefault(own, {**options, "params": []})["params"].append(moved[key])
+        twin.param_groups = list(members.values())
+        # Only an optimizer that has no state yet makes its counters in the step.
         with torch.enable_grad(), _DoubleCounters() if fresh else nullcontext():
             # The class's own step, without the hooks that the user's optimizer or scheduler put
             # around it.
@@ -220,7 +293,8 @@ class OptimizerStep:
                 "not kept, so its step cannot be applied again. An engine that applies steps "
                 "captures them with their state: `OptimizerStep.capture(problem)`."
             )
-        # Copies, which the step changes in place; the counter as `_DoubleCounters` would make it.
+
+        # Copies, since the step changes them in place; the counter as `_DoubleCounters` makes it.
         state: dict[str, Any] = {}
         for entry, value in group.state.items():
             if isinstance(value, Tensor):
@@ -232,6 +306,7 @@ class OptimizerStep:
         for (name, entry), tensor in given.items():
             if name == key:
                 state[entry] = tensor * 1.0
+
         options = {**group.options, **DIFFERENTIABLE, "capturable": False}
         is_sgd = isinstance(group.optimizer, torch.optim.SGD)
         if is_sgd and options.get("momentum") and "momentum_buffer" not in state:
@@ -243,7 +318,7 @@ class OptimizerStep:
 
 
 def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:
-    """The gradients scaled, all together, where their norm is above the largest.
+    """The gradients, scaled by one factor where their common norm is above the largest.
 
     Args:
         gradients: name → gradient.
@@ -258,26 +333,108 @@ def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:
 def l2_penalty(problem: Problem) -> dict[str, float]:
     """Parameter → the c of the penalty c/2 ‖θ‖² that its optimizer adds by weight decay.
 
-    Decoupled decay (AdamW, Muon, Adafactor) is not the gradient of a penalty and counts as 0.
+    Decay that is no such penalty (AdamW's, Lion's) counts as 0 (see `decays_outside_gradient`).
     """
     coefficient_of: dict[int, float] = {}
     for optimizer in problem.optimizers.values():
         for group in optimizer.param_groups:
-            decoupled = _is_decoupled(optimizer, group)
-            decay = 0.0 if decoupled else float(group.get("weight_decay", 0.0))
-            # A maximizing optimizer descends -L + decay: relative to L the penalty's sign turns.
+            outside = decays_outside_gradient(optimizer, group)
+            decay = 0.0 if outside else float(group.get("weight_decay", 0.0))
+            # A maximizing optimizer descends -L + c/2 ‖θ‖²: relative to L the penalty changes sign.
             decay = -decay if group.get("maximize") else decay
             coefficient_of |= {id(parameter): decay for parameter in group["params"]}
     return {name: coefficient_of[id(parameter)] for name, parameter in problem.parameters.items()}
 
 
-def has_decoupled_decay(problem: Problem) -> bool:
-    """Whether an optimizer of the problem decays weights outside the gradient (AdamW)."""
-    return any(
-        _is_decoupled(optimizer, group) and bool(group.get("weight_decay"))
-        for optimizer in problem.optimizers.values()
-        for group in optimizer.param_groups
-    )
+def decays_outside_gradient(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
+    """Whether weight decay is decoupled: no part of the gradient, so no L2 penalty of the loss.
+
+    Optimizers of torch.optim say so by an option or by their name. Another one is tried: with an
+    L2 penalty, ∇L = −c θ is a stationary point, so a step with that gradient does not move θ.
+
+    Args:
+        optimizer: whose step.
+        group: one of its groups of parameters.
+
+    Returns:
+        The answer; None where the step could not be tried.
+    """
+    if not group.get("weight_decay"):
+        return False
+    if not is_foreign(optimizer):
+        known = type(optimizer).__name__ in ("AdamW", "Muon", "Adafactor")
+        return known or bool(group.get("decoupled_weight_decay"))
+    answers = _TRIED.setdefault(optimizer, {})
+    shape = group["params"][0].shape
+    if shape not in answers:
+        answers[shape] = _moves_at_penalized_optimum(optimizer, group)
+    return answers[shape]
+
+
+_TRIED: WeakKeyDictionary[Optimizer, dict[torch.Size, bool | None]] = WeakKeyDictionary()
+"""Optimizer → shape of a parameter → whether its decay is decoupled."""
+
+
+def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
+    """Makes a step of a twin on θ = 1 with the gradient −c θ, and one with another gradient."""
+    decay = float(group["weight_decay"])
+    moved = []
+    for gradient in (-decay, 1.0):
+        like = group["params"][0]
+        parameter = torch.nn.Parameter(torch.ones_like(like, requires_grad=False))
+        parameter.grad = torch.full_like(parameter, gradient)
+        twin = copy.copy(optimizer)
+        twin.state = defaultdict(dict)
+        twin.param_groups = [{**group, "params": [parameter]}]
+        try:
+            with torch.no_grad():
+                type(optimizer).step(twin)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError):
+            return None
+        moved.append(float((parameter.detach() - 1.0).norm()))
+    still, usual = moved
+    return None if usual == 0.0 else still > 1e-3 * usual
+
+
+def is_foreign(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is of another class than torch.optim's, a subclass of one included."""
+    return not type(optimizer).__module__.startswith("torch.optim")
+
+
+def check_settings(problem: str, group: Mapping[str, Any]) -> None:
+    """Refuses settings of an optimizer whose derivative would be lost.
+
+    Raises:
+        ProblemError: naming the setting.
+    """
+    for key, value in group.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise ProblemError(
+                f"Problem {problem!r}: its optimizer's {key} is a tensor that requires a gradient, "
+                "which a step of the optimizer would not pass on. Give it a number or a tensor "
+                "that requires none; a setting that is to be learned enters the loss instead."
+            )
+
+
+@contextmanager
+def plain_steps(optimizer: Optimizer) -> Iterator[None]:
+    """Lets an optimizer that was made with `differentiable=True` move live parameters.
+
+    PyTorch refuses its in-place step on leaves; the derivative is taken by a twin all the same.
+    """
+    if not optimizer.defaults.get("differentiable"):
+        yield
+        return
+    groups = [group for group in optimizer.param_groups if group.get("differentiable")]
+    optimizer.defaults["differentiable"] = False
+    for group in groups:
+        group["differentiable"] = False
+    try:
+        yield
+    finally:
+        optimizer.defaults["differentiable"] = True
+        for group in groups:
+            group["differentiable"] = True
 
 
 def has_differentiable_step(optimizer: Optimizer) -> bool:
@@ -292,19 +449,12 @@ def _gradient_coefficient(
     if type(optimizer) is not torch.optim.SGD:  # a subclass may make another step
         return None
     momentum, rate = options["momentum"], float(options["lr"])
-    # SGD's first buffer is the bare gradient.
+    # buffer' = momentum · buffer + (1 − dampening) g, and θ' = θ − rate · buffer'; with nesterov
+    # θ' = θ − rate · (g + momentum · buffer'). SGD's first buffer is the bare gradient.
     dampened = momentum and state.get("momentum_buffer") is not None
     in_buffer = 1.0 - options["dampening"] if dampened else 1.0
     direction = 1.0 + momentum * in_buffer if options["nesterov"] else in_buffer
     return rate * direction if options["maximize"] else -rate * direction
-
-
-def _is_decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    return bool(group.get("decoupled_weight_decay")) or type(optimizer).__name__ in (
-        "AdamW",
-        "Muon",
-        "Adafactor",
-    )
 
 
 def _copied(value: Any) -> Any:
@@ -314,8 +464,8 @@ def _copied(value: Any) -> Any:
 class _DoubleCounters(TorchFunctionMode):
     """Makes optimizers create their step counters in double precision, in this thread only.
 
-    A plain step computes bias corrections in Python floats, a differentiable one from the counter
-    tensor, in its dtype: with the usual float32 counter the two differ by 1e-7.
+    A plain step computes bias corrections in Python floats. A differentiable one computes them from
+    the counter tensor, in its dtype: with the usual float32 counter the two differ by 1e-7.
     """
 
     FACTORIES = (torch.tensor, torch.as_tensor, torch.zeros, torch.ones)
@@ -333,12 +483,11 @@ def _is_differentiable(key: str, value: Any, shape: torch.Size) -> bool:
 
 
 def _nudged(gradient: Tensor) -> Tensor:
-    """Moves exact zeros off zero, where Adam's square root has no derivative although its step has
-    one.
+    """Moves exact zeros off zero, where autograd finds no derivative of Adam's square root.
 
-    For m = (1-b1) g and v = (1-b2) g^2 the step is proportional to g / (|g| + eps), smooth enough
-    at g = 0 with slope 1/eps; autograd computes it as 0 · inf. At |g| = tiny << eps the same
-    formula gives the slope to tiny/eps.
+    For m = (1-b1) g and v = (1-b2) g^2 Adam's step is proportional to g / (|g| + eps). At g = 0
+    that has the slope 1/eps, but autograd computes it as 0 · inf. At |g| = tiny << eps the same
+    formula gives the slope up to a relative error of tiny/eps.
     """
     tiny = 1e-40 if gradient.dtype == torch.float64 else 1e-15
     return gradient + tiny * (gradient.detach() == 0)

@@ -1,6 +1,4 @@
-"""A problem: one level of a multi-level optimization, declared by its module, optimizer, loss and
-data.
-"""
+"""Declares a problem: one level of a multi-level optimization, and what its loss reads."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ Tensors = dict[str, Tensor]
 """Parameter (or buffer) name → tensor."""
 
 RESERVED = ("default", "name")
-"""Names that mean something else in `hypergradient=`."""
+"""Names that a problem cannot have, since they are keys of the mappings in `hypergradient=`."""
 
 
 class Problem:
@@ -36,9 +34,9 @@ class Problem:
         loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems
             that it reads; each is passed as the module of that problem holding the right
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
-            or `({player: scalar}, metrics)`. In the place of a player's scalar it may put a
-            function of no arguments that returns it, alone or with metrics. The function is called
-            only where this player's loss is needed; all of them begin with one random state.
+            or `({player: scalar}, metrics)`. Instead of a player's scalar it may return a function
+            without arguments that computes it, alone or with metrics. The function is called only
+            where this player's loss is needed. All such functions start from one random state.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
         players: makes the problem a game: player → name of the submodule that this player controls.
             The players' parameters must be disjoint and cover the module's. All move
@@ -53,19 +51,20 @@ class Problem:
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
-        warmup_steps: number of first rounds in which this problem is not updated.
+        warmup_steps: number of rounds, from the start, in which this problem is not updated.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
             modules have no double backward, so the problem then needs an engine with
             `finite_difference` products.
         generators: `torch.Generator`s that the loss draws from; replayed like the global random
             state of torch, numpy and `random`. Others, like `numpy.random.default_rng()`, are not
             replayed: keep them out of losses.
-        before_update: called with the problem before each step of its optimizers, when the
-            gradients, clipped and checked, are in `parameter.grad`. It may read them; it may change
-            them only where no engine differentiates the step.
-        after_update: called with the problem after each step, when optimizers and schedulers have
-            moved. It may change nothing that a gradient depends on where an engine differentiates
-            the problem's solution: logging, validating and averaging weights elsewhere are fine.
+        before_update: called with the problem before each step of its optimizers. The gradients,
+            clipped and checked, are in `parameter.grad`. It may read them; it may change them only
+            where no engine differentiates the step.
+        after_update: called with the problem after each step of its optimizers and schedulers.
+            Logging, validating and averaging weights elsewhere are fine. Where an engine
+            differentiates the problem's solution, it must change nothing that a gradient depends
+            on.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -131,6 +130,7 @@ class Problem:
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _per_player(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _per_player(name, scheduler)
+        # Frozen parameters are constants, like buffers: nothing here moves or differentiates them.
         self.parameters: dict[str, nn.Parameter] = {
             key: parameter
             for key, parameter in module.named_parameters()
@@ -143,7 +143,9 @@ class Problem:
             )
         self._check_optimizers()
         self._check_schedulers()
+
         # A problem that is no game is a game of one player: the whole module, under its own name.
+        # So derivatives are taken player by player everywhere.
         self.is_game = bool(players)
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
@@ -177,6 +179,7 @@ class Problem:
                 f"Problem {self.name!r}: every player makes {min(counts.values())} moves or more "
                 f"an update; use steps={min(counts.values())} instead."
             )
+
         # A player of K moves takes part in the last K, so that all of them make the last one.
         def movers(remaining: int) -> tuple[str, ...]:
             return tuple(player for player, moves in counts.items() if moves >= remaining)
@@ -190,6 +193,7 @@ class Problem:
                     f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
                     f"{scheduler!r}."
                 )
+            # A scheduler of another optimizer would run without a word and change nothing here.
             driven = getattr(scheduler, "optimizer", None)
             if driven is not None and not any(
                 driven is optimizer for optimizer in self.optimizers.values()
@@ -221,6 +225,9 @@ class Problem:
                     "would move twice. Give each parameter to one optimizer."
                 )
             optimized |= members
+
+        # Both ways: a parameter without an optimizer would never move, and an optimizer's own extra
+        # parameter would move without belonging to any problem.
         missing = [
             key for key, parameter in self.parameters.items() if id(parameter) not in optimized
         ]
@@ -265,6 +272,8 @@ class Problem:
                 f"Problem {self.name!r}: no player controls {_some(unowned)}. Every trainable "
                 "parameter of a game belongs to one player."
             )
+
+        # A player's parameters stay in the module's order, like all lists of tensors of a problem.
         found: dict[str, list[str]] = {player: [] for player in self.players}
         for key in self.parameters:
             found[owner[key]].append(key)
@@ -313,8 +322,11 @@ def _some(names: list[str]) -> str:
 def _reads(
     problem: str, loss: Callable[..., Any]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns the keyword-only arguments of a loss without, and with, a default, and positional
-    ones beyond the batch.
+    """Returns the problems that a loss reads, those it may read, and its ignored arguments.
+
+    Keyword-only arguments without a default name problems that it reads; those with one name
+    problems that it reads if they exist. Positional ones beyond the batch are never passed, so the
+    graph refuses them where they name a problem.
     """
     try:
         arguments = inspect.signature(loss).parameters.values()
@@ -323,6 +335,8 @@ def _reads(
             f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in "
             "a Python function `def loss(module, batch, *, other): ...`."
         ) from error
+
+    # It is called as loss(module, batch, *, other, ...): two positional arguments must fit.
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]

@@ -1,9 +1,8 @@
-"""Captured and replayed random state, so that a loss draws the same numbers each time it is
-re-evaluated.
+"""Captures and replays random state, so that a re-evaluated loss draws the same numbers again.
 
 A finite difference of two passes with different dropout masks measures the masks, not the
-curvature. Every re-evaluation of a loss inside a hypergradient therefore runs under the random
-state of the evaluation it repeats.
+curvature. So every re-evaluation of a loss inside a hypergradient runs under the random state of
+the evaluation that it repeats.
 """
 
 from __future__ import annotations
@@ -189,10 +188,10 @@ def preserved(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
 
 @contextmanager
 def forked(branch: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """Runs the body under a random state of its own for each `branch`; takes one number of torch's
-    global generator.
+    """Runs the body under a random state that is different for each `branch`.
 
-    Branches that were in the same state before are so again afterwards, whatever the body draws.
+    It takes one number from torch's global generator. Processes that were in the same state before
+    are in the same state afterwards, whatever the body draws.
     """
     seed = int(torch.randint(2**62, ()))
     with preserved(generators):
@@ -200,6 +199,7 @@ def forked(branch: int, generators: Sequence[torch.Generator] = ()) -> Iterator[
             hashlib.sha256(repr((seed, branch, k)).encode()).digest()
             for k in range(1 + len(generators))
         ]
+        # Hashed, so that neither neighbouring seeds nor neighbouring branches are alike.
         own, *others = [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
         torch.manual_seed(own)  # CUDA's generators as well
         random.seed(own)

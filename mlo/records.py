@@ -1,6 +1,4 @@
-"""What a round of multi-level optimization reports: losses, metrics, gradient norms and solve
-reports.
-"""
+"""What a round reports: losses, metrics, gradient norms, and how its solves went."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ class SolveReport:
             solves no system.
         converged: whether the engine reached what it promises.
         advice: what to change where it did not converge.
-        curvature: the smallest curvature uᵀAu / uᵀu that the solve met, where it looks at it (CG).
+        curvature: the smallest curvature uᵀAu / uᵀu that the solve met, if it measures any (CG).
     """
 
     problem: str
@@ -62,8 +60,8 @@ def _shown(loss: Any) -> str:
 class Record:
     """One round: every problem's last update in it.
 
-    Values are kept as tensors and become Python numbers when read, so a round on a GPU forces no
-    synchronisation.
+    Values are kept as tensors and become Python numbers when they are read, so that a round on a
+    GPU forces no synchronisation.
 
     Attributes:
         round: number of the round, counted from 1.
@@ -92,7 +90,7 @@ class Record:
         gradient_norm: Tensor,
         player_norms: dict[str, Tensor] | None = None,
     ) -> None:
-        """Notes one update of a problem; a later one in the same round takes its place."""
+        """Notes one update of a problem; a later one in the same round replaces it."""
         if player_norms is not None:
             self._player_gradient_norms[problem] = player_norms
         self._losses[problem] = loss

@@ -1,19 +1,23 @@
 """The response of a lower problem: its solution as a tensor whose backward pass is its engine.
 
+Let F(w, x) be the gradient in w of the lower loss, where x is everything that this loss reads.
 w*(x) solves F(w, x) = 0, so A dw + B dx = 0 with A = dF/dw and B = dF/dx, and dw/dx = -A^-1 B. An
-upper loss sees w* as the output of a `torch.autograd.Function` whose inputs are everything that F
-reads. Its backward receives the cotangent v of w* and returns -B^T A^-T v. PyTorch sums the
-cotangents of all paths before it runs a node, so each problem's inverse product is done once
-however many paths lead to it, and direct and implicit terms add up by themselves.
+upper loss sees w* as the output of a `torch.autograd.Function` whose inputs are x. Its backward
+receives the cotangent v of w*, the upper loss's gradient in it, and returns -B^T A^-T v. PyTorch
+sums the cotangents of all paths before it runs a node. So each problem's inverse product A^-T v is
+done once, however many paths lead to it, and direct and implicit terms add up by themselves.
+
+(Engines that differentiate the optimizer's last step fit the same form; see `one_step.py`.)
 
 The backward is written as a differentiable function of its saved tensors: under `create_graph` it
-can be differentiated again, which is what a problem in the middle needs, whose own gradient
-contains the response of the one below it.
+can be differentiated again. A problem in the middle needs this, since its own gradient contains the
+response of the one below it.
 
 These things refer to each other, so they stand in one file, in this order: an `Evaluation` (where a
 loss was evaluated), a `Solution` (what a loss reads), an `AbstractEngine` (how it is
 differentiated), a `Reading` (the tensors that stand for problems during one evaluation), the
-autograd node with its `Pullback`, and `total_gradient`, which puts them together.
+autograd node with its `Pullback`, and `total_gradient`, which puts them together. To follow one
+gradient, begin at `total_gradient`.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ __all__ = [
 ]
 
 Cotangent = Sequence[Tensor | None]
-"""One tensor per parameter; None where nothing above reads that parameter."""
+"""v, one tensor per parameter; None where nothing above reads that parameter."""
 
 
 # ------------------------------ where a loss was evaluated
@@ -68,9 +72,9 @@ Cotangent = Sequence[Tensor | None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Everything that one value of a problem's loss depends on, so that it can be made again.
+    """Everything that one value of a problem's loss depends on, so that it can be computed again.
 
-    Making it again changes no live tensor: other tensors take their places for a while.
+    Computing it again changes no live tensor: other tensors take their places for a while.
 
     Attributes:
         loss: the loss of the problem, with the modules that it sees.
@@ -85,7 +89,7 @@ class Evaluation:
             it, depends on.
         solutions: problem listed earlier → its solution; also the ones that other solutions are
             conditioned on.
-        dependent: those of them that are functions of the problem's own value.
+        dependent: the names of those solutions that are functions of the problem's own value.
     """
 
     loss: LossFunction
@@ -129,8 +133,8 @@ class Evaluation:
         loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
         averaged = parallel if parallel is not None and parallel.exact else None
         if averaged is not None:
-            # Each player's parameters, and what each problem read offers, in a reduction of their
-            # own: a derivative in some of them computes and sends no other.
+            # One reduction per player, and one per problem that is read: a derivative in some of
+            # them then computes and sends no other.
             entered: Tensors = {}
             for keys in problem.player_parameters.values():
                 entered |= averaged.enter({key: parameters[key] for key in keys})
@@ -172,7 +176,9 @@ class Evaluation:
     def placed_for_gradient(
         self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
     ) -> AbstractContextManager[None]:
-        """Puts these tensors into the modules where they stand; whole ones for sharded ones.
+        """Puts these tensors into the modules to take a gradient where the problem stands now.
+
+        Unlike `placed` it leaves the training flags alone. Sharded tensors are gathered.
 
         Args:
             parameters: what takes the places of own parameters; those that are missing stay.
@@ -208,11 +214,12 @@ class Evaluation:
         return tuple(found.values())
 
     def _collect(self, items: Iterable[Input], found: dict[tuple[str, int], Input]) -> None:
-        # A method, since a closure that calls itself is a circle that would keep the evaluation
-        # until the collector runs.
+        # A method, since a closure that calls itself is a reference cycle: it would keep the
+        # evaluation alive until the garbage collector runs.
         for item in items:
             if item.solution is None and item.name == self.loss.problem.name:
                 continue
+            # A problem in `solutions` is seen by its solution, any other one by its value.
             solution = item.solution or self.solutions.get(item.name)
             if solution is None:
                 found.setdefault((item.name, 0), item)
@@ -221,12 +228,13 @@ class Evaluation:
             elif solution.name in self.dependent:
                 self._collect(solution.free_inputs, found)
             else:
+                # By identity: of one problem, solutions of different times are different inputs.
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
 
 
 @dataclass(kw_only=True, eq=False)
 class GradientGraph:
-    """The gradient of a step with its graph: what an evaluation need not be made again for.
+    """A step's gradient with its graph, so that the loss need not be evaluated again.
 
     Attributes:
         parameters: the tensors that stood for the own parameters.
@@ -249,7 +257,7 @@ class GradientGraph:
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """One input of a solution: the value of `name` (solution None), or a `solution`'s response."""
+    """One input of a solution: the value of `name` (`solution` None), or a solution's response."""
 
     name: str
     solution: Solution | None
@@ -315,7 +323,7 @@ class Stepped(Solution):
         evaluation: where the gradient of the last step was evaluated.
         step: the last step as it was made.
         gradient: the gradient that it used.
-        graph: the same with its graph, where the engine keeps it.
+        graph: that gradient with its graph, where the engine keeps it.
         history: the last steps, oldest first, as many as the engine differentiates.
         memory: what the engine keeps from one solve to the next: name → tensor.
     """
@@ -434,7 +442,7 @@ class StepEngine(AbstractEngine):
         return False
 
     def capture(self, problem: Problem) -> OptimizerStep:
-        """Keeps of a step, before it is made, what the derivative needs."""
+        """Copies, before a step is made, what its derivative will need."""
         return OptimizerStep.capture(problem)
 
 
@@ -444,6 +452,8 @@ class PullbackEngine(AbstractEngine):
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
         """Returns the outputs of a node that has everything the solution depends on as inputs."""
         assert isinstance(solution, (Stationary, Stepped))
+        # Resolving an input may make the response of a problem further down: this is how the
+        # autograd graph comes to mirror the graph of problems.
         inputs: list[Tensor] = []
         for item in solution.evaluation.free_inputs:
             inputs += reading.of(item).values()
@@ -457,7 +467,7 @@ class PullbackEngine(AbstractEngine):
 
         Args:
             call: the solution, and a way to re-evaluate its problem's loss.
-            cotangent: v, one tensor per parameter, None where it is zero for want of a reader.
+            cotangent: v, one tensor per parameter; None where nothing reads that parameter.
         """
 
 
@@ -470,9 +480,9 @@ class Reading:
         solutions: problem → solution, for problems below the one whose loss it is.
         responses: id of a solution → its response, made once however many losses read it.
         reports: of the solves that the total gradient takes.
-        reader: whose gradient it is, which is what a cotangent is a cotangent of. Engines that
-            resume from their last solve keep their memory by it, since several upper problems may
-            ask for the response of one lower problem.
+        reader: the problem, or player, whose gradient is taken. Engines that resume from their last
+            solve keep one memory per reader, since several upper problems may ask for the response
+            of the same lower problem.
         held_constant: problems whose solutions are treated as constants.
     """
 
@@ -515,7 +525,9 @@ class _Response(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         outputs = tuple(solution.constants().values())
         ctx.solution, ctx.reading = solution, reading
+        # A cotangent of None tells an engine that nothing reads the parameter.
         ctx.set_materialize_grads(False)
+        # Saved through autograd, so that a second derivative flows through them.
         ctx.save_for_backward(*outputs, *inputs)
         return outputs
 
@@ -524,6 +536,7 @@ class _Response(torch.autograd.Function):
         solution: Stationary | Stepped = ctx.solution
         engine = solution.engine
         assert isinstance(engine, PullbackEngine)
+        # PyTorch enables gradients in a backward pass under create_graph only.
         differentiate = torch.is_grad_enabled()
         if differentiate and not engine.differentiable:
             raise EngineError(
@@ -531,7 +544,7 @@ class _Response(torch.autograd.Function):
                 f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
                 "such as 'one_step' or 'direct'."
             )
-        wanted = ctx.needs_input_grad[2:]
+        wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
@@ -591,6 +604,8 @@ class Pullback:
         """The inputs at the values that they had in the evaluation, differentiable where wanted."""
         evaluation = self.solution.evaluation
         recorded: list[Tensor | None] = []
+        # A value may have moved since, so its recorded one is used. A response has not: the saved
+        # tensor is at hand.
         for item in evaluation.free_inputs:
             if item.solution is not None:
                 recorded += [None] * len(item.solution.value)
@@ -634,13 +649,14 @@ class Pullback:
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}
-        rest = iter(inputs)
+        rest = iter(inputs)  # each `zip` below takes from it as many as the item has tensors
         for item in evaluation.free_inputs:
             solution = item.solution
             if solution is None:
                 values[item.name] = dict(zip(evaluation.values[item.name], rest, strict=False))
             else:
                 responses[id(solution)] = dict(zip(solution.value, rest, strict=False))
+        # The inputs are given; what depends on this problem is resolved anew, from `parameters`.
         inner = replace(
             self.reading,
             values=values,
@@ -653,23 +669,24 @@ class Pullback:
             with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
                 yield losses
         finally:
-            responses.clear()  # as in `total_gradient`: a circle that nothing would free
+            responses.clear()  # as in `total_gradient`: a cycle that nothing would free
 
 
 def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:
-    """A tensor to differentiate in, with a recorded value and, if asked, a saved one's derivative.
+    """Returns a tensor of the value `recorded` to differentiate in, linked to `saved` if asked.
 
     Args:
         saved: the tensor of the graph.
-        recorded: the value at which the loss was evaluated, of which `saved` may be a later one.
-        differentiate: whether the derivative taken is itself differentiated, and so must flow into
-            `saved`.
+        recorded: the value at which the loss was evaluated; `saved` may have moved since.
+        differentiate: whether the derivative that is taken is itself differentiated, and so must
+            flow into `saved`.
         wanted: whether a derivative in it is asked for at all.
     """
     if not differentiate or not saved.requires_grad:
         return recorded.detach().requires_grad_(wanted)
     if recorded.data_ptr() == saved.data_ptr():
         return saved.view_as(saved)
+    # The value of `recorded` with the derivative of `saved`: the bracket is zero.
     return recorded + (saved - saved.detach())
 
 
@@ -683,7 +700,8 @@ class TotalGradient:
     Attributes:
         gradient: parameter → gradient; zero for parameters that no loss depends on, or whose player
             rests.
-        unused: these; their optimizer leaves them alone, as it does in plain PyTorch.
+        unused: the names of these parameters. Their optimizer leaves them alone, as it does in
+            plain PyTorch.
         losses: player → loss, averaged over the batches.
         metrics: what the loss returned beside it.
         reports: the solves that it took.
@@ -715,8 +733,8 @@ def total_gradient(
     """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
 
     The loss sees the responses cut off from their graphs. Their cotangents are summed over the
-    batches and sent through the responses at the end, so that each inverse product is done once
-    however many batches are averaged.
+    batches and sent through the responses at the end. So each inverse product is done once, however
+    many batches are averaged.
 
     Args:
         evaluation: the problem, its batches, and what it reads; its random states are drawn now.
@@ -734,14 +752,17 @@ def total_gradient(
         reader=problem.name,
         held_constant=held_constant,
     )
-    # 1. What the loss reads. A kept graph is differentiated in all of it later.
+
+    # 1. What the loss reads, as leaves that are cut off from their graphs. `responses` and `leaves`
+    # are the two sides of each cut through which a gradient returns to the own parameters. A kept
+    # graph is differentiated later in all that the solution is a function of.
     inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
     cut: dict[str, Tensors] = {}
     responses: list[Tensor] = []
     leaves: list[Tensor] = []
     for other in loss.reads:
         solution = evaluation.solutions.get(other)
-        # A solution that is no function of the own value adds nothing to the gradient in it.
+        # A solution that is no function of the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
         cut[other] = {}
@@ -755,10 +776,9 @@ def total_gradient(
 
     # 2. The direct gradient, and the cotangents of what is read.
     parameters: Tensors = dict(problem.parameters)
-    own: Tensors = parameters if loss.sharded else {}
+    own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
-        _check_hooks(problem)
         parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
         own = parameters
     parallel = loss.parallel
@@ -773,16 +793,16 @@ def total_gradient(
             examine=examine,
         )
 
-    # 3. The implicit term. Exact parallelism averages cotangents before they go through responses:
-    # an inverse product of the mean.
+    # 3. The implicit term. Exact parallelism averages the cotangents before they go through the
+    # responses, which gives the inverse product of the mean; else the total is averaged at the end.
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
     gradient = _with_implicit_term(problem, reading, found, responses)
     if parallel is not None and not parallel.exact:
         found.average(parallel, moving, gradient=gradient)
-    # A response's node holds the reading, which holds the response: PyTorch frees no such circle,
-    # nor does Python's collector where the node has several outputs.
+    # A response's node holds the reading, which holds the response. PyTorch does not free such a
+    # cycle, nor does Python's collector where the node has several outputs.
     reading.responses.clear()
 
     # 4. What is kept for later.
@@ -825,7 +845,7 @@ def _with_implicit_term(
                 cotangents.append(v)
         if not reached:
             continue
-        # Each player has cotangents, and so solves, of its own.
+        # Each player has cotangents of its own, and so solves of its own.
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
         implicit = torch.autograd.grad(
             reached,
@@ -853,26 +873,11 @@ def _kept_graph(
     return GradientGraph(parameters=parameters, reads=reads, gradients=of_player)
 
 
-def _check_hooks(problem: Problem) -> None:
-    """Refuses hooks on parameters where the gradient is computed at copies of them.
-
-    Raises:
-        ProblemError: if there is one.
-    """
-    hooked = [key for key, parameter in problem.parameters.items() if parameter._backward_hooks]
-    if hooked:
-        raise ProblemError(
-            f"Parameter {hooked[0]!r} of problem {problem.name!r} has a hook (register_hook), "
-            "which changes gradients of this tensor only. With keep_graph the gradient is computed "
-            "at a copy: give the problem the engine 'one_step' without keep_graph."
-        )
-
-
 @torch.no_grad()
 def _copy_changed(problem: Problem, parameters: Tensors) -> None:
-    """Does to the live parameters what the loss did in place to the copies in their places.
+    """Repeats on the live parameters what the loss did in place to the copies of them.
 
-    `nn.Embedding(max_norm=…)` does.
+    (`nn.Embedding(max_norm=…)` renormalises its weights so.)
     """
     for key, tensor in parameters.items():
         if tensor._version > 0:

@@ -1,13 +1,13 @@
-"""Sharded parameters (`fully_shard`, DTensor): gathered where a loss is evaluated, their gradients
-scattered again.
+"""Sharded parameters (`fully_shard`, DTensor): gathered for a loss, their gradients scattered.
 
 A sharded parameter is one tensor of which every process stores a part. For a loss it is replicated
-like any other (see `mlo.distributed`): gathering it is `enter`, and the backward pass of that, a
-reduce-scatter, is the mean of the local gradients. So the derivatives in sharded parameters are
-sharded, and those of the mean loss.
+like any other (see `mlo.distributed`): gathering it is `enter`. The backward pass of that, a
+reduce-scatter, is the mean of the local gradients. So derivatives in sharded parameters are sharded
+themselves, and are those of the mean loss.
 
-`fully_shard`'s own hooks put its parameters into the modules when they are called, which would undo
-a substitution, and give gradients to `backward()` only. They rest while a loss is evaluated here.
+`fully_shard` has hooks of its own that put its parameters into the modules when these are called.
+That would undo a substitution, and they give gradients to `backward()` only. So they rest while a
+loss is evaluated here.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ __all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "total_nor
 
 def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether a tensor is a DTensor."""
-    # Importing DTensor takes a third of the time of importing torch; where it was not, no tensor is
-    # one.
+    # Importing DTensor takes a third of the time of importing torch. Where nobody has imported it,
+    # no tensor is one.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with every sharded one as a whole local one, whose gradient is averaged and
-    scattered.
-    """
+    """Returns the tensors, with sharded ones whole; their gradient is averaged and scattered."""
     return {
         name: _gathered(tensor) if is_sharded(tensor) else tensor
         for name, tensor in tensors.items()
@@ -47,6 +45,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _gathered(tensor: DTensor) -> Tensor:
     from torch.distributed.tensor import Partial, Replicate
 
+    # As one sum of the processes' gradients, of which each counts 1/N: `Partial("avg")`.
     mesh = tensor.device_mesh
     replicated = tensor.redistribute(placements=[Replicate()] * mesh.ndim)
     local: Tensor = replicated.to_local(grad_placements=[Partial("avg")] * mesh.ndim)
@@ -59,9 +58,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that all processes have, sharded like `parameter` if that is sharded: every
-    process keeps its part.
-    """
+    """A tensor that all processes have whole, sharded like `parameter` if that is sharded."""
     if not is_sharded(parameter):
         return value
     from torch.distributed.tensor import DTensor, Replicate
@@ -79,6 +76,7 @@ def hooks_resting(modules: Iterable[nn.Module]) -> Iterator[None]:
     taken: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for module in modules:
         if isinstance(module, FSDPModule):
+            # Only FSDP's own two; hooks of the user stay.
             state = module._get_fsdp_state()
             own = (state._pre_forward, state._post_forward)
             for hooks in (module._forward_pre_hooks, module._forward_hooks):

@@ -1,4 +1,4 @@
-"""The state of a run: what it holds, whether it fits, and how a run goes back to it."""
+"""The state of a run: what it holds, whether it fits, and how a run returns to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state_of(
     Args:
         history: the run.
         skips_in_a_row: problem → updates that were left out since its last one.
-        within_round: updates of the current round that were made.
+        within_round: number of updates of the current round that were made.
 
     Raises:
         CheckpointError: if parameters are sharded.
@@ -66,13 +66,13 @@ def load_state(
     skips_in_a_row: dict[str, int],
     position: bool,
 ) -> int:
-    """Goes back to a state.
+    """Returns a run to a state.
 
     Args:
         state: as `state_of` returned it.
-        history: the run.
-        skips_in_a_row: is filled.
-        position: whether also to the batches and the random state of then.
+        history: the run, which is changed.
+        skips_in_a_row: problem → number of updates left out; it is filled.
+        position: whether batches and random state are those of the state, too.
 
     Returns:
         The number of updates of the current round that were made.
@@ -80,6 +80,8 @@ def load_state(
     Raises:
         CheckpointError: if it is of another graph, or of a version that cannot be read.
     """
+    # Everything is checked before anything is changed: a state that does not fit leaves the run as
+    # it was.
     problems = history.graph.problems
     if state.get("version") not in READABLE:
         raise CheckpointError(
@@ -98,19 +100,22 @@ def load_state(
             f"{len(history.generators)}."
         )
     saved = {name: _of_this_version(name, state["problems"][name]) for name in problems}
-    for name, problem in problems.items():  # all of it, before anything is changed
+    for name, problem in problems.items():
         _check(problem, saved[name])
+
     for name, problem in problems.items():
         _load_problem(problem, saved[name])
         if position:
             history.streams[name].load_state_dict(saved[name]["data"])
         history.updates[name] = saved[name]["updates"]
         skips_in_a_row[name] = saved[name].get("skips_in_a_row", 0)
+        # The dict stays the same one: solutions hold it.
         history.memory[name].clear()
         for key, tensor in saved[name]["memory"].items():
             history.memory[name][key] = tensor.to(problem.device, copy=True)
     history.round = state["round"]
     history.forget()
+    # Last, since nothing may draw after it.
     if position:
         random_state.restore(history.generators)
     return int(state.get("within_round", 0))
@@ -129,7 +134,7 @@ def _of_this_version(name: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
 def _load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     try:
         problem.module.load_state_dict(saved["module"])
-        # Optimizers take over the tensors that they are given, and later change them in place.
+        # Optimizers keep the tensors that they are given, and change them in place later.
         for key, optimizer in problem.optimizers.items():
             optimizer.load_state_dict(_copied(saved["optimizers"][key]))
         for key, scheduler in problem.schedulers.items():

@@ -1,4 +1,4 @@
-"""Batches and other values as users build them: dicts, lists and tuples, with tensors in them."""
+"""Tensors in the containers that users build (dicts, lists, tuples), and sums with None as zero."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = ["add", "map_tensors", "tensors_of", "versions_of", "zeros_for_none"]
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Rebuilds dicts, lists and tuples with every tensor in them mapped."""
+    # A dict is copied first, which keeps its class; a named tuple takes its entries one by one.
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -38,6 +39,7 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def versions_of(value: Any) -> tuple[int, ...]:
     """The in-place version of every tensor in it."""
+    # PyTorch counts the changes of a tensor, except of one made in inference mode.
     return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value))
 
 

@@ -1,4 +1,4 @@
-"""One update of a problem: draw batches, differentiate, look for lost numbers, clip, step, note."""
+"""One update of a problem: draw batches, differentiate, check the numbers, clip, step, note."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mlo.checks import StepChecks
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
-from mlo.levels import History, Levels
+from mlo.levels import History, Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, is_finite, nonfinite_error
-from mlo.optimizer_step import OptimizerStep, clip_by_norm
+from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_steps
 from mlo.problem import Problem, Tensors
+from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import TotalGradient
 from mlo.sharding import total_norm
@@ -46,8 +48,8 @@ class Updater:
 
     Args:
         history: what has happened; every update is noted there.
-        levels: problem → the view of solutions that its loss has.
-        on_nonfinite: what happens when a loss or gradient is not finite; None looks at nothing.
+        levels: problem → the solutions as its loss sees them: now, or one step ahead.
+        on_nonfinite: what happens when a loss or gradient is not finite; None: nothing is checked.
         parallel: the processes that share batches.
 
     Attributes:
@@ -66,6 +68,7 @@ class Updater:
         self._history, self._levels = history, levels
         self.on_nonfinite, self._parallel = on_nonfinite, parallel
         self.skips_in_a_row = dict.fromkeys(history.graph.problems, 0)
+        self._step_checks = StepChecks()
         self._warned: set[str] = set()
 
     def update(self, name: str, record: Record, *, keep_graph: bool) -> None:
@@ -77,8 +80,8 @@ class Updater:
             keep_graph: whether the gradient of the last move is kept with its graph.
 
         Raises:
-            NonFiniteError: if a loss or gradient is not finite, and it is not to be skipped. The
-                batches of all its moves are taken then.
+            NonFiniteError: if a loss or gradient is not finite, and the update is not skipped. The
+                batches of all its moves have been taken then.
         """
         moves = self._history.graph.problems[name].player_moves
         for index, players in enumerate(moves):
@@ -86,6 +89,7 @@ class Updater:
             try:
                 self._update_once(name, players, record, last=last, keep_graph=keep_graph and last)
             except NonFiniteError:
+                # Streams that go together stay together, whichever move has failed.
                 for _ in moves[index + 1 :]:
                     self.draw(name)
                 raise
@@ -93,21 +97,32 @@ class Updater:
     def _update_once(
         self, name: str, players: tuple[str, ...], record: Record, *, last: bool, keep_graph: bool
     ) -> None:
-        """Moves players; the last move of an update, of all players, is differentiated later."""
+        """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
         batches = self.draw(name)
         if self._parallel is not None and history.updates[name] == 0:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
-        memory = history.copied_memory()
-        found = self._levels[name].total_gradient(
-            name, batches, is_update=True, players=players, keep_graph=keep_graph
-        )
+        memory, random = history.copied_memory(), RandomState.capture(problem.generators)
+        try:
+            found = self._levels[name].total_gradient(
+                name, batches, is_update=True, players=players, keep_graph=keep_graph
+            )
+        except BaseException:
+            # All of an update or nothing: the same batches and noise come again.
+            history.streams[name].put_back(batches)
+            random.restore(problem.generators)
+            history.recall(memory)
+            raise
+
+        # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
             history.recall(memory)
             self._refuse(name, found, record)
             return
         self.skips_in_a_row[name] = 0
+
+        # The optimizers' state is captured before it moves; the update is noted after it has.
         engine = history.step_engine(name)
         step = engine.capture(problem) if last and engine is not None else None
         self._step(problem, found, norm, step)
@@ -124,6 +139,8 @@ class Updater:
         Raises:
             ProblemError: if drawing a batch changed an earlier one.
         """
+        # Data that fill one buffer again and again change the batch before, which shows in its
+        # tensors' versions.
         batches: list[Any] = []
         versions: list[tuple[int, ...]] = []
         for _ in range(self._history.graph.problems[name].accumulate):
@@ -143,19 +160,37 @@ class Updater:
     ) -> None:
         """Clips the gradient and lets the optimizers move; leaves no gradient behind."""
         gradient = found.gradient
+        checked = None
+        if step is not None and self._step_checks.are_due(problem):
+            checked = OptimizerStep.capture(problem)
+        foreign = any(map(is_foreign, problem.optimizers.values()))
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm)
-        elif found.graph is not None:
-            # Some optimizers change a gradient in place, which a kept graph may need. (Autograd
+        elif found.graph is not None or checked is not None or foreign:
+            # Some optimizers change a gradient in place, which the derivative may need. (Autograd
             # also gives one tensor to several parameters, as of a + b, or an expanded one.)
             gradient = {key: tensor.clone() for key, tensor in gradient.items()}
+        # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
+        # momentum included, as in plain PyTorch.
         for key, parameter in problem.parameters.items():
             parameter.grad = None if key in found.unused else gradient[key]
         self._call_before(problem, differentiated=step is not None)
+        before: Tensors = {}
+        if checked is not None:
+            # Of the live ones, since a loss may move them itself (`nn.Embedding(max_norm=…)`).
+            used = [key for key in problem.parameters if key not in found.unused]
+            before = {key: problem.parameters[key].detach().clone() for key in used}
+
         for optimizer in problem.optimizers.values():
-            optimizer.step()
+            with plain_steps(optimizer):
+                optimizer.step()
         for parameter in problem.parameters.values():
             parameter.grad = None
+
+        if checked is not None:
+            engine = self._history.engines[problem.name]
+            bare = {key: found.gradient[key] for key in before}
+            self._step_checks.check(problem, engine, checked, before, bare)
 
     def _call_before(self, problem: Problem, *, differentiated: bool) -> None:
         """Calls `before_update`, which may change gradients of a step nobody differentiates."""
@@ -197,22 +232,22 @@ class Updater:
                     "loss or of the optimizer, or give the problem the engine 'first_order'."
                 )
 
-    # ------------------------------ what is said of it
+    # ------------------------------ records, warnings and refusals
 
     @torch.no_grad()
     def _refuse(self, name: str, found: TotalGradient, record: Record) -> None:
-        """Leaves an update out whose gradient is not finite.
+        """Leaves out an update whose gradient is not finite.
 
         Raises:
-            NonFiniteError: unless it is to be skipped, and not too many in a row are.
+            NonFiniteError: unless it is to be skipped, and not too many in a row have been.
         """
         history, graph, levels = self._history, self._history.graph, self._levels[name]
         problem = graph.problems[name]
         if found.graph is not None:
             found.graph.release()
-        for key, buffer in problem.module.named_buffers():
-            buffer.copy_(found.evaluation.buffers[name][key])
+        restore_buffers(found.evaluation)
 
+        # To say which term is not finite, the gradient is taken again with fewer and fewer terms.
         def again(held_constant: frozenset[str]) -> Tensors:
             with levels.unchanged():
                 found.evaluation.random_states[0].restore(problem.generators)
@@ -263,7 +298,7 @@ class Updater:
 
 
 def _move_schedulers(problem: Problem, found: TotalGradient, players: tuple[str, ...]) -> None:
-    """Moves the learning-rate schedulers, but for those of players that rested."""
+    """Moves the learning-rate schedulers, except those of players that rested."""
     for player, scheduler in problem.schedulers.items():
         if player in problem.players and player not in players:
             continue

@@ -1,5 +1,6 @@
-"""`cg`: conjugate gradients, for symmetric positive definite A; negative curvature stops it and is
-reported.
+"""`cg`: conjugate gradients, for symmetric positive definite A.
+
+Negative curvature stops the iteration and is reported.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ __all__ = ["ConjugateGradient", "conjugate_gradients"]
 class ConjugateGradient(IterativeEngine):
     """Conjugate gradients on (A + damping · I) q = v.
 
-    At a direction of curvature that is not positive the iteration stops with what it has: A is not
-    positive definite there, and a step along it would lead away from every solution.
+    Where the curvature along a direction is not positive, the iteration stops with what it has. A
+    is then not positive definite, and a step along it would lead away from every solution.
 
     Attributes:
         max_steps: most products with A.
         tol: relative residual at which it stops.
 
-    Reference: Hestenes and Stiefel (1952); for hypergradients Pedregosa, HOAG (2016), Rajeswaran et
-        al., iMAML (2019).
+    Reference: Hestenes and Stiefel (1952); for hypergradients Pedregosa, HOAG (2016), and
+    Rajeswaran et al., iMAML (2019).
     """
 
     max_steps: int = count(20)
@@ -57,7 +58,7 @@ def conjugate_gradients(
 ) -> IterationResult:
     """Solves operator(x) = b from x = 0 for a symmetric positive definite operator.
 
-    At a direction of curvature that is not positive it stops with what it has.
+    Where the curvature along a direction is not positive, it stops with what it has.
 
     Args:
         operator: the product.
@@ -65,10 +66,10 @@ def conjugate_gradients(
         scale: the norm to which residuals are relative.
         max_steps: most products.
         tol: relative residual at which it stops.
-        precondition: r → an approximation of the solution for the right-hand side r, symmetric
-            positive definite.
-        more: what to raise when the steps are not enough.
+        precondition: r → M⁻¹ r, with a symmetric positive definite M that resembles the operator.
+        more: the option that the advice names where the steps are not enough.
     """
+    # r = b − A x is the residual, z = M⁻¹ r the preconditioned one, p the search direction.
     x = torch.zeros_like(b)
     r = b
     z = p = r if precondition is None else precondition(r)
@@ -80,6 +81,7 @@ def conjugate_gradients(
             break
         product = operator(p)
         curvature = p @ product
+        # The Rayleigh quotient along p lies between the smallest and the largest eigenvalue.
         met = float((curvature / (p @ p)).detach())
         smallest = met if smallest is None else min(smallest, met)
         if not met > 0.0:
@@ -92,10 +94,12 @@ def conjugate_gradients(
                 f"above {-met:.3g}, or use 'minres' (symmetric) or 'gmres' (games).",
                 curvature=smallest,
             )
+        # The minimum of ½ xᵀAx − bᵀx along p is the step rᵀz / pᵀAp away.
         step = rz / curvature
         x, r = x + step * p, r - step * product
         residual = float(r.detach().norm()) / scale
         z = r if precondition is None else precondition(r)
+        # The next direction is conjugate to all earlier ones: pᵀ A p' = 0.
         previous, rz = rz, r @ z
         p = z + (rz / previous) * p
     converged = residual <= tol

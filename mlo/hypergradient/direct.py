@@ -1,6 +1,4 @@
-"""`direct`: builds the Jacobian A of the stationarity map and solves Aᵀ q = v densely. For tests
-and small problems.
-"""
+"""`direct`: builds the Jacobian A and solves Aᵀ q = v densely, for tests and small problems."""
 
 from __future__ import annotations
 
@@ -21,12 +19,13 @@ __all__ = ["Direct"]
 
 @dataclass(frozen=True, kw_only=True)
 class Direct(Engine):
-    """The exact implicit derivative at a stationary point, by a dense solve with n products for n
-    parameters.
+    """The exact implicit derivative at a stationary point, by n products and a dense solve.
+
+    n is the number of parameters.
 
     Attributes:
         damping: added to the diagonal of A.
-        max_parameters: refuses larger problems, whose dense Jacobian would not be meant.
+        max_parameters: refuses larger problems, whose dense Jacobian nobody can have meant.
         tol: relative residual above which the solve counts as not converged.
     """
 

@@ -1,10 +1,10 @@
-"""Finds operations without a second derivative in a loss, before an engine with autograd products
-depends on them.
-"""
+"""Finds operations without a second derivative in a loss, before an engine depends on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +15,45 @@ __all__ = [
     "check_checkpointing",
     "check_double_backward",
     "is_about_double_backward",
+    "leaves_of",
     "no_double_backward",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongSecondDerivative:
+    """An operation of PyTorch whose second derivative is not that of its first.
+
+    Attributes:
+        operation: what users call it.
+        instead: what to use.
+        applies: whether a node of the graph, which has the operation's name, is affected.
+    """
+
+    operation: str
+    instead: str
+    applies: Callable[[Any], bool] = lambda node: True
+
+
+# Found by gradgradcheck over the common operations (tests/oracle/test_second_derivatives.py, which
+# fails when a version of PyTorch has another list).
+WRONG_SECOND_DERIVATIVES = {
+    "WeightNormInterfaceBackward0": WrongSecondDerivative(
+        operation="torch._weight_norm (of torch.nn.utils' weight_norm)",
+        instead="Compute v * (g / v.norm(dim=..., keepdim=True)) with plain operations.",
+    ),
+    "NativeLayerNormBackward0": WrongSecondDerivative(
+        operation="layer_norm with a bias and without a weight",
+        instead="Give it a weight of ones, or add the bias after it.",
+        applies=lambda node: node._saved_weight is None and node._saved_bias is not None,
+    ),
+    "EmbeddingBackward0": WrongSecondDerivative(
+        operation="an embedding with scale_grad_by_freq=True",
+        instead="Leave the option out and weight the loss instead.",
+        applies=lambda node: bool(node._saved_scale_grad_by_freq),
+    ),
+}
+"""Name of a node of the autograd graph → what is wrong with it."""
 
 
 def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -24,7 +61,7 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
 
     Args:
         problem: its name.
-        loss: scalar, with its graph, which is kept.
+        loss: scalar, with its graph, which is retained.
         parameters: leaves that it depends on.
 
     Raises:
@@ -33,13 +70,22 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
     if not loss.requires_grad:
         return
     for node in _graph([loss]):
+        wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
+        if wrong is not None and wrong.applies(node):
+            raise EngineError(
+                f"Problem {problem!r}: its loss uses {wrong.operation}, whose second derivative is "
+                f"wrong in PyTorch (found with {torch.__version__} or before). {wrong.instead} Or "
+                "use 'darts', 'penalty' or another engine with finite_difference products."
+            )
         cls = getattr(node, "_forward_cls", None)  # of a torch.autograd.Function
         backward = getattr(cls, "backward", None)
         if cls is not None and _is_once_differentiable(backward):
-            # PyTorch would not fail but take its second derivative for zero.
+            # PyTorch would not fail, but treat its second derivative as zero.
             raise no_double_backward(problem, f"{cls.__name__}.backward is once_differentiable")
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     gradient = [g for g in found if g is not None and g.requires_grad]
+    # Names only arouse a suspicion: such a node may be off the path of the second derivative. The
+    # second pass decides.
     names = {node.name() for node in _graph(gradient)}
     missing = [n for n in names if "NotImplemented" in n or "CompiledFunctionBackward" in n]
     if missing:
@@ -50,9 +96,7 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
 
 
 def is_about_double_backward(error: RuntimeError) -> bool:
-    """Whether PyTorch says that a derivative is missing, and not that memory is, or that shapes
-    differ.
-    """
+    """Whether an error of PyTorch says that a derivative is missing, and nothing else."""
     words = (
         "is not implemented",
         "does not currently support double backward",
@@ -63,7 +107,7 @@ def is_about_double_backward(error: RuntimeError) -> bool:
 
 
 def no_double_backward(problem: str, reason: str) -> EngineError:
-    """The error for a loss of which a second derivative was asked in vain."""
+    """Returns the error for a loss whose second derivative was asked for and does not exist."""
     return EngineError(
         f"Problem {problem!r}: an operation in its loss has no double backward ({reason}). Use "
         "'darts', 'penalty' or another engine with finite_difference products, or an "
@@ -73,8 +117,9 @@ def no_double_backward(problem: str, reason: str) -> EngineError:
 
 
 def check_checkpointing(problem: str, loss: Tensor) -> None:
-    """Refuses reentrant activation checkpointing, which cuts parameters off from
-    `torch.autograd.grad` without a word.
+    """Refuses reentrant activation checkpointing.
+
+    It cuts parameters off from `torch.autograd.grad` without a word.
 
     Raises:
         ProblemError: with what to do.
@@ -89,6 +134,7 @@ def check_checkpointing(problem: str, loss: Tensor) -> None:
 
 def _is_once_differentiable(backward: object) -> bool:
     """Whether the decorator is anywhere among those of a `backward`."""
+    # It leaves no mark but its wrapper, whose code stands in torch.autograd.function.
     while backward is not None:
         code, inner = getattr(backward, "__code__", None), getattr(backward, "__wrapped__", None)
         if (
@@ -98,6 +144,14 @@ def _is_once_differentiable(backward: object) -> bool:
             return True
         backward = inner
     return False
+
+
+def leaves_of(loss: Tensor) -> list[Tensor]:
+    """The tensors without a history that a loss depends on: parameters, and their stand-ins."""
+    if loss.grad_fn is None:
+        return [loss] if loss.requires_grad else []
+    leaves = [getattr(node, "variable", None) for node in _graph([loss])]
+    return [leaf for leaf in leaves if leaf is not None]
 
 
 def _graph(outputs: Sequence[Tensor]) -> list[torch.autograd.graph.Node]:

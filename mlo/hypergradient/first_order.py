@@ -13,7 +13,7 @@ __all__ = ["FirstOrder"]
 
 @dataclass(frozen=True, kw_only=True)
 class FirstOrder(AbstractEngine):
-    """Drops the implicit term: the response has no derivative, and costs nothing (DARTS-1st).
+    """Drops the implicit term: the response has no derivative and costs nothing (DARTS-1st).
 
     Reference: Liu et al., DARTS (2019), section 2.3, "first-order approximation".
     """

@@ -1,6 +1,4 @@
-"""`gmres`: generalized minimal residuals by the Arnoldi process, for Jacobians that are not
-symmetric: games.
-"""
+"""`gmres`: generalized minimal residuals, for Jacobians that are not symmetric, as of games."""
 
 from __future__ import annotations
 
@@ -39,6 +37,7 @@ class Gmres(IterativeEngine):
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
         x, r, steps = torch.zeros_like(b), b, 0
+        # Each cycle solves for a correction d with Aᵀ d = r, from an empty basis.
         while True:
             correction, r, taken = self._cycle(
                 operator, r, min(self.restart, self.max_steps - steps), scale
@@ -58,25 +57,32 @@ class Gmres(IterativeEngine):
     def _cycle(
         self, operator: FlatOperator, b: Tensor, steps: int, scale: float
     ) -> tuple[Tensor, Tensor, int]:
-        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b: returns x, the residual vector and the
-        products used.
+        """Minimises ‖b − Aᵀ x‖ over the Krylov space of b.
+
+        Returns:
+            x, the residual vector b − Aᵀ x, and the number of products used.
         """
         size = b.norm()
         if float(size.detach()) == 0.0:
             return torch.zeros_like(b), b, 0
+        # An orthonormal basis of the Krylov space, and Aᵀ of each of its vectors.
         basis, images = [b / size], []
         solution = x = torch.zeros_like(b)
         for _ in range(steps):
             image = operator(basis[-1])
             images.append(image)
-            # The images of the basis span what Aᵀ x can reach: a small dense least-squares problem,
-            # solved by QR.
+
+            # x = Σ cᵢ basisᵢ has Aᵀ x = Σ cᵢ imagesᵢ, so the best c solves a least-squares problem
+            # with few columns. (`solution` is the residual that it leaves.)
             reach = torch.stack(images, dim=1)
             coefficients = torch.linalg.lstsq(reach, b.unsqueeze(1)).solution.squeeze(1)
             solution = b - reach @ coefficients
             x = torch.stack(basis, dim=1) @ coefficients
+
+            # Arnoldi: the part of Aᵀ u that is new is the next basis vector. Orthogonalising twice
+            # keeps the basis orthogonal up to rounding.
             w = image
-            for _ in range(2):  # orthogonalised twice, which keeps the basis orthogonal to rounding
+            for _ in range(2):
                 for u in basis:
                     w = w - (u @ w) * u
             norm = w.norm()

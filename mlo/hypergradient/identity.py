@@ -1,4 +1,4 @@
-"""`identity`: takes the Jacobian for the identity, q = v."""
+"""`identity`: treats the Jacobian as the identity, q = v."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ __all__ = ["Identity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Engine):
-    """q = v: one mixed product and no inverse at all (T1-T2 of Luketina et al. 2016; Betty's
-    `darts`).
+    """Takes q = v: one mixed product and no inverse at all.
+
+    Reference: Luketina et al. (2016), T1-T2. Betty's `darts` does the same.
     """
 
     name: ClassVar[str] = "identity"

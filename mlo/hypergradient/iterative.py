@@ -41,7 +41,7 @@ class FlatOperator:
         return product + self._damping * u if self._damping else product
 
     def flatten(self, parts: Cotangent) -> Tensor:
-        """One vector [n] of a tensor for each parameter; None counts as zero."""
+        """One vector [n] from one tensor per parameter; None counts as zero."""
         return torch.cat(
             [whole(part).reshape(-1) for part in zeros_for_none(parts, self._system.parameters)]
         )
@@ -79,8 +79,7 @@ class IterativeEngine(Engine):
     """Base of the engines that solve (A + damping · I)ᵀ q = v by products alone.
 
     Attributes:
-        damping: added to the diagonal of A (with the optimizer's weight decay, which is part of A
-            already).
+        damping: added to the diagonal of A (which contains the optimizer's weight decay already).
         warm_start: start each solve from the solution of the last one on the same problem.
     """
 
@@ -110,8 +109,8 @@ class IterativeEngine(Engine):
             return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
         start = system.recall("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
-            # (A q0 + A d) = v: the correction d solves the same system with the residual of the
-            # last solution.
+            # Aᵀ (q0 + d) = v: the correction d solves the same system, with the residual of the
+            # last solution q0 on the right.
             outcome = self.iterate(operator, v - operator(start), scale, system)
             q = start + outcome.x
         else:
@@ -131,11 +130,10 @@ class IterativeEngine(Engine):
 
 
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:
-    """A standard normal matrix [n, columns] that is always the same for a parameter's name and
-    shape.
+    """A standard normal matrix [n, columns], the same at every call for a parameter of one name.
 
-    It depends neither on the cotangent, so that solves which use it stay linear in the cotangent,
-    nor on the order in which parameters are registered.
+    It does not depend on the cotangent, so that solves which use it stay linear in the cotangent.
+    Nor does it depend on the order in which parameters are registered.
     """
     flat = []
     for column in range(columns):

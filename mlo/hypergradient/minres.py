@@ -1,6 +1,4 @@
-"""`minres`: minimal residuals by the Lanczos process, for symmetric A with eigenvalues of either
-sign.
-"""
+"""`minres`: minimal residuals, for symmetric A with eigenvalues of either sign."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ __all__ = ["Minres"]
 
 @dataclass(frozen=True, kw_only=True)
 class Minres(IterativeEngine):
-    """MINRES on (A + damping · I) q = v: its residual never grows, on indefinite A too (a saddle
-    point of the loss).
+    """MINRES on (A + damping · I) q = v.
+
+    Its residual never grows, even where A is indefinite (at a saddle point of the loss).
 
     Attributes:
         max_steps: most products with A.
@@ -38,10 +37,10 @@ class Minres(IterativeEngine):
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
     ) -> IterationResult:
-        # Lanczos: A V_k = V_{k+1} T_k with T_k tridiagonal (diagonal a_k, off-diagonal beta_k). The
-        # QR factorization of T_k is updated by one Givens rotation (c, s) a step; `rho` is the norm
-        # of the residual, and the columns of V_k R_k^-1 obey the three-term recurrence for
-        # `direction`.
+        # Lanczos: A V_k = V_{k+1} T_k, where T_k is tridiagonal with `a` on the diagonal and `off`
+        # beside it. So ‖b − A V_k y‖ = ‖β e₁ − T_k y‖ with β = ‖b‖, a small least-squares problem.
+        # Its QR factorization gains one Givens rotation (c, s) per step. Then |rho| is the norm of
+        # the residual, and `direction` is the newest column of V_k R_k⁻¹, along which x moves.
         x = torch.zeros_like(b)
         beta = b.norm()
         v, v_before = b / beta, torch.zeros_like(b)
@@ -51,23 +50,29 @@ class Minres(IterativeEngine):
         rho, off = beta, zero
         tiny = torch.finfo(b.dtype).eps
         for _ in range(self.max_steps):
+            # One Lanczos step. A v is orthogonal to all basis vectors but the last two, since A is
+            # symmetric.
             w = operator(v) - off * v_before
             a = v @ w
             w = w - a * v
             off_next = w.norm()
-            # Column k of R: the two earlier rotations act on (off, a), the new one removes
-            # off_next.
+
+            # Column k of R is (epsilon, delta, gamma): the last two rotations act on (off, a), and
+            # the new one turns (gamma_bar, off_next) into (gamma, 0).
             epsilon, rest = s_before * off, c_before * off
             delta, gamma_bar = c * rest + s * a, c * a - s * rest
             gamma = torch.sqrt(gamma_bar**2 + off_next**2)
             if float(gamma.detach()) <= tiny * scale:
                 break  # A v is a combination of what is there already: singular
+
             c_before, s_before = c, s
             c, s = gamma_bar / gamma, off_next / gamma
+            # V = D R, solved for the last column of D.
             direction, direction_before = (
                 (v - delta * direction - epsilon * direction_before) / gamma,
                 direction,
             )
+            # The rotation splits what was left, rho: c rho is reached, −s rho is left.
             x = x + (c * rho) * direction
             rho = -s * rho
             if abs(float(rho.detach())) <= self.tol * scale or float(off_next.detach()) <= tiny:

@@ -1,6 +1,4 @@
-"""`neumann`: the inverse by its truncated Neumann series, A⁻ᵀ v ≈ α Σ_{k < K} (I − α Aᵀ)ᵏ v
-(Lorraine et al. 2020).
-"""
+"""`neumann`: the inverse by its truncated Neumann series, A⁻ᵀ v ≈ α Σ_{k < K} (I − α Aᵀ)ᵏ v."""
 
 from __future__ import annotations
 
@@ -26,19 +24,20 @@ HALVINGS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Neumann(IterativeEngine):
-    """K terms of the Neumann series; K − 1 products with Aᵀ. Works for a game whose Jacobian has
-    positive real parts.
+    """K terms of the Neumann series, by K − 1 products with Aᵀ.
+
+    It also serves games whose Jacobian has eigenvalues with positive real parts.
 
     Attributes:
         num_terms: K.
-        tol: residual above which the sum counts as not converged: at the default half of the
+        tol: residual above which the sum counts as not converged. At the default half of the
             cotangent is left over.
-        step_size: α, which must be below 2 / λmax for the series to converge; "auto" takes 1 /
-            λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of its
-            largest eigenvalue), and halves it if it diverges still.
+        step_size: α, which must be below 2 / λmax for the series to converge. "auto" takes
+            1 / λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of the
+            largest eigenvalue), and halves it where the series diverges still.
 
     Reference: Lorraine et al., Optimizing Millions of Hyperparameters by Implicit Differentiation
-        (2020), Theorem 3.
+    (2020), Theorem 3.
     """
 
     num_terms: int = count(10)
@@ -54,6 +53,7 @@ class Neumann(IterativeEngine):
             return self._sum(operator, b, scale, float(self.step_size))
         largest = largest_inverse_step_size(operator, system)
         alpha = 1.0 / largest if largest > 0.0 else 1.0
+        # Power iteration approaches λmax from below, so its 1 / λmax may be too long a step.
         for attempt in range(HALVINGS + 1):
             outcome = self._sum(operator, b, scale, alpha / 2**attempt)
             if outcome.residual <= GROWTH * float(b.detach().norm()) / scale:
@@ -64,6 +64,7 @@ class Neumann(IterativeEngine):
         self, operator: FlatOperator, b: Tensor, scale: float, alpha: float
     ) -> IterationResult:
         """The sum with one α."""
+        # term = (I − αAᵀ)ᵏ b and total = Σ_{j ≤ k} (I − αAᵀ)ʲ b; x = α total.
         term = total = b
         first, size = float(b.detach().norm()), float(b.detach().norm())
         for _ in range(self.num_terms - 1):
@@ -79,8 +80,8 @@ class Neumann(IterativeEngine):
                     "on a Jacobian with negative eigenvalues, damping, 'minres' or 'gmres'.",
                 )
             total = total + term
-        # The next term is the residual of the sum: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v; the last one bounds
-        # it if it shrinks.
+        # The residual of the sum is the term after the last: v − Aᵀ α Σ = (I − αAᵀ)ᴷ v. While the
+        # terms shrink, the last one, which is at hand, bounds it.
         residual = size / scale
         converged = residual <= self.tol or self.num_terms == 1
         advice = (

@@ -1,6 +1,4 @@
-"""`nystrom`: the inverse of a low-rank approximation of A, alone or as the preconditioner of
-conjugate gradients.
-"""
+"""`nystrom`: a low-rank approximation of A, inverted itself or preconditioning `cg`."""
 
 from __future__ import annotations
 
@@ -27,12 +25,14 @@ __all__ = ["Nystrom"]
 
 @dataclass(frozen=True, kw_only=True)
 class Nystrom(IterativeEngine):
-    """Conjugate gradients on (A + damping · I) q = v, preconditioned by a randomized rank-r
-    approximation U Λ Uᵀ of it.
+    """Conjugate gradients preconditioned by a randomized low-rank approximation of A.
 
-    For a symmetric positive semidefinite A. With `max_steps` 0 the approximation alone is inverted,
-    q = (UΛUᵀ + ridge · I)⁻¹ v,
-    which is right only in the span of U: the residual tells how wrong it is elsewhere.
+    It solves (A + damping · I) q = v for a symmetric positive semidefinite A, whose approximation
+    of rank r is U Λ Uᵀ. With `max_steps` 0 the approximation alone is inverted,
+
+        q = (UΛUᵀ + ridge · I)⁻¹ v,
+
+    which is right only in the span of U. The residual tells how wrong it is elsewhere.
 
     Attributes:
         rank: r; at most the number of parameters is used. The approximation takes r products.
@@ -41,8 +41,7 @@ class Nystrom(IterativeEngine):
         tol: relative residual at which these stop.
 
     Reference: Hataya and Yamada, Nyström Method for Accurate and Scalable Implicit Differentiation
-        (2023); Frangella,
-    Tropp and Udell, Randomized Nyström Preconditioning (2023), Algorithm 2.1.
+    (2023); Frangella, Tropp and Udell, Randomized Nyström Preconditioning (2023), Algorithm 2.1.
     """
 
     rank: int = count(10)
@@ -59,13 +58,14 @@ class Nystrom(IterativeEngine):
         basis, eigenvalues = self._approximation(operator, system)
 
         def precondition(u: Tensor) -> Tensor:
-            # (U Λ Uᵀ + ridge I)⁻¹ up to scale: outside the basis the smallest eigenvalue inside is
-            # taken.
+            # (λ_r + ridge) U (Λ + ridge I)⁻¹ Uᵀ u + (I − U Uᵀ) u: up to the factor λ_r + ridge the
+            # inverse of the approximation, with its smallest eigenvalue λ_r outside of U's span.
             inside = basis.T @ u
             smallest = eigenvalues[-1] + self.ridge
             return basis @ (inside * smallest / (eigenvalues + self.ridge)) + (u - basis @ inside)
 
         if self.max_steps == 0:
+            # (UΛUᵀ + ridge I)⁻¹ b = U (Λ + ridge I)⁻¹ Uᵀ b + (b − U Uᵀ b) / ridge.
             inside = basis.T @ b
             x = basis @ (inside / (eigenvalues + self.ridge)) + (b - basis @ inside) / self.ridge
             residual = float((b - operator(x)).detach().norm()) / scale
@@ -91,11 +91,13 @@ class Nystrom(IterativeEngine):
 
     def _approximation(self, operator: FlatOperator, system: LinearSystem) -> tuple[Tensor, Tensor]:
         """U [n, r] with orthonormal columns and Λ [r] ≥ 0, largest first."""
+        # With orthonormal columns Ω, Nyström's approximation is (AΩ) (ΩᵀAΩ)⁻¹ (AΩ)ᵀ.
         rank = min(self.rank, sum(tensor.numel() for tensor in system.parameters))
         sketch, _ = torch.linalg.qr(fixed_noise(operator, system, rank))
         image = torch.stack([operator(column) for column in sketch.T], dim=1)
-        # The shift keeps the Cholesky factorization stable and is subtracted from the eigenvalues
-        # again.
+
+        # Of A + shift I instead, which keeps the Cholesky factorization stable. The shift is
+        # subtracted from the eigenvalues again.
         shift = (
             math.sqrt(len(sketch)) * torch.finfo(sketch.dtype).eps * float(image.detach().norm())
         )
@@ -108,6 +110,7 @@ class Nystrom(IterativeEngine):
                 "semidefinite on its sketch. Add damping, or use 'minres' (symmetric, indefinite) "
                 "or 'gmres' (games)."
             )
+        # ΩᵀAΩ = L Lᵀ, so the approximation is H Hᵀ with H = (AΩ) L⁻ᵀ: H = U S Vᵀ gives Λ = S².
         half = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T
         basis, singular, _ = torch.linalg.svd(half, full_matrices=False)
         return basis, (singular**2 - shift).clamp(min=0.0)

@@ -1,10 +1,10 @@
-"""`one_step`: the solution is what the optimizer's last step made of the parameters before it
-(DARTS, LFM-CW Eqs. 6-10).
+"""`one_step`: differentiates the optimizer's last step (DARTS; LFM-CW, Eqs. 6-10).
 
-θ' = step(θ, g) with g = F(θ, x), and θ is a constant, so dθ'/dx = (∂θ'/∂g) B and the response's
-cotangent is Bᵀ (∂θ'/∂g)ᵀ v: the inverse is q = -(∂θ'/∂g)ᵀ v, which is ξ v for plain SGD with
-learning rate ξ. F and B are taken at the parameters, batch, noise and read values of the step, not
-at the current ones.
+The solution is θ' = step(θ, g) with g = F(θ, x), where θ, the parameters before the step, are
+constants. So dθ'/dx = (∂θ'/∂g) B, and the cotangent of the inputs is Bᵀ (∂θ'/∂g)ᵀ v. In the form
+−Bᵀ q of `products.py` this is q = −(∂θ'/∂g)ᵀ v: the step's own derivative in the place of A⁻ᵀ. For
+plain SGD with learning rate ξ it is q = ξ v. F and B are taken at the parameters, batch, noise and
+read values of the step, not at the current ones.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class OneStep(Engine, StepEngine):
 
     Args:
         plain: treats the step as one of plain gradient descent with the optimizer's learning rate
-            ξ, so that q = ξ v whatever the optimizer: the papers' equations to the letter. Their
-            programs, as the default, unroll what the optimizer does.
+            ξ, so that q = ξ v whatever the optimizer. These are the papers' equations to the
+            letter; their programs, like the default here, unroll what the optimizer does.
         keep_graph: retains the gradient's graph until the response is differentiated, instead of
-            recomputing it: same numbers, less time, more memory meanwhile. (A response that is
-            differentiated twice is evaluated again all the same.)
+            recomputing it: same numbers, less time, more memory meanwhile. (For a response that is
+            differentiated twice it is recomputed all the same.)
 
     Raises:
         EngineError: if `keep_graph` is given with products other than "autograd".
@@ -78,20 +78,21 @@ class OneStep(Engine, StepEngine):
         solution = system.call.solution
         assert isinstance(solution, Stepped)
         step = solution.step
-        # Without clipping, parameters that nothing above reads do not take part: a game's other
-        # player costs nothing.
-        clips = step.grad_clip is not None and not self.plain
+        # Parameters that nothing above reads take no part, so a game's other player costs nothing.
+        # Clipping, though, scales by the norm of all gradients together.
+        clips = step.couples_parameters and not self.plain
         v_of: dict[str, Tensor] = {}
         for name, theta, v in zip(system.names, system.parameters, cotangent, strict=True):
             if v is not None or clips:
                 v_of[name] = torch.zeros_like(theta) if v is None else v
 
-        # θ' = c g + …, so −(∂θ'/∂g)ᵀ v = −c v: the step need not be made again.
+        # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
         scaled: dict[str, Tensor] = {}
         for name, v in v_of.items():
             c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
             if c is not None:
                 scaled[name] = -c * v
+        # Any other optimizer (or a clipped gradient): through the step itself.
         linear = len(scaled) == len(v_of)
         if not linear or clips:
             g = self._gradient(system, solution, v_of)
@@ -102,7 +103,10 @@ class OneStep(Engine, StepEngine):
     def _gradient(
         self, system: LinearSystem, solution: Stepped, names: Iterable[str]
     ) -> dict[str, Tensor]:
-        """The gradient that the step was made with, to differentiate the step in."""
+        """The gradient g that the step was made with, as the variable that it is differentiated in.
+
+        Where the derivative is differentiated again, it is F with its graph.
+        """
         if not system.call.differentiate:
             return {name: solution.gradient[name].detach().requires_grad_() for name in names}
         with torch.enable_grad():
@@ -117,7 +121,10 @@ class OneStep(Engine, StepEngine):
         v_of: dict[str, Tensor],
         scaled: dict[str, Tensor] | None,
     ) -> dict[str, Tensor]:
-        """−(∂θ'/∂g)ᵀ v; of a linear step that clips −(∂ clipped / ∂g)ᵀ c v: `scaled` is −c v."""
+        """Returns q = −(∂θ'/∂g)ᵀ v.
+
+        Of a linear step that clips it is −(∂clipped/∂g)ᵀ c v, with −c v given as `scaled`.
+        """
         with torch.enable_grad():
             if scaled is not None:
                 after, minus_v = step.clipped(g), scaled

@@ -1,4 +1,4 @@
-"""Options of engines that declare their ranges where they declare their defaults.
+"""Options of engines, which declare their ranges where they declare their defaults.
 
 `AbstractEngine` runs the check of every option when an engine is made, so that a wrong value is
 refused before the first step, with the engine, the option and the value in the message.

@@ -1,17 +1,20 @@
-"""`penalty`: the response by first gradients only, from two tilted copies of the lower problem
-(F2SA, value functions).
+"""`penalty`: the response by first gradients only, from two tilted copies of the lower problem.
 
-Let ȳ be the current solution and let y± minimise g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩, the lower
-loss tilted by the cotangent v. (The second term makes ȳ the untilted solution even where the lower
-problem has not converged, so that the derivative is taken at ȳ as in every implicit engine.) Then
-∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so (y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and the response's cotangent is
+Let g be the lower loss, ȳ the current solution, and v the cotangent. Let y± minimise
+
+    g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩,
+
+the lower loss tilted by v. (The second term makes ȳ the untilted solution even where the lower
+problem has not converged. So the derivative is taken at ȳ, as in every implicit engine.) Then
+∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so (y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and the cotangent of the inputs
+is
 
     −(∇_x g(x, y₊) − ∇_x g(x, y₋)) / 2ε = −Bᵀ A⁻¹ v + O(ε²).
 
 By the envelope theorem, with λ = 1/ε, each side is the gradient of the penalty λ (g(x, y) − min g)
-on the value function of the lower problem with the upper loss linearised; both sides together make
-the error one of second order. No second derivative is formed, so flash attention and compiled
-modules serve.
+on the value function of the lower problem, with the upper loss linearised (F2SA). Both sides
+together leave an error of second order. No second derivative is formed, so flash attention and
+compiled modules can be used.
 """
 
 from __future__ import annotations
@@ -46,29 +49,27 @@ ADVICE_SLOW = "The copies have hardly begun to part: raise steps."
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty(PullbackEngine):
-    """Moves two copies of the lower problem, tilted up and down by the cotangent, by gradient
-    descent.
+    """Moves two copies of the lower problem, tilted by ± the cotangent, by gradient descent.
 
-    2 · steps + 3 gradient evaluations an upper update (two less from a cold start). On a quadratic
-    loss K cold steps are the Neumann series with K terms.
+    An upper update takes 2 · steps + 3 gradient evaluations (two fewer from a cold start). On a
+    quadratic loss K cold steps are the Neumann series with K terms.
 
     Attributes:
         steps: gradient steps of each copy, K.
-        step_size: of these steps, below 2 / λmax; "auto" takes 1 / λmax, estimated by finite
-            differences, again every hundred solves, and raised whenever the copies show a larger
-            curvature.
+        step_size: of these steps, below 2 / λmax. "auto" takes 1 / λmax, where λmax is estimated by
+            finite differences and estimated again every hundred solves. It is raised whenever the
+            copies show a larger curvature.
         multiplier: λ = 1/ε, the weight of the penalty. "auto" keeps ‖y₊ − y₋‖ at the
             finite-difference step that suits the dtype. A smaller one tilts further, with an error
             of O(1/λ²).
-        warm_start: go on from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies
+        warm_start: resume from the last displacement (y₊ − y₋) / 2ε, as F2SA does; else both copies
             start at the solution.
-        tol: residual above which the solve counts as not converged: at the default half of the
+        tol: residual above which the solve counts as not converged. At the default half of the
             cotangent is left over.
 
     Reference: Kwon et al., A Fully First-Order Method for Stochastic Bilevel Optimization (2023),
-        Eq. 2 and Algorithm 1; Ye et
-    al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation (2022), for the centred
-    estimate.
+    Eq. 2 and Algorithm 1; Ye et al., BOME (2022); Zucchet and Sacramento, Beyond backpropagation
+    (2022), for the centred estimate.
     """
 
     steps: int = count(5)
@@ -103,12 +104,16 @@ class Penalty(PullbackEngine):
         alpha = persistent_step_size(self.step_size, operator, system, observed=0.0)
         kept = system.recall("q") if self.warm_start else None
         q = [torch.zeros_like(t) for t in theta] if kept is None else operator.split(kept)
-        # From zero the copies end at most α K v apart (in units of 2ε).
+
+        # ε is chosen by how far apart the copies will be: in units of 2ε by q or, from a cold
+        # start, by at most α K v.
         expected = [alpha * self.steps * entry for entry in v] if kept is None else q
         if isinstance(self.multiplier, str):
             e = system.step_size(expected)
         else:
             e = 1.0 / self.multiplier
+
+        # `still` is ∇_y g(x, ȳ), the gradient at which the copies are at rest without a tilt.
         up, down = _displaced(theta, q, e), _displaced(theta, q, -e)
         still = system.gradient_at(theta)
         residual, first, curvature = math.inf, math.inf, 0.0
@@ -116,23 +121,29 @@ class Penalty(PullbackEngine):
             at_rest = kept is None and step == 0
             g_up = still if at_rest else system.gradient_at(up)
             g_down = still if at_rest else system.gradient_at(down)
+            # (g₊ − g₋) / 2ε ≈ A (y₊ − y₋) / 2ε, which is v at the solution. So ‖bend‖ / apart is
+            # ‖A w‖ / ‖w‖ for a w: a lower bound of λmax.
             bend = _half_difference(g_up, g_down, e)
             residual = _norm([b - x for b, x in zip(bend, v, strict=True)]) / size
             apart = _norm(_half_difference(up, down, e))
             curvature = max(curvature, _norm(bend) / apart if apart > 0.0 else 0.0)
             first = residual if step == 0 else first
             if not residual <= GROWTH * max(first, 1.0):
-                # One step from rest, in place of copies that diverge.
+                # The copies diverge: one step from rest takes their place.
                 up, down = _displaced(theta, v, alpha * e), _displaced(theta, v, -alpha * e)
                 break
             up = _descended(up, g_up, still, v, alpha=alpha, e=e)
             down = _descended(down, g_down, still, v, alpha=alpha, e=-e)
+
+        # The next solve takes shorter steps where this one met a larger curvature.
         known = system.recall("curvature")
         if known is not None and math.isfinite(curvature) and curvature > float(known):
             system.keep("curvature", torch.tensor(curvature, dtype=torch.float64))
         diverged = not residual <= GROWTH * max(first, 1.0)
         if self.warm_start:
             system.keep("q", operator.flatten(_half_difference(up, down, e)))
+
+        # −Bᵀ A⁻¹ v: with the minus sign, so `down` comes first.
         pulled = _half_difference(system.input_gradient_at(down), system.input_gradient_at(up), e)
         report = self.report(
             system.problem,
@@ -154,6 +165,7 @@ def _descended(
     e: float,
 ) -> list[Tensor]:
     """One gradient step of a copy on the loss tilted by e v, relative to the current gradient."""
+    # The gradient of the tilted loss is ∇g(y) − ∇g(ȳ) − e v.
     entries = zip(copy, gradient, still, v, strict=True)
     return [y - alpha * (g - g0 - e * x) for y, g, g0, x in entries]
 

@@ -1,12 +1,12 @@
 """Engines of the form inverse × products, and the two kinds of products.
 
 Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and
-B = ∂F/∂x. The response's cotangent is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine` says how q is
-found (the inverse); its products say how A, Aᵀ and Bᵀ are applied. For fixed u
+B = ∂F/∂x. The cotangent of the response's inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
+says how q is found (the inverse); its products say how Aᵀ and Bᵀ are applied. For fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
 
-and ⟨F, u⟩ = Σ_p d/de L_p(θ_p + e u_p) at e = 0. `Autograd` differentiates F; `FiniteDifference`
+and ⟨F, u⟩ = Σ_p d/de L_p(θ_p + e u_p) at e = 0. `Autograd` differentiates F. `FiniteDifference`
 takes the difference of the gradients of L_p at θ_p ± e u_p, which needs no second derivative.
 """
 
@@ -53,7 +53,7 @@ class LinearSystem(ABC):
         problem: name of the problem.
         names: its parameters, in the order of all lists of tensors here.
         players: player → its parameters.
-        step: the optimizer's step as it was made, where the solution is one.
+        step: the optimizer's last step, where it is the step that is differentiated; else None.
     """
 
     def __init__(self, call: Pullback) -> None:
@@ -68,16 +68,17 @@ class LinearSystem(ABC):
         if isinstance(solution, Stepped):
             self.step = solution.step
         else:
-            # The fixed point is that of the optimizer, whose weight decay is then part of A.
+            # The optimizer comes to rest where ∇L + decay · θ = 0, so its weight decay is part of
+            # F, and of A.
             penalty = l2_penalty(problem)
             self._decay = [penalty[name] for name in self.names]
 
     def recall(self, what: str) -> Tensor | None:
-        """What the engine kept when it last answered the same upper problem."""
+        """What the engine kept when it last solved for the same reader, or None."""
         return self.call.solution.memory.get(f"{self.call.reading.reader}:{what}")
 
     def keep(self, what: str, value: Tensor) -> None:
-        """Keeps a tensor for the next time; it is part of the optimizer's state."""
+        """Keeps a tensor for the next solve; it is saved with the state of the run."""
         key = f"{self.call.reading.reader}:{what}"
         self.call.solution.memory[key] = value.detach().clone()
 
@@ -103,7 +104,7 @@ class LinearSystem(ABC):
         return self._with_penalty(self._hessian_vjp(u), u)
 
     def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
-        """The terms of the loss alone, with decay · u."""
+        """The terms of the loss alone, plus decay · u."""
         if not self._decay:
             return list(terms)
         triples = zip(terms, self._decay, u, strict=True)
@@ -134,9 +135,7 @@ class Products(ABC):
 
 @dataclass(frozen=True)
 class Autograd(Products):
-    """Exact products: F is computed once with its graph, and each product is one backward pass
-    through it.
-    """
+    """Exact products: one backward pass each, through a graph of F that is made once."""
 
     name: ClassVar[str] = "autograd"
     uses_second_derivatives: ClassVar[bool] = True
@@ -147,18 +146,17 @@ class Autograd(Products):
 
 @dataclass(frozen=True)
 class FiniteDifference(Products):
-    """Central finite differences of first gradients: works through anything that has a first
-    derivative.
+    """Central finite differences of gradients: for any loss that has a first derivative.
 
-    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too
-    and does not converge to the almost-everywhere derivative that `Autograd` takes, at any step
-    size.
+    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too.
+    At no step size does it converge to the almost-everywhere derivative that `Autograd` takes.
 
     Attributes:
         step: "adaptive": the largest e that moves no parameter tensor by more than c of its own
-            norm, e = c minᵢ ‖θᵢ‖ / ‖uᵢ‖, with c the cube root of the dtype's machine epsilon, which
-            balances truncation against rounding (measured in docs/results.md). "darts": e = 0.01 /
-            ‖u‖ (Liu et al. 2019, section 2.3). Or a positive number r for e = r / ‖u‖.
+            norm, e = c minᵢ ‖θᵢ‖ / ‖uᵢ‖. Here c is the cube root of the dtype's machine epsilon,
+            which balances truncation against rounding (measured in docs/results.md).
+            "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3).
+            A positive number r: e = r / ‖u‖.
 
     Raises:
         EngineError: for another `step`.
@@ -186,14 +184,14 @@ class FiniteDifference(Products):
         """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
 
         Args:
-            parameters: θ, one tensor a parameter.
+            parameters: θ, one tensor per parameter.
             direction: u, likewise.
             dtype: in which the loss is computed.
         """
         if self.step == "adaptive":
             moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
             norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
-            # A tensor that is zero still, like a new bias, is given entries of 0.01.
+            # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
             sizes = [
                 max(norm, 0.01 * math.sqrt(t.numel()))
                 for norm, t in zip(norms, parameters, strict=True)
@@ -213,15 +211,18 @@ class _AutogradSystem(LinearSystem):
         evaluation = solution.evaluation
         graph = solution.graph if isinstance(solution, Stepped) else None
         if graph is not None and graph.gradients is not None and not call.differentiate:
-            # What is kept ends at constants: nothing flows through it to where the step was made.
+            # A kept graph ends at constants, so it serves first derivatives only. With one, F is
+            # at hand and the loss is not evaluated at all.
             self._theta, self._gradients = graph.parameters, graph.gradients
             self._inputs: list[Tensor] = []
             for item in evaluation.free_inputs:
                 self._inputs += graph.reads[item.name].values()
-            # A checkpoint in the graph runs modules again.
+            # Activation checkpoints in the graph run modules again, in which these must stand.
             evaluation.check_batches()
             call.stack.enter_context(evaluation.placed(graph.parameters, graph.reads))
             return
+
+        # Otherwise the loss is evaluated once more, and stays open until the pullback ends.
         with torch.enable_grad():
             self._theta = call.parameter_aliases()
             self._inputs = call.input_aliases()
@@ -254,6 +255,7 @@ class _AutogradSystem(LinearSystem):
 
     def _vjp(self, u: Mapping[str, Mapping[str, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
         """∇_inputs ⟨F, u⟩."""
+        # For all players together: autograd sums over the outputs.
         outputs: list[Tensor] = []
         entries: list[Tensor] = []
         for player, directions in u.items():
@@ -282,13 +284,14 @@ class _AutogradSystem(LinearSystem):
 
 
 class FiniteDifferenceSystem(LinearSystem):
-    """Products by first gradients at displaced parameters, which it also offers themselves."""
+    """Products from gradients at displaced parameters; it offers these gradients too."""
 
     def __init__(self, call: Pullback, products: FiniteDifference) -> None:
         super().__init__(call)
         self._products = products
         problem = call.solution.evaluation.loss.problem
         own = next(iter(problem.parameters.values()))
+        # The rounding that a difference suffers is that of the loss, under autocast too.
         self._dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
         self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
 
@@ -308,17 +311,17 @@ class FiniteDifferenceSystem(LinearSystem):
         return [found[name] for name in self.names]
 
     def step_size(self, u: Sequence[Tensor]) -> float:
-        """The e at which θ ± e u is a fit displacement; 0 where u is zero."""
+        """The e at which θ ± e u is a suitable displacement; 0 where u is zero."""
         return self._products.step_size(self.parameters, u, self._dtype)
 
     def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """∇_θ of the one loss at other `parameters`, with the optimizer's L2 penalty."""
+        """∇_θ of the loss at other `parameters`, with the optimizer's L2 penalty; no games."""
         theta = dict(zip(self.names, parameters, strict=True))
         found = self._gradient_at(self._player(), theta, in_inputs=False)
         return self._with_penalty(found, parameters)
 
     def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """∇ of the one loss in the wanted inputs, at other `parameters`."""
+        """∇ of the loss in the wanted inputs, at other `parameters`; no games."""
         theta = dict(zip(self.names, parameters, strict=True))
         return self._gradient_at(self._player(), theta, in_inputs=True)
 
@@ -335,6 +338,7 @@ class FiniteDifferenceSystem(LinearSystem):
     def _difference(self, u: Sequence[Tensor | None], *, in_inputs: bool) -> list[Tensor]:
         """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ."""
         total: list[Tensor] | None = None
+        # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
             e = self._products.step_size(
                 [self._theta[name] for name in directions], list(directions.values()), self._dtype
@@ -359,13 +363,12 @@ class FiniteDifferenceSystem(LinearSystem):
     def _both_sides(
         self, directions: Mapping[str, Tensor], e: float
     ) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        """1 / 2e and θ + e u, then −1 / 2e and θ − e u, one after the other in the same memory."""
+        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory."""
         moved: dict[str, Tensor] = {}
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 for name, direction in directions.items():
-                    # By torch.add and from θ: to go back by −2e would leave the rounding of two
-                    # sums.
+                    # From θ each time: moving back by −2e would add the rounding of a second sum.
                     moved[name] = torch.add(
                         self._theta[name], direction, alpha=sign * e, out=moved.get(name)
                     )
@@ -374,25 +377,23 @@ class FiniteDifferenceSystem(LinearSystem):
     def _weighted_gradients(
         self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
     ) -> list[Tensor]:
-        """Σ w ∇ of a player's loss at θ, over pairs of a weight w and a point θ.
+        """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
 
-        The gradient is taken in the wanted inputs, or in the parameters.
-
-        What the loss computes of the inputs alone (`mlo.once`) is computed and differentiated once
-        for all points.
+        The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
+        from the inputs alone (`mlo.once`) is computed and differentiated once for all points.
         """
         inputs = [
             tensor.detach().requires_grad_(tensor.requires_grad and in_inputs)
             for tensor in self.call.input_aliases()
         ]
         of = self.call.select(inputs)
-        # (A loss that reads a solution that depends on this problem, and so on θ, gets no finite
-        # differences.)
+        # (`check_engines` refuses finite differences for a loss that reads a solution depending on
+        # this problem: it would depend on θ, and is held fixed here.)
         problem = self.call.solution.evaluation.loss.problem
         shared = SharedResults(problem.name, problem.generators)
         total: list[Tensor] | None = None
-        # The places of the first point are held until the shared results are differentiated, as
-        # checkpointing needs it.
+        # The tensors of the first point stay in their places until the shared results have been
+        # differentiated, since checkpointing would run modules again.
         with torch.enable_grad(), ExitStack() as stack:
             for weight, parameters in points:
                 theta = {
@@ -411,6 +412,8 @@ class FiniteDifferenceSystem(LinearSystem):
             assert total is not None
             if not shared.leaves:
                 return total
+
+            # L = f(θ, s(x), x): what flows through the shared s joins the rest (see `mlo.once`).
             direct, cotangents = total[: len(of)], total[len(of) :]
             found = []
             for term, more in zip(direct, shared.gradients(cotangents, of), strict=True):
@@ -446,7 +449,7 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
 class Solve:
     """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter, and how it went.
 
-    An entry that is None is zero.
+    An entry of None stands for zero.
     """
 
     q: Cotangent
@@ -460,7 +463,7 @@ class Engine(PullbackEngine):
     Attributes:
         products: how products with derivatives of F are taken: an `Autograd()` or
             `FiniteDifference(...)`, or the name of one, or a mapping `{"name": ..., option: ...}`.
-        inverts: whether products with A itself are iterated, which amplifies their errors.
+        inverts: whether it solves a system with A, which amplifies errors of the products.
     """
 
     products: Products = field(default_factory=Autograd)
@@ -469,6 +472,7 @@ class Engine(PullbackEngine):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Past the frozen dataclass: a name or a mapping becomes the object that it stands for.
         object.__setattr__(self, "products", _products_from(self.products))
 
     @property
@@ -492,7 +496,7 @@ class Engine(PullbackEngine):
 
         Args:
             system: the products with Aᵀ and Bᵀ at the solution, and the optimizer's step.
-            cotangent: v, one tensor per parameter, None where it is zero for want of a reader.
+            cotangent: v, one tensor per parameter; None where nothing reads that parameter.
         """
 
     def pullback(
@@ -511,7 +515,7 @@ class Engine(PullbackEngine):
                     f"Engine {self.name!r} returned a q that does not have one entry, of its "
                     f"shape, for each parameter of problem {system.problem!r}."
                 )
-            # Of the two sides of −Bᵀ q the result has the fewer entries, as a rule.
+            # The sign is applied to the result, which usually has fewer entries than q.
             pulled = system.mixed_vjp(solve.q)
             return [None if entry is None else -entry for entry in pulled], solve.report
 

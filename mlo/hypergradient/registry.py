@@ -1,4 +1,4 @@
-"""Engines by name: the presets, registrations of other packages, and reading of configurations."""
+"""Engines by name: the library's, those of other packages, and how a configuration is read."""
 
 from __future__ import annotations
 
@@ -45,15 +45,11 @@ _FACTORIES: dict[str, Callable[..., AbstractEngine]] = {
 
 
 ENTRY_POINTS = "mlo.engines"
-"""The entry-point group under which an installed package offers engines: name → an `Engine`
-subclass or a factory.
-"""
+"""The entry-point group of engines in installed packages: name → `Engine` subclass or factory."""
 
 
 def _factories() -> dict[str, Callable[..., AbstractEngine]]:
-    """The registered factories, and those of installed packages, which do not take over a
-    registered name.
-    """
+    """The factories of installed packages and the registered ones, which take precedence."""
     installed = {point.name: _Loaded(point) for point in entry_points(group=ENTRY_POINTS)}
     return {**installed, **_FACTORIES}
 
@@ -77,8 +73,9 @@ class _Loaded:
 
 
 def available_engines() -> tuple[str, ...]:
-    """The names that `hypergradient=` accepts, sorted: the library's, registered ones, and those of
-    installed packages.
+    """Returns the names that `hypergradient=` accepts, sorted.
+
+    They are the library's, registered ones, and those of installed packages.
     """
     return tuple(sorted(_factories()))
 
@@ -106,7 +103,7 @@ def register_engine(
 
 
 def engine_from(choice: EngineChoice) -> AbstractEngine:
-    """Makes an engine from itself, its name, or a mapping with its name and options.
+    """Makes an engine from its name, or a mapping with its name and options; an engine stays.
 
     Raises:
         EngineError: for an unknown name or option.
@@ -123,6 +120,7 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise EngineError(f"The name of a hypergradient engine is a string, got {name!r}.")
+    # Looking for installed packages takes milliseconds; a registered name needs none of them.
     factories = {} if name in _FACTORIES else _factories()
     factory = _FACTORIES.get(name) or factories.get(name)
     if factory is None:

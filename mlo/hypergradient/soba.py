@@ -1,9 +1,7 @@
-"""`soba`: one step of the linear system an upper update, going on from where the last one ended
-(Dagréou et al. 2022).
+"""`soba`: one step of the linear solve per upper update, resumed from where the last one ended.
 
-q_{t+1} = q_t + α (v − Aᵀ q_t): while the lower and upper problems move slowly, q follows A⁻ᵀ v, at
-the price of a single product with Aᵀ an upper update and one mixed product, whatever the
-conditioning.
+q_{t+1} = q_t + α (v − Aᵀ q_t). While the lower and upper problems move slowly, q follows A⁻ᵀ v. An
+upper update costs one product with Aᵀ and one mixed product, whatever the conditioning.
 """
 
 from __future__ import annotations
@@ -22,12 +20,10 @@ from mlo.response import Cotangent
 __all__ = ["Soba"]
 
 PATIENCE = 100
-"""Updates that q is given to find A⁻ᵀ v from zero."""
+"""Number of updates that q is given to find A⁻ᵀ v from zero."""
 
 LOST = 100.0
-"""A residual this many times the cotangent's norm means that q no longer follows; it starts again
-from zero.
-"""
+"""A residual this many times the cotangent's norm means that q is lost: it restarts from zero."""
 
 ADVICE_LOST = (
     "The persistent solve diverged and starts again: use step_size='auto', or a smaller one; on a "
@@ -41,24 +37,21 @@ ADVICE_BEHIND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Soba(Engine):
-    """Keeps q from one upper update to the next and moves it by one step of size α down the
-    residual.
+    """Keeps q from one upper update to the next, and moves it one step down the residual.
 
-    The first updates therefore see a small q, and `gradient`, which changes nothing, does not move
-    it on. The response cannot
-    be differentiated again: q holds what earlier updates left.
+    The first updates therefore see a small q, and `gradient`, which changes nothing, does not
+    advance it. The response cannot be differentiated again: q holds what earlier updates left.
 
     Attributes:
-        step_size: α, below 2 / λmax; "auto" takes 1 / λmax, estimated by ten products, again every
-            hundred updates, and raised whenever the product of an update shows a larger curvature,
-            as it does before q could diverge.
+        step_size: α, below 2 / λmax. "auto" takes 1 / λmax, where λmax is estimated by ten products
+            and estimated again every hundred updates. It is raised whenever the product of an
+            update shows a larger curvature, which happens before q can diverge.
         damping: added to the diagonal of A.
         tol: relative residual above which it counts as not converged, once it has made `PATIENCE`
             updates.
 
     Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and
-        global variance reduction
-    algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
+    global variance reduction algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
     """
 
     step_size: float | str = number_or_auto()
@@ -76,15 +69,21 @@ class Soba(Engine):
         operator = FlatOperator(system, self.damping)
         v = operator.flatten(cotangent)
         scale = float(v.norm())
+
+        # The one product with Aᵀ. It gives the residual, and a lower bound of λmax.
         q = system.recall("q")
         product = torch.zeros_like(v) if q is None else operator(q)
         q = torch.zeros_like(v) if q is None else q
         observed = float(product.norm()) / float(q.norm()) if bool(q.any()) else 0.0
         alpha = persistent_step_size(self.step_size, operator, system, observed=observed)
+
+        # q_{t+1} = q_t + α (v − Aᵀ q_t); from q_t = 0 that is α v, to which a lost q returns.
         residual = float((v - product).norm()) / (scale or 1.0)
         lost = scale > 0.0 and not residual <= LOST
         q = alpha * v if lost else q + alpha * (v - product)
         system.keep("q", q)
+
+        # A young q cannot have arrived: that it has not is no failure.
         made = system.recall("updates")
         updates = 1 if made is None or lost else int(made) + 1
         system.keep("updates", torch.tensor(updates))

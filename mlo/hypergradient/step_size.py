@@ -13,29 +13,31 @@ from mlo.hypergradient.products import LinearSystem
 __all__ = ["inverse_step_size", "largest_inverse_step_size", "persistent_step_size"]
 
 REFRESH = 100
-"""Solves after which a kept step size is estimated anew."""
+"""Number of solves after which a kept step size is estimated anew."""
 
 
 def inverse_step_size(u: Tensor, product: Tensor) -> float:
-    """The 1/α of a step along u at which the component of u decays fastest, from u and Aᵀu.
+    """Returns the 1/α at which an error along u decays fastest, given u and Aᵀu.
 
     q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus
-    at α = Re λ / |λ|². For a symmetric positive definite A that is 1/λ; for the spirals of a game
-    it is smaller than 1/|λ|, at which they grow. It is ⟨u, Aᵀu⟩ / ‖Aᵀu‖² here, but at least a
-    hundredth of 1/|λ|: at eigenvalues near the imaginary axis, or of both signs, no step makes
-    everything decay, and one that is nearly zero would only stand still.
+    at α = Re λ / |λ|². For a symmetric positive definite A that is 1/λ. For the spirals of a game
+    it is smaller than 1/|λ|, at which they would grow.
+
+    Here it is α = ⟨u, Aᵀu⟩ / ‖Aᵀu‖², but at least a hundredth of 1/|λ|. At eigenvalues near the
+    imaginary axis, or of both signs, no step makes everything decay, and a step of nearly zero
+    would only stand still.
     """
     size, along = float(product.norm()), float(u @ product)
     if size == 0.0:
         return 0.0
-    ratio = size / float(u.norm())
+    ratio = size / float(u.norm())  # |λ|, where u is an eigenvector
     return min(size * size / along, 100.0 * ratio) if along > 0.0 else ratio
 
 
 def largest_inverse_step_size(
     operator: FlatOperator, system: LinearSystem, products: int = 10
 ) -> float:
-    """Estimates λmax of a positive definite A, and its like of another, by power iteration."""
+    """Estimates λmax by power iteration; for a game, its counterpart `inverse_step_size`."""
     u = fixed_noise(operator, system, 1)[:, 0]
     estimate = 0.0
     with torch.no_grad():
@@ -59,9 +61,8 @@ def persistent_step_size(
         operator: estimates λmax when there is no estimate yet, and anew every `REFRESH` solves, so
             that a batch of unusual curvature is forgotten.
         system: keeps the estimate.
-        observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax; a vector that diverges
-            turns to the direction of the largest eigenvalue, so the estimate grows before it can
-            blow up.
+        observed: ‖Aᵀu‖ / ‖u‖ of a vector met since, a lower bound of λmax. A vector that diverges
+            turns towards the largest eigenvalue, so the estimate grows before the vector blows up.
     """
     if not isinstance(step_size, str):
         return float(step_size)
@@ -74,7 +75,7 @@ def persistent_step_size(
     if math.isfinite(observed):
         largest = max(largest, observed)
     if not math.isfinite(largest):
-        return 0.0  # of a gradient that is lost itself; nothing is kept of it
+        return 0.0  # the gradient itself is not finite; nothing of it is kept
     system.keep("curvature", torch.tensor(largest, dtype=torch.float64))
     system.keep("age", torch.tensor(solves + 1))
     return 1.0 / largest if largest > 0.0 else 1.0

@@ -1,10 +1,9 @@
-"""`unroll`: exact reverse mode through the optimizer's last K steps, momentum and second moments
-included.
+"""`unroll`: exact reverse mode through the optimizer's last K steps, momentum included.
 
-θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1; θ_0 and
+θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1. θ_0 and
 s_0 are constants. Each step is one node of the autograd graph, whose backward re-evaluates the loss
 at the recorded θ_t and differentiates that one step. So memory holds K copies of the parameters and
-of the optimizer's state, and one step's graph at a time, however large K.
+of the optimizer's state, but the graph of one step at a time, however large K.
 """
 
 from __future__ import annotations
@@ -37,13 +36,11 @@ StateKey = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Unroll(StepEngine):
-    """Differentiates the last `steps` steps of the optimizer; fewer where fewer were made since the
-    start.
+    """Differentiates the last `steps` steps of the optimizer, or all where fewer were made.
 
-    A problem that has not moved yet is looked at one step ahead, like `one_step`. The state of a
-    run does not hold the
-    recorded steps: after a resume they are recorded anew (a warning says so where it matters), so
-    use `steps` no larger than the problem's own `steps`.
+    A problem that has not moved yet is seen one step ahead, as by `one_step`. The state of a run
+    does not hold the recorded steps: after a resume they are recorded anew, and a warning says so
+    where it matters. So use `steps` no larger than the problem's own `steps`.
 
     Reference: Franceschi et al., Forward and Reverse Gradient-Based Hyperparameter Optimization
     (2017), Algorithm 1; Maclaurin et al. (2015).
@@ -59,13 +56,15 @@ class Unroll(StepEngine):
 
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
         assert isinstance(solution, Stepped)
+        # The chain begins at constants: the parameters and the state before the first step.
         first = solution.history[0]
         theta: Tensors = {name: v.detach() for name, v in first.evaluation.parameters.items()}
         state: dict[StateKey, Tensor] = {
             key: value.detach() for key, value in first.step.differentiable_state().items()
         }
         for index, recorded in enumerate(solution.history):
-            # What this step made is where the next one began; after the last, the solution.
+            # What this step made is where the next one began; after the last it is the solution.
+            # Only the last node reports, so that a chain counts as one solve.
             if index + 1 < len(solution.history):
                 following = solution.history[index + 1]
                 after = following.evaluation.parameters
@@ -107,9 +106,7 @@ class _Node:
 
 
 class _Step(torch.autograd.Function):
-    """Forward: what a recorded step made. Backward: the vjp of that step in θ, the optimizer's
-    state and the reads.
-    """
+    """Forward: what a recorded step made. Backward: its vjp in θ, the state and the inputs."""
 
     @staticmethod
     def forward(ctx: Any, node: _Node, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -144,9 +141,13 @@ def _pull_back(
     differentiate: bool,
     stack: ExitStack,
 ) -> list[Tensor | None]:
+    # Makes one recorded step again, now with its graph, and sends cotangents back through it. The
+    # node's inputs, and so the gradients returned, are θ, the optimizer's state, then the reads.
     own, states = len(node.names), len(node.state_keys)
     evaluation = node.recorded.evaluation
     recorded_state = node.recorded.step.differentiable_state()
+
+    # The point of the step: θ_t, s_t, and what the loss read.
     theta: Tensors = {}
     for tensor, name in zip(saved, node.names, strict=False):
         theta[name] = alias(tensor, evaluation.parameters[name], differentiate=differentiate)
@@ -163,6 +164,8 @@ def _pull_back(
         stack=stack,
     )
     inputs = call.input_aliases()
+
+    # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t)
     losses = stack.enter_context(call.losses(theta, inputs))
     gradient: Tensors = {}
     for player, members in evaluation.loss.problem.player_parameters.items():
@@ -171,7 +174,8 @@ def _pull_back(
     moved, after_state = node.recorded.step.apply_with_state(theta, gradient, state)
     made = [moved[name] for name in node.names]
     made += [after_state[key] for key in node.after_state_keys]
-    # Only what depends on anything, and has a reader, passes a cotangent on.
+
+    # Only what depends on anything, and is read, passes a cotangent on.
     outputs: list[Tensor] = []
     entries: list[Tensor] = []
     for tensor, v in zip(made, cotangents, strict=True):
