@@ -1,14 +1,15 @@
-"""Do the class weights find the mistakes? A search in which one class is hard, and a picture of
-what each class weighs.
+"""Do the class weights find the mistakes? A search in which one class is made hard.
 
 Half of the training and validation images of one class are labelled as one of its look-alikes, so
 that W1 cannot learn the class. Prints the mean class weight of every class over the last quarter of
 the rounds, largest first, and draws them over time.
 
-    python benchmarks/class_weights.py                                          # Fashion-MNIST:
-    trousers as dresses, 5 minutes python benchmarks/class_weights.py --dataset digits --rounds 40
-              # under a minute python benchmarks/class_weights.py --hard pullover --look-alikes coat
-              shirt # a class with real look-alikes
+    # Fashion-MNIST: trousers as dresses, 5 minutes
+    python benchmarks/class_weights.py
+    # under a minute
+    python benchmarks/class_weights.py --dataset digits --rounds 40
+    # a class with real look-alikes
+    python benchmarks/class_weights.py --hard pullover --look-alikes coat shirt
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from lfmcw_app.data import Images, load_dataset, search_split
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 
-# Data set → (an easy class, its look-alikes): what rises is the mislabelling, not a class that is
-# hard anyway.
 HARD = {"fashion-mnist": ("trouser", ("dress",)), "digits": ("0", ("6", "8"))}
+"""Data set → (an easy class, its look-alikes), so that a weight rises by mislabelling alone."""
 
 
 def mislabelled(images: Images, hard: int, look_alikes: tuple[int, ...], seed: int) -> Images:
@@ -36,20 +36,15 @@ def mislabelled(images: Images, hard: int, look_alikes: tuple[int, ...], seed: i
     generator = torch.Generator().manual_seed(seed)
     members = (images.labels == hard).nonzero()[:, 0]
     chosen = members[torch.randperm(len(members), generator=generator)[: len(members) // 2]]
-    others = torch.tensor(look_alikes)[
-        torch.randint(len(look_alikes), (len(chosen),), generator=generator)
-    ]
-    return replace(
-        images, labels=images.labels.index_put((chosen,), others.to(images.labels.dtype))
-    )
+    drawn = torch.randint(len(look_alikes), (len(chosen),), generator=generator)
+    wrong = torch.tensor(look_alikes)[drawn].to(images.labels.dtype)
+    return replace(images, labels=images.labels.index_put((chosen,), wrong))
 
 
 def class_weights(
     dataset_name: str, rounds: int, seed: int, hard: str, look_alikes: tuple[str, ...]
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Runs a first-order search and returns the class weights of every round [rounds, C], and the
-    classes' names.
-    """
+    """Runs a first-order search; returns the class weights [rounds, C] and the class names."""
     preset = "small" if dataset_name == "fashion-mnist" else "smoke"
     recipe = load_recipe(
         preset,
@@ -62,10 +57,9 @@ def class_weights(
     )
     dataset = load_dataset(dataset_name, image_size=recipe.data.image_size)
     train, validation = search_split(dataset, recipe.data.search_images, seed)
-    label, others = (
-        dataset.class_names.index(hard),
-        tuple(dataset.class_names.index(name) for name in look_alikes),
-    )
+    label = dataset.class_names.index(hard)
+    others = tuple(dataset.class_names.index(name) for name in look_alikes)
+
     torch.manual_seed(seed)
     modules = build_modules(recipe.search, dataset)
     optimizer = build_search(
@@ -90,22 +84,16 @@ def draw(weights: Tensor, names: tuple[str, ...], hard: int, path: Path) -> None
     rounds = torch.arange(window, len(weights) + 1)
     last = smooth[:, -1]
     shown = []
-    for label in [
-        hard,
-        *(other for other in last.argsort(descending=True).tolist() if other != hard),
-    ]:
-        is_hard = label == hard
-        axes.plot(
-            rounds,
-            smooth[label],
-            color="#d62728" if is_hard else "#9aa5b1",
-            lw=2.2 if is_hard else 1.0,
-            zorder=3 if is_hard else 2,
-        )
+    others = [label for label in last.argsort(descending=True).tolist() if label != hard]
+    for label in (hard, *others):
+        if label == hard:
+            axes.plot(rounds, smooth[label], color="#d62728", lw=2.2, zorder=3)
+        else:
+            axes.plot(rounds, smooth[label], color="#9aa5b1", lw=1.0, zorder=2)
+
+        # Names that would cover one another are left out.
         height = float(last[label])
-        if all(
-            abs(height - other) > 0.06 * float(last.max()) for other in shown
-        ):  # labels that do not cover each other
+        if all(abs(height - other) > 0.06 * float(last.max()) for other in shown):
             axes.annotate(
                 names[label],
                 (int(rounds[-1]), height),
@@ -152,10 +140,8 @@ def main() -> None:
     print("| class | mean class weight |")
     print("|---|---|")
     for label in mean.argsort(descending=True).tolist():
-        print(
-            f"| {names[label]}{' (half mislabelled)' if label == hard else ''} | "
-            f"{float(mean[label]):.3f} |"
-        )
+        note = " (half mislabelled)" if label == hard else ""
+        print(f"| {names[label]}{note} | {float(mean[label]):.3f} |")
     if args.picture is not None:
         draw(weights, names, hard, args.picture)
 

@@ -1,10 +1,8 @@
-"""mlo's hypergradient engines against other libraries: error, time, memory and evaluations on the
-same problems.
+"""mlo's hypergradient engines against other libraries: error, time, memory, evaluations.
 
-    python benchmarks/engines.py                      # all problems; about 20 minutes on 2 cores
+    python benchmarks/engines.py            # all problems; about 20 minutes on 2 cores
     python benchmarks/engines.py --problem diamond --repeats 9 --output table.md
-    python benchmarks/engines.py --quick              # small sizes, about a minute; peers where
-    they are installed
+    python benchmarks/engines.py --quick    # small sizes, about a minute; peers that are installed
 
 `make benchmark-environment` makes an environment with the peers, `make benchmark` runs everything
 in it. What the columns mean is printed below the tables. See `engines_problems.py` for the
@@ -44,12 +42,11 @@ K = 10
 
 MANY = 50
 
-# Library → (method by mlo's name, products). What a library does not offer for a graph is a row
-# that says so.
 ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "mlo": (
-        ("first_order", 0), ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY),
-        ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0), ("soba", 0), ("penalty", 0),
+        ("first_order", 0), ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K),
+        ("cg", MANY), ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0), ("soba", 0),
+        ("penalty", 0),
     ),
     "Betty": (("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY)),
     "TorchOpt": (("one_step", 0), ("neumann", K), ("cg", K), ("cg", MANY), ("direct", 0)),
@@ -57,20 +54,21 @@ ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "hypergrad": (("neumann", K), ("cg", K), ("nystrom", K)),
     "higher": (("one_step", 0),),
 }  # fmt: skip
+"""Library → (method by mlo's name, products). What it does not offer is a row that says so."""
+
 QUICK_METHODS = (KEPT, "darts", "cg")
 BILEVEL = ("BOAT", "hypergrad")
 """Libraries that know two levels only."""
 
 LAYERED_METHODS = (
-    ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0), ("soba", 0), ("penalty", 0),
+    ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0),
+    ("soba", 0), ("penalty", 0),
 )  # fmt: skip
 STEP_METHODS = ("one_step", KEPT, "darts")
 """Methods that approximate the derivative of one step, not of the solution."""
 
 ROUNDS = {"soba": 100, "penalty": 20}
-"""Steps at a fixed upper point before the error is taken, for methods that converge over steps; 1
-for the others.
-"""
+"""Steps at a fixed upper point before the error is taken, for methods that converge over steps."""
 
 DIRECT_AT_MOST = 1000
 """Dense methods are left out where a lower problem has more parameters."""
@@ -88,18 +86,23 @@ PACKAGES = {"mlo": "mlo", "Betty": "betty-ml", "TorchOpt": "torchopt", "BOAT": "
 
 ROUNDED = ", ".join(f"`{method}` {count}" for method, count in ROUNDS.items())
 LEGEND = f"""
-One CPU thread. Every library gets the same losses, data, values and SGD, and one step is: one SGD step of every lower
-problem, then the hypergradient and an SGD step of the outermost one. K = {K} or {MANY} products with each Hessian as the
-row says; Neumann series have the same α in all libraries (1 / λmax).
+One CPU thread. Every library gets the same losses, data, values and SGD, and one step is: one SGD
+step of every lower problem, then the hypergradient and an SGD step of the outermost one. K = {K} or
+{MANY} products with each Hessian as the row says; Neumann series have the same α in all libraries
+(1 / λmax).
 
-- *error*: ‖found − exact‖ / ‖exact‖ of the outermost gradient in float64, against the implicit function theorem at
-  solutions with gradients below 1e-10; *error (1 step)*: against the derivative of one SGD step of each lower problem
-  there, which is what `one_step` and `darts` approximate. *cosine* and *scale* (ratio of norms) are of the second for these
-  methods, of the first for the others. The outermost problem rests. Steps before the error is taken: {ROUNDED}, else 1.
-- *ms*: median time of a step in float32 over the repetitions, a process for each row, rows interleaved; *range*: least and
-  largest; *÷ mlo*: ratio of the median to that of mlo's same method.
-- *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first evaluation of the losses.
-- *losses*: evaluations of any problem's loss in one step; *passes*: calls of `torch.autograd.grad` and `.backward`.
+- *error*: ‖found − exact‖ / ‖exact‖ of the outermost gradient in float64, against the implicit
+  function theorem at solutions with gradients below 1e-10; *error (1 step)*: against the derivative
+  of one SGD step of each lower problem there, which is what `one_step` and `darts` approximate.
+  *cosine* and *scale* (ratio of norms) are of the second for these methods, of the first for the
+  others. The outermost problem rests. Steps before the error is taken: {ROUNDED}, else 1.
+- *ms*: median time of a step in float32 over the repetitions, a process for each row, rows
+  interleaved; *range*: least and largest; *÷ mlo*: ratio of the median to that of mlo's same
+  method.
+- *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first
+  evaluation of the losses.
+- *losses*: evaluations of any problem's loss in one step; *passes*: calls of `torch.autograd.grad`
+  and `.backward`.
 """
 
 
@@ -144,8 +147,9 @@ class Process:
         )
 
     def ask(self, request: str, limit: float) -> dict[str, Any]:
-        """Returns the answer, or `{"failed": why}` after `limit` seconds or when the process has
-        died.
+        """Returns the answer, or `{"failed": why}`.
+
+        It fails after `limit` seconds, or when the process has died.
         """
         process = self._process
         assert process.stdin is not None and process.stdout is not None
@@ -204,10 +208,8 @@ def measure(path: Path, rows: list[Row], *, repeats: int, limit: float) -> None:
 
     def set_up(index: int) -> None:
         row = rows[index]
-        rounds = ROUNDS.get(row.method, 1)
-        processes[index] = Process(
-            [row.library, row.method, str(row.steps), str(rounds), str(path)]
-        )
+        arguments = (row.library, row.method, row.steps, ROUNDS.get(row.method, 1), path)
+        processes[index] = Process([str(argument) for argument in arguments])
         if "failed" not in ask(index, "ready", READY_LIMIT):
             row.answers |= ask(index, "start", limit)
 
@@ -253,19 +255,9 @@ def cells(row: Row, baseline: Row | None) -> list[str]:
 
 
 HEADER = (
-    "library",
-    "method",
-    "error",
-    "error (1 step)",
-    "cosine",
-    "scale",
-    "ms",
-    "range",
-    "÷ mlo",
-    "MB",
-    "losses",
-    "passes",
-)
+    "library", "method", "error", "error (1 step)", "cosine", "scale", "ms", "range", "÷ mlo", "MB",
+    "losses", "passes",
+)  # fmt: skip
 
 
 def table(rows: list[Row]) -> Iterator[str]:
@@ -278,7 +270,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def growth(tables: dict[int, list[Row]]) -> Iterator[str]:
-    """Time by number of layers: a line a library and method."""
+    """Time by number of layers: one line per library and method."""
     lines: dict[tuple[str, str], dict[int, str]] = {}
     for layers, rows in tables.items():
         for row in rows:
@@ -354,17 +346,16 @@ def run(
                     continue
                 known = reference(task)
                 torch.save((task, known), path)
+
+                # The worker processes read the task and its exact gradients from the file.
                 rows = rows_of(full, known.sizes, quick=quick)
                 measure(path, rows, repeats=repeats or (2 if quick else 5), limit=limit)
-                counts = (
-                    sorted(set(known.sizes.values()))
-                    if name == "layered"
-                    else list(known.sizes.items())
-                )
+                counts: list[Any] = list(known.sizes.items())
+                if name == "layered":  # all levels of a layer have the same size
+                    by_layers[int(full.removeprefix("layered-"))] = rows
+                    counts = sorted(set(known.sizes.values()))
                 say(f"\n## {full}\n\nParameters: {counts}; α = {known.step_size:.3g}.\n")
                 say("\n".join(table(rows)))
-                if name == "layered":
-                    by_layers[int(full.removeprefix("layered-"))] = rows
             if by_layers:
                 say("\n## layered: ms per step\n")
                 say("\n".join(growth(by_layers)))

@@ -102,7 +102,7 @@ def mlo_program(task: Task, method: Method) -> Program:
     if method.name == KEPT:
         engine = {"name": "one_step", "keep_graph": True}
     optimizer = mlo.MultilevelOptimizer(problems, engine)
-    return Program(step=optimizer.step, upper=problems[-1].optimizers[""])
+    return Program(step=optimizer.step, upper=problems[-1].optimizers[problems[-1].name])
 
 
 def _named_reads(level: Level) -> Callable[..., Tensor]:
@@ -124,7 +124,7 @@ def _named_reads(level: Level) -> Callable[..., Tensor]:
 
 
 def betty_program(task: Task, method: Method) -> Program:
-    """An `ImplicitProblem` a level; both directions of every edge are given to its `Engine`."""
+    """One `ImplicitProblem` per level; its `Engine` gets both directions of every edge."""
     from betty.configs import Config, EngineConfig
     from betty.engine import Engine
     from betty.problems import ImplicitProblem
@@ -140,9 +140,8 @@ def betty_program(task: Task, method: Method) -> Program:
         def training_step(self, batch: Sequence[Tensor]) -> Tensor:
             """The loss."""
             tensors = {name: getattr(self, name).module.tensors() for name in self.level.reads}
-            return self.level.loss(
-                {**tensors, self.level.name: self.module.tensors()}, tuple(batch)
-            )
+            tensors[self.level.name] = self.module.tensors()
+            return self.level.loss(tensors, tuple(batch))
 
     problems = {}
     for level in task.levels:
@@ -152,7 +151,7 @@ def betty_program(task: Task, method: Method) -> Program:
             neumann_iterations=method.steps,
             neumann_alpha=method.step_size,
             cg_iterations=method.steps,
-            # The outermost loss is differentiated once a path.
+            # The outermost loss is differentiated once per path.
             retain_graph=level is task.upper,
         )
         problem = LevelProblem(
@@ -164,16 +163,15 @@ def betty_program(task: Task, method: Method) -> Program:
         )
         problem.level = level
         problems[level.name] = problem
+
+    # Betty is told the edges: which lower problems read the outermost one, and which problems read
+    # each lower one.
+    def readers(name: str, levels: Sequence[Level]) -> list[ImplicitProblem]:
+        return [problems[level.name] for level in levels if name in level.reads]
+
     upper = problems[task.upper.name]
-    below = {level.name for level in task.lower}
-    up_to_low = {
-        upper: [problems[level.name] for level in task.lower if task.upper.name in level.reads]
-    }
-    low_to_up = {
-        problem: [problems[level.name] for level in task.levels if name in level.reads]
-        for name, problem in problems.items()
-        if name in below
-    }
+    up_to_low = {upper: readers(task.upper.name, task.lower)}
+    low_to_up = {problems[level.name]: readers(level.name, task.levels) for level in task.lower}
     engine = Engine(
         problems=list(problems.values()),
         config=EngineConfig(strategy="cpu"),
@@ -192,8 +190,9 @@ def betty_program(task: Task, method: Method) -> Program:
 
 
 def torchopt_program(task: Task, method: Method) -> Program:
-    """`custom_root` around each lower problem, composed by autograd; one step by the functional
-    SGD.
+    """`custom_root` around each lower problem, composed by autograd.
+
+    One step is made by the functional SGD.
     """
     import functorch
     import torchopt
@@ -216,11 +215,10 @@ def torchopt_program(task: Task, method: Method) -> Program:
 
     def named(level: Level, flat: Sequence[Sequence[Tensor]]) -> dict[str, Tensors]:
         """Problem → its tensors, from the tuples of its own and of what it reads."""
-        names = (level.name, *level.reads)
-        return {
-            n: dict(zip(modules[n].tensors(), part, strict=True))
-            for n, part in zip(names, flat, strict=True)
-        }
+        found = {}
+        for name, tensors in zip((level.name, *level.reads), flat, strict=True):
+            found[name] = dict(zip(modules[name].tensors(), tensors, strict=True))
+        return found
 
     def implicit(level: Level) -> Callable[..., tuple[Tensor, ...]]:
         def loss(*flat: tuple[Tensor, ...]) -> Tensor:
@@ -252,20 +250,18 @@ def torchopt_program(task: Task, method: Method) -> Program:
 
         return solve
 
-    responses = {
-        level.name: (unrolled if method.name == "one_step" else implicit)(level)
-        for level in task.lower
-    }
+    respond = unrolled if method.name == "one_step" else implicit
+    responses = {level.name: respond(level) for level in task.lower}
 
     def step() -> None:
         flat = {task.upper.name: tuple(modules[task.upper.name].parameters())}
         for level in task.lower:
             own = tuple(modules[level.name].parameters())
             flat[level.name] = responses[level.name](own, *(flat[read] for read in level.reads))
+
         upper = task.upper
-        loss = upper.loss(
-            named(upper, [flat[name] for name in (upper.name, *upper.reads)]), upper.batch
-        )
+        of_upper = [flat[name] for name in (upper.name, *upper.reads)]
+        loss = upper.loss(named(upper, of_upper), upper.batch)
         loss.backward(inputs=flat[upper.name])
         optimizers[upper.name].step()
         optimizers[upper.name].zero_grad()
@@ -278,9 +274,8 @@ def _keep(modules: Mapping[str, Values], moved: Mapping[str, Sequence[Tensor]], 
     """Writes what the lower problems became into their modules."""
     with torch.no_grad():
         for level in task.lower:
-            for parameter, tensor in zip(
-                modules[level.name].parameters(), moved[level.name], strict=True
-            ):
+            pairs = zip(modules[level.name].parameters(), moved[level.name], strict=True)
+            for parameter, tensor in pairs:
                 parameter.copy_(tensor)
 
 
@@ -329,10 +324,8 @@ def hypergrad_program(task: Task, method: Method) -> Program:
     functions: dict[str, tuple[Callable[..., tuple[Tensor, ...]], dict[str, Any]]] = {
         "cg": (approx_hypergrad.conjugate_gradient, {"num_iters": method.steps, "lr": 1.0}),
         "neumann": (approx_hypergrad.neumann, {"num_iters": method.steps, "lr": method.step_size}),
-        "nystrom": (
-            approx_hypergrad.nystrom,
-            {"rank": method.steps, "rho": 0.01},
-        ),  # rho as its authors' examples
+        # rho as in its authors' examples
+        "nystrom": (approx_hypergrad.nystrom, {"rank": method.steps, "rho": 0.01}),
     }
     if method.name not in functions:
         raise Refused("not offered")
@@ -357,13 +350,8 @@ def hypergrad_program(task: Task, method: Method) -> Program:
         inner_loss(below, above).backward(inputs=below)
         optimizers[0].step()
         optimizers[0].zero_grad()
-        found = function(
-            inner_loss,
-            outer_loss,
-            tuple(t.detach() for t in below),
-            tuple(t.detach() for t in above),
-            **options,
-        )
+        at_below, at_above = tuple(t.detach() for t in below), tuple(t.detach() for t in above)
+        found = function(inner_loss, outer_loss, at_below, at_above, **options)
         for parameter, gradient in zip(above, found, strict=True):
             parameter.grad = gradient.detach()
         optimizers[1].step()
@@ -386,9 +374,7 @@ def boat_loss(
 
 
 def boat_program(task: Task, method: Method) -> Program:
-    """`boat_torch.Problem` with one lower iteration (NGD) and the operation that names the
-    method.
-    """
+    """`boat_torch.Problem` with one lower iteration (NGD) and the method's operation."""
     import boat_torch
 
     lower, upper = task.levels

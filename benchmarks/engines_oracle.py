@@ -1,5 +1,4 @@
-"""The references of `engines.py`: solutions of the lower problems, and exact gradients of the
-outermost one there.
+"""The references of `engines.py`: solutions of lower problems, and exact gradients there.
 
 Plain autograd in float64, and nothing of any library that is measured.
 """
@@ -16,9 +15,7 @@ from torch import Tensor
 __all__ = ["Reference", "flat", "reference"]
 
 DENSE = 800
-"""Up to this many parameters a Hessian is written out; larger systems are solved by conjugate
-gradients.
-"""
+"""Up to this many parameters a Hessian is written out; beyond, conjugate gradients solve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +50,25 @@ def _split(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _leaves(values: Mapping[str, Tensors], names: Sequence[str]) -> dict[str, Tensors]:
-    return {
-        n: {key: tensor.detach().clone().requires_grad_() for key, tensor in values[n].items()}
-        for n in names
-    }
+    """Copies of the problems' tensors, as leaves of a new graph."""
+    return {name: _leaves_of(values[name]) for name in names}
+
+
+def _leaves_of(tensors: Tensors) -> Tensors:
+    return {key: tensor.detach().clone().requires_grad_() for key, tensor in tensors.items()}
+
+
+def _grouped(flat_tensors: Sequence[Tensor], like: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """Problem → the entries of its tensors as one vector, from the tensors of all of them."""
+    rest, found = list(flat_tensors), {}
+    for name, tensors in like.items():
+        found[name] = flat(rest[: len(tensors)])
+        rest = rest[len(tensors) :]
+    return found
 
 
 class _Hessian:
-    """The gradient of a level's loss in its own parameters at a point, and products with its
-    derivatives.
-    """
+    """The gradient of a level's loss in its own parameters, and products with its derivatives."""
 
     def __init__(self, level: Level, values: Mapping[str, Tensors]) -> None:
         self._tensors = _leaves(values, (level.name, *level.reads))
@@ -80,12 +86,12 @@ class _Hessian:
 
     def mixed(self, u: Tensor, reads: Sequence[str]) -> dict[str, Tensor]:
         """What is read → (∂gradient / ∂read)ᵀ u, flat."""
-        inputs = [tensor for read in reads for tensor in self._tensors[read].values()]
+        tensors = {read: self._tensors[read] for read in reads}
+        inputs = [tensor for of_read in tensors.values() for tensor in of_read.values()]
         found = torch.autograd.grad(
             self._gradient, inputs, _split(u, self._own), retain_graph=True, materialize_grads=True
         )
-        parts = iter(found)
-        return {read: flat([next(parts) for _ in self._tensors[read]]) for read in reads}
+        return _grouped(found, tensors)
 
     def solve(self, b: Tensor) -> Tensor:
         """H⁻¹ b.
@@ -131,29 +137,28 @@ class _Hessian:
 
     def largest_eigenvalue(self) -> float:
         """λmax by power iteration, a little too large rather than too small."""
-        u = torch.randn(
-            len(self.gradient),
-            generator=torch.Generator().manual_seed(0),
-            dtype=self.gradient.dtype,
-        )
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(len(self.gradient), generator=generator, dtype=self.gradient.dtype)
         for _ in range(100):
             u = self.product(u / u.norm())
         return 1.02 * float(u.norm())
 
 
 def _minimise(level: Level, values: dict[str, Tensors]) -> float:
-    """Moves `values[level.name]` to a stationary point by LBFGS, then Newton's method; returns the
-    gradient's norm.
+    """Moves `values[level.name]` to a stationary point; returns the gradient's norm.
+
+    By LBFGS, then Newton's method.
     """
     tensors = {name: dict(values[name]) for name in (level.name, *level.reads)}
-    own = {
-        key: tensor.detach().clone().requires_grad_() for key, tensor in values[level.name].items()
-    }
-    tensors[level.name] = own
+    own = tensors[level.name] = _leaves_of(values[level.name])
     optimizer = torch.optim.LBFGS(
-        own.values(), max_iter=1500, tolerance_grad=1e-4, tolerance_change=0.0, history_size=50,
+        own.values(),
+        max_iter=1500,
+        tolerance_grad=1e-4,
+        tolerance_change=0.0,
+        history_size=50,
         line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -163,6 +168,8 @@ def _minimise(level: Level, values: dict[str, Tensors]) -> float:
 
     optimizer.step(closure)
     values[level.name] = {key: tensor.detach() for key, tensor in own.items()}
+
+    # LBFGS comes near; Newton's method converges to rounding from there.
     norm = float("inf")
     for _ in range(10):
         hessian = _Hessian(level, values)
@@ -182,15 +189,12 @@ def _minimise(level: Level, values: dict[str, Tensors]) -> float:
 
 
 def _implicit(task: Task, values: Mapping[str, Tensors]) -> Tensor:
-    """One reverse sweep over the levels: each cotangent goes through H⁻¹ and the mixed
-    derivatives.
-    """
+    """One reverse sweep: each cotangent goes through H⁻¹ and the mixed derivatives."""
     upper = task.upper
     tensors = _leaves(values, (upper.name, *upper.reads))
     inputs = [tensor for name in tensors for tensor in tensors[name].values()]
     found = torch.autograd.grad(upper.loss(tensors, upper.batch), inputs, materialize_grads=True)
-    parts = iter(found)
-    cotangents = {name: flat([next(parts) for _ in tensors[name]]) for name in tensors}
+    cotangents = _grouped(found, tensors)
     for level in reversed(task.lower):
         hessian = _Hessian(level, values)
         q = hessian.solve(cotangents[level.name])
@@ -200,8 +204,9 @@ def _implicit(task: Task, values: Mapping[str, Tensors]) -> Tensor:
 
 
 def _one_step(task: Task, values: Mapping[str, Tensors]) -> Tensor:
-    """Nested autograd through θ' = θ − lr ∇L of every lower problem, each reading what those before
-    it became.
+    """Nested autograd through θ' = θ − lr ∇L of every lower problem.
+
+    Each reads what those before it became.
     """
     leaves = _leaves(values, [level.name for level in task.levels])
     tensors = dict(leaves)
@@ -213,11 +218,8 @@ def _one_step(task: Task, values: Mapping[str, Tensors]) -> Tensor:
             key: t - level.lr * g for (key, t), g in zip(own.items(), gradient, strict=True)
         }
     upper = list(leaves[task.upper.name].values())
-    return flat(
-        torch.autograd.grad(
-            task.upper.loss(tensors, task.upper.batch), upper, materialize_grads=True
-        )
-    )
+    loss = task.upper.loss(tensors, task.upper.batch)
+    return flat(torch.autograd.grad(loss, upper, materialize_grads=True))
 
 
 def reference(task: Task) -> Reference:
@@ -230,11 +232,14 @@ def reference(task: Task) -> Reference:
     values = {level.name: dict(level.values) for level in task.levels}
     residual = max(_minimise(level, values) for level in task.lower)
     largest = max(_Hessian(level, values).largest_eigenvalue() for level in task.lower)
+    sizes = {}
+    for level in task.levels:
+        sizes[level.name] = sum(tensor.numel() for tensor in level.values.values())
     return Reference(
         values=values,
         implicit=_implicit(task, values),
         one_step=_one_step(task, values),
         step_size=1.0 / largest,
         residual=residual,
-        sizes={level.name: sum(t.numel() for t in level.values.values()) for level in task.levels},
+        sizes=sizes,
     )

@@ -1,5 +1,4 @@
-"""The problems of `engines.py`, written once for all libraries: losses are plain functions of
-tensors, data are tensors.
+"""The problems of `engines.py`, written once for all libraries, as plain functions of tensors.
 
 A task is a list of levels from the innermost to the outermost. Each library builds its own modules
 and optimizers from it, and evaluates the same functions, so that differences in the tables are
@@ -45,8 +44,8 @@ class Level:
         values: its parameters, by name.
         reads: the other problems that its loss reads.
         loss: (problem → its tensors, batch) → scalar.
-        batch: the one batch on which it is always evaluated: every constant of the loss that has a
-            dtype.
+        batch: the one batch on which it is always evaluated. It holds every constant of the loss
+            that has a dtype.
         lr: learning rate of its SGD.
     """
 
@@ -60,9 +59,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A multi-level problem: levels from the innermost to the outermost, whose gradient is
-    wanted.
-    """
+    """A multi-level problem: levels from the innermost one to the outermost one."""
 
     levels: tuple[Level, ...]
 
@@ -77,24 +74,20 @@ class Task:
         return self.levels[:-1]
 
     def at(self, values: Mapping[str, Tensors], *, dtype: torch.dtype, upper_lr: float) -> Task:
-        """The same task at other values, in another precision, and with a learning rate of the
-        outermost level.
-        """
+        """The same task at other values, in another precision, with an outermost learning rate."""
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-        return Task(
-            levels=tuple(
-                replace(
-                    level,
-                    values={name: cast(tensor) for name, tensor in values[level.name].items()},
-                    batch=tuple(map(cast, level.batch)),
-                    lr=upper_lr if level is self.upper else level.lr,
-                )
-                for level in self.levels
+        def moved(level: Level) -> Level:
+            return replace(
+                level,
+                values={name: cast(tensor) for name, tensor in values[level.name].items()},
+                batch=tuple(map(cast, level.batch)),
+                lr=upper_lr if level is self.upper else level.lr,
             )
-        )
+
+        return Task(levels=tuple(map(moved, self.levels)))
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -128,8 +121,9 @@ def _validation_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) 
 
 
 def logistic(*, quick: bool) -> Task:
-    """Softmax regression on digits whose L2 penalty has one strength a feature, exp(decays);
-    validation loss above.
+    """Softmax regression on digits with one L2 strength per feature, exp(decays).
+
+    The validation loss is above.
     """
     images, labels = _digits()
     x = images.flatten(1)
@@ -169,8 +163,9 @@ def _reweighted_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) 
 
 
 def reweighting(*, quick: bool) -> Task:
-    """Softmax regression on Fashion-MNIST with half of the labels wrong and one weight an example;
-    clean images above.
+    """Softmax regression on Fashion-MNIST with half of the labels wrong, one weight per example.
+
+    Clean images are above.
 
     Raises:
         InputError: if the data set is neither on disk nor can be downloaded.
@@ -185,9 +180,8 @@ def reweighting(*, quick: bool) -> Task:
     x = torch.cat([(small - 0.3) * 3.0, torch.ones(len(small), 1, dtype=torch.float64)], 1)
     labels = images.labels[order].clone()
     wrong = torch.randperm(count, generator=generator)[: count // 2]
-    labels[wrong] = (
-        labels[wrong] + torch.randint(1, CLASSES, wrong.shape, generator=generator)
-    ) % CLASSES
+    shift = torch.randint(1, CLASSES, wrong.shape, generator=generator)
+    labels[wrong] = (labels[wrong] + shift) % CLASSES
     weight = torch.zeros(CLASSES, x.shape[1], dtype=torch.float64)
     scores = torch.zeros(count, dtype=torch.float64)
     return Task(
@@ -223,8 +217,9 @@ NODES = 2
 
 
 def _mixed(own: Tensors, alpha: Tensor, node: int, x: Tensor) -> Tensor:
-    """The softmax-weighted sum of a 3×3 convolution, a 1×1 convolution, an average pooling and a
-    skip connection.
+    """The softmax-weighted sum of two convolutions, an average pooling and a skip connection.
+
+    The convolutions are 3×3 and 1×1.
     """
     weights = alpha[node].softmax(0)
     wide = F.silu(F.conv2d(x, own[f"wide{node}"], padding=1))
@@ -252,10 +247,8 @@ def _generate(own: Tensors, alpha: Tensor, codes: Tensor) -> Tensor:
 
 
 def _pull(own: Tensors, anchors: tuple[Tensor, ...]) -> Tensor:
-    terms = [
-        (tensor - anchor).square().sum()
-        for tensor, anchor in zip(own.values(), anchors, strict=True)
-    ]
+    pairs = zip(own.values(), anchors, strict=True)
+    terms = [(tensor - anchor).square().sum() for tensor, anchor in pairs]
     return 0.5 * PULL * torch.stack(terms).sum()
 
 
@@ -292,8 +285,9 @@ def _arch_loss(tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...]) -> Ten
 
 
 def diamond(*, quick: bool) -> Task:
-    """The graph of LFM-CW on digits: arch → w2, arch → w1 → w2, arch → gan → w2, and arch's direct
-    gradient.
+    """The graph of LFM-CW on digits: arch → w2, arch → w1 → w2, arch → gan → w2.
+
+    With it goes arch's direct gradient.
     """
     channels, examples, noise = (2, 16, 1) if quick else (8, 128, 6)
     images, labels = _digits()
@@ -306,30 +300,29 @@ def diamond(*, quick: bool) -> Task:
         return normal(to, of, size, size) / (of * size * size) ** 0.5
 
     def mixed() -> Tensors:
-        nodes = range(NODES)
-        return {f"wide{n}": convolution(channels, channels, 3) for n in nodes} | {
-            f"narrow{n}": convolution(channels, channels, 1) for n in nodes
-        }
+        wide = {f"wide{n}": convolution(channels, channels, 3) for n in range(NODES)}
+        narrow = {f"narrow{n}": convolution(channels, channels, 1) for n in range(NODES)}
+        return wide | narrow
 
     def zeros(size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.float64)
 
     def classifier() -> Tensors:
         features = channels * 4
-        ends = {"stem": convolution(channels, 1, 3), "stem_bias": zeros(channels)}
-        return (
-            ends
-            | mixed()
-            | {"head": normal(CLASSES, features) / features**0.5, "head_bias": zeros(CLASSES)}
-        )
+        stem = {"stem": convolution(channels, 1, 3), "stem_bias": zeros(channels)}
+        cells = mixed()
+        head = {"head": normal(CLASSES, features) / features**0.5, "head_bias": zeros(CLASSES)}
+        return stem | cells | head
 
     def generating() -> Tensors:
         width = codes.shape[1]
-        ends = {
+        stem = {
             "stem": normal(channels * 16, width) / width**0.5,
             "stem_bias": zeros(channels * 16),
         }
-        return ends | mixed() | {"head": convolution(1, channels, 3), "head_bias": zeros(1)}
+        cells = mixed()
+        head = {"head": convolution(1, channels, 3), "head_bias": zeros(1)}
+        return stem | cells | head
 
     valid = (images[examples : 2 * examples], labels[examples : 2 * examples])
     alpha = 0.5 * normal(NODES, 4)
@@ -368,7 +361,8 @@ def _layer_loss(
 ) -> Tensor:
     """½ (w − r)ᵀ A (w − r) with r the sum of linear maps of what it reads: w* = r."""
     matrix, *maps = batch
-    made = torch.stack([m @ tensors[read]["v"] for m, read in zip(maps, reads, strict=True)]).sum(0)
+    mapped = [m @ tensors[read]["v"] for m, read in zip(maps, reads, strict=True)]
+    made = torch.stack(mapped).sum(0)
     residual = tensors[own]["v"] - made
     return 0.5 * residual @ matrix @ residual
 
@@ -377,15 +371,12 @@ def _target_loss(
     tensors: Mapping[str, Tensors], batch: tuple[Tensor, ...], *, reads: tuple[str, ...]
 ) -> Tensor:
     (target,) = batch
-    return (
-        0.5 * (torch.stack([tensors[read]["v"] for read in reads]).sum(0) - target).square().sum()
-    )
+    total = torch.stack([tensors[read]["v"] for read in reads]).sum(0)
+    return 0.5 * (total - target).square().sum()
 
 
 def layered(*, layers: int) -> Task:
-    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers
-    paths.
-    """
+    """A DAG of layers of width 2, each problem reading both of the layer below: 2^layers paths."""
     generator = torch.Generator().manual_seed(0)
     normal = partial(_normal, generator)
     levels: list[Level] = []
@@ -397,11 +388,9 @@ def layered(*, layers: int) -> Task:
             matrix = (basis * torch.logspace(0, -1, DIM, dtype=torch.float64)) @ basis.T
             maps = tuple(normal(DIM, DIM) / (DIM * len(below)) ** 0.5 for _ in below)
             loss = partial(_layer_loss, own=name, reads=below)
-            values = {"v": torch.zeros(DIM, dtype=torch.float64)}
+            values, batch = {"v": torch.zeros(DIM, dtype=torch.float64)}, (matrix, *maps)
             levels.append(
-                Level(
-                    name=name, values=values, reads=below, loss=loss, batch=(matrix, *maps), lr=0.5
-                )
+                Level(name=name, values=values, reads=below, loss=loss, batch=batch, lr=0.5)
             )
         below = names
     x = Level(

@@ -1,5 +1,6 @@
-"""One measuring process of `engines.py`: a task in one library by one method; requests on stdin,
-JSON lines on stdout.
+"""One measuring process of `engines.py`: requests on stdin, JSON lines on stdout.
+
+It measures one task in one library by one method.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ UPPER_LR = 1e-6
 
 
 def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> None:
-    """Answers `ready`, `start`, `time` and `finish`, one JSON object a line; a failure is an answer
-    too.
+    """Answers `ready`, `start`, `time` and `finish`, one JSON object per line.
+
+    A failure is an answer too.
 
     Args:
         library: key of `LIBRARIES`.
@@ -46,13 +48,8 @@ def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> Non
     answers, sys.stdout = sys.stdout, sys.stderr
     # A file that this benchmark has just written.
     task, reference = torch.load(path, weights_only=False)
-    measuring = _Measuring(
-        task,
-        reference,
-        library,
-        Method(name=method, steps=steps, step_size=reference.step_size),
-        rounds,
-    )
+    asked = Method(name=method, steps=steps, step_size=reference.step_size)
+    measuring = _Measuring(task, reference, library, asked, rounds)
     requests: dict[str, Callable[[], dict[str, Any]]] = {
         "ready": dict,
         "start": measuring.start,
@@ -104,7 +101,7 @@ class _Measuring:
         return {"memory": memory / 2**20}
 
     def time(self) -> dict[str, Any]:
-        """Seconds a step, over one block of steps."""
+        """Seconds per step, over one block of steps."""
         assert self._program is not None
         gc.collect()
         began = time.perf_counter()
@@ -138,16 +135,12 @@ class _Measuring:
         }
 
     def _warm_up_torch(self) -> None:
-        """Second derivatives of every loss once, so that what torch loads at first use counts as
-        set-up.
-        """
+        """Second derivatives of every loss once: what torch loads at first use counts as set-up."""
         task = self._task.at(self._reference.values, dtype=torch.float32, upper_lr=0.0)
-        leaves = {
-            level.name: {
-                key: tensor.clone().requires_grad_() for key, tensor in level.values.items()
-            }
-            for level in task.levels
-        }
+        leaves = {}
+        for level in task.levels:
+            copies = {key: tensor.clone() for key, tensor in level.values.items()}
+            leaves[level.name] = {key: copy.requires_grad_() for key, copy in copies.items()}
         for level in task.lower:
             own = list(leaves[level.name].values())
             gradient = torch.autograd.grad(level.loss(leaves, level.batch), own, create_graph=True)

@@ -1,5 +1,6 @@
-"""How far `darts` (finite differences) is from `one_step` (exact) for α, on smooth and on ReLU
-supernets.
+"""How far `darts` (finite differences) is from `one_step` (exact) for α.
+
+On smooth and on ReLU supernets.
 
 Prints a Markdown table: relative error and cosine of the implicit part of the architecture's
 gradient (the gradient minus the direct one), for digits at 8×8, C=4, 3 cells, 2 nodes, after 0 and
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from mlo.hypergradient.base import Cotangent
 from torch import Tensor
 
 from lfmcw_app.build_modules import build_modules
@@ -23,18 +23,9 @@ from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.operations import PRIMITIVES
 from mlo import MultilevelOptimizer
-from mlo.hypergradient import LinearSystem, OneStep, Solve
-from mlo.hypergradient.registry import EngineChoice
+from mlo.hypergradient import Cotangent, EngineChoice, LinearSystem, OneStep, Solve
 
-SMOOTH = (
-    "none",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
+SMOOTH = tuple(primitive for primitive in PRIMITIVES if primitive != "max_pool_3x3")
 STEPS = ("adaptive", "darts", 1e-4, 1.0)
 
 
@@ -52,9 +43,7 @@ def make(activation: str, primitives: tuple[str, ...], dtype: torch.dtype) -> Mu
 
 @dataclass(frozen=True, kw_only=True)
 class LookAheadOnly(OneStep):
-    """Moves the lower problems one step, as `one_step` does, and drops the derivative of the
-    step.
-    """
+    """Moves the lower problems one step, as `one_step` does, without the step's derivative."""
 
     name: ClassVar[str] = "look_ahead_only"
 
@@ -64,9 +53,7 @@ class LookAheadOnly(OneStep):
 
 
 def implicit_part(optimizer: MultilevelOptimizer, engine: EngineChoice) -> Tensor:
-    """The architecture's gradient with `engine` minus the direct gradient at the same look-ahead
-    W2', flat.
-    """
+    """The architecture's gradient minus the direct one, at the same look-ahead W2', flat."""
 
     def gradient(choice: EngineChoice) -> Tensor:
         twin = MultilevelOptimizer(list(optimizer.problems.values()), choice)

@@ -1,12 +1,11 @@
-"""The class-weighted loss: PyTorch's composition, `torch.compile`, and the fused function, against
-a copy of the same bytes.
+"""The class-weighted loss: composition, `torch.compile`, and fused function, against a copy.
 
 Prints Markdown tables with the time (median and range of interleaved repetitions), the ratio to the
 composition, the fraction of a device copy's bandwidth, the peak memory and the kernel launches, of
 the forward pass, the backward pass, the double backward and all three.
 
-    python benchmarks/fused_loss.py                 # on the GPU if there is one, else on one thread
-    of the CPU python benchmarks/fused_loss.py --quick         # small shapes, under a minute
+    python benchmarks/fused_loss.py            # on the GPU if there is one, else on one CPU thread
+    python benchmarks/fused_loss.py --quick    # small shapes, under a minute
 """
 
 from __future__ import annotations
@@ -25,9 +24,11 @@ from lfmcw_app.ops import class_weighted_cross_entropy
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHAPES = ((64, 10), (64, 100), (1024, 100), (1024, 1000), (8192, 1000), (65536, 1000))
 PHASES = ("forward", "backward", "double backward", "end to end")
-# What a perfect kernel moves, in units of [B, C]: reads x; reads x, writes dx; reads x and v,
-# writes dx (docs/benchmarks.md).
 TRAFFIC = {"forward": 1, "backward": 2, "double backward": 3, "end to end": 6}
+"""What a perfect kernel moves, in units of [B, C] (docs/benchmarks.md).
+
+Forward it reads x; backward it reads x and writes dx; then it reads x and v, and writes dx.
+"""
 
 
 def composition(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
@@ -47,11 +48,8 @@ class Case:
         self, loss: Loss, rows: int, columns: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         generator = torch.Generator(device).manual_seed(0)
-        self.x = (
-            torch.randn(rows, columns, device=device, generator=generator)
-            .to(dtype)
-            .requires_grad_()
-        )
+        x = torch.randn(rows, columns, device=device, generator=generator)
+        self.x = x.to(dtype).requires_grad_()
         self.w = torch.rand(columns, device=device, generator=generator).requires_grad_()
         self.y = torch.randint(columns, (rows,), device=device, generator=generator)
         self.v = torch.randn(rows, columns, device=device, generator=generator).to(dtype)
@@ -82,8 +80,9 @@ class Case:
 
 
 class Compiled(Case):
-    """The product with the Hessian as one compiled function; a compiled loss has no double backward
-    of its own.
+    """The product with the Hessian as one compiled function.
+
+    A compiled loss has no double backward of its own.
     """
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -137,9 +136,8 @@ def launches(work: Callable[[], object], device: torch.device) -> str:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()
-    return str(
-        sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
-    )
+    on_device = torch.autograd.DeviceType.CUDA
+    return str(sum(event.device_type == on_device for event in profile.events()))
 
 
 def measure(
@@ -165,6 +163,7 @@ def measure(
             for name, case in cases.items()
             if phase == "end to end" or name != "torch.compile"
         }
+
         for function in work.values():  # compiles, and fills caches
             for _ in range(3):
                 function()
@@ -209,9 +208,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, {args.dtype}\n")
     print("| B × C | phase | formulation | µs | range | speed-up | of copy | MB | launches |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for rows, columns in (
-        SHAPES[:3] if args.quick else SHAPES if device.type == "cuda" else SHAPES[:5]
-    ):
+    shapes = SHAPES if device.type == "cuda" else SHAPES[:5]
+    for rows, columns in SHAPES[:3] if args.quick else shapes:
         measure(
             rows,
             columns,

@@ -1,5 +1,6 @@
-"""What mlo costs: its rounds beside loops written by hand in plain PyTorch that make the same
-updates, in one process.
+"""What mlo costs: its rounds beside loops written by hand in PyTorch, in one process.
+
+Both make the same updates.
 
 The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the
 hardest case, since its rounds take the least time, a perceptron; above it, under Adam, either
@@ -8,12 +9,11 @@ reads. Both sides first make the same rounds in float64, after which their param
 Then single rounds of both, and of a second copy of the loop by hand, take turns; by how much the
 second copy differs from the first is the noise.
 
-    python benchmarks/overhead.py                     # on one thread of the CPU, about 5 minutes
+    python benchmarks/overhead.py              # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
     python benchmarks/overhead.py --device cuda
-    python benchmarks/overhead.py --profile           # also the functions in which mlo spends its
-    own time python benchmarks/overhead.py --quick             # a small network: only shows that
-    the two are equal
+    python benchmarks/overhead.py --profile    # also the functions in which mlo spends its own time
+    python benchmarks/overhead.py --quick      # a small network: only shows that both are equal
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ ENGINES: dict[str, str | dict[str, Any]] = {
     KEPT: {"name": "one_step", "keep_graph": True},
 }
 TOLERANCES = {"darts": 1e-6}
-"""Largest relative difference in float64: a finite difference magnifies roundings by the reciprocal
-of its step.
-"""
+"""Largest relative difference in float64; a finite difference magnifies roundings by 1 / step."""
 
 
 # ------------------------------ the two problems
@@ -71,32 +69,27 @@ class Perceptron(nn.Module):
         """Returns logits, [B, CLASSES]."""
         for index, layer in enumerate(self.layers):
             x = layer(x)
-            x = (
-                x.relu()
-                if mixing is None
-                else mixing[index, 0] * x.relu() + mixing[index, 1] * x.tanh()
-            )
+            if mixing is None:
+                x = x.relu()
+            else:
+                x = mixing[index, 0] * x.relu() + mixing[index, 1] * x.tanh()
         logits: Tensor = self.head(x)
         return logits
 
 
 class Convolutional(nn.Module):
-    """Three convolutions of 28×28 images, to 7×7, with batch norm; two mixtures of activations, as
-    the perceptron has.
+    """Three convolutions of 28×28 images, to 7×7, with batch norm.
+
+    There are two mixtures of activations, as the perceptron has.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
-            )
-            for inputs, outputs, stride in (
-                (1, width, 1),
-                (width, 2 * width, 2),
-                (2 * width, 4 * width, 2),
-            )
-        )
+        shapes = ((1, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2))
+        self.convolutions = nn.ModuleList()
+        for inputs, outputs, stride in shapes:
+            convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+            self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(outputs)))
         self.head = nn.Linear(4 * width, CLASSES)
 
     def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
@@ -145,9 +138,7 @@ def weighted_upper(upper: Upper, batch: Batch, *, weights: nn.Module) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A problem: losses, the shape of the upper parameters, and the engines that say something on
-    it.
-    """
+    """A problem: losses, the shape of the upper parameters, and the engines that suit it."""
 
     lower_loss: Callable[..., Tensor]
     upper_loss: Callable[..., Tensor]
@@ -188,13 +179,10 @@ def start(
     """Makes modules and eight batches of noise for each loss."""
     torch.manual_seed(0)
     network, upper = make(), Upper(*setting.shape)
-    batches = [
-        (
-            torch.randn(batch_size, INPUTS).to(device, dtype),
-            torch.randint(CLASSES, (batch_size,)).to(device),
-        )
-        for _ in range(16)
-    ]
+    batches = []
+    for _ in range(16):
+        x, y = torch.randn(batch_size, INPUTS), torch.randint(CLASSES, (batch_size,))
+        batches.append((x.to(device, dtype), y.to(device)))
     return Start(
         network=network.to(device, dtype),
         upper=upper.to(device, dtype),
@@ -240,8 +228,12 @@ class WithMlo:
                 data=begin.validation,
             ),
         ]
-        # type: ignore[arg-type]
-        self.step = MultilevelOptimizer(problems, ENGINES[engine], on_nonfinite=on_nonfinite).step
+        optimizer = MultilevelOptimizer(
+            problems,
+            ENGINES[engine],
+            on_nonfinite=on_nonfinite,  # type: ignore[arg-type]
+        )
+        self.step = optimizer.step
 
 
 class ByHand:
@@ -259,10 +251,8 @@ class ByHand:
         self.network, self.upper = copy.deepcopy(begin.network), copy.deepcopy(begin.upper)
         self._before = copy.deepcopy(self.network)  # holds W while `network` moves on to W'
         self._sgd, self._adam = optimizers(self.network, self.upper)
-        self._training, self._validation = (
-            itertools.cycle(begin.training),
-            itertools.cycle(begin.validation),
-        )
+        self._training = itertools.cycle(begin.training)
+        self._validation = itertools.cycle(begin.validation)
         self._w, self._w_before = list(self.network.parameters()), list(self._before.parameters())
         self._a = list(self.upper.parameters())
 
@@ -279,15 +269,18 @@ class ByHand:
         else:
             gradient = list(torch.autograd.grad(self._lower(self.network, batch), self._w))
         _move(self._sgd, self._w, gradient)
+
+        # What is above the network: the direct gradient, minus the implicit part.
         loss = self._setting.upper_loss(self.upper, next(self._validation), weights=self.network)
         if self._engine == "first_order":
             _move(self._adam, self._a, torch.autograd.grad(loss, self._a))
             return
         direct, *v = torch.autograd.grad(loss, [*self._a, *self._w], allow_unused=True)
         q = torch._foreach_mul(v, LEARNING_RATE)
-        implicit = (
-            self._difference(batch, q) if self._engine == "darts" else self._exact(batch, q, graph)
-        )
+        if self._engine == "darts":
+            implicit = self._difference(batch, q)
+        else:
+            implicit = self._exact(batch, q, graph)
         _move(self._adam, self._a, [-implicit if direct is None else direct - implicit])
 
     def _lower(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -300,25 +293,23 @@ class ByHand:
 
     def _exact(self, batch: Batch, q: Sequence[Tensor], graph: Sequence[Tensor] | None) -> Tensor:
         """∇_a ⟨∇_W L(W, a), q⟩."""
-        (found,) = torch.autograd.grad(
-            graph or self._gradient_before(batch), self._a, grad_outputs=q
-        )
+        gradient = graph or self._gradient_before(batch)
+        (found,) = torch.autograd.grad(gradient, self._a, grad_outputs=q)
         return found
 
     def _difference(self, batch: Batch, q: Sequence[Tensor]) -> Tensor:
-        """The same by (∇_a L(W + e q, a) - ∇_a L(W - e q, a)) / 2e, e as mlo chooses it
-        (`mlo.FiniteDifference`).
+        """The same by (∇_a L(W + e q, a) - ∇_a L(W - e q, a)) / 2e.
+
+        The step e is as mlo chooses it (`mlo.FiniteDifference`).
         """
         moved, norms = (
             torch.stack(torch._foreach_norm(tensors)).tolist() for tensors in (q, self._w_before)
         )
-        sizes = [
-            max(norm, 0.01 * math.sqrt(w.numel()))
-            for norm, w in zip(norms, self._w_before, strict=True)
-        ]
-        e = math.cbrt(torch.finfo(q[0].dtype).eps) * min(
-            s / u for s, u in zip(sizes, moved, strict=True) if u > 0.0
-        )
+        counts = [w.numel() for w in self._w_before]
+        sizes = [max(n, 0.01 * math.sqrt(c)) for n, c in zip(norms, counts, strict=True)]
+        largest = min(s / u for s, u in zip(sizes, moved, strict=True) if u > 0.0)
+        e = math.cbrt(torch.finfo(q[0].dtype).eps) * largest
+
         found = []
         for shift in (e, -2.0 * e):
             with torch.no_grad():
@@ -339,8 +330,7 @@ def _move(
 
 
 def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None) -> float:
-    """Makes rounds on both sides in float64 and returns the largest relative difference of what
-    they moved.
+    """Makes rounds on both sides in float64; returns the largest relative difference.
 
     Raises:
         SystemExit: if it is above the engine's tolerance.
@@ -350,16 +340,8 @@ def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None)
     for side in (WithMlo(setting, engine, begin, on_nonfinite), ByHand(setting, engine, begin)):
         for _ in range(CHECKED_ROUNDS):
             side.step()
-        parameters = {
-            **dict(side.network.named_parameters()),
-            **dict(side.upper.named_parameters()),
-        }
-        moved.append(
-            {
-                key: parameter.detach() - origin[key].detach()
-                for key, parameter in parameters.items()
-            }
-        )
+        parameters = [*side.network.named_parameters(), *side.upper.named_parameters()]
+        moved.append({key: p.detach() - origin[key].detach() for key, p in parameters})
     worst = max(relative_error(moved[0][key], moved[1][key]) for key in origin)
     if worst > TOLERANCES.get(engine, 1e-10):
         raise SystemExit(
@@ -369,8 +351,9 @@ def check(setting: Setting, engine: str, begin: Start, on_nonfinite: str | None)
 
 
 def clock(device: torch.device) -> float:
-    """Seconds: of this process's processor time on a CPU, where other jobs run too; of the wall on
-    a GPU, when it is idle.
+    """Seconds of this process's processor time on a CPU; on a GPU, of the wall when it is idle.
+
+    Other jobs may run on the CPU too.
     """
     if device.type != "cuda":
         return time.process_time()
@@ -381,8 +364,9 @@ def clock(device: torch.device) -> float:
 def turns(
     sides: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of single rounds, in turns; every side comes first, second and so on equally
-    often.
+    """Seconds of single rounds, in turns.
+
+    Every side comes first, second and so on equally often.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     orders: Iterator[Sequence[str]] = itertools.cycle(itertools.permutations(sides))
@@ -397,16 +381,15 @@ def turns(
 
 
 def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
-    """The rows of a table: medians, and quartiles of the ratios to the loop by hand of the same
-    turn.
-    """
+    """The rows of a table: medians, and quartiles of the ratios to the loop by hand."""
     hand = times["by hand"]
     for side, found in times.items():
         ratios = [100.0 * (a / b - 1.0) for a, b in zip(found, hand, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         overhead = 100.0 * (statistics.median(found) / statistics.median(hand) - 1.0)
-        cells = [name, engine, side, f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}",
-                 f"{overhead:+.1f}", f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}"]  # fmt: skip
+        times_ms = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
+        percent = (f"{overhead:+.1f}", f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}")
+        cells = [name, engine, side, *times_ms, *percent]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -420,11 +403,9 @@ def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
     yield "| function | ms a round, own | ms a round, all | calls a round |\n|---|---|---|---|"
     entries = pstats.Stats(profiler).get_stats_profile().func_profiles
     for key, entry in sorted(entries.items(), key=lambda item: -item[1].tottime)[:25]:
-        where = (
-            f"{entry.file_name.rpartition('/')[2]}:{entry.line_number} "
-            if entry.line_number
-            else ""
-        )
+        where = ""
+        if entry.line_number:
+            where = f"{entry.file_name.rpartition('/')[2]}:{entry.line_number} "
         per_round = [1e3 * seconds / rounds for seconds in (entry.tottime, entry.cumtime)]
         calls = int(str(entry.ncalls).partition("/")[0]) / rounds
         yield f"| {where}{key} | {per_round[0]:.3f} | {per_round[1]:.3f} | {calls:.0f} |"
@@ -461,10 +442,8 @@ def main() -> None:
     device = torch.device(args.device)
     on_nonfinite = None if args.on_nonfinite == "none" else args.on_nonfinite
     network, width, small = NETWORKS[args.network]
-    make, repeats = (
-        partial(network, small if args.quick else width),
-        3 if args.quick else args.repeats,
-    )
+    make = partial(network, small if args.quick else width)
+    repeats = 3 if args.quick else args.repeats
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     size = sum(parameter.numel() for parameter in make().parameters())
     print(
@@ -477,15 +456,14 @@ def main() -> None:
         for engine in setting.engines
         if args.only in f"{name}, {engine}"
     ]
-    print(
-        f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 "
-        "|\n|---|---|---|"
-    )
+
+    print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |")
+    print("|---|---|---|")
     for name, setting, engine in chosen:
         begin = start(setting, make, args.batch_size, device, torch.float64)
-        print(
-            f"| {name} | {engine} | {check(setting, engine, begin, on_nonfinite):.1e} |", flush=True
-        )
+        worst = check(setting, engine, begin, on_nonfinite)
+        print(f"| {name} | {engine} | {worst:.1e} |", flush=True)
+
     head = ("problem", "engine", "side", "ms", "least", "overhead %", "in a turn, %", "quartiles")
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     profiles: list[str] = []

@@ -1,5 +1,6 @@
-"""The supernet as the original programs write it: a module for every operation of every edge, each
-with weights of its own.
+"""The supernet as the original programs write it: one module per operation of an edge.
+
+Each has weights of its own.
 
 The reference of `search_step.py` and of the tests: lfmcw_app's supernet computes the same function
 in another way. It shares no code with it. `split_by_edge` takes the tensors of one apart into those
@@ -108,8 +109,9 @@ def operation(primitive: str, c: int, stride: int, style: OperationStyle) -> nn.
 
 
 class MixedOp(nn.Module):
-    """An edge: every operation, weighted and added up; with partial channels on the first C / K of
-    them.
+    """An edge: every operation, weighted and added up.
+
+    With partial channels the operations see the first C / K of them.
     """
 
     def __init__(
@@ -154,9 +156,8 @@ class Cell(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.reduces = nodes, reduces
-        self.preprocess0 = (FactorizedReduce if reduced_before else relu_conv_norm)(
-            before[0], c, style
-        )
+        make_first = FactorizedReduce if reduced_before else relu_conv_norm
+        self.preprocess0 = make_first(before[0], c, style)
         self.preprocess1 = relu_conv_norm(before[1], c, style)
         sources = [source for node in range(nodes) for source in range(2 + node)]
         self.edges = nn.ModuleList(
@@ -169,18 +170,16 @@ class Cell(nn.Module):
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         row = 0
         for _ in range(self.nodes):
-            incoming = [
-                self.edges[row + s](state, weights[row + s], drop) for s, state in enumerate(states)
-            ]
+            incoming = []
+            for edge, state in enumerate(states, start=row):
+                incoming.append(self.edges[edge](state, weights[edge], drop))
             row += len(states)
             states.append(sum(incoming))
         return torch.cat(states[2:], dim=1)
 
 
 class ReferenceSupernet(nn.Module):
-    """The supernet with the arguments, the function and the number of parameters of
-    `lfmcw_app`'s.
-    """
+    """The supernet with the arguments, function and parameter number of `lfmcw_app`'s."""
 
     def __init__(
         self,
@@ -250,8 +249,6 @@ class ReferenceSupernet(nn.Module):
 
 BANK = re.compile(r"cells\.(\d+)\.fans\.(\d+)\.banks\.(\w+)\.(.+)")
 POOL = re.compile(r"cells\.(\d+)\.fans\.(\d+)\.pools\.(\w+)\.(.+)")
-# Layers of a bank (without the activation in front, and with the last norm apart) → layers of the
-# reference's operation.
 LAYERS = {
     "sep": {
         "layers.0": "1",
@@ -264,11 +261,16 @@ LAYERS = {
     "dil": {"layers.0": "1", "layers.1": "2", "norm": "3"},
     "ski": {"even": "even", "odd": "odd", "norm": "norm"},
 }
+"""Layers of a bank → layers of the reference's operation.
+
+A bank does not hold the activation in front, and holds the last norm apart.
+"""
 
 
 def split_by_edge(supernet: Supernet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Takes tensors of a supernet (parameters, buffers or gradients by name) apart into those of
-    the reference.
+    """Takes tensors of a supernet apart into those of the reference.
+
+    They are parameters, buffers or gradients, by name.
 
     Returns:
         name in `ReferenceSupernet` → tensor.
@@ -282,10 +284,13 @@ def split_by_edge(supernet: Supernet, tensors: Mapping[str, Tensor]) -> dict[str
         if found is None:
             result[name] = tensor
             continue
+
+        # The rows of α of the edges out of a state. Edge e leads to node first + e, before which
+        # stand the rows of the nodes with 2, 3, ... edges.
         layer, source, primitive, rest = int(found[1]), int(found[2]), found[3], found[4]
         edges = supernet.cells[layer].fans[source].edges[primitive]
         first = max(0, source - 1)
-        rows = [sum(2 + node for node in range(first + edge)) + source for edge in edges]
+        rows = [sum(range(2, 2 + first + edge)) + source for edge in edges]
         if bank:
             where, leaf = rest.rsplit(".", 1)
             rest = f"{LAYERS[primitive[:3]][where]}.{leaf}"

@@ -1,6 +1,4 @@
-"""How much memory a piece of work takes in a process: its resident size before, and the largest
-since.
-"""
+"""How much memory a piece of work takes in a process, by its resident size."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ __all__ = ["peak", "reset_peak", "return_free_memory"]
 
 
 def return_free_memory() -> None:
-    """Collects garbage and has glibc return free memory, so that later use of it shows as
-    growth.
-    """
+    """Collects garbage and has glibc return free memory, so that later use shows as growth."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -32,9 +28,7 @@ def _status(key: str) -> int | None:
 
 
 def reset_peak() -> int:
-    """Sets the peak to the present resident size where the system can, and returns the size to
-    subtract from it.
-    """
+    """Sets the peak to the present resident size, if it can; returns the size to subtract."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists() and _status("VmHWM") is not None:
         clear.write_text("5")

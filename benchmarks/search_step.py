@@ -1,20 +1,22 @@
-"""The supernet and complete search steps beside the original module-per-edge operations, in one
-process.
+"""The supernet and complete search steps, beside the original operations, in one process.
 
-Three tables: a forward pass, a full gradient and α's gradient of both supernets; complete steps of
-every method through `build_search` with this project's supernet, and of DARTS with the original
-operations; the passes of a step. Each time is the median and range of interleaved repetitions on
-the same batch; ratios are to the original operations. Memory is the most that one pass or step
-takes beyond what was held before it: by a GPU's allocator, or by a process in which nothing else
-runs.
+The original operations are one module per operation of an edge. There are three tables: a forward
+pass, a full gradient and α's gradient of both supernets; complete steps of every method through
+`build_search` with this project's supernet, and of DARTS with the original operations; the passes
+of a step. Each time is the median and range of interleaved repetitions on the same batch; ratios
+are to the original operations. Memory is the most that one pass or step takes beyond what was held
+before it: by a GPU's allocator, or by a process in which nothing else runs.
 
-    python benchmarks/search_step.py                    # C=16, 8 cells, 32×32, batch 8: about 15
-    minutes python benchmarks/search_step.py --size small       # the project's small presets: C=4,
-    3 cells, 2 nodes, 16×16, batch 32 python benchmarks/search_step.py --profile          # also the
-    time of each operator in a full gradient of both python benchmarks/search_step.py --check
-        # only compares values and gradients, at the full batch size python
-        benchmarks/search_step.py --device cuda      # on a GPU, in float32 without TF32 unless
-        --tf32 is given
+    # C=16, 8 cells, 32×32, batch 8: about 15 minutes
+    python benchmarks/search_step.py
+    # the project's small presets: C=4, 3 cells, 2 nodes, 16×16, batch 32
+    python benchmarks/search_step.py --size small
+    # also the time of each operator in a full gradient of both
+    python benchmarks/search_step.py --profile
+    # only compares values and gradients, at the full batch size
+    python benchmarks/search_step.py --check
+    # on a GPU, in float32 without TF32 unless --tf32 is given
+    python benchmarks/search_step.py --device cuda
 """
 
 from __future__ import annotations
@@ -44,31 +46,11 @@ from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer
 from mlo.testing import relative_error
 
+NUMBERS = ("channels", "layers", "nodes", "image_size", "image_channels", "batch_size")
 SIZES: dict[str, dict[str, int]] = {
-    "paper": {
-        "channels": 16,
-        "layers": 8,
-        "nodes": 4,
-        "image_size": 32,
-        "image_channels": 3,
-        "batch_size": 8,
-    },
-    "small": {
-        "channels": 4,
-        "layers": 3,
-        "nodes": 2,
-        "image_size": 16,
-        "image_channels": 1,
-        "batch_size": 32,
-    },
-    "tiny": {
-        "channels": 4,
-        "layers": 3,
-        "nodes": 1,
-        "image_size": 8,
-        "image_channels": 1,
-        "batch_size": 4,
-    },
+    "paper": dict(zip(NUMBERS, (16, 8, 4, 32, 3, 8), strict=True)),
+    "small": dict(zip(NUMBERS, (4, 3, 2, 16, 1, 32), strict=True)),
+    "tiny": dict(zip(NUMBERS, (4, 3, 1, 8, 1, 4), strict=True)),
 }
 KEPT = {"name": "one_step", "keep_graph": True}
 STEPS: dict[str, dict[str, Any]] = {
@@ -108,10 +90,9 @@ def batch_of(
     size: dict[str, int], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Images of noise and labels, the same on every device."""
-    images = torch.randn(
-        size["batch_size"], size["image_channels"], size["image_size"], size["image_size"]
-    )
-    return images.to(device, dtype), torch.randint(10, (size["batch_size"],)).to(device)
+    batch, pixels = size["batch_size"], size["image_size"]
+    images = torch.randn(batch, size["image_channels"], pixels, pixels)
+    return images.to(device, dtype), torch.randint(10, (batch,)).to(device)
 
 
 def pair(
@@ -124,9 +105,8 @@ def pair(
     torch.manual_seed(0)
     ours, original = build(size, False, dtype, **options), build(size, True, dtype, **options)
     assert isinstance(ours, Supernet)
-    original.load_state_dict(
-        split_by_edge(ours, {**dict(ours.named_parameters()), **dict(ours.named_buffers())})
-    )
+    tensors = dict([*ours.named_parameters(), *ours.named_buffers()])
+    original.load_state_dict(split_by_edge(ours, tensors))
     batch = batch_of(size, device, dtype)
     arch = Architecture(size["nodes"], scale=0.1).to(device, dtype)
     return ours.to(device), original.to(device), arch, batch
@@ -142,11 +122,11 @@ def search(
     """The search of a recipe on random images, as `lfmcw_app.run` builds it."""
     recipe, dataset = _recipe(size, options), _random_images(size)
     primitives, layers = as_candidates(PRIMITIVES, size["nodes"]), size["layers"]
-    if recipe.search.space == "pdarts":  # three operations an edge, and the convolutions cost most
-        primitives, layers = (
-            as_candidates(PRIMITIVES[3:6], size["nodes"]),
-            layers + 9 if layers == 8 else layers + 2,
-        )
+    if recipe.search.space == "pdarts":
+        # Its third stage has three operations per edge; the convolutions cost most.
+        primitives = as_candidates(PRIMITIVES[3:6], size["nodes"])
+        layers += 9 if layers == 8 else 2
+
     torch.manual_seed(0)
     train, validation = search_split(dataset, None, 0, (0.5, 0.5))
     modules = build_modules(
@@ -155,18 +135,19 @@ def search(
     if original:
         modules = SearchModules(w1=None, gan=None, w2=modules.w2, arch=modules.arch)
         modules.w2.network = build(size, True).to(device)  # type: ignore[assignment]
-    optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-    optimizer.round = recipe.search.architecture.warmup_epochs * (
-        len(train) // recipe.search.batch_size
-    )
-    return optimizer
+    return build_search(recipe, dataset, train, validation, modules, device=device)
 
 
 def _recipe(size: dict[str, int], options: dict[str, Any]) -> Recipe:
+    """The recipe of a search in which the architecture moves from the first round on."""
     options = {
-        "channels": size["channels"], "layers": size["layers"], "nodes": size["nodes"],
-        "batch_size": size["batch_size"], "steps": 100, "partial_channels": 4, "generator.channels": 16, **options,
-    }  # fmt: skip
+        **{key: size[key] for key in ("channels", "layers", "nodes", "batch_size")},
+        "steps": 100,
+        "partial_channels": 4,
+        "generator.channels": 16,
+        "architecture.warmup_epochs": 0,
+        **options,
+    }
     space = options.pop("space", "darts")
     overrides = {f"search.{key}": value for key, value in options.items()}
     return load_recipe("smoke", space=space, overrides=overrides | {"search.space": space})
@@ -178,16 +159,21 @@ def _random_images(size: dict[str, int]) -> Dataset:
     images = torch.randint(
         256, (count, channels, pixels, pixels), generator=generator, dtype=torch.uint8
     )
-    labels = torch.arange(count) % 10
+    labelled = Images(pixels=images, labels=torch.arange(count) % 10)
     return Dataset(
-        name="random", train=Images(pixels=images, labels=labels), test=Images(pixels=images, labels=labels),
-        class_names=tuple(map(str, range(10))), mean=(0.5,) * channels, std=(0.25,) * channels,
-    )  # fmt: skip
+        name="random",
+        train=labelled,
+        test=labelled,
+        class_names=tuple(map(str, range(10))),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+    )
 
 
 def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
-    """Forward and backward passes through supernets (and discriminators) in one step, counted by
-    hooks.
+    """Forward and backward passes through supernets in one step, counted by hooks.
+
+    Discriminators have a supernet too.
     """
     counts = [0, 0]
 
@@ -203,8 +189,7 @@ def passes(optimizer: MultilevelOptimizer) -> tuple[int, int]:
         module for problem in optimizer.problems.values() for module in problem.module.modules()
     )
     supernets = [module for module in modules if isinstance(module, (Supernet, ReferenceSupernet))]
-    # A discriminator calls its trunk's features only: what every pass goes through is the last
-    # cell.
+    # A discriminator calls its trunk's features only: every pass goes through the last cell.
     handles = [supernet.cells[-1].register_forward_hook(count_forward) for supernet in supernets]
     optimizer.step()
     for handle in handles:
@@ -247,10 +232,8 @@ def pass_memory(size: dict[str, int], name: str, original: bool, device: torch.d
     """The memory of a pass through one supernet, in MB."""
 
     def ready(of: dict[str, int]) -> Callable[[], object]:
-        network, arch = (
-            build(of, original).to(device),
-            Architecture(of["nodes"], scale=0.1).to(device),
-        )
+        network = build(of, original).to(device)
+        arch = Architecture(of["nodes"], scale=0.1).to(device)
         return partial(PASSES[name], network, arch, batch_of(of, device))
 
     ready(SIZES["tiny"])()  # loads what PyTorch loads at first use
@@ -258,14 +241,12 @@ def pass_memory(size: dict[str, int], name: str, original: bool, device: torch.d
 
 
 def step_memory(size: dict[str, int], name: str, device: torch.device) -> float:
-    """The memory of the first step of a search, in MB: with what optimizers and engines keep from
-    then on.
-    """
+    """The memory of a search's first step in MB, with what optimizers and engines keep."""
     original = name == ORIGINAL
     options = STEPS["DARTS, first order" if original else name]
-    search(
-        SIZES["tiny"], options, device, original=original
-    ).step()  # loads what PyTorch loads at first use
+
+    # A small search first: it loads what PyTorch loads at first use.
+    search(SIZES["tiny"], options, device, original=original).step()
     return _memory(search(size, options, device, original=original).step, device)
 
 
@@ -285,8 +266,9 @@ def _memory(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measured_apart(function: Callable[..., float], *arguments: Any, device: torch.device) -> float:
-    """What a function of `arguments` and the device returns, on a CPU in a new process, where
-    nothing else takes memory.
+    """What a function of `arguments` and the device returns; on a CPU, in a new process.
+
+    There nothing else takes memory.
     """
     if device.type == "cuda":
         return function(*arguments, device)
@@ -319,12 +301,11 @@ def interleaved(
 
 
 def row(name: str, times: list[float], base: list[float], *more: object) -> str:
-    """A row of a table: name, median, range, how many times faster than `base` and how many times
-    its time.
-    """
+    """A row of a table: name, median, range, times faster than `base`, and ratio to it."""
     mid, of_base = statistics.median(times), statistics.median(base)
-    cells = [name, f"{mid * 1e3:.1f}", f"{min(times) * 1e3:.1f}–{max(times) * 1e3:.1f}", f"{of_base / mid:.2f}",
-             f"{mid / of_base:.2f}", *more]  # fmt: skip
+    spread = f"{min(times) * 1e3:.1f}–{max(times) * 1e3:.1f}"
+    ratios = (f"{of_base / mid:.2f}", f"{mid / of_base:.2f}")
+    cells = [name, f"{mid * 1e3:.1f}", spread, *ratios, *more]
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -332,10 +313,8 @@ def supernet_table(size: dict[str, int], repeats: int, device: torch.device) -> 
     """Prints passes through both supernets."""
     ours, original, arch, batch = pair(size, device)
     networks = {"original": original, "this one": ours}
-    print(
-        "| pass | supernet | ms | range | times faster | ÷ original | MB "
-        "|\n|---|---|---|---|---|---|---|"
-    )
+    print("| pass | supernet | ms | range | times faster | ÷ original | MB |")
+    print("|---|---|---|---|---|---|---|")
     for name, work in PASSES.items():
         sides: dict[str, Callable[[], object]] = {
             which: partial(work, network, arch, batch) for which, network in networks.items()
@@ -349,10 +328,8 @@ def supernet_table(size: dict[str, int], repeats: int, device: torch.device) -> 
 
 def step_table(size: dict[str, int], repeats: int, only: str, device: torch.device) -> None:
     """Prints complete steps."""
-    memory = {
-        name: measured_apart(step_memory, size, name, device=device)
-        for name in (ORIGINAL, *(name for name in STEPS if only in name))
-    }
+    names = [ORIGINAL, *(name for name in STEPS if only in name)]
+    memory = {name: measured_apart(step_memory, size, name, device=device) for name in names}
     searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], device, original=True)}
     searches |= {name: search(size, STEPS[name], device) for name in memory if name != ORIGINAL}
     counted = {name: passes(optimizer) for name, optimizer in searches.items()}  # also warms up
@@ -390,9 +367,8 @@ def check(size: dict[str, int], device: torch.device) -> None:
             variables = [*network.parameters(), *arch.parameters()]
             gradient = torch.autograd.grad(F.cross_entropy(logits, labels), variables)
             names = [name for name, _ in network.named_parameters()]
-            found.append(
-                (logits.detach(), dict(zip(names, gradient, strict=False)), gradient[len(names) :])
-            )
+            of_weights = dict(zip(names, gradient, strict=False))
+            found.append((logits.detach(), of_weights, gradient[len(names) :]))
         (a, wa, ga), (b, wb, gb) = found
         errors = [
             relative_error({"": a}, {"": b}),
@@ -407,8 +383,9 @@ def check(size: dict[str, int], device: torch.device) -> None:
 
 
 def profile(size: dict[str, int], device: torch.device) -> None:
-    """Prints the time of each operator in a full gradient of both supernets, after one that is not
-    counted.
+    """Prints the time of each operator in a full gradient of both supernets.
+
+    One full gradient before it is not counted.
     """
     ours, original, arch, batch = pair(size, device)
     for name, network in (("original", original), ("this one", ours)):
@@ -458,8 +435,9 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     numbers = "float32 with TF32" if args.tf32 else "float32"
     print(f"torch {torch.__version__}, {where}, {numbers}, {args.size}: {size}\n")
-    # By default PyTorch's convolutions take TF32 and its matrix products do not: one side's 1×1
-    # convolutions are products.
+
+    # By default PyTorch's convolutions take TF32 and its matrix products do not. One side's 1×1
+    # convolutions are products, so both are set alike.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     check(size if args.check else size | {"batch_size": 2}, device)
     if args.check:

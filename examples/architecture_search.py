@@ -1,5 +1,6 @@
-"""Differentiable architecture search (DARTS, Liu et al. 2019): which operation each of four layers
-applies, on digits.
+"""Differentiable architecture search (DARTS, Liu et al. 2019), on digits.
+
+Searched is the operation that each of four layers applies.
 
 A layer is sum_o softmax(a)_o o(x). The weights w of the network fit half of the training images, a
 the other half through w. Then each layer keeps its heaviest operation; this and eight random
@@ -29,22 +30,17 @@ OPERATIONS = {
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.head = (
-            nn.Conv2d(1, 8, 1),
-            nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 10)),
-        )
-        self.layers = nn.ModuleList(
-            nn.ModuleList(make() for make in OPERATIONS.values()) for _ in range(4)
-        )
+        self.stem = nn.Conv2d(1, 8, 1)
+        self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 10))
+        self.layers = nn.ModuleList()
+        for _ in range(4):
+            self.layers.append(nn.ModuleList(make() for make in OPERATIONS.values()))
 
     def forward(self, x, weights):
         x = self.stem(x)
         for operations, row in zip(self.layers, weights, strict=True):
-            x = sum(
-                weight * operation(x)
-                for weight, operation in zip(row, operations, strict=True)
-                if weight > 0
-            )
+            pairs = zip(row, operations, strict=True)
+            x = sum(weight * operation(x) for weight, operation in pairs if weight > 0)
         return self.head(x)
 
 
@@ -53,9 +49,7 @@ def loss(w, batch, *, a):
 
 
 def trained(a, train, valid, rounds, rest):
-    """A network after so many rounds, and the weights of its operations; their a rests first and
-    then learns.
-    """
+    """A network after so many rounds, and its operations' weights; a rests first, then learns."""
     w, a = Network(), nn.ParameterDict({"a": a})
     lower = mlo.Problem(
         "w", module=w, optimizer=torch.optim.Adam(w.parameters(), lr=5e-3), data=train, loss=loss
@@ -85,24 +79,22 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data, order, names = load_digits(), torch.randperm(1797), list(OPERATIONS)
-    x, y = (
-        torch.tensor(data.images[order] / 8 - 1, dtype=torch.float32)[:, None],
-        torch.tensor(data.target)[order],
-    )
+    x = torch.tensor(data.images[order] / 8 - 1, dtype=torch.float32)[:, None]
+    y = torch.tensor(data.target)[order]
     batches = list(zip(x[:1000].split(50), y[:1000].split(50), strict=True))
 
-    _, weights = trained(
-        torch.zeros(4, len(names)), batches[:10], batches[10:], args.steps, args.steps // 5
-    )
-    choices = nn.functional.one_hot(
-        torch.stack([weights.argmax(1), *torch.randint(len(names), (8, 4))]), len(names)
-    )
-    runs = [
-        trained(one.log(), batches, batches, 2 * args.steps, rest=2 * args.steps) for one in choices
-    ]
-    found, *others = (
-        100 * float((w(x[1000:], one).argmax(1) == y[1000:]).float().mean()) for w, one in runs
-    )
+    start = torch.zeros(4, len(names))
+    _, weights = trained(start, batches[:10], batches[10:], args.steps, rest=args.steps // 5)
+
+    # The heaviest operation of each layer, and eight random choices, trained anew.
+    choices = torch.stack([weights.argmax(1), *torch.randint(len(names), (8, 4))])
+    accuracies = []
+    for one in nn.functional.one_hot(choices, len(names)):
+        w, only = trained(one.log(), batches, batches, 2 * args.steps, rest=2 * args.steps)
+        correct = w(x[1000:], only).argmax(1) == y[1000:]
+        accuracies.append(100 * float(correct.float().mean()))
+    found, *others = accuracies
+
     chosen = ", ".join(names[k] for k in weights.argmax(1))
     print(
         f"chosen: {chosen} (mean weight {weights.max(1).values.mean():.2f}; uniform: "
@@ -112,10 +104,9 @@ if __name__ == "__main__":
         f"test accuracy (%): chosen {found:.2f}, random mean {sum(others) / len(others):.2f}, best "
         f"{max(others):.2f}"
     )
-    print(
-        f"random architectures that are better: {sum(other > found for other in others)} of "
-        f"{len(others)}"
-    )
+    better = sum(other > found for other in others)
+    print(f"random architectures that are better: {better} of {len(others)}")
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.5), layout="constrained")
     figure.colorbar(left.imshow(weights, vmin=0, aspect="auto"), ax=left)
     left.set(

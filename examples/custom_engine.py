@@ -1,10 +1,9 @@
-"""A hypergradient engine of one's own: Chebyshev iteration, registered by name and compared with
-`direct`.
+"""A custom hypergradient engine: Chebyshev iteration, registered and compared with `direct`.
 
 An engine finds q with A^T q = v from products alone (v: gradient of the upper loss in the lower
-parameters, A: Hessian of the lower loss). Chebyshev iteration needs bounds a <= eigenvalues of A <=
-b and no inner products. After K steps its residual is p_K(A) v for the polynomial with p_K(0) = 1
-that is smallest on [a, b], so for symmetric A
+parameters, A: Hessian of the lower loss). Chebyshev iteration needs bounds [a, b] on the
+eigenvalues of A, and no inner products. After K steps its residual is p_K(A) v for the polynomial
+with p_K(0) = 1 that is smallest on [a, b], so for symmetric A
 
     |A q_K - v| / |v|  <=  1 / T_K((b + a) / (b - a)),      T_K: Chebyshev polynomial.
 
@@ -48,6 +47,7 @@ class Chebyshev(mlo.Engine):
             torch.zeros_like(t) if c is None else c
             for t, c in zip(system.parameters, cotangent, strict=True)
         ]
+
         center, radius = (self.largest + self.smallest) / 2, (self.largest - self.smallest) / 2
         rho = radius / center
         q, residual, move = [torch.zeros_like(t) for t in v], v, [t / center for t in v]
@@ -55,20 +55,20 @@ class Chebyshev(mlo.Engine):
             q = [a + d for a, d in zip(q, move, strict=True)]
             if step + 1 == self.num_steps:
                 break  # the next move would need one more product
-            residual = [
-                r - p for r, p in zip(residual, system.transpose_product(move), strict=True)
-            ]
+            product = system.transpose_product(move)
+            residual = [r - p for r, p in zip(residual, product, strict=True)]
             previous, rho = rho, 1 / (2 * center / radius - rho)
             move = [
                 rho * previous * d + 2 * rho / radius * r
                 for d, r in zip(move, residual, strict=True)
             ]
+
+        # It promises its bound: a residual above it (with room for rounding) says that the interval
+        # is wrong.
         left = relative_residual(system, [t.detach() for t in q], [t.detach() for t in v])
         advice = (
             "Raise num_steps, or set smallest and largest to bounds of the Hessian's eigenvalues."
         )
-        # It promises its bound: a residual above it (with room for rounding) says that the interval
-        # is wrong.
         report = self.report(
             system.problem,
             iterations=self.num_steps,
@@ -79,8 +79,9 @@ class Chebyshev(mlo.Engine):
         return Solve(q=q, report=report)
 
     def bound(self) -> float:
-        """Largest relative residual after K steps, 1 / T_K((b + a) / (b - a)), with T_K(x) = cosh(K
-        arcosh x).
+        """Largest relative residual after K steps: 1 / T_K((b + a) / (b - a)).
+
+        T_K(x) = cosh(K arcosh x).
         """
         x = (self.largest + self.smallest) / (self.largest - self.smallest)
         return 1 / math.cosh(self.num_steps * math.acosh(x))
@@ -105,9 +106,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     mlo.register_engine("chebyshev", Chebyshev)  # from here on a name like any other
-    problem = bilevel_quadratic(
-        dim=40, condition=args.condition, seed=args.seed
-    )  # eigenvalues 1 / condition ... 1
+    # The eigenvalues are 1 / condition ... 1.
+    problem = bilevel_quadratic(dim=40, condition=args.condition, seed=args.seed)
 
     def measured(engine: dict[str, object] | str) -> tuple[float, float]:
         """Relative error of the hypergradient, and the solve's relative residual."""
@@ -128,12 +128,8 @@ def main() -> None:
         rows.append((residual, bound, error, neumann))
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.loglog(
-        args.steps,
-        rows,
-        "o-",
-        label=("chebyshev residual", "its bound", "chebyshev error", "neumann error"),
-    )
+    labels = ("chebyshev residual", "its bound", "chebyshev error", "neumann error")
+    axes.loglog(args.steps, rows, "o-", label=labels)
     axes.set(title="engines of K steps", xlabel="K", ylabel="relative size")
     axes.legend()
     figure.savefig(args.picture, dpi=100)

@@ -1,8 +1,10 @@
-"""Data distillation (Wang et al. 2018): a few synthetic digits from which a new network learns what
-1,000 real ones teach.
+"""Data distillation (Wang et al. 2018): a few synthetic digits that train a new network.
 
-    lower level   w_{t+1} = w_t - rate grad CE(w_t; synthetic images s),   20 steps from fresh
-    random weights upper level   min_s     CE(w_20(s); real training images)
+From them it learns what 1,000 real ones teach.
+
+    lower level   w_{t+1} = w_t - rate grad CE(w_t; synthetic images s),
+                  20 steps from fresh random weights
+    upper level   min_s     CE(w_20(s); real training images)
 
 The pixels of the synthetic images are the upper problem's parameters; `unroll` differentiates the
 training run whole, and fresh weights in every round keep the images from fitting one network. The
@@ -57,9 +59,7 @@ def real_loss(images: Images, batch: Split, *, model: nn.Module) -> Tensor:
 
 
 def accuracy(images: Split, test: Split, seed: int, runs: int = 20) -> float:
-    """Mean test accuracy (%) of `runs` new networks after STEPS steps of gradient descent on the
-    images.
-    """
+    """Mean test accuracy (%) of `runs` new networks after STEPS steps of descent on the images."""
     torch.manual_seed(seed)
     found = []
     for _ in range(runs):
@@ -79,7 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--per-class", type=int, default=1, help="synthetic images of each digit")
     parser.add_argument(
-        "--steps", type=int, default=100, help="updates of the images, a training run each"
+        "--steps", type=int, default=100, help="updates of the images, one training run each"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="data_distillation.png", help="file for the images")
@@ -87,24 +87,21 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data = load_digits()
-    x, y, order = (
-        torch.tensor(data.data / 8 - 1, dtype=torch.float32),
-        torch.tensor(data.target),
-        torch.randperm(1797),
-    )
+    x, y = torch.tensor(data.data / 8 - 1, dtype=torch.float32), torch.tensor(data.target)
+    order = torch.randperm(1797)
     train, test = ((x[i], y[i]) for i in (order[:1000], order[1000:]))
 
+    # Ten random choices of real images; the first one is where the synthetic images start.
     of_digit = [train[0][train[1] == digit] for digit in range(10)]
-    choices = [
-        torch.cat([i[torch.randperm(len(i))[: args.per_class]] for i in of_digit])
-        for _ in range(10)
-    ]
+    choices = []
+    for _ in range(10):
+        chosen = [i[torch.randperm(len(i))[: args.per_class]] for i in of_digit]
+        choices.append(torch.cat(chosen))
     start, labels = choices[0], torch.arange(10).repeat_interleave(args.per_class)
+
     model, images = network(), Images(start, labels)
-    inner, outer = (
-        torch.optim.SGD(model.parameters(), lr=RATE),
-        torch.optim.Adam(images.parameters(), lr=0.05),
-    )
+    inner = torch.optim.SGD(model.parameters(), lr=RATE)
+    outer = torch.optim.Adam(images.parameters(), lr=0.05)
     problems = [
         mlo.Problem("model", module=model, optimizer=inner, loss=train_loss, steps=STEPS),
         mlo.Problem("images", module=images, optimizer=outer, loss=real_loss, data=[train]),
@@ -113,23 +110,15 @@ def main() -> None:
     for record in optimizer.run(args.steps):
         restart(model)
         if record.round % 25 == 0:
-            print(
-                f"round {record.round}: loss on real images after a run "
-                f"{record.losses['images']:.4f}",
-                flush=True,
-            )
+            loss = record.losses["images"]
+            print(f"round {record.round}: loss on real images after a run {loss:.4f}", flush=True)
 
-    learned, means = (
-        images.pixels.detach(),
-        (torch.stack([i.mean(0) for i in of_digit]), torch.arange(10)),
-    )
-    real = [
-        accuracy((choice, labels), test, args.seed + 1) for choice in choices
-    ]  # the first one is the start
+    learned = images.pixels.detach()
+    means = torch.stack([i.mean(0) for i in of_digit]), torch.arange(10)
+    real = [accuracy((choice, labels), test, args.seed + 1) for choice in choices]
     print(f"test accuracy (%) of new networks, {len(labels)} images and {STEPS} steps:")
-    print(
-        f"synthetic images: {real[0]:.1f} -> {accuracy((learned, labels), test, args.seed + 1):.1f}"
-    )
+    synthetic = accuracy((learned, labels), test, args.seed + 1)
+    print(f"synthetic images: {real[0]:.1f} -> {synthetic:.1f}")
     print(f"real images, ten random choices: mean {sum(real) / 10:.1f}, best {max(real):.1f}")
     print(f"mean image of each digit: {accuracy(means, test, args.seed + 1):.1f}")
     print(f"all {len(train[0])} real images: {accuracy(train, test, args.seed + 1):.1f}")

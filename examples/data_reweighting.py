@@ -1,17 +1,20 @@
-"""Data reweighting: one weight per training example, learned from a small clean validation set,
-finds wrong labels.
+"""Data reweighting: one weight per training example, learned, finds wrong labels.
 
-    lower level   w* = argmin_w  1/N sum_i sigmoid(s_i) CE(w; x_i, y_i) + decay |w|^2 / 2     half
-    of the y_i are wrong upper level   min_s          CE(w*(s); clean validation data)
+It is learned from a small clean validation set.
+
+    lower level   w* = argmin_w  1/N sum_i sigmoid(s_i) CE(w; x_i, y_i) + decay |w|^2 / 2,
+                  half of the y_i are wrong
+    upper level   min_s          CE(w*(s); clean validation data)
 
 No label is marked as right or wrong: the scores s learn it through the solution of the lower
 problem. Printed: the validation loss and the test accuracy before and after, and how well the
 learned weights separate wrong labels from right ones (AUC: 0.5 is chance, 1 is perfect). The
 default engine, `neumann`, cuts its series after ten terms.
 
-    python examples/data_reweighting.py                    # Fashion-MNIST: 2,000 training and 500
-    validation images python examples/data_reweighting.py --dataset digits   # 900 and 300 images of
-    scikit-learn's digits
+    # Fashion-MNIST: 2,000 training and 500 validation images
+    python examples/data_reweighting.py
+    # 900 and 300 images of scikit-learn's digits
+    python examples/data_reweighting.py --dataset digits
 """
 
 import argparse
@@ -125,20 +128,16 @@ def main() -> None:
     for record in optimizer.run(args.steps):
         if record.round % 10 == 0:
             auc = roc_auc_score(~wrong, weights.scores.detach())
-            print(
-                f"round {record.round}: validation loss {record.losses['weights']:.4f}, AUC "
-                f"{auc:.3f}",
-                flush=True,
-            )
+            loss = record.losses["weights"]
+            print(f"round {record.round}: validation loss {loss:.4f}, AUC {auc:.3f}", flush=True)
     after, learned = measure(model, valid, test), weights().detach()
 
     print(f"validation loss: {before[0]:.4f} -> {after[0]:.4f}")
     print(f"test accuracy (%): {before[1]:.2f} -> {after[1]:.2f}")
-    print(
-        f"mean weight: right labels {learned[~wrong].mean():.3f}, wrong labels "
-        f"{learned[wrong].mean():.3f}"
-    )
+    right, of_wrong = learned[~wrong].mean(), learned[wrong].mean()
+    print(f"mean weight: right labels {right:.3f}, wrong labels {of_wrong:.3f}")
     print(f"AUC: {roc_auc_score(~wrong, learned):.4f}")
+
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     axes.hist([learned[~wrong], learned[wrong]], bins=20, label=("right labels", "wrong labels"))
     axes.set(title="training examples", xlabel="learned weight", ylabel="count")

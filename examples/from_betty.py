@@ -1,9 +1,10 @@
-"""A Betty program moved over: Meta-Weight-Net (Shu et al. 2019), on digits of which four in ten are
-labelled wrongly.
+"""A Betty program moved over: Meta-Weight-Net (Shu et al. 2019), on digits.
 
-    lower level   min_w      sum_i v_i loss_i(w) / sum_i v_i,   v_i = V(loss_i; theta) in (0, 1)
-    training batch upper level   min_theta  mean_i loss_i(w*(theta))
-                   clean batch
+Four in ten of them are labelled wrongly.
+
+    lower level, on a training batch   min_w      sum_i v_i loss_i(w) / sum_i v_i,
+                                                  v_i = V(loss_i; theta) in (0, 1)
+    upper level, on a clean batch      min_theta  mean_i loss_i(w*(theta))
 
 V is a small network: what it learned holds for every example of that loss. What Betty's program
 has, and what became of it:
@@ -84,10 +85,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data, order = load_digits(), torch.randperm(1797)
-    x, clean = (
-        torch.tensor(data.data / 8 - 1, dtype=torch.float32)[order],
-        torch.tensor(data.target)[order],
-    )
+    x = torch.tensor(data.data / 8 - 1, dtype=torch.float32)[order]
+    clean = torch.tensor(data.target)[order]
     wrong = torch.rand(1000) < 0.4
     noisy = torch.where(wrong, (clean[:1000] + torch.randint(1, 10, (1000,))) % 10, clean[:1000])
     train = DataLoader(TensorDataset(x[:1000], noisy), batch_size=100, shuffle=True)
@@ -111,15 +110,11 @@ def main() -> None:
     with torch.no_grad():
         found = losses(inner, (x[:1000], noisy))
         weights = outer(found)[:, 0]
-    print(
-        f"mean weight: right labels {weights[~wrong].mean():.3f}, wrong labels "
-        f"{weights[wrong].mean():.3f}"
-    )
+    of_right, of_wrong = weights[~wrong].mean(), weights[wrong].mean()
+    print(f"mean weight: right labels {of_right:.3f}, wrong labels {of_wrong:.3f}")
     print(f"AUC: {roc_auc_score(~wrong, weights):.4f}")
-    print(
-        f"test accuracy (%): all alike {accuracy(control.module, test):.2f}, weighted "
-        f"{accuracy(inner, test):.2f}"
-    )
+    alike, weighted = accuracy(control.module, test), accuracy(inner, test)
+    print(f"test accuracy (%): all alike {alike:.2f}, weighted {weighted:.2f}")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     loss = torch.linspace(0, float(found.max()), 200)[:, None]

@@ -1,12 +1,12 @@
-"""A GAN as a game of two players, regularised by a problem above it that learns through the
-response of both.
+"""A GAN as a game of two players, regularised by a problem above it.
 
-    game          generator:      min_G  E softplus(-D(G(z) + s e))
-                    e, z: Gaussian
-                  discriminator:  min_D  E softplus(-D(x + s e)) + E softplus(D(G(z) + s e)) + r/2 E
-                  |D'(x + s e)|^2
-    upper level   min_{s, r}      MMD^2(G(z), validation digits)      a kernel distance of two
-    samples; 0: the same law
+That problem learns through the response of both players.
+
+    game          generator:      min_G  E softplus(-D(G(z) + s e)),   e, z: Gaussian
+                  discriminator:  min_D  E softplus(-D(x + s e)) + E softplus(D(G(z) + s e))
+                                         + r/2 E |D'(x + s e)|^2
+    upper level   min_{s, r}      MMD^2(G(z), validation digits),
+                                  a kernel distance of two samples; 0: the same law
 
 The penalty r stands in the discriminator's loss alone and G alone in the upper one: r acts on D,
 and one step later D on G. So one step is not enough; the last five are differentiated (`unroll`).
@@ -70,8 +70,9 @@ def upper_loss(regulariser: nn.ParameterDict, valid: Tensor, *, game: nn.ModuleD
 def play(
     digits: Tensor, rounds: int, rest: int, seed: int
 ) -> tuple[nn.ModuleDict, list[list[float]], float]:
-    """Returns the game, the course of s and r, which rest at first, and the distance to 397 digits
-    that nobody saw.
+    """Returns the game, the course of s and r, and the distance to 397 unseen digits.
+
+    At first s and r rest.
     """
     torch.manual_seed(seed)
     game = nn.ModuleDict(
@@ -84,17 +85,32 @@ def play(
     outer = torch.optim.Adam(regulariser.parameters(), lr=0.05)
     train, valid = digits[:1000].split(50), digits[1000:1400].split(200)
     problems = [
-        mlo.Problem("game", module=game, optimizer=moves, loss=game_loss, data=train, steps=20,
-                    players={"generator": "generator", "discriminator": "discriminator"}),
-        mlo.Problem("regulariser", module=regulariser, optimizer=outer, loss=upper_loss, data=valid, warmup_steps=rest),
-    ]  # fmt: skip
-    run = mlo.MultilevelOptimizer(problems, hypergradient=mlo.Unroll(steps=5)).run(rounds)
-    course = [[float(value.detach().exp()) for value in regulariser.values()] for _ in run]
-    return (
-        game,
-        course,
-        float(mmd(game["generator"](torch.randn(1000, LATENT)).detach(), digits[1400:])),
-    )
+        mlo.Problem(
+            "game",
+            module=game,
+            optimizer=moves,
+            loss=game_loss,
+            data=train,
+            steps=20,
+            players={"generator": "generator", "discriminator": "discriminator"},
+        ),
+        mlo.Problem(
+            "regulariser",
+            module=regulariser,
+            optimizer=outer,
+            loss=upper_loss,
+            data=valid,
+            warmup_steps=rest,
+        ),
+    ]
+
+    def strengths() -> list[float]:
+        return [float(value.detach().exp()) for value in regulariser.values()]
+
+    optimizer = mlo.MultilevelOptimizer(problems, hypergradient=mlo.Unroll(steps=5))
+    course = [strengths() for _ in optimizer.run(rounds)]
+    samples = game["generator"](torch.randn(1000, LATENT)).detach()
+    return game, course, float(mmd(samples, digits[1400:]))
 
 
 if __name__ == "__main__":
@@ -120,9 +136,8 @@ if __name__ == "__main__":
     )
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
-    samples = pad(
-        game["generator"](torch.randn(48, LATENT)).detach().view(6, 8, 8, 8), (1, 1, 1, 1), value=-1
-    )
+    samples = game["generator"](torch.randn(48, LATENT)).detach().view(6, 8, 8, 8)
+    samples = pad(samples, (1, 1, 1, 1), value=-1)
     left.imshow(samples.permute(0, 2, 1, 3).reshape(60, 80), cmap="gray_r")
     left.set(title="generated digits", xticks=[], yticks=[])
     right.semilogy(course, label=list(START))

@@ -1,5 +1,6 @@
-"""Regularisation: a strength of L2 decay for each feature of a logistic regression, learned from
-the validation loss.
+"""Regularisation: one L2 decay per feature of a logistic regression.
+
+The decays are learned from the validation loss.
 
     lower level   w* = argmin_w  CE(w; training data) + 1/2 sum_j exp(d_j) w_j^2
     upper level   min_d          CE(w*(d); validation data)
@@ -10,9 +11,10 @@ too many for a grid; implicit differentiation gives the gradient in all by one l
 lower level's Hessian. It holds at a solution, so the model moves alone for `--warmup` rounds first.
 The test loss, beside the validation loss, shows how much of the gain is overfitting to the latter.
 
-    python examples/hyperparameter_optimization.py                   # conjugate gradients
-    python examples/hyperparameter_optimization.py --engine direct   # any name of
-    mlo.available_engines()
+    # conjugate gradients
+    python examples/hyperparameter_optimization.py
+    # any name of mlo.available_engines()
+    python examples/hyperparameter_optimization.py --engine direct
 """
 
 from __future__ import annotations
@@ -42,24 +44,20 @@ class Decays(nn.Module):
 
 
 def load(seed: int) -> tuple[Split, Split, Split]:
-    """Returns 200 training, 800 validation and 797 test examples, of 64 pixels and then their
-    decoys.
-    """
+    """Returns 200 training, 800 validation and 797 test examples: 64 pixels, then their decoys."""
     data, generator = load_digits(), torch.Generator().manual_seed(seed)
     x, y = torch.tensor(data.data / 8 - 1), torch.tensor(data.target)
     decoys = torch.stack([pixel[torch.randperm(len(y), generator=generator)] for pixel in x.T], 1)
-    x, order = torch.cat([x, decoys], 1), torch.randperm(len(y), generator=generator)
-    train, valid, test = (
-        (x[part], y[part]) for part in (order[:200], order[200:1000], order[1000:])
-    )
+    order = torch.randperm(len(y), generator=generator)
+    x, parts = torch.cat([x, decoys], 1), (order[:200], order[200:1000], order[1000:])
+    train, valid, test = ((x[part], y[part]) for part in parts)
     return train, valid, test
 
 
 def train_loss(model: nn.Linear, batch: Split, *, decays: Decays) -> Tensor:
     """Lower level: `decays` is listed after `model`, so it is read at its current value."""
-    return (
-        cross_entropy(model(batch[0]), batch[1]) + 0.5 * (decays.log.exp() * model.weight**2).sum()
-    )
+    penalty = 0.5 * (decays.log.exp() * model.weight**2).sum()
+    return cross_entropy(model(batch[0]), batch[1]) + penalty
 
 
 def valid_loss(decays: Decays, batch: Split, *, model: nn.Linear) -> Tensor:
@@ -71,11 +69,8 @@ def measure(model: nn.Linear, valid: Split, test: Split) -> tuple[float, float, 
     """Validation loss, test loss and test accuracy in %."""
     with torch.no_grad():
         losses = [float(cross_entropy(model(x), y)) for x, y in (valid, test)]
-        return (
-            losses[0],
-            losses[1],
-            100 * float((model(test[0]).argmax(1) == test[1]).double().mean()),
-        )
+        accuracy = (model(test[0]).argmax(1) == test[1]).double().mean()
+        return losses[0], losses[1], 100 * float(accuracy)
 
 
 def main() -> None:
@@ -132,9 +127,8 @@ def main() -> None:
     after = measure(model, valid, test)
 
     print(f"engine: {args.engine}")
-    for label, old, new in zip(
-        ("validation loss", "test loss", "test accuracy (%)"), before, after, strict=True
-    ):
+    labels = ("validation loss", "test loss", "test accuracy (%)")
+    for label, old, new in zip(labels, before, after, strict=True):
         print(f"{label}: {old:.4f} -> {new:.4f}")
     learned = decays.log.detach().exp()
     real, decoys = learned.chunk(2)

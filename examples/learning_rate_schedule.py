@@ -1,7 +1,8 @@
 """A learning-rate schedule, learned by the gradient through all steps of a training run.
 
-    lower level   w_{t+1} = w_t - r_t grad CE(w_t; batch t),   t = 0 ... 19,   from fresh random
-    weights in every round upper level   min_r     CE(w_20(r); validation data)
+    lower level   w_{t+1} = w_t - r_t grad CE(w_t; batch t),   t = 0 ... 19,
+                  from fresh random weights in every round
+    upper level   min_r     CE(w_20(r); validation data)
 
 `mlo` differentiates what a loss reads, so r_t stands in the loss: SGD of learning rate 1 on r_t CE
 is the step above, and the batch brings its t. `unroll` differentiates the run whole. Where rates
@@ -45,9 +46,7 @@ def valid_loss(schedule: nn.ParameterDict, batch: Split, *, model: nn.Module) ->
 
 
 class Run:
-    """Random batches of one training run, each with its number; iterated again, those of
-    another.
-    """
+    """Random batches of one training run, each with its number; iterated again, another run's."""
 
     def __init__(self, train: Split) -> None:
         self.train = train
@@ -59,8 +58,9 @@ class Run:
 
 
 def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> tuple[float, float]:
-    """Mean loss and accuracy (%) after ordinary training with the given rates, over new networks
-    and batches.
+    """Mean loss and accuracy (%) after ordinary training with given rates.
+
+    The mean is over new networks and batches.
     """
     torch.manual_seed(seed)
     total = torch.zeros(2)
@@ -73,9 +73,8 @@ def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> t
             cross_entropy(model(x), y).backward()
             descent.step()
         logits = model(test[0]).detach()
-        total += torch.stack(
-            [cross_entropy(logits, test[1]), 100 * (logits.argmax(1) == test[1]).float().mean()]
-        )
+        accuracy = 100 * (logits.argmax(1) == test[1]).float().mean()
+        total += torch.stack([cross_entropy(logits, test[1]), accuracy])
     loss, accuracy = (total / runs).tolist()
     return loss, accuracy
 
@@ -85,7 +84,7 @@ def main() -> None:
         description="Learns the learning rate of each step of a training run."
     )
     parser.add_argument(
-        "--steps", type=int, default=60, help="updates of the schedule, a training run each"
+        "--steps", type=int, default=60, help="updates of the schedule, one training run each"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -95,11 +94,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     data = load_digits()
-    x, y, order = (
-        torch.tensor(data.data / 16, dtype=torch.float32),
-        torch.tensor(data.target),
-        torch.randperm(1797),
-    )
+    x, y = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+    order = torch.randperm(1797)
     train, valid, test = ((x[i], y[i]) for i in (order[:900], order[900:1350], order[1350:]))
 
     model, schedule = network(), nn.ParameterDict({"log": torch.full((STEPS,), CONSTANT[3]).log()})
@@ -123,11 +119,8 @@ def main() -> None:
         for layer in (model[0], model[2]):  # fresh random weights
             layer.reset_parameters()
         if record.round % 20 == 0:
-            print(
-                f"round {record.round}: validation loss after a run "
-                f"{record.losses['schedule']:.4f}",
-                flush=True,
-            )
+            loss = record.losses["schedule"]
+            print(f"round {record.round}: validation loss after a run {loss:.4f}", flush=True)
 
     learned = schedule["log"].detach().exp()
     constant = [torch.full((STEPS,), rate) for rate in CONSTANT]

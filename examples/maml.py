@@ -1,9 +1,10 @@
-"""Meta-learning by implicit MAML (Rajeswaran et al. 2019): an initialisation from which a few steps
-adapt to a new task.
+"""Meta-learning by implicit MAML (Rajeswaran et al. 2019).
+
+Learned is an initialisation from which a few steps adapt to a new task.
 
     lower level   phi_t* = argmin_phi  CE(phi; support images of task t) + lambda/2 |phi - theta|^2
-       for every task t upper level   min_theta            mean over t of CE(phi_t*(theta); query
-       images of task t)
+                  for every task t
+    upper level   min_theta            mean over t of CE(phi_t*(theta); query images of task t)
 
 A task is to read the ten digits in images rotated by the task's own angle, from three support
 images of each digit. The lower problems are independent, so they are one `mlo` problem that holds
@@ -26,18 +27,13 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 import mlo
 from lfmcw_app.readers import DATASETS, Images
 
-SHOTS, QUERIES, WARMUP = (
-    3,
-    10,
-    10,
-)  # support and query images of each digit; first rounds, in which theta rests
+SHOTS, QUERIES = 3, 10  # support and query images of each digit
+WARMUP = 10  # first rounds, in which theta rests
 Tasks = tuple[Tensor, Tensor]  # images [tasks, images, 64] and labels [tasks, images]
 
 
 class Networks(nn.Module):
-    """`count` two-layer networks, stacked; one of them serves as an initialisation for all
-    tasks.
-    """
+    """`count` two-layer networks, stacked; a single one is an initialisation for all tasks."""
 
     def __init__(self, count: int, hidden: int = 48) -> None:
         super().__init__()
@@ -53,9 +49,8 @@ class Networks(nn.Module):
 def stacked(theta: Networks, count: int) -> Networks:
     """`count` copies of theta."""
     networks = Networks(count)
-    networks.load_state_dict(
-        {name: value.expand(count, -1, -1) for name, value in theta.state_dict().items()}
-    )
+    copies = {name: value.expand(count, -1, -1) for name, value in theta.state_dict().items()}
+    networks.load_state_dict(copies)
     return networks
 
 
@@ -66,32 +61,27 @@ def losses(networks: Networks, tasks: Tasks) -> Tensor:
 
 def make_tasks(images: Images, count: int, generator: torch.Generator) -> tuple[Tasks, Tasks]:
     """Support and query images of `count` tasks with random angles."""
-    pixels, digits = (
-        images.pixels.float() / 255.0 - 0.3,
-        torch.arange(10).repeat_interleave(SHOTS + QUERIES),
-    )
+    each = SHOTS + QUERIES
+    pixels, digits = images.pixels.float() / 255.0 - 0.3, torch.arange(10).repeat_interleave(each)
     members = [(images.labels == digit).nonzero().squeeze(1) for digit in range(10)]
-    first, x = (torch.arange(SHOTS + QUERIES) < SHOTS).repeat(10), []
+    x = []
     for angle in (2 * math.pi * torch.rand(count, generator=generator)).tolist():
-        chosen = [
-            m[torch.randperm(len(m), generator=generator)[: SHOTS + QUERIES]] for m in members
-        ]
+        chosen = [m[torch.randperm(len(m), generator=generator)[:each]] for m in members]
         c, s = math.cos(angle), math.sin(angle)
         rotation = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(len(digits), -1, -1)
         grid = affine_grid(rotation, [len(digits), 1, 8, 8], align_corners=False)
-        x.append(
-            grid_sample(
-                pixels[torch.cat(chosen)], grid, padding_mode="border", align_corners=False
-            ).flatten(1)
-        )
+        upright = pixels[torch.cat(chosen)]
+        rotated = grid_sample(upright, grid, padding_mode="border", align_corners=False)
+        x.append(rotated.flatten(1))
+
+    # Of each digit the first SHOTS images are for support, the others for queries.
     stack, labels = torch.stack(x), digits.expand(count, -1)
+    first = (torch.arange(each) < SHOTS).repeat(10)
     return (stack[:, first], labels[:, first]), (stack[:, ~first], labels[:, ~first])
 
 
 def adapted_accuracy(theta: Networks, steps: int, support: Tasks, query: Tasks) -> float:
-    """Query accuracy in % after `steps` steps of gradient descent on each task's support images,
-    from theta.
-    """
+    """Query accuracy in % after `steps` steps of descent on each task's support images."""
     networks = stacked(theta, len(support[0]))
     descent = torch.optim.SGD(networks.parameters(), lr=0.5)
     for _ in range(steps):
@@ -115,19 +105,17 @@ def main() -> None:
     new_tasks = make_tasks(test_images, 32, generator)
 
     def task_loss(tasks: Networks, batch: None, *, theta: Networks) -> Tensor:
-        pulls = zip(tasks.parameters(), theta.parameters(), strict=True)
-        return losses(tasks, support).sum() + 0.5 * args.pull * sum(
-            ((a - b) ** 2).sum() for a, b in pulls
-        )
+        pairs = zip(tasks.parameters(), theta.parameters(), strict=True)
+        squared = sum(((a - b) ** 2).sum() for a, b in pairs)
+        return losses(tasks, support).sum() + 0.5 * args.pull * squared
 
     def meta_loss(theta: Networks, batch: None, *, tasks: Networks) -> Tensor:
         return losses(tasks, query).mean()
 
-    tasks = stacked(theta := Networks(1), 32)
-    lower, upper = (
-        torch.optim.SGD(tasks.parameters(), lr=0.5),
-        torch.optim.Adam(theta.parameters(), lr=0.01),
-    )
+    theta = Networks(1)
+    tasks = stacked(theta, 32)
+    lower = torch.optim.SGD(tasks.parameters(), lr=0.5)
+    upper = torch.optim.Adam(theta.parameters(), lr=0.01)
     problems = [
         mlo.Problem("tasks", module=tasks, optimizer=lower, loss=task_loss, steps=5),
         mlo.Problem("theta", module=theta, optimizer=upper, loss=meta_loss, warmup_steps=WARMUP),

@@ -64,6 +64,9 @@ DATASET_HELP = (
 )
 
 
+# ------------------------------ options
+
+
 def completing(*values: str) -> Callable[[str], list[str]]:
     """Completes the beginning of one of some values, for the shell."""
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
@@ -158,6 +161,9 @@ ThreadsOption = Annotated[
 ]
 
 
+# ------------------------------ what options mean
+
+
 def default_preset(dataset: str) -> str:
     """The preset that is meant for a data set."""
     return DEFAULT_PRESETS.get(dataset, "paper")
@@ -222,6 +228,7 @@ def check_no_trial(max_steps: int | None) -> None:
 def fresh_folder(name: str) -> Path:
     """A folder under runs/ that no other run has."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    # Several runs may start in one second.
     path, count = Path("runs") / f"{name}-{stamp}", 1
     while path.exists():
         count += 1
@@ -244,6 +251,9 @@ def pick_device(name: str) -> torch.device:
             "--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu."
         )
     return torch.device(name)
+
+
+# ------------------------------ carrying out
 
 
 @contextmanager
@@ -297,6 +307,8 @@ def carry_out(
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
+
+    # The result is in the folder already: a report that cannot be written is no failure.
     if folder.writes:
         with folder.attempting(REPORT):
             write_report(folder.path)

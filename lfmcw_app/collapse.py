@@ -102,9 +102,12 @@ class CollapseDetector:
         self._seen.append(observation)
         if len(self._seen) > self.window:
             self._seen.popleft()
+
+        # The largest norm is that of the whole search, not only of the window.
         self._largest_norm = max(self._largest_norm, observation.generator_norm or 0.0)
         if len(self._seen) < self.window:
             return []
+        # A rule that is met again after a pause is told again.
         met = self._met()
         new = [text for rule, text in met.items() if rule not in self._told]
         self._told = set(met)

@@ -109,6 +109,8 @@ def summarise(arms: Sequence[Summary]) -> str:
         "| detectable | parameters |",
         "|---|---|---|---|---|---|---|",
     ]
+
+    # The baseline has no comparison with itself.
     against = [("", "", ""), *(_against(c, p) for c, p in zip(found, adjusted, strict=True))]
     for arm, (difference, p_value, detectable) in zip(arms, against, strict=True):
         spread = "" if math.isnan(arm.deviation) else f" ± {arm.deviation:.2f}"
@@ -145,6 +147,7 @@ def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
     """Draws the runs of each arm, their mean and standard deviation."""
     figure = Figure(figsize=(1.6 + 1.25 * max(2, len(arms)), 4.2), layout="constrained")
     axes = figure.subplots()
+    # Every run is a transparent dot, so that equal ones are darker.
     for position, arm in enumerate(arms):
         places, errors = [position] * len(arm.errors), list(arm.errors.values())
         axes.plot(places, errors, "o", color="#1f77b4", alpha=0.45)

@@ -31,6 +31,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, as everybody uses them."""
 
 
+# ------------------------------ data sets
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A data set with its training and test images.
@@ -157,6 +160,7 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
     """
     if isinstance(images.pixels, ImageFiles):
         return IMAGENET_MEAN, IMAGENET_STD
+    # In parts, since counting takes eight bytes per pixel.
     values = torch.arange(256, dtype=torch.float64) / 255.0
     mean, std = [], []
     for channel in range(images.pixels.shape[1]):
@@ -171,6 +175,9 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
                 "right?"
             )
     return tuple(mean), tuple(std)
+
+
+# ------------------------------ the split
 
 
 def search_split(
@@ -216,6 +223,9 @@ def subset(images: Images, limit: int | None, seed: int) -> Images:
     if limit is None or limit >= len(images):
         return images
     return images[stratified(images.labels, limit, seed)[0]]
+
+
+# ------------------------------ batches
 
 
 def resident(images: Images, how: Augmentation, device: torch.device | str) -> Images:
@@ -302,6 +312,7 @@ class Batches:
 
     def _chosen(self, index: int) -> Tensor:
         """The positions of the images of batch `index`, [B]."""
+        # Every epoch has an order of its own, a function of the seed. The last one is kept.
         epoch, within = divmod(index, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self._seed, epoch, 0))
@@ -344,6 +355,8 @@ class Batches:
 
         The random numbers are those of batch `index`.
         """
+        # The order of the images, their windows and colours, and the other changes each have random
+        # numbers of their own, so that one of them does not shift the draws of another.
         images = self._normalise.centred(self._photographs(chosen, index))
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
         images = augmented(images, self._augmentation, generator, self._normalise.black, self._part)
@@ -450,6 +463,7 @@ def _reduced(images: Images, size: int) -> Images:
         return replace(images, pixels=pixels.at_size(size))
     if pixels.shape[-1] <= size:
         return images
+    # In parts, since floating-point numbers take four times the memory.
     small = [
         F.interpolate(
             part.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False

@@ -47,7 +47,7 @@ def evaluate(
     ] = None,
     seed: cli.SeedOption = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Goes on with the evaluation in this folder.")
+        Path | None, typer.Option(help="Resumes the evaluation in this folder.")
     ] = None,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
@@ -63,6 +63,7 @@ def evaluate(
         if tensorboard:
             check_tensorboard()
 
+        # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
         if resume is not None:
             others = (genotype, dataset, preset, space, config, assign, out, seed)
@@ -98,7 +99,7 @@ def evaluate(
 
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
             shared = shared_folder(folder, out or cli.fresh_folder(name), recipe)
-            if folder is None:
+            if folder is None:  # marks the folder as one without a search
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
             cli.carry_out(shared, console, "lfmcw_app.evaluate", work, tensorboard=tensorboard)

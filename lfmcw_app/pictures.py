@@ -35,7 +35,7 @@ def save_samples(
     classes = min(dataset.num_classes, MOST_CLASSES)
     generated = _generated(generator, dataset, classes, GENERATED, device)
     real = _real(dataset, classes, REAL)
-    gap = torch.ones_like(real[:, :1])
+    gap = torch.ones_like(real[:, :1])  # a white column between generated and real images
     _draw_grid(torch.cat([generated, gap, real], dim=1), dataset.class_names[:classes], path)
 
 
@@ -79,6 +79,7 @@ def _generated(
     generator: ImageGenerator, dataset: Dataset, classes: int, columns: int, device: torch.device
 ) -> Tensor:
     """Generated images of the first classes with pixels in [0, 1], [classes, columns, C, H, W]."""
+    # The same noise every time, so that snapshots of different rounds show what has changed.
     labels = torch.arange(classes).repeat_interleave(columns).to(device)
     was_training = generator.training
     with preserved():
@@ -113,6 +114,7 @@ def _save_sheet(images: Tensor, path: Path) -> None:
 
 def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     """Draws images [rows, columns, C, H, W] in [0, 1], a white line between neighbours."""
+    # The lines are a white pixel at the right and at the bottom of each image.
     images = F.pad(images, (0, 1, 0, 1), value=1.0)
     rows, columns, channels, height, width = images.shape
     sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)

@@ -147,6 +147,7 @@ def learning_rate_schedule(
     epochs = max(1, math.ceil(rounds / per_epoch))
 
     def factor(step: int) -> float:
+        # The rate relative to `lr`, which a LambdaLR multiplies by it.
         epoch = min(step // per_epoch, epochs)
         done = epoch / epochs
         share = (1 + math.cos(math.pi * done)) / 2 if how.schedule == "cosine" else 1 - done
@@ -201,6 +202,7 @@ def build_search(
     def validating(stream: int = 1) -> Batches:
         return batches(validation, stream)
 
+    # Learning rates and warm-ups are counted in epochs of the training half.
     per_epoch = training().per_epoch
     rounds = search_rounds(search, len(train))
 
@@ -224,6 +226,7 @@ def build_search(
             data=data,
         )
 
+    # α moves on the validation half. In the warm-up it rests, and only the weights move.
     arch = Problem(
         "arch",
         module=modules.arch,
@@ -254,6 +257,7 @@ def build_search(
         return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
 
     how = search.generator
+    # The players have an Adam each; the discriminator may move several times per round.
     gan = Problem(
         "gan",
         module=modules.gan,

@@ -131,6 +131,7 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
     Raises:
         InputError: naming the key.
     """
+    # Before the processes join, so the number comes from torchrun.
     size = int(os.environ.get("WORLD_SIZE", "1"))
     sizes = {
         "search.batch_size": recipe.search.batch_size,
@@ -151,6 +152,7 @@ def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFol
     """
     if not dist.is_initialized():
         return opened or RunFolder.create(out, recipe)
+    # The first process decides on the path: by default it contains the time.
     folder = opened or RunFolder.create(out, recipe) if is_main() else None
     path: Path = from_main(None if folder is None else folder.path)
     return FollowerFolder(path, recipe) if folder is None else folder

@@ -45,6 +45,7 @@ class PhaseProgress:
     def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
         self._console = console
         self._name, self._total = name, total
+        # The rate is that of the rounds of this process, not of those before a resumption.
         self._started, self._begun_at = time.monotonic(), done
         self._shown_at = -PLAIN_INTERVAL
         self._cells: Genotype | None = None

@@ -35,6 +35,9 @@ OVERLAYS = {"original": ("paper", "original")}
 """Presets that go over another one; the others stand for themselves."""
 
 
+# ------------------------------ the sections
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
@@ -278,6 +281,7 @@ class Search(_Section):
     @classmethod
     def _known_engines(cls, value: Any) -> Any:
         per_problem = isinstance(value, Mapping) and "name" not in value
+        # One engine, by name or with options, or one per lower problem.
         for problem, choice in value.items() if per_problem else [("default", value)]:
             if problem not in ("default", "w1", "gan", "w2"):
                 raise ValueError(
@@ -415,6 +419,9 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
 
 
+# ------------------------------ reading
+
+
 def load_recipe(
     preset: str,
     *,
@@ -481,6 +488,7 @@ def validate_recipe(tree: Any) -> Recipe:
 
 def trial(recipe: Recipe, steps: int) -> Recipe:
     """Returns the recipe with `steps` rounds of each phase and no warm-ups, to try all of a run."""
+    # A warm-up that is longer than the trial would be refused.
     tree = recipe.model_dump(mode="json", by_alias=True)
     for phase in (tree["search"], tree["evaluation"]):
         phase["epochs"], phase["steps"] = None, steps

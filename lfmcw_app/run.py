@@ -40,9 +40,7 @@ def run(
         typer.Option(help="Run folder, new or empty. By default a new one under runs/."),
     ] = None,
     seed: cli.SeedOption = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Goes on with the run in this folder.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resumes the run in this folder.")] = None,
     data: cli.DataOption = Path("data"),
     device: cli.DeviceOption = "auto",
     threads: cli.ThreadsOption = None,

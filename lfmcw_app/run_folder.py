@@ -85,6 +85,8 @@ class RunFolder:
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
+    # ------------------------------ the folder
+
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> RunFolder:
         """Makes a new run folder.
@@ -161,6 +163,8 @@ class RunFolder:
             raise InputError(f"--resume {path}: its config.yaml is damaged.") from None
         return cls(path, validate_recipe(tree))
 
+    # ------------------------------ files
+
     def write(self, name: str, text: str) -> None:
         """Writes a file so that it is there whole or not at all.
 
@@ -220,6 +224,7 @@ class RunFolder:
 
         After a failure the file may end in part of a line, which the next attempt removes.
         """
+        # `_metrics_bytes` ends with the last whole line; repeated rounds only advance it.
         text = "".join(self._pending).encode()
         if text and not self._repeats:
             with self.metrics.open("ab") as file:
@@ -272,6 +277,8 @@ class RunFolder:
             ) from None
         return result
 
+    # ------------------------------ checkpoints
+
     def checkpoints(self, phase: str) -> mlo.CheckpointStore:
         """The checkpoints of a phase."""
         return self._stores.setdefault(phase, mlo.CheckpointStore(self.path, phase))
@@ -303,6 +310,7 @@ class RunFolder:
             InputError: if it could not be written and must be, or `FAILED_SAVES` in a row could
                 not.
         """
+        # The lines first: a checkpoint may not know of lines that are not on the disk.
         try:
             self._write_pending(flush=True)
             state = {
@@ -353,7 +361,7 @@ class RunFolder:
         later = [other for other in after if self.checkpoints(other).exists()]
         store = self.checkpoints(phase)
         if self.writes:
-            store.remove_leftovers()  # no later save may come to this phase
+            store.remove_leftovers()  # a finished phase has no later save, which would do so
         state = store.load(partial(self._check, phase))
         self._repeats = bool(later)
         if state is None:

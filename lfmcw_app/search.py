@@ -115,6 +115,8 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
                 f"as the search ({rounds} rounds{' a stage' if how.space == 'pdarts' else ''}). "
                 "Lower it, or search longer."
             )
+
+    # Modules check that their settings fit the images; the random state is left as it was.
     with preserved():
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
@@ -211,6 +213,8 @@ def _searched(
     how = folder.recipe.search
     if how.method == "random":
         return random_genotype(how.nodes, folder.recipe.seed), None
+
+    # A stage of P-DARTS begins with the candidates that the one before left, and with new modules.
     candidates = as_candidates(PRIMITIVES, how.nodes)
     for index, stage in enumerate(search_stages(how)):
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
@@ -221,6 +225,7 @@ def _searched(
         _run_stage(stage, modules, folder, dataset, console, device)
         if stage.drops is not None:
             candidates = surviving(modules.arch(), candidates, stage.drops)
+
     if how.space == "pdarts":
         genotype = derive_restricted_genotype(modules.arch(), candidates, how.progressive.max_skips)
     else:
@@ -246,6 +251,7 @@ def _run_stage(
     rounds = search_rounds(how, len(train))
     per_epoch = len(train) // how.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), how.architecture.warmup_epochs
+
     phase = Phase(
         folder,
         stage.name,
@@ -260,7 +266,7 @@ def _run_stage(
     snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
 
     def set_skip_dropout() -> None:
-        # It falls from epoch to epoch, and is a function of the round: a resumed run has the same.
+        # A function of the epoch alone, so that a resumed run has the same.
         if stage.skip_dropout:
             epoch = optimizer.round // per_epoch
             probability = skip_drop_probability(
@@ -286,6 +292,7 @@ def _run_stage(
 
             if detector is not None:
                 _warn_of_collapse(detector, record, modules)
+
             shown = {}
             if "arch" in record.losses:  # the architecture may rest in the first epochs
                 shown["validation error %"] = 100.0 * (1.0 - record.metrics["arch"]["accuracy"])

@@ -36,6 +36,8 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
         return ()
     if how.space != "pdarts":
         return (SearchStage(name="search", layers=how.layers),)
+
+    # P-DARTS: the stages of the method, each with its dropout and a name of its own.
     progressive = how.progressive
     planned = pdarts_stages(how.layers, progressive.added_layers, progressive.dropped_operations)
     return tuple(

@@ -127,6 +127,7 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
 
     def _run(self, command: list[str], log: Path) -> int:
         with log.open("ab") as output:
+            # The lock: no process may start after the others were told to end.
             with self._lock:
                 if self._stopped:
                     raise InterruptedError("the sweep was stopped")
@@ -168,6 +169,7 @@ class RayTasks(AbstractContextManager["RayTasks"]):
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+        # `sweep` tries again itself, from the last checkpoint.
         self._task = ray.remote(run_command).options(max_retries=0, **options)
 
     def submit(self, command: Sequence[str], log: Path) -> Future[int]:
@@ -200,6 +202,7 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
     ) -> None:
         import submitit
 
+        # submitit reports wrong options, and a missing SLURM, by many kinds of errors.
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
             self._executor.update_parameters(**options)

@@ -107,9 +107,10 @@ def table(
         Path | None,
         typer.Option(help="Folder of the table. By default tables/NAME-DATASET-PRESET."),
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, which tables share.")] = Path(
-        "tables/runs"
-    ),
+    runs: Annotated[
+        Path,
+        typer.Option(help="Folder of the runs, which tables share."),
+    ] = Path("tables/runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     launcher: Annotated[
         str, typer.Option(help=f"Where they run: {', '.join(LAUNCHERS)}.")
@@ -233,7 +234,7 @@ def _check_settings(name: str, assign: Sequence[str]) -> None:
     owned = {"seed", *(key for arm in TABLES[name].values() for key in arm.settings)}
     for assignment in assign:
         key = assignment.partition("=")[0].strip()
-        if key in owned or key == "search":
+        if key in owned or key == "search":  # the latter replaces the whole section
             raise InputError(
                 f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}."
             )
@@ -247,6 +248,8 @@ def _check_arms(name: str, recipes: Mapping[tuple[str, int], Recipe]) -> None:
             f"{name} compares settings of LFM-CW; search.method must be lfmcw, got "
             f"{first.search.method!r}."
         )
+
+    # Two arms with one recipe would be one run, compared with itself.
     known: dict[str, str] = {}
     for (label, _), recipe in recipes.items():
         same = known.setdefault(recipe.to_yaml(), label)
@@ -317,6 +320,7 @@ class _Report:
 
     def write(self) -> None:
         """Writes table.md, runs.csv and figure.png of the results so far."""
+        # An arm without a finished run is not in the table yet.
         arms = []
         for label, runs in self._results.items():
             if runs:

@@ -45,6 +45,7 @@ class EventFiles:
     def __call__(self, entry: dict[str, Any]) -> None:
         """Writes one entry."""
         phase, step = entry["phase"], entry["round"]
+        # From its first round on, this process's entries replace those of an interrupted one.
         if phase not in self._writers:
             self._writers[phase] = self._make(self._folder / phase, purge_step=step)
         for group in ("losses", "metrics", "gradient_norms", "solves", "gradient_terms"):

@@ -55,6 +55,7 @@ class ImageGenerator(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Returns images [B, image_channels, H, W] for `noise` [B, noise_dim] and `labels` [B]."""
+        # From [-1, 1] to [0, 1], and then as the data set's images are normalised.
         pixels = (self.pixels(noise, labels) + 1.0) / 2.0
         images: Tensor = (pixels - self.mean) / self.std
         return images
@@ -100,6 +101,7 @@ def base_and_doublings(image_size: int) -> tuple[int, int]:
     Raises:
         InputError: for an odd size, or one whose base is above 16.
     """
+    # At least one doubling, and then down to the first base of at most 7.
     base, doublings = image_size, 0
     while base % 2 == 0 and (base > 7 or doublings == 0):
         base, doublings = base // 2, doublings + 1

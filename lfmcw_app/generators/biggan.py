@@ -121,6 +121,7 @@ class ConditionalBigGAN(ImageGenerator):
 
         `noise` is [B, noise_dim], `labels` are [B].
         """
+        # Hierarchical noise: the first chunk enters at the bottom, the others one per block.
         chunks = noise.view(len(noise), -1, self.chunk).unbind(1)
         code = labels if self.embedding is None else self.embedding(labels)
         h = self.linear(chunks[0]).view(len(noise), -1, self.base, self.base)
@@ -148,7 +149,7 @@ class ConditionalBigGAN(ImageGenerator):
         The singular vectors of spectral norm are not averaged: the module's own are used. An error
         in them enters the norm squared.
         """
-        # Copies, since norms and power iterations write to them in training mode.
+        # Copies, since norms and power iterations write to buffers in training mode.
         buffers = {
             name: buffer.clone()
             for name, buffer in self.named_buffers()

@@ -67,6 +67,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, mixing: MixingWeights) -> Tensor:
         """Returns scores [B] of `images` [B, C, H, W] with `labels` [B], under `mixing`."""
+        # The projection: the class embedding's product with the features is added to the score.
         features = F.relu(self.trunk.features(images, mixing))
         h = features.flatten(1) if self.head == "flatten" else features.sum(dim=(2, 3))
         scores: Tensor = self.score(h).squeeze(1) + (self.embedding(labels) * h).sum(1)

@@ -53,6 +53,8 @@ class ConditionalWGANGP(ImageGenerator):
         )
         self.norm = nn.BatchNorm2d(channels)
         self.to_image = nn.Conv2d(channels, image_channels, 3, padding=1)
+
+        # As the authors' program begins: He's initialisation for the 3×3 convolutions.
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")

@@ -46,8 +46,8 @@ def _forward_kernel(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x_at = row[:, None] * stride + column[None, :]
-        x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
+        x_at = x_ptr + row[:, None] * stride + column[None, :]
+        x = tl.load(x_at, mask=there, other=float("-inf")).to(SUM)
         larger = tl.maximum(largest, tl.max(x, 1))
         # A row of nothing but −inf so far: −inf − −inf would be NaN.
         finite = tl.where(larger == float("-inf"), 0.0, larger)
@@ -55,8 +55,8 @@ def _forward_kernel(
         largest = larger
         if SMOOTHING > 0.0:
             plain += tl.sum(tl.where(there, x, 0.0), 1)
-    label_at = row * stride + tl.where(known, y, 0)
-    at_label = tl.load(x_ptr + label_at, mask=inside, other=0.0).to(SUM)
+    label_at = x_ptr + row * stride + tl.where(known, y, 0)
+    at_label = tl.load(label_at, mask=inside, other=0.0).to(SUM)
 
     # −⟨t, log p⟩ in two parts, which are added up only here.
     log_total = tl.log(total)
@@ -91,12 +91,12 @@ def _gradient_kernel(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x_at = row[:, None] * stride + column[None, :]
-        x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
+        x_at = x_ptr + row[:, None] * stride + column[None, :]
+        x = tl.load(x_at, mask=there, other=float("-inf")).to(SUM)
         p = tl.exp((x - largest[:, None]) - log_total[:, None])
         out = g[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-        out_at = row[:, None] * columns + column[None, :]
-        tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=there)
+        out_at = out_ptr + row[:, None] * columns + column[None, :]
+        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -121,45 +121,45 @@ def _second_kernel(
         # The row is one block, which stays in registers between ⟨p, v⟩ and the output.
         column = tl.arange(0, BLOCK)
         there = inside[:, None] & (column < columns)[None, :]
-        x_at = row[:, None] * x_stride + column[None, :]
-        x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
-        v_at = row[:, None] * v_stride + column[None, :]
-        v = tl.load(v_ptr + v_at, mask=there, other=0.0).to(SUM)
+        x_at = x_ptr + row[:, None] * x_stride + column[None, :]
+        x = tl.load(x_at, mask=there, other=float("-inf")).to(SUM)
+        v_at = v_ptr + row[:, None] * v_stride + column[None, :]
+        v = tl.load(v_at, mask=there, other=0.0).to(SUM)
         p = tl.exp((x - largest[:, None]) - log_total[:, None])
         mean = tl.sum(p * v, 1)
         plain = tl.sum(v, 1)
         out = g[:, None] * p * (v - mean[:, None])
         if HAS_H:
             out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-        out_at = row[:, None] * columns + column[None, :]
-        tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=there)
+        out_at = out_ptr + row[:, None] * columns + column[None, :]
+        tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=there)
     else:
         # First ⟨p, v⟩ over all blocks, then the output, which needs it.
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             there = inside[:, None] & (column < columns)[None, :]
-            x_at = row[:, None] * x_stride + column[None, :]
-            x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
-            v_at = row[:, None] * v_stride + column[None, :]
-            v = tl.load(v_ptr + v_at, mask=there, other=0.0).to(SUM)
+            x_at = x_ptr + row[:, None] * x_stride + column[None, :]
+            x = tl.load(x_at, mask=there, other=float("-inf")).to(SUM)
+            v_at = v_ptr + row[:, None] * v_stride + column[None, :]
+            v = tl.load(v_at, mask=there, other=0.0).to(SUM)
             p = tl.exp((x - largest[:, None]) - log_total[:, None])
             mean += tl.sum(p * v, 1)
             plain += tl.sum(v, 1)
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             there = inside[:, None] & (column < columns)[None, :]
-            x_at = row[:, None] * x_stride + column[None, :]
-            x = tl.load(x_ptr + x_at, mask=there, other=float("-inf")).to(SUM)
-            v_at = row[:, None] * v_stride + column[None, :]
-            v = tl.load(v_ptr + v_at, mask=there, other=0.0).to(SUM)
+            x_at = x_ptr + row[:, None] * x_stride + column[None, :]
+            x = tl.load(x_at, mask=there, other=float("-inf")).to(SUM)
+            v_at = v_ptr + row[:, None] * v_stride + column[None, :]
+            v = tl.load(v_at, mask=there, other=0.0).to(SUM)
             p = tl.exp((x - largest[:, None]) - log_total[:, None])
             out = g[:, None] * p * (v - mean[:, None])
             if HAS_H:
                 out += h[:, None] * (p - _target(column, y, SUM, SHARE, SMOOTHING))
-            out_at = row[:, None] * columns + column[None, :]
-            tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=there)
-    label_at = row * v_stride + tl.where(known, y, 0)
-    at_label = tl.load(v_ptr + label_at, mask=inside, other=0.0).to(SUM)
+            out_at = out_ptr + row[:, None] * columns + column[None, :]
+            tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=there)
+    label_at = v_ptr + row * v_stride + tl.where(known, y, 0)
+    at_label = tl.load(label_at, mask=inside, other=0.0).to(SUM)
     along = mean - (1.0 - SMOOTHING) * at_label - SHARE * plain
     tl.store(along_ptr + row, tl.where(known, along, float("nan")), mask=inside)
 

@@ -190,6 +190,7 @@ class _Second(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, found_bar: Tensor, along_bar: Tensor) -> tuple[Tensor | None, ...]:
+        # The third derivative: autograd differentiates the plain composition.
         function, arguments = _of_plain_second(ctx)
         pullback = torch.func.vjp(function, *arguments)[1]
         found: tuple[Tensor, ...] = pullback((found_bar, along_bar))
@@ -248,6 +249,7 @@ def _off(x: Tensor, y: Tensor, smoothing: float) -> Tensor:
 
 def _batched(function: Any, size: int, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
     """Applies a row-wise function to `size` batches at once, as one longer list of rows."""
+    # A tensor without a batch dimension is the same in all batches.
     flat = []
     for value, dim in zip(inputs, in_dims, strict=True):
         if isinstance(value, Tensor):

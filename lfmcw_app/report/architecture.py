@@ -89,6 +89,8 @@ def evolution(
     frames = _frames(run, offsets)
     if not frames:
         return None
+
+    # The slider has some of the frames; the charts have all.
     shown, nodes = _spread(frames), run.recipe.search.nodes
     ranges = {kind: _range(kind, shown) for kind in KINDS}
     return Evolution(
@@ -101,6 +103,7 @@ def evolution(
 
 def relative(rows: Rows) -> Rows:
     """Weights over the mean weight on edges into the same node: 1 where nothing is preferred."""
+    # Node i has 2 + i edges, whose rows follow one another.
     result: Rows = []
     node = 0
     while len(result) < len(rows):
@@ -134,6 +137,7 @@ def _chart(kind: str, frames: Sequence[Frame], boundaries: Sequence[tuple[float,
 def _frames(run: RunData, offsets: dict[str, int]) -> list[Frame]:
     nodes = run.recipe.search.nodes
     frames = []
+    # A stage logs its candidates in its first round; α has a column for each of them.
     for stage in run.searched:
         candidates = as_candidates(PRIMITIVES, nodes)
         for entry in stage.entries:

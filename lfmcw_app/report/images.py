@@ -75,6 +75,7 @@ def class_weights(run: RunData) -> ClassWeights | None:
     ]
     if not rows:
         return None
+
     values = np.array(rows, dtype=float).T  # [classes, rounds]
     last = values[:, -max(1, values.shape[1] // 10) :].mean(axis=1)
     names = class_names(run, len(values))
@@ -84,6 +85,7 @@ def class_weights(run: RunData) -> ClassWeights | None:
     parts = np.array_split(values[shown], min(values.shape[1], MOST_COLUMNS), axis=1)
     picture = np.stack([part.mean(axis=1) for part in parts], axis=1)
     low, high = float(picture.min()), float(picture.max())
+    # Equal weights have no span to divide by.
     coloured = colormaps[COLOURS]((picture - low) / (high - low or 1.0), bytes=True)[:, :, :3]
     return ClassWeights(
         names=[names[index] for index in shown],
@@ -136,6 +138,7 @@ def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
 
 def _data_url(image: Image.Image) -> str:
     """A picture as a data URL: exact where that is small, else nearly."""
+    # PNG is exact; where it is too large for a page, WebP is small and nearly the same.
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     kind = "png"

@@ -97,6 +97,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         ]
         return line_chart(title, lines, unit=unit)
 
+    # Curves of one run have one colour in all charts.
     training = []
     for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
         entries = run.training.entries
@@ -190,6 +191,7 @@ def _cells(genotype: Genotype | None) -> list[dict[str, Any]]:
 
 def _labels(runs: Sequence[RunData]) -> list[str]:
     """The folders' names, with as much of their paths as tells them apart."""
+    # The shortest ends of the paths that all differ; numbers for one folder given twice.
     paths = [run.path.resolve().parts for run in runs]
     for length in range(1, max(map(len, paths)) + 1):
         labels = ["/".join(parts[-length:]) for parts in paths]
@@ -212,7 +214,7 @@ def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and key != "hypergradient":
+        if isinstance(value, dict) and key != "hypergradient":  # an engine is one setting
             found.update(_flat(value, f"{prefix}{key}."))
         else:
             found[f"{prefix}{key}"] = value

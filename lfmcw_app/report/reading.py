@@ -95,6 +95,7 @@ def read_run(path: Path) -> RunData:
         by_phase.setdefault(entry["phase"], []).append(entry)
     phases = {name: Phase(name=name, entries=lines) for name, lines in by_phase.items()}
 
+    # A run may have ended anywhere: all files but the recipe may be missing.
     evaluated = (path / EVALUATED).exists()
     cells = path / (EVALUATED if evaluated else "genotype.json")
     real = path / "samples" / "real.png"

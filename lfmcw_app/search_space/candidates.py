@@ -33,6 +33,7 @@ class Candidates:
 
     def __post_init__(self) -> None:
         for kind, edges in (("normal", self.normal), ("reduction", self.reduction)):
+            # α is one matrix: all its rows have the same number of columns.
             sizes = sorted({len(edge) for edge in edges})
             if len(sizes) != 1:
                 raise ValueError(

@@ -40,6 +40,7 @@ class _BuffersAsTheyWere:
         self._live: list[Tensor] = []
 
     def __enter__(self) -> None:
+        # Copies of the copies: this pass writes to them, and there may be another one.
         self._live = [_buffer(registry, key) for registry, key in self._places]
         self._put([value.clone() for value in self._values])
 

@@ -191,6 +191,7 @@ def random_genotype(nodes: int, seed: int, primitives: tuple[str, ...] = PRIMITI
 
     The primitive `none` is never drawn.
     """
+    # A generator of its own: the genotype is a function of the seed alone.
     generator = torch.Generator().manual_seed(seed)
     candidates = [primitive for primitive in primitives if primitive != "none"]
 

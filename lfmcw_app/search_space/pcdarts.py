@@ -23,6 +23,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
     Reference: Zhang et al., ShuffleNet (2018).
     """
+    # On channels-last memory, so that the result is channels last again.
     pixels = torch.unflatten(x.permute(0, 2, 3, 1), 3, (groups, -1))
     return pixels.transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
 

@@ -91,6 +91,7 @@ def _strongest(
 ) -> tuple[tuple[str, ...], ...]:
     if not bool(weights.isfinite().all()):
         raise ValueError("No operations can be dropped: the mixing weights are not finite.")
+    # After the last stage `none` must go first: it is no operation of a derived cell.
     result = []
     for row, names in zip(weights.tolist(), candidates, strict=True):
         strengths = [

@@ -34,6 +34,7 @@ class PointwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves `x`."""
+        # A strided 1×1 convolution is one of the pixels that it keeps.
         stride = self.stride[0]
         if stride > 1:
             x = x[:, :, ::stride, ::stride]

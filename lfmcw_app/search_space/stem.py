@@ -49,6 +49,7 @@ def make_stem(
             style.make_norm(channels_out),
         ]
 
+    # For CIFAR both inputs of the first cell are the same maps.
     if kind == "cifar":
         return nn.Sequential(*convolution(in_channels, width, 1)), nn.Identity()
     if kind != "imagenet":
