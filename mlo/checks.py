@@ -370,7 +370,7 @@ def _examine(
 
 
 def _parameters_of_others(graph: DependencyGraph, name: str) -> dict[int, tuple[str, str]]:
-    """Identity of a parameter → (problem, its name there), for problems that a loss does not declare."""
+    """Identity of a parameter → (problem, its name), of problems that a loss does not declare."""
     found: dict[int, tuple[str, str]] = {}
     for other, problem in graph.problems.items():
         if other != name and other not in graph.reads[name]:

@@ -9,7 +9,7 @@ others. Each view caches its own solutions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -323,7 +323,12 @@ class Levels:
         # A step that is made and differentiated later needs what the parameters were before it.
         moves = is_update and history.step_engine(name) is not None
         evaluation = self.evaluation(name, batches, parameters_move=moves)
-        with _hooks_resting(problem if name in history.differentiated else None) as hooks:
+        hooks: dict[str, dict[int, Any]] = {}
+        if name in history.differentiated:
+            for key, parameter in problem.parameters.items():
+                if parameter._backward_hooks:
+                    hooks[key] = parameter._backward_hooks
+        with _hooks_resting(problem, hooks) if hooks else nullcontext():
             try:
                 found = total_gradient(
                     evaluation,
@@ -416,19 +421,12 @@ class Levels:
 
 
 @contextmanager
-def _hooks_resting(problem: Problem | None) -> Iterator[dict[str, dict[int, Any]]]:
-    """Runs the body without hooks on the problem's parameters; yields parameter → its hooks."""
-    hooks: dict[str, dict[int, Any]] = {}
-    for key, parameter in problem.parameters.items() if problem is not None else ():
-        if parameter._backward_hooks:
-            hooks[key] = parameter._backward_hooks
-    if problem is None or not hooks:
-        yield hooks
-        return
+def _hooks_resting(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> Iterator[None]:
+    """Runs the body without the hooks on some parameters."""
     try:
         for key in hooks:
             problem.parameters[key]._backward_hooks = None
-        yield hooks
+        yield
     finally:
         for key, own in hooks.items():
             problem.parameters[key]._backward_hooks = own

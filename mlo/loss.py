@@ -73,9 +73,24 @@ class LossFunction:
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
+        self._asked: dict[str, int] = {}
         self.sharded = any(
             is_sharded(p) for module in members.values() for p in module.parameters()
         )
+
+    def is_due(self, check: str, *, once: bool = False) -> bool:
+        """Whether a check of the loss is to be made now.
+
+        Args:
+            check: its name.
+            once: whether it is made at the first question only; else at 1, 2, 4, 8, …
+        """
+        asked = self._asked[check] = self._asked.get(check, 0) + 1
+        return asked == 1 or (not once and asked > 0 and asked & (asked - 1) == 0)
+
+    def dismiss(self, check: str) -> None:
+        """Makes a check no more, since it has said what there was to say."""
+        self._asked[check] = -(2**62)
 
     @property
     def modes(self) -> list[bool]:

@@ -2,6 +2,7 @@
 
 from mlo.hypergradient.cg import ConjugateGradient
 from mlo.hypergradient.direct import Direct
+from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.gmres import Gmres
 from mlo.hypergradient.identity import Identity
@@ -15,7 +16,6 @@ from mlo.hypergradient.penalty import Penalty
 from mlo.hypergradient.products import (
     Autograd,
     Engine,
-    FiniteDifference,
     LinearSystem,
     Products,
     Solve,

@@ -17,13 +17,8 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
-from mlo.hypergradient.products import (
-    Autograd,
-    Engine,
-    FiniteDifference,
-    LinearSystem,
-    Solve,
-)
+from mlo.hypergradient.finite_difference import FiniteDifference
+from mlo.hypergradient.products import Autograd, Engine, LinearSystem, Solve
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem
 from mlo.response import Cotangent, StepEngine, Stepped

@@ -27,9 +27,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number, number_or_auto
-from mlo.hypergradient.products import FiniteDifference
 from mlo.hypergradient.step_size import persistent_step_size
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
@@ -145,6 +145,8 @@ class Penalty(PullbackEngine):
 
         # −Bᵀ A⁻¹ v: with the minus sign, so `down` comes first.
         pulled = _half_difference(system.input_gradient_at(down), system.input_gradient_at(up), e)
+        if system.is_unchecked():
+            system.check_assumptions(v, system.mixed_vjp(v), self.label)
         report = self.report(
             system.problem,
             iterations=self.steps,

@@ -12,33 +12,35 @@ takes the difference of the gradients of L_p at θ_p ± e u_p, which needs no se
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mlo.errors import EngineError, nearest
-from mlo.hypergradient.double_backward import is_about_double_backward, no_double_backward
+from mlo.errors import EngineError, nearest, warn_user
+from mlo.hypergradient.double_backward import (
+    check_double_backward,
+    is_about_double_backward,
+    no_double_backward,
+)
+from mlo.hypergradient.kinks import find_kink
 from mlo.loss import gradients
-from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep, l2_penalty
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine, Stepped
-from mlo.sharding import total_norm, whole
+from mlo.sharding import total_norm
 
 __all__ = [
     "Autograd",
+    "AutogradSystem",
     "Engine",
-    "FiniteDifference",
-    "FiniteDifferenceSystem",
     "LinearSystem",
     "Products",
     "Solve",
+    "register_products",
     "relative_residual",
 ]
 
@@ -64,6 +66,7 @@ class LinearSystem(ABC):
         self.names = tuple(solution.evaluation.parameters)
         self.players = problem.player_parameters
         self.step: OptimizerStep | None = None
+        self.assumes = not isinstance(solution, Stepped)
         self._decay: Sequence[float] = ()
         if isinstance(solution, Stepped):
             self.step = solution.step
@@ -72,6 +75,27 @@ class LinearSystem(ABC):
             # F, and of A.
             penalty = l2_penalty(problem)
             self._decay = [penalty[name] for name in self.names]
+
+    def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
+        """Says what the products show of a loss that an engine's assumptions do not hold for.
+
+        Args:
+            u: a direction, one entry per parameter.
+            found: Bᵀ u.
+            engine: label of the engine.
+        """
+        loss = self.call.solution.evaluation.loss
+        if isinstance(self.call.solution, Stepped) or not loss.is_due("smooth"):
+            return
+        kink = find_kink(self.names, self.parameters, self.gradient)
+        if kink:
+            loss.dismiss("smooth")
+            warn_user(
+                f"Problem {self.problem!r}: {kink} The engine {engine!r} differentiates the "
+                "condition that the gradient is zero, as if these entries could move. Multiply the "
+                "parameters by the mask of the active set in both losses "
+                "(docs/choosing-an-engine.md, 'A lower problem that is not smooth')."
+            )
 
     def recall(self, what: str) -> Tensor | None:
         """What the engine kept when it last solved for the same reader, or None."""
@@ -140,70 +164,13 @@ class Autograd(Products):
     name: ClassVar[str] = "autograd"
     uses_second_derivatives: ClassVar[bool] = True
 
-    def linearize(self, call: Pullback) -> LinearSystem:
-        return _AutogradSystem(call)
+    def linearize(self, call: Pullback) -> AutogradSystem:
+        return AutogradSystem(call)
 
 
-@dataclass(frozen=True)
-class FiniteDifference(Products):
-    """Central finite differences of gradients: for any loss that has a first derivative.
+class AutogradSystem(LinearSystem):
+    """Products by backward passes through the gradient of the loss."""
 
-    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too.
-    At no step size does it converge to the almost-everywhere derivative that `Autograd` takes.
-
-    Attributes:
-        step: "adaptive": the largest e that moves no parameter tensor by more than c of its own
-            norm, e = c minᵢ ‖θᵢ‖ / ‖uᵢ‖. Here c is the cube root of the dtype's machine epsilon,
-            which balances truncation against rounding (measured in docs/results.md).
-            "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3).
-            A positive number r: e = r / ‖u‖.
-
-    Raises:
-        EngineError: for another `step`.
-    """
-
-    step: float | str = "adaptive"
-
-    name: ClassVar[str] = "finite_difference"
-    uses_second_derivatives: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        valid = self.step in ("adaptive", "darts") if isinstance(self.step, str) else self.step > 0
-        if not valid:
-            raise EngineError(
-                "FiniteDifference: step must be 'adaptive', 'darts' or a positive number, got "
-                f"{self.step!r}."
-            )
-
-    def linearize(self, call: Pullback) -> FiniteDifferenceSystem:
-        return FiniteDifferenceSystem(call, self)
-
-    def step_size(
-        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype
-    ) -> float:
-        """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
-
-        Args:
-            parameters: θ, one tensor per parameter.
-            direction: u, likewise.
-            dtype: in which the loss is computed.
-        """
-        if self.step == "adaptive":
-            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
-            norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
-            # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
-            sizes = [
-                max(norm, 0.01 * math.sqrt(t.numel()))
-                for norm, t in zip(norms, parameters, strict=True)
-            ]
-            ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
-            return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
-        norm = float(total_norm([tensor.detach() for tensor in direction]))
-        radius = 0.01 if self.step == "darts" else float(self.step)
-        return radius / norm if norm > 0.0 else 0.0
-
-
-class _AutogradSystem(LinearSystem):
     def __init__(self, call: Pullback) -> None:
         super().__init__(call)
         self._gradients: dict[str, dict[str, Tensor]] = {}
@@ -244,6 +211,23 @@ class _AutogradSystem(LinearSystem):
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._by_player(u), list(self._theta.values()))
 
+    def input_gradient_norm(self) -> float:
+        """The norm of the loss's gradient in the wanted inputs, all players together."""
+        with torch.enable_grad():
+            loss = torch.stack(list(self._losses.values())).sum()
+            found = gradients(loss, self.call.select(self._inputs), retain_graph=True)
+        return float(total_norm([entry.detach() for entry in found])) if found else 0.0
+
+    def check_double_backward(self) -> None:
+        """Refuses a loss whose gradient cannot be differentiated.
+
+        Raises:
+            EngineError: naming the operation.
+        """
+        for player, members in self.players.items():
+            own = [self._theta[name] for name in members]
+            check_double_backward(self.problem, self._losses[player], own)
+
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
         if player not in self._gradients:
             members = self.players[player]
@@ -283,145 +267,13 @@ class _AutogradSystem(LinearSystem):
         return [torch.zeros_like(tensor) if term is None else term for term, tensor in pairs]
 
 
-class FiniteDifferenceSystem(LinearSystem):
-    """Products from gradients at displaced parameters; it offers these gradients too."""
-
-    def __init__(self, call: Pullback, products: FiniteDifference) -> None:
-        super().__init__(call)
-        self._products = products
-        problem = call.solution.evaluation.loss.problem
-        own = next(iter(problem.parameters.values()))
-        # The rounding that a difference suffers is that of the loss, under autocast too.
-        self._dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
-        self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
-
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return list(self._theta.values())
-
-    def gradient(self) -> Sequence[Tensor]:
-        found: dict[str, Tensor] = {}
-        for player, members in self.players.items():
-            grads = dict(
-                zip(
-                    self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True
-                )
-            )
-            found |= {name: grads[name] for name in members}
-        return [found[name] for name in self.names]
-
-    def step_size(self, u: Sequence[Tensor]) -> float:
-        """The e at which θ ± e u is a suitable displacement; 0 where u is zero."""
-        return self._products.step_size(self.parameters, u, self._dtype)
-
-    def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """∇_θ of the loss at other `parameters`, with the optimizer's L2 penalty; no games."""
-        theta = dict(zip(self.names, parameters, strict=True))
-        found = self._gradient_at(self._player(), theta, in_inputs=False)
-        return self._with_penalty(found, parameters)
-
-    def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """∇ of the loss in the wanted inputs, at other `parameters`; no games."""
-        theta = dict(zip(self.names, parameters, strict=True))
-        return self._gradient_at(self._player(), theta, in_inputs=True)
-
-    def _player(self) -> str:
-        (player,) = self.players
-        return player
-
-    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.call.scatter(self._difference(u, in_inputs=True))
-
-    def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        return self._difference(u, in_inputs=False)
-
-    def _difference(self, u: Sequence[Tensor | None], *, in_inputs: bool) -> list[Tensor]:
-        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ."""
-        total: list[Tensor] | None = None
-        # A player's loss is differenced along the player's own direction, with its own step size.
-        for player, directions in self._by_player(u).items():
-            e = self._products.step_size(
-                [self._theta[name] for name in directions], list(directions.values()), self._dtype
-            )
-            if not e:
-                continue
-            terms = self._weighted_gradients(
-                player, self._both_sides(directions, e), in_inputs=in_inputs
-            )
-            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
-        if total is None:
-            of = self.call.select(self.call.inputs) if in_inputs else self.parameters
-            return [torch.zeros_like(t) for t in of]
-        return total
-
-    def _gradient_at(
-        self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool
-    ) -> list[Tensor]:
-        """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
-        return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
-
-    def _both_sides(
-        self, directions: Mapping[str, Tensor], e: float
-    ) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory."""
-        moved: dict[str, Tensor] = {}
-        for sign in (1.0, -1.0):
-            with torch.no_grad():
-                for name, direction in directions.items():
-                    # From θ each time: moving back by −2e would add the rounding of a second sum.
-                    moved[name] = torch.add(
-                        self._theta[name], direction, alpha=sign * e, out=moved.get(name)
-                    )
-            yield sign / (2.0 * e), {**self._theta, **moved}
-
-    def _weighted_gradients(
-        self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
-    ) -> list[Tensor]:
-        """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
-
-        The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
-        from the inputs alone (`mlo.once`) is computed and differentiated once for all points.
-        """
-        inputs = [
-            tensor.detach().requires_grad_(tensor.requires_grad and in_inputs)
-            for tensor in self.call.input_aliases()
-        ]
-        of = self.call.select(inputs)
-        # (`check_engines` refuses finite differences for a loss that reads a solution depending on
-        # this problem: it would depend on θ, and is held fixed here.)
-        problem = self.call.solution.evaluation.loss.problem
-        shared = SharedResults(problem.name, problem.generators)
-        total: list[Tensor] | None = None
-        # The tensors of the first point stay in their places until the shared results have been
-        # differentiated, since checkpointing would run modules again.
-        with torch.enable_grad(), ExitStack() as stack:
-            for weight, parameters in points:
-                theta = {
-                    name: tensor.detach().requires_grad_(not in_inputs)
-                    for name, tensor in parameters.items()
-                }
-                losses = stack.enter_context(
-                    self.call.losses(theta, inputs, players=(player,), shared=shared)
-                )
-                like = [*(of if in_inputs else theta.values()), *shared.leaves]
-                scaled = [term * weight for term in gradients(losses[player], like)]
-                if total is None:
-                    total = scaled
-                else:
-                    total = [a + b for a, b in zip(total, scaled, strict=True)]
-            assert total is not None
-            if not shared.leaves:
-                return total
-
-            # L = f(θ, s(x), x): what flows through the shared s joins the rest (see `mlo.once`).
-            direct, cotangents = total[: len(of)], total[len(of) :]
-            found = []
-            for term, more in zip(direct, shared.gradients(cotangents, of), strict=True):
-                found.append(term if more is None else term + more)
-            return found
+_PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd}
+"""Name → kind of products; a file that offers another one adds it."""
 
 
-_PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd, "finite_difference": FiniteDifference}
+def register_products(kind: type[Products]) -> None:
+    """Makes a kind of products available to configurations, by its name."""
+    _PRODUCTS[kind.name] = kind
 
 
 def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
@@ -517,6 +369,8 @@ class Engine(PullbackEngine):
                 )
             # The sign is applied to the result, which usually has fewer entries than q.
             pulled = system.mixed_vjp(solve.q)
+            if system.assumes:
+                system.check_assumptions(solve.q, pulled, self.label)
             return [None if entry is None else -entry for entry in pulled], solve.report
 
 

@@ -1,0 +1,357 @@
+"""Products by finite differences of first gradients, and the comparison that tells when they lie.
+
+For a direction u the difference of ∇_x L(θ ± e u) is 2e Bᵀ u + O(e³), and that of ∇_θ L is
+2e Aᵀ u + O(e³): no second derivative is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.errors import EngineError, warn_user
+from mlo.hypergradient.double_backward import is_about_double_backward
+from mlo.hypergradient.products import Autograd, LinearSystem, Products, register_products
+from mlo.loss import gradients
+from mlo.once import SharedResults
+from mlo.response import Cotangent, Pullback
+from mlo.sharding import total_norm, whole
+
+__all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
+
+TOLERANCE = 0.05
+"""Relative error of a product that is warned of; in bfloat16 four times as much."""
+
+ADVICE = (
+    "Finite differences know only the value of a loss: they see through .detach(), "
+    "straight-through estimators and gradient reversal, and measure the kinks of ReLU and "
+    "max-pooling. Use exact products ('one_step', or products='autograd'), or compute what is "
+    "detached by mlo.once."
+)
+
+
+@dataclass(frozen=True)
+class FiniteDifference(Products):
+    """Central finite differences of gradients: for any loss that has a first derivative.
+
+    Across the kinks of ReLU or max-pooling a finite difference of gradients measures the kinks too.
+    At no step size does it converge to the almost-everywhere derivative that `Autograd` takes.
+
+    Attributes:
+        step: "adaptive": the largest e that moves no parameter tensor by more than c of its own
+            norm, e = c minᵢ ‖θᵢ‖ / ‖uᵢ‖. Here c is the cube root of the dtype's machine epsilon,
+            which balances truncation against rounding (measured in docs/results.md).
+            "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3).
+            A positive number r: e = r / ‖u‖.
+        tf32: whether the displaced gradients may be computed in TF32, which PyTorch allows for
+            convolutions on Ampere GPUs and later. It makes the products 25 to 500 times less
+            accurate.
+
+    Raises:
+        EngineError: for another `step`.
+    """
+
+    step: float | str = "adaptive"
+    tf32: bool = False
+
+    name: ClassVar[str] = "finite_difference"
+    uses_second_derivatives: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        valid = self.step in ("adaptive", "darts") if isinstance(self.step, str) else self.step > 0
+        if not valid:
+            raise EngineError(
+                "FiniteDifference: step must be 'adaptive', 'darts' or a positive number, got "
+                f"{self.step!r}."
+            )
+
+    def linearize(self, call: Pullback) -> FiniteDifferenceSystem:
+        return FiniteDifferenceSystem(call, self)
+
+    def step_size(
+        self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype
+    ) -> float:
+        """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
+
+        Args:
+            parameters: θ, one tensor per parameter.
+            direction: u, likewise.
+            dtype: in which the loss is computed.
+        """
+        if self.step == "adaptive":
+            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
+            norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
+            # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
+            sizes = [
+                max(norm, 0.01 * math.sqrt(t.numel()))
+                for norm, t in zip(norms, parameters, strict=True)
+            ]
+            ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
+            return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
+        norm = float(total_norm([tensor.detach() for tensor in direction]))
+        radius = 0.01 if self.step == "darts" else float(self.step)
+        return radius / norm if norm > 0.0 else 0.0
+
+
+class FiniteDifferenceSystem(LinearSystem):
+    """Products from gradients at displaced parameters; it offers these gradients too."""
+
+    def __init__(self, call: Pullback, products: FiniteDifference) -> None:
+        super().__init__(call)
+        self.assumes = True
+        self._products = products
+        problem = call.solution.evaluation.loss.problem
+        own = next(iter(problem.parameters.values()))
+        # The rounding that a difference suffers is that of the loss, under autocast too.
+        self.dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
+        self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
+
+    def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
+        super().check_assumptions(u, found, engine)
+        if self.is_unchecked():
+            self._compare(u, found, engine)
+
+    def is_unchecked(self) -> bool:
+        """Whether no product of this problem was compared with an exact one yet."""
+        return self.call.solution.evaluation.loss.is_due("finite difference", once=True)
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._theta.values())
+
+    def gradient(self) -> Sequence[Tensor]:
+        found: dict[str, Tensor] = {}
+        for player, members in self.players.items():
+            grads = dict(
+                zip(
+                    self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True
+                )
+            )
+            found |= {name: grads[name] for name in members}
+        return [found[name] for name in self.names]
+
+    def step_size(self, u: Sequence[Tensor]) -> float:
+        """The e at which θ ± e u is a suitable displacement; 0 where u is zero."""
+        return self._products.step_size(self.parameters, u, self.dtype)
+
+    def gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """∇_θ of the loss at other `parameters`, with the optimizer's L2 penalty; no games."""
+        theta = dict(zip(self.names, parameters, strict=True))
+        found = self._gradient_at(self._player(), theta, in_inputs=False)
+        return self._with_penalty(found, parameters)
+
+    def input_gradient_at(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """∇ of the loss in the wanted inputs, at other `parameters`; no games."""
+        theta = dict(zip(self.names, parameters, strict=True))
+        return self._gradient_at(self._player(), theta, in_inputs=True)
+
+    def _player(self) -> str:
+        (player,) = self.players
+        return player
+
+    def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return self.call.scatter(self._difference(u, in_inputs=True))
+
+    def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
+        return self._difference(u, in_inputs=False)
+
+    def _difference(self, u: Sequence[Tensor | None], *, in_inputs: bool) -> list[Tensor]:
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ."""
+        total: list[Tensor] | None = None
+        # A player's loss is differenced along the player's own direction, with its own step size.
+        for player, directions in self._by_player(u).items():
+            e = self._products.step_size(
+                [self._theta[name] for name in directions], list(directions.values()), self.dtype
+            )
+            if not e:
+                continue
+            terms = self._weighted_gradients(
+                player, self._both_sides(directions, e), in_inputs=in_inputs
+            )
+            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
+        if total is None:
+            of = self.call.select(self.call.inputs) if in_inputs else self.parameters
+            return [torch.zeros_like(t) for t in of]
+        return total
+
+    def _gradient_at(
+        self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool
+    ) -> list[Tensor]:
+        """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
+        return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
+
+    def _both_sides(
+        self, directions: Mapping[str, Tensor], e: float
+    ) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory."""
+        moved: dict[str, Tensor] = {}
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                for name, direction in directions.items():
+                    # From θ each time: moving back by −2e would add the rounding of a second sum.
+                    moved[name] = torch.add(
+                        self._theta[name], direction, alpha=sign * e, out=moved.get(name)
+                    )
+            yield sign / (2.0 * e), {**self._theta, **moved}
+
+    def _weighted_gradients(
+        self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
+    ) -> list[Tensor]:
+        """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
+
+        The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
+        from the inputs alone (`mlo.once`) is computed and differentiated once for all points.
+        """
+        inputs = [
+            tensor.detach().requires_grad_(tensor.requires_grad and in_inputs)
+            for tensor in self.call.input_aliases()
+        ]
+        of = self.call.select(inputs)
+        # (`check_engines` refuses finite differences for a loss that reads a solution depending on
+        # this problem: it would depend on θ, and is held fixed here.)
+        problem = self.call.solution.evaluation.loss.problem
+        shared = SharedResults(problem.name, problem.generators)
+        total: list[Tensor] | None = None
+        # The tensors of the first point stay in their places until the shared results have been
+        # differentiated, since checkpointing would run modules again.
+        with torch.enable_grad(), ExitStack() as stack:
+            stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
+            for weight, parameters in points:
+                theta = {
+                    name: tensor.detach().requires_grad_(not in_inputs)
+                    for name, tensor in parameters.items()
+                }
+                losses = stack.enter_context(
+                    self.call.losses(theta, inputs, players=(player,), shared=shared)
+                )
+                like = [*(of if in_inputs else theta.values()), *shared.leaves]
+                scaled = [term * weight for term in gradients(losses[player], like)]
+                if total is None:
+                    total = scaled
+                else:
+                    total = [a + b for a, b in zip(total, scaled, strict=True)]
+            assert total is not None
+            if not shared.leaves:
+                return total
+
+            # L = f(θ, s(x), x): what flows through the shared s joins the rest (see `mlo.once`).
+            direct, cotangents = total[: len(of)], total[len(of) :]
+            found = []
+            for term, more in zip(direct, shared.gradients(cotangents, of), strict=True):
+                found.append(term if more is None else term + more)
+            return found
+
+    # ------------------------------ compared with what they stand for
+
+    def _compare(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
+        """Compares a product with an exact one, or the loss's values with its gradient.
+
+        The values show what is detached, but no kinks. They are for losses without a second
+        derivative, or where no memory is left for one.
+        """
+        tolerance = TOLERANCE * (4.0 if self.dtype == torch.bfloat16 else 1.0)
+        pair = self._exact(u)
+        if pair is not None:
+            exact, size = pair
+            ours = [entry for entry in found if entry is not None]
+            error = _norm([a - b for a, b in zip(ours, exact, strict=True)])
+            # Rounding of two gradients, which the difference divides by its step.
+            noise = 10.0 * torch.finfo(self.dtype).eps * size / max(self._displacement(u), 1e-30)
+            if error > tolerance * _norm(exact) + noise:
+                warn_user(
+                    f"Problem {self.problem!r}: a finite difference, which the engine {engine!r} "
+                    f"takes, is {error:.3g} away from the exact product (their norms are "
+                    f"{_norm(ours):.3g} and {_norm(exact):.3g}). {ADVICE}"
+                )
+            return
+        for player, directions in self._by_player(u).items():
+            difference, slope, noise = self._slopes(player, directions)
+            if abs(difference - slope) > tolerance * max(abs(difference), abs(slope)) + noise:
+                warn_user(
+                    f"Problem {self.problem!r}: along a direction its loss changes by "
+                    f"{difference:.3g}, and its gradient says {slope:.3g}; the engine {engine!r} "
+                    f"takes finite differences. {ADVICE}"
+                )
+
+    def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:
+        """Bᵀ u of the wanted inputs, and the size of the gradient in them; None: there is none."""
+        if self.call.solution.evaluation.loss.problem.compile:
+            return None
+        try:
+            with ExitStack() as stack:
+                call = replace(self.call, stack=stack, differentiate=False)
+                system = Autograd().linearize(call)
+                system.check_double_backward()
+                exact = [entry for entry in system.mixed_vjp(u) if entry is not None]
+                return [entry.detach() for entry in exact], system.input_gradient_norm()
+        except (torch.OutOfMemoryError, EngineError):
+            return None
+        except RuntimeError as error:
+            if not is_about_double_backward(error):
+                raise
+            return None
+
+    def _displacement(self, u: Cotangent) -> float:
+        """The smallest step of the differences in a direction."""
+        sizes = []
+        for directions in self._by_player(u).values():
+            theta = [self._theta[name] for name in directions]
+            sizes.append(self._products.step_size(theta, list(directions.values()), self.dtype))
+        return min((size for size in sizes if size > 0.0), default=0.0)
+
+    def _slopes(self, player: str, directions: Mapping[str, Tensor]) -> tuple[float, float, float]:
+        """(L₊ − L₋) / 2e of a player, ⟨∇L, u⟩, and what rounding may make of their difference."""
+        theta = [self._theta[name] for name in directions]
+        e = self._products.step_size(theta, list(directions.values()), self.dtype)
+        if not e:
+            return 0.0, 0.0, 0.0
+        inputs = [tensor.detach() for tensor in self.call.input_aliases()]
+        values = []
+        with torch.no_grad():
+            for _, parameters in self._both_sides(directions, e):
+                with self.call.losses(parameters, inputs, players=(player,)) as losses:
+                    values.append(float(losses[player]))
+        found = dict(
+            zip(self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True)
+        )
+        slope = sum(float((found[name] * u).sum()) for name, u in directions.items())
+        noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / e
+        return (values[0] - values[1]) / (2.0 * e), slope, noise
+
+
+@contextmanager
+def without_tf32(device: torch.device, *, allowed: bool) -> Iterator[None]:
+    """Computes convolutions and matrix products on a GPU in full float32 while the body runs.
+
+    TF32, PyTorch's default for convolutions on Ampere and later, keeps ten bits of the mantissa,
+    which a difference of two gradients magnifies. The setting is one of the whole process.
+
+    Args:
+        device: where the loss is computed.
+        allowed: leaves the setting alone.
+    """
+    if allowed or device.type != "cuda":
+        yield
+        return
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return float(total_norm([tensor.detach() for tensor in tensors])) if tensors else 0.0
+
+
+register_products(FiniteDifference)
