@@ -88,6 +88,10 @@ class LossFunction:
         asked = self._asked[check] = self._asked.get(check, 0) + 1
         return asked == 1 or (not once and asked > 0 and asked & (asked - 1) == 0)
 
+    def was_asked(self, check: str) -> bool:
+        """Whether `is_due` was asked for a check."""
+        return check in self._asked
+
     def dismiss(self, check: str) -> None:
         """Makes a check no more, since it has said what there was to say."""
         self._asked[check] = -(2**62)

@@ -28,6 +28,9 @@ __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 TOLERANCE = 0.05
 """Relative error of a product that is warned of; in bfloat16 four times as much."""
 
+COMPARISON = "finite difference"
+"""Name of the check, which is made once per problem."""
+
 ADVICE = (
     "Finite differences know only the value of a loss: they see through .detach(), "
     "straight-through estimators and gradient reversal, and measure the kinks of ReLU and "
@@ -114,12 +117,13 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         super().check_assumptions(u, found, engine)
-        if self.is_unchecked():
+        if self.call.solution.evaluation.loss.is_due(COMPARISON, once=True):
             self._compare(u, found, engine)
 
+    @property
     def is_unchecked(self) -> bool:
         """Whether no product of this problem was compared with an exact one yet."""
-        return self.call.solution.evaluation.loss.is_due("finite difference", once=True)
+        return not self.call.solution.evaluation.loss.was_asked(COMPARISON)
 
     @property
     def parameters(self) -> Sequence[Tensor]:

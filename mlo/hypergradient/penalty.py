@@ -145,7 +145,7 @@ class Penalty(PullbackEngine):
 
         # −Bᵀ A⁻¹ v: with the minus sign, so `down` comes first.
         pulled = _half_difference(system.input_gradient_at(down), system.input_gradient_at(up), e)
-        if system.is_unchecked():
+        if system.is_unchecked:
             system.check_assumptions(v, system.mixed_vjp(v), self.label)
         report = self.report(
             system.problem,
