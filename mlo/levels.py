@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mlo.batches import BatchStream
 from mlo.checks import LossChecks, differentiated_problems
+from mlo.errors import warn_user
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.loss import LossFunction
@@ -41,6 +42,9 @@ from mlo.tensors import versions_of
 
 __all__ = ["History", "Levels", "restore_buffers"]
 
+End = tuple[Tensors, dict[tuple[str, str], Tensor]]
+"""Parameters and optimizer's state after a step."""
+
 
 class History:
     """What has happened in a run, as far as later gradients need it.
@@ -60,6 +64,7 @@ class History:
         last: problem → the evaluation that its last update was made with.
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
+        resumed: problems whose steps before a state was loaded are missing in their solutions.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
     """
@@ -83,6 +88,9 @@ class History:
         self.last: dict[str, Evaluation] = {}
         self.stepped: dict[str, Stepped] = {}
         self.graphs: list[tuple[str, GradientGraph]] = []
+        self.resumed: set[str] = set()
+        self._ends: dict[str, End] = {}
+        self._places: dict[str, tuple[tuple[int, int], ...]] = {}
         self.generators: list[torch.Generator] = []
         self.gpus: list[int] = []
         for problem in graph.problems.values():
@@ -117,6 +125,11 @@ class History:
         # The new solution, with the last steps that its engine differentiates, this one included.
         recorded = RecordedStep(evaluation=found.evaluation, step=step)
         earlier = self.stepped[name].history if name in self.stepped else ()
+        if engine.recorded_steps > 1:
+            # A chain of steps is one only where each begins at what the one before it left.
+            if not self._ends_at(name, recorded):
+                earlier = ()
+            self._ends[name] = _copied_end(self.graph.problems[name])
         self.stepped[name] = Stepped(
             name=name,
             engine=engine,
@@ -129,10 +142,52 @@ class History:
             memory=self.memory[name],
         )
 
+    def mark(self, name: str) -> None:
+        """Notes where the problem's parameters are: what moves them later comes from outside."""
+        if self.step_engine(name) is not None:
+            self._places[name] = _places_of(self.graph.problems[name])
+
+    def last_step(self, name: str) -> Stepped | None:
+        """The solution that the problem's last step made, if it is still where it was left.
+
+        Weights that were set back, loaded or clamped since are no result of that step.
+        """
+        stepped = self.stepped.get(name)
+        if stepped is None or self._places.get(name) == _places_of(self.graph.problems[name]):
+            return stepped
+        return None
+
+    def _ends_at(self, name: str, recorded: RecordedStep) -> bool:
+        """Whether a step begins where the one before it ended, its optimizer's state included."""
+        if name not in self._ends:
+            return False
+        parameters, state = self._ends.pop(name)
+        begun = recorded.step.differentiable_state()
+        return (
+            parameters.keys() == recorded.evaluation.parameters.keys()
+            and state.keys() == begun.keys()
+            and all(map(torch.equal, parameters.values(), recorded.evaluation.parameters.values()))
+            and all(torch.equal(state[key], begun[key]) for key in state)
+        )
+
     def forget(self) -> None:
         """Forgets all updates that were made, since the problems now stand elsewhere."""
         self.release_graphs(later=())
-        self.last, self.stepped = {}, {}
+        self.last, self.stepped, self._ends, self._places = {}, {}, {}, {}
+
+    def tell_of_missing_steps(self, name: str, solution: Stepped) -> None:
+        """Warns, once after a load, of a gradient through fewer steps than asked for."""
+        engine = self.step_engine(name)
+        if name not in self.resumed or engine is None:
+            return
+        self.resumed.discard(name)
+        made, asked = len(solution.history), engine.recorded_steps
+        if made < asked:
+            warn_user(
+                f"A gradient goes through {made} of the {asked} steps that the engine "
+                f"{engine.label!r} of problem {name!r} differentiates: a state holds no steps, and "
+                "since it was loaded no more were made."
+            )
 
     # ------------------------------ graphs that are kept for later in the round
 
@@ -215,8 +270,10 @@ class Levels:
         rests = history.rests(name)
         # Where a step was made, its solution holds until the next step.
         if isinstance(engine, StepEngine) and not rests and not self._ahead:
-            stepped = history.stepped.get(name)
+            stepped = history.last_step(name)
             if stepped is not None:
+                if history.resumed:
+                    history.tell_of_missing_steps(name, stepped)
                 return stepped
         # Any other solution is made once, and again only after something that it depends on moved.
         stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
@@ -232,6 +289,8 @@ class Levels:
             else:
                 solution = self._stationary(name, engine)
             known = self._known[name] = (stamp, solution)
+        if history.resumed and isinstance(known[1], Stepped):
+            history.tell_of_missing_steps(name, known[1])
         return known[1]
 
     def forget(self) -> None:
@@ -438,6 +497,16 @@ def restore_buffers(evaluation: Evaluation) -> None:
     problem = evaluation.loss.problem
     for key, buffer in problem.module.named_buffers():
         buffer.copy_(evaluation.buffers[problem.name][key])
+
+
+def _copied_end(problem: Problem) -> End:
+    state = OptimizerStep.capture(problem).differentiable_state()
+    return _held(problem.parameters, copy=True), state
+
+
+def _places_of(problem: Problem) -> tuple[tuple[int, int], ...]:
+    """Memory and in-place version of every parameter."""
+    return tuple([(p.data_ptr(), p._version) for p in problem.parameters.values()])
 
 
 def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:

@@ -293,7 +293,7 @@ class MultilevelOptimizer:
         The gradient is taken at the current parameters and the problem's current batches: those of
         its last update or, before the first, those that it will draw. Engines that differentiate
         the optimizer's step use the last step of each lower problem. For a problem that has not
-        moved yet they look one step ahead.
+        moved yet, or whose parameters were set from outside since, they look one step ahead.
 
         Args:
             name: the problem.

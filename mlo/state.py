@@ -115,6 +115,7 @@ def load_state(
             history.memory[name][key] = tensor.to(problem.device, copy=True)
     history.round = state["round"]
     history.forget()
+    history.resumed = set(problems)
     # Last, since nothing may draw after it.
     if position:
         random_state.restore(history.generators)

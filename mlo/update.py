@@ -128,6 +128,7 @@ class Updater:
         self._step(problem, found, norm, step)
         _move_schedulers(problem, found, players)
         history.updates[name] += 1
+        history.mark(name)
         if last:
             history.note(name, found, step)
             self._note(problem, found, norm, record)
