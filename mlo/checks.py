@@ -109,6 +109,14 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
             "Jacobian have positive real parts, 'neumann'."
         )
     if not isinstance(engine, StepEngine):
+        for key, parameter in problem.parameters.items():
+            if parameter.is_complex():
+                raise EngineError(
+                    f"Problem {name!r}: its parameter {key!r} is complex, in which "
+                    f"{engine.label!r} would solve wrongly. Keep it as a real tensor of one more "
+                    "dimension (torch.view_as_real) and use torch.view_as_complex in the loss, or "
+                    "use 'one_step', 'darts' or 'unroll'."
+                )
         return
     plain = [o for o in problem.optimizers.values() if not has_differentiable_step(o)]
     if plain:

@@ -74,8 +74,46 @@ class LossFunction:
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self._asked: dict[str, int] = {}
+        # What the problem was declared with: where each of its parameters and modules stands.
+        self._declared: list[tuple[dict[str, Any], str, Any]] = []
+        self._sizes: list[tuple[dict[str, Any], int]] = []
+        for module in problem.module.modules():
+            for registry in (module._parameters, module._modules):
+                self._declared += [(registry, key, value) for key, value in registry.items()]
+                self._sizes.append((registry, len(registry)))
+        frozen = [p for p in problem.module.parameters() if not p.requires_grad]
+        self._frozen = frozen, list(problem.parameters.values())
         self.sharded = any(
             is_sharded(p) for module in members.values() for p in module.parameters()
+        )
+
+    def check_unedited(self) -> None:
+        """Refuses a module that is not the one that the problem was declared with.
+
+        Its optimizer, its engine and those who read it hold the parameters of then.
+
+        Raises:
+            ProblemError: naming what was edited.
+        """
+        for registry, key, value in self._declared:
+            if registry.get(key) is not value:
+                raise self._edited(f"{key!r} was replaced or removed")
+        for registry, size in self._sizes:
+            if len(registry) != size:
+                raise self._edited(f"{list(registry)[-1]!r} was added")
+        frozen, trainable = self._frozen
+        for parameter in frozen:
+            if parameter.requires_grad:
+                raise self._edited("a parameter that was frozen requires a gradient now")
+        for parameter in trainable:
+            if not parameter.requires_grad:
+                raise self._edited("a parameter was frozen (requires_grad_(False))")
+
+    def _edited(self, what: str) -> ProblemError:
+        return ProblemError(
+            f"The module of problem {self.problem.name!r} was edited after the optimizer was made: "
+            f"{what}. Change values in place (copy_, load_state_dict without assign=True), or make "
+            "a new Problem, torch optimizer and MultilevelOptimizer for the edited module."
         )
 
     def is_due(self, check: str, *, once: bool = False) -> bool:

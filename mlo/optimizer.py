@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
@@ -25,6 +26,13 @@ from mlo.state import load_state, state_of
 from mlo.update import Update, Updater
 
 __all__ = ["MultilevelOptimizer"]
+
+ONE_AT_A_TIME = threading.RLock()
+"""Held during an update or a question, since random states are the whole process's.
+
+A loss is evaluated again with the noise that it had. Optimizers in other threads wait meanwhile, so
+that they do not draw numbers that are then drawn again.
+"""
 
 
 class MultilevelOptimizer:
@@ -104,6 +112,8 @@ class MultilevelOptimizer:
             self._history, self._levels, on_nonfinite=on_nonfinite, parallel=self.parallel
         )
 
+        for problem in self.problems.values():
+            problem.seal()
         # The round that is being made: its record, and the updates that it still has to make.
         self._schedule = self.graph.schedule(order)
         self._record = Record(round=0)
@@ -226,7 +236,8 @@ class MultilevelOptimizer:
             name, *later = self._waiting
             record, ends_round = self._record, not later
             try:
-                self._update(name, tuple(later))
+                with ONE_AT_A_TIME:
+                    self._update(name, tuple(later))
             except NonFiniteError as error:
                 # The round is over for all problems, whether the run stops or rolls back.
                 self._waiting = ()
@@ -253,6 +264,8 @@ class MultilevelOptimizer:
         if self._history.looks_ahead:
             # Solutions ahead were made with the batches that came next, which are drawn by now.
             self._forget_solutions()
+        for loss in self._history.losses.values():
+            loss.check_unedited()
         self._record = Record(round=self.round + 1)
         self._waiting = self._moving()
 
@@ -312,8 +325,10 @@ class MultilevelOptimizer:
                 raise GraphError(
                     f"There is no problem {other!r}. {nearest(other, self.graph.problems)}"
                 )
+        for loss in self._history.losses.values():
+            loss.check_unedited()
         levels = self._levels[name]
-        with levels.unchanged():
+        with ONE_AT_A_TIME, levels.unchanged():
             batches = levels.batches(name)
             return levels.total_gradient(name, batches, held_constant=held).gradient
 

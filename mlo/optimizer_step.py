@@ -7,8 +7,7 @@ was made, for every optimizer of `torch.optim`.
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -254,7 +253,7 @@ class OptimizerStep:
                 "'direct'."
             )
         # The same class has the same step; what the original holds is replaced by copies.
-        twin = copy.copy(original)
+        twin = _bare_copy(original)
         twin.defaults = {**original.defaults, **DIFFERENTIABLE}
         twin.state = defaultdict(dict)
         twin.param_groups = []
@@ -383,8 +382,7 @@ def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> 
         like = group["params"][0]
         parameter = torch.nn.Parameter(torch.ones_like(like, requires_grad=False))
         parameter.grad = torch.full_like(parameter, gradient)
-        twin = copy.copy(optimizer)
-        twin.state = defaultdict(dict)
+        twin = _bare_copy(optimizer)
         twin.param_groups = [{**group, "params": [parameter]}]
         try:
             with torch.no_grad():
@@ -394,6 +392,19 @@ def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> 
         moved.append(float((parameter.detach() - 1.0).norm()))
     still, usual = moved
     return None if usual == 0.0 else still > 1e-3 * usual
+
+
+def _bare_copy(optimizer: Optimizer) -> Optimizer:
+    """An optimizer of the same class and attributes, without state and hooks of its own.
+
+    (`copy.copy` of an optimizer drops what a subclass has put on it.)
+    """
+    twin: Optimizer = object.__new__(type(optimizer))
+    twin.__dict__.update(optimizer.__dict__)
+    twin.state = defaultdict(dict)
+    twin._optimizer_step_pre_hooks = OrderedDict()
+    twin._optimizer_step_post_hooks = OrderedDict()
+    return twin
 
 
 def is_foreign(optimizer: Optimizer) -> bool:

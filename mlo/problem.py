@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
 from mlo.errors import ProblemError, nearest
 
@@ -21,6 +22,24 @@ Tensors = dict[str, Tensor]
 
 RESERVED = ("default", "name")
 """Names that a problem cannot have, since they are keys of the mappings in `hypergradient=`."""
+
+READ_ONCE = frozenset(
+    {
+        "name",
+        "module",
+        "data",
+        "steps",
+        "players",
+        "player_parameters",
+        "player_moves",
+        "parameters",
+        "is_game",
+        "reads",
+        "compile",
+        "generators",
+    }
+)
+"""Settings that are read when an optimizer is made, and not again."""
 
 
 class Problem:
@@ -108,6 +127,7 @@ class Problem:
                 "Put a bare parameter into a module, for example torch.nn.ParameterDict({'x': "
                 "parameter})."
             )
+        _check_data(name, data)
         self.name = name
         self.module = module
         self.loss = loss
@@ -151,6 +171,18 @@ class Problem:
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.player_moves = self._player_moves(player_steps or {})
         self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
+
+    def seal(self) -> None:
+        """Makes settings that an optimizer has read read-only, so that no change goes unnoticed."""
+        object.__setattr__(self, "_sealed", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in READ_ONCE and self.__dict__.get("_sealed"):
+            raise ProblemError(
+                f"Problem {self.name!r}: {name} is read when a MultilevelOptimizer is made, and "
+                "one was. Make a new Problem, and an optimizer of it, with the new value."
+            )
+        super().__setattr__(name, value)
 
     @property
     def device(self) -> torch.device:
@@ -313,6 +345,23 @@ def _per_player(problem: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {}
     return dict(value) if isinstance(value, Mapping) else {problem: value}
+
+
+def _check_data(problem: str, data: Any) -> None:
+    """Refuses several loaders in one sequence, which would be taken for batches.
+
+    Raises:
+        ProblemError: with what to do.
+    """
+    if not isinstance(data, (list, tuple)):
+        return
+    if any(isinstance(entry, (DataLoader, Dataset, Iterator)) for entry in data):
+        raise ProblemError(
+            f"Problem {problem!r}: data is a {type(data).__name__} of loaders or data sets, whose "
+            "entries would each be taken for one batch. Pass one iterable of batches: for several "
+            "loaders side by side, an iterable that yields a batch of each as a tuple (a class "
+            "whose __iter__ returns zip(first, second)), or give each problem its own."
+        )
 
 
 def _some(names: list[str]) -> str:

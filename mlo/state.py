@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-from mlo.errors import CheckpointError
+from mlo.errors import CheckpointError, CheckpointWarning
 from mlo.levels import History
 from mlo.problem import Problem
 from mlo.randomness import RandomState
@@ -42,9 +44,8 @@ def state_of(
     saved: dict[str, dict[str, Any]] = {}
     for name, problem in problems.items():
         saved[name] = {
-            "module": _copied(dict(problem.module.state_dict())),
-            "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},
-            "schedulers": {key: _copied(s.state_dict()) for key, s in problem.schedulers.items()},
+            **_parts_of(problem),
+            "optimizer_types": {key: type(o).__name__ for key, o in problem.optimizers.items()},
             "data": history.streams[name].state_dict(),
             "updates": history.updates[name],
             "skips_in_a_row": skips_in_a_row[name],
@@ -103,8 +104,8 @@ def load_state(
     for name, problem in problems.items():
         _check(problem, saved[name])
 
+    _load_all(history, saved)
     for name, problem in problems.items():
-        _load_problem(problem, saved[name])
         if position:
             history.streams[name].load_state_dict(saved[name]["data"])
         history.updates[name] = saved[name]["updates"]
@@ -130,6 +131,28 @@ def _of_this_version(name: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         if "" in entries:
             renamed[part] = {name if key == "" else key: value for key, value in entries.items()}
     return renamed
+
+
+def _load_all(history: History, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Loads modules, optimizers and schedulers of all problems, or of none."""
+    problems = history.graph.problems
+    before = {name: _parts_of(problem) for name, problem in problems.items()}
+    try:
+        for name, problem in problems.items():
+            _load_problem(problem, saved[name])
+    except BaseException:
+        for name, problem in problems.items():
+            _load_problem(problem, before[name])
+        raise
+
+
+def _parts_of(problem: Problem) -> dict[str, Any]:
+    """What of a problem's state its module, optimizers and schedulers hold, as copies."""
+    return {
+        "module": _copied(dict(problem.module.state_dict())),
+        "optimizers": {key: _copied(o.state_dict()) for key, o in problem.optimizers.items()},
+        "schedulers": {key: _copied(s.state_dict()) for key, s in problem.schedulers.items()},
+    }
 
 
 def _load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
@@ -165,6 +188,61 @@ def _check(problem: Problem, saved: Mapping[str, Any]) -> None:
             f"{', '.join(map(repr, wrong[:3]))} {'differ' if len(wrong) > 1 else 'differs'} in "
             "name or shape. It is of another model or declaration."
         )
+    for key, optimizer in problem.optimizers.items():
+        why = _misfit(
+            optimizer, saved["optimizers"][key], saved.get("optimizer_types", {}).get(key)
+        )
+        if why:
+            raise CheckpointError(
+                f"The state of problem {problem.name!r} is of another optimizer: {why}. Make the "
+                "optimizer that the state was saved with, or load the module's state alone."
+            )
+    lost = [key for key in own if _precision(theirs[key]) > _precision(own[key])]
+    if lost:
+        warnings.warn(
+            f"The state of problem {problem.name!r} has a higher precision than its module: "
+            f"{lost[0]!r} is {theirs[lost[0]].dtype} there and {own[lost[0]].dtype} here, and is "
+            "rounded.",
+            CheckpointWarning,
+            stacklevel=5,
+        )
+
+
+def _misfit(optimizer: Optimizer, saved: Mapping[str, Any], kind: str | None) -> str:
+    """Why a state is not one of an optimizer of this kind; empty if it is."""
+    mine = type(optimizer).__name__
+    if kind is not None and kind != mine:
+        return f"it was saved of {kind}, this is {mine}"
+    groups, theirs = optimizer.param_groups, saved.get("param_groups", [])
+    if len(groups) != len(theirs):
+        return f"it has {len(theirs)} groups of parameters, this one {len(groups)}"
+    for own, group in zip(groups, theirs, strict=True):
+        if len(own["params"]) != len(group["params"]):
+            return f"a group has {len(group['params'])} parameters, here {len(own['params'])}"
+        # (Settings that a scheduler adds, like initial_lr, may come later.)
+        missing = set(optimizer.defaults) - set(group)
+        if missing:
+            return f"it lacks {', '.join(sorted(missing))} of {mine}"
+    # An entry per element of a parameter (momentum, moments) must have the parameter's shape.
+    parameters = [p for group in groups for p in group["params"]]
+    for index, entries in saved.get("state", {}).items():
+        if index >= len(parameters):
+            return f"it has a state of parameter {index} of {len(parameters)}"
+        shape = parameters[index].shape
+        for key in ELEMENTWISE.intersection(entries):
+            if _shape(entries[key]) != shape:
+                return f"its {key} has the shape {_shape(entries[key])}, not {shape}"
+    return ""
+
+
+ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
+"""Entries of the states of torch.optim's optimizers that have the shape of their parameter."""
+
+
+def _precision(value: Any) -> int:
+    """Bytes of a floating-point number in a tensor; 0 of anything else."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.element_size() if floating else 0
 
 
 def _shape(value: Any) -> Any:

@@ -75,7 +75,7 @@ def test_it_leaves_weight_decay_out_of_the_hessian():
     "engine", ["betty-darts", NEUMANN, "betty-cg"], ids=["darts", "neumann", "cg"]
 )
 def test_one_declaration_moves_alike_on_both(make, engine, capsys):
-    """One solve a problem here and one a path there add up to the same gradients, since each is
+    """One solve per problem here and one per path there add up to the same gradients, since each is
     linear in the cotangent.
     """
     ours, theirs = make(), make()
@@ -126,7 +126,8 @@ def network(**options):
 
 
 @pytest.mark.filterwarnings("ignore:.*decoupled weight decay")
-def test_batches_steps_schedulers_clipping_adamw_and_frozen_parameters_run_as_here():
+def test_what_a_declaration_says_runs_as_here():
+    """Batches, steps, schedulers, clipping, AdamW and frozen parameters run on Betty as here."""
     ours, theirs = network(steps=2), network(steps=2)
     list(mlo.MultilevelOptimizer(ours, NEUMANN).run(4))
     mlo.betty.run(theirs, steps=4, hypergradient=NEUMANN)
@@ -202,7 +203,8 @@ def test_an_unused_parameter_is_its_error_and_named():
             mlo.betty.run(problems(), steps=1, hypergradient="betty-cg")
 
 
-def test_a_missing_betty_is_named_with_the_command_that_installs_it(monkeypatch):
+def test_a_missing_betty_is_named_with_what_installs_it(monkeypatch):
+    """The error names the command that installs Betty."""
     from importlib.metadata import PackageNotFoundError
 
     import mlo.betty.engines as engines

@@ -143,13 +143,15 @@ def test_the_derivative_is_taken_where_the_step_was_made():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_accumulation_averages_the_batches_in_value_and_derivative(accumulate):
+def test_accumulation_averages_values_and_derivatives(accumulate):
+    """Accumulation averages the batches in value and derivative."""
     optimizer = make(dropout=0.3, accumulate=accumulate)
     expected = naive(optimizer, batches=accumulate)
     assert relative_error(optimizer.gradient("weights")["v"], expected) < 1e-10
 
 
-def test_each_inverse_product_is_done_once_however_many_batches_are_accumulated(monkeypatch):
+def test_accumulation_needs_one_inverse_product(monkeypatch):
+    """Each inverse product is done once, however many batches are accumulated."""
     from mlo.hypergradient.one_step import OneStep
 
     solves = []

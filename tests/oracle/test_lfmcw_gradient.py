@@ -103,7 +103,8 @@ def test_one_step_equals_the_equations_differentiated_naively(grad_clip):
     assert relative_error(optimizer.gradient("arch"), expected) < 1e-9
 
 
-def test_the_update_of_a_round_uses_the_same_gradient_with_momentum_and_adam_state():
+def test_the_update_of_a_round_uses_the_same_gradient():
+    """So it is with momentum and the state of Adam."""
     recipe, modules, optimizer = make()
     for _ in range(2):
         optimizer.step()
@@ -111,7 +112,8 @@ def test_the_update_of_a_round_uses_the_same_gradient_with_momentum_and_adam_sta
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
 
 
-def test_classes_missing_from_a_batch_keep_their_running_loss_and_an_exact_gradient():
+def test_the_gradient_is_exact_without_some_classes():
+    """Classes missing from a batch keep their running loss and an exact gradient."""
     recipe, modules, optimizer = make(batch_size=4)  # at most four of ten classes are present
     optimizer.step()
     expected = oracle(recipe, modules, optimizer)
@@ -131,7 +133,8 @@ def test_the_baseline_and_the_ablation_equal_their_own_equations(search, rounds)
 
 @pytest.mark.parametrize("method", ["lfmcw", "darts"])
 @pytest.mark.parametrize("rounds", [0, 2])
-def test_an_architecture_that_moves_first_looks_at_the_step_that_comes(method, rounds):
+def test_an_architecture_that_moves_first_looks_ahead(method, rounds):
+    """An architecture that moves first looks at the step that comes."""
     recipe, modules, optimizer = make(method=method, **{"architecture.moves_first": True})
     list(optimizer.run(rounds))
     expected = oracle(recipe, modules, optimizer)
@@ -198,7 +201,8 @@ def test_generators_and_spaces_go_together():
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
 
 
-def test_plain_darts_has_two_problems_and_first_order_keeps_the_direct_gradient():
+def test_first_order_keeps_the_direct_gradient():
+    """Plain DARTS has two problems; first order keeps the direct gradient."""
     _, modules, optimizer = make(method="darts", order="first")
     assert list(optimizer.problems) == ["w2", "arch"]
     assert modules.w1 is modules.gan is None
@@ -256,6 +260,6 @@ def test_gradient_changes_nothing():
     check_gradient_changes_nothing(optimizer, "arch")
 
 
-def test_each_inverse_product_is_done_once_a_round():
+def test_each_inverse_product_is_done_once_per_round():
     *_, optimizer = make()
     assert sorted(optimizer.step().solves) == ["gan", "w1", "w2"]

@@ -85,8 +85,11 @@ def test_the_rounds_are_those_of_darts_program():
         assert relative_error(x.v, expected_x) < 1e-12
 
 
-def test_a_round_after_one_that_was_skipped_looks_ahead_at_its_own_batch():
-    """The lower problem's update is left out once, so nothing but its batch has moved."""
+def test_a_round_after_a_skipped_one_looks_at_its_own_batch():
+    """A round after one that was skipped looks ahead at its own batch.
+
+    The lower problem's update is left out once, so nothing but its batch has moved.
+    """
     optimizer, *_ = make()
     optimizer.on_nonfinite = "skip"
     whole, seen = optimizer.problems["w"].loss, []
@@ -108,7 +111,8 @@ def test_the_order_matters():
     assert relative_error(x.v, darts(3)[-1][1]) > 1e-3
 
 
-def test_first_order_takes_the_gradient_at_the_weights_that_have_not_moved():
+def test_first_order_sees_weights_that_have_not_moved():
+    """First order takes the gradient at the weights that have not moved."""
     optimizer, w, x = make("first_order")
     optimizer.step()
     start, upper = w.v.detach().clone(), x.v.detach().clone().requires_grad_()
@@ -135,20 +139,22 @@ def test_an_implicit_engine_solves_at_the_batch_that_comes_next():
     assert relative_error(x.v, expected) < 1e-10
 
 
-def test_several_lower_steps_follow_each_move_of_the_outermost_problem():
+def test_several_lower_steps_follow_each_outermost_move():
+    """Several lower steps follow each move of the outermost problem."""
     optimizer, *_ = make(steps=3)
     record = optimizer.step()
     assert optimizer.graph.schedule("outermost_first") == ("x", "w", "w", "w")
     assert set(record.losses) == {"w", "x"}
 
 
-def test_a_gradient_changes_nothing_and_is_the_one_of_the_next_update():
+def test_a_gradient_is_the_one_of_the_next_update():
+    """A gradient changes nothing, and is the one of the next update."""
     optimizer, *_ = make()
     optimizer.step()
     check_gradient_changes_nothing(optimizer, "x")
 
 
-def test_a_run_goes_on_where_its_state_was_saved():
+def test_a_run_resumes_where_its_state_was_saved():
     whole, w, x = make()
     list(whole.run(5))
     first, *_ = make()
@@ -164,8 +170,10 @@ def middle_loss(m, batch, w, x):
     return ((m - w) ** 2).sum() + torch.cosh(m * x.mean()).sum() + (batch @ m).tanh().pow(2).mean()
 
 
-def test_problems_below_the_outermost_see_solutions_that_were_made():
-    """w → m → x: x looks ahead through both steps; m, when it moves, reads the w that has just
+def test_only_the_outermost_problem_looks_ahead():
+    """Problems below the outermost see solutions that were made.
+
+    w → m → x: x looks ahead through both steps; m, when it moves, reads the w that has just
     moved.
     """
     w, m, x = (
@@ -234,7 +242,9 @@ def test_a_mistyped_order_is_answered_with_the_valid_ones():
         make(order="outermost")
 
 
-def test_noise_of_the_look_ahead_does_not_make_updates_depend_on_how_often_gradients_were_taken():
+def test_noise_of_the_look_ahead_leaves_updates_alone():
+    """It does not make updates depend on how often gradients were taken."""
+
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()

@@ -118,7 +118,7 @@ def test_a_resting_players_schedule_rests():
     )
 
 
-def test_a_run_goes_on_where_its_state_was_saved():
+def test_a_run_resumes_where_its_state_was_saved():
     whole, pair, x = make()
     list(whole.run(5))
     first, *_ = make()
@@ -131,7 +131,8 @@ def test_a_run_goes_on_where_its_state_was_saved():
 
 
 @pytest.mark.parametrize("bad_move", [0, 3])
-def test_a_lost_number_in_any_move_leaves_the_data_at_the_end_of_the_round(bad_move):
+def test_a_lost_number_leaves_the_data_at_the_rounds_end(bad_move):
+    """A lost number in any move leaves the data at the end of the round."""
     broken = [batch.clone() for batch in BATCHES]
     broken[bad_move][0] = float("nan")
     optimizer, *_ = make(data=broken)

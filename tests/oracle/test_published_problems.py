@@ -187,12 +187,14 @@ def hypergradient_and_report(problems, engine):
         ("neumann", 1e3),
     ],
 )
-def test_converged_engines_equal_the_closed_form_of_simulated_quadratics(name, condition):
-    """Each engine, let run to its end. Rounding leaves about 1e-16 × condition; one leaves more.
+def test_converged_engines_equal_the_closed_form(name, condition):
+    """Converged engines equal the closed form of simulated quadratics.
 
-    `neumann` leaves (1 − 1 / condition)^K of the component along the least eigenvector. At 1e3 that
-    is e⁻⁵ after 5000 terms, and at 1e5 it would take a million (see the next test for what it says
-    of itself there).
+    Each engine, let run to its end. Rounding leaves about 1e-16 × condition; one leaves more.
+
+    `neumann` leaves (1 − 1 / condition)^K of the component along the least eigenvector. At 1e3
+    that is e⁻⁵ after 5000 terms, and at 1e5 it would take a million (see the next test for what
+    it says of itself there).
     """
     engine, bound = {
         "direct": (mlo.Direct(), 1e-10),

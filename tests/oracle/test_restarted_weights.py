@@ -90,7 +90,7 @@ def test_a_chain_ends_where_weights_were_set_back(restart):
 
 
 def test_a_chain_ends_where_only_the_optimizer_was_reset():
-    optimizer, w, _, sgd = make({"name": "unroll", "steps": 2}, steps=1)
+    optimizer, _, _, sgd = make({"name": "unroll", "steps": 2}, steps=1)
     list(optimizer.run(2))
     assert len(optimizer._now.find("w").history) == 2
     sgd.state.clear()

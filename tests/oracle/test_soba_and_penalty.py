@@ -71,7 +71,7 @@ class Fixed:
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 7])
-def test_soba_moves_one_step_an_update_and_follows_the_inverse(rounds):
+def test_soba_moves_one_step_per_update_to_the_inverse(rounds):
     fixed = Fixed(mlo.Soba(step_size=0.8))
     records = list(fixed.optimizer.run(rounds))
     for name in ("x", "y"):  # each upper problem's own solve; `gradient` looks one update further
@@ -80,7 +80,8 @@ def test_soba_moves_one_step_an_update_and_follows_the_inverse(rounds):
 
 
 @pytest.mark.parametrize("engine", [mlo.Soba(), mlo.Penalty(steps=1)], ids=["soba", "penalty"])
-def test_persistent_engines_reach_the_exact_hypergradient_of_every_upper_problem(engine):
+def test_persistent_engines_reach_every_exact_gradient(engine):
+    """Persistent engines reach the exact hypergradient of every upper problem."""
     fixed = Fixed(engine)
     list(fixed.optimizer.run(150))
     for name in ("x", "y"):
@@ -107,7 +108,8 @@ def test_automatic_step_sizes_follow_a_curvature_that_grows(engine):
     ],
     ids=["soba", "penalty"],
 )
-def test_a_step_size_that_is_too_large_is_said_and_nothing_becomes_infinite(engine, message):
+def test_a_step_size_that_is_too_large_is_said(engine, message):
+    """A step size that is too large is said, and nothing becomes infinite."""
     fixed = Fixed(engine)
     with pytest.warns(mlo.SolveWarning, match=message):
         records = list(fixed.optimizer.run(30))
@@ -133,7 +135,8 @@ def test_a_soba_that_does_not_follow_says_so():
         list(fixed.optimizer.run(130))
 
 
-def test_the_kept_step_size_stays_near_the_largest_curvature_on_an_indefinite_hessian():
+def test_the_kept_step_size_suits_an_indefinite_hessian():
+    """On an indefinite Hessian the kept step size stays near the largest curvature."""
     fixed = Fixed(mlo.Soba())
     eigenvalues, basis = torch.linalg.eigh(fixed.matrix)
     eigenvalues[0] = -0.5
@@ -161,7 +164,8 @@ def test_memory_is_part_of_the_state(engine, tmp_path):
     assert identical(snapshot(whole.optimizer), snapshot(resumed.optimizer))
 
 
-def test_penalty_costs_two_gradients_a_step_and_three_for_the_inputs_and_the_solution():
+def test_penalty_costs_two_gradients_per_step():
+    """Penalty costs two gradients per step, and three for the inputs and the solution."""
     fixed = Fixed(mlo.Penalty(steps=3))
     fixed.optimizer.step()  # estimates a step size, for each upper problem
     fixed.calls = 0
@@ -213,7 +217,10 @@ def test_penalty_agrees_with_the_dense_solve_on_a_network():
     assert relative_error(found, exact) < 1e-5
 
 
-def test_penalty_takes_the_derivative_at_the_current_point_of_a_lower_problem_that_has_not_converged():
+def test_penalty_takes_the_derivative_at_the_current_point():
+    """Penalty takes the derivative at the current point of a lower problem that has not
+    converged.
+    """
     torch.manual_seed(1)
     net = smooth_net()
     penalty = regression(mlo.Penalty(steps=8, step_size=0.3), net=net, steps=3).gradient("decay")[
@@ -284,7 +291,8 @@ def test_finite_differences_work_through_fused_attention(engine, exact):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "exact"), PAIRS, ids=["darts", "penalty"])
-def test_finite_differences_work_through_a_compiled_module_with_fused_attention(engine, exact):
+def test_finite_differences_work_through_a_compiled_module(engine, exact):
+    """Finite differences work through a compiled module with fused attention."""
     torch.manual_seed(0)
     fused = Attention()
     expected = attention(engine, copy.deepcopy(fused)).gradient("scale")["v"]
@@ -293,7 +301,8 @@ def test_finite_differences_work_through_a_compiled_module_with_fused_attention(
 
 
 @pytest.mark.parametrize("engine", ["one_step", "cg", "unroll"])
-def test_a_loss_without_double_backward_is_refused_before_anything_moves(engine):
+def test_a_loss_without_double_backward_is_refused(engine):
+    """A loss without double backward is refused before anything moves."""
     optimizer = attention(engine, Attention())
     before = snapshot(optimizer)
     with pytest.raises(mlo.EngineError, match=r"'layer'.*scaled_dot_product.*'darts', 'penalty'"):
@@ -353,12 +362,14 @@ class HiddenBelow(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * gradient
 
 
-def test_a_once_differentiable_function_below_another_decorator_is_refused():
+def test_a_hidden_once_differentiable_function_is_refused():
+    """A once-differentiable function below another decorator is refused."""
     with pytest.raises(mlo.EngineError, match=r"HiddenBelow\.backward is once_differentiable"):
         custom("one_step", HiddenBelow).gradient("x")
 
 
-def test_a_once_differentiable_function_would_be_silently_wrong_and_is_refused():
+def test_a_once_differentiable_function_is_refused():
+    """A once-differentiable function would be silently wrong, and is refused."""
     with pytest.raises(
         mlo.EngineError, match=r"OnceDifferentiable\.backward is once_differentiable"
     ):

@@ -103,7 +103,8 @@ def test_unrolling_one_step_is_one_step():
     assert relative_error(unrolled, one) < 1e-12
 
 
-def test_many_steps_of_a_convex_problem_approach_the_implicit_derivative():
+def test_many_steps_approach_the_implicit_derivative():
+    """Many steps of a convex problem approach the implicit derivative."""
     problem = bilevel_quadratic()
     problem.problems[0].steps = 600
     problem.problems[1].optimizers["x"].param_groups[0]["lr"] = 1.0

@@ -50,7 +50,9 @@ def pair(
 @pytest.mark.parametrize("engine", ["one_step", "darts", "cg"])
 @pytest.mark.parametrize("rounds", [0, 2])
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
-def test_activation_checkpointing_recomputes_with_the_right_parameters(engine, rounds):
+def test_checkpointing_recomputes_with_the_right_parameters(engine, rounds):
+    """Activation checkpointing runs again with the parameters of the first run."""
+
     def gradient(checkpointed):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)).double()
@@ -120,7 +122,9 @@ def test_whatever_a_gradient_contains_has_moved_before_it():
     assert [record.gradient_norms for record in second.run(3)] == whole[3:]
 
 
-def test_finite_differences_fit_the_precision_in_which_the_loss_is_computed():
+def test_finite_differences_fit_the_losss_precision():
+    """Finite differences fit the precision in which the loss is computed."""
+
     def gradient(engine, precision):
         torch.manual_seed(0)
         net, x = (
@@ -289,7 +293,9 @@ def loader(kind):
 
 @pytest.mark.parametrize("kind", ["global", "generator", "sampler"])
 @pytest.mark.parametrize("rounds", [0, 3, 4, 6])
-def test_shuffled_data_resume_and_look_ahead_whatever_they_draw_from(kind, rounds):
+def test_shuffled_data_resume_and_look_ahead(kind, rounds):
+    """Shuffled data resume and look ahead, whatever they draw from."""
+
     def make():
         torch.manual_seed(3)
         seen = []
@@ -352,7 +358,8 @@ def test_numpy_numbers_in_a_state_can_be_read_back(tmp_path):
     optimizer.load_state_dict(mlo.load_checkpoint(tmp_path / "c.pt"))
 
 
-def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_written(tmp_path):
+def test_a_state_that_cannot_be_read_back_is_not_written(tmp_path):
+    """A state that could not be read back is refused when it is written."""
     with pytest.raises(mlo.CheckpointError, match=r"state\.data\[1\] is a object"):
         mlo.save_checkpoint({"data": [1, object()]}, tmp_path / "c.pt")
     assert list(tmp_path.iterdir()) == []
@@ -389,7 +396,8 @@ def test_metrics_are_copies_averaged_over_the_batches():
     assert len({record.metrics["w"]["first"] for record in records}) == 3
 
 
-def test_a_round_has_gradients_under_no_grad_and_none_in_inference_mode():
+def test_a_round_runs_under_no_grad_but_not_in_inference_mode():
+    """A round has gradients under no_grad, and is refused in inference mode."""
     expected = pair()
     expected.step()
     optimizer = pair()
@@ -441,7 +449,8 @@ def test_a_scheduler_of_another_optimizer_is_refused():
         pair(scheduler=torch.optim.lr_scheduler.StepLR(other, 1))
 
 
-def test_an_operation_without_double_backward_is_named_before_pytorch_s_own_words():
+def test_an_operation_without_double_backward_is_named():
+    """An operation without double backward is named before PyTorch's own words."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     x, inputs = vector(1, dtype=torch.float32), torch.randn(2, 5, 8)
@@ -464,7 +473,9 @@ def test_an_operation_without_double_backward_is_named_before_pytorch_s_own_word
     assert mlo.MultilevelOptimizer(problems, "darts").gradient("x")["v"].isfinite().all()
 
 
-def test_reentrant_checkpointing_would_leave_parameters_alone_and_is_refused():
+def test_reentrant_checkpointing_is_refused():
+    """Reentrant checkpointing would leave parameters alone, and is refused."""
+
     def loss(w, _, *, x):
         inputs = torch.ones(3, dtype=torch.float64, requires_grad=True)
         return checkpoint(lambda t: (w.v * t) ** 2, inputs, use_reentrant=True).mean() * (
@@ -497,7 +508,9 @@ def test_a_game_with_one_player_is_a_minimisation(engine):
     assert relative_error(alone.gradient("x")["v"], plain.gradient("x")["v"]) < 1e-9
 
 
-def test_an_error_in_a_product_that_is_not_about_derivatives_keeps_its_name():
+def test_another_error_in_a_product_keeps_its_name():
+    """An error in a product that is not about derivatives keeps its name."""
+
     class OutOfMemory(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -538,7 +551,8 @@ def test_an_error_in_a_product_that_is_not_about_derivatives_keeps_its_name():
         ({"name": "soba", "step_size": "1e-2"}, "step_size must be 'auto' or a positive number"),
     ],
 )
-def test_numbers_that_yaml_reads_as_text_are_refused_before_a_run(options, message):
+def test_numbers_that_yaml_reads_as_text_are_refused(options, message):
+    """Numbers that YAML reads as text are refused before a run."""
     with pytest.raises(mlo.EngineError, match=message):
         mlo.engine_from(options)
 

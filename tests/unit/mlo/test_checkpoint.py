@@ -1,5 +1,6 @@
 """Checkpoint files: whole or not there, changed bits noticed, the one before at hand, readable by
-plain torch."""
+plain torch.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def files(folder):
 
 
 def test_a_checkpoint_comes_back(tmp_path):
-    """It is an archive that torch and zip read."""
+    """A checkpoint comes back, and is an archive that torch and zip read."""
     mlo.save_checkpoint(state(1), tmp_path / "a.pt")
     for loaded in (
         mlo.load_checkpoint(tmp_path / "a.pt"),
@@ -105,7 +106,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
 
 
 def test_a_store_keeps_the_last_two_and_the_best(store, tmp_path):
-    """It also keeps those that are to be kept."""
+    """A store keeps the last two, the best, and those to be kept."""
     assert store.load() is None
     assert not store.exists()
     for number in range(1, 6):
@@ -147,7 +148,7 @@ def test_copies_outlive_the_last_one_being_replaced(store, links, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "missing"])
 def test_a_damaged_last_one_falls_back_to_the_one_before(store, damage):
-    """A warning says so."""
+    """A damaged last one falls back to the one before with a warning."""
     for number in (1, 2, 3):
         store.save(state(number))
     harm(store.last, damage)
@@ -171,7 +172,7 @@ def test_the_newest_sound_checkpoint_is_read(store):
 
 @pytest.mark.parametrize("loads_first", [True, False])
 def test_a_damaged_last_one_never_replaces_a_sound_one(store, loads_first):
-    """It never takes the place of the sound one before."""
+    """A damaged last one never takes the place of the sound one before."""
     store.save(state(1))
     store.save(state(2))
     harm(store.last, "flipped")
@@ -186,7 +187,7 @@ def test_a_damaged_last_one_never_replaces_a_sound_one(store, loads_first):
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_a_save_that_fails_leaves_the_last_good_state(store, step, monkeypatch):
-    """It leaves nothing else, at whichever step it fails."""
+    """A save that fails at any step leaves the last good state and nothing else."""
     store.save(state(1))
     store.save(state(2))
     before = files(store.folder)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import mlo
-import mlo.testing
 from mlo.checks import check_engines
 from mlo.distributed import DataParallel
 from mlo.testing import bilevel_quadratic, trilevel_quadratic
@@ -22,7 +21,7 @@ def test_finite_differences_are_not_differentiated_again():
 
 
 def test_a_compiled_problem_has_no_double_backward():
-    """It is refused where its engine needs one."""
+    """A compiled problem is refused where its engine needs double backward."""
     problem = bilevel_quadratic()
     lower = problem.problems[0]
     compiled = mlo.Problem(

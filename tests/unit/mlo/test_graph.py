@@ -51,7 +51,7 @@ def test_steps_repeat_a_problem_for_each_move_of_those_above_it():
 
 
 def test_a_less_frequent_problem_joins_in_the_last_moves():
-    """They are the last moves of its level."""
+    """A less frequent problem joins in the last moves of its level."""
     g = graph(problem("a", steps=3), problem("b"), problem("x", reads("a", "b")))
     assert g.schedule() == ("a", "a", "a", "b", "x")
 

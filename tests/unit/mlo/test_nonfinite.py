@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite: the step is not made, the term is named, the policy is
-followed."""
+followed.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def same(first, second):
 
 
 def test_stop_names_problem_round_and_term():
-    """It has touched nothing."""
+    """Stop names problem, round and term, and has touched nothing."""
     optimizer = single(batches(bad=[3]))
     list(optimizer.run(3))
     before = without_position(optimizer.state_dict())
@@ -130,7 +131,7 @@ def test_skip_leaves_the_update_out():
 
 
 def test_skip_stops_after_so_many_in_a_row():
-    """It does not stop after as many apart."""
+    """Skip stops after so many in a row, but not after as many apart."""
     apart = range(1, 4 * SKIPS_IN_A_ROW, 2)
     list(single(batches(bad=apart), policy="skip").run(4 * SKIPS_IN_A_ROW))
     optimizer = single(batches(bad=range(5, 40)), policy="skip")
@@ -163,7 +164,7 @@ def test_rollback_goes_back_to_the_snapshot_with_later_batches():
 
 
 def test_rollback_is_bounded_from_one_state():
-    """It begins to count again at the next state."""
+    """Rollback is bounded from one state, and begins to count again at the next."""
     bad = [0, 2, 4]
     list(single(Stream(batches(bad=bad, size=1000)), policy="rollback").run(SNAPSHOT_EVERY))
     with pytest.raises(mlo.NonFiniteError):
@@ -318,7 +319,7 @@ def test_a_players_loss_is_named():
 
 
 def test_a_norm_that_overflows_is_told_apart():
-    """The gradient itself is finite."""
+    """A norm that overflows while the gradient is finite is told apart."""
     big = problem("big", lambda big, batch: (1e200 * big.v).sum())
     with pytest.raises(mlo.NonFiniteError, match="gradient's norm, which overflows, is not finite"):
         mlo.MultilevelOptimizer([big]).step()

@@ -68,7 +68,7 @@ def test_gradient_between_rounds_does_not_change_the_run():
 
 
 def test_gradient_before_the_first_round():
-    """It is that of the first update."""
+    """Gradient before the first round is that of the first update."""
     closed = bilevel_quadratic()
     optimizer = closed.optimizer("one_step")
     ahead = optimizer.gradient("x")["v"]
@@ -131,7 +131,7 @@ def test_schedulers_step_and_resume(tmp_path, scheduler):
 
 
 def test_bf16_evaluates_under_autocast():
-    """The parameters stay in float32."""
+    """bf16 evaluates under autocast, and keeps float32 parameters."""
     optimizer = regression(precision="bf16")
     dtypes = []
     optimizer.problems["net"].module[0].register_forward_hook(

@@ -1,5 +1,6 @@
 """The differentiable step: the same numbers as the optimizer's own step, and its exact
-derivative."""
+derivative.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ def test_value_and_derivative_are_those_of_the_real_step(name, steps_before):
 @pytest.mark.parametrize("steps_before", [0, 3], ids=["fresh", "with_state"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_coefficient_of_a_linear_step_is_its_derivative(name, steps_before):
-    """Other steps have none."""
+    """The coefficient of a linear step is its derivative, and other steps have none."""
     _, parameter, gradient, step = captured(name, steps_before)
     if not name.startswith("sgd"):
         assert step.gradient_coefficient("v") is None
@@ -114,7 +115,7 @@ def test_a_subclass_of_sgd_may_make_another_step():
 
 
 def test_a_linear_step_can_be_captured_without_its_state():
-    """It is not applied then."""
+    """A linear step can be captured without its state, and is not applied then."""
     problem, parameter, gradient = make("sgd_momentum")
     real_step(problem, parameter, gradient)
     step = OptimizerStep.capture(problem, linear_state=False)
@@ -176,7 +177,7 @@ def test_the_learning_rate_is_that_of_the_step():
 
 
 def test_an_optimizer_without_a_differentiable_step():
-    """It is refused by name."""
+    """An optimizer without a differentiable step is refused by name."""
 
     class Plain(torch.optim.Optimizer):
         def __init__(self, params):

@@ -69,7 +69,7 @@ def test_a_name_must_be_an_identifier():
 
 
 def test_reads_are_found_in_any_callable():
-    """They are found in partials, methods and callable objects."""
+    """Reads are found in partials, methods and callable objects."""
 
     def loss(own, batch, *, w, scale):
         return own.v.sum() * scale

@@ -25,12 +25,16 @@ def test_tensors_are_read_as_numbers():
     record.add(
         "w",
         loss=torch.tensor(0.25),
-        metrics={"accuracy": torch.tensor(0.5), "weights": torch.tensor([1.0, 2.0]), "name": "x"},
+        metrics={
+            "accuracy": torch.tensor(0.5),
+            "weights": torch.tensor([1.0, 2.0]),
+            "one": torch.ones(1),
+        },
         gradient_norm=torch.tensor(3.0),
         player_norms={"a": torch.tensor(4.0)},
     )
     assert record.losses == {"w": 0.25}
-    assert record.metrics == {"w": {"accuracy": 0.5, "weights": [1.0, 2.0], "name": "x"}}
+    assert record.metrics == {"w": {"accuracy": 0.5, "weights": [1.0, 2.0], "one": 1.0}}
     assert record.gradient_norms == {"w": 3.0}
     assert record.player_gradient_norms == {"w": {"a": 4.0}}
     assert type(record.losses["w"]) is float

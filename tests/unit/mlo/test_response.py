@@ -6,13 +6,12 @@ import pytest
 import torch
 
 import mlo
-import mlo.testing
 from mlo import response
 from mlo.testing import diamond, layered, relative_error
 
 
 def test_fixing_solutions_takes_the_gradient_apart():
-    """The parts are what flows through the solutions."""
+    """Fixing solutions takes the gradient apart by what flows through them."""
     closed = diamond()
     optimizer = closed.optimizer("direct")
     q2 = torch.linalg.solve(closed.jacobians["w2"].T, closed.direct["w2"])

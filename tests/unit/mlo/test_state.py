@@ -9,7 +9,7 @@ import torch
 from noisy_regression import regression
 
 import mlo
-from mlo.testing import bilevel_quadratic, diamond, identical
+from mlo.testing import Vector, bilevel_quadratic, diamond, identical
 
 
 def test_a_state_of_another_graph_is_refused():
@@ -54,3 +54,126 @@ def test_later_steps_do_not_change_a_state_that_was_loaded():
         optimizer.load_state_dict(state)
         list(optimizer.run(2))
         assert identical(state, kept)
+
+
+# ------------------------------ all of a state or nothing
+
+
+def adam_pair(*, adam=torch.optim.Adam, size=3, dtype=torch.float64):
+    """w follows x, both under Adam; the second problem is loaded last."""
+    problems = []
+    modules = {name: Vector(torch.ones(size, dtype=dtype)) for name in ("w", "x")}
+    losses = {
+        "w": lambda w, _, *, x: ((w.v - x.v) ** 2).sum(),
+        "x": lambda x, _, *, w: (w.v**2).sum(),
+    }
+    for name, module in modules.items():
+        kind = adam if name == "x" else torch.optim.Adam
+        problems.append(
+            mlo.Problem(
+                name, module=module, optimizer=kind(module.parameters(), lr=0.1), loss=losses[name]
+            )
+        )
+    return mlo.MultilevelOptimizer(problems)
+
+
+def refused(optimizer, state, match):
+    before = optimizer.state_dict()
+    with pytest.raises(mlo.CheckpointError, match=match):
+        optimizer.load_state_dict(state)
+    assert identical(before, optimizer.state_dict())
+    optimizer.step()  # and the run goes on
+
+
+def test_a_state_of_another_optimizer_is_refused_before_anything_changes():
+    optimizer, other = adam_pair(), adam_pair(adam=torch.optim.SGD)
+    list(optimizer.run(2)), list(other.run(3))
+    refused(optimizer, other.state_dict(), "'x' is of another optimizer: it was saved of SGD")
+
+
+def test_states_without_a_kind_are_compared_by_their_settings():
+    """As version 1 saved them."""
+    optimizer, other = adam_pair(), adam_pair(adam=torch.optim.SGD)
+    list(other.run(1))
+    state = other.state_dict()
+    del state["problems"]["x"]["optimizer_types"]
+    refused(optimizer, state, r"it lacks .*betas")
+
+
+def test_moments_of_another_shape_are_refused():
+    optimizer = adam_pair()
+    list(optimizer.run(1))
+    state = optimizer.state_dict()
+    state["problems"]["x"]["optimizers"]["x"]["state"][0]["exp_avg"] = torch.zeros(7)
+    refused(optimizer, state, "exp_avg has the shape")
+
+
+def test_a_load_that_fails_half_way_is_undone(monkeypatch):
+    optimizer, other = adam_pair(), adam_pair()
+    list(optimizer.run(1)), list(other.run(3))
+    state = other.state_dict()
+    whole = torch.optim.Adam.load_state_dict
+    calls = []
+
+    def failing(self, saved):
+        calls.append(None)
+        if len(calls) == 2:
+            raise RuntimeError("in the middle")
+        whole(self, saved)
+
+    monkeypatch.setattr(torch.optim.Adam, "load_state_dict", failing)
+    refused(optimizer, state, "in the middle")
+
+
+def test_rounding_of_a_state_is_said():
+    single, double = adam_pair(dtype=torch.bfloat16), adam_pair(dtype=torch.float32)
+    with pytest.warns(mlo.CheckpointWarning, match=r"torch\.float32 there and torch\.bfloat16"):
+        single.load_state_dict(double.state_dict())
+    double.load_state_dict(single.state_dict())  # nothing is lost this way
+
+
+# ------------------------------ all of an update or nothing
+
+
+def test_an_update_that_fails_leaves_everything_as_it_was():
+    """BatchNorm's statistics, the batch and the noise: the next attempt is the first again."""
+
+    def build():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).double()
+        batches = [torch.randn(5, 3).double() for _ in range(4)]
+
+        def loss(net, batch):
+            value = (net(batch) * torch.rand(5, 4).double()).square().mean()
+            if failing:
+                raise KeyError("the user's own")
+            return value
+
+        problem = mlo.Problem(
+            "net",
+            module=net,
+            optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+            loss=loss,
+            data=batches,
+        )
+        return mlo.MultilevelOptimizer([problem])
+
+    failing = False
+    plain = build()
+    list(plain.run(3))
+    expected = plain.state_dict()
+
+    optimizer = build()
+    list(optimizer.run(2))
+    before = optimizer.state_dict()
+    failing = True
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            optimizer.step()
+        after = optimizer.state_dict()
+        for key in ("module", "optimizers", "data", "updates"):
+            assert identical(before["problems"]["net"][key], after["problems"]["net"][key])
+        assert identical(before["random"], after["random"])
+    failing = False
+    optimizer.step()
+    assert identical(expected, optimizer.state_dict())

@@ -12,7 +12,7 @@ from mlo.testing import Vector, bilevel_quadratic, identical, relative_error, sn
 
 @pytest.mark.parametrize("name", mlo.testing.GRAPHS)
 def test_the_sweep_equals_the_closed_forms(name):
-    """The sweep stands for engines in their contract."""
+    """The sweep, which stands for engines, equals the closed forms."""
     problem = mlo.testing.GRAPHS[name]()
     exact = problem.swept(lambda jacobian, v: torch.linalg.solve(jacobian.T, v))
     assert relative_error(exact, problem.exact) < 1e-12

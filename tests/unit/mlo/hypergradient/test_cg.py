@@ -23,7 +23,7 @@ def test_truncated_cg_minimises_the_energy_over_its_krylov_space(steps):
 
 
 def test_cg_reports_negative_curvature_with_a_remedy():
-    """The remedy works."""
+    """CG reports negative curvature, and names a remedy that works."""
     optimizer, b, v = quadratic(INDEFINITE, mlo.ConjugateGradient(max_steps=50))
     with pytest.warns(mlo.SolveWarning, match="curvature is -.*'minres'"):
         report = optimizer.step().solves["w"]

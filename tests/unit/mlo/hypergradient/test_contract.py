@@ -294,7 +294,7 @@ WITH_ONE_KIND_OF_PRODUCTS = {
 
 
 def test_every_registered_engine_is_under_the_contract():
-    """It is so with each kind of products."""
+    """Every registered engine is under the contract with each kind of products."""
     assert set(BY_AUTOGRAD_AND_DIFFERENCES) | set(WITH_ONE_KIND_OF_PRODUCTS) == set(
         mlo.available_engines()
     )

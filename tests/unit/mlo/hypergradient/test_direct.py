@@ -6,15 +6,13 @@ import pytest
 import torch
 
 import mlo
-import mlo.testing
 from mlo.testing import Vector, bilevel_quadratic, relative_error
 
 
 def test_direct_on_a_trilevel_problem_that_is_no_quadratic():
-    """It equals finite differences of the problem that is solved again.
+    """`direct` equals finite differences of the problem that is solved again.
 
-    Third derivatives of the lowest loss matter here; the oracle solves all levels again at x ±
-    e.
+    Third derivatives of the lowest loss matter here; the oracle solves all levels again at x ± e.
     """
     torch.manual_seed(0)
     b, d, t, s = (torch.randn(3, 3, dtype=torch.float64) for _ in range(4))
@@ -134,7 +132,7 @@ def test_direct_refuses_a_singular_jacobian_and_a_large_problem():
 
 
 def test_a_solve_that_does_not_converge_warns_once():
-    """It is in every record."""
+    """A solve that does not converge warns once, and is in every record."""
     problem = bilevel_quadratic(dtype=torch.float32)
     optimizer = problem.optimizer(mlo.Direct(tol=1e-30))
     with pytest.warns(mlo.SolveWarning, match=r"'direct' did not converge on problem 'w'"):

@@ -45,7 +45,7 @@ def theta():
 
 
 def test_a_loss_with_second_derivatives_is_accepted(theta):
-    """Its graph is kept."""
+    """A loss with second derivatives is accepted, and its graph is kept."""
     loss = Square.apply(theta).sin().sum()
     check_double_backward("w", loss, [theta])
     (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import mlo
-import mlo.testing
 from mlo.testing import ClosedForm, chain_of_three
 
 

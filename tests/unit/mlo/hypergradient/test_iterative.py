@@ -47,7 +47,7 @@ def test_solves_reach_what_the_dtype_allows(engine, dtype):
 
 
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
-def test_a_warm_start_goes_on_from_the_last_solution():
+def test_a_warm_start_continues_from_the_last_solution():
     warm, *_ = quadratic(POSITIVE, mlo.ConjugateGradient(max_steps=2, warm_start=True))
     residuals = [warm.step().solves["w"].residual for _ in range(8)]
     assert residuals[-1] < 0.1 * residuals[0]
@@ -57,7 +57,7 @@ def test_a_warm_start_goes_on_from_the_last_solution():
 
 @pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
 def test_a_warm_start_is_part_of_the_state(tmp_path):
-    """`gradient` leaves it alone."""
+    """A warm start is part of the state, and `gradient` leaves it alone."""
     engine = mlo.ConjugateGradient(max_steps=2, warm_start=True)
     whole = bilevel_quadratic().optimizer(engine)
     list(whole.run(3))

@@ -56,7 +56,7 @@ def test_a_radius_is_divided_by_the_directions_norm(step, radius):
 
 
 def test_the_adaptive_step_moves_no_tensor_too_far():
-    """It moves no tensor by more than its share.
+    """The adaptive step moves no tensor by more than its share.
 
     The second tensor is zero, and is given entries of 0.01.
     """
