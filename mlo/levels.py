@@ -62,6 +62,7 @@ class History:
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
         last: problem → the evaluation that its last update was made with.
+        solve_streams: problem → batches of its solves, where they have data of their own.
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
         resumed: problems whose steps before a state was loaded are missing in their solutions.
@@ -81,6 +82,10 @@ class History:
         self.graph, self.engines, self.losses, self.streams = graph, engines, losses, streams
         self.looks_ahead = frozenset(looks_ahead)
         self.checks = LossChecks(graph, engines)
+        self.solve_streams: dict[str, BatchStream] = {}
+        for name, problem in graph.problems.items():
+            if problem.solve_data is not None:
+                self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
@@ -244,7 +249,7 @@ class Levels:
     """
 
     def __init__(self, history: History, *, ahead: bool = False) -> None:
-        self._history, self._ahead = history, ahead
+        self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
         graph = history.graph
         # The problems on which a solution depends; it is made again after any of these has moved.
@@ -301,13 +306,14 @@ class Levels:
     def unchanged(self) -> Iterator[None]:
         """Runs the body, which asks a question, and leaves everything as it was."""
         # What a gradient moves: the random state, engines' memories, cached solutions and graphs.
-        history, known = self._history, dict(self._known)
+        history, known, asking = self._history, dict(self._known), self._asking
         memory, graphs = history.copied_memory(), list(history.graphs)
         with preserved(history.generators):
             try:
+                self._asking = True
                 yield
             finally:
-                self._known, history.graphs = known, graphs
+                self._known, history.graphs, self._asking = known, graphs, asking
                 history.recall(memory)
 
     def _constant(self, name: str, engine: AbstractEngine) -> Constant:
@@ -320,7 +326,16 @@ class Levels:
         # At the batches, noise and modes of the last update: F is then the very gradient that the
         # optimizer has followed, at the parameters to which it has led.
         problem, last = self._history.graph.problems[name], self._last(name)
-        batches = self.batches(name)
+        stream = self._history.solve_streams.get(name)
+        if stream is not None:
+            # Fresh batches of its own; a question looks at them and leaves them to the next solve.
+            last = None
+            if self._asking:
+                batches = stream.peek(problem.solve_batches)
+            else:
+                batches = tuple([stream.next() for _ in range(problem.solve_batches)])
+        else:
+            batches = self.batches(name)
         if last is None:
             now = RandomState.capture(problem.generators)
             evaluation = self.evaluation(name, batches, random_states=(now,) * len(batches))

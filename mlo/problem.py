@@ -29,6 +29,7 @@ READ_ONCE = frozenset(
         "module",
         "data",
         "steps",
+        "solve_data",
         "players",
         "player_parameters",
         "player_moves",
@@ -77,6 +78,10 @@ class Problem:
         generators: `torch.Generator`s that the loss draws from; replayed like the global random
             state of torch, numpy and `random`. Others, like `numpy.random.default_rng()`, are not
             replayed: keep them out of losses.
+        solve_data: batches for the linear solves of implicit engines, drawn anew for each solve;
+            None: solves use the batches of the problem's last update. A solve on a minibatch is
+            biased (see docs/choosing-an-engine.md): give it larger batches, or several.
+        solve_batches: number of those batches that a solve averages its products over.
         before_update: called with the problem before each step of its optimizers. The gradients,
             clipped and checked, are in `parameter.grad`. It may read them; it may change them only
             where no engine differentiates the step.
@@ -107,6 +112,8 @@ class Problem:
         warmup_steps: int = 0,
         compile: bool | Mapping[str, Any] = False,
         generators: Sequence[torch.Generator] = (),
+        solve_data: Iterable[Any] | None = None,
+        solve_batches: int = 1,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
     ) -> None:
@@ -147,6 +154,14 @@ class Problem:
         self.precision = precision
         self.compile = compile
         self.generators = tuple(generators)
+        _check_data(name, solve_data)
+        self.solve_data = solve_data
+        self.solve_batches = _at_least(name, "solve_batches", solve_batches, 1)
+        if solve_data is None and solve_batches > 1:
+            raise ProblemError(
+                f"Problem {name!r}: solve_batches={solve_batches} counts batches of solve_data, "
+                "which is missing. Pass solve_data= (the problem's own data will do)."
+            )
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _per_player(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _per_player(name, scheduler)

@@ -51,6 +51,8 @@ def state_of(
             "skips_in_a_row": skips_in_a_row[name],
             "memory": _copied(history.memory[name]),
         }
+        if name in history.solve_streams:
+            saved[name]["solve_data"] = history.solve_streams[name].state_dict()
     return {
         "version": STATE_VERSION,
         "round": history.round,
@@ -108,6 +110,8 @@ def load_state(
     for name, problem in problems.items():
         if position:
             history.streams[name].load_state_dict(saved[name]["data"])
+            if name in history.solve_streams and "solve_data" in saved[name]:
+                history.solve_streams[name].load_state_dict(saved[name]["solve_data"])
         history.updates[name] = saved[name]["updates"]
         skips_in_a_row[name] = saved[name].get("skips_in_a_row", 0)
         # The dict stays the same one: solutions hold it.

@@ -286,7 +286,8 @@ class Updater:
         )
         for report in found.reports:
             record.solves[report.problem] = report
-            if not report.converged and report.problem not in self._warned:
+            # A solve that may still get there has no advice yet.
+            if report.advice and not report.converged and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = ""
                 if report.residual is not None:

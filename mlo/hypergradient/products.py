@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, nearest, warn_user
+from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.double_backward import (
     check_double_backward,
     is_about_double_backward,
@@ -30,7 +32,14 @@ from mlo.hypergradient.kinks import find_kink
 from mlo.loss import gradients
 from mlo.optimizer_step import OptimizerStep, l2_penalty
 from mlo.records import SolveReport
-from mlo.response import Cotangent, Pullback, PullbackEngine, Stepped
+from mlo.response import (
+    Cotangent,
+    Evaluation,
+    Pullback,
+    PullbackEngine,
+    Stationary,
+    Stepped,
+)
 from mlo.sharding import total_norm
 
 __all__ = [
@@ -371,7 +380,65 @@ class Engine(PullbackEngine):
             pulled = system.mixed_vjp(solve.q)
             if system.assumes:
                 system.check_assumptions(solve.q, pulled, self.label)
+                if self.inverts and not call.differentiate:
+                    self._check_bias(call, cotangent, pulled)
             return [None if entry is None else -entry for entry in pulled], solve.report
+
+    def _check_bias(
+        self, call: Pullback, cotangent: Cotangent, pulled: Sequence[Tensor | None]
+    ) -> None:
+        """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
+        solution = call.solution
+        evaluation, loss = solution.evaluation, solution.evaluation.loss
+        if not isinstance(solution, Stationary) or not loss.is_due("batch bias", once=True):
+            return
+        halves = halves_of(evaluation)
+        if halves is None:
+            return
+        # A loss may need batches of one size (weights of its examples), or a half may be singular.
+        # Then there is no estimate.
+        try:
+            values = [self._loss_at(call, evaluation)]
+            terms = []
+            for half in halves:
+                with ExitStack() as stack:
+                    part = replace(solution, evaluation=half, memory=dict(solution.memory))
+                    of_half = replace(call, solution=part, stack=stack)
+                    values.append(self._loss_at(of_half, half))
+                    system = self.products.linearize(of_half)
+                    terms.append(system.mixed_vjp(self.solve(system, cotangent).q))
+        except (RuntimeError, ValueError, LookupError, TypeError):
+            return
+        if not is_mean(*values):
+            return
+        whole = _present(pulled)
+        first, second = map(_present, terms)
+        triples = zip(first, second, whole, strict=True)
+        bias = total_norm([(one + other) / 2.0 - full for one, other, full in triples])
+        size = total_norm(whole)
+        if float(bias) > BIAS * float(size):
+            warn_user(
+                f"Problem {solution.name!r}: a solve on one batch is biased, E[Â⁻¹] ≠ A⁻¹, here by "
+                f"{min(float(bias / size), 10.0):.0%} of the implicit term or so (estimated from "
+                f"the halves of the batch). Give the engine {self.label!r} larger batches or "
+                "several: Problem(solve_data=..., solve_batches=...), or accumulate=; or damping, "
+                "or an engine that averages over batches as it goes, such as 'soba'."
+            )
+
+    @staticmethod
+    def _loss_at(call: Pullback, evaluation: Evaluation) -> Tensor:
+        """The value of the loss, all players together."""
+        inputs = [tensor.detach() for tensor in call.input_aliases()]
+        with torch.no_grad(), call.losses(evaluation.parameters, inputs) as losses:
+            return torch.stack([value.detach() for value in losses.values()]).sum()
+
+
+BIAS = 0.1
+"""Relative bias of a solve on one batch that is warned of."""
+
+
+def _present(entries: Sequence[Tensor | None]) -> list[Tensor]:
+    return [entry for entry in entries if entry is not None]
 
 
 def _fits(q: Cotangent, parameters: Sequence[Tensor]) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import number, number_or_auto
@@ -22,6 +23,9 @@ __all__ = ["Soba"]
 PATIENCE = 100
 """Number of updates that q is given to find A⁻ᵀ v from zero."""
 
+WINDOW = 20.0
+"""Updates over which residuals are averaged."""
+
 LOST = 100.0
 """A residual this many times the cotangent's norm means that q is lost: it restarts from zero."""
 
@@ -30,8 +34,9 @@ ADVICE_LOST = (
     "Jacobian with negative eigenvalues, damping."
 )
 ADVICE_BEHIND = (
-    "The persistent solve does not follow: batches differ too much, or the Jacobian is too "
-    "ill-conditioned for one step an update. Use 'neumann' or 'cg', or a larger batch."
+    "The persistent solve does not follow: the problems move too fast for one step per update, or "
+    "the Jacobian is too ill-conditioned. Lower the learning rates, use a larger batch "
+    "(accumulate=), or 'cg' with solve_data= that holds all of the data."
 )
 
 
@@ -56,7 +61,7 @@ class Soba(Engine):
 
     step_size: float | str = number_or_auto()
     damping: float = number(0.0)
-    tol: float = number(0.9)
+    tol: float = number(0.5)
 
     name: ClassVar[str] = "soba"
 
@@ -87,12 +92,25 @@ class Soba(Engine):
         made = system.recall("updates")
         updates = 1 if made is None or lost else int(made) + 1
         system.keep("updates", torch.tensor(updates))
-        follows = updates <= PATIENCE or residual <= self.tol
+        # On minibatches one residual is mostly noise. Means of residuals and cotangents are not.
+        mean_residual = self._mean(system, "mean residual", v - product, restart=lost)
+        mean_v = self._mean(system, "mean cotangent", v, restart=lost)
+        followed = float(mean_residual.norm()) / (float(mean_v.norm()) or 1.0)
+        converged = not lost and followed <= self.tol
+        advice = ADVICE_LOST if lost else ADVICE_BEHIND if updates > PATIENCE else ""
         report = self.report(
             system.problem,
             iterations=operator.products,
-            residual=residual,
-            converged=not lost and follows,
-            advice=ADVICE_LOST if lost else ADVICE_BEHIND,
+            residual=residual if lost else followed,
+            converged=converged,
+            advice=advice,
         )
         return Solve(q=operator.split(q), report=report)
+
+    @staticmethod
+    def _mean(system: LinearSystem, what: str, value: Tensor, *, restart: bool) -> Tensor:
+        """The running mean of a vector over the last `WINDOW` or so updates."""
+        kept = None if restart else system.recall(what)
+        mean = value if kept is None else kept + (value - kept) / WINDOW
+        system.keep(what, mean)
+        return mean
