@@ -49,7 +49,8 @@ def losses(inner: nn.Module, batch: Batch) -> Tensor:
 
 def inner_loss(inner: nn.Module, batch: Batch, *, outer: nn.Module) -> Tensor:
     found = losses(inner, batch)
-    weights = outer(found.detach())
+    # The weights do not depend on the inner parameters: a difference must not move them with these.
+    weights = mlo.once(lambda: outer(found.detach()))
     return (weights * found).sum() / weights.sum()
 
 
