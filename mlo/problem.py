@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -198,6 +198,14 @@ class Problem:
                 "one was. Make a new Problem, and an optimizer of it, with the new value."
             )
         super().__setattr__(name, value)
+
+    @property
+    def solves_on_all_data(self) -> bool:
+        """Whether a solve sees all that its data hold, and so estimates nothing."""
+        data, used = self.solve_data, self.solve_batches
+        if data is None:
+            data, used = self.data, self.accumulate
+        return data is None or (isinstance(data, Sized) and len(data) <= used)
 
     @property
     def device(self) -> torch.device:

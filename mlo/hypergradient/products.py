@@ -390,7 +390,9 @@ class Engine(PullbackEngine):
         """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
         solution = call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
-        if not isinstance(solution, Stationary) or not loss.is_due("batch bias", once=True):
+        if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
+            return
+        if not loss.is_due("batch bias", once=True):
             return
         halves = halves_of(evaluation)
         if halves is None:

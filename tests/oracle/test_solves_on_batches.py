@@ -84,12 +84,20 @@ def test_a_biased_solve_is_warned_of_once(engine):
     "options",
     [
         {"engine": CG, "size": EXAMPLES},
+        {"engine": CG, "size": 64, "accumulate": EXAMPLES // 64},
         {"engine": "identity", "size": 64},
         {"engine": "one_step", "size": 64},
         {"engine": {**CG, "damping": 20.0}, "size": 64},
         {"engine": CG, "size": 64, "reduce": "sum"},
     ],
-    ids=["all examples", "no inverse", "a step", "damped", "a sum, of which halves say nothing"],
+    ids=[
+        "all examples",
+        "all, in parts",
+        "no inverse",
+        "a step",
+        "damped",
+        "a sum, of which halves say nothing",
+    ],
 )
 def test_no_bias_no_warning(options):
     with warnings.catch_warnings():
