@@ -62,7 +62,7 @@ def trained(a, train, valid, rounds, rest):
         warmup_steps=rest,
         loss=lambda a, batch, *, w: loss(w, batch, a=a),
     )
-    list(mlo.MultilevelOptimizer([lower, upper], hypergradient="darts").run(rounds))
+    list(mlo.MultilevelOptimizer([lower, upper], hypergradient="one_step").run(rounds))
     return w.eval(), a["a"].detach().softmax(1)
 
 

@@ -19,8 +19,9 @@ has, and what became of it:
     Engine(...).run(), EngineConfig(train_iters)  MultilevelOptimizer(...).run(steps)
 
 `--on-betty` runs the same declaration on Betty's engine instead (needs betty-ml). Betty's darts
-leaves out the learning rate of the inner problem, which an outer Adam hardly notices. The control
-is the same network with all weights alike.
+leaves out the learning rate of the inner problem, which an outer Adam hardly notices, and its
+differences see through `found.detach()`, which `mlo.once` keeps them from here. The control is the
+same network with all weights alike.
 
     python examples/from_betty.py
 """

@@ -128,8 +128,9 @@ def test_the_program_from_betty_learns_what_a_high_loss_means(tmp_path):
 
 
 def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
-    """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon
-    sees.
+    """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon sees.
+
+    And its differences see through what the loss detaches, which the example's `mlo.once` prevents.
     """
     pytest.importorskip("betty", reason="betty-ml is not installed (make betty)")
     arguments = ("--steps", 50, "--picture", "weights.png")
@@ -137,8 +138,9 @@ def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
     assert theirs.startswith("Betty ")
     ours = output_of("from_betty.py", tmp_path, *arguments)
     for label in ("right labels", "wrong labels"):
-        assert number(theirs, label) == pytest.approx(number(ours, label), abs=0.02)
-    assert number(theirs, "wrong labels") < 0.3  # about 0.5 at first
+        assert number(theirs, label) == pytest.approx(number(ours, label), abs=0.06)
+    for printed in (theirs, ours):
+        assert number(printed, "wrong labels") < 0.3  # about 0.5 at first
 
 
 def test_maml_learns_an_initialisation_that_adapts_faster(tmp_path):

@@ -152,7 +152,7 @@ def test_once_is_the_cure_for_what_is_detached(loss):
 
 
 def test_kinks_are_warned_of():
-    with pytest.warns(mlo.SolveWarning, match="kinks of ReLU"):
+    with pytest.warns(mlo.SolveWarning, match="measure the kinks of ReLU"):
         make(smooth, {"name": "one_step", "products": {"name": "finite_difference", "step": 3.0}},
              activation=torch.relu).gradient("a")  # fmt: skip
 
