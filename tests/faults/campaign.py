@@ -1,11 +1,11 @@
-"""Kills runs at random moments, damages what they left, goes on with them, and compares each end
-with an undisturbed run.
+"""Kills runs at random moments, damages what they left, resumes them, and compares each end with
+an undisturbed run.
 
     python tests/faults/campaign.py --kills 100
 
 Every run is a child that is forked from this process, after the imports, and that calls the command
-line's own function. One chain of runs goes on in one folder until it is complete: between two runs
-there is a SIGKILL (or a SIGTERM) at a random moment, and then, one time in three, a fault: a
+line's own function. One chain of runs continues in one folder until it is complete: between two
+runs there is a SIGKILL (or a SIGTERM) at a random moment, and then, one time in three, a fault: a
 checkpoint that is cut, has a flipped bit or is gone, half a line at the end of metrics.jsonl, a
 leftover of a writer. It counts as a failure if a run ends with an error, if SIGTERM is not answered
 by exit code 0 within 10 seconds, or if the chain ends in other bytes than the undisturbed run. Exit
@@ -57,7 +57,7 @@ ANSWER = 10.0
 
 
 def child(folder: Path, log: Path) -> int:
-    """Starts or goes on with the run in `folder` in a forked process; returns its id."""
+    """Starts or resumes the run in `folder` in a forked process; returns its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -163,17 +163,17 @@ def campaign(kills: int, seed: int, folder: Path, minutes: float, terminations: 
     answers: list[float] = []
     chains = failures = 0
 
-    def goes_on() -> bool:
+    def more() -> bool:
         return counts["SIGKILL"] < kills and time.monotonic() - began < 60.0 * minutes
 
-    while goes_on():
+    while more():
         chains += 1
         path = folder / f"chain-{chains}"
         trace: list[str] = []
         window, stood = duration / 2, 0
         while True:
             pid = child(path, log)
-            code = ended(pid, rng.uniform(0.0, window) if goes_on() else 600.0)
+            code = ended(pid, rng.uniform(0.0, window) if more() else 600.0)
             if code is None and rng.random() < terminations:
                 os.kill(pid, signal.SIGTERM)
                 asked = time.monotonic()

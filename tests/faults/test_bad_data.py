@@ -1,8 +1,8 @@
 """Data sets that are wrong, on the command line: exit code 2, one paragraph that names what, no
 folder of a run.
 
-What is wrong with single images and files is tried in tests/unit/test_data.py and
-test_data_folders.py.
+What is wrong with single images and files is tried in tests/unit/lfmcw_app: test_folders.py and
+test_readers.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run whose last checkpoint is damaged goes on from the one before, to the same bytes."""
+"""A run whose last checkpoint is damaged resumes from the one before, to the same bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ def test_a_run_is_repeated_bit_for_bit_within_one_process(runs, whole, tmp_path)
     "harm", [flip, truncate, lambda path: path.unlink()], ids=["flipped", "truncated", "gone"]
 )
 @pytest.mark.parametrize("lines", [5, 13], ids=["in the search", "in the training"])
-def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(
-    runs, whole, tmp_path, lines, harm
-):
+def test_a_damaged_last_checkpoint_changes_nothing(runs, whole, tmp_path, lines, harm):
+    """A damaged last checkpoint falls back to the one before, and the run ends the same."""
     folder = tmp_path / "run"
     runs.start(folder, die_after=lines)
     harm(folder / ("search.pt" if lines < 7 else "evaluation.pt"))
@@ -28,9 +27,8 @@ def test_a_damaged_last_checkpoint_falls_back_and_the_run_ends_the_same(
     assert outcome(folder) == whole
 
 
-def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_checkpoint(
-    runs, whole, tmp_path
-):
+def test_a_damaged_search_is_mended_beside_the_training(runs, whole, tmp_path):
+    """A damaged search is mended, while the training resumes from its own checkpoint."""
     folder = tmp_path / "run"
     runs.start(folder, die_after=13)
     flip(folder / "search.pt")
@@ -46,7 +44,8 @@ def test_a_damaged_search_is_mended_while_the_training_goes_on_from_its_own_chec
     assert outcome(folder) == whole
 
 
-def test_where_every_checkpoint_is_damaged_the_error_names_the_last(runs, tmp_path):
+def test_if_all_checkpoints_are_damaged_the_last_is_named(runs, tmp_path):
+    """Where every checkpoint is damaged, the error names the last one."""
     folder = tmp_path / "run"
     runs.start(folder, die_after=5)
     for path in folder.glob("search*.pt"):
@@ -55,9 +54,8 @@ def test_where_every_checkpoint_is_damaged_the_error_names_the_last(runs, tmp_pa
         runs.resume(folder)
 
 
-def test_a_last_checkpoint_that_comes_back_after_the_lines_that_it_counts_were_cut_is_passed_over(
-    runs, whole, tmp_path
-):
+def test_a_checkpoint_of_lines_that_were_cut_is_passed_over(runs, whole, tmp_path):
+    """The last checkpoint is whole again after the lines that it counts were cut."""
     folder = tmp_path / "run"
     runs.start(folder, die_after=5)
     flip(folder / "search.pt")
@@ -69,7 +67,8 @@ def test_a_last_checkpoint_that_comes_back_after_the_lines_that_it_counts_were_c
     assert outcome(folder) == whole
 
 
-def test_a_checkpoint_of_another_run_is_passed_over_for_the_one_before(runs, whole, tmp_path):
+def test_a_checkpoint_of_another_run_is_passed_over(runs, whole, tmp_path):
+    """A checkpoint of another run is passed over for the one before it."""
     runs.start(tmp_path / "run", die_after=5)
     runs.start(tmp_path / "other", die_after=3, seed=1)
     (tmp_path / "other" / "search.pt").replace(tmp_path / "run" / "search.pt")
@@ -93,9 +92,8 @@ def test_the_recipe_says_which_checkpoints_stay(runs, tmp_path):
         runs.resume(folder)
 
 
-def test_the_best_checkpoint_is_the_one_with_the_lowest_mean_loss_however_often_the_run_was_stopped(
-    runs, tmp_path
-):
+def test_the_best_checkpoint_has_the_lowest_mean_loss(runs, tmp_path):
+    """It is the one with the lowest mean loss, however often the run was stopped."""
     runs.start(tmp_path / "whole")
     runs.start(tmp_path / "run", die_after=3)
     runs.resume(tmp_path / "run", die_after=4)

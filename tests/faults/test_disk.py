@@ -106,9 +106,8 @@ def test_a_fault_that_passes_costs_nothing_but_warnings(runs, whole, disk, betwe
     ("first", "resumes_from"), [(3, 2), (11, 3)], ids=["in the search", "in the training"]
 )
 @pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")
-def test_a_fault_that_stays_stops_the_run_where_its_state_is_needed_and_it_goes_on_afterwards(
-    runs, whole, disk, between, kind, first, resumes_from
-):
+def test_a_fault_that_stays_stops_the_run(runs, whole, disk, between, kind, first, resumes_from):
+    """It stops the run where its state is needed, and the run can be resumed afterwards."""
     folder = disk / "run"
     fault = kind(folder)
     between(fault, first)
@@ -142,9 +141,9 @@ def test_a_long_round_ends_with_a_checkpoint_that_is_not_due(runs, monkeypatch, 
 
 
 @pytest.mark.filterwarnings("ignore::mlo.CheckpointWarning")
-def test_a_run_gives_up_after_so_many_checkpoints_that_could_not_be_written(
-    runs, monkeypatch, tmp_path
-):
+def test_a_run_gives_up_after_several_failed_checkpoints(runs, monkeypatch, tmp_path):
+    """A run gives up after so many checkpoints in a row that could not be written."""
+
     def full(self, state, **options):
         raise OSError(28, "No space left on device")
 
@@ -154,9 +153,8 @@ def test_a_run_gives_up_after_so_many_checkpoints_that_could_not_be_written(
         runs.start(tmp_path / "run")
 
 
-def test_a_genotype_that_cannot_be_written_is_an_error_and_is_written_later(
-    runs, monkeypatch, tmp_path, whole
-):
+def test_a_genotype_that_cannot_be_written_is_written_later(runs, monkeypatch, tmp_path, whole):
+    """A genotype that cannot be written is an error, and is written later."""
     write = RunFolder.write
 
     def full(self, name, text):

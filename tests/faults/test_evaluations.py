@@ -1,4 +1,4 @@
-"""`lfmcw_app.evaluate`: what goes on after a stop, what is refused, projections and trials."""
+"""`lfmcw_app.evaluate`: what resumes after a stop, what is refused, projections and trials."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     "lines", [1, 3, 7], ids=["before the first checkpoint", "at one", "behind two"]
 )
-def test_a_killed_evaluation_goes_on_bit_for_bit(whole, tmp_path, monkeypatch, lines):
+def test_a_killed_evaluation_resumes_bit_for_bit(whole, tmp_path, monkeypatch, lines):
     folder = tmp_path / "run"
     log, count = RunFolder.log, 0
 

@@ -42,7 +42,8 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_stop_names_problem_round_and_term_and_leaves_a_diagnostic_file(runs, poisoned, tmp_path):
+def test_stop_leaves_a_diagnostic_file(runs, poisoned, tmp_path):
+    """Stop names problem, round and term, and leaves a diagnostic file."""
     folder = tmp_path / "run"
     poisoned(SEARCH, {3})
     with pytest.raises(
@@ -59,7 +60,7 @@ def test_stop_names_problem_round_and_term_and_leaves_a_diagnostic_file(runs, po
 
 
 @pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
-def test_skip_goes_on_and_says_so_in_the_metrics(runs, poisoned, tmp_path):
+def test_skip_continues_and_says_so_in_the_metrics(runs, poisoned, tmp_path):
     poisoned(TRAINING, {1, 4})
     with pytest.warns(NumbersWarning, match="Round 2, problem 'network'"):
         runs.start(tmp_path / "run", on_nonfinite="skip")
@@ -88,9 +89,8 @@ def test_skip_ends_where_too_many_in_a_row_are_lost(runs, poisoned, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
 @pytest.mark.parametrize("die_after", [4, 5, 7, 12])
-def test_rollback_repeats_the_rounds_since_the_checkpoint_on_other_batches_also_after_a_kill(
-    runs, poisoned, tmp_path, die_after
-):
+def test_rollback_repeats_rounds_on_other_batches(runs, poisoned, tmp_path, die_after):
+    """Rollback repeats the rounds since the checkpoint on other batches, also after a kill."""
     poisoned(SEARCH, {3})
     runs.start(tmp_path / "whole", on_nonfinite="rollback")
     # The lines since the checkpoint are cut.
@@ -126,9 +126,8 @@ def test_rollback_is_bounded(runs, poisoned, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
-def test_collapse_is_told_of_while_the_run_goes_on_to_the_same_bytes(
-    runs, whole, tmp_path, monkeypatch
-):
+def test_collapse_is_told_of_and_changes_nothing(runs, whole, tmp_path, monkeypatch):
+    """Collapse is told of while the run continues to the same bytes."""
     monkeypatch.setattr(
         "lfmcw_app.collapse.CollapseDetector.update", lambda self, observation: ["It collapsed."]
     )

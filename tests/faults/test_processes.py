@@ -1,4 +1,4 @@
-"""Runs of several processes: one is killed, all are asked to stop; a single process goes on."""
+"""Runs of several processes: one is killed, all are asked to stop; a single process resumes."""
 
 from __future__ import annotations
 
@@ -78,10 +78,8 @@ def workers(process: subprocess.Popen) -> list[int]:
     return [int(number) for number in found.split()]
 
 
-def goes_on(folder: Path) -> int:
-    """Rounds of the search after a single process went on with it for a while, from where its
-    checkpoint stands.
-    """
+def resumed(folder: Path) -> int:
+    """Rounds of the search after a single process resumed it for a while."""
     before = lines(folder)
     single = subprocess.Popen(
         [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), "--threads=1"],
@@ -103,7 +101,7 @@ def goes_on(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1], ids=["the one that writes", "the other"])
-def test_a_killed_process_ends_all_and_a_single_one_goes_on(started, victim):
+def test_a_killed_process_ends_all_and_a_single_one_resumes(started, victim):
     process, folder = started
     pids = workers(process)
     assert len(pids) == 2
@@ -111,7 +109,7 @@ def test_a_killed_process_ends_all_and_a_single_one_goes_on(started, victim):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "SIGKILL" in errors or "Signal 9" in errors
-    assert goes_on(folder) > 6
+    assert resumed(folder) > 6
 
 
 @pytest.mark.slow
@@ -126,4 +124,4 @@ def test_all_processes_stop_after_the_same_round_when_asked_to(started):
     stopped_after = lines(folder)
     assert (folder / "search.pt").exists()
     # Not a round is lost: the state was saved at the last one.
-    assert goes_on(folder) >= stopped_after + 3
+    assert resumed(folder) >= stopped_after + 3

@@ -51,9 +51,8 @@ def started(runs, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(
-    started, runs, whole, number, code
-):
+def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, number, code):
+    """A signal saves and ends the run, which resumes bit for bit."""
     process, folder = started(3)
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
@@ -69,7 +68,8 @@ def test_a_signal_saves_and_ends_the_run_and_it_goes_on_bit_for_bit(
     assert outcome(folder) == whole
 
 
-def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(started, runs, whole):
+def test_a_second_run_in_a_folder_is_refused(started, runs, whole):
+    """A second run in a folder is refused until the first is killed."""
     process, folder = started(2)
     second = subprocess.run(
         [*COMMAND, "--resume", folder], capture_output=True, text=True, timeout=120, check=False
@@ -83,7 +83,8 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(started, 
     assert outcome(folder) == whole
 
 
-def test_a_folder_that_another_process_is_about_to_begin_in_is_refused(runs, tmp_path):
+def test_a_folder_that_another_process_holds_is_refused(runs, tmp_path):
+    """A folder that another process is about to begin in is refused."""
     with (
         FileLock(tmp_path / ".lock"),
         pytest.raises(InputError, match="Another process is running"),
@@ -114,7 +115,8 @@ def program(body):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_round_that_outlasts_the_grace_is_given_up_with_exit_code_0():
+def test_a_round_that_outlasts_the_grace_is_given_up():
+    """A round that outlasts the grace is given up with exit code 0."""
     code, printed, errors = program(
         """
         import threading
@@ -131,7 +133,8 @@ def test_a_round_that_outlasts_the_grace_is_given_up_with_exit_code_0():
     )
 
 
-def test_a_round_that_ends_in_time_is_not_given_up_while_its_state_is_written():
+def test_a_round_that_ends_in_time_is_not_given_up():
+    """A round that ends in time is not given up while its state is written."""
     code, printed, errors = program(
         """
         import time

@@ -131,7 +131,8 @@ def test_offsets_beyond_two_to_the_31(device):
     )
 
 
-def test_a_label_out_of_range_is_nan_and_does_not_stop_the_device(device):
+def test_a_label_out_of_range_does_not_stop_the_device(device):
+    """A label out of range is NaN and does not stop the device."""
     x, w, y = case(device, 8, 10)
     y[3] = 10
     assert class_weighted_cross_entropy(x, y, w).isnan()
@@ -141,7 +142,8 @@ def test_a_label_out_of_range_is_nan_and_does_not_stop_the_device(device):
     assert class_weighted_cross_entropy(x, y, w, ignore_index=-1).isfinite()
 
 
-def test_the_double_backward_takes_fewer_launches_than_the_composition(device):
+def test_the_double_backward_takes_fewer_launches(device):
+    """The double backward takes fewer launches than the composition."""
     x, w, y = case(device, 64, 100)
 
     def launches(loss):

@@ -57,7 +57,8 @@ def gradients(name, engine, device):
     ("engine", "name"),
     [(e, name) for e in ENGINES for name in PROBLEMS if (e, name) not in REFUSED],
 )
-def test_an_engine_computes_on_the_device_what_it_computes_on_the_cpu(device, engine, name):
+def test_an_engine_computes_the_same_on_both_devices(device, engine, name):
+    """An engine computes on the GPU what it computes on the CPU."""
     expected, exact = gradients(name, engine, torch.device("cpu"))
     found, _ = gradients(name, engine, device)
     for a, b in zip(found, expected, strict=True):

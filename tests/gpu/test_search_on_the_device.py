@@ -172,7 +172,7 @@ def command(*arguments):
     return [sys.executable, "-m", "lfmcw_app.run", "--threads=1", *map(str, arguments)]
 
 
-def test_a_killed_run_goes_on_from_where_it_was(device, tmp_path):
+def test_a_killed_run_resumes_where_it_was(device, tmp_path):
     settings = {
         "search.channels": 4, "search.nodes": 1, "search.steps": 12, "search.batch_size": 8,
         "search.generator.channels": 2, "search.generator.noise_dim": 4, "checkpoint_every": 2,

@@ -351,7 +351,7 @@ def run_uneven(parallel, distributed="exact"):
 
 
 def resumable(parallel, distributed="exact"):
-    """A run whose state one process and several can go on with."""
+    """A run whose state one process and several can resume."""
     return mlo.MultilevelOptimizer(bilevel(parallel), {"name": "soba"}, distributed=distributed)
 
 
@@ -585,7 +585,7 @@ def main(store, rank, size, out):
     parallel = mlo.DataParallel()
     warnings.simplefilter("ignore")
     results = everything(size, parallel)
-    # On with a state of one process, and a state for one process to go on with.
+    # Resumes a state of one process, and leaves a state for one process to resume.
     optimizer = resumable(parallel)
     optimizer.load_state_dict(mlo.load_checkpoint(Path(out) / "single.pt"))
     for _ in optimizer.run(2):

@@ -134,7 +134,8 @@ def gpu_results(folder, **environment):
 
 
 @pytest.mark.slow
-def test_one_command_runs_every_gpu_test_and_benchmark_into_one_file(tmp_path):
+def test_one_command_runs_all_gpu_work_into_one_file(tmp_path):
+    """One command runs every GPU test and benchmark into one file."""
     result, written = gpu_results(tmp_path, DEVICE="cpu", SIZE="tiny")
     assert result.returncode == 0, result.stderr
     assert "A trial on a CPU" in written
@@ -155,7 +156,8 @@ def test_one_command_runs_every_gpu_test_and_benchmark_into_one_file(tmp_path):
     assert "NO GPU: kernels not verified on hardware" in written
 
 
-def test_a_part_of_it_that_fails_is_in_the_file_and_in_the_exit_code(tmp_path):
+def test_a_part_that_fails_is_in_the_exit_code(tmp_path):
+    """A part of the command that fails is in its file and in its exit code."""
     result, written = gpu_results(tmp_path, DEVICE="cpu", SIZE="tiny", BUDGET="1")
     assert result.returncode == 1
     assert "**5 of 5 parts failed.**" in written

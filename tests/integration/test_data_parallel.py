@@ -57,7 +57,8 @@ def error(found, exact):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_several_processes_equal_one_on_the_whole_batch_with_every_engine(several, alone, size):
+def test_several_processes_equal_one_on_the_whole_batch(several, alone, size):
+    """Several processes equal one on the whole batch, with every engine."""
     results, _ = several(size)
     found = results[0]
     errors = {key: error(value, alone[key]) for key, value in found.items() if key in alone}
@@ -79,7 +80,7 @@ def test_all_processes_hold_the_same_bits(several, size):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_one_process_and_several_go_on_with_each_others_states(several, size):
+def test_one_process_and_several_resume_each_others_states(several, size):
     results, folder = several(size)
     whole = cases.resumable(None, None)
     with warnings.catch_warnings():
@@ -114,7 +115,8 @@ def test_mistakes_of_several_processes_are_named(several, size):
         assert f"'net.first' differs between process {rank}" in said["another_state"]
 
 
-def test_noise_is_each_process_s_own_or_shared_and_random_states_stay_alike(several):
+def test_noise_is_own_or_shared_and_states_stay_alike(several):
+    """Noise is each process's own, or shared; the random states stay alike."""
     first, second = several(2)[0]
     own, other = first["noises", "own"], second["noises", "own"]
     assert not torch.isclose(own["drawn"], other["drawn"]).any()

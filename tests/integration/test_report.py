@@ -55,9 +55,8 @@ def report(*arguments):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_shows_the_runs_figures_at_every_width_and_in_both_schemes(
-    whole, page, width, scheme
-):
+def test_the_page_shows_the_runs_figures(whole, page, width, scheme):
+    """The page shows the run's figures at every width and in both schemes."""
     page.open(whole / "report.html", width=width, scheme=scheme)
     result, search = json.loads((whole / "result.json").read_text()), lines(whole)
     assert page.text("[data-figure=test_error] b") == f"{result['test_error_percent']:.2f}"

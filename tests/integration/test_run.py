@@ -52,7 +52,8 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     assert torch.load(folder / "search.pt", weights_only=True)["phase"] == "search"
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole, tmp_path):
+def test_a_run_is_a_function_of_its_seed(whole, tmp_path):
+    """The same seed gives the same run, and another seed another."""
     folder, _ = whole
     again, other = tmp_path / "again", tmp_path / "other"
     assert run("--out", again).returncode == 0
@@ -102,7 +103,8 @@ def test_orders_decide_whether_responses_are_differentiated(tmp_path, order):
     assert bool(first["solves"]) == (order == "second")
 
 
-def test_a_genotype_is_evaluated_alone_and_a_random_one_for_comparison(whole, tmp_path):
+def test_a_genotype_is_evaluated_alone(whole, tmp_path):
+    """A genotype is evaluated alone, and a random one for comparison."""
     settings = [f"--set={key}={value}" for key, value in TINY.items()]
     for name, genotype in (("found", whole[0] / "genotype.json"), ("random", "random:3")):
         arguments = [
@@ -126,7 +128,8 @@ def test_a_genotype_is_evaluated_alone_and_a_random_one_for_comparison(whole, tm
     )
 
 
-def test_an_error_is_one_paragraph_with_exit_code_2_and_no_traceback(tmp_path):
+def test_an_error_is_one_paragraph_with_exit_code_2(tmp_path):
+    """An error is one paragraph with exit code 2 and no traceback."""
     finished = run("--out", tmp_path / "x", "--preset", "smal")
     assert finished.returncode == 2
     assert "Did you mean 'small'" in finished.stderr
@@ -157,8 +160,11 @@ def test_the_baseline_runs_and_resumes_without_a_generator(tmp_path):
     assert set(terms[0]) == {"direct", "w2"}
 
 
-def test_a_trial_takes_few_rounds_of_every_phase_after_a_projection_of_the_whole_run(tmp_path):
-    """Warm-ups are left out, so that the architecture moves in it."""
+def test_a_trial_takes_few_rounds_of_every_phase(tmp_path):
+    """They come after a projection of the whole run.
+
+    Warm-ups are left out, so that the architecture moves in it.
+    """
     warm = {"search.steps": 1000, "search.architecture.warmup_epochs": 1, "checkpoint_every": 1}
     finished = run("--out", tmp_path / "trial", "--max-steps", 1, **warm)
     assert finished.returncode == 0, finished.stderr
@@ -328,16 +334,16 @@ def test_a_dry_run_projects_every_phase_and_writes_nothing(space, tmp_path):
     ],
     ids=["architecture warm-up", "learning rate warm-up", "stem", "search stem", "no cells"],
 )
-def test_what_could_not_end_well_is_refused_before_anything_is_written(options, words, tmp_path):
+def test_what_could_not_end_well_is_refused_at_once(options, words, tmp_path):
+    """What could not end well is refused before anything is written."""
     finished = run("--out", tmp_path / "run", **options)
     assert finished.returncode == 2, finished.stdout
     assert words in finished.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_space_by_set_has_the_presets_settings_for_it_and_must_not_contradict_the_option(
-    tmp_path,
-):
+def test_a_space_by_set_must_not_contradict_the_option(tmp_path):
+    """A space by --set has the preset's settings for it, and must not contradict the option."""
     printed = run("--print-config", "--set=search.space=pdarts", "--preset=smoke").stdout
     assert "- 0\n    - 1\n    - 2" in printed
     finished = run("--space", "darts", "--set=search.space=pdarts")
@@ -345,7 +351,8 @@ def test_a_space_by_set_has_the_presets_settings_for_it_and_must_not_contradict_
     assert "contradict" in finished.stderr
 
 
-def test_a_quiet_run_prints_nothing_and_writes_event_files_if_asked(tmp_path):
+def test_a_quiet_run_prints_nothing(tmp_path):
+    """A quiet run prints nothing, and writes event files if asked."""
     folder = tmp_path / "run"
     short = {"search.steps": 1, "search.order": "first", "evaluation.epochs": 1}
     finished = run("--out", folder, "--quiet", "--tensorboard", "--method", "darts", **short)

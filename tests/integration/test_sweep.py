@@ -1,4 +1,4 @@
-"""Runs on launchers: a failed one goes on from where it stands and is reported, the others are not
+"""Runs on launchers: a failed one resumes from where it stands and is reported, the others are not
 touched.
 """
 

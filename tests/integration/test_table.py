@@ -41,7 +41,8 @@ def rows(folder):
 
 
 @pytest.mark.slow
-def test_a_table_is_made_run_by_run_and_only_what_is_missing_is_run(tmp_path):
+def test_a_table_runs_only_what_is_missing(tmp_path):
+    """A table is made run by run, and only what is missing is run."""
     finished = table(tmp_path / "t", "table4", "digits", "--seeds=1", "--jobs=2")
     assert finished.returncode == 0, finished.stderr
     assert "2 runs, 0 of them done before" in finished.stdout

@@ -100,7 +100,8 @@ def searches_of_two(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", data_parallel_search.SEARCHES)
-def test_a_search_of_two_processes_is_that_of_one_in_double_precision(name, searches_of_two):
+def test_a_search_of_two_processes_is_that_of_one(name, searches_of_two):
+    """In double precision a search of two processes has the numbers of one."""
     expected = data_parallel_search.search(name)
     tolerance = data_parallel_search.SEARCHES[name][1]
     for found in (process[name] for process in searches_of_two):

@@ -57,7 +57,8 @@ def violations(source):
                 yield node.lineno, "shell=True"
 
 
-def test_the_packages_and_examples_have_no_call_that_runs_code_from_outside():
+def test_no_call_runs_code_from_outside():
+    """The packages and examples have no call that runs code from outside."""
     assert len(SOURCES) > 80
     found = [
         f"{path.relative_to(ROOT)}:{line}: {what}"
@@ -111,7 +112,8 @@ def served(monkeypatch, content):
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "fashion-mnist"])
-def test_a_download_with_another_checksum_is_refused_and_not_kept(dataset, tmp_path, monkeypatch):
+def test_a_download_with_another_checksum_is_not_kept(dataset, tmp_path, monkeypatch):
+    """A download with another checksum is refused, and not kept."""
     served(monkeypatch, b"something else")
     for _ in range(2):  # nor taken for the data the second time
         with pytest.raises(InputError, match="could not be downloaded"):

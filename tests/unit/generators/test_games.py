@@ -193,7 +193,8 @@ def gradient_of_next_round(optimizer):
 
 
 @pytest.mark.parametrize("kind", GAME_KINDS)
-def test_the_hypergradient_of_a_game_equals_plain_autograd_through_one_step(kind):
+def test_the_hypergradient_of_a_game_equals_plain_autograd(kind):
+    """The hypergradient of a game equals plain autograd through one step."""
     optimizer, *parts = make_game(kind)
     for _ in range(3):  # with momentum, moved singular vectors and statistics in the later rounds
         expected = naive_gradient(optimizer, *parts)
@@ -210,7 +211,8 @@ def test_the_step_of_the_players_is_part_of_the_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", ["wgan_gp-none", "biggan"])
-def test_taking_a_gradient_moves_no_singular_vector_statistic_or_average(kind):
+def test_taking_a_gradient_moves_no_buffer(kind):
+    """Taking a gradient moves no singular vector, statistic or average."""
     optimizer, pair, *_ = make_game(kind)
     check_gradient_changes_nothing(optimizer, "arch")
     before = copy.deepcopy(dict(pair.named_buffers()))
@@ -218,7 +220,8 @@ def test_taking_a_gradient_moves_no_singular_vector_statistic_or_average(kind):
     assert all(torch.equal(buffer, before[name]) for name, buffer in pair.named_buffers())
 
 
-def test_in_a_search_the_average_and_the_singular_vectors_move_once_an_update():
+def test_buffers_move_once_per_update():
+    """In a search the average and the singular vectors move once per update."""
     optimizer, pair, *_ = make_game("biggan")
     once = copy.deepcopy(pair.generator)
     once.sample(torch.arange(4))
@@ -236,8 +239,11 @@ def test_in_a_search_the_average_and_the_singular_vectors_move_once_an_update():
     assert int(pair.generator.average.updates) == 2
 
 
-def test_the_upper_problem_reads_the_live_generator_not_the_average():
-    """The gradient is the same whatever the average holds."""
+def test_the_upper_problem_reads_the_live_generator():
+    """The upper problem reads the live generator, not the average.
+
+    The gradient is the same whatever the average holds.
+    """
     optimizer, pair, *_ = make_game("biggan")
     optimizer.step()
     before = optimizer.gradient("arch")

@@ -17,7 +17,8 @@ def learner(classes=3):
     )
 
 
-def test_a_class_missing_from_the_batch_takes_its_running_loss_as_a_constant():
+def test_a_missing_class_takes_its_running_loss():
+    """A class missing from the batch takes its running loss as a constant."""
     w2 = learner()
     logits = torch.randn(4, 3, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 1])
@@ -46,7 +47,8 @@ def test_class_weights_follow_the_class_losses():
     assert float(weights[2]) > 10 * float(weights[:2].max())
 
 
-def test_a_missing_class_can_take_the_mean_of_the_others_differentiably():
+def test_a_missing_class_can_take_the_mean_of_the_others():
+    """A missing class can take the mean of the others differentiably."""
     w2 = WeightedLearner(Supernet(in_channels=1, num_classes=4, channels=2, layers=3, nodes=1), 4)
     logits = torch.randn(5, 4, requires_grad=True)
     weights = w2.class_weights(logits, torch.tensor([0, 0, 0, 1, 3]), "batch_mean")

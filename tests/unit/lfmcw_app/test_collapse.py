@@ -35,7 +35,8 @@ def test_a_healthy_search_is_left_alone():
     assert told([{}] * 50) == []
 
 
-def test_skips_that_take_more_than_half_of_the_cell_are_told_once():
+def test_skips_in_more_than_half_of_the_cell_are_told_once():
+    """Skips that take more than half of the cell are told of once."""
     rising = [
         {"skip_share": share}
         for share in (0.25, 0.25, 0.5, 0.5, 0.5, 0.5, 0.75, 0.75, 0.875, 0.875)
@@ -53,7 +54,8 @@ def test_skips_that_fell_and_rise_again_are_told_again():
     assert [number for number, _ in told([*low, *high, *low, *high])] == [6, 18]
 
 
-def test_a_cell_that_began_with_many_skips_is_not_called_collapsing():
+def test_a_cell_that_began_with_many_skips_is_no_collapse():
+    """A cell that began with many skips is not called collapsing."""
     assert told([{"skip_share": 0.75}] * 20) == []
 
 

@@ -77,7 +77,8 @@ def test_a_pass_shows_every_image_once():
     assert int((total - counts).sum()) == len(digits.train) % 7
 
 
-def test_random_images_have_the_shape_and_number_of_a_data_set_and_take_no_memory():
+def test_random_images_stand_for_a_data_set():
+    """Random images have the shape and number of a data set, and take no memory."""
     noise = load_dataset("random:imagenet")
     assert (len(noise.train), len(noise.test), noise.num_classes) == (1_281_167, 50_000, 1000)
     train, validation = search_split(noise, None, 0, (0.1, 0.025))
@@ -250,7 +251,8 @@ def test_photographs_are_a_function_of_seed_and_position(imagenet):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_the_validation_batch_can_have_the_classes_of_the_training_batch():
+def test_the_validation_batch_can_match_the_training_batch():
+    """The validation batch can have the classes of the training batch."""
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, 300, seed=0)
     parts = [Batches(images, dataset, batch_size=16, seed=5) for images in (train, validation)]

@@ -1,5 +1,6 @@
-"""Pictures of generated images while a search goes on: they change nothing, and show the same noise
-each time."""
+"""Pictures of generated images during a search: they change nothing, and show the same noise each
+time.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def digits():
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_a_snapshot_leaves_random_state_and_generator_as_they_were(game, digits, tmp_path):
+def test_a_snapshot_changes_nothing(game, digits, tmp_path):
+    """A snapshot leaves random state and generator as they were."""
     torch.manual_seed(3)
     generator = GAMES[game].generator(
         num_classes=10,

@@ -72,9 +72,10 @@ def first_validation_batches(optimizer):
     return w2[2:], arch
 
 
-def test_uniform_class_weights_are_as_strong_together_and_differ_in_nothing_else():
-    """The control of the method: each class weighs the mean class loss, which still depends on
-    W1.
+def test_uniform_class_weights_are_as_strong_together():
+    """Uniform class weights are as strong together, and differ in nothing else.
+
+    The control of the method: each class weighs the mean class loss, which still depends on W1.
     """
     _, modules, optimizer = search()
     batch = next(iter(optimizer.problems["w2"].data))
@@ -100,7 +101,8 @@ def steps_of(optimizer):
     return {int(state["step"]) for state in optimizer.state.values()}
 
 
-def test_the_discriminator_can_move_several_times_for_each_move_of_the_generator():
+def test_the_discriminator_can_move_several_times():
+    """The discriminator can move several times for each move of the generator."""
     options = {
         "generator.name": "biggan",
         "generator.noise_dim": 8,
@@ -117,7 +119,8 @@ def test_the_discriminator_can_move_several_times_for_each_move_of_the_generator
     assert modules.gan.generator.evaluations_per_update == 3
 
 
-def test_class_weights_are_measured_on_the_batch_of_the_architecture_by_default():
+def test_class_weights_are_measured_on_the_architectures_batch():
+    """Class weights are measured on the batch of the architecture by default."""
     ours, architectures = first_validation_batches(search()[2])
     assert torch.equal(ours[0], architectures[0])
 
@@ -137,8 +140,11 @@ def test_class_weights_can_have_a_validation_batch_of_their_own():
     ],
     ids=lambda changes: next(iter(changes.values())),
 )
-def test_each_option_changes_the_search_and_only_from_where_it_acts(changes):
-    """W1 and the game move as before in the first round, W2 does not."""
+def test_each_option_acts_on_w2(changes):
+    """Each option changes the search, and only from where it acts.
+
+    W1 and the game move as before in the first round, W2 does not.
+    """
     plain, other = search()[2].step(), search(**changes)[2].step()
     assert plain.losses["w1"] == other.losses["w1"]
     assert plain.losses["gan"] == other.losses["gan"]
@@ -159,7 +165,8 @@ def test_the_gradient_of_the_architecture_can_be_clipped():
 
 
 @pytest.mark.parametrize("game", ["dcgan", "wgan_gp", "biggan"])
-def test_a_first_order_search_in_bfloat16_has_nearly_the_gradients_of_one_in_float32(game):
+def test_a_first_order_search_can_run_in_bfloat16(game):
+    """In bfloat16 it has nearly the gradients of one in float32."""
     options = {
         "generator.name": game,
         "generator.noise_dim": 8,

@@ -33,7 +33,8 @@ def show(
     return output.getvalue()
 
 
-def test_plain_lines_tell_losses_time_left_and_the_cell_when_it_changes(monkeypatch):
+def test_plain_lines_tell_losses_and_the_time_left(monkeypatch):
+    """Plain lines tell losses, the time left, and the cell when it changes."""
     first, *cells, second = show(monkeypatch=monkeypatch).splitlines()
     assert first.startswith(
         "search 1/4  w1 1.250  gan generator 0.500, discriminator 1.500  w2 2.000  arch 3.000  "

@@ -2,7 +2,8 @@
 derivatives.
 
 The Triton kernels run in Triton's interpreter, in a process of their own (see the last test); on
-hardware in tests/gpu."""
+hardware in tests/gpu.
+"""
 
 from __future__ import annotations
 
@@ -104,9 +105,8 @@ def test_third_derivatives_for_middle_problems():
     ids=lambda value: str(value).removeprefix("torch."),
 )
 @pytest.mark.parametrize("shape", [(1, 2), (33, 10), (16, 100), (5, 1000), (2, 20_000)], ids=str)
-def test_every_dtype_and_shape_equals_the_composition_in_double_precision(
-    shape, dtype, tolerance, smoothing
-):
+def test_every_dtype_and_shape_equals_the_composition(shape, dtype, tolerance, smoothing):
+    """Every dtype and shape equals the composition in double precision."""
     x, w = normal(*shape, dtype=dtype), normal(shape[1], seed=1, dtype=dtype)
     y = integers(shape[1], shape[0])
     found = derivatives(
@@ -416,7 +416,8 @@ def test_int32_labels_serve():
 
 @pytest.mark.slow
 @pytest.mark.skipif(KERNELS, reason="runs in the interpreter already")
-def test_all_of_this_holds_for_the_kernels_in_tritons_interpreter(formulation):
+def test_all_of_this_holds_for_the_kernels(formulation):
+    """All of this holds for the kernels in Triton's interpreter."""
     pytest.importorskip("triton", reason="triton is not installed (it comes with PyTorch on Linux)")
     if formulation != "analytic":
         pytest.skip("once is enough")
@@ -433,7 +434,7 @@ def test_all_of_this_holds_for_the_kernels_in_tritons_interpreter(formulation):
             __file__,
         ],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=280,
@@ -445,9 +446,8 @@ def test_all_of_this_holds_for_the_kernels_in_tritons_interpreter(formulation):
 @pytest.mark.slow
 @pytest.mark.skipif(KERNELS, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("capability", [80, 90])
-def test_kernels_compile_for_hopper_and_ampere_without_spilling_registers(
-    capability, formulation, tmp_path
-):
+def test_kernels_compile_without_spilling_registers(capability, formulation, tmp_path):
+    """Kernels compile for Hopper and Ampere without spilling registers."""
     pytest.importorskip("triton", reason="triton is not installed (it comes with PyTorch on Linux)")
     if formulation != "analytic":
         pytest.skip("once is enough")

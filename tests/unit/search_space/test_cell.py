@@ -32,7 +32,8 @@ def bare_cell(primitives, *, reduces=False, part=1):
     return cell
 
 
-def test_skip_dropout_zeroes_entries_of_an_identity_and_scales_the_others():
+def test_skip_dropout_zeroes_entries_of_an_identity():
+    """Skip dropout zeroes entries of an identity, and scales the others."""
     torch.manual_seed(0)
     cell = bare_cell(("none", "skip_connect"))
     x, y = 1.0 + torch.rand(2, 8, 4, 16, 16)

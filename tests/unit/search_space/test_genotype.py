@@ -23,7 +23,8 @@ def row(**values):
     return [values.get(primitive, 0.0) for primitive in PRIMITIVES]
 
 
-def test_derivation_ignores_none_and_takes_the_two_strongest_edges():
+def test_derivation_takes_the_two_strongest_edges():
+    """Derivation ignores `none`, and takes the two strongest edges."""
     rows = [
         row(none=0.9, sep_conv_3x3=0.1), row(none=0.1, skip_connect=0.4),
         row(max_pool_3x3=0.3), row(none=0.99, dil_conv_5x5=0.01), row(sep_conv_5x5=0.6),

@@ -36,7 +36,8 @@ def shapes_of_cells(net, size):
     return shapes
 
 
-def test_the_imagenet_network_begins_at_an_eighth_of_the_resolution_and_ends_at_a_32nd():
+def test_cells_of_the_imagenet_network_see_small_maps():
+    """The first cell has an eighth of the resolution, and the last one a 32nd."""
     net = network("imagenet")
     assert shapes_of_cells(net, 64) == [(2, 8, 8, 8), (2, 16, 4, 4), (2, 32, 2, 2)]
     assert shapes_of_cells(network("cifar"), 32) == [(2, 8, 32, 32), (2, 16, 16, 16), (2, 32, 8, 8)]
@@ -54,7 +55,8 @@ def test_the_auxiliary_head_reads_windows_of_five(stem, size, map_size):
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_both_heads_give_logits_in_training_and_one_in_evaluation(stem):
+def test_the_auxiliary_head_gives_logits_in_training_only(stem):
+    """Both heads give logits in training, and one does in evaluation."""
     net = network(stem)
     logits, auxiliary = net(torch.randn(2, 3, 64, 64))
     assert logits.shape == auxiliary.shape == (2, 5)
@@ -101,7 +103,8 @@ DARTS_V2 = Genotype(
 )  # fmt: skip
 
 
-def test_the_published_darts_cell_has_the_published_number_of_parameters():
+def test_the_darts_network_has_the_published_parameters():
+    """The published DARTS cell has the published number of parameters."""
     network = DerivedNetwork(
         DARTS_V2, in_channels=3, num_classes=10, channels=36, layers=20, auxiliary=True
     )

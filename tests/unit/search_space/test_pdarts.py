@@ -1,5 +1,6 @@
 """P-DARTS: stages, the operations that survive them, the schedule of the dropout, and the limit on
-skip connections."""
+skip connections.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def test_the_stages_are_the_papers():
     assert [stage.layers for stage in pdarts_stages(3, added=(0, 2, 4))] == [3, 5, 7]
 
 
-def test_the_weakest_operations_of_each_edge_are_dropped_stage_by_stage():
+def test_the_weakest_operations_are_dropped_in_stages():
+    """The weakest operations of each edge are dropped stage by stage."""
     first, second, third = pdarts_stages()
     names = as_candidates(PRIMITIVES, 1)
     weights = mixing([
@@ -123,14 +125,16 @@ SKIP_WEIGHTS = mixing([
         (2, (Edge("sep_conv_3x3", 0), Edge("sep_conv_3x3", 1))),
     ],
 )
-def test_the_weakest_skips_of_the_normal_cell_are_replaced_one_by_one(max_skips, into_node_1):
+def test_the_weakest_skips_are_replaced_one_by_one(max_skips, into_node_1):
+    """The weakest skips of the normal cell are replaced one by one."""
     genotype = derive_restricted_genotype(SKIP_WEIGHTS, SKIPS, max_skips)
     assert genotype.normal == (Edge("skip_connect", 0), Edge("skip_connect", 1), *into_node_1)
     assert genotype.reduction == derive_genotype(SKIP_WEIGHTS, SKIPS).reduction
     assert [edge.primitive for edge in genotype.reduction] == ["skip_connect"] * 4
 
 
-def test_two_skips_are_kept_unless_told_otherwise_and_the_weights_are_left_alone():
+def test_two_skips_are_kept_unless_told_otherwise():
+    """Two skips are kept unless told otherwise, and the weights are left alone."""
     before = SKIP_WEIGHTS.normal.clone()
     genotype = derive_restricted_genotype(SKIP_WEIGHTS, SKIPS)
     assert sum(edge.primitive == "skip_connect" for edge in genotype.normal) == 2

@@ -16,11 +16,12 @@ from lfmcw_app.generators.blocks import normalize_spectrally
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
-from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet, reduction_layers
+from lfmcw_app.search_space.supernet import Architecture, Supernet, reduction_layers
 from mlo.testing import relative_error
 
 
-def test_the_paper_sized_supernet_and_architecture_have_the_published_sizes():
+def test_the_paper_sized_supernet_has_the_published_size():
+    """Supernet and architecture of the size of the paper have the published sizes."""
     supernet = Supernet(in_channels=3, num_classes=10)
     assert round(sum(p.numel() for p in supernet.parameters()) / 1e6, 2) == 1.93
     architecture = Architecture()
@@ -35,11 +36,6 @@ def test_the_supernet_halves_the_resolution_twice():
     images = torch.randn(2, 1, 16, 16)
     assert supernet.features(images, mixing).shape == (2, supernet.out_channels, 4, 4)
     assert supernet(images, mixing).shape == (2, 5)
-
-
-def mixing(rows):
-    weights = torch.tensor(rows)
-    return MixingWeights(normal=weights, reduction=weights)
 
 
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
@@ -114,7 +110,8 @@ ALL = as_candidates(PRIMITIVES, 4)
     ],
     ids=["darts", "pc-darts", "pc-darts-imagenet", "p-darts-1", "p-darts-2", "p-darts-3"],
 )
-def test_supernets_of_the_papers_size_have_the_parameters_counted_by_hand(options, expected):
+def test_supernets_have_the_parameters_counted_by_hand(options, expected):
+    """Supernets of the papers' size have the parameters counted by hand."""
     with torch.device("meta"):
         supernet = Supernet(in_channels=3, **options)
     counted = supernet_parameters(
@@ -128,7 +125,8 @@ def test_supernets_of_the_papers_size_have_the_parameters_counted_by_hand(option
     assert expected in (None, counted)
 
 
-def test_architectures_have_a_row_an_edge_and_with_edge_weights_a_scalar_an_edge():
+def test_architectures_have_one_row_per_edge():
+    """With edge weights they have one scalar per edge besides."""
     arch = Architecture(edge_weights=True)
     assert {name: tuple(p.shape) for name, p in arch.named_parameters()} == {
         "normal": (14, 8), "reduction": (14, 8), "normal_edges": (14,), "reduction_edges": (14,),
@@ -141,7 +139,8 @@ def test_architectures_have_a_row_an_edge_and_with_edge_weights_a_scalar_an_edge
     }
 
 
-def test_the_darts_architecture_draws_what_it_drew_before_and_has_no_other_parameters():
+def test_the_darts_architecture_draws_what_it_always_drew():
+    """The DARTS architecture draws what it drew before, and has no other parameters."""
     torch.manual_seed(5)
     arch = Architecture(2)
     torch.manual_seed(5)
@@ -187,7 +186,8 @@ def tiny(kind, *, style=None, dropout=0.3):
 
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
-def test_skip_dropout_is_replayed_under_a_seed_and_changes_only_the_statistics_of_norms(kind):
+def test_skip_dropout_is_replayed_under_a_seed(kind):
+    """Skip dropout is replayed under a seed, and changes only the statistics of norms."""
     supernet, arch = tiny(kind)
     before = copy.deepcopy(supernet.state_dict())
     images, weights = torch.randn(2, 1, 8, 8, dtype=torch.float64), arch()
@@ -211,7 +211,8 @@ def test_skip_dropout_is_replayed_under_a_seed_and_changes_only_the_statistics_o
 
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
-def test_the_gradient_in_the_architecture_is_that_of_finite_differences(kind):
+def test_the_architectures_gradient_is_a_finite_difference(kind):
+    """The gradient in the architecture is that of finite differences."""
     supernet, arch = tiny(kind, style=OperationStyle(norm="group", activation="silu"))
     images, labels = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 2])
     names = [name for name, _ in arch.named_parameters()]
@@ -226,8 +227,10 @@ def test_the_gradient_in_the_architecture_is_that_of_finite_differences(kind):
 
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
-def test_mlo_differentiates_through_a_step_of_the_supernet_with_the_same_dropout(kind):
-    """The total gradient in α (and β) against plain autograd through one SGD step of W, with
+def test_a_step_of_the_supernet_is_differentiated(kind):
+    """`mlo` differentiates through a step of the supernet with the same dropout.
+
+    The total gradient in α (and β) against plain autograd through one SGD step of W, with
     BatchNorm and dropout.
     """
     supernet, arch = tiny(kind)
@@ -361,7 +364,8 @@ def assert_alike(supernet, reference, arch, images, tolerance):
 
 
 @pytest.mark.parametrize("space", SPACES)
-def test_first_and_second_derivatives_equal_those_of_the_reference(space):
+def test_derivatives_equal_those_of_the_reference(space):
+    """First and second derivatives equal those of the reference."""
     supernet, reference, arch = pair(**SPACES[space])
     # At 12 pixels the last maps are 3×3.
     sizes = {"darts, odd halves": 12, "pc-darts, images of imagenet": 64, "instance norm": 16}
@@ -385,7 +389,8 @@ def test_single_precision_is_as_near_as_its_rounding():
 
 
 @pytest.mark.parametrize("space", ["darts", "pc-darts", "p-darts, second stage"])
-def test_running_statistics_are_those_of_the_reference_and_are_used_in_evaluation(space):
+def test_running_statistics_are_those_of_the_reference(space):
+    """Running statistics are those of the reference, and are used in evaluation."""
     supernet, reference, arch = pair(**SPACES[space])
     for _ in range(2):
         images = torch.randn(4, 2, 16, 16, dtype=torch.float64)
@@ -401,7 +406,8 @@ def test_running_statistics_are_those_of_the_reference_and_are_used_in_evaluatio
     )
 
 
-def test_spectral_norm_divides_the_weights_of_each_edge_by_their_own_singular_value():
+def test_spectral_norm_divides_each_edges_own_weights():
+    """The weights of each edge are divided by their own singular value."""
     supernet, reference, arch = pair(**SPACES["no norm"], nodes=1)
     for network in (supernet, reference):
         normalize_spectrally(network)

@@ -1,0 +1,100 @@
+"""Runs of the application in this process, interrupted wherever a test says, on a recipe that takes
+a second.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lfmcw_app import search
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import RunFolder
+
+RECIPE = {
+    "dataset": "digits",
+    "checkpoint_every": 2,
+    "data.search_images": 80,
+    "data.train_images": 60,
+    "data.test_images": 50,
+    "search.channels": 4,
+    "search.nodes": 2,
+    "search.steps": 6,
+    "search.order": "first",
+    "search.method": "darts",
+    "search.batch_size": 8,
+    "evaluation.channels": 2,
+    "evaluation.epochs": 3,
+    "evaluation.batch_size": 16,
+}
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing of the application catches it."""
+
+
+class Runs:
+    """Starts runs and resumes them."""
+
+    def __init__(self, monkeypatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.printed = io.StringIO()
+        self._datasets = {}
+
+    def recipe(self, **changes):
+        return load_recipe("smoke", overrides={**RECIPE, **changes})
+
+    def start(self, path: Path, *, die_after: int | None = None, **changes):
+        """Runs in a new folder; dies after so many lines of metrics."""
+        return self._run(RunFolder.create(path, self.recipe(**changes)), die_after)
+
+    def resume(self, path: Path, *, die_after: int | None = None):
+        """Resumes the run of a folder, as a new process would."""
+        return self._run(RunFolder.open(path), die_after)
+
+    def _run(self, folder, die_after):
+        # Nothing is left of the process before it.
+        torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
+        dataset = search.read_data(folder.recipe, folder.path)
+        with self._monkeypatch.context() as patch:
+            # Drawing takes longer than all else.
+            patch.setattr(search, "draw_genotype", lambda *arguments: None)
+            if die_after is not None:
+                log = RunFolder.log
+                count = 0
+
+                def dying(self, entry):
+                    nonlocal count
+                    log(self, entry)
+                    count += 1
+                    if count == die_after:
+                        raise Killed
+
+                patch.setattr(RunFolder, "log", dying)
+            try:
+                return search.run(folder, dataset, Console(file=self.printed), torch.device("cpu"))
+            except Killed:
+                return None
+
+
+def outcome(folder: Path):
+    """What equal runs have equal, byte for byte."""
+    names = ("metrics.jsonl", "genotype.json", "result.json", "config.yaml")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    """Cuts a file in half."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])

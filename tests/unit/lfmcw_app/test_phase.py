@@ -1,0 +1,105 @@
+"""The rounds of a phase. Interrupted phases are tried in tests/faults."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+
+import mlo
+from lfmcw_app import stopping
+from lfmcw_app.phase import Phase, entry_of
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import RunFolder
+from mlo.testing import bilevel_quadratic, identical, snapshot
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+
+
+def begun(folder, optimizer, rounds=7):
+    return Phase(
+        folder, "search", optimizer, label="search", rounds=rounds, save_every=3,
+        phases=("search", "evaluation"), device=torch.device("cpu"),
+    )  # fmt: skip
+
+
+def run(phase, *, stop_after=None):
+    """The numbers of the rounds that are run."""
+    made = []
+    for record in phase.records(lambda: None):
+        phase.finish_round(record, entry_of(record), loss=record.losses["x"])
+        made.append(record.round)
+        if record.round == stop_after:
+            break
+    return made
+
+
+def saved(folder, name="search"):
+    return mlo.load_checkpoint(folder.path / f"{name}.pt")["optimizer"]["round"]
+
+
+def test_every_round_is_run_and_logged(folder):
+    called = []
+    phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
+    for record in phase.records(lambda: called.append(1)):
+        phase.finish_round(record, entry_of(record), loss=None)
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(1, 8))
+    assert len(called) == 7
+
+
+def test_checkpoints_are_due_at_intervals_and_at_the_end(folder):
+    phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
+    assert [number for number in range(1, 8) if phase.is_due(number)] == [3, 6, 7]
+    run(phase, stop_after=5)
+    assert saved(folder) == 3
+
+
+def test_a_phase_is_resumed_at_its_checkpoint(folder):
+    whole = bilevel_quadratic().optimizer("one_step")
+    list(whole.run(7))
+    run(begun(folder, bilevel_quadratic().optimizer("one_step")), stop_after=5)
+    again = RunFolder.open(folder.path)
+    closed = bilevel_quadratic()
+    with torch.no_grad():
+        closed.problems[0].parameters["v"].add_(1.0)  # the checkpoint puts it back
+    optimizer = closed.optimizer("one_step")
+    assert run(begun(again, optimizer)) == [4, 5, 6, 7]
+    assert identical(snapshot(optimizer)["problems"], snapshot(whole)["problems"])
+    assert len(folder.metrics.read_text().splitlines()) == 7
+
+
+def test_the_best_checkpoint_has_the_lowest_mean_loss(folder):
+    phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
+    losses = [3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 2.0]
+    for record, loss in zip(phase.records(lambda: None), losses, strict=True):
+        phase.finish_round(record, entry_of(record), loss=loss)
+    assert saved(folder, "search.best") == 6
+    assert saved(folder) == 7
+
+
+def test_a_signal_stops_after_a_checkpoint(folder, monkeypatch):
+    monkeypatch.setattr(stopping, "requested", lambda: signal.SIGTERM)
+    phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
+    with pytest.raises(stopping.Stopped):
+        run(phase)
+    assert saved(folder) == 1
+
+
+def test_an_entry_is_plain_data_without_a_clock():
+    optimizer = bilevel_quadratic().optimizer("cg")
+    entry = entry_of(optimizer.step())
+    assert json.loads(json.dumps(entry)) == entry
+    assert set(entry) == {"round", "losses", "metrics", "gradient_norms", "solves"}
+    assert set(entry["solves"]["w"]) == {"engine", "iterations", "residual", "converged"}
+
+
+def test_an_entry_names_what_was_skipped():
+    record = mlo.Record(round=2)
+    record.skipped["w"] = mlo.NonFiniteError("lost", problem="w", round=2, term="loss", data={})
+    assert entry_of(record)["skipped"] == {"w": "loss"}

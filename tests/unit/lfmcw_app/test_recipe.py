@@ -1,0 +1,121 @@
+"""Recipes: what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+
+
+def test_a_second_order_search_in_bfloat16_is_refused():
+    with pytest.raises(InputError, match="precision bf16 rounds second derivatives away"):
+        load_recipe("smoke", overrides={"search.precision": "bf16", "search.order": "second"})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_recipe_survives_yaml(preset):
+    recipe = load_recipe(preset)
+    assert Recipe.model_validate(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_options_go_over_the_file_and_the_file_over_the_preset(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\nsearch: {lambda: 0.5, channels: 6}\n")
+    recipe = load_recipe("smoke", config=path, assignments=("search.channels=10",))
+    assert (recipe.seed, recipe.search.lam, recipe.search.channels, recipe.search.layers) == (
+        3,
+        0.5,
+        10,
+        3,
+    )
+
+
+# Gala and Xie, Tables 6 and 7: hyperparameter → its value in the columns DARTS, P-DARTS, PC-DARTS
+# (CIFAR), PC-DARTS (ImageNet).
+TABLE_6 = {
+    "search.weights.lr": (0.025, 0.025, 0.025, 0.5),
+    "search.weights.schedule": ("cosine",) * 4,
+    "search.weights.min_lr": (0.001, 0.001, 0.001, 0.005),
+    "search.weights.momentum": (0.9,) * 4,
+    "search.weights.weight_decay": (3e-4,) * 4,
+    "search.architecture.lr": (3e-4, 3e-4, 3e-4, 6e-3),
+    "search.architecture.weight_decay": (1e-3,) * 4,
+    "search.generator.lr": (2e-4,) * 4,
+    "search.generator.discriminator_lr": (2e-4,) * 4,
+    "search.generator.name": ("biggan",) * 4,  # section 4.2
+    "search.channels": (16,) * 4,
+    "search.layers": (8,) * 4,
+    "search.weights.grad_clip": (5.0,) * 4,
+    "search.batch_size": (64,) * 4,
+    "search.epochs": (50, 25, 50, 50),
+    "search.lambda": (1.0,) * 4,
+    "search.space": ("darts", "pdarts", "pcdarts", "pcdarts"),
+}
+
+
+TABLE_7 = {
+    "evaluation.weights.lr": (0.025, 0.025, 0.025, 0.5),
+    "evaluation.weights.schedule": ("cosine",) * 4,
+    "evaluation.weights.momentum": (0.9,) * 4,
+    "evaluation.weights.weight_decay": (3e-4, 3e-4, 3e-4, 3e-5),
+    "evaluation.channels": (36, 36, 36, 48),
+    "evaluation.layers": (20, 20, 20, 14),
+    "evaluation.auxiliary_weight": (0.4,) * 4,
+    "evaluation.augmentation.cutout": (16, 16, 16, 0),
+    "evaluation.label_smoothing": (0.0, 0.0, 0.0, 0.1),
+    "evaluation.drop_path": (0.3, 0.3, 0.3, 0.0),
+    "evaluation.weights.grad_clip": (5.0,) * 4,
+    "evaluation.batch_size": (96, 96, 96, 1024),
+    "evaluation.epochs": (600, 600, 600, 250),
+}
+
+
+COLUMNS = (
+    ("darts", "cifar10"),
+    ("pdarts", "cifar100"),
+    ("pcdarts", "cifar10"),
+    ("pcdarts", "imagenet"),
+)
+
+
+@pytest.mark.parametrize(
+    "column", range(4), ids=[f"{space} on {dataset}" for space, dataset in COLUMNS]
+)
+def test_the_paper_recipes_have_the_values_of_its_tables(column):
+    space, dataset = COLUMNS[column]
+    tree = load_recipe("paper", space=space, overrides={"dataset": dataset}).model_dump(
+        by_alias=True
+    )
+    for key, values in {**TABLE_6, **TABLE_7}.items():
+        value = tree
+        for part in key.split("."):
+            value = value[part]
+        assert value == values[column], key
+    if space == "pdarts":
+        progressive = tree["search"]["progressive"]
+        assert list(progressive["added_layers"]) == [0, 6, 12]
+        assert list(progressive["skip_dropout"]) == [0.1, 0.4, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("space", "dataset", "values"),
+    [
+        ("pdarts", "cifar10", {"layers": 5, "batch_size": 96}),
+        ("pcdarts", "cifar10", {"batch_size": 256}),
+        ("pcdarts", "imagenet", {"batch_size": 1024, "partial_channels": 2}),
+    ],
+)
+def test_the_original_recipes_are_those_of_the_programs(space, dataset, values):
+    """The original recipes differ from the paper where the programs do."""
+    search = load_recipe("original", space=space, overrides={"dataset": dataset}).search
+    assert search.architecture.moves_first
+    assert not load_recipe(
+        "paper", space=space, overrides={"dataset": dataset}
+    ).search.architecture.moves_first
+    assert {key: getattr(search, key) for key in values} == values
+    assert (
+        search.architecture.warmup_epochs
+        == {"cifar10": {"pdarts": 10, "pcdarts": 15}[space], "imagenet": 35}[dataset]
+    )

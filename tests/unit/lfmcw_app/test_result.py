@@ -1,0 +1,52 @@
+"""The result of a run, printed."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from lfmcw_app.result import edge_names, print_result
+from lfmcw_app.search_space.genotype import random_genotype
+
+RESULT = {
+    "test_error_percent": 12.345,
+    "test_images": 1000,
+    "dataset": "digits",
+    "parameters": 12_345,
+    "multiply_adds_millions": 1234.5,
+    "seed": 7,
+    "genotype": random_genotype(2, 0).to_data(),
+}
+
+
+def printed(path):
+    output = io.StringIO()
+    console = Console(file=output, width=200, force_terminal=False)
+    print_result(RESULT, SimpleNamespace(path=path), console)
+    return output.getvalue()
+
+
+def test_edges_are_told_in_words():
+    found = edge_names([["skip_connect", 0], ["sep_conv_3x3", 1], ["max_pool_3x3", 3]])
+    assert found == [
+        "skip_connect from c(k-2)", "sep_conv_3x3 from c(k-1)", "max_pool_3x3 from node 1",
+    ]  # fmt: skip
+
+
+def test_the_result_is_told_with_its_cells(tmp_path):
+    text = printed(tmp_path)
+    assert "test error 12.35% on 1,000 images of digits" in text
+    assert "12,345 parameters, 1,234.5 M multiply-adds, seed 7" in text
+    for node in RESULT["genotype"]["normal"] + RESULT["genotype"]["reduction"]:
+        assert all(name in text for name in edge_names(node))
+
+
+@pytest.mark.parametrize("present", [[], ["cells.png", "report.html"]])
+def test_files_are_listed_that_are_there(tmp_path, present):
+    for name in present:
+        (tmp_path / name).touch()
+    last = printed(tmp_path).splitlines()[-1]
+    assert last.endswith(": " + ", ".join([*sorted(present, reverse=True), "result.json"]))

@@ -1,0 +1,163 @@
+"""A run folder: what is written when, and what of it is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import yaml
+
+import mlo
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import DIAGNOSES, RunFolder
+from mlo.testing import bilevel_quadratic
+
+RECIPE = load_recipe("smoke")
+PHASES = ("search", "evaluation")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run", RECIPE)
+
+
+def full(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_new_folder_holds_the_recipe_and_the_environment(folder):
+    assert yaml.safe_load((folder.path / "config.yaml").read_text()) == yaml.safe_load(
+        RECIPE.to_yaml()
+    )
+    environment = json.loads((folder.path / "environment.json").read_text())
+    assert environment["mlo"] == mlo.__version__
+    assert RunFolder.open(folder.path).recipe == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("config.yaml", "another run"), ("notes.txt", "something else")]
+)
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, name, words):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds {words}"):
+        RunFolder.create(tmp_path, RECIPE)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "no run in it"), ("search: [", "damaged"), (b"\xff", "be read")]
+)
+def test_a_folder_without_a_run_is_refused(tmp_path, content, words):
+    if content is not None:
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / "config.yaml").write_bytes(data)
+    with pytest.raises(InputError, match=words):
+        RunFolder.open(tmp_path)
+
+
+def test_only_one_process_runs_in_a_folder(folder):
+    other = RunFolder.open(folder.path)
+    with (
+        folder.locked(),
+        pytest.raises(InputError, match="Another process is running"),
+        other.locked(),
+    ):
+        pass
+    with other.locked():
+        pass
+
+
+def test_a_file_is_written_whole_or_not_at_all(folder, monkeypatch):
+    folder.write("genotype.json", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"genotype\.json cannot be written.*No space"):
+        folder.write("genotype.json", "new")
+    assert (folder.path / "genotype.json").read_text() == "old"
+
+
+def test_lines_are_logged_and_passed_on(folder):
+    heard = []
+    folder.listeners.append(heard.append)
+    for number in (1, 2):
+        folder.log({"round": number})
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert lines == heard == [{"round": 1}, {"round": 2}]
+
+
+def test_lines_that_cannot_be_written_wait(folder, monkeypatch):
+    """Lines that cannot be written wait for the next checkpoint."""
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_write_pending", full)
+        with pytest.warns(mlo.CheckpointWarning, match="its lines wait in memory"):
+            folder.log({"round": 1})
+        folder.log({"round": 2})
+    assert not folder.metrics.exists()
+    assert folder.save("search", optimizer, {})
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert lines == [{"round": 1}, {"round": 2}]
+
+
+def test_lines_since_the_checkpoint_are_dropped(folder):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    folder.log({"round": 1})
+    folder.save("search", optimizer, {"best": 0.5})
+    folder.log({"round": 2})
+    again = RunFolder.open(folder.path)
+    assert again.restore("search", optimizer, PHASES) == {"best": 0.5}
+    assert folder.metrics.read_text() == '{"round": 1}\n'
+
+
+def test_a_phase_without_a_checkpoint_begins_anew(folder):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    assert folder.restore("search", optimizer, PHASES) == {}
+    folder.save("evaluation", optimizer, {})
+    with pytest.raises(mlo.CheckpointError, match="none of 'search' before it"):
+        RunFolder.open(folder.path).restore("search", optimizer, PHASES)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(folder, tmp_path):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    folder.save("search", optimizer, {})
+    other = RunFolder.create(tmp_path / "other", load_recipe("smoke", overrides={"seed": 3}))
+    (folder.path / "search.pt").rename(other.path / "search.pt")
+    with pytest.raises(mlo.CheckpointError, match="from another recipe"):
+        other.restore("search", optimizer, PHASES)
+
+
+def test_a_checkpoint_that_must_be_written_is_an_error(folder, monkeypatch):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    monkeypatch.setattr(mlo.CheckpointStore, "save", full)
+    with pytest.warns(mlo.CheckpointWarning, match="tries again at the next one"):
+        assert not folder.save("search", optimizer, {})
+    with pytest.raises(InputError, match=r"\(2 in a row\).*the last checkpoint stands"):
+        folder.save("search", optimizer, {}, must=True)
+
+
+def test_an_optional_file_that_cannot_be_written_is_warned_of(folder):
+    words = "the run goes on without it"
+    with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
+        full()
+
+
+def test_diagnoses_of_lost_numbers_are_few(folder):
+    said = []
+    for number in range(DIAGNOSES + 1):
+        data = {"problem": "w", "round": number}
+        error = mlo.NonFiniteError("lost", problem="w", round=number, term="loss", data=data)
+        said.append(folder.save_diagnosis(error))
+    assert len(list(folder.path.glob("nonfinite-*.pt"))) == DIAGNOSES
+    assert "nonfinite-w-round-0.pt" in said[0]
+    assert "no more are written" in said[-1]
+    assert mlo.load_checkpoint(folder.path / "nonfinite-w-round-2.pt")["round"] == 2
+
+
+def test_the_result_says_that_the_run_is_complete(folder):
+    assert folder.result is None
+    folder.write("result.json", '{"test_error_percent": 1.5}')
+    assert folder.result == {"test_error_percent": 1.5}
+    folder.write("result.json", "{")
+    with pytest.raises(InputError, match=r"result\.json is damaged.*Delete it and resume"):
+        assert folder.result

@@ -1,0 +1,37 @@
+"""What a run consists of."""
+
+from __future__ import annotations
+
+import pytest
+
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.stages import EVALUATION, phases_of, search_stages
+
+
+def search(space="darts", **changes):
+    overrides = {f"search.{key}": value for key, value in changes.items()}
+    return load_recipe("paper", space=space, overrides=overrides)
+
+
+@pytest.mark.parametrize("space", ["darts", "pcdarts"])
+def test_a_search_has_one_stage(space):
+    (stage,) = search_stages(search(space).search)
+    assert (stage.name, stage.layers, stage.skip_dropout, stage.drops) == ("search", 8, 0.0, None)
+
+
+def test_pdarts_searches_in_stages_that_drop_operations():
+    stages = search_stages(search("pdarts", layers=5).search)
+    assert [stage.name for stage in stages] == ["search-1", "search-2", "search-3"]
+    assert [stage.layers for stage in stages] == [5, 11, 17]
+    assert [stage.skip_dropout for stage in stages] == [0.1, 0.4, 0.7]
+    assert [stage.drops and stage.drops.drops for stage in stages] == [3, 2, None]
+
+
+def test_random_cells_have_no_search():
+    recipe = search(method="random")
+    assert search_stages(recipe.search) == ()
+    assert phases_of(recipe) == (EVALUATION,)
+
+
+def test_the_training_is_the_last_phase():
+    assert phases_of(search("pdarts", layers=5)) == ("search-1", "search-2", "search-3", EVALUATION)

@@ -1,0 +1,74 @@
+"""Signals that ask a run to stop. Runs that are stopped are tried in tests/faults."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from lfmcw_app import stopping
+from lfmcw_app.stopping import Stopped, requested, settled, stop_signals
+
+
+def receive(number):
+    os.kill(os.getpid(), number)
+    if number == signal.SIGTERM:
+        settled()  # or the process is given up after the grace
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_only_asks(number):
+    with stop_signals():
+        assert requested() is None
+        receive(number)
+        assert requested() == number
+    assert requested() is None
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with stop_signals():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_interrupt_stops_at_once(capsys):
+    with stop_signals():
+        receive(signal.SIGINT)
+        assert "Ctrl-C again stops at once" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            receive(signal.SIGINT)
+
+
+def test_the_first_signal_counts():
+    with stop_signals():
+        receive(signal.SIGINT)
+        receive(signal.SIGTERM)
+        assert requested() == signal.SIGINT
+
+
+def test_other_threads_have_no_signals():
+    found = []
+
+    def work():
+        with stop_signals():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_has_the_exit_code_that_shells_expect(number, code):
+    stop = Stopped(number)
+    assert stop.exit_code == code
+    assert number.name in str(stop)
+
+
+def test_a_round_is_given_less_time_than_schedulers_give():
+    assert 0 < stopping.GRACE < 10

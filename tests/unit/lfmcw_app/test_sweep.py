@@ -1,0 +1,100 @@
+"""Many runs on an engine for jobs: options, commands, retries."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.sweep import LOG, SubmititJobs, make_launcher, resume_command, run_command, sweep
+
+
+class Jobs:
+    """A launcher whose jobs end at once: name of the folder → the exit codes of its tries.
+
+    The last one counts for all later tries; an exception loses the job. Code 0 leaves a result.
+    """
+
+    def __init__(self, ends):
+        self.ends, self.started = ends, []
+
+    def submit(self, command, log):
+        folder = log.parent
+        tries = sum(name == folder.name for name, _ in self.started)
+        self.started.append((folder.name, command))
+        end = self.ends[folder.name][min(tries, len(self.ends[folder.name]) - 1)]
+        future = Future()
+        if isinstance(end, Exception):
+            future.set_exception(end)
+            return future
+        if end == 0:
+            (folder / "result.json").touch()
+        future.set_result(end)
+        return future
+
+
+def outcomes(root, ends, retries=2):
+    jobs = Jobs(ends)
+    for name in ends:
+        (root / name).mkdir()
+    found = sweep(
+        [root / name for name in ends], lambda path: ["run", str(path)], jobs, retries=retries
+    )
+    return {outcome.folder.name: outcome for outcome in found}, jobs
+
+
+def test_a_run_that_ends_well_is_not_tried_again(tmp_path):
+    found, jobs = outcomes(tmp_path, {"good": [0]})
+    assert (found["good"].tries, found["good"].failure) == (1, None)
+    assert jobs.started == [("good", ["run", str(tmp_path / "good")])]
+
+
+def test_a_failed_run_is_tried_again(tmp_path):
+    found, _ = outcomes(tmp_path, {"flaky": [1, -9, 0], "broken": [1], "good": [0]})
+    assert (found["flaky"].tries, found["flaky"].failure) == (3, None)
+    assert found["broken"].tries == 3
+    assert found["broken"].failure == f"exit code 1; see {tmp_path / 'broken' / LOG}"
+    assert found["good"].tries == 1
+
+
+def test_a_wrong_input_is_not_tried_again(tmp_path):
+    found, _ = outcomes(tmp_path, {"wrong": [2]})
+    assert found["wrong"].tries == 1
+    assert "exit code 2" in found["wrong"].failure
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [(-15, "killed by signal 15"), (ConnectionError("gone"), "ConnectionError: gone")],
+    ids=["killed", "lost"],
+)
+def test_a_failure_says_what_happened(tmp_path, end, words):
+    found, _ = outcomes(tmp_path, {"run": [end]}, retries=0)
+    assert words in found["run"].failure
+
+
+def test_a_worker_returns_the_exit_code_and_keeps_the_output(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    code = "print('out'); import sys; print('err', file=sys.stderr); sys.exit(7)"
+    assert run_command([sys.executable, "-c", code], str(log)) == 7
+    assert set(log.read_text().split()) == {"before", "out", "err"}
+
+
+def test_options_are_checked(tmp_path):
+    with pytest.raises(InputError, match="local has no options"):
+        make_launcher("local", jobs=1, folder=tmp_path, options={"num_gpus": 1})
+    with pytest.raises(InputError, match="Did you mean 'ray'"):
+        make_launcher("rai", jobs=1, folder=tmp_path, options={})
+    pytest.importorskip("submitit")
+    with pytest.raises(InputError, match="partition_of_slurm"):
+        SubmititJobs(1, tmp_path, {"partition_of_slurm": "x"}, cluster="local")
+
+
+def test_the_command_resumes_a_folder():
+    command = resume_command(Path("runs/x"), data=Path("data"), device="cpu", threads=3)
+    assert command[:4] == [sys.executable, "-m", "lfmcw_app.run", "--resume"]
+    assert command[4:] == ["runs/x", "--data", "data", "--device", "cpu", "--threads", "3"]

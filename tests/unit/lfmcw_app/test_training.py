@@ -1,0 +1,80 @@
+"""The training of the derived network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+
+from lfmcw_app.data import load_dataset
+from lfmcw_app.recipe import Evaluation, load_recipe
+from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.training import build_training, train_derived, training_images, training_rounds
+
+CPU = torch.device("cpu")
+SMALL = {
+    "search.nodes": 1,
+    "data.train_images": 64,
+    "data.test_images": 40,
+    "evaluation.channels": 2,
+    "evaluation.layers": 3,
+    "evaluation.batch_size": 16,
+    "evaluation.epochs": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def recipe(**changes):
+    return load_recipe("smoke", overrides=SMALL | changes)
+
+
+def test_no_more_images_than_there_are(digits):
+    assert training_images(recipe(), digits) == 64
+    everything = recipe(**{"data.train_images": 10**6})
+    assert training_images(everything, digits) == len(digits.train)
+    assert training_images(recipe(**{"data.train_images": None}), digits) == len(digits.train)
+
+
+def test_a_training_lasts_epochs_or_steps():
+    assert training_rounds(Evaluation(epochs=3), 10) == 30
+    assert training_rounds(Evaluation(epochs=None, steps=7), 10) == 7
+
+
+def test_the_training_has_one_problem_and_its_rounds(digits):
+    optimizer, rounds = build_training(recipe(), random_genotype(1, 0), digits, CPU)
+    assert list(optimizer.problems) == ["network"]
+    assert rounds == 2 * (64 // 16)
+    record = optimizer.step()
+    assert 0.0 <= record.metrics["network"]["accuracy"] <= 1.0
+
+
+def test_the_auxiliary_head_is_part_of_the_loss(digits):
+    """The loss is that of the network's logits, and of the head's with its weight."""
+    how = {"evaluation.auxiliary_weight": 0.25, "evaluation.label_smoothing": 0.1}
+    optimizer, _ = build_training(recipe(**how), random_genotype(1, 0), digits, CPU)
+    problem = optimizer.problems["network"]
+    images, labels = problem.data.batch(0)
+    logits, auxiliary = problem.module(images)
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    expected = expected + 0.25 * F.cross_entropy(auxiliary, labels, label_smoothing=0.1)
+    assert optimizer.step().losses["network"] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_the_result_is_the_error_on_the_test_images(digits, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", recipe())
+    genotype = random_genotype(1, 0)
+    result = train_derived(folder, genotype, digits, Console(quiet=True), CPU)
+    assert json.loads((folder.path / "result.json").read_text()) == result == folder.result
+    assert (result["test_images"], result["dataset"], result["seed"]) == (40, "digits", 0)
+    assert result["genotype"] == genotype.to_data()
+    assert 0.0 <= result["test_top5_error_percent"] <= result["test_error_percent"] <= 100.0
+    assert result["test_error_percent"] % 2.5 == 0.0  # of 40 images
+    assert len(folder.metrics.read_text().splitlines()) == 8

@@ -1,0 +1,85 @@
+"""Pictures of a report: class weights and sheets of generated images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from made_run_folders import make_folder
+from PIL import Image
+
+from lfmcw_app.report.images import MOST_ROWS, class_names, class_weights, gradient_bar, sheets
+from lfmcw_app.report.reading import read_run
+
+
+def opened(source):
+    """The picture of a data URL."""
+    kind, _, text = source.partition(";base64,")
+    assert kind.startswith("data:image/")
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def run_of(tmp_path, rounds=4, **options):
+    return read_run(make_folder(tmp_path / "run", {"search": (8, rounds)}, **options))
+
+
+def test_class_weights_are_a_picture_of_classes_and_rounds(tmp_path):
+    found = class_weights(run_of(tmp_path))
+    assert list(found.names) == ["cat", "dog", "cow"]
+    assert found.last == pytest.approx([4.0, 0.5, 2.5])  # the first one is the round's number
+    assert (found.low, found.high, found.classes) == (0.5, 4.0, 3)
+    assert opened(found.source).size == (4, 3)
+
+
+def test_the_heaviest_of_many_classes_are_shown(tmp_path):
+    run = run_of(tmp_path, names=[f"class {k}" for k in range(50)])
+    for entry in run.searched[0].entries:
+        entry["metrics"]["w2"]["class_weights"] = list(map(float, range(50)))
+    found = class_weights(run)
+    assert len(found.names) == MOST_ROWS
+    assert found.names[0] == "class 20"
+    assert found.classes == 50
+
+
+def test_a_search_without_a_generator_has_no_class_weights(tmp_path):
+    assert class_weights(run_of(tmp_path, settings=("search.method=darts",))) is None
+
+
+def test_classes_without_names_have_numbers(tmp_path):
+    run = run_of(tmp_path)
+    assert class_names(run, 3) == ["cat", "dog", "cow"]
+    assert class_names(run, 2) == ["0", "1"]
+
+
+def test_sheets_go_from_the_first_round_to_real_images(tmp_path):
+    names, found = sheets(run_of(tmp_path))
+    assert names == ["cat", "dog", "cow"]
+    assert [sheet.label for sheet in found] == ["1", "2", "3", "4", "real"]
+    assert {(sheet.rows, sheet.columns) for sheet in found} == {(3, 2)}
+    assert np.asarray(opened(found[-1].source)).max() == 200
+    assert np.asarray(opened(found[0].source)).max() == 100
+
+
+def test_large_images_are_reduced(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 1)})
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(description | {"image_size": 80}))
+    for path in (folder / "samples").iterdir():
+        Image.new("L", (160, 240)).save(path)
+    _, found = sheets(read_run(folder))
+    assert opened(found[0].source).size == (2 * 40, 3 * 40)
+
+
+def test_without_real_images_there_are_no_sheets(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 1)})
+    (folder / "samples" / "real.png").unlink()
+    assert sheets(read_run(folder)) == ([], [])
+
+
+def test_the_bar_has_the_colours_of_the_map():
+    text = gradient_bar()
+    assert text.startswith("linear-gradient(90deg,rgb(68,1,84)")  # viridis begins in violet
+    assert text.count("rgb(") == 9

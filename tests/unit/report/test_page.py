@@ -1,0 +1,81 @@
+"""The page of a run, from folders made by hand."""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+
+from made_run_folders import entry, make_folder
+
+from lfmcw_app.report import read_run, run_page
+
+
+def test_a_search_in_stages_shows_what_was_dropped(tmp_path):
+    """A search in stages counts its rounds through, and shows what was dropped."""
+    folder = make_folder(
+        tmp_path / "run", {"search-1": (8, 3), "search-2": (5, 3), "search-3": (3, 3)}
+    )
+    html = run_page(read_run(folder))
+    # Two cells of five edges lack five of eight operations.
+    assert html.count('class="w gone"') == 2 * 5 * 5
+    assert "round 9, search-3" in html
+    assert '"stage": "search-2"' in html
+    assert all(f'class="tick" x="{x}' not in html for x in ("nan", "inf"))
+    assert html.count('class="boundary"') % 3 == 0
+    assert html.count("<img") == 1 + 9 + 1  # the heat map, nine sheets, real images
+
+
+def test_a_search_without_a_generator_has_two_problems(tmp_path):
+    html = run_page(
+        read_run(
+            make_folder(tmp_path / "run", {"search": (8, 3)}, settings=("search.method=darts",))
+        )
+    )
+    assert "Losses of the two problems" in html
+    assert 'id="weights"' not in html
+    assert 'id="images"' not in html
+    assert "W1: loss" not in html
+
+
+def test_random_cells_have_no_search_to_show(tmp_path):
+    html = run_page(read_run(make_folder(tmp_path / "run", {}, settings=("search.method=random",))))
+    assert "random cells, DARTS space, preset smoke" in html
+    assert "Derived cells" in html
+    assert 'id="alpha"' not in html
+
+
+def test_an_evaluated_genotype_has_cells_and_training_only(tmp_path):
+    html = run_page(read_run(make_folder(tmp_path / "run", {}, evaluated=True)))
+    assert "Given cells" in html
+    assert html.count("<svg") == 2 + 2
+    assert 'id="losses"' not in html
+    assert "lfmcw_app.evaluate" in html
+
+
+def test_many_rounds_and_classes_stay_a_small_page(tmp_path):
+    folder = make_folder(
+        tmp_path / "run", {"search": (8, 2)}, names=[f"class {index}" for index in range(100)]
+    )
+    base = entry("search", 2)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for number in range(1, 3001):
+            base["round"], base["losses"]["w1"] = number, 2.0 + (number % 7)
+            base["metrics"]["w2"]["class_weights"] = [1.0 + (number * c % 13) for c in range(100)]
+            file.write(json.dumps(base) + "\n")
+    html = run_page(read_run(folder))
+    assert len(html) < 500_000
+    assert "The 30 heaviest of 100 classes." in html
+    assert "thick: mean of 120" in html
+    mean = fmean(2.0 + (number % 7) for number in range(2881, 3001))
+    assert f'data-label="W1" data-value="{mean:.6g}"' in html
+
+
+def test_an_unfinished_run_says_how_far_it_came(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 5)}, finished=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "search", "round": 6, "los')  # killed while it wrote
+    html = run_page(read_run(folder))
+    assert "unfinished: search, round 5" in html
+    assert 'data-figure="test_error"' not in html
+    (folder / "metrics.jsonl").unlink()
+    assert "no round yet" in run_page(read_run(folder))

@@ -1,0 +1,82 @@
+"""Reading a run folder for a report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from made_run_folders import make_folder
+from PIL import Image
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.report.reading import read_run
+from lfmcw_app.search_space.genotype import random_genotype
+
+
+def test_everything_in_the_folder_is_read(tmp_path):
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 3)}))
+    assert run.name == "run"
+    assert [stage.name for stage in run.searched] == ["search"]
+    assert [entry["round"] for entry in run.searched[0].entries] == [1, 2, 3]
+    assert [entry["round"] for entry in run.training.entries] == [1, 2, 3]
+    assert run.genotype == random_genotype(2, 0)
+    assert run.result["test_error_percent"] == 12.5
+    assert [shot.round for shot in run.snapshots] == [1, 2, 3]
+    assert (run.evaluated, run.real.name) == (False, "real.png")
+
+
+def test_what_is_missing_is_empty(tmp_path):
+    folder = make_folder(tmp_path / "run", {}, finished=False)
+    for path in ("metrics.jsonl", "dataset.json", "samples/real.png"):
+        (folder / path).unlink()
+    run = read_run(folder)
+    assert (list(run.searched), list(run.training.entries), list(run.snapshots)) == ([], [], [])
+    assert (run.genotype, run.result, run.real) == (None, None, None)
+    assert (run.dataset, run.environment) == ({}, {})
+
+
+def test_a_line_without_its_end_is_left_out(tmp_path):
+    """A run was killed while it wrote."""
+    folder = make_folder(tmp_path / "run", {"search": (8, 2)}, finished=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "sea')
+    assert [entry["round"] for entry in read_run(folder).searched[0].entries] == [1, 2]
+
+
+def test_stages_are_told_apart(tmp_path):
+    """The sheets of search-1 are not those of a stage called search."""
+    folder = make_folder(tmp_path / "run", {"search-1": (8, 1), "search-2": (5, 2)})
+    run = read_run(folder)
+    assert [stage.name for stage in run.searched] == ["search-1", "search-2"]
+    shots = [(shot.phase, shot.round) for shot in run.snapshots]
+    assert shots == [("search-1", 1), ("search-2", 1), ("search-2", 2)]
+    Image.new("L", (2, 2)).save(folder / "samples" / "search-1-old.png")
+    assert len(read_run(folder).snapshots) == 3
+
+
+def test_an_evaluation_has_the_genotype_that_was_given(tmp_path):
+    run = read_run(make_folder(tmp_path / "run", {}, evaluated=True))
+    assert run.evaluated
+    assert run.genotype == random_genotype(2, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metrics.jsonl", "nonsense\n", "line 1 is not JSON"),
+        ("metrics.jsonl", json.dumps({"phase": "search"}) + "\n", "line 1 lacks one of"),
+        ("result.json", "[1]", "holds a list, not an object"),
+        ("environment.json", "{", "environment.json is damaged"),
+        ("config.yaml", "search: [", "not valid YAML"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, text, words):
+    folder = make_folder(tmp_path / "run", {"search": (8, 1)})
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_run(folder)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="There is no run in"):
+        read_run(tmp_path)

@@ -1,0 +1,91 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from made_run_folders import make_folder
+
+from lfmcw_app.report import read_run, run_page
+from lfmcw_app.report.tables import (
+    costs,
+    environment_rows,
+    key_figures,
+    phase_seconds,
+    progress_text,
+    solves,
+)
+
+
+def test_solves_that_did_not_converge_are_counted(tmp_path):
+    html = run_page(read_run(make_folder(tmp_path / "run", {"search": (8, 4)})))
+    row = re.search(r'<tr data-solve="w2">(.*?)</tr>', html)[1]
+    assert re.findall(r">([^<]+)</td>", row) == ["w2", "cg", "4", "5.0", "0.125", "0.125", "1"]
+
+
+def timed(folder, *lines):
+    """Writes timings: (phase, rounds, seconds, problem → (updates, seconds, peak, held))."""
+    keys = ("updates", "seconds", "peak_bytes", "held_bytes")
+    with (folder / "timings.jsonl").open("w") as file:
+        for phase, rounds, seconds, problems in lines:
+            taken = {name: dict(zip(keys, of, strict=True)) for name, of in problems.items()}
+            entry = {"phase": phase, "rounds": rounds, "seconds": seconds, "problems": taken}
+            file.write(json.dumps(entry) + "\n")
+    return read_run(folder)
+
+
+def test_intervals_of_a_phase_are_added_up(tmp_path):
+    run = timed(
+        make_folder(tmp_path / "run", {"search": (8, 2)}),
+        ("search", [1, 1], 4.0, {"w2": (1, 3.0, 100, 10), "arch": (1, 1.0, None, 5)}),
+        ("search", [2, 2], 6.0, {"w2": (2, 3.0, 300, 20)}),
+        ("training", [1, 3], 200.0, {"network": (3, 150.0, None, 7)}),
+    )
+    assert phase_seconds(run) == {"search": 10.0, "training": 200.0}
+    w2, arch, network = costs(run)
+    assert (w2.updates, w2.seconds, w2.share, w2.each) == (3, 6.0, 60.0, 2000.0)
+    assert (w2.peak, w2.held) == (300, 20)
+    assert (arch.peak, arch.share) == (None, 10.0)
+    assert (network.phase, network.share) == ("training", 75.0)
+
+
+def test_the_key_figures_begin_with_the_result(tmp_path):
+    run = timed(
+        make_folder(tmp_path / "run", {"search": (8, 2)}),
+        ("search", [1, 2], 600.0, {"w2": (1, 3.0, 2_500_000_000, 10)}),
+    )
+    found = {figure.key: f"{figure.value} {figure.unit}".strip() for figure in key_figures(run)}
+    assert found == {
+        "test_error": "12.50 %", "parameters": "1,234", "multiply_adds": "1.5 M",
+        "search_time": "10.0 min", "peak_memory": "2.5 GB",
+    }  # fmt: skip
+
+
+def test_an_unfinished_run_has_no_result(tmp_path):
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 2)}, finished=False))
+    assert key_figures(run) == []
+    assert progress_text(run) == "unfinished: search, round 2"
+
+
+@pytest.mark.parametrize(("trial", "text"), [(False, "complete"), (True, "says nothing")])
+def test_a_finished_run_is_complete_unless_it_was_a_trial(tmp_path, trial, text):
+    settings = (f"trial={str(trial).lower()}",)
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 1)}, settings=settings))
+    assert text in progress_text(run)
+
+
+def test_solves_are_told_by_problem_and_engine(tmp_path):
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 4)}))
+    report = run.searched[0].entries[3]["solves"]["w2"]
+    report |= {"engine": "identity", "residual": None, "iterations": 0}
+    cg, identity = solves(run)
+    assert (cg.engine, cg.count, cg.iterations, cg.failed) == ("cg", 3, 5.0, 1)
+    assert cg.residual == (0.125, 0.125)
+    assert (identity.engine, identity.count, identity.residual) == ("identity", 1, None)
+
+
+def test_the_command_has_a_place_of_its_own():
+    rows = environment_rows({"command": "python", "cpu_threads": 2, "gpu": None})
+    assert list(rows) == [("cpu threads", "2")]

@@ -1,0 +1,47 @@
+"""The candidate operations of every edge."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from lfmcw_app.search_space.candidates import Candidates
+from lfmcw_app.search_space.cell import edge_count
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.supernet import Architecture
+
+
+def both(edges):
+    """The same candidates for both kinds of cell."""
+    edges = tuple(edges)
+    return Candidates(normal=edges, reduction=edges)
+
+
+def alternating(primitives, nodes, count):
+    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
+    each edge.
+    """
+    ring = itertools.cycle(primitives)
+    return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
+
+
+@pytest.mark.parametrize(
+    ("edges", "message"),
+    [
+        ([("none", "sep_conv_3x3"), ("skip_connect",)], r"same number of primitives, got \[1, 2\]"),
+        ([("none", "sep_conv_3x4")], "Did you mean 'sep_conv_3x3'"),
+        ([("none",)], "needs a primitive other than 'none'"),
+        ([], "same number of primitives"),
+    ],
+)
+def test_impossible_candidates_are_refused_with_advice(edges, message):
+    with pytest.raises(ValueError, match=message):
+        both(edges)
+
+
+def test_candidates_for_another_number_of_nodes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"3 nodes has 9 edges, but there are candidates for 5 \(normal\)"
+    ):
+        Architecture(3, alternating(PRIMITIVES, 2, 3))

@@ -1,0 +1,90 @@
+"""The tests mirror the tree, and their names are short enough to be read."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+UNIT = TESTS / "unit"
+
+MIRRORED = {
+    "mlo": UNIT / "mlo",
+    "lfmcw_app": UNIT / "lfmcw_app",
+    "lfmcw_app/search_space": UNIT / "search_space",
+    "lfmcw_app/generators": UNIT / "generators",
+    "lfmcw_app/ops": UNIT / "ops",
+    "lfmcw_app/report": UNIT / "report",
+}
+"""Folder of a package → folder of its tests; folders below are mirrored too."""
+
+WITHOUT_TESTS: dict[str, str] = {}
+"""Module → why it has no test file of its name."""
+
+WITHOUT_MODULE = {
+    "tests/unit/mlo/hypergradient/test_contract.py": "of all engines: they keep one contract"
+}
+"""Test file → why no module has its name."""
+
+LONGEST_NAME = 60
+"""Letters of the name of a test; its docstring has room for a sentence."""
+
+
+def expected_files():
+    """Module → its test file, both relative to the repository."""
+    found = {}
+    for package in ("mlo", "lfmcw_app"):
+        for module in (ROOT / package).rglob("*.py"):
+            if not module.name.startswith("_"):
+                found[str(module.relative_to(ROOT))] = str(mirrored(module).relative_to(ROOT))
+    return found
+
+
+def mirrored(module):
+    """The place of a module's test file: below that of the nearest package in `MIRRORED`."""
+    for folder in module.parents:
+        start = MIRRORED.get(str(folder.relative_to(ROOT)))
+        if start is not None:
+            return start / module.parent.relative_to(folder) / f"test_{module.name}"
+    raise AssertionError(f"{module} is in no package of MIRRORED")
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    files = expected_files()
+    assert len(files) > 90
+    assert set(WITHOUT_TESTS) <= set(files)
+    missing = [f"{module} → {test}" for module, test in files.items() if not (ROOT / test).exists()]
+    assert sorted(missing) == sorted(f"{module} → {files[module]}" for module in WITHOUT_TESTS)
+
+
+def test_every_test_file_in_a_mirrored_folder_has_a_module():
+    present = {
+        str(path.relative_to(ROOT))
+        for folder in set(MIRRORED.values())
+        for path in folder.rglob("test_*.py")
+    }
+    assert present - set(expected_files().values()) == set(WITHOUT_MODULE)
+
+
+def names_of_tests(path):
+    """The names of the tests in a file."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name
+
+
+def test_every_test_file_has_tests():
+    # A class that inherits a contract has its tests from there.
+    files = [path for path in UNIT.rglob("test_*.py") if "EngineContract" not in path.read_text()]
+    assert [str(path) for path in files if not list(names_of_tests(path))] == []
+
+
+def test_names_of_tests_are_short():
+    long = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for name in names_of_tests(path)
+        if len(name) > LONGEST_NAME
+    ]
+    assert long == []

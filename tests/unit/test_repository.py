@@ -1,0 +1,67 @@
+"""What the repository as a whole promises: public names, the citation, hooks before a commit."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import yaml
+
+import mlo
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_public_name_exists_is_documented_and_completes():
+    for name in mlo.__all__:
+        assert name in dir(mlo)
+        assert getattr(mlo, name).__doc__
+    assert (Path(mlo.__file__).parent / "py.typed").exists()
+
+
+def test_completion_shows_public_names_only():
+    shown = {name for name in dir(mlo) if not name.startswith("_")}
+    assert shown == set(mlo.__all__)
+
+
+def imported_names(path):
+    """(module, name) for every name that a file imports from mlo or a module of it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        module = getattr(node, "module", None) or ""
+        if isinstance(node, ast.ImportFrom) and module.split(".")[0] == "mlo":
+            for alias in node.names:
+                yield module, alias.name
+
+
+def test_the_application_imports_public_names_only():
+    """The import contracts look at modules; this looks at the names in them."""
+    found = set()
+    for path in (ROOT / "lfmcw_app").rglob("*.py"):
+        found.update(imported_names(path))
+    assert len(found) > 10
+    private = [
+        (module, name)
+        for module, name in sorted(found)
+        if name not in importlib.import_module(module).__all__
+    ]
+    assert private == []
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert str(citation["version"]) == mlo.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
+def test_the_hooks_before_a_commit_are_the_checks_of_ci():
+    """The hooks before a commit are the checks of CI, and fetch nothing."""
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert {repository["repo"] for repository in config["repos"]} == {"local"}
+    assert {hook["language"] for hook in hooks} == {"system"}
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    checks = makefile.split("\ncheck:")[1].split("\n\n")[0]
+    assert programs == {line.split("$(BIN)/")[1].split()[0] for line in checks.splitlines()[1:]}
