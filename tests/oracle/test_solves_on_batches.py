@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import mlo
-from mlo.hypergradient.batch_bias import halves_of
 from mlo.testing import identical, relative_error
 
 EXAMPLES, DIM, UPPER = 1024, 20, 4
@@ -161,29 +160,14 @@ def test_wrong_declarations_are_refused():
         make(CG, size=64, solve_data=[A], solve_batches=0)
 
 
-@pytest.mark.parametrize(
-    ("batch", "found"),
-    [
-        (torch.zeros(8, 2), True),
-        ((torch.zeros(8, 2), torch.zeros(8)), True),
-        ((torch.zeros(8, 2), torch.zeros(4)), False),
-        (torch.zeros(7, 2), False),
-        (torch.tensor(1.0), False),
-        ("text", False),
-    ],
-    ids=["tensor", "pair", "other lengths", "odd", "a number", "no tensor"],
-)
-def test_batches_that_can_be_halved(batch, found):
-    optimizer = make(CG, size=64)
-    evaluation = optimizer._now.evaluation("x", (batch,), random_states=(None,))
-    assert (halves_of(evaluation) is not None) == found
-
-
 # ------------------------------ soba
 
 
-def test_sobas_report_tells_a_solve_that_follows_from_one_that_does_not():
-    """On minibatches single residuals are noise; in the beginning q is not there yet."""
+def test_sobas_report_tells_which_solve_follows():
+    """Soba's report tells a solve that follows from one that does not.
+
+    On minibatches single residuals are noise; in the beginning q is not there yet.
+    """
     optimizer = make({"name": "soba", "step_size": 0.3}, size=64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

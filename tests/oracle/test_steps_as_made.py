@@ -237,7 +237,8 @@ def test_a_projection_that_acts_later_is_refused_then():
     assert optimizer.round >= 1
 
 
-def test_a_subclass_that_is_differentiable_where_asked_stays_exact():
+def test_a_subclass_differentiable_where_asked_stays_exact():
+    """A subclass that is differentiable where it is asked to be stays exact."""
     optimizer, *_ = make(sgd=Differentiable)
     optimizer.step()
     exact = oracle(lambda w, g: (w - LR * g).clamp(-0.35, 0.32))

@@ -85,7 +85,8 @@ def refused(optimizer, state, match):
     optimizer.step()  # and the run goes on
 
 
-def test_a_state_of_another_optimizer_is_refused_before_anything_changes():
+def test_a_state_of_another_optimizer_is_refused():
+    """It is refused before anything changes."""
     optimizer, other = adam_pair(), adam_pair(adam=torch.optim.SGD)
     list(optimizer.run(2)), list(other.run(3))
     refused(optimizer, other.state_dict(), "'x' is of another optimizer: it was saved of SGD")

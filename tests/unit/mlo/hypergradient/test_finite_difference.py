@@ -25,7 +25,8 @@ def test_another_step_is_refused(step):
         mlo.FiniteDifference(step=step)
 
 
-def test_the_adaptive_step_moves_no_tensor_by_more_than_its_share():
+def test_the_adaptive_step_moves_no_tensor_too_far():
+    """The adaptive step moves no tensor by more than its share."""
     theta = [torch.full((4,), 2.0).double(), torch.full((2,), 100.0).double()]
     u = [torch.ones(4).double(), torch.ones(2).double()]
     e = mlo.FiniteDifference().step_size(theta, u, torch.float64)
