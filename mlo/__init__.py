@@ -4,7 +4,7 @@ Declare each level as a `Problem` whose loss names the problems it reads. `Multi
 builds the dependency graph and computes each level's total gradient, including how the levels below
 respond, with a hypergradient engine that you pick by name.
 
-Public are the names below, and the modules `mlo.distributed` and `mlo.randomness` (for losses),
+The names below are public. So are the modules `mlo.distributed` and `mlo.randomness` (for losses),
 `mlo.errors`, `mlo.hypergradient` (for engines of your own), `mlo.testing` (their contract) and
 `mlo.betty`.
 """

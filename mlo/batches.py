@@ -31,6 +31,8 @@ class BatchStream:
         self._data = data
         self._problem = problem
         self._iterator: Iterator[Any] | None = None
+        # The position: the random state in which the pass began, and the batches taken since.
+        # `_pending` holds batches that were taken from the data and are still to be given out.
         self._taken = 0
         self._pass_start: RandomState | None = None
         self._pending: list[Any] = []
@@ -122,7 +124,7 @@ class BatchStream:
         with replayed(RandomState.from_state_dict(state["pass_start"]), self._generators):
             iterator = self._begin_pass()
             for _ in range(state["taken"]):
-                if next(iterator, self) is self:
+                if next(iterator, self) is self:  # `self` is no batch: the data have ended
                     raise CheckpointError(
                         f"Problem {self._problem!r}: the checkpoint was taken after "
                         f"{state['taken']} batches of a pass, but its data yields only "

@@ -1,6 +1,4 @@
-"""Checkpoints on disk: written atomically, checksummed, versioned, read without unpickling code
-(docs/checkpoints.md).
-"""
+"""Checkpoints on disk: written atomically, checksummed, versioned, read without unpickling code."""
 
 from __future__ import annotations
 
@@ -27,14 +25,15 @@ __all__ = ["CheckpointStore", "load_checkpoint", "save_checkpoint"]
 FORMAT_VERSION = 1
 
 # A checkpoint is the ZIP archive that torch.save writes, with an archive comment: a mark, the
-# version of the format, and the SHA-256 of every byte before its own digits. So it stays a file
-# that torch.load and any unzip read; torch itself does not notice a flipped bit.
+# version of the format, and the SHA-256 of every byte before its own digits. So torch.load and any
+# unzip can still read it. (torch itself does not notice a flipped bit.) See docs/checkpoints.md.
 MARK = b"mlo-checkpoint v%d sha256:"
 COMMENT = re.compile(rb"mlo-checkpoint v(\d+) sha256:([0-9a-f]{64})\Z")
 DIGITS = 64
 ARCHIVE_END = b"PK\x05\x06"
-"""What the last 22 bytes of an archive without a comment begin with; the last two are the length of
-the comment, 0.
+"""How the last 22 bytes of an archive without a comment begin.
+
+The last two of them are the length of the comment, 0.
 """
 
 
@@ -50,8 +49,8 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
 
     Raises:
         CheckpointError: if the state holds something that `load_checkpoint` could not read back.
-        OSError: if it cannot be written: a full disk, a folder that is read-only or gone. `path` is
-            then as it was.
+        OSError: if it cannot be written: a full disk, a folder that is read-only or gone. `path`
+            then stays as it was.
     """
     content = _serialized(state)
     target = Path(path)
@@ -61,6 +60,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    # A rename is on the disk when the folder is.
     _flush_folder(target.parent)
 
 
@@ -103,9 +103,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 class CheckpointStore:
     """The checkpoints of one run: the last one, the one before it, the best, and copies that stay.
 
-    NAME.pt is the last; NAME.previous.pt the one before, which is read where the last is damaged;
-    NAME.best.pt the one that was saved as the best; NAME.round-N.pt the ones that were saved to be
-    kept. One process at a time may write to a store.
+    - NAME.pt: the last one.
+    - NAME.previous.pt: the one before it, which is read where the last one is damaged.
+    - NAME.best.pt: the one that was saved as the best.
+    - NAME.round-N.pt: those that were saved to be kept.
+
+    One process at a time may write to a store.
 
     Args:
         folder: where they are; it must exist.
@@ -150,13 +153,14 @@ class CheckpointStore:
     def save(
         self, state: dict[str, Any], *, best: bool = False, keep_as: int | None = None
     ) -> None:
-        """Makes `state` the last checkpoint, and the last one the one before; a failure leaves what
-        `load` returns as it was.
+        """Makes `state` the last checkpoint, and the last one the previous one.
+
+        A failure leaves what `load` returns as it was.
 
         Args:
             state: see `save_checkpoint`.
-            best: whether it is the best one so far as well.
-            keep_as: number under which a copy stays; None for none.
+            best: whether it is also the best one so far.
+            keep_as: number under which a copy is kept; None: no copy.
 
         Raises:
             CheckpointError: if the state holds something that could not be read back.
@@ -165,8 +169,10 @@ class CheckpointStore:
         content = _serialized(state)
         self.remove_leftovers()
         temporary = _written(content, self.last)
+        # Two renames. Between them there is no last checkpoint, and `load` finds the previous one.
         try:
-            # A damaged last one must not take the place of a sound one before it.
+            # A damaged last checkpoint must not replace a sound previous one. Of one that this
+            # store has written or read itself it is known to be sound.
             if self._last_is_sound or (self.last.exists() and _is_sound(self.last)):
                 os.replace(self.last, self.previous)
             os.replace(temporary, self.last)
@@ -175,18 +181,20 @@ class CheckpointStore:
             raise
         self._last_is_sound = True
         _flush_folder(self.folder)
+        # Copies come after the checkpoint itself is safe: a failure here loses a copy only.
         if best:
             _copy(self.last, self.best)
         if keep_as is not None:
             _copy(self.last, self.folder / f"{self.name}.round-{keep_as}.pt")
 
     def load(self, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
-        """Returns the last checkpoint; where it is damaged or gone, with a `CheckpointWarning`, the
-        newest one before it.
+        """Returns the last checkpoint, or the newest sound one before it.
+
+        A `CheckpointWarning` says so where the last one is damaged or gone.
 
         Args:
-            check: is shown a state that was read, and raises a CheckpointError if it is not one to
-                go on from.
+            check: is shown a state that was read, and raises a CheckpointError if a run cannot
+                resume from it.
 
         Returns:
             The state, or None if nothing was ever saved.
@@ -195,6 +203,7 @@ class CheckpointStore:
             CheckpointError: if there are checkpoints and none can be read: what is wrong with the
                 last one.
         """
+        # The first error is the one to tell: what is wrong with the last checkpoint.
         first: CheckpointError | None = None
         for path in self._candidates():
             if not path.exists() and path != self.last:
@@ -232,8 +241,8 @@ class CheckpointStore:
 def _serialized(state: dict[str, Any]) -> list[bytes | memoryview]:
     """The content of a checkpoint file, in pieces.
 
-    In memory first: torch.save turns the OSError of a full disk into a RuntimeError about
-    positions.
+    It is made in memory, since torch.save would turn the OSError of a full disk into a RuntimeError
+    about positions.
     """
     buffer = io.BytesIO()
     torch.save(_plain(state, ""), buffer)
@@ -243,6 +252,7 @@ def _serialized(state: dict[str, Any]) -> list[bytes | memoryview]:
         raise CheckpointError(
             "torch.save wrote an archive with a comment, where the checksum would be."
         )
+    # The archive ends in the length of its comment, 0: our comment's length takes its place.
     pieces: list[bytes | memoryview] = [
         archive[:-2],
         (len(mark) + DIGITS).to_bytes(2, "little"),
@@ -255,8 +265,9 @@ def _serialized(state: dict[str, Any]) -> list[bytes | memoryview]:
 
 
 def _written(content: list[bytes | memoryview], target: Path) -> Path:
-    """Writes a temporary file beside `target`, down to the disk, and returns its path; leaves
-    nothing if it fails.
+    """Writes a temporary file beside `target`, flushed to the disk, and returns its path.
+
+    If it fails, no file is left.
     """
     descriptor, name = tempfile.mkstemp(
         dir=target.parent, prefix=f".{target.name}.", suffix=".part"
@@ -285,9 +296,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Gives a file a second name that outlives the first, without writing it twice where that is
-    possible.
-    """
+    """Gives a file a second name: by a hard link if possible, else by a copy."""
+    # By a temporary name, so that the target is whole at any time.
     temporary = target.parent / f".{target.name}.copy.part"
     temporary.unlink(missing_ok=True)
     try:
@@ -303,6 +313,7 @@ def _checked_version(file: BinaryIO, name: str) -> int:
     Raises:
         CheckpointError: if its content does not match its checksum, or the version is a later one.
     """
+    # The comment is at the very end, and shorter than 128 bytes.
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 128))
     end = file.read()
@@ -311,6 +322,8 @@ def _checked_version(file: BinaryIO, name: str) -> int:
         if end[-22:-18] == ARCHIVE_END and end[-2:] == b"\0\0":
             return 0
         raise _unreadable(name, "(it does not end in a checksum)")
+
+    # Of everything before the checksum's own digits, in pieces of 1 MiB.
     digest = hashlib.sha256()
     file.seek(0)
     left = size - DIGITS
@@ -346,8 +359,10 @@ def _unreadable(path: str | os.PathLike[str], why: str) -> CheckpointError:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value with NumPy numbers and arrays as Python numbers and tensors; refuses what is not
-    plain data.
+    """Returns plain data: NumPy numbers and arrays as Python numbers and tensors.
+
+    Raises:
+        CheckpointError: for anything else, naming the place.
     """
     if isinstance(value, np.generic):
         return value.item()

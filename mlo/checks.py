@@ -39,6 +39,7 @@ Engines = Mapping[str, AbstractEngine]
 
 def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozenset[str]:
     """The problems whose solutions some total gradient differentiates."""
+    # Over all problems: what is read inside a solution is in that problem's own `solutions_in`.
     read: set[str] = set()
     for name in graph.problems:
         read.update(graph.solutions_in[name])
@@ -80,7 +81,7 @@ def check_engines(
 
 
 def _check_parameters(problem: Problem) -> None:
-    """What is never called here, although the user counts on it."""
+    """Refuses hooks that are never called here, although the user counts on them."""
     for key, parameter in problem.parameters.items():
         if parameter._post_accumulate_grad_hooks:
             raise ProblemError(
@@ -91,7 +92,7 @@ def _check_parameters(problem: Problem) -> None:
 
 
 def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
-    """Whether the engine fits what the problem is."""
+    """Refuses an engine that does not fit what the problem is."""
     name = problem.name
     for optimizer in problem.optimizers.values():
         for group in optimizer.param_groups:
@@ -109,6 +110,8 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
             "Jacobian have positive real parts, 'neumann'."
         )
     if not isinstance(engine, StepEngine):
+        # Of a complex parameter autograd's gradient is conjugated, so A is linear over the real
+        # numbers only, and not a matrix to solve with.
         for key, parameter in problem.parameters.items():
             if parameter.is_complex():
                 raise EngineError(
@@ -118,6 +121,8 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
                     "use 'one_step', 'darts' or 'unroll'."
                 )
         return
+
+    # From here on: engines that differentiate the optimizer's step.
     plain = [o for o in problem.optimizers.values() if not has_differentiable_step(o)]
     if plain:
         raise EngineError(
@@ -186,6 +191,7 @@ def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) 
 def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Iterator[str]:
     """The problems whose responses the problem's own gradient contains."""
     for inner in graph.solutions_in[name]:
+        # A solution that is no function of the problem's own value is a constant to its gradient.
         dependent = inner in graph.solutions_depending_on[name]
         if dependent and not isinstance(engines[inner], FirstOrder):
             yield inner
@@ -249,6 +255,7 @@ def _check_sharding(
             f"Problem {name!r} has sharded parameters, which Betty's functions do not take. "
             f"Use another engine than {engine.label!r}."
         )
+    # A gradient within a gradient: a lower problem whose own gradient contains a response.
     for middle in differentiated:
         inner = set(_inner_responses(graph, engines, middle))
         if inner and (name == middle or name in inner):
@@ -298,6 +305,7 @@ class LossChecks:
         """
         found = dict(gradient)
         for key, own in hooks.items():
+            # A hook may return another gradient or change this one in place: it gets a copy.
             seen = gradient[key].clone()
             for hook in own.values():
                 answer = hook(seen)
@@ -334,6 +342,8 @@ class LossChecks:
         Raises:
             ProblemError: if the loss is cut off from all parameters.
         """
+        # Two causes are legitimate, and only warned of: an engine that drops the implicit term, and
+        # a lower problem that is a constant during its warm-up.
         earlier = list(self._graph.problems)[: self._graph.position[name]]
         dropped = [other for other in earlier if isinstance(self._engines[other], FirstOrder)]
         still = [other for other in earlier if other in resting]
@@ -363,6 +373,8 @@ def _examine(
 ) -> None:
     """Looks at a loss whose gradient is differentiated `twice`, or once."""
     check_checkpointing(name, loss)
+    # What stands for the declared problems are copies and leaves made here. So a live parameter of
+    # another problem, found in the graph, came into the loss by a way of its own.
     for leaf in leaves_of(loss):
         if id(leaf) in undeclared:
             other, key = undeclared[id(leaf)]
@@ -408,6 +420,7 @@ class StepChecks:
         The derivative of a class that is not torch.optim's is compared at steps 1, 2, 4, 8, …
         """
         made = self._made[problem.name] = self._made.get(problem.name, 0) + 1
+        # (A number is a power of two if it shares no bit with the number before it.)
         optimizers = problem.optimizers.values()
         if made == 1 or any(map(_acts_around_step, optimizers)):
             return True
@@ -433,6 +446,7 @@ class StepChecks:
         Raises:
             ProblemError: if the twin makes another step, or one whose derivative is not its own.
         """
+        # First the value of the step: the twin must end where the optimizer has ended.
         twin = step.apply(before, gradient)
         for name, parameter in problem.parameters.items():
             if name in before and not _same_step(twin[name], parameter, before[name]):
@@ -444,6 +458,8 @@ class StepChecks:
                     "differentiable as a whole), or choose an engine that does not differentiate "
                     "steps, such as 'neumann' or 'cg'."
                 )
+
+        # Then its derivative, of which torch.optim's classes need no proof.
         if not any(map(is_foreign, problem.optimizers.values())):
             return
         error = step.derivative_error(before, gradient)
@@ -468,6 +484,7 @@ def _acts_around_step(optimizer: Optimizer) -> bool:
     """Whether there is code around the optimizer's step: hooks, or a `step` put on the object."""
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return True
+    # A scheduler wraps `step` on the object as well, to count calls; that changes nothing.
     own = optimizer.__dict__.get("step")
     return own is not None and not hasattr(own, "_wrapped_by_lr_sched")
 
@@ -483,6 +500,7 @@ def _suspect(problem: Problem) -> str:
 
 def _same_step(twin: Tensor, made: Tensor, before: Tensor) -> bool:
     """Whether two steps from `before` end at one place, up to rounding."""
+    # Relative to the step's length, but never finer than the parameters can be represented.
     twin, made = twin.detach(), made.detach()
     rounding = 8.0 * torch.finfo(made.dtype).eps * float(made.norm() + before.norm())
     return float((twin - made).norm()) <= 1e-3 * float((made - before).norm()) + rounding

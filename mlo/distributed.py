@@ -1,36 +1,39 @@
-"""Data parallelism: every process holds the same parameters and its own shard of each batch, with
-the numbers of one process.
+"""Data parallelism: each process has a shard of every batch, and the numbers are those of one.
 
-Let process r evaluate the loss L_r on its shard. The loss of the whole batch is L = (1/N) Σ_r L_r,
-and what engines need are its derivatives: A = ∇²L is the mean of the A_r, so Aᵀu is a mean of
-products, and an inverse product is one with the mean (A⁻¹v, not the mean of the A_r⁻¹v_r). All of
-this follows if L itself is what autograd sees. There are two kinds of tensors:
+All processes hold the same parameters. Let process r, of N, evaluate the loss L_r on its shard. The
+loss of the whole batch is L = (1/N) Σ_r L_r, and engines need the derivatives of L. A = ∇²L is the
+mean of the A_r, so Aᵀu is a mean of products. An inverse product is one with that mean: A⁻¹v, not
+the mean of the A_r⁻¹v_r. All of this follows if L itself is what autograd sees. There are two kinds
+of tensors,
 
-    replicated   equal on all processes; its cotangent is the derivative of L, and is replicated too
-    local        of this process's shard; its cotangent is the derivative of L_r, which is N times
-    that of L
+    kind         value                         cotangent
+    replicated   equal on all processes        derivative of L, replicated as well
+    local        of this process's shard       derivative of L_r, which is N times that of L
 
-and two operations between them, each the other's backward pass:
+and two operations between them, each the backward pass of the other:
 
-    enter: replicated → local    forward: the identity;          backward: leave, the mean over the
-    processes
-    leave: local → replicated    forward: the mean (all-reduce);  backward: enter, the identity
+    operation   from → to             forward                backward
+    enter       replicated → local    identity               leave, the mean
+    leave       local → replicated    mean (an all-reduce)   enter, the identity
 
-enter's backward is the mean since ∂L/∂θ = (1/N) Σ_r ∂L_r/∂θ; leave's is the identity since ∂L/∂x_r
-= (1/N) ∂L/∂y for y = (1/N) Σ_r x_r, and N times that is the local cotangent. As each is
-differentiated by the other, derivatives of every order are right. A re-evaluation
-(`Evaluation.losses`) therefore returns leave(L_r(enter(θ), enter(reads))): a function of replicated
-tensors whose derivatives are those of L. No engine knows of it: each product with A or B, exact or
-by finite differences, costs one all-reduce of a flat buffer, solvers iterate on replicated vectors
-and so decide alike on all processes, responses within responses are averaged as often as they are
-differentiated, and each step of an unroll is that of the mean gradient.
+The backward pass of enter is the mean, since ∂L/∂θ = (1/N) Σ_r ∂L_r/∂θ. That of leave is the
+identity: for y = (1/N) Σ_r x_r we have ∂L/∂x_r = (1/N) ∂L/∂y, and the local cotangent is N times
+that. As each is differentiated by the other, derivatives of every order are right.
+
+So a re-evaluation (`Evaluation.losses`) returns leave(L_r(enter(θ), enter(reads))), a function of
+replicated tensors whose derivatives are those of L. No engine knows of it:
+
+- Each product with A or B, exact or by finite differences, costs one all-reduce of a flat buffer.
+- Solvers iterate on replicated vectors, so they decide alike on all processes.
+- Responses within responses are averaged as often as they are differentiated.
+- Each step of an unroll is that of the mean gradient.
 
 A value that couples the examples of a batch (a mean over a class, BatchNorm's statistics) is not a
 mean over shards. `global_mean` = enter(leave(x)) makes it one: its forward and its backward pass
 are both the mean over the processes.
 
-With `sync="final"` re-evaluations stay local and each total gradient is averaged once, at its end:
-one reduction an update, but the mean of A_r⁻¹v_r is not A⁻¹v.
+With `sync="final"` re-evaluations stay local, and each total gradient is averaged once, at its end.
+That takes one reduction per update, but the mean of A_r⁻¹v_r is not A⁻¹v.
 """
 
 from __future__ import annotations
@@ -62,17 +65,17 @@ NOISES = ("own", "shared")
 class DataParallel:
     """How the processes of a group share the work of one `MultilevelOptimizer`.
 
-    All processes declare the same problems, each with data that yield its own shard of every batch,
-    of the same size on all of them. Losses are means over examples; `global_mean` is for those that
-    are not. Parameters and buffers are process 0's from the start. Everything that evaluates a loss
-    (`step`, `gradient`) must be called by all processes alike.
+    All processes declare the same problems. The data of each yield its own shard of every batch, of
+    the same size on all of them. Losses are means over examples; `global_mean` is for those that
+    are not. All processes start from the parameters and buffers of process 0. Whatever evaluates a
+    loss (`step`, `gradient`) must be called by all processes alike.
 
     Attributes:
-        sync: "exact": total gradients are those of the concatenated batch, with an all-reduce for
-            every product with the Hessian. "final": one all-reduce for each update, with a bias
-            (see docs/distributed.md).
+        sync: "exact": total gradients are those of the concatenated batch, with one all-reduce per
+            product with the Hessian. "final": one all-reduce per update, with a bias (see
+            docs/distributed.md).
         noise: "own": inside a loss every process has random numbers of its own, derived from its
-            global random state; outside nothing is changed, so processes that were seeded alike
+            global random state. Outside nothing is changed, so processes that were seeded alike
             stay alike. "shared": the random state is left alone, for losses that draw for the whole
             batch and take their rows by `shard`.
         group: the process group; None is the default one.
@@ -110,10 +113,10 @@ class DataParallel:
     # ------------------------------ replicated and local tensors
 
     def enter(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Replicated tensors as local ones: equal, but their gradient is averaged, for all of them
-        in one reduction.
+        """Makes local tensors of replicated ones: equal, but their gradients will be averaged.
 
-        Sharded ones are gathered, and their gradients averaged and scattered.
+        All gradients are averaged in one reduction. Sharded tensors are gathered, and their
+        gradients averaged and scattered.
         """
         moving = [
             name
@@ -124,7 +127,7 @@ class DataParallel:
         return gathered({**tensors, **dict(zip(moving, entered, strict=True))})
 
     def leave(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Local tensors, of the same shapes on all processes, as their mean."""
+        """Makes replicated tensors of local ones, of the same shapes everywhere: their means."""
         values = list(tensors.values())
         return dict(zip(tensors, _Leave.apply(self, _metas(values), *values), strict=True))
 
@@ -132,7 +135,7 @@ class DataParallel:
     def average(
         self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The mean over the processes, in one all-reduce for each dtype.
+        """Returns the means over the processes, by one all-reduce per device and dtype.
 
         Args:
             tensors: of this process; None counts as zero.
@@ -141,6 +144,8 @@ class DataParallel:
         Returns:
             the means; None where an entry is None on all processes.
         """
+        # All tensors of one device and dtype go into one flat buffer: many small reductions would
+        # take longer than one large one.
         found: list[Tensor | None] = [None] * len(like)
         buckets: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
         for index, meta in enumerate(like):
@@ -153,8 +158,8 @@ class DataParallel:
                 else t.to(dtype).reshape(-1)
                 for index, t in zip(members, given, strict=True)
             ]
-            # One more number an entry tells whether any process has it; it is read (and waited for)
-            # only where one is missing.
+            # One more number per entry tells whether any process has it. It is read, and waited
+            # for, only where this process has none.
             missing = [index for index, t in zip(members, given, strict=True) if t is None]
             has = torch.ones(len(members), dtype=dtype, device=device)
             if missing:
@@ -172,8 +177,9 @@ class DataParallel:
     # ------------------------------ the start
 
     def begin(self, modules: Mapping[str, nn.Module], description: Iterable[str]) -> None:
-        """Checks that all processes declare the same problems, and gives them process 0's
-        parameters and buffers.
+        """Checks that all processes declare the same, and gives them process 0's parameters.
+
+        Buffers too are those of process 0.
 
         Args:
             modules: problem → module.
@@ -182,6 +188,7 @@ class DataParallel:
         Raises:
             ConfigurationError: naming a line that differs.
         """
+        # Shapes and dtypes too, which broadcasting would not notice.
         lines = list(description)
         for name, module in modules.items():
             lines += [
@@ -200,6 +207,8 @@ class DataParallel:
                     "Data parallelism needs the same problems on all processes: process "
                     f"{self.rank} has {other[0]!r}, process {rank} has {other[1]!r}."
                 )
+
+        # `broadcast` counts processes globally, whatever the group.
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         with torch.no_grad():
             for module in modules.values():
@@ -228,9 +237,7 @@ class DataParallel:
                     )
 
     def warn_of_equal_batches(self, problem: str, tensors: Sequence[Tensor]) -> None:
-        """Warns if all processes were given the same batch (its tensors), which is then work done
-        many times over.
-        """
+        """Warns if all processes were given the same batch, and so do the same work."""
         sums = [_checksum(tensor) for tensor in tensors]
         alike = all(theirs == sums for theirs in self._gathered(sums))
         if sums and alike:
@@ -288,14 +295,15 @@ def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
 # ------------------------------ inside a loss
 
 ACTIVE: list[DataParallel | None] = [None]
-"""The parallelism under which losses are evaluated now. Not a thread's own: checkpointing evaluates
-in autograd's threads.
+"""Stack: the parallelism of the loss that is being evaluated is the last entry.
+
+It is not thread-local, since activation checkpointing runs modules again in autograd's threads.
 """
 
 
 @contextmanager
 def inside(parallel: DataParallel | None) -> Iterator[None]:
-    """Runs the body with what `global_mean`, `shard` and `SyncBatchNorm` refer to."""
+    """Runs the body with the processes to which `global_mean`, `shard` and the like refer."""
     ACTIVE.append(parallel)
     try:
         yield
@@ -306,16 +314,17 @@ def inside(parallel: DataParallel | None) -> Iterator[None]:
 def global_mean(tensor: Tensor) -> Tensor:
     """The mean over the processes of a tensor of this process's shard, for use inside a loss.
 
-    Differentiable as often as one likes. In a single process, outside of the losses of a
+    It can be differentiated any number of times. In a single process, outside the losses of a
     data-parallel optimizer, and in the re-evaluations of `sync="final"` it returns the tensor
     itself. All processes must call it alike.
 
-    A mean over some of a batch's examples, for instance those of a class, is global_mean(sums) /
-    global_mean(counts).
+    A mean over some of a batch's examples, for instance those of one class, is
+    global_mean(sums) / global_mean(counts).
 
     Args:
         tensor: of the same shape on all processes.
     """
+    # leave averages, and enter makes the mean a local tensor again, with the mean as its backward.
     parallel = ACTIVE[-1]
     if parallel is None:
         return tensor
@@ -323,12 +332,12 @@ def global_mean(tensor: Tensor) -> Tensor:
 
 
 def rank_and_size(*, of_loss: bool = False) -> tuple[int, int]:
-    """Number of this process, and how many there are; (0, 1) for a single one.
+    """Returns this process's number, and how many there are; (0, 1) for a single one.
 
     Args:
-        of_loss: counts the processes that share the loss being evaluated. That is this one alone
-            outside a data-parallel loss, and in the re-evaluations of `sync="final"`. By default
-            all processes of the default group are counted, wherever this is called.
+        of_loss: counts the processes that share the loss being evaluated: only this one outside a
+            data-parallel loss, and in the re-evaluations of `sync="final"`. By default all
+            processes of the default group are counted, wherever this is called.
     """
     if of_loss:
         parallel = ACTIVE[-1]
@@ -339,12 +348,11 @@ def rank_and_size(*, of_loss: bool = False) -> tuple[int, int]:
 
 
 def shard(batch: Any, parallel: DataParallel | None = None) -> Any:
-    """This process's rows of every tensor of a whole batch: tensors, or dicts, lists and tuples of
-    them.
+    """Returns this process's rows of every tensor in a whole batch.
 
     Args:
-        batch: what one process would get; the first dimension of every tensor is divisible by the
-            number of processes.
+        batch: what a single process would get: tensors, or dicts, lists and tuples of them. The
+            first dimension of each is divisible by the number of processes.
         parallel: the processes; by default those of the loss that is being evaluated.
 
     Raises:
@@ -375,8 +383,7 @@ PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm with the statistics of the whole batch, differentiable as often as one likes, on
-    any device.
+    """BatchNorm with the statistics of the whole batch, with derivatives of every order.
 
     (`torch.nn.SyncBatchNorm` has no second derivative and does not run on CPUs.) Where no
     data-parallel loss is evaluated it is plain BatchNorm.
@@ -384,11 +391,10 @@ class SyncBatchNorm(_BatchNorm):
 
     @classmethod
     def convert(cls, module: nn.Module) -> nn.Module:
-        """Puts one in the place of every BatchNorm in `module`, with the same parameters and
-        buffers; returns the module.
+        """Replaces every BatchNorm in `module`, which is returned, by one of these.
 
-        A subclass of BatchNorm with a forward pass of its own names its counterpart, a subclass of
-        this one, as `synchronized`.
+        Parameters and buffers stay the same. A subclass of BatchNorm with a forward pass of its own
+        names its counterpart, a subclass of this one, as `synchronized`.
 
         Raises:
             ConfigurationError: for such a subclass that names none.
@@ -430,6 +436,9 @@ class SyncBatchNorm(_BatchNorm):
         if size == 1 or not own_statistics:
             return super().forward(input)
         self._check_input_dim(input)
+
+        # Two means over the processes, each differentiable: of the values, then of their squared
+        # distances from the first. Half precision is normalised in float32, as PyTorch does.
         over = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
         values = input if input.dtype == torch.float64 else input.float()
@@ -451,6 +460,7 @@ class SyncBatchNorm(_BatchNorm):
             and self.running_var is not None
             and self.num_batches_tracked is not None
         )
+        # Without a momentum PyTorch keeps the plain mean over all batches so far.
         self.num_batches_tracked.add_(1)
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
@@ -460,9 +470,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """The running means and variances of the plain BatchNorm layers, which every process estimates
-    on its shards.
-    """
+    """The running statistics of plain BatchNorm layers, which every process estimates by itself."""
     return [
         statistic
         for layer in module.modules()
@@ -478,6 +486,7 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
 
 def _metas(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """What `average` needs to know of tensors, without holding their memory."""
+    # One element of memory, seen in the tensor's shape.
     return tuple(torch.empty((), dtype=t.dtype, device=t.device).expand(t.shape) for t in tensors)
 
 
@@ -511,8 +520,8 @@ class _Leave(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        # All of them enter, also those of which this process has no part: the processes' graphs
-        # stay alike.
+        # All of them enter, also those to which this process has contributed nothing, so that the
+        # graphs of all processes have the same nodes, and reduce in the same order.
         known = {
             str(index): cotangent
             for index, cotangent in enumerate(cotangents)
@@ -531,6 +540,6 @@ def _is(value: Any) -> bool:
 
 
 def _checksum(tensor: Tensor) -> str:
-    """Text that tells different tensors apart; equal bits give an equal one."""
+    """Returns text that is equal for tensors of equal bits, and differs otherwise."""
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return f"{tuple(tensor.shape)} {hashlib.sha256(values.numpy().tobytes()).hexdigest()}"

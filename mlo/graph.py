@@ -239,6 +239,7 @@ class DependencyGraph:
         return reads
 
     def _check_shared_parameters(self) -> None:
+        # By identity: a parameter that two modules hold is one tensor, which two optimizers move.
         owner: dict[int, tuple[str, str]] = {}
         for name, problem in self.problems.items():
             for key, parameter in problem.module.named_parameters():

@@ -1,7 +1,7 @@
 """`python -m mlo.info`: versions, devices and engines, for a bug report or a first look.
 
-Engines are listed with what they are (the first line of their docstring) and with their products:
-exact, or finite differences of gradients.
+Each engine is listed with the first line of its docstring, and with its products where these are
+not exact.
 """
 
 from __future__ import annotations

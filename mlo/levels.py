@@ -157,6 +157,7 @@ class History:
 
         Weights that were set back, loaded or clamped since are no result of that step.
         """
+        # By the versions of the tensors, which every change in place raises.
         stepped = self.stepped.get(name)
         if stepped is None or self._places.get(name) == _places_of(self.graph.problems[name]):
             return stepped
@@ -164,6 +165,7 @@ class History:
 
     def _ends_at(self, name: str, recorded: RecordedStep) -> bool:
         """Whether a step begins where the one before it ended, its optimizer's state included."""
+        # Bit for bit: something moved parameters or state between the two steps, or nothing did.
         if name not in self._ends:
             return False
         parameters, state = self._ends.pop(name)
@@ -185,7 +187,7 @@ class History:
         engine = self.step_engine(name)
         if name not in self.resumed or engine is None:
             return
-        self.resumed.discard(name)
+        self.resumed.discard(name)  # said once, whether there is anything to say or not
         made, asked = len(solution.history), engine.recorded_steps
         if made < asked:
             warn_user(
@@ -273,7 +275,8 @@ class Levels:
         """The problem's solution."""
         history, engine = self._history, self._history.engines[name]
         rests = history.rests(name)
-        # Where a step was made, its solution holds until the next step.
+        # Where a step was made, its solution holds until the next step. (Looking ahead, no step has
+        # been made yet.)
         if isinstance(engine, StepEngine) and not rests and not self._ahead:
             stepped = history.last_step(name)
             if stepped is not None:
@@ -323,8 +326,8 @@ class Levels:
 
     def _stationary(self, name: str, engine: AbstractEngine) -> Stationary:
         """The current parameters as a solution of the problem's stationarity condition."""
-        # At the batches, noise and modes of the last update: F is then the very gradient that the
-        # optimizer has followed, at the parameters to which it has led.
+        # Without data for solves: at the batches, noise and modes of the last update. F is then the
+        # very gradient that the optimizer has followed, at the place to which it has led.
         problem, last = self._history.graph.problems[name], self._last(name)
         stream = self._history.solve_streams.get(name)
         if stream is not None:
@@ -336,6 +339,7 @@ class Levels:
                 batches = tuple([stream.next() for _ in range(problem.solve_batches)])
         else:
             batches = self.batches(name)
+
         if last is None:
             now = RandomState.capture(problem.generators)
             evaluation = self.evaluation(name, batches, random_states=(now,) * len(batches))
@@ -397,6 +401,9 @@ class Levels:
         # A step that is made and differentiated later needs what the parameters were before it.
         moves = is_update and history.step_engine(name) is not None
         evaluation = self.evaluation(name, batches, parameters_move=moves)
+
+        # Hooks see the total gradient, once it is complete. Autograd would call them for the direct
+        # and the implicit term separately.
         hooks: dict[str, dict[int, Any]] = {}
         if name in history.differentiated:
             for key, parameter in problem.parameters.items():
@@ -413,9 +420,11 @@ class Levels:
                     held_constant=held_constant,
                 )
             except BaseException:
+                # An update is made as a whole or not at all. A question has worked on copies.
                 if is_update:
                     restore_buffers(evaluation)
                 raise
+
         if hooks:
             gradient = history.checks.call_hooks(name, hooks, found.gradient)
             found = replace(found, gradient=gradient)
@@ -456,6 +465,8 @@ class Levels:
                 copies = {k: tensor.detach().clone() for k, tensor in solution.value.items()}
                 solution = replace(solution, value=copies)
             solutions[lower] = solution
+        # Copies only where they are needed: implicit engines differentiate where the parameters
+        # stand, and a question is over before anything moves.
         values: dict[str, Tensors] = {}
         for other in graph.values_in[name]:
             values[other] = _held(graph.problems[other].parameters, copy=parameters_move)

@@ -95,6 +95,7 @@ class LossFunction:
         Raises:
             ProblemError: naming what was edited.
         """
+        # By identity: values may change in place, tensors and modules may not be exchanged.
         for registry, key, value in self._declared:
             if registry.get(key) is not value:
                 raise self._edited(f"{key!r} was replaced or removed")
@@ -123,6 +124,7 @@ class LossFunction:
             check: its name.
             once: whether it is made at the first question only; else at 1, 2, 4, 8, …
         """
+        # (A number is a power of two if it shares no bit with the number before it.)
         asked = self._asked[check] = self._asked.get(check, 0) + 1
         return asked == 1 or (not once and asked > 0 and asked & (asked - 1) == 0)
 
@@ -131,7 +133,7 @@ class LossFunction:
         return check in self._asked
 
     def dismiss(self, check: str) -> None:
-        """Makes a check no more, since it has said what there was to say."""
+        """Drops a check, since it has said what there was to say."""
         self._asked[check] = -(2**62)
 
     @property
@@ -331,6 +333,8 @@ class LossGradient:
                         f"Problem {self._problem.name!r}: its loss has sparse gradients, which no "
                         "engine takes. Build embeddings with sparse=False."
                     )
+
+        # The sum over the batches, of which each has contributed its share of the mean.
         direct, cotangents, detached = found[: len(own)], found[len(own) :], share.detach()
         if player not in self.losses:
             self.direct[player], self.cotangents[player] = list(direct), list(cotangents)
@@ -342,6 +346,7 @@ class LossGradient:
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
+        # A number's share of the mean is added; anything else (a count, a string) replaces.
         for key, value in metrics.items():
             share = value / self._batches if _is_number(value) else value
             earlier = self.metrics.get(key) if _is_number(value) else None

@@ -86,6 +86,7 @@ class RecordedResults:
         """
         if not self._outputs:
             return
+        # Any cotangents do: what matters is whether the graph has a path to a parameter.
         cotangents = [torch.ones_like(output) for output in self._outputs]
         found = torch.autograd.grad(
             self._outputs, list(parameters), cotangents, retain_graph=True, allow_unused=True
@@ -153,6 +154,7 @@ class SharedResults:
             part = self._results[index]
             if not part.leaves:
                 continue
+            # Through this part to the inputs, and to the leaves of parts that it was made of.
             earlier = [leaf for before in self._results[:index] for leaf in before.leaves]
             try:
                 found = torch.autograd.grad(
@@ -181,7 +183,7 @@ class _Result:
     """What a function returned.
 
     Attributes:
-        result: with leaves in the places of the differentiable tensors.
+        result: what it returned, with leaves in place of the differentiable tensors.
         outputs: these tensors.
         leaves: what stands for them.
         after: the random state in which it ended.

@@ -157,6 +157,7 @@ class OptimizerStep:
             parameters: name → tensor before the step.
             gradients: name → gradient.
         """
+        # In double precision, where a difference of steps is accurate to many digits.
         step = replace(
             self, groups={name: group.in_double() for name, group in self.groups.items()}
         )
@@ -174,6 +175,7 @@ class OptimizerStep:
             draws = torch.randn(2, *gradient.shape, generator=noise, dtype=torch.float64)
             u[name], v[name] = (draws[0].to(gradient.device) * size, draws[1].to(gradient.device))
 
+        # ⟨(∂θ'/∂g)ᵀ v, u⟩ by autograd, and ⟨v, θ'(g + h u) − θ'(g − h u)⟩ / 2h, should agree.
         moved = step.apply(theta, g)
         outputs = [moved[name] for name in g if moved[name].requires_grad]
         found: Sequence[Tensor | None] = [None] * len(g)
@@ -208,11 +210,12 @@ class OptimizerStep:
         Args:
             parameters: name → tensor before the step.
             gradients: name → gradient.
-            state: (parameter, key) → tensor in the place of the captured state's.
+            state: (parameter, key) → tensor that replaces the captured one.
 
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
+        # A twin's state is keyed by the tensor that it has moved.
         moved, twins = self._apply(parameters, gradients, state)
         after: dict[tuple[str, str], Tensor] = {}
         for key, tensor in moved.items():
@@ -228,6 +231,7 @@ class OptimizerStep:
         gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
         # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
         moved = {key: parameters[key] * 1.0 for key in gradients}
+        # One twin per optimizer; frozen parameters, and those without a gradient, take no part.
         by_optimizer: dict[int, list[str]] = defaultdict(list)
         for key in gradients:
             by_optimizer[id(self.groups[key].optimizer)].append(key)
@@ -363,6 +367,7 @@ def decays_outside_gradient(optimizer: Optimizer, group: dict[str, Any]) -> bool
     if not is_foreign(optimizer):
         known = type(optimizer).__name__ in ("AdamW", "Muon", "Adafactor")
         return known or bool(group.get("decoupled_weight_decay"))
+    # A step on a copy, whose answer is kept. It may depend on the shape (Muon takes matrices only).
     answers = _TRIED.setdefault(optimizer, {})
     shape = group["params"][0].shape
     if shape not in answers:
@@ -376,6 +381,7 @@ _TRIED: WeakKeyDictionary[Optimizer, dict[torch.Size, bool | None]] = WeakKeyDic
 
 def _moves_at_penalized_optimum(optimizer: Optimizer, group: dict[str, Any]) -> bool | None:
     """Makes a step of a twin on θ = 1 with the gradient −c θ, and one with another gradient."""
+    # "Does not move" needs a scale: the step that the same optimizer makes with a gradient of 1.
     decay = float(group["weight_decay"])
     moved = []
     for gradient in (-decay, 1.0):

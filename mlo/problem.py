@@ -202,6 +202,7 @@ class Problem:
     @property
     def solves_on_all_data(self) -> bool:
         """Whether a solve sees all that its data hold, and so estimates nothing."""
+        # A list of one batch, or no data at all: the loss is the same at each solve.
         data, used = self.solve_data, self.solve_batches
         if data is None:
             data, used = self.data, self.accumulate
@@ -301,6 +302,7 @@ class Problem:
             )
 
     def _assign_parameters(self) -> dict[str, tuple[str, ...]]:
+        # Players' submodules must divide the trainable parameters among themselves, without a rest.
         owner: dict[str, str] = {}
         for player, submodule in self.players.items():
             try:
@@ -371,7 +373,7 @@ def _per_player(problem: str, value: Any) -> dict[str, Any]:
 
 
 def _check_data(problem: str, data: Any) -> None:
-    """Refuses several loaders in one sequence, which would be taken for batches.
+    """Refuses several loaders in one sequence, each of which would count as a batch.
 
     Raises:
         ProblemError: with what to do.

@@ -86,6 +86,7 @@ class RandomState:
                 f"numpy's global generator is a {self.numpy['bit_generator']}, whose state cannot "
                 "be saved; only numpy's own, MT19937, can."
             )
+        # In tensors, lists and numbers, which can be loaded without unpickling code.
         version, words, gauss = self.python
         inner = self.numpy["state"]
         return {
@@ -137,9 +138,9 @@ def _own(gpus: Sequence[int] | None) -> Sequence[int]:
 class _NumpyState:
     """The state of numpy's global generator, read in full only after it has moved.
 
-    Reading and writing it in full takes 40 µs each, several times an update. Its words and position
-    can be read at their address in 1 µs; without a cached second normal deviate (`has_gauss`) every
-    draw moves them.
+    Reading it in full takes 40 µs, and so does writing it, several times per update. Its words and
+    position can be read at their address in 1 µs. Every draw moves them, except one that only uses
+    up a cached second normal deviate (`has_gauss`).
     """
 
     WORDS = 625 * 4  # of the Mersenne Twister: 624 words and the position
@@ -150,6 +151,8 @@ class _NumpyState:
 
     def read(self) -> dict[str, Any]:
         """The state; the same object as long as nothing was drawn."""
+        # Without words (another generator, or a cached deviate) nothing tells whether it has moved.
+        # It is read in full then.
         if self._last is None or self._words is None or self._words != self._peek():
             self._keep(np.random.get_state(legacy=False))
         assert self._last is not None

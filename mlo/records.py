@@ -98,6 +98,7 @@ class Record:
         self._gradient_norms[problem] = gradient_norm
 
     def __repr__(self) -> str:
+        # For a notebook or a log: the losses first, then what deserves a look.
         losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
         failed = [name for name, report in self.solves.items() if not report.converged]
         solved = f"; solved: {', '.join(self.solves)}" if self.solves else ""

@@ -13,11 +13,14 @@ The backward is written as a differentiable function of its saved tensors: under
 can be differentiated again. A problem in the middle needs this, since its own gradient contains the
 response of the one below it.
 
-These things refer to each other, so they stand in one file, in this order: an `Evaluation` (where a
-loss was evaluated), a `Solution` (what a loss reads), an `AbstractEngine` (how it is
-differentiated), a `Reading` (the tensors that stand for problems during one evaluation), the
-autograd node with its `Pullback`, and `total_gradient`, which puts them together. To follow one
-gradient, begin at `total_gradient`.
+These things refer to each other, so they stand in one file, in this order:
+
+- an `Evaluation`: where a loss was evaluated, so that it can be evaluated again;
+- a `Solution`: what a loss reads of a problem below it;
+- an `AbstractEngine`: how a solution is differentiated;
+- a `Reading`: the tensors that stand for problems while one loss is evaluated;
+- the autograd node `_Response`, with one call of its backward pass, a `Pullback`;
+- `total_gradient`, which puts them together. To follow one gradient, begin there.
 """
 
 from __future__ import annotations
@@ -142,6 +145,8 @@ class Evaluation:
             reads = {name: averaged.enter(tensors) for name, tensors in reads.items()}
         if shared is not None:
             shared.begin()
+
+        # The context stays open while the caller differentiates: checkpoints run modules again.
         total: dict[str, Tensor] = {}
         with loss.among_processes(averaged), self.placed(parameters, reads):
             for batch, state in zip(self.batches, self.random_states, strict=True):
@@ -169,7 +174,7 @@ class Evaluation:
     def placed(
         self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
     ) -> AbstractContextManager[None]:
-        """Puts these tensors, copies of the buffers, and the modes into the modules."""
+        """Puts these tensors, copies of the recorded buffers, and the modes into the modules."""
         tensors = {**reads, self.loss.problem.name: parameters}
         return self.loss.placed(self._with_buffers(tensors), self.modes)
 
@@ -195,6 +200,7 @@ class Evaluation:
         self, tensors: Mapping[str, Mapping[str, Tensor]], but: str = ""
     ) -> dict[str, Mapping[str, Tensor]]:
         """The tensors with copies of the buffers of all problems but one."""
+        # Copies again, since each evaluation may change them (BatchNorm's running statistics).
         found = dict(tensors)
         for other, buffers in self.buffers.items():
             if buffers and other != but:
@@ -548,6 +554,7 @@ class _Response(torch.autograd.Function):
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
+        # What the engine re-evaluates stays open until it has taken all its products.
         with ExitStack() as stack:
             call = Pullback(
                 solution=solution,
@@ -594,6 +601,7 @@ class Pullback:
         A step is differentiated at the parameters before it, which are constants; a stationary
         solution at itself, through which a second derivative flows.
         """
+        # Views of the saved outputs: new tensors to differentiate in, with the outputs' graph.
         parameters = self.solution.evaluation.parameters
         if self.differentiate and isinstance(self.solution, Stationary):
             pairs = zip(parameters, self.outputs, strict=True)
@@ -642,7 +650,7 @@ class Pullback:
 
         Args:
             parameters: own parameters.
-            inputs: tensors in the places of the inputs, flat.
+            inputs: tensors that stand for the inputs, flat.
             players: as in `Evaluation.losses`.
             shared: as in `Evaluation.losses`.
         """
@@ -832,6 +840,7 @@ def _with_implicit_term(
     problem: Problem, reading: Reading, found: LossGradient, responses: Sequence[Tensor]
 ) -> dict[str, Tensor | None]:
     """Parameter → direct gradient plus what flows through the responses; None: neither."""
+    # None stays None, so that a parameter on which nothing depends is left alone by its optimizer.
     total: dict[str, Tensor | None] = {}
     players = list(found.direct)
     for player, direct in found.direct.items():
@@ -880,5 +889,5 @@ def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     (`nn.Embedding(max_norm=…)` renormalises its weights so.)
     """
     for key, tensor in parameters.items():
-        if tensor._version > 0:
+        if tensor._version > 0:  # the copy was new, and has been changed since
             problem.parameters[key].copy_(tensor)

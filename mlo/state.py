@@ -139,6 +139,8 @@ def _of_this_version(name: str, saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _load_all(history: History, saved: Mapping[str, Mapping[str, Any]]) -> None:
     """Loads modules, optimizers and schedulers of all problems, or of none."""
+    # A load may still fail where the check found nothing. Then all problems go back, and the run is
+    # as it was.
     problems = history.graph.problems
     before = {name: _parts_of(problem) for name, problem in problems.items()}
     try:
@@ -217,6 +219,9 @@ def _misfit(optimizer: Optimizer, saved: Mapping[str, Any], kind: str | None) ->
     mine = type(optimizer).__name__
     if kind is not None and kind != mine:
         return f"it was saved of {kind}, this is {mine}"
+
+    # torch's `load_state_dict` matches parameters by their position in the groups, so these must
+    # agree in number; names it does not know.
     groups, theirs = optimizer.param_groups, saved.get("param_groups", [])
     if len(groups) != len(theirs):
         return f"it has {len(theirs)} groups of parameters, this one {len(groups)}"
@@ -227,6 +232,7 @@ def _misfit(optimizer: Optimizer, saved: Mapping[str, Any], kind: str | None) ->
         missing = set(optimizer.defaults) - set(group)
         if missing:
             return f"it lacks {', '.join(sorted(missing))} of {mine}"
+
     # An entry per element of a parameter (momentum, moments) must have the parameter's shape.
     parameters = [p for group in groups for p in group["params"]]
     for index, entries in saved.get("state", {}).items():

@@ -1,5 +1,4 @@
-"""Problems with closed-form hypergradients, and the contract that every hypergradient engine must
-keep.
+"""Problems with closed-form hypergradients, and the contract that every engine must keep.
 
 A new engine is tested by inheriting the contract::
 
@@ -44,7 +43,7 @@ __all__ = [
 
 
 Inverse = Callable[[Tensor, Tensor], Tensor]
-"""(A [n, n], v [n]) → what an engine takes for A⁻ᵀ v, [n]."""
+"""(A [n, n], v [n]) → q [n], an engine's approximation of A⁻ᵀ v."""
 
 LEARNING_RATE = 0.1
 """Of the optimizer of every problem here."""
@@ -61,17 +60,14 @@ class Vector(nn.Module):
 def evaluated(
     losses: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What the loss of a game returned, with scalars in the places of the functions that it left
-    some players' losses to.
-    """
+    """Returns a game's losses as scalars, calling those that are functions, and its metrics."""
     scalars = dict(losses)
     return scalars, {**metrics, **call_deferred(scalars)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """A multi-level problem whose lower problems stand at their exact solutions, and its exact
-    total gradient.
+    """A multi-level problem with its lower problems solved, and its exact total gradient.
 
     Attributes:
         problems: from the innermost to the outermost.
@@ -94,12 +90,13 @@ class ClosedForm:
     losses: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
 
     def swept(self, inverse: Inverse) -> Tensor:
-        """The total gradient with an engine's q in the place of A⁻ᵀ v, problem by problem from the
-        top down.
+        """The total gradient with an engine's q in place of A⁻ᵀ v.
 
         Args:
             inverse: (A [n, n], v [n]) → q [n].
         """
+        # From the outermost lower problem inwards: when its turn comes, a problem has received the
+        # cotangents of all its readers.
         cotangents = dict(self.direct)
         for problem in reversed(self.problems[:-1]):
             v = cotangents.get(problem.name)
@@ -169,14 +166,16 @@ def bilevel_quadratic(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> ClosedForm:
-    """`w` minimises ½ wᵀAw − wᵀBx (+ the optimizer's decay d/2 ‖w‖²); `x` minimises ½ ‖w* − t‖² + ½
-    ρ ‖x‖².
+    """A lower problem `w` and an upper one `x`, both quadratic.
 
-    w* = (A + dI)⁻¹ B x, so the total gradient is ρx + Bᵀ (A + dI)⁻¹ (w* − t).
+    `w` minimises ½ wᵀAw − wᵀBx, plus d/2 ‖w‖² by the optimizer's weight decay d. `x` minimises
+    ½ ‖w* − t‖² + ½ ρ ‖x‖². So w* = (A + dI)⁻¹ B x, and the total gradient is
+    ρx + Bᵀ (A + dI)⁻¹ (w* − t).
     """
     make = _Maker(seed, dtype)
     a, b, t, x = make.spd(dim, condition), make.normal(dim, 3), make.normal(dim), make.normal(3)
     rho = 0.1
+    # w* is where the optimizer comes to rest, so its decay d belongs to the Jacobian: A + dI.
     damped = a + weight_decay * torch.eye(dim, dtype=dtype)
     w = torch.linalg.solve(damped, b @ x)
 
@@ -206,14 +205,14 @@ def bilevel_quadratic(
 def chain_of_three(
     *, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> ClosedForm:
-    """`w1` depends on `x`, `w2` on `w1`'s solution, and `x` is judged by `w2`'s: gradients flow x →
-    w1 → w2 → x.
+    """`w1` depends on `x`, `w2` on `w1`'s solution, and the loss of `x` on `w2`'s solution.
 
     w1* = A1⁻¹ B x, w2* = A2⁻¹ C w1*, L = ½ ‖w2* − t‖², so dL/dx = Bᵀ A1⁻¹ Cᵀ A2⁻¹ (w2* − t).
     """
     make = _Maker(seed, dtype)
     a1, a2 = make.spd(dim, 10.0), make.spd(dim, 10.0)
     b, c, t, x = make.normal(dim, 3), make.normal(dim, dim), make.normal(dim), make.normal(3)
+    # From the innermost problem outwards: each solution is the right-hand side of the next.
     w1 = torch.linalg.solve(a1, b @ x)
     w2 = torch.linalg.solve(a2, c @ w1)
 
@@ -243,8 +242,8 @@ def chain_of_three(
 def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> ClosedForm:
     """The shape of LFM-CW: `arch` reaches `w2` directly, through `w1` and through `gan`.
 
-    Each lower problem is a quadratic ½ wᵀAw − wᵀr with r_w1 = B1 α, r_gan = Bg α, r_w2 = B2 α + C1
-    w1 + Cg gan, and L = ½ ‖w2 − t‖² + ½ ρ ‖α‖².
+    Each lower problem is a quadratic ½ wᵀAw − wᵀr, with r_w1 = B1 α, r_gan = Bg α and
+    r_w2 = B2 α + C1 w1 + Cg gan. The upper loss is L = ½ ‖w2 − t‖² + ½ ρ ‖α‖².
     """
     make = _Maker(seed, dtype)
     a = {name: make.spd(dim, 10.0) for name in ("w1", "gan", "w2")}
@@ -269,6 +268,7 @@ def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) 
     def arch_loss(arch: Vector, batch: None, *, w2: Vector) -> Tensor:
         return 0.5 * ((w2.v - t) ** 2).sum() + 0.5 * rho * (arch.v**2).sum()
 
+    # dL/dα = ρα + B2ᵀ q2 + B1ᵀ A1⁻¹ C1ᵀ q2 + Bgᵀ Ag⁻¹ Cgᵀ q2 with q2 = A2⁻¹ (w2 − t).
     q2 = torch.linalg.solve(a["w2"], w2 - t)
     exact = rho * alpha + b["w2"].T @ q2
     for name in ("w1", "gan"):
@@ -292,11 +292,10 @@ def diamond(*, dim: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) 
 def layered(
     *, layers: int, dim: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> ClosedForm:
-    """A DAG of `layers` layers of width 2, each problem reading both of the layer below: 2^layers
-    paths from `x` to L.
+    """Layers of two problems that each read both of the layer below: 2^layers paths from `x` to L.
 
-    The problems are `p0_0, p0_1, p1_0, …`; each is ½ ‖w − r‖² · s with r a linear map of what it
-    reads, so w* = r.
+    The problems are `p0_0, p0_1, p1_0, …`. The loss of each is ½ ‖w − r‖² · s, where r is a linear
+    map of what it reads, so w* = r.
     """
     make = _Maker(seed, dtype)
     x = make.normal(dim)
@@ -306,6 +305,7 @@ def layered(
     mixed: dict[str, dict[str, Tensor]] = {}
     problems: list[Problem] = []
     for layer in range(layers):
+        # Values, and total derivatives by x, follow from those of the layer below.
         below = ["x"] if layer == 0 else [f"p{layer - 1}_0", f"p{layer - 1}_1"]
         for index in range(2):
             name = f"p{layer}_{index}"
@@ -345,13 +345,12 @@ def _layer_loss(maps: dict[str, Tensor], stiffness: float) -> Callable[..., Tens
 def _with_reads(
     loss: Callable[[Vector, dict[str, Vector]], Tensor], names: list[str]
 ) -> Callable[..., Tensor]:
-    """Gives a loss of `(own, {name: module})` the signature `(own, batch, *, name, ...)` that names
-    what it reads.
-    """
+    """Gives a loss of `(own, {name: module})` the signature `(own, batch, *, name, ...)`."""
 
     def called(own: Vector, batch: Any, **reads: Vector) -> Tensor:
         return loss(own, reads)
 
+    # The names are known at run time only, and a problem reads its loss's signature.
     kinds = inspect.Parameter
     called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [kinds("own", kinds.POSITIONAL_OR_KEYWORD), kinds("batch", kinds.POSITIONAL_OR_KEYWORD)]
@@ -363,20 +362,20 @@ def _with_reads(
 def trilevel_quadratic(
     *, dim: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> ClosedForm:
-    """A true tri-level problem: `m` minimises a loss that contains the response of `w` to `m`
-    itself.
+    """A true tri-level problem: the loss of `m` contains the response of `w` to `m` itself.
 
-    w*(m, x) = A⁻¹ (B m + D x). `m` minimises ½ mᵀEm − mᵀF x + ½ ‖w* − t‖², so with J = A⁻¹B, K =
-    A⁻¹D
+    w*(m, x) = A⁻¹ (B m + D x). `m` minimises ½ mᵀEm − mᵀF x + ½ ‖w* − t‖². With J = A⁻¹B and
+    K = A⁻¹D its solution is
 
-        (E + JᵀJ) m* = F x + Jᵀ (t − K x),   M = dm*/dx = (E + JᵀJ)⁻¹ (F − JᵀK),
+        (E + JᵀJ) m* = F x + Jᵀ (t − K x),   so   M = dm*/dx = (E + JᵀJ)⁻¹ (F − JᵀK).
 
-    and `x` minimises ½ ‖m* − s‖² + ½ ‖w* − r‖², with gradient Mᵀ (m* − s) + (J M + K)ᵀ (w* − r).
+    `x` minimises ½ ‖m* − s‖² + ½ ‖w* − r‖², with gradient Mᵀ (m* − s) + (J M + K)ᵀ (w* − r).
     """
     make = _Maker(seed, dtype)
     a, e = make.spd(dim, 5.0), make.spd(dim, 5.0)
     b, d, f = make.normal(dim, dim), make.normal(dim, 3), make.normal(dim, 3)
     t, s, r, x = make.normal(dim), make.normal(dim), make.normal(dim), make.normal(3)
+    # In the docstring's letters: J, K, E + JᵀJ, m*, w* and M.
     j, k = torch.linalg.solve(a, b), torch.linalg.solve(a, d)
     total = e + j.T @ j
     m = torch.linalg.solve(total, f @ x + j.T @ (t - k @ x))
@@ -411,12 +410,11 @@ class Players(nn.Module):
 def bilinear_game(
     *, dim: int = 3, coupling: float = 1.0, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> ClosedForm:
-    """A lower game of two players: u minimises ½ uᵀPu + γ uᵀMv − uᵀBx, and v minimises ½ vᵀQv − γ
-    uᵀMv − vᵀCx.
+    """A lower game of two players, `u` and `v`, and an upper problem `x`.
 
-    Its Jacobian is J = [[P, γM], [−γMᵀ, Q]], which is not symmetric, and J (u, v) = (B x, C x) at
-    the equilibrium. `x` minimises ½ ‖u* − s‖² + ½ ‖v* − t‖², with gradient [B; C]ᵀ J⁻ᵀ (u* − s, v*
-    − t).
+    u minimises ½ uᵀPu + γ uᵀMv − uᵀBx, and v minimises ½ vᵀQv − γ uᵀMv − vᵀCx. The game's Jacobian
+    J = [[P, γM], [−γMᵀ, Q]] is not symmetric, and J (u, v) = (B x, C x) at the equilibrium. `x`
+    minimises ½ ‖u* − s‖² + ½ ‖v* − t‖², with gradient [B; C]ᵀ J⁻ᵀ (u* − s, v* − t).
     """
     make = _Maker(seed, dtype)
     p, q, m = make.spd(dim, 5.0), make.spd(dim, 5.0), coupling * make.normal(dim, dim)
@@ -473,8 +471,7 @@ def identical(one: Any, other: Any) -> bool:
 
 
 def check_gradient_changes_nothing(optimizer: MultilevelOptimizer, name: str) -> None:
-    """Asserts that `gradient` leaves every state alone and repeats itself, before and after a
-    round.
+    """Asserts that `gradient` changes no state and repeats itself, before and after a round.
 
     Raises:
         AssertionError: if it does not.
@@ -495,19 +492,17 @@ GRAPHS: dict[str, Callable[..., ClosedForm]] = {
     "layered": functools.partial(layered, layers=4),
     "game": bilinear_game,
 }
-"""Graphs on which an engine is compared with its own formula; the tri-level one comes beside
-them.
-"""
+"""Graphs on which an engine is compared with its own formula (the tri-level one is separate)."""
 
 
 class EngineContract:
-    """What holds for every engine on every graph, in both dtypes; inherit it in a test class and
-    define `make_engine`.
+    """What holds for every engine, on every graph, in both dtypes.
 
-    On each graph an engine either equals its formula or is refused before the first step.
+    Inherit it in a test class and define `make_engine`. On each graph an engine either equals its
+    formula or is refused before the first step.
 
     Attributes:
-        graphs: those on which the engine follows its formula; leave one out only for an engine that
+        graphs: those on which the engine follows its formula. Leave one out only for an engine that
             is known to be wrong there.
         exact: whether `inverse` is the exact one, so that the engine must also be exact on the
             tri-level graph.
@@ -540,6 +535,7 @@ class EngineContract:
             (torch.float32, self.tolerance_float32),
         ):
             for name in self.graphs:
+                # The reference is computed in float64, whatever the dtype under test.
                 make = GRAPHS[name]
                 reference = make().swept(self.inverse)
                 problem = make(dtype=dtype)
@@ -576,6 +572,8 @@ class EngineContract:
         )
 
     def test_solves_each_lower_problem_once(self) -> None:
+        # `layered` has 2^10 paths: an engine that solved once per path would take a thousand times
+        # as long. (A record holds one report per problem.)
         for problem in (diamond(), layered(layers=10)):
             record = problem.optimizer(self.make_engine()).step()
             lower = {p.name for p in problem.problems} - {problem.upper}

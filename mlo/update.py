@@ -99,6 +99,8 @@ class Updater:
     ) -> None:
         """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
+
+        # The gradient. What is drawn or moved on the way is kept, to be put back where it fails.
         batches = self.draw(name)
         if self._parallel is not None and history.updates[name] == 0:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
@@ -222,6 +224,7 @@ class Updater:
         if problem.name not in self._history.differentiated:
             problem.after_update(problem)
             return
+        # A change would be missing in the derivative, so it is refused instead of differentiated.
         before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
         problem.after_update(problem)
         for key, parameter in problem.parameters.items():

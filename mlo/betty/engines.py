@@ -1,9 +1,8 @@
-"""Betty's three methods as engines: `betty-darts`, `betty-neumann`, `betty-cg` call Betty's own
-functions.
+"""Betty's three methods as engines: `betty-darts`, `betty-neumann` and `betty-cg`.
 
-`mlo` supplies the graph, the point, the batch and the noise; the inverse and the mixed product are
-what the installed Betty computes, its errors included. They are for comparisons: each has a
-counterpart here that does what its name says.
+They call Betty's own functions. `mlo` supplies the graph, the point, the batch and the noise. The
+inverse and the mixed product are what the installed Betty computes, its errors included. They are
+for comparisons: each has a counterpart in `mlo` that does what its name says.
 """
 
 from __future__ import annotations
@@ -72,12 +71,14 @@ class BettyEngine(PullbackEngine):
     def pullback(
         self, call: Pullback, cotangent: Cotangent
     ) -> tuple[list[Tensor | None], SolveReport]:
+        # Imported here, since betty-ml is optional.
         module = importlib.import_module(f"betty.hypergradient.{self.method}")
         function = getattr(module, self.method)
         point = call.solution.evaluation.parameters
         parameters = {key: t.detach().clone().requires_grad_() for key, t in point.items()}
         inputs = call.input_aliases()
         v = zeros_for_none(cotangent, list(parameters.values()))
+        # Stand-ins for Betty's problems, with the few methods that its functions call.
         lower = _Lower(self.config(), call, parameters, inputs)
         upper = _Upper(call.select(inputs))
         arguments = {"vector": v, "curr": lower, "prev": upper, "sync": False}
@@ -96,8 +97,9 @@ class BettyEngine(PullbackEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class BettyDarts(BettyEngine):
-    """Betty's `darts`: the identity for the inverse, with finite differences at ± alpha / ‖v‖ (no
-    learning rate).
+    """Betty's `darts`: no inverse (q = v) and finite differences at ± alpha / ‖v‖.
+
+    Unlike DARTS's own formula it has no learning rate.
     """
 
     alpha: float = number(0.01, positive=True)
@@ -112,8 +114,9 @@ class BettyDarts(BettyEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class BettyNeumann(BettyEngine):
-    """Betty's `neumann`: alpha times the first `iterations` + 1 terms of the series; nothing checks
-    that it converges.
+    """Betty's `neumann`: alpha times the first `iterations` + 1 terms of the series.
+
+    Nothing checks that the series converges.
     """
 
     iterations: int = count(1)
@@ -127,8 +130,9 @@ class BettyNeumann(BettyEngine):
 
 @dataclass(frozen=True, kw_only=True)
 class BettyConjugateGradient(BettyNeumann):
-    """Betty's `cg`, whose directions use the last residual, so that it does not converge beyond one
-    iteration.
+    """Betty's `cg`, which does not converge beyond one iteration.
+
+    Its directions use the last residual.
     """
 
     name: ClassVar[str] = "betty-cg"
@@ -165,7 +169,7 @@ class _Lower:
 
 
 class _Upper:
-    """What they ask of the problems above it."""
+    """What Betty's functions ask of the problems above it."""
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = list(parameters)

@@ -1,6 +1,4 @@
-"""Runs an `mlo` graph on Betty's `Engine`, so that one declaration can be compared on both
-(`mlo.betty.run`).
-"""
+"""Runs an `mlo` graph on Betty's `Engine`, to compare one declaration on both libraries."""
 
 from __future__ import annotations
 
@@ -58,10 +56,10 @@ def run(
     steps: int,
     hypergradient: EngineChoice | Mapping[str, EngineChoice] = "betty-darts",
 ) -> list[Record]:
-    """Runs problems on Betty's `Engine`; their modules and optimizers move as they would in
-    `MultilevelOptimizer.run`.
+    """Runs problems on Betty's `Engine`.
 
-    Prints which Betty it is and what that one cannot do.
+    Their modules and optimizers move as in `MultilevelOptimizer.run`. It prints which Betty it is
+    and what that one cannot do.
 
     Args:
         graph: problems from the innermost to the outermost, their graph, or an optimizer of them.
@@ -69,7 +67,7 @@ def run(
         hypergradient: one of the `betty-*` engines, or a dict problem → engine with "default".
 
     Returns:
-        One record a round, with the last loss and gradient norm of each problem.
+        One record per round, with the last loss and gradient norm of each problem.
 
     Raises:
         EngineError: for what the installed Betty cannot run, or if it fails.
@@ -142,8 +140,9 @@ def _paths_from(graph: DependencyGraph, upper: str) -> list[str]:
 
 
 def _left_out(graph: DependencyGraph) -> list[str]:
-    """The dependencies that Betty's paths, which go from a solution to its readers only, do not
-    see.
+    """The dependencies that Betty leaves out, one line each.
+
+    Its paths go from a solution to its readers only.
     """
     return [
         f"  It leaves out of the gradient of {name!r} that the solution of {lower!r} depends on "
@@ -171,6 +170,9 @@ class _Runner:
             )
             reads = {read: graph.problems[read] for read in graph.reads[name]}
             self._problems[name] = _bridged(problem, reads, config)
+
+        # Betty wants the edges from us: from a solution to its readers ("l2u"), and from an upper
+        # problem to those whose response comes back to it ("u2l").
         bridged = self._problems
         above: dict[Any, list[Any]] = {}
         below: dict[Any, list[Any]] = {}
@@ -189,6 +191,7 @@ class _Runner:
 
     def round(self, number: int) -> Record:
         """Lets Betty's leaves step until the outermost problem has moved once more."""
+        # A step of Betty's engine moves its leaves, which call the problems above them when due.
         outermost = list(self._problems.values())[-1]
         record = Record(round=number)
         target = outermost.count + 1
@@ -214,7 +217,7 @@ def _engine_config(configs: Any, device: torch.device) -> Any:
 
 
 class _quiet:
-    """Betty's set-up talks at length on its logger."""
+    """Silences the logger while Betty is set up, which talks at length."""
 
     def __enter__(self) -> None:
         self._before = logging.root.manager.disable
@@ -229,9 +232,7 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
     problems = importlib.import_module("betty.problems")
 
     class Bridged(problems.ImplicitProblem):  # type: ignore[misc, name-defined]
-        """Betty's problem with the module, optimizer, loss and data of an `mlo` one, none of them
-        patched.
-        """
+        """Betty's problem with an `mlo` problem's module, optimizer, loss and data, unpatched."""
 
         last: tuple[Tensor, Tensor] | None = None
 
@@ -261,8 +262,9 @@ def _bridged(problem: Problem, reads: Mapping[str, Problem], config: Any) -> Any
         parameters = trainable_parameters
 
         def patch_everything(self) -> None:
-            """Betty 0.2.1 would make the optimizer anew from its defaults, which fails for AdamW,
-            and move the module.
+            """Does nothing, where Betty 0.2.1 would make the optimizer anew and move the module.
+
+            It makes the optimizer from its defaults, which fails for AdamW.
             """
 
         def train(self) -> None:

@@ -1,9 +1,10 @@
 """How far a solve on one batch is off on average, estimated from the two halves of the batch.
 
 E[Â⁻¹] is not A⁻¹: for Gaussian least squares it is n / (n − d − 1) A⁻¹, with n examples and d
-parameters. Such a bias falls as c / n, so the mean of the solves on two halves has twice the bias
-of the solve on the whole, and their difference is an estimate of it. (The products themselves are
-means over examples. Of these the halves' mean is the whole, so their noise drops out.)
+parameters. Such a bias falls as c / n. So the mean of the solves on two halves has twice the bias
+of the solve on the whole batch, and the difference between the two estimates the bias. (The
+products themselves are means over examples, and the mean of two halves is the whole. So their noise
+drops out.)
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ def halves_of(evaluation: Evaluation) -> tuple[Evaluation, Evaluation] | None:
     Several batches are divided among the halves. A single one is divided along the first dimension
     of its tensors, where all of them have the same even one.
     """
+    # Halves must be alike in size, so the middle one of an odd number of batches is left out.
     batches, count = evaluation.batches, len(evaluation.batches)
     if count >= 2:
         middle = count // 2
         return _part(evaluation, batches[:middle]), _part(evaluation, batches[middle : 2 * middle])
+    # A tensor of another length, or without dimensions, is no list of examples: not to be halved.
     (batch,) = batches
     rows = {len(tensor) if tensor.dim() else 0 for tensor in tensors_of(batch)}
     if len(rows) != 1:
@@ -61,5 +64,6 @@ def _part(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluation:
 
 def is_mean(whole: Tensor, one: Tensor, other: Tensor) -> bool:
     """Whether a loss on a batch is the mean of the losses on its halves, and not their sum."""
+    # Roughly: a loss that couples examples (BatchNorm) is not exactly a mean.
     mean = (one + other) / 2.0
     return bool(torch.abs(whole - mean) <= 0.1 * torch.maximum(whole.abs(), mean.abs()))

@@ -37,6 +37,7 @@ class Direct(Engine):
     inverts: ClassVar[bool] = True
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        # n² numbers in memory and n products: only where that is meant.
         theta = system.parameters
         size = sum(tensor.numel() for tensor in theta)
         if size > self.max_parameters:
@@ -58,6 +59,8 @@ class Direct(Engine):
                 "damping to the engine."
             )
         q = operator.split(solved)
+        # One product more tells how much of the answer is rounding. (With damping Aᵀ q − v is not
+        # zero by design, and says nothing.)
         residual = (
             relative_residual(system, [a.detach() for a in q], v) if not self.damping else None
         )

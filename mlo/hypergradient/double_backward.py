@@ -69,6 +69,7 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
     """
     if not loss.requires_grad:
         return
+    # First what is silent: operations whose second derivative exists and is wrong.
     for node in _graph([loss]):
         wrong = WRONG_SECOND_DERIVATIVES.get(node.name())
         if wrong is not None and wrong.applies(node):
@@ -82,6 +83,8 @@ def check_double_backward(problem: str, loss: Tensor, parameters: Sequence[Tenso
         if cls is not None and _is_once_differentiable(backward):
             # PyTorch would not fail, but treat its second derivative as zero.
             raise no_double_backward(problem, f"{cls.__name__}.backward is once_differentiable")
+
+    # Then what fails, tried before the first step rather than in the middle of a solve.
     found = torch.autograd.grad(loss, list(parameters), create_graph=True, allow_unused=True)
     gradient = [g for g in found if g is not None and g.requires_grad]
     # Names only arouse a suspicion: such a node may be off the path of the second derivative. The

@@ -48,6 +48,7 @@ class FlatOperator:
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """The inverse of `flatten`."""
+        # Of a sharded parameter the flat vector has all entries, and each process keeps its part.
         parts: Sequence[Tensor] = torch.split(flat, self._sizes)
         return [
             sharded_like(part.view(shape), parameter)
@@ -105,7 +106,7 @@ class IterativeEngine(Engine):
         operator = FlatOperator(system, self.damping)
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
-        if scale == 0.0:
+        if scale == 0.0:  # q = 0 is exact, and residuals have no scale
             return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
         start = system.recall("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
@@ -135,6 +136,7 @@ def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> T
     It does not depend on the cotangent, so that solves which use it stay linear in the cotangent.
     Nor does it depend on the order in which parameters are registered.
     """
+    # Drawn on the CPU from a hash of the name, so that all devices and processes have the same.
     flat = []
     for column in range(columns):
         parts = []

@@ -34,6 +34,7 @@ def find_kink(
         parameters: their values.
         gradient: computes F, one tensor per parameter.
     """
+    # The gradient costs a backward pass, so the parameters are looked at first.
     mixed = [
         0 < int((theta == 0.0).sum()) < theta.numel() and not is_sharded(theta)
         for theta in parameters
@@ -43,6 +44,7 @@ def find_kink(
     for name, theta, f, is_mixed in zip(names, parameters, gradient(), mixed, strict=True):
         if not is_mixed:
             continue
+        # At a smooth solution F is equally small at all entries, whatever their values.
         zeros = theta.detach() == 0.0
         at_zero, elsewhere = _rms(f.detach()[zeros]), _rms(f.detach()[~zeros])
         if at_zero > RATIO * elsewhere and math.isfinite(at_zero):

@@ -2,9 +2,9 @@
 
 The solution is θ' = step(θ, g) with g = F(θ, x), where θ, the parameters before the step, are
 constants. So dθ'/dx = (∂θ'/∂g) B, and the cotangent of the inputs is Bᵀ (∂θ'/∂g)ᵀ v. In the form
-−Bᵀ q of `products.py` this is q = −(∂θ'/∂g)ᵀ v: the step's own derivative in the place of A⁻ᵀ. For
-plain SGD with learning rate ξ it is q = ξ v. F and B are taken at the parameters, batch, noise and
-read values of the step, not at the current ones.
+−Bᵀ q of `products.py` this is q = −(∂θ'/∂g)ᵀ v: the step's own derivative replaces A⁻ᵀ. For plain
+SGD with learning rate ξ it is q = ξ v. F and B are taken at the parameters, batch, noise and read
+values of the step, not at the current ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Options of engines, which declare their ranges where they declare their defaults.
 
-`AbstractEngine` runs the check of every option when an engine is made, so that a wrong value is
-refused before the first step, with the engine, the option and the value in the message.
+`AbstractEngine` runs the check of every option when an engine is made. So a wrong value is refused
+before the first step, and the message names the engine, the option and the value.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ Let g be the lower loss, ȳ the current solution, and v the cotangent. Let y± m
     g(x, y) − ⟨∇_y g(x, ȳ), y⟩ ∓ ε ⟨v, y⟩,
 
 the lower loss tilted by v. (The second term makes ȳ the untilted solution even where the lower
-problem has not converged. So the derivative is taken at ȳ, as in every implicit engine.) Then
-∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so (y₊ − y₋) / 2ε = A⁻¹ v + O(ε²), and the cotangent of the inputs
-is
+problem has not converged. So the derivative is taken at ȳ, as in every implicit engine.)
+
+Then ∇_y g(x, y±) = ∇_y g(x, ȳ) ± ε v, so (y₊ − y₋) / 2ε = A⁻¹ v + O(ε²). The cotangent of the
+inputs is
 
     −(∇_x g(x, y₊) − ∇_x g(x, y₋)) / 2ε = −Bᵀ A⁻¹ v + O(ε²).
 

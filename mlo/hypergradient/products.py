@@ -145,6 +145,7 @@ class LinearSystem(ABC):
 
     def _by_player(self, u: Sequence[Tensor | None]) -> dict[str, dict[str, Tensor]]:
         """Player → parameter → entry of u, for the players of which any entry is not None."""
+        # Entries of None drop out, and so do players without any other: they cost no backward pass.
         entry_of = dict(zip(self.names, u, strict=True))
         found: dict[str, dict[str, Tensor]] = {}
         for player, members in self.players.items():
@@ -238,6 +239,7 @@ class AutogradSystem(LinearSystem):
             check_double_backward(self.problem, self._losses[player], own)
 
     def _player_gradient(self, player: str) -> dict[str, Tensor]:
+        # With its graph, once: every product is a further backward pass through it.
         if player not in self._gradients:
             members = self.players[player]
             own = [self._theta[name] for name in members]

@@ -116,6 +116,7 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
         raise EngineError(
             f"A hypergradient engine is an Engine, a name or a mapping with a name, got {choice!r}."
         )
+    # {"name": ..., option: value, ...}, as it comes from a configuration file.
     options = dict(choice)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -146,6 +147,8 @@ def engines_for(
     Raises:
         EngineError: for a problem that does not exist, or an unusable choice.
     """
+    # A mapping is one choice if it has the key "name", and else one choice per problem. (So "name"
+    # cannot be the name of a problem.)
     names = tuple(problems)
     if isinstance(choice, (AbstractEngine, str)) or (
         isinstance(choice, Mapping) and "name" in choice

@@ -88,10 +88,11 @@ class Soba(Engine):
         q = alpha * v if lost else q + alpha * (v - product)
         system.keep("q", q)
 
-        # A young q cannot have arrived: that it has not is no failure.
+        # A young q cannot have arrived, and gets no advice.
         made = system.recall("updates")
         updates = 1 if made is None or lost else int(made) + 1
         system.keep("updates", torch.tensor(updates))
+
         # On minibatches one residual is mostly noise. Means of residuals and cotangents are not.
         mean_residual = self._mean(system, "mean residual", v - product, restart=lost)
         mean_v = self._mean(system, "mean cotangent", v, restart=lost)
@@ -110,6 +111,7 @@ class Soba(Engine):
     @staticmethod
     def _mean(system: LinearSystem, what: str, value: Tensor, *, restart: bool) -> Tensor:
         """The running mean of a vector over the last `WINDOW` or so updates."""
+        # An exponential mean, which forgets by 1 / WINDOW per update.
         kept = None if restart else system.recall(what)
         mean = value if kept is None else kept + (value - kept) / WINDOW
         system.keep(what, mean)

@@ -38,6 +38,7 @@ def largest_inverse_step_size(
     operator: FlatOperator, system: LinearSystem, products: int = 10
 ) -> float:
     """Estimates λmax by power iteration; for a game, its counterpart `inverse_step_size`."""
+    # Noise that is always the same: a solve that is repeated gives the same bits.
     u = fixed_noise(operator, system, 1)[:, 0]
     estimate = 0.0
     with torch.no_grad():
@@ -66,6 +67,7 @@ def persistent_step_size(
     """
     if not isinstance(step_size, str):
         return float(step_size)
+    # The estimate and its age are the engine's memory, and so part of the run's state.
     known, age = system.recall("curvature"), system.recall("age")
     solves = 0 if age is None else int(age)
     if known is None or solves % REFRESH == 0:

@@ -82,6 +82,7 @@ class Unroll(StepEngine):
                 after_state=tuple(after_state.values()),
                 reading=of_step,
             )
+            # Each step has read values and responses of its own time.
             inputs: list[Tensor] = []
             for item in recorded.evaluation.free_inputs:
                 inputs += reading.of(item).values()
