@@ -65,6 +65,7 @@ class LinearSystem(ABC):
         names: its parameters, in the order of all lists of tensors here.
         players: player → its parameters.
         step: the optimizer's last step, where it is the step that is differentiated; else None.
+        assumes: whether `check_assumptions` has anything to look at.
     """
 
     def __init__(self, call: Pullback) -> None:
