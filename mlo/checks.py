@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mlo.check_schedule import CheckSchedule
 from mlo.distributed import DataParallel
 from mlo.errors import EngineError, GraphError, ProblemError, warn_user
 from mlo.graph import DependencyGraph
@@ -411,7 +412,7 @@ class StepChecks:
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, int] = {}
+        self._schedule = CheckSchedule()
 
     def are_due(self, problem: Problem) -> bool:
         """Whether the next step is checked.
@@ -419,12 +420,12 @@ class StepChecks:
         The first one always is. With hooks each one is, since a hook may begin to act at any time.
         The derivative of a class that is not torch.optim's is compared at steps 1, 2, 4, 8, …
         """
-        made = self._made[problem.name] = self._made.get(problem.name, 0) + 1
-        # (A number is a power of two if it shares no bit with the number before it.)
+        first = not self._schedule.was_noted(problem.name)
+        at_power_of_two = self._schedule.is_due(problem.name)
         optimizers = problem.optimizers.values()
-        if made == 1 or any(map(_acts_around_step, optimizers)):
+        if first or any(map(_acts_around_step, optimizers)):
             return True
-        return made & (made - 1) == 0 and any(map(is_foreign, optimizers))
+        return at_power_of_two and any(map(is_foreign, optimizers))
 
     def check(
         self,

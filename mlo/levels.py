@@ -198,7 +198,7 @@ class History:
 
     # ------------------------------ graphs that are kept for later in the round
 
-    def keeps_graph(self, name: str, later: Sequence[str]) -> bool:
+    def graph_needed_later(self, name: str, later: Sequence[str]) -> bool:
         """Whether an update `later` in the round differentiates the step that is made now."""
         engine = self.step_engine(name)
         if engine is None or not engine.keeps_graph:
@@ -221,7 +221,7 @@ class History:
         """Releases the graphs that no update that comes `later` in the round needs."""
         needed = []
         for name, graph in self.graphs:
-            if self.keeps_graph(name, later):
+            if self.graph_needed_later(name, later):
                 needed.append((name, graph))
             else:
                 graph.release()
@@ -230,11 +230,11 @@ class History:
     # ------------------------------ engines' memory
 
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
-        """The engines' memory as it is, for `recall`."""
+        """The engines' memory as it is, for `restore_memory`."""
         # A shallow copy: its tensors are replaced, never changed in place.
         return {name: dict(kept) for name, kept in self.memory.items()}
 
-    def recall(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def restore_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts the engines' memory back."""
         for name, kept in self.memory.items():
             kept.clear()
@@ -317,7 +317,7 @@ class Levels:
                 yield
             finally:
                 self._known, history.graphs, self._asking = known, graphs, asking
-                history.recall(memory)
+                history.restore_memory(memory)
 
     def _constant(self, name: str, engine: AbstractEngine) -> Constant:
         """The current parameters, of a problem that rests or whose derivative is dropped."""
@@ -357,7 +357,7 @@ class Levels:
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
-        found = self.total_gradient(name, self.batches(name), keep_graph=engine.keeps_graph)
+        found = self.differentiate(name, self.batches(name), keep_graph=engine.keeps_graph)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
         step = OptimizerStep.capture(problem)
@@ -377,7 +377,7 @@ class Levels:
 
     # ------------------------------ evaluations
 
-    def total_gradient(
+    def differentiate(
         self,
         name: str,
         batches: tuple[Any, ...],

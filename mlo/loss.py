@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlo.check_schedule import CheckSchedule
 from mlo.distributed import ACTIVE, DataParallel, inside
 from mlo.errors import ProblemError
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
@@ -25,8 +26,8 @@ from mlo.tensors import add, map_tensors, versions_of
 
 __all__ = [
     "Examine",
+    "GradientSums",
     "LossFunction",
-    "LossGradient",
     "LossValue",
     "call_deferred",
     "gradients",
@@ -73,7 +74,7 @@ class LossFunction:
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
-        self._asked: dict[str, int] = {}
+        self.checks = CheckSchedule()
         # What the problem was declared with: where each of its parameters and modules stands.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
         self._sizes: list[tuple[dict[str, Any], int]] = []
@@ -116,25 +117,6 @@ class LossFunction:
             f"{what}. Change values in place (copy_, load_state_dict without assign=True), or make "
             "a new Problem, torch optimizer and MultilevelOptimizer for the edited module."
         )
-
-    def is_due(self, check: str, *, once: bool = False) -> bool:
-        """Whether a check of the loss is to be made now.
-
-        Args:
-            check: its name.
-            once: whether it is made at the first question only; else at 1, 2, 4, 8, …
-        """
-        # (A number is a power of two if it shares no bit with the number before it.)
-        asked = self._asked[check] = self._asked.get(check, 0) + 1
-        return asked == 1 or (not once and asked > 0 and asked & (asked - 1) == 0)
-
-    def was_asked(self, check: str) -> bool:
-        """Whether `is_due` was asked for a check."""
-        return check in self._asked
-
-    def dismiss(self, check: str) -> None:
-        """Drops a check, since it has said what there was to say."""
-        self._asked[check] = -(2**62)
 
     @property
     def modes(self) -> list[bool]:
@@ -236,7 +218,7 @@ class LossFunction:
         players: Collection[str] | None = None,
         create_graph: bool = False,
         examine: Examine | None = None,
-    ) -> LossGradient:
+    ) -> GradientSums:
         """Evaluates the loss on each batch and differentiates it where the modules stand now.
 
         Args:
@@ -248,7 +230,7 @@ class LossFunction:
             examine: is shown each player's loss on the first batch, before it is differentiated.
         """
         problem, parallel = self.problem, self.parallel
-        found = LossGradient(problem, len(batches), leaves)
+        found = GradientSums(problem, len(batches), leaves)
         for index, batch in enumerate(batches):
             first = examine is not None and index == 0
             recorded = RecordedResults(problem.name) if first else None
@@ -278,7 +260,7 @@ class LossFunction:
         return found
 
 
-class LossGradient:
+class GradientSums:
     """A loss and its first derivatives, averaged over the batches of one evaluation.
 
     Attributes:

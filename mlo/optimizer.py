@@ -282,7 +282,7 @@ class MultilevelOptimizer:
         needed: tuple[str, ...] = ()
         try:
             with self.around_update(name):
-                keep_graph = self._history.keeps_graph(name, later)
+                keep_graph = self._history.graph_needed_later(name, later)
                 self._updater.update(name, self._record, keep_graph=keep_graph)
             needed = later
         except NonFiniteError:
@@ -330,7 +330,7 @@ class MultilevelOptimizer:
         levels = self._levels[name]
         with ONE_AT_A_TIME, levels.unchanged():
             batches = levels.batches(name)
-            return levels.total_gradient(name, batches, held_constant=held).gradient
+            return levels.differentiate(name, batches, held_constant=held).gradient
 
     # ------------------------------ state
 

@@ -45,7 +45,7 @@ DISPLACEMENT = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Group:
+class _ParameterState:
     """Before the step: one parameter's optimizer, its options, and its state (None: not kept)."""
 
     optimizer: Optimizer
@@ -55,7 +55,7 @@ class _Group:
     shape: torch.Size
     gradient_coefficient: float | None
 
-    def in_double(self) -> _Group:
+    def in_double(self) -> _ParameterState:
         """The same with its state in double precision."""
         state: dict[str, Any] = {}
         for key, value in (self.state or {}).items():
@@ -75,7 +75,7 @@ class OptimizerStep:
     """
 
     problem: str
-    groups: dict[str, _Group]
+    groups: dict[str, _ParameterState]
     grad_clip: float | None
 
     @classmethod
@@ -87,7 +87,7 @@ class OptimizerStep:
             linear_state: whether to keep it also for optimizers whose step is linear in the
                 gradient, such as SGD. `gradient_coefficient` does not need it.
         """
-        groups: dict[str, _Group] = {}
+        groups: dict[str, _ParameterState] = {}
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         for optimizer in problem.optimizers.values():
             for index, group in enumerate(optimizer.param_groups):
@@ -102,7 +102,7 @@ class OptimizerStep:
                     kept = None
                     if linear_state or coefficient is None:
                         kept = {key: _copied(value) for key, value in state.items()}
-                    groups[name] = _Group(
+                    groups[name] = _ParameterState(
                         optimizer=optimizer,
                         index=index,
                         options=dict(options),

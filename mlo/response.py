@@ -37,7 +37,7 @@ from torch import Tensor
 
 from mlo.distributed import running_statistics
 from mlo.errors import EngineError, ProblemError
-from mlo.loss import Examine, LossFunction, LossGradient
+from mlo.loss import Examine, GradientSums, LossFunction
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
@@ -148,7 +148,7 @@ class Evaluation:
 
         # The context stays open while the caller differentiates: checkpoints run modules again.
         total: dict[str, Tensor] = {}
-        with loss.among_processes(averaged), self.placed(parameters, reads):
+        with loss.among_processes(averaged), self.replayed_at(parameters, reads):
             for batch, state in zip(self.batches, self.random_states, strict=True):
                 with replayed(state, problem.generators):
                     value = loss.value(batch, players=players, shared=shared)
@@ -171,14 +171,14 @@ class Evaluation:
                     "new tensors (batch.clone())."
                 )
 
-    def placed(
+    def replayed_at(
         self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
     ) -> AbstractContextManager[None]:
         """Puts these tensors, copies of the recorded buffers, and the modes into the modules."""
         tensors = {**reads, self.loss.problem.name: parameters}
         return self.loss.placed(self._with_buffers(tensors), self.modes)
 
-    def placed_for_gradient(
+    def substituted(
         self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
     ) -> AbstractContextManager[None]:
         """Puts these tensors into the modules to take a gradient where the problem stands now.
@@ -761,26 +761,8 @@ def total_gradient(
         held_constant=held_constant,
     )
 
-    # 1. What the loss reads, as leaves that are cut off from their graphs. `responses` and `leaves`
-    # are the two sides of each cut through which a gradient returns to the own parameters. A kept
-    # graph is differentiated later in all that the solution is a function of.
-    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
-    cut: dict[str, Tensors] = {}
-    responses: list[Tensor] = []
-    leaves: list[Tensor] = []
-    for other in loss.reads:
-        solution = evaluation.solutions.get(other)
-        # A solution that is no function of the own value contributes nothing to this gradient.
-        depends = solution is None or other in evaluation.dependent
-        read = reading.tensors(other) if solution is None or depends else solution.value
-        cut[other] = {}
-        for key, tensor in read.items():
-            responds = depends and tensor.requires_grad
-            leaf = tensor.detach().requires_grad_(responds or other in inputs)
-            cut[other][key] = leaf
-            if responds:
-                responses.append(tensor)
-                leaves.append(leaf)
+    # 1. What the loss reads, as leaves that are cut off from their graphs.
+    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
 
     # 2. The direct gradient, and the cotangents of what is read.
     parameters: Tensors = dict(problem.parameters)
@@ -790,12 +772,12 @@ def total_gradient(
         parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
         own = parameters
     parallel = loss.parallel
-    placed = evaluation.placed_for_gradient(own, cut, is_update=is_update)
+    placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
     with loss.among_processes(parallel), placed:
         found = loss.differentiate(
             evaluation.batches,
             parameters,
-            leaves,
+            cut.leaves,
             players=players,
             create_graph=keep_graph,
             examine=examine,
@@ -806,7 +788,7 @@ def total_gradient(
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
-    gradient = _with_implicit_term(problem, reading, found, responses)
+    gradient = _with_implicit_term(problem, reading, found, cut.responses)
     if parallel is not None and not parallel.exact:
         found.average(parallel, moving, gradient=gradient)
     # A response's node holds the reading, which holds the response. PyTorch does not free such a
@@ -818,7 +800,7 @@ def total_gradient(
     if keep_graph:
         if is_update:
             _copy_changed(problem, parameters)
-        graph = _kept_graph(problem, parameters, cut, found)
+        graph = _kept_graph(problem, parameters, cut.tensors, found)
         gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
     known = {key: value for key, value in gradient.items() if value is not None}
     unused = frozenset(problem.parameters).difference(known)
@@ -836,8 +818,47 @@ def total_gradient(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """What a loss reads, cut off from where it comes from.
+
+    Attributes:
+        tensors: problem → the tensors that the loss sees.
+        responses: the differentiable tensors on the far side of the cut.
+        leaves: what stands for each of them on the loss's side.
+    """
+
+    tensors: dict[str, Tensors]
+    responses: list[Tensor]
+    leaves: list[Tensor]
+
+
+def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
+    """Resolves all that a loss reads, as leaves whose cotangents return through the responses.
+
+    A kept graph is differentiated later in all that the solution is a function of, so these require
+    gradients too.
+    """
+    cut = _Cut(tensors={}, responses=[], leaves=[])
+    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
+    for other in evaluation.loss.reads:
+        solution = evaluation.solutions.get(other)
+        # A solution that is no function of the own value contributes nothing to this gradient.
+        depends = solution is None or other in evaluation.dependent
+        read = reading.tensors(other) if solution is None or depends else solution.value
+        cut.tensors[other] = {}
+        for key, tensor in read.items():
+            responds = depends and tensor.requires_grad
+            leaf = tensor.detach().requires_grad_(responds or other in inputs)
+            cut.tensors[other][key] = leaf
+            if responds:
+                cut.responses.append(tensor)
+                cut.leaves.append(leaf)
+    return cut
+
+
 def _with_implicit_term(
-    problem: Problem, reading: Reading, found: LossGradient, responses: Sequence[Tensor]
+    problem: Problem, reading: Reading, found: GradientSums, responses: Sequence[Tensor]
 ) -> dict[str, Tensor | None]:
     """Parameter → direct gradient plus what flows through the responses; None: neither."""
     # None stays None, so that a parameter on which nothing depends is left alone by its optimizer.
@@ -873,7 +894,7 @@ def _with_implicit_term(
 
 
 def _kept_graph(
-    problem: Problem, parameters: Tensors, reads: dict[str, Tensors], found: LossGradient
+    problem: Problem, parameters: Tensors, reads: dict[str, Tensors], found: GradientSums
 ) -> GradientGraph:
     of_player: dict[str, Tensors] = {}
     for player, names in problem.player_parameters.items():

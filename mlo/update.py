@@ -106,20 +106,20 @@ class Updater:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
         memory, random = history.copied_memory(), RandomState.capture(problem.generators)
         try:
-            found = self._levels[name].total_gradient(
+            found = self._levels[name].differentiate(
                 name, batches, is_update=True, players=players, keep_graph=keep_graph
             )
         except BaseException:
             # All of an update or nothing: the same batches and noise come again.
             history.streams[name].put_back(batches)
             random.restore(problem.generators)
-            history.recall(memory)
+            history.restore_memory(memory)
             raise
 
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = total_norm(found.gradient.values())
         if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
-            history.recall(memory)
+            history.restore_memory(memory)
             self._refuse(name, found, record)
             return
         self.skips_in_a_row[name] = 0
@@ -255,7 +255,7 @@ class Updater:
         def again(held_constant: frozenset[str]) -> Tensors:
             with levels.unchanged():
                 found.evaluation.random_states[0].restore(problem.generators)
-                return levels.total_gradient(
+                return levels.differentiate(
                     name, found.evaluation.batches, held_constant=held_constant
                 ).gradient
 

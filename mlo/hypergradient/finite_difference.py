@@ -128,13 +128,13 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         super().check_assumptions(u, found, engine)
-        if self.call.solution.evaluation.loss.is_due(COMPARISON, once=True):
+        if self.call.solution.evaluation.loss.checks.is_due(COMPARISON, once=True):
             self._compare(u, found, engine)
 
     @property
     def is_unchecked(self) -> bool:
         """Whether no product of this problem was compared with an exact one yet."""
-        return not self.call.solution.evaluation.loss.was_asked(COMPARISON)
+        return not self.call.solution.evaluation.loss.checks.was_noted(COMPARISON)
 
     @property
     def parameters(self) -> Sequence[Tensor]:

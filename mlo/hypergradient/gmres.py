@@ -67,16 +67,16 @@ class Gmres(IterativeEngine):
             return torch.zeros_like(b), b, 0
         # An orthonormal basis of the Krylov space, and Aᵀ of each of its vectors.
         basis, images = [b / size], []
-        solution = x = torch.zeros_like(b)
+        residual, x = b, torch.zeros_like(b)
         for _ in range(steps):
             image = operator(basis[-1])
             images.append(image)
 
             # x = Σ cᵢ basisᵢ has Aᵀ x = Σ cᵢ imagesᵢ, so the best c solves a least-squares problem
-            # with few columns. (`solution` is the residual that it leaves.)
+            # with few columns.
             reach = torch.stack(images, dim=1)
             coefficients = torch.linalg.lstsq(reach, b.unsqueeze(1)).solution.squeeze(1)
-            solution = b - reach @ coefficients
+            residual = b - reach @ coefficients
             x = torch.stack(basis, dim=1) @ coefficients
 
             # Arnoldi: the part of Aᵀ u that is new is the next basis vector. Orthogonalising twice
@@ -87,7 +87,7 @@ class Gmres(IterativeEngine):
                     w = w - (u @ w) * u
             norm = w.norm()
             small = torch.finfo(b.dtype).eps * float(image.detach().norm())
-            if float(solution.detach().norm()) <= self.tol * scale or float(norm.detach()) <= small:
+            if float(residual.detach().norm()) <= self.tol * scale or float(norm.detach()) <= small:
                 break
             basis.append(w / norm)
-        return x, solution, len(images)
+        return x, residual, len(images)

@@ -95,11 +95,11 @@ class LinearSystem(ABC):
             engine: label of the engine.
         """
         loss = self.call.solution.evaluation.loss
-        if isinstance(self.call.solution, Stepped) or not loss.is_due("smooth"):
+        if isinstance(self.call.solution, Stepped) or not loss.checks.is_due("smooth"):
             return
         kink = find_kink(self.names, self.parameters, self.gradient)
         if kink:
-            loss.dismiss("smooth")
+            loss.checks.dismiss("smooth")
             warn_user(
                 f"Problem {self.problem!r}: {kink} The engine {engine!r} differentiates the "
                 "condition that the gradient is zero, as if these entries could move. Multiply the "
@@ -185,6 +185,7 @@ class AutogradSystem(LinearSystem):
     def __init__(self, call: Pullback) -> None:
         super().__init__(call)
         self._gradients: dict[str, dict[str, Tensor]] = {}
+        self._losses: dict[str, Tensor] = {}
         solution = call.solution
         evaluation = solution.evaluation
         graph = solution.graph if isinstance(solution, Stepped) else None
@@ -197,7 +198,7 @@ class AutogradSystem(LinearSystem):
                 self._inputs += graph.reads[item.name].values()
             # Activation checkpoints in the graph run modules again, in which these must stand.
             evaluation.check_batches()
-            call.stack.enter_context(evaluation.placed(graph.parameters, graph.reads))
+            call.stack.enter_context(evaluation.replayed_at(graph.parameters, graph.reads))
             return
 
         # Otherwise the loss is evaluated once more, and stays open until the pullback ends.
@@ -395,7 +396,7 @@ class Engine(PullbackEngine):
         evaluation, loss = solution.evaluation, solution.evaluation.loss
         if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
             return
-        if not loss.is_due("batch bias", once=True):
+        if not loss.checks.is_due("batch bias", once=True):
             return
         halves = halves_of(evaluation)
         if halves is None:

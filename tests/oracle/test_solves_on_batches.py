@@ -107,7 +107,7 @@ def test_no_bias_no_warning(options):
 def test_the_estimate_changes_nothing():
     """The check evaluates and solves on copies."""
     first, second = make(CG, size=64), make(CG, size=64)
-    second._history.losses["z"].dismiss("batch bias")
+    second._history.losses["z"].checks.dismiss("batch bias")
     list(second.run(3))
     with pytest.warns(mlo.SolveWarning, match="biased"):
         list(first.run(3))

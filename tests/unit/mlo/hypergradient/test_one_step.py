@@ -236,7 +236,7 @@ def gradients_of(optimizer):
     """
     made = []
     for levels in (optimizer._now, optimizer._ahead):
-        levels.total_gradient = noting(made, levels.total_gradient)
+        levels.differentiate = noting(made, levels.differentiate)
     return made
 
 

@@ -1,0 +1,33 @@
+"""When a check that costs something is made: at once, or at occasions 1, 2, 4, 8, … of its own."""
+
+from __future__ import annotations
+
+__all__ = ["CheckSchedule"]
+
+
+class CheckSchedule:
+    """Counts the occasions of checks by name."""
+
+    def __init__(self) -> None:
+        self._occasions: dict[str, int] = {}
+        self._dismissed: set[str] = set()
+
+    def is_due(self, check: str, *, once: bool = False) -> bool:
+        """Notes an occasion of a check, and says whether to make it.
+
+        Args:
+            check: its name.
+            once: whether it is made at the first occasion only; else at 1, 2, 4, 8, …
+        """
+        occasion = self._occasions[check] = self._occasions.get(check, 0) + 1
+        if check in self._dismissed or (once and occasion > 1):
+            return False
+        return occasion & (occasion - 1) == 0  # a power of two
+
+    def was_noted(self, check: str) -> bool:
+        """Whether the check had an occasion yet."""
+        return check in self._occasions
+
+    def dismiss(self, check: str) -> None:
+        """Makes a check no more, since it has said what there was to say."""
+        self._dismissed.add(check)

@@ -1,0 +1,30 @@
+"""When a check that costs something is made."""
+
+from __future__ import annotations
+
+from mlo.check_schedule import CheckSchedule
+
+
+def made(schedule, occasions, **options):
+    return [n for n in range(1, occasions + 1) if schedule.is_due("check", **options)]
+
+
+def test_a_check_is_made_at_powers_of_two():
+    assert made(CheckSchedule(), 40) == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_check_that_costs_is_made_once():
+    assert made(CheckSchedule(), 40, once=True) == [1]
+
+
+def test_checks_are_counted_apart():
+    schedule = CheckSchedule()
+    assert schedule.is_due("one", once=True) and schedule.is_due("other", once=True)
+    assert schedule.was_noted("one") and not schedule.was_noted("third")
+
+
+def test_a_check_that_has_said_its_word_is_made_no_more():
+    schedule = CheckSchedule()
+    assert made(schedule, 3) == [1, 2]
+    schedule.dismiss("check")
+    assert made(schedule, 30) == []
