@@ -96,6 +96,13 @@ def test_search_steps_beside_the_original_operations():
     assert all(float(row[7]) > 0 for row in measured.values())
 
 
+def test_what_the_guards_cost_is_printed_for_each_engine():
+    printed = output_of("guards.py", "--quick")
+    measured = rows_after(printed, "| engine | first round")
+    assert [row[0] for row in measured] == ["one_step", "darts", "identity", "cg"]
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in measured)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", ["perceptron", "convolutional"])
 def test_overhead_beside_the_same_updates_written_by_hand(network):
