@@ -37,6 +37,20 @@ class Killed(BaseException):
     """Ends a run as a kill does: nothing of the application catches it."""
 
 
+def kill_after(patch, lines):
+    """Lets a run die behind so many lines of metrics."""
+    log, count = RunFolder.log, 0
+
+    def dying(self, entry):
+        nonlocal count
+        log(self, entry)
+        count += 1
+        if count == lines:
+            raise Killed
+
+    patch.setattr(RunFolder, "log", dying)
+
+
 class Runs:
     """Starts runs and resumes them."""
 
@@ -64,17 +78,7 @@ class Runs:
             # Drawing takes longer than all else.
             patch.setattr(search, "draw_genotype", lambda *arguments: None)
             if die_after is not None:
-                log = RunFolder.log
-                count = 0
-
-                def dying(self, entry):
-                    nonlocal count
-                    log(self, entry)
-                    count += 1
-                    if count == die_after:
-                        raise Killed
-
-                patch.setattr(RunFolder, "log", dying)
+                kill_after(patch, die_after)
             try:
                 return search.run(folder, dataset, Console(file=self.printed), torch.device("cpu"))
             except Killed:

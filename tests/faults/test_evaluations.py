@@ -6,7 +6,7 @@ import json
 
 import pytest
 import typer
-from interrupted_runs import RECIPE, Killed
+from interrupted_runs import RECIPE, Killed, kill_after
 from typer.testing import CliRunner
 
 from lfmcw_app.evaluate import evaluate
@@ -47,17 +47,8 @@ def whole(tmp_path_factory):
 )
 def test_a_killed_evaluation_resumes_bit_for_bit(whole, tmp_path, monkeypatch, lines):
     folder = tmp_path / "run"
-    log, count = RunFolder.log, 0
-
-    def dying(self, entry):
-        nonlocal count
-        log(self, entry)
-        count += 1
-        if count == lines:
-            raise Killed
-
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log", dying)
+        kill_after(patch, lines)
         with pytest.raises(Killed):
             call(evaluate, "random:1", "digits", "--preset=smoke", "--out", folder, *SETTINGS)
     code, printed = call(evaluate, "--resume", folder)

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from squares import SquareOnce
 from torch import nn
 
 import mlo
@@ -164,28 +165,13 @@ def test_the_comparison_is_made_once():
     assert len(seen) == 1
 
 
-class NoSecondDerivative(torch.autograd.Function):
-    """The square, whose backward pass is once differentiable."""
-
-    @staticmethod
-    def forward(ctx, value):
-        ctx.save_for_backward(value)
-        return value**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, cotangent):
-        (value,) = ctx.saved_tensors
-        return 2.0 * value * cotangent
-
-
 def test_values_are_compared_where_there_is_no_second_derivative():
     def lying(net, a):
-        losses = NoSecondDerivative.apply(net.head(net(X))[:, 0] - Y)
+        losses = SquareOnce.apply(net.head(net(X))[:, 0] - Y)
         return (torch.sigmoid(3.0 * losses.detach() - 3.0) * a.exp() * losses).mean()
 
     def honest(net, a):
-        return (a.exp() * NoSecondDerivative.apply(net.head(net(X))[:, 0] - Y)).mean()
+        return (a.exp() * SquareOnce.apply(net.head(net(X))[:, 0] - Y)).mean()
 
     with pytest.warns(mlo.SolveWarning, match=r"its loss changes by .* gradient says"):
         make(lying, "darts").gradient("a")

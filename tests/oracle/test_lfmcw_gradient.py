@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from gradient_of_update import gradient_of_next_round
 from naive_lfmcw import architecture_gradient
 
 from lfmcw_app.build_modules import build_modules
@@ -80,20 +81,6 @@ def oracle(recipe, modules, optimizer):
             synthetic_only=search.synthetic_only,
             game=search.generator.name,
         )
-
-
-def gradient_of_next_round(optimizer):
-    """The gradient with which the real update of `arch` is made in the next round."""
-    caught = {}
-    arch = optimizer.problems["arch"]
-
-    def catch(*_):
-        caught.update({name: p.grad.clone() for name, p in arch.parameters.items()})
-
-    handle = arch.optimizers[arch.name].register_step_pre_hook(catch)
-    optimizer.step()
-    handle.remove()
-    return caught
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.5], ids=["unclipped", "clipped"])

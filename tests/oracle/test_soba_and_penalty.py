@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from squares import Square, SquareOnce
 from torch import nn
 from torch.optim import SGD
 
@@ -312,18 +313,8 @@ def test_a_loss_without_double_backward_is_refused(engine):
     )
 
 
-class OnceDifferentiable(torch.autograd.Function):
+class OnceDifferentiable(SquareOnce):
     """x² whose derivative PyTorch takes for a constant."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return 2 * ctx.saved_tensors[0] * gradient
 
 
 def custom(engine, function=OnceDifferentiable):
@@ -347,13 +338,8 @@ def custom(engine, function=OnceDifferentiable):
     )
 
 
-class HiddenBelow(torch.autograd.Function):
+class HiddenBelow(Square):
     """The same below another decorator."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from generator_cases import GRAY, make_discriminator, make_generator
+from gradient_of_update import gradient_of_next_round
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -177,19 +178,6 @@ def naive_gradient(optimizer, pair, arch, data, loss):
             samples(after["generator"]), scores(images, after["discriminator"]), classifier, labels
         )
         return dict(zip(alpha, torch.autograd.grad(value, list(alpha.values())), strict=True))
-
-
-def gradient_of_next_round(optimizer):
-    caught = {}
-    arch = optimizer.problems["arch"]
-
-    def catch(*_):
-        caught.update({name: p.grad.clone() for name, p in arch.parameters.items()})
-
-    handle = arch.optimizers[arch.name].register_step_pre_hook(catch)
-    optimizer.step()
-    handle.remove()
-    return caught
 
 
 @pytest.mark.parametrize("kind", GAME_KINDS)

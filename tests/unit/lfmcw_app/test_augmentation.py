@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
-from PIL import Image
 from torchvision.transforms import functional as TF
 
 from lfmcw_app.augmentation import CROP_DRAWS, adjust_colors, crop_box
@@ -36,30 +33,6 @@ def test_augmentation_crops_mirrors_and_cuts():
     changed = (cut != plain).flatten(1).sum(1)
     assert int(changed.max()) <= 16
     assert bool((cut[cut != plain] == 0).all())
-
-
-def write(path, size=(8, 8), mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(
-        0, 256, size[0] * size[1] * len(mode), dtype=np.uint8
-    )
-    image = Image.frombytes(mode, size, values.tobytes())
-    image.save(path)
-    return image
-
-
-def write_classes(folder, counts, suffix="png", size=(8, 8)):
-    for name, count in counts.items():
-        for index in range(count):
-            write(folder / name / f"{index:03d}.{suffix}", size, seed=len(name) * 1000 + index)
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    root = tmp_path / "imagenet"
-    write_classes(root / "train", {"n01": 20, "n0002": 40}, "JPEG", size=(40, 30))
-    write_classes(root / "val", {"n01": 3, "n0002": 4}, "JPEG", size=(30, 40))
-    return tmp_path
 
 
 def test_windows_have_the_areas_and_ratios_of_inception():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_pictures import IMAGENET, load, write_classes
 from torchvision.transforms import functional as TF
 
 from lfmcw_app import folders
@@ -103,25 +103,6 @@ def test_fewer_images_than_a_batch_are_refused():
         Batches(digits.train, digits, batch_size=5000, seed=0)
 
 
-IMAGENET = Augmentation(flip=True, resized_crop=True, color_jitter=(0.4, 0.4, 0.4, 0.2))
-
-
-def write(path, size=(8, 8), mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(
-        0, 256, size[0] * size[1] * len(mode), dtype=np.uint8
-    )
-    image = Image.frombytes(mode, size, values.tobytes())
-    image.save(path)
-    return image
-
-
-def write_classes(folder, counts, suffix="png", size=(8, 8)):
-    for name, count in counts.items():
-        for index in range(count):
-            write(folder / name / f"{index:03d}.{suffix}", size, seed=len(name) * 1000 + index)
-
-
 @pytest.fixture
 def opened(monkeypatch):
     """The names of the files that are opened."""
@@ -134,10 +115,6 @@ def opened(monkeypatch):
 
     monkeypatch.setattr(folders.Image, "open", spy)
     return names
-
-
-def load(folder, size=None):
-    return load_dataset(f"folder:{folder}", image_size=size)
 
 
 def test_a_size_that_two_cells_cannot_halve_is_refused(tmp_path):
@@ -162,14 +139,6 @@ def test_names_of_data_sets():
         check_dataset("imagnet")
     assert short_name("digits") == "digits"
     assert short_name("folder:pictures/pets/") == "pets"
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    root = tmp_path / "imagenet"
-    write_classes(root / "train", {"n01": 20, "n0002": 40}, "JPEG", size=(40, 30))
-    write_classes(root / "val", {"n01": 3, "n0002": 4}, "JPEG", size=(30, 40))
-    return tmp_path
 
 
 def test_imagenet_is_listed_without_reading_an_image(imagenet, opened):

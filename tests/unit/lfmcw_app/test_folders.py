@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_pictures import IMAGENET, load, write, write_classes
 from torchvision.transforms import functional as TF
 
 from lfmcw_app import folders
@@ -13,29 +14,6 @@ from lfmcw_app.augmentation import CROP_DRAWS, crop_box
 from lfmcw_app.data import Batches, in_order, load_dataset, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.folders import ImageFiles, random_crops
-from lfmcw_app.recipe import Augmentation
-
-IMAGENET = Augmentation(flip=True, resized_crop=True, color_jitter=(0.4, 0.4, 0.4, 0.2))
-
-
-def write(path, size=(8, 8), mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(
-        0, 256, size[0] * size[1] * len(mode), dtype=np.uint8
-    )
-    image = Image.frombytes(mode, size, values.tobytes())
-    image.save(path)
-    return image
-
-
-def write_classes(folder, counts, suffix="png", size=(8, 8)):
-    for name, count in counts.items():
-        for index in range(count):
-            write(folder / name / f"{index:03d}.{suffix}", size, seed=len(name) * 1000 + index)
-
-
-def load(folder, size=None):
-    return load_dataset(f"folder:{folder}", image_size=size)
 
 
 @pytest.mark.parametrize("held_out", ["test", "val", "validation"])
@@ -146,14 +124,6 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "a" / "float.tiff")
     with pytest.raises(InputError, match=r"float\.tiff cannot be read .*32 bits"):
         load(tmp_path)
-
-
-@pytest.fixture
-def imagenet(tmp_path):
-    root = tmp_path / "imagenet"
-    write_classes(root / "train", {"n01": 20, "n0002": 40}, "JPEG", size=(40, 30))
-    write_classes(root / "val", {"n01": 3, "n0002": 4}, "JPEG", size=(30, 40))
-    return tmp_path
 
 
 def test_images_in_files_are_used_like_a_tensor_of_pixels(imagenet):

@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_pictures import load, write_classes
 
 from lfmcw_app.data import Images, load_dataset, stratified
 from lfmcw_app.errors import InputError
@@ -100,26 +100,6 @@ def test_images_index_together():
     images = Images(pixels=torch.arange(4).view(4, 1, 1, 1).byte(), labels=torch.arange(4))
     chosen = images[torch.tensor([2, 0])]
     assert chosen.pixels.flatten().tolist() == chosen.labels.tolist() == [2, 0]
-
-
-def write(path, size=(8, 8), mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(seed).integers(
-        0, 256, size[0] * size[1] * len(mode), dtype=np.uint8
-    )
-    image = Image.frombytes(mode, size, values.tobytes())
-    image.save(path)
-    return image
-
-
-def write_classes(folder, counts, suffix="png", size=(8, 8)):
-    for name, count in counts.items():
-        for index in range(count):
-            write(folder / name / f"{index:03d}.{suffix}", size, seed=len(name) * 1000 + index)
-
-
-def load(folder, size=None):
-    return load_dataset(f"folder:{folder}", image_size=size)
 
 
 def test_an_unsplit_folder_has_a_stratified_fifth_held_out(tmp_path):

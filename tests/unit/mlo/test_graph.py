@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_graphs import graph, problem
 
 import mlo
 from mlo.testing import Vector, diamond, layered, trilevel_quadratic
-
-
-def problem(name, loss=None, module=None, **options):
-    module = module or Vector(torch.ones(2))
-    options.setdefault("optimizer", torch.optim.SGD(module.parameters(), lr=0.1))
-    return mlo.Problem(
-        name, module=module, loss=loss or (lambda own, batch: own.v.sum()), **options
-    )
 
 
 def reads(*names):
@@ -23,10 +16,6 @@ def reads(*names):
     keywords = f", *, {', '.join(names)}" if names else ""
     exec(f"def loss(own, batch{keywords}): return own.v.sum()", scope)
     return scope["loss"]
-
-
-def graph(*problems):
-    return mlo.DependencyGraph(list(problems))
 
 
 def test_lower_and_upper_reads_follow_the_listed_order():

@@ -6,22 +6,10 @@ import functools
 
 import pytest
 import torch
+from small_graphs import graph, problem
 from torch import nn
 
 import mlo
-from mlo.testing import Vector
-
-
-def problem(name, loss=None, module=None, **options):
-    module = module or Vector(torch.ones(2))
-    options.setdefault("optimizer", torch.optim.SGD(module.parameters(), lr=0.1))
-    return mlo.Problem(
-        name, module=module, loss=loss or (lambda own, batch: own.v.sum()), **options
-    )
-
-
-def graph(*problems):
-    return mlo.DependencyGraph(list(problems))
 
 
 def test_a_parameter_missing_from_its_optimizer_is_refused():

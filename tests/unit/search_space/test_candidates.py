@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
+from small_supernets import alternating, both
 
-from lfmcw_app.search_space.candidates import Candidates
-from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture
-
-
-def both(edges):
-    """The same candidates for both kinds of cell."""
-    edges = tuple(edges)
-    return Candidates(normal=edges, reduction=edges)
-
-
-def alternating(primitives, nodes, count):
-    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
-    each edge.
-    """
-    ring = itertools.cycle(primitives)
-    return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nested_gradients import nested
 from torch.nn import functional as F
 
 from lfmcw_app.search_space import depthwise as depthwise_module
 from lfmcw_app.search_space.depthwise import depthwise
 from mlo.testing import relative_error
-
-
-def nested(function, inputs):
-    """Values, and three gradients of one another."""
-    out = function(*inputs)
-    found = [out]
-    scalar = out.sin().sum()
-    for _ in range(3):
-        gradients = torch.autograd.grad(scalar, inputs, create_graph=True)
-        found += gradients
-        scalar = sum((g**3).sum() for g in gradients)
-    return {str(k): tensor.detach() for k, tensor in enumerate(found)}
 
 
 @pytest.mark.parametrize("large", [False, True])

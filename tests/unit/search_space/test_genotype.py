@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_supernets import both
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Edge, Genotype, derive_genotype, random_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, MixingWeights
@@ -85,12 +85,6 @@ def test_no_text_breaks_the_genotype_parser(text):
 def test_no_cell_is_derived_from_lost_numbers():
     with pytest.raises(ValueError, match="not finite"):
         derive_genotype(mixing([row(sep_conv_3x3=float("nan"))] * 5))
-
-
-def both(edges):
-    """The same candidates for both kinds of cell."""
-    edges = tuple(edges)
-    return Candidates(normal=edges, reduction=edges)
 
 
 def test_a_genotype_is_named_by_each_edges_own_candidates():

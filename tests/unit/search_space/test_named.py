@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
+from small_networks import cifar_and_imagenet
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.search_space.genotype import Genotype, random_genotype
+from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
-from lfmcw_app.search_space.network import DerivedNetwork
-
-
-def network(stem="cifar", *, genotype=None, layers=3, channels=4, auxiliary=True, num_classes=5):
-    torch.manual_seed(0)
-    return DerivedNetwork(
-        genotype or random_genotype(2, 0),
-        in_channels=3,
-        num_classes=num_classes,
-        channels=channels,
-        layers=layers,
-        auxiliary=auxiliary,
-        stem=stem,
-    )
-
 
 # (CIFAR-10: 36 channels, 20 cells; ImageNet: 48 channels, 14 cells), millions of parameters in the
 # papers' tables.
 PUBLISHED_PARAMETERS = {"DARTS_V2": (3.3, 4.7), "PC_DARTS_cifar": (3.6, 5.3), "PDARTS": (3.4, 4.9)}
-
-
-def cifar_and_imagenet(name):
-    genotype = NAMED_GENOTYPES[name]
-    with torch.device("meta"):
-        return (
-            network(genotype=genotype, layers=20, channels=36, num_classes=10),
-            network("imagenet", genotype=genotype, layers=14, channels=48, num_classes=1000),
-        )
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import network
 from torch import nn
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import Edge, Genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedCell, DerivedNetwork, drop_path
-
-
-def network(stem="cifar", *, genotype=None, layers=3, channels=4, auxiliary=True, num_classes=5):
-    torch.manual_seed(0)
-    return DerivedNetwork(
-        genotype or random_genotype(2, 0),
-        in_channels=3,
-        num_classes=num_classes,
-        channels=channels,
-        layers=layers,
-        auxiliary=auxiliary,
-        stem=stem,
-    )
 
 
 def shapes_of_cells(net, size):

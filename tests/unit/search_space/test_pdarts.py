@@ -4,15 +4,14 @@ skip connections.
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
+from small_supernets import both, tiny
 
 from lfmcw_app.generators import Discriminator
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
-from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.genotype import Edge, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
@@ -22,13 +21,7 @@ from lfmcw_app.search_space.pdarts import (
     skip_drop_probability,
     surviving,
 )
-from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet, reduction_layers
-
-
-def both(edges):
-    """The same candidates for both kinds of cell."""
-    edges = tuple(edges)
-    return Candidates(normal=edges, reduction=edges)
+from lfmcw_app.search_space.supernet import MixingWeights, reduction_layers
 
 
 def mixing(rows):
@@ -150,38 +143,6 @@ def test_skips_that_nothing_can_replace_are_reported():
     names = both([("none", "skip_connect")] * 5)
     with pytest.raises(ValueError, match="4 of its edges have no other operation"):
         derive_restricted_genotype(mixing([[0.1, 0.9]] * 5), names)
-
-
-SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
-
-
-def alternating(primitives, nodes, count):
-    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
-    each edge.
-    """
-    ring = itertools.cycle(primitives)
-    return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
-
-
-def tiny(kind, *, style=None, dropout=0.3):
-    """A supernet and an architecture of a space, in float64."""
-    torch.manual_seed(1)
-    names = SMOOTH if kind == "pc-darts" else alternating(SMOOTH, 2, 3)
-    part = 2 if kind == "pc-darts" else 1
-    supernet = Supernet(
-        in_channels=1,
-        num_classes=3,
-        channels=4,
-        layers=3,
-        nodes=2,
-        primitives=names,
-        style=style,
-        partial_channels=part,
-    )
-    supernet.skip_drop_probability = dropout
-    return supernet.double(), Architecture(
-        2, names, scale=0.5, edge_weights=kind == "pc-darts"
-    ).double()
 
 
 def test_one_call_sets_the_skip_dropout_of_all_supernets():

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_networks import network
 from torch import nn
 
-from lfmcw_app.search_space.genotype import random_genotype
-from lfmcw_app.search_space.network import DerivedNetwork
 from lfmcw_app.search_space.supernet import Architecture, Supernet
-
-
-def network(stem="cifar", *, genotype=None, layers=3, channels=4, auxiliary=True, num_classes=5):
-    torch.manual_seed(0)
-    return DerivedNetwork(
-        genotype or random_genotype(2, 0),
-        in_channels=3,
-        num_classes=num_classes,
-        channels=channels,
-        layers=layers,
-        auxiliary=auxiliary,
-        stem=stem,
-    )
 
 
 def test_the_imagenet_stem_is_the_published_one():

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
 from reference_supernet import ReferenceSupernet, split_by_edge
+from small_supernets import alternating, tiny
+from supernet_pairs import SMALL, SPACES, pair
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import mlo
 from lfmcw_app.generators.blocks import normalize_spectrally
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
-from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
 from lfmcw_app.search_space.supernet import Architecture, Supernet, reduction_layers
 from mlo.testing import relative_error
@@ -36,23 +36,6 @@ def test_the_supernet_halves_the_resolution_twice():
     images = torch.randn(2, 1, 16, 16)
     assert supernet.features(images, mixing).shape == (2, supernet.out_channels, 4, 4)
     assert supernet(images, mixing).shape == (2, 5)
-
-
-SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
-
-
-def both(edges):
-    """The same candidates for both kinds of cell."""
-    edges = tuple(edges)
-    return Candidates(normal=edges, reduction=edges)
-
-
-def alternating(primitives, nodes, count):
-    """Candidates that differ from edge to edge: a window of `count` primitives that moves on with
-    each edge.
-    """
-    ring = itertools.cycle(primitives)
-    return both(tuple(itertools.islice(ring, count)) for _ in range(edge_count(nodes)))
 
 
 def operation_parameters(primitive, channels, stride):
@@ -164,27 +147,6 @@ def test_each_edge_of_a_supernet_has_its_own_candidates():
     assert supernet(torch.randn(2, 1, 8, 8), Architecture(1, names)()).shape == (2, 2)
 
 
-def tiny(kind, *, style=None, dropout=0.3):
-    """A supernet and an architecture of a space, in float64."""
-    torch.manual_seed(1)
-    names = SMOOTH if kind == "pc-darts" else alternating(SMOOTH, 2, 3)
-    part = 2 if kind == "pc-darts" else 1
-    supernet = Supernet(
-        in_channels=1,
-        num_classes=3,
-        channels=4,
-        layers=3,
-        nodes=2,
-        primitives=names,
-        style=style,
-        partial_channels=part,
-    )
-    supernet.skip_drop_probability = dropout
-    return supernet.double(), Architecture(
-        2, names, scale=0.5, edge_weights=kind == "pc-darts"
-    ).double()
-
-
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
 def test_skip_dropout_is_replayed_under_a_seed(kind):
     """Skip dropout is replayed under a seed, and changes only the statistics of norms."""
@@ -274,52 +236,6 @@ def test_a_step_of_the_supernet_is_differentiated(kind):
     loss = F.cross_entropy(functional_call(network, moved, (images[1], weights)), labels[1])
     expected = dict(zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True))
     assert relative_error(actual, expected) < 1e-10
-
-
-SMALL = {"in_channels": 2, "num_classes": 4, "channels": 4, "layers": 3, "nodes": 2}
-
-
-def windows(count):
-    """Candidates that differ from edge to edge, as in the later stages of P-DARTS."""
-    ring = itertools.cycle(PRIMITIVES)
-    edges = tuple(tuple(itertools.islice(ring, count)) for _ in range(edge_count(2)))
-    return Candidates(normal=edges, reduction=edges[::-1])
-
-
-SPACES = {
-    "darts": {},
-    "darts, four nodes of 12 channels": {"channels": 12, "nodes": 4},
-    "darts, odd halves": {"channels": 5},
-    "p-darts, second stage": {"primitives": windows(5)},
-    "p-darts, third stage": {"primitives": windows(3)},
-    "pc-darts": {"partial_channels": 2},
-    "pc-darts, images of imagenet": {"partial_channels": 4, "channels": 8, "stem": "imagenet"},
-    "instance norm": {"style": OperationStyle(norm="instance")},
-    "group norm": {"style": OperationStyle(norm="group")},
-    "no norm": {"style": OperationStyle(norm="none")},
-    "silu": {"style": OperationStyle(activation="silu")},
-}
-
-
-def tensors(module):
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def pair(dtype=torch.float64, **options):
-    """A supernet, the reference with the same weights, and an architecture away from its start."""
-    torch.manual_seed(0)
-    options = SMALL | options
-    supernet = Supernet(**options).to(dtype)
-    reference = ReferenceSupernet(**options).to(dtype)
-    reference.load_state_dict(split_by_edge(supernet, tensors(supernet)))
-    edge_weights = options.get("partial_channels", 1) > 1
-    arch = Architecture(
-        options["nodes"],
-        options.get("primitives", PRIMITIVES),
-        scale=0.5,
-        edge_weights=edge_weights,
-    )
-    return supernet, reference, arch.to(dtype)
 
 
 def derivatives(network, arch, images, *, seed=7):

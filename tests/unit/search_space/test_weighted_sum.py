@@ -7,21 +7,10 @@ import itertools
 
 import pytest
 import torch
+from nested_gradients import nested
 
 from lfmcw_app.search_space.weighted_sum import weighted_sum
 from mlo.testing import relative_error
-
-
-def nested(function, inputs):
-    """Values, and three gradients of one another."""
-    out = function(*inputs)
-    found = [out]
-    scalar = out.sin().sum()
-    for _ in range(3):
-        gradients = torch.autograd.grad(scalar, inputs, create_graph=True)
-        found += gradients
-        scalar = sum((g**3).sum() for g in gradients)
-    return {str(k): tensor.detach() for k, tensor in enumerate(found)}
 
 
 @pytest.mark.parametrize(("plain", "weighted"), [(0, 1), (0, 3), (1, 0), (1, 2), (2, 1), (3, 0)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.autograd.function import once_differentiable
+from squares import Square, SquareOnce
 from torch.utils.checkpoint import checkpoint
 
 from mlo.errors import EngineError, ProblemError
@@ -13,30 +13,6 @@ from mlo.hypergradient.double_backward import (
     check_double_backward,
     is_about_double_backward,
 )
-
-
-class Square(torch.autograd.Function):
-    """x², whose backward pass can be differentiated."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return 2.0 * x * gradient
-
-
-class SquareOnce(Square):
-    """x², whose backward pass cannot be differentiated."""
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return 2.0 * x * gradient
 
 
 @pytest.fixture

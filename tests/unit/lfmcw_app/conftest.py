@@ -1,0 +1,14 @@
+"""What several tests of the application are given."""
+
+from __future__ import annotations
+
+import pytest
+from small_pictures import write_classes
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    root = tmp_path / "imagenet"
+    write_classes(root / "train", {"n01": 20, "n0002": 40}, "JPEG", size=(40, 30))
+    write_classes(root / "val", {"n01": 3, "n0002": 4}, "JPEG", size=(30, 40))
+    return tmp_path
