@@ -75,6 +75,7 @@ class LossFunction:
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self.checks = CheckSchedule()
+        self.repeats = False  # whether an evaluation that was made again gave the same value
         # What the problem was declared with: where each of its parameters and modules stands.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
         self._sizes: list[tuple[dict[str, Any], int]] = []

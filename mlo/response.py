@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from mlo.distributed import running_statistics
-from mlo.errors import EngineError, ProblemError
+from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.loss import Examine, GradientSums, LossFunction
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep
@@ -565,6 +565,8 @@ class _Response(torch.autograd.Function):
                 reading=ctx.reading,
                 stack=stack,
             )
+            if not solution.evaluation.loss.repeats:
+                call.check_repeats()
             grads, report = engine.pullback(call, cotangents)
         ctx.reading.reports.append(report)
         return (None, None, *grads)
@@ -624,6 +626,37 @@ class Pullback:
             at = saved if value is None else value
             found.append(alias(saved, at, differentiate=self.differentiate, wanted=wanted))
         return found
+
+    def check_repeats(self) -> None:
+        """Warns, once per problem, of a loss that has another value when it is evaluated again.
+
+        Derivatives are of evaluations that are made again, under the same noise and buffers. State
+        that a loss keeps between calls, or random numbers that are not replayed, would be missing.
+        """
+        loss = self.solution.evaluation.loss
+        graph = self.solution.graph if isinstance(self.solution, Stepped) else None
+        if graph is not None and graph.gradients is not None and not self.differentiate:
+            return  # a kept graph is differentiated as it is
+        loss.repeats = True
+        parameters = self.solution.evaluation.parameters
+        inputs = [tensor.detach() for tensor in self.input_aliases()]
+        values: list[dict[str, Tensor]] = []
+        # (A loss may take gradients itself, as a gradient penalty does.)
+        for _ in range(2):
+            with torch.enable_grad(), self.losses(parameters, inputs) as losses:
+                values.append({player: value.detach() for player, value in losses.items()})
+        for player, first in values[0].items():
+            second = values[1][player]
+            rounding = torch.finfo(first.dtype).eps ** 0.5 * first.abs()
+            if bool((first - second).abs() > rounding):
+                warn_user(
+                    f"The loss of problem {loss.problem.name!r} is {float(first):.6g} and, "
+                    f"evaluated again at the same point, {float(second):.6g}. It keeps state "
+                    "between calls (a counter, a running mean), or draws random numbers that are "
+                    "not replayed (numpy.random.default_rng(), a torch.Generator that is not in "
+                    "generators=), and its derivative would be that of another loss. Keep state in "
+                    "buffers of the module or in metrics, and draw from global random states."
+                )
 
     def select(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Of tensors that stand for the inputs, those whose gradient is asked for."""

@@ -343,12 +343,12 @@ class FiniteDifferenceSystem(LinearSystem):
         problem = self.call.solution.evaluation.loss.problem
         shared = SharedResults(problem.name, problem.generators)
         values = []
-        with torch.no_grad():
+        with torch.enable_grad():
             for _, parameters in self._both_sides(directions, e):
                 with self.call.losses(
                     parameters, inputs, players=(player,), shared=shared
                 ) as losses:
-                    values.append(float(losses[player]))
+                    values.append(float(losses[player].detach()))
         found = dict(
             zip(self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True)
         )

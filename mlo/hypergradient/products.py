@@ -435,7 +435,7 @@ class Engine(PullbackEngine):
     def _loss_at(call: Pullback, evaluation: Evaluation) -> Tensor:
         """The value of the loss, all players together."""
         inputs = [tensor.detach() for tensor in call.input_aliases()]
-        with torch.no_grad(), call.losses(evaluation.parameters, inputs) as losses:
+        with torch.enable_grad(), call.losses(evaluation.parameters, inputs) as losses:
             return torch.stack([value.detach() for value in losses.values()]).sum()
 
 

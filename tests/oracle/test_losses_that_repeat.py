@@ -1,0 +1,138 @@
+"""A loss that is another one at its second evaluation has no derivative that means anything."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mlo
+
+X = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+ENGINES = ["one_step", "darts", "identity", "penalty", {"name": "unroll", "steps": 2}]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(0.3))
+        self.head = nn.Linear(4, 1)
+        self.register_buffer("mean", torch.zeros(()))
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.layers(x))[:, 0]
+
+
+def make(engine, factor):
+    """The lower loss is a mean square, times `factor(net)`; x weights the examples."""
+    net, upper = Net(), nn.ParameterDict({"x": torch.zeros(16).double()})
+    problems = [
+        mlo.Problem(
+            "net",
+            module=net,
+            optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+            loss=lambda net, _, *, x: factor(net) * (x["x"].exp() * (net(X) - 1.0) ** 2).mean(),
+        ),
+        mlo.Problem(
+            "x",
+            module=upper,
+            optimizer=torch.optim.SGD(upper.parameters(), lr=0.1),
+            loss=lambda x, _, *, net: (net.head.weight**2).sum() + net(X).square().mean(),
+        ),
+    ]
+    return mlo.MultilevelOptimizer(problems, engine)
+
+
+def counting():
+    calls = []
+
+    def factor(net):
+        calls.append(None)
+        return 1.0 / len(calls)
+
+    return factor
+
+
+def running_mean():
+    kept = {"mean": 0.0}
+
+    def factor(net):
+        kept["mean"] = 0.9 * kept["mean"] + 0.1 * float(net.head.weight.detach().norm())
+        return 1.0 + kept["mean"]
+
+    return factor
+
+
+def generator_of_ones_own():
+    generator = np.random.default_rng(0)
+    return lambda net: generator.random()
+
+
+def unnamed_generator():
+    generator = torch.Generator().manual_seed(0)
+    return lambda net: torch.rand((), generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "stateful", [counting, running_mean, generator_of_ones_own, unnamed_generator]
+)
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_a_loss_that_keeps_state_is_warned_of_once(stateful, engine):
+    optimizer = make(engine, stateful())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")  # finite differences say more
+        for _ in range(3):
+            optimizer.gradient("x")
+    messages = [str(warning.message) for warning in seen]
+    (message,) = [text for text in messages if "evaluated again" in text]
+    assert message.startswith("The loss of problem 'net' is ")
+
+
+def in_a_buffer(net):
+    net.mean.mul_(0.9).add_(0.1 * net.head.weight.detach().norm())
+    return 1.0 + net.mean
+
+
+def global_noise(net):
+    return float(np.random.rand()) + torch.rand((), dtype=torch.float64)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("factor", [in_a_buffer, global_noise])
+@pytest.mark.parametrize(
+    "engine", ["one_step", "identity", {"name": "unroll", "steps": 2}], ids=str
+)
+def test_buffers_and_global_noise_repeat_themselves(factor, engine):
+    """BatchNorm and dropout included."""
+    optimizer = make(engine, factor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(optimizer.run(3))
+
+
+def gradient_penalty(net):
+    """A loss that takes gradients itself."""
+    points = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+    return 1.0 + slope.square().mean()
+
+
+@pytest.mark.parametrize("engine", ["one_step", "identity", "darts", "penalty"])
+def test_a_loss_may_take_gradients_itself(engine):
+    make(engine, gradient_penalty).gradient("x")
+
+
+def test_a_kept_graph_is_not_evaluated_again():
+    calls = []
+
+    def factor(net):
+        calls.append(None)
+        return 1.0
+
+    optimizer = make({"name": "one_step", "keep_graph": True}, factor)
+    list(optimizer.run(3))
+    assert len(calls) == 3
