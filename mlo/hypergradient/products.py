@@ -34,7 +34,6 @@ from mlo.optimizer_step import OptimizerStep, l2_penalty
 from mlo.records import SolveReport
 from mlo.response import (
     Cotangent,
-    Evaluation,
     Pullback,
     PullbackEngine,
     Stationary,
@@ -106,6 +105,13 @@ class LinearSystem(ABC):
                 "parameters by the mask of the active set in both losses "
                 "(docs/choosing-an-engine.md, 'A lower problem that is not smooth')."
             )
+
+    def loss_value(self) -> Tensor:
+        """The value of the loss at the point, all players together."""
+        inputs = [tensor.detach() for tensor in self.call.input_aliases()]
+        point = self.call.solution.evaluation.parameters
+        with torch.enable_grad(), self.call.losses(point, inputs) as losses:
+            return torch.stack([value.detach() for value in losses.values()]).sum()
 
     def recall(self, what: str) -> Tensor | None:
         """What the engine kept when it last solved for the same reader, or None."""
@@ -222,6 +228,9 @@ class AutogradSystem(LinearSystem):
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._by_player(u), list(self._theta.values()))
+
+    def loss_value(self) -> Tensor:
+        return torch.stack([value.detach() for value in self._losses.values()]).sum()
 
     def input_gradient_norm(self) -> float:
         """The norm of the loss's gradient in the wanted inputs, all players together."""
@@ -385,14 +394,14 @@ class Engine(PullbackEngine):
             if system.assumes:
                 system.check_assumptions(solve.q, pulled, self.label)
                 if self.inverts and not call.differentiate:
-                    self._check_bias(call, cotangent, pulled)
+                    self._check_bias(system, cotangent, pulled)
             return [None if entry is None else -entry for entry in pulled], solve.report
 
     def _check_bias(
-        self, call: Pullback, cotangent: Cotangent, pulled: Sequence[Tensor | None]
+        self, system: LinearSystem, cotangent: Cotangent, pulled: Sequence[Tensor | None]
     ) -> None:
         """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
-        solution = call.solution
+        call, solution = system.call, system.call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
         if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
             return
@@ -404,14 +413,13 @@ class Engine(PullbackEngine):
         # A loss may need batches of one size (weights of its examples), or a half may be singular.
         # Then there is no estimate.
         try:
-            values = [self._loss_at(call, evaluation)]
+            values = [system.loss_value()]
             terms = []
             for half in halves:
                 with ExitStack() as stack:
                     part = replace(solution, evaluation=half, memory=dict(solution.memory))
-                    of_half = replace(call, solution=part, stack=stack)
-                    values.append(self._loss_at(of_half, half))
-                    system = self.products.linearize(of_half)
+                    system = self.products.linearize(replace(call, solution=part, stack=stack))
+                    values.append(system.loss_value())
                     terms.append(system.mixed_vjp(self.solve(system, cotangent).q))
         except (RuntimeError, ValueError, LookupError, TypeError):
             return
@@ -430,13 +438,6 @@ class Engine(PullbackEngine):
                 "several: Problem(solve_data=..., solve_batches=...), or accumulate=; or damping, "
                 "or an engine that averages over batches as it goes, such as 'soba'."
             )
-
-    @staticmethod
-    def _loss_at(call: Pullback, evaluation: Evaluation) -> Tensor:
-        """The value of the loss, all players together."""
-        inputs = [tensor.detach() for tensor in call.input_aliases()]
-        with torch.enable_grad(), call.losses(evaluation.parameters, inputs) as losses:
-            return torch.stack([value.detach() for value in losses.values()]).sum()
 
 
 BIAS = 0.1
