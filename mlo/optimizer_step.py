@@ -259,7 +259,6 @@ class OptimizerStep:
         # The same class has the same step; what the original holds is replaced by copies.
         twin = _bare_copy(original)
         twin.defaults = {**original.defaults, **DIFFERENTIABLE}
-        twin.state = defaultdict(dict)
         twin.param_groups = []
 
         fresh = False

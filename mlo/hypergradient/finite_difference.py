@@ -17,7 +17,13 @@ from torch import Tensor
 
 from mlo.errors import EngineError, warn_user
 from mlo.hypergradient.double_backward import is_about_double_backward
-from mlo.hypergradient.products import Autograd, LinearSystem, Products, register_products
+from mlo.hypergradient.products import (
+    Autograd,
+    LinearSystem,
+    Products,
+    present,
+    register_products,
+)
 from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
@@ -143,12 +149,8 @@ class FiniteDifferenceSystem(LinearSystem):
     def gradient(self) -> Sequence[Tensor]:
         found: dict[str, Tensor] = {}
         for player, members in self.players.items():
-            grads = dict(
-                zip(
-                    self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True
-                )
-            )
-            found |= {name: grads[name] for name in members}
+            own = self._own_gradient(player)
+            found |= {name: own[name] for name in members}
         return [found[name] for name in self.names]
 
     def step_size(self, u: Sequence[Tensor]) -> float:
@@ -183,8 +185,7 @@ class FiniteDifferenceSystem(LinearSystem):
         total: list[Tensor] | None = None
         # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
-            theta = [self._theta[name] for name in directions]
-            e = self._products.step_size(theta, list(directions.values()), self.dtype) * factor
+            e = self._step_size_along(directions) * factor
             if not e:
                 continue
             terms = self._weighted_gradients(
@@ -195,6 +196,16 @@ class FiniteDifferenceSystem(LinearSystem):
             of = self.call.select(self.call.inputs) if in_inputs else self.parameters
             return [torch.zeros_like(t) for t in of]
         return total
+
+    def _own_gradient(self, player: str) -> dict[str, Tensor]:
+        """∇ of a player's loss in the parameters, at the parameters; by name."""
+        gradient = self._gradient_at(player, self._theta, in_inputs=False)
+        return dict(zip(self.names, gradient, strict=True))
+
+    def _step_size_along(self, directions: Mapping[str, Tensor]) -> float:
+        """The e of a player's differences, along its own directions; by name."""
+        theta = [self._theta[name] for name in directions]
+        return self._products.step_size(theta, list(directions.values()), self.dtype)
 
     def _gradient_at(
         self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool
@@ -271,22 +282,20 @@ class FiniteDifferenceSystem(LinearSystem):
         The values show what is detached, but no kinks. They are for losses without a second
         derivative, or where no memory is left for one.
         """
-        # Values first: they cross kinks without a jump. So where they disagree with the gradient,
-        # something is detached, and the product need not be far off to be warned of.
         tolerance = TOLERANCE * (4.0 if self.dtype == torch.bfloat16 else 1.0)
         pair = self._exact(u)
         if pair is None:
             self._compare_values(u, tolerance / 5.0, engine)
             return
         exact, size = pair
-        ours = _present(found)
+        ours = present(found)
         error = _distance(ours, exact)
         # Rounding of two gradients, which the difference divides by its step.
         noise = 10.0 * torch.finfo(self.dtype).eps * size / max(self._displacement(u), 1e-30)
         if error <= tolerance * _norm(exact) + noise:
             return
         # Rounding and kinks show at another step size, and what is detached does not.
-        twice = _present(self.call.scatter(self._difference(u, in_inputs=True, factor=2.0)))
+        twice = present(self.call.scatter(self._difference(u, in_inputs=True, factor=2.0)))
         steady = error > 3.0 * _distance(ours, twice)
         if steady or error > UNSTEADY * tolerance * _norm(exact):
             warn_user(
@@ -315,8 +324,8 @@ class FiniteDifferenceSystem(LinearSystem):
                 call = replace(self.call, stack=stack, differentiate=False)
                 system = Autograd().linearize(call)
                 system.check_double_backward()
-                exact = [entry for entry in system.mixed_vjp(u) if entry is not None]
-                return [entry.detach() for entry in exact], system.input_gradient_norm()
+                exact = [entry.detach() for entry in present(system.mixed_vjp(u))]
+                return exact, system.input_gradient_norm()
         except (torch.OutOfMemoryError, EngineError):
             return None
         except RuntimeError as error:
@@ -326,16 +335,12 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _displacement(self, u: Cotangent) -> float:
         """The smallest step of the differences in a direction."""
-        sizes = []
-        for directions in self._by_player(u).values():
-            theta = [self._theta[name] for name in directions]
-            sizes.append(self._products.step_size(theta, list(directions.values()), self.dtype))
+        sizes = [self._step_size_along(directions) for directions in self._by_player(u).values()]
         return min((size for size in sizes if size > 0.0), default=0.0)
 
     def _slopes(self, player: str, directions: Mapping[str, Tensor]) -> tuple[float, float, float]:
         """(L₊ − L₋) / 2e of a player, ⟨∇L, u⟩, and what rounding may make of their difference."""
-        theta = [self._theta[name] for name in directions]
-        e = self._products.step_size(theta, list(directions.values()), self.dtype)
+        e = self._step_size_along(directions)
         if not e:
             return 0.0, 0.0, 0.0
         # The difference knows what the loss does; the slope only what autograd sees of it.
@@ -349,10 +354,8 @@ class FiniteDifferenceSystem(LinearSystem):
                     parameters, inputs, players=(player,), shared=shared
                 ) as losses:
                     values.append(float(losses[player].detach()))
-        found = dict(
-            zip(self.names, self._gradient_at(player, self._theta, in_inputs=False), strict=True)
-        )
-        slope = sum(float((found[name] * u).sum()) for name, u in directions.items())
+        own = self._own_gradient(player)
+        slope = sum(float((own[name] * u).sum()) for name, u in directions.items())
         noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / e
         return (values[0] - values[1]) / (2.0 * e), slope, noise
 
@@ -380,10 +383,6 @@ def without_tf32(device: torch.device, *, allowed: bool) -> Iterator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
-
-
-def _present(entries: Sequence[Tensor | None]) -> list[Tensor]:
-    return [entry.detach() for entry in entries if entry is not None]
 
 
 def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

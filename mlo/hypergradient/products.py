@@ -425,8 +425,8 @@ class Engine(PullbackEngine):
             return
         if not is_mean(*values):
             return
-        whole = _present(pulled)
-        first, second = map(_present, terms)
+        whole = present(pulled)
+        first, second = map(present, terms)
         triples = zip(first, second, whole, strict=True)
         bias = total_norm([(one + other) / 2.0 - full for one, other, full in triples])
         size = total_norm(whole)
@@ -444,7 +444,8 @@ BIAS = 0.1
 """Relative bias of a solve on one batch that is warned of."""
 
 
-def _present(entries: Sequence[Tensor | None]) -> list[Tensor]:
+def present(entries: Sequence[Tensor | None]) -> list[Tensor]:
+    """The entries of a cotangent that are there; None stands for a zero."""
     return [entry for entry in entries if entry is not None]
 
 
