@@ -9,6 +9,7 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 `mlo.betty`.
 """
 
+from mlo import constraints
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from mlo.distributed import DataParallel
 from mlo.errors import (
@@ -84,6 +85,7 @@ __all__ = [
     "Unroll",
     "Update",
     "available_engines",
+    "constraints",
     "darts",
     "engine_from",
     "load_checkpoint",

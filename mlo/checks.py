@@ -20,8 +20,9 @@ from mlo.hypergradient.double_backward import (
     leaves_of,
 )
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.one_step import OneStep, acts_around_step
 from mlo.hypergradient.products import Engine
-from mlo.loss import Examine
+from mlo.loss import Examine, gradients
 from mlo.optimizer_step import (
     OptimizerStep,
     check_settings,
@@ -30,10 +31,16 @@ from mlo.optimizer_step import (
     is_foreign,
 )
 from mlo.problem import Problem, Tensors
-from mlo.response import AbstractEngine, StepEngine
+from mlo.response import AbstractEngine, Evaluation, StepEngine
 from mlo.sharding import is_sharded
 
-__all__ = ["LossChecks", "StepChecks", "check_engines", "differentiated_problems"]
+__all__ = [
+    "LossChecks",
+    "StepChecks",
+    "check_engines",
+    "check_schedulers",
+    "differentiated_problems",
+]
 
 Engines = Mapping[str, AbstractEngine]
 
@@ -121,6 +128,13 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
                     "dimension (torch.view_as_real) and use torch.view_as_complex in the loss, or "
                     "use 'one_step', 'darts' or 'unroll'."
                 )
+        if problem.settings is not None:
+            raise EngineError(
+                f"Problem {name!r} has settings=, which act on the steps of its optimizer. "
+                f"{engine.label!r} differentiates the condition that the gradient is zero, which "
+                "does not know of them. Use 'one_step', 'darts' or 'unroll'; a weight decay that "
+                "is learned can stand in the loss."
+            )
         return
 
     # From here on: engines that differentiate the optimizer's step.
@@ -131,6 +145,11 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
             f"step (an option `differentiable` like torch.optim's), which {engine.label!r} "
             "needs. Use a torch.optim optimizer, or an engine that does not differentiate the "
             "step, such as 'neumann' or 'cg'."
+        )
+    if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):
+        raise EngineError(
+            f"Problem {name!r} has after_step or settings, which plain=True of {engine.label!r} "
+            "leaves out. Drop plain=True."
         )
     if engine.recorded_steps > 1 and len(problem.player_moves) > 1:
         raise EngineError(
@@ -249,6 +268,11 @@ def _check_sharding(
     if problem.grad_clip is not None:
         raise EngineError(
             f"Problem {name!r} has sharded parameters, which grad_clip does not serve. Drop it."
+        )
+    if acts_around_step(problem):
+        raise EngineError(
+            f"Problem {name!r} has sharded parameters, of which after_step= and settings= would "
+            "see parts only. Drop them, or keep the parameters whole."
         )
     differentiated = differentiated_problems(graph, engines)
     if name in differentiated and not engine.takes_sharded:
@@ -476,9 +500,131 @@ class StepChecks:
                 "differentiate steps, such as 'neumann' or 'cg'."
             )
 
+    def check_bare(self, problem: Problem) -> None:
+        """Refuses code around a step that is made by formula, which would not be called.
+
+        Raises:
+            ProblemError: naming the optimizer.
+        """
+        for optimizer in problem.optimizers.values():
+            if _acts_around_step(optimizer):
+                raise ProblemError(
+                    f"Problem {problem.name!r}: its {type(optimizer).__name__} has hooks around "
+                    "its step, or a `step` of its own. With settings= the step is made by formula "
+                    "and calls neither. Use before_update=, after_step= or after_update=."
+                )
+
+    def check_after_step(
+        self,
+        problem: Problem,
+        evaluation: Evaluation,
+        parameters: Tensors,
+        reads: Mapping[str, Tensors],
+    ) -> None:
+        """Compares the derivative of `after_step` with a finite difference, at steps 1, 2, 4, …
+
+        Args:
+            problem: whose `after_step`.
+            evaluation: of the step.
+            parameters: those that the optimizers have moved, after their step.
+            reads: problem → parameters that it reads.
+
+        Raises:
+            ProblemError: if it is another one, as of code under `no_grad` or on `.data`.
+        """
+        if not self._schedule.is_due(f"after_step of {problem.name}"):
+            return
+        error = after_step_error(evaluation, parameters, reads)
+        if not error <= DERIVATIVE_TOLERANCE:
+            raise ProblemError(
+                f"Problem {problem.name!r}: the derivative of its after_step is off by a relative "
+                f"{error:.2g} from a finite difference of it. Code under torch.no_grad(), on .data "
+                "or through numpy changes the value and is missing in the derivative. Write it "
+                "with differentiable operations (mlo.constraints has the usual ones)."
+            )
+
+
+def check_schedulers(problem: Problem, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses settings that a scheduler writes too.
+
+    Args:
+        problem: whose settings.
+        settings: parameter → setting → value.
+
+    Raises:
+        ProblemError: naming the setting.
+    """
+    learned = {key for of_parameter in settings.values() for key in of_parameter}
+    for scheduler in problem.schedulers.values():
+        written = {"lr"}
+        if getattr(scheduler, "cycle_momentum", False):
+            written |= {"momentum", "betas"}
+        if both := sorted(written & learned):
+            raise ProblemError(
+                f"Problem {problem.name!r}: its scheduler sets {both[0]!r}, and settings= does. "
+                "Drop the scheduler, or multiply its schedule into the setting."
+            )
+
 
 DERIVATIVE_TOLERANCE = 1e-2
 """Largest relative error of a step's derivative, which is compared in double precision."""
+
+
+def after_step_error(
+    evaluation: Evaluation, parameters: Tensors, reads: Mapping[str, Tensors]
+) -> float:
+    """The relative error of the derivative of `after_step` in one direction.
+
+    Args:
+        evaluation: of the step.
+        parameters: those that it is applied to.
+        reads: problem → parameters that it reads.
+    """
+    # In double precision a difference is accurate across a way so short that hardly any entry
+    # crosses a kink on it. A function that insists on another dtype gets its own.
+    try:
+        return _after_step_error(evaluation, parameters, reads, torch.float64, 1e-7)
+    except RuntimeError:
+        own = next(iter(parameters.values())).dtype
+        return _after_step_error(evaluation, parameters, reads, own, 1e-3)
+
+
+@torch.enable_grad()
+def _after_step_error(
+    evaluation: Evaluation,
+    parameters: Tensors,
+    reads: Mapping[str, Tensors],
+    dtype: torch.dtype,
+    nearby: float,
+) -> float:
+    """The same in a dtype, by a difference across `nearby` times the size of a parameter."""
+    theta = {k: t.detach().to(dtype).requires_grad_() for k, t in parameters.items()}
+    fixed: dict[str, Tensors] = {}
+    for name, tensors in reads.items():
+        fixed[name] = {key: tensor.detach().to(dtype) for key, tensor in tensors.items()}
+    noise = torch.Generator().manual_seed(0)
+    u: Tensors = {}
+    v: Tensors = {}
+    for key, tensor in theta.items():
+        draws = torch.randn(2, *tensor.shape, generator=noise).to(tensor)
+        u[key] = draws[0] * tensor.detach().square().mean().sqrt().clamp(min=1e-6)
+        v[key] = draws[1]
+
+    # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
+    after = evaluation.after_step(dict(theta), fixed)
+    parts = [(after[key] * v[key]).sum() for key in after if after[key].requires_grad]
+    exact = 0.0
+    if parts:
+        found = gradients(torch.stack(parts).sum(), list(theta.values()))
+        exact = sum(float((u[key] * g).sum()) for key, g in zip(theta, found, strict=True))
+    sides = []
+    for sign in (1.0, -1.0):
+        moved = {key: t.detach() + sign * nearby * u[key] for key, t in theta.items()}
+        result = evaluation.after_step(moved, fixed)
+        sides.append(sum(float((result[key].detach() * v[key]).sum()) for key in result))
+    difference = (sides[0] - sides[1]) / (2.0 * nearby)
+    scale = max(abs(exact), abs(difference))
+    return abs(exact - difference) / scale if scale > 1e-6 else 0.0
 
 
 def _acts_around_step(optimizer: Optimizer) -> bool:

@@ -360,9 +360,10 @@ class Levels:
         found = self.differentiate(name, self.batches(name), keep_graph=engine.keeps_graph)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
-        step = OptimizerStep.capture(problem)
+        step = OptimizerStep.capture(problem, unused=found.unused)
         before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
-        after = step.apply(before, found.gradient)
+        reads = found.evaluation.current_reads()
+        after = found.evaluation.stepped(step, before, found.gradient, reads)
         return Stepped(
             name=name,
             engine=engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from mlo.errors import ProblemError, nearest
+from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
 
@@ -38,6 +39,8 @@ READ_ONCE = frozenset(
         "reads",
         "compile",
         "generators",
+        "after_step",
+        "settings",
     }
 )
 """Settings that are read when an optimizer is made, and not again."""
@@ -89,6 +92,18 @@ class Problem:
             Logging, validating and averaging weights elsewhere are fine. Where an engine
             differentiates the problem's solution, it must change nothing that a gradient depends
             on.
+        after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
+            step. It is applied after each step of the optimizers, to the parameters that moved:
+            name → tensor, of the parameter's shape. It returns the new ones; those that it leaves
+            out stay. Its keyword-only arguments name problems that it reads, as a loss's do. It is
+            part of the solution: engines differentiate it, in what it reads too. It must be made of
+            differentiable operations and draw no random numbers (see `mlo.constraints`).
+        settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
+            other problems' values: "lr", "weight_decay", "momentum", "dampening" of
+            `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a
+            number or scalar tensor ("betas": a pair of them), or a dict parameter name → scalar or
+            tensor of the parameter's shape. The step is then made by the optimizer's formula, on
+            its own state. Engines that differentiate steps differentiate it in the settings too.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -116,6 +131,8 @@ class Problem:
         solve_batches: int = 1,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
+        after_step: Callable[..., Mapping[str, Tensor]] | None = None,
+        settings: Callable[..., Mapping[str, Any]] | None = None,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -185,7 +202,27 @@ class Problem:
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.player_moves = self._player_moves(player_steps or {})
-        self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
+
+        # A solution depends on all that the three functions read, each of which is called with the
+        # problems that it names.
+        self.after_step, self.settings = after_step, settings
+        found = _reads(name, "loss", loss, "module", "batch")
+        self.loss_reads, self.ignored_defaults = found.names, found.ignored
+        self.after_step_reads: tuple[str, ...] = ()
+        self.settings_reads: tuple[str, ...] = ()
+        required, optional = list(found.required), list(found.optional)
+        if after_step is not None:
+            of_step = _reads(name, "after_step", after_step, "parameters")
+            self.after_step_reads = of_step.names
+            required, optional = [*required, *of_step.required], [*optional, *of_step.optional]
+        if settings is not None:
+            check_learned_settings(name, self.optimizers.values())
+            of_settings = _reads(name, "settings", settings)
+            self.settings_reads = of_settings.names
+            required = [*required, *of_settings.required]
+            optional = [*optional, *of_settings.optional]
+        self.reads = tuple(dict.fromkeys(required))
+        self.optional_reads = tuple(n for n in dict.fromkeys(optional) if n not in self.reads)
 
     def seal(self) -> None:
         """Makes settings that an optimizer has read read-only, so that no change goes unnoticed."""
@@ -393,42 +430,75 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
-def _reads(
-    problem: str, loss: Callable[..., Any]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns the problems that a loss reads, those it may read, and its ignored arguments.
+class _Signature(NamedTuple):
+    """What a function of a problem reads.
 
-    Keyword-only arguments without a default name problems that it reads; those with one name
-    problems that it reads if they exist. Positional ones beyond the batch are never passed, so the
-    graph refuses them where they name a problem.
+    Attributes:
+        required: keyword-only arguments without a default: problems that it reads.
+        optional: those with a default: problems that it reads if they exist.
+        ignored: positional arguments that are never passed. The graph refuses those that name a
+            problem.
     """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All problems that it may be called with."""
+        return self.required + self.optional
+
+
+def _reads(
+    problem: str, what: str, function: Callable[..., Any], *positional_names: str
+) -> _Signature:
+    """Which problems a function reads, from its signature.
+
+    Args:
+        problem: the problem, for messages.
+        what: what the function is to it: "loss", "after_step" or "settings".
+        function: the function.
+        positional_names: what its positional arguments are.
+
+    Raises:
+        ProblemError: if it cannot be called so.
+    """
+    call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
     try:
-        arguments = inspect.signature(loss).parameters.values()
+        arguments = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
-            f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in "
-            "a Python function `def loss(module, batch, *, other): ...`."
+            f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "
+            f"in a Python function `def {call}: ...`."
         ) from error
 
-    # It is called as loss(module, batch, *, other, ...): two positional arguments must fit.
+    # So many positional arguments must fit, and no more.
+    count = len(positional_names)
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]
-    if len(required) > 2 or (len(positional) < 2 and not variadic):
+    if len(required) > count or (len(positional) < count and not variadic):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes the positional arguments "
-            f"({', '.join(a.name for a in positional)}), but it is called as loss(module, batch, "
-            "*, other, ...): two positional arguments, then the problems that it reads, behind a *."
+            f"Problem {problem!r}: its {what} takes the positional arguments "
+            f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
+            f"{_counted(count)}, then the problems that it reads, behind a *."
         )
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes "
+            f"Problem {problem!r}: its {what} takes "
             f"**{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which it cannot "
             "be told what it reads. Name the problems that it reads behind a *."
         )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
-    return (
-        tuple(a.name for a in keywords if a.default is a.empty),
-        tuple(a.name for a in keywords if a.default is not a.empty),
-        tuple(a.name for a in positional[2:]),
+    return _Signature(
+        required=tuple(a.name for a in keywords if a.default is a.empty),
+        optional=tuple(a.name for a in keywords if a.default is not a.empty),
+        ignored=tuple(a.name for a in positional[count:]),
+    )
+
+
+def _counted(positional: int) -> str:
+    return {0: "no positional argument", 1: "one positional argument"}.get(
+        positional, "two positional arguments"
     )

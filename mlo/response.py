@@ -157,6 +157,51 @@ class Evaluation:
                     total[player] = total[player] + share if player in total else share
             yield total if averaged is None else averaged.leave(total)
 
+    # ------------------------------ what acts around the optimizer's step
+
+    def current_reads(self) -> dict[str, Tensors]:
+        """Problem that is read → its parameters at the evaluation, as constants."""
+        found: dict[str, Tensors] = {}
+        for name in self.loss.reads:
+            solution = self.solutions.get(name)
+            found[name] = self.values[name] if solution is None else solution.constants()
+        return found
+
+    def step_at(self, step: OptimizerStep, reads: Mapping[str, Tensors]) -> OptimizerStep:
+        """The optimizers' step with the settings that these reads give (`settings=`)."""
+        if not step.by_formula:
+            return step
+        with self.replayed_at({}, reads):
+            return step.with_settings(self.loss.settings())
+
+    def after_step(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensors:
+        """What is left of the parameters after the optimizers' step (`after_step=`)."""
+        if self.loss.problem.after_step is None:
+            return parameters
+        with self.replayed_at({}, reads):
+            return self.loss.after_step(parameters)
+
+    def stepped(
+        self,
+        step: OptimizerStep,
+        parameters: Tensors,
+        gradients: Tensors,
+        reads: Mapping[str, Tensors],
+    ) -> Tensors:
+        """θ' = P(step(θ, g; s(x)), x): the whole step, with settings s and `after_step` P.
+
+        Args:
+            step: of the optimizers.
+            parameters: θ, before the step.
+            gradients: g, for the same names.
+            reads: x, problem → parameters.
+
+        Returns:
+            The parameters after the step, differentiable in all three.
+        """
+        moved = self.step_at(step, reads).apply(parameters, gradients)
+        return self.after_step(moved, reads)
+
     def check_batches(self) -> None:
         """Refuses to evaluate again on batches that are not what they were.
 
@@ -447,9 +492,14 @@ class StepEngine(AbstractEngine):
         """Whether the gradient of a step is kept with its graph until it is differentiated."""
         return False
 
-    def capture(self, problem: Problem) -> OptimizerStep:
-        """Copies, before a step is made, what its derivative will need."""
-        return OptimizerStep.capture(problem)
+    def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:
+        """Copies, before a step is made, what its derivative will need.
+
+        Args:
+            problem: whose optimizers make the step.
+            unused: its parameters without a gradient.
+        """
+        return OptimizerStep.capture(problem, unused=unused)
 
 
 class PullbackEngine(AbstractEngine):
@@ -662,7 +712,26 @@ class Pullback:
         """Of tensors that stand for the inputs, those whose gradient is asked for."""
         return [tensor for tensor, want in zip(inputs, self.wanted, strict=True) if want]
 
-    def scatter(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+    def check_step(self, after: Tensors) -> None:
+        """Refuses a step that ends elsewhere when it is made again.
+
+        Args:
+            after: the parameters after it, which are those of the solution where they agree.
+
+        Raises:
+            ProblemError: if they do not: `settings` or `after_step` is no function of what it gets.
+        """
+        for name, tensor in after.items():
+            made = self.solution.value[name].detach()
+            rounding = torch.finfo(made.dtype).eps ** 0.5 * (made.norm() + 1.0)
+            if not bool((tensor.detach() - made).norm() <= rounding):
+                raise ProblemError(
+                    f"Problem {self.solution.name!r}: its after_step or settings gives {name!r} "
+                    "another value when it is called again at the same point. It keeps state "
+                    "between calls or draws random numbers. Make it a function of its arguments."
+                )
+
+    def scatter(self, found: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Puts one entry per wanted input into the order of all inputs, None for the others."""
         entries = iter(found)
         return [next(entries) if want else None for want in self.wanted]
@@ -687,6 +756,23 @@ class Pullback:
             players: as in `Evaluation.losses`.
             shared: as in `Evaluation.losses`.
         """
+        with self.reads_at(parameters, inputs) as reads:
+            found = self.solution.evaluation.losses(
+                parameters, reads, players=players, shared=shared
+            )
+            with found as losses:
+                yield losses
+
+    @contextmanager
+    def reads_at(
+        self, parameters: Tensors, inputs: Sequence[Tensor]
+    ) -> Iterator[dict[str, Tensors]]:
+        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`.
+
+        Args:
+            parameters: own parameters, on which responses below may depend.
+            inputs: tensors that stand for the inputs, flat.
+        """
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}
@@ -705,10 +791,8 @@ class Pullback:
             responses=responses,
             reader=f"{self.reading.reader}/{self.solution.name}",
         )
-        reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
         try:
-            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
-                yield losses
+            yield {name: inner.tensors(name) for name in evaluation.loss.reads}
         finally:
             responses.clear()  # as in `total_gradient`: a cycle that nothing would free
 

@@ -40,6 +40,7 @@ from mlo.response import (
     Stepped,
 )
 from mlo.sharding import total_norm
+from mlo.tensors import add
 
 __all__ = [
     "Autograd",
@@ -321,13 +322,17 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Solve:
-    """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter, and how it went.
+    """The result of an inverse product, and how it went.
 
-    An entry of None stands for zero.
+    Attributes:
+        q: A⁻ᵀ v approximately, one entry per parameter; None stands for zero.
+        report: of the solve.
+        direct: what the inputs' cotangents have beside −Bᵀ q, one entry per input; None: nothing.
     """
 
     q: Cotangent
     report: SolveReport
+    direct: Sequence[Tensor | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,7 +400,10 @@ class Engine(PullbackEngine):
                 system.check_assumptions(solve.q, pulled, self.label)
                 if self.inverts and not call.differentiate:
                     self._check_bias(system, cotangent, pulled)
-            return [None if entry is None else -entry for entry in pulled], solve.report
+            total = [None if entry is None else -entry for entry in pulled]
+            if solve.direct is not None:
+                total = list(map(add, total, solve.direct))
+            return total, solve.report
 
     def _check_bias(
         self, system: LinearSystem, cotangent: Cotangent, pulled: Sequence[Tensor | None]
