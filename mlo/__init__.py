@@ -43,6 +43,7 @@ from mlo.hypergradient import (
     engine_from,
     register_engine,
 )
+from mlo.implicit import implicit_solution
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -86,6 +87,7 @@ __all__ = [
     "available_engines",
     "darts",
     "engine_from",
+    "implicit_solution",
     "load_checkpoint",
     "once",
     "register_engine",

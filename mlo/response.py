@@ -522,6 +522,10 @@ class Reading:
             return self.values[name]
         return self._response(self.solutions[name])
 
+    def note(self, report: SolveReport) -> None:
+        """Notes how a solve went."""
+        self.reports.append(report)
+
     def of(self, item: Input) -> Tensors:
         """The tensors of one input of a solution."""
         return self.tensors(item.name) if item.solution is None else self._response(item.solution)
@@ -595,7 +599,7 @@ class _Response(torch.autograd.Function):
             if not solution.evaluation.loss.repeats:
                 call.check_repeats()
             grads, report = engine.pullback(call, cotangents)
-        ctx.reading.reports.append(report)
+        ctx.reading.note(report)
         return (None, None, *grads)
 
 
