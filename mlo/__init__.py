@@ -44,6 +44,7 @@ from mlo.hypergradient import (
     engine_from,
     register_engine,
 )
+from mlo.implicit import implicit_solution
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -88,6 +89,7 @@ __all__ = [
     "constraints",
     "darts",
     "engine_from",
+    "implicit_solution",
     "load_checkpoint",
     "once",
     "register_engine",

@@ -26,7 +26,7 @@ These things refer to each other, so they stand in one file, in this order:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -57,6 +57,7 @@ __all__ = [
     "PullbackEngine",
     "Reading",
     "RecordedStep",
+    "Residual",
     "Solution",
     "Stationary",
     "StepEngine",
@@ -348,17 +349,28 @@ class Constant(Solution):
         return ()
 
 
+Residual = Callable[[Evaluation, Tensors, dict[str, Tensors]], AbstractContextManager[Tensors]]
+"""F of a solution: (evaluation, own parameters, problem read → its tensors) → a context.
+
+The context yields parameter → entry of F, differentiable in the tensors that were given. It is left
+after the derivatives were taken, so it may hold an evaluation of the loss open (see
+`Evaluation.losses`). F is complete: an optimizer's weight decay is not added to it.
+"""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stationary(Solution):
-    """A solution of the condition F = 0 on the problem's gradient, for implicit engines.
+    """A solution of a condition F = 0, for implicit engines.
 
     Attributes:
         evaluation: the current point.
         memory: what the engine keeps from one solve to the next (warm starts): name → tensor.
+        residual: F, where it is another map than the gradient of the problem's loss.
     """
 
     evaluation: Evaluation
     memory: dict[str, Tensor] = field(default_factory=dict)
+    residual: Residual | None = None
 
     @property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -442,6 +454,11 @@ class AbstractEngine(ABC):
     def uses_second_derivatives(self) -> bool:
         """Whether it differentiates the gradient of the loss."""
         return True
+
+    @property
+    def takes_residuals(self) -> bool:
+        """Whether it differentiates any condition F = 0, not only that a gradient vanishes."""
+        return False
 
     @property
     def label(self) -> str:
@@ -555,6 +572,10 @@ class Reading:
             return self.values[name]
         return self._response(self.solutions[name])
 
+    def note(self, report: SolveReport) -> None:
+        """Notes how a solve went."""
+        self.reports.append(report)
+
     def of(self, item: Input) -> Tensors:
         """The tensors of one input of a solution."""
         return self.tensors(item.name) if item.solution is None else self._response(item.solution)
@@ -600,6 +621,16 @@ class _Response(torch.autograd.Function):
                 f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
                 "such as 'one_step' or 'direct'."
             )
+        if (
+            isinstance(solution, Stationary)
+            and solution.residual is not None
+            and not engine.takes_residuals
+        ):
+            raise EngineError(
+                f"The solution of problem {solution.name!r} is defined by another condition than "
+                f"that the gradient of its loss vanishes, which {engine.label!r} does not "
+                "differentiate. Use an engine with autograd products, such as 'gmres'."
+            )
         wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
@@ -618,7 +649,7 @@ class _Response(torch.autograd.Function):
             if not solution.evaluation.loss.repeats:
                 call.check_repeats()
             grads, report = engine.pullback(call, cotangents)
-        ctx.reading.reports.append(report)
+        ctx.reading.note(report)
         return (None, None, *grads)
 
 
@@ -773,6 +804,34 @@ class Pullback:
             parameters: own parameters, on which responses below may depend.
             inputs: tensors that stand for the inputs, flat.
         """
+        evaluation = self.solution.evaluation
+        with (
+            self._reads_at(parameters, inputs) as reads,
+            evaluation.losses(parameters, reads, players=players, shared=shared) as losses,
+        ):
+            yield losses
+
+    @property
+    def residual(self) -> Residual | None:
+        """F of the solution, where it is not the gradient of the problem's loss."""
+        return self.solution.residual if isinstance(self.solution, Stationary) else None
+
+    @contextmanager
+    def residuals(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Tensors]:
+        """Evaluates F, where it is not a loss's gradient, as `losses` does a loss; by parameter."""
+        residual, evaluation = self.residual, self.solution.evaluation
+        assert residual is not None
+        with (
+            self._reads_at(parameters, inputs) as reads,
+            residual(evaluation, parameters, reads) as found,
+        ):
+            yield found
+
+    @contextmanager
+    def _reads_at(
+        self, parameters: Tensors, inputs: Sequence[Tensor]
+    ) -> Iterator[dict[str, Tensors]]:
+        """Resolves what the loss reads: problem → its tensors, at `parameters` and `inputs`."""
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.errors import warn_user
 from mlo.hypergradient.options import number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.response import Cotangent
@@ -108,6 +109,8 @@ class IterativeEngine(Engine):
         scale = float(v.detach().norm())
         if scale == 0.0:  # q = 0 is exact, and residuals have no scale
             return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
+        if self.needs_symmetry:
+            warn_of_asymmetry(system, self.label)
         start = system.recall("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
             # Aᵀ (q0 + d) = v: the correction d solves the same system, with the residual of the
@@ -128,6 +131,34 @@ class IterativeEngine(Engine):
             curvature=outcome.curvature,
         )
         return Solve(q=operator.split(q), report=report)
+
+
+ASYMMETRY = 1e-3
+"""Relative asymmetry of A that is warned of; rounding counts ten times the root of epsilon."""
+
+
+def warn_of_asymmetry(system: LinearSystem, engine: str) -> None:
+    """Warns, once per problem, of a Jacobian that an engine wrongly takes to be symmetric.
+
+    The Jacobian of a loss's gradient is symmetric. That of another residual F need not be: it is
+    tried on two random directions, uᵀ A w = wᵀ A u.
+    """
+    call = system.call
+    checks = call.solution.evaluation.loss.checks
+    if call.residual is None or not checks.is_due("symmetry", once=True):
+        return
+    operator = FlatOperator(system, 0.0)
+    u, w = fixed_noise(operator, system, 2).T
+    au, aw = operator(u).detach(), operator(w).detach()
+    # u has entries of size 1, so uᵀ (A w) is about ‖A w‖ large.
+    difference, size = float((u @ aw - w @ au).abs()), float(au.norm() + aw.norm())
+    if difference > max(ASYMMETRY, 10.0 * torch.finfo(u.dtype).eps ** 0.5) * size:
+        warn_user(
+            f"Problem {system.problem!r}: the Jacobian A of its condition is not symmetric, which "
+            f"the engine {engine!r} needs (for two random directions uᵀAw and wᵀAu differ by "
+            f"{difference / size:.1g} of their size). Use 'gmres', 'direct' or, where its "
+            "eigenvalues have positive real parts, 'neumann'."
+        )
 
 
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:

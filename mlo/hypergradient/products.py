@@ -1,7 +1,8 @@
 """Engines of the form inverse × products, and the two kinds of products.
 
 Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and
-B = ∂F/∂x. The cotangent of the response's inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
+B = ∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.response.Residual`. Then
+only `Autograd` serves.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
 says how q is found (the inverse); its products say how Aᵀ and Bᵀ are applied. For fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
@@ -80,9 +81,9 @@ class LinearSystem(ABC):
         self._decay: Sequence[float] = ()
         if isinstance(solution, Stepped):
             self.step = solution.step
-        else:
+        elif call.residual is None:
             # The optimizer comes to rest where ∇L + decay · θ = 0, so its weight decay is part of
-            # F, and of A.
+            # F, and of A. (A residual is complete.)
             penalty = l2_penalty(problem)
             self._decay = [penalty[name] for name in self.names]
 
@@ -138,7 +139,7 @@ class LinearSystem(ABC):
 
     @abstractmethod
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        """Aᵀ u of the loss alone."""
+        """Aᵀ u of F without the optimizer's L2 penalty."""
 
     def transpose_product(self, u: Sequence[Tensor]) -> list[Tensor]:
         """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
@@ -187,7 +188,7 @@ class Autograd(Products):
 
 
 class AutogradSystem(LinearSystem):
-    """Products by backward passes through the gradient of the loss."""
+    """Products by backward passes through F: the gradient of the loss, or a residual."""
 
     def __init__(self, call: Pullback) -> None:
         super().__init__(call)
@@ -212,7 +213,13 @@ class AutogradSystem(LinearSystem):
         with torch.enable_grad():
             self._theta = call.parameter_aliases()
             self._inputs = call.input_aliases()
-            self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
+            if call.residual is None:
+                self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
+                return
+            # F as it is given: it takes the place of the players' gradients.
+            found = call.stack.enter_context(call.residuals(self._theta, self._inputs))
+            for player, members in self.players.items():
+                self._gradients[player] = {name: found[name] for name in members}
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -231,6 +238,8 @@ class AutogradSystem(LinearSystem):
         return self._vjp(self._by_player(u), list(self._theta.values()))
 
     def loss_value(self) -> Tensor:
+        if not self._losses:
+            return super().loss_value()
         return torch.stack([value.detach() for value in self._losses.values()]).sum()
 
     def input_gradient_norm(self) -> float:
@@ -360,6 +369,10 @@ class Engine(PullbackEngine):
 
     @property
     def uses_second_derivatives(self) -> bool:
+        return self.products.uses_second_derivatives
+
+    @property
+    def takes_residuals(self) -> bool:
         return self.products.uses_second_derivatives
 
     @property

@@ -128,7 +128,7 @@ class _Step(torch.autograd.Function):
         differentiate = torch.is_grad_enabled()
         with ExitStack() as stack, torch.enable_grad():
             grads = _pull_back(node, ctx.saved_tensors, wanted, cotangents, differentiate, stack)
-        node.reading.reports.append(
+        node.reading.note(
             node.solution.engine.report(node.solution.name, iterations=len(node.solution.history))
         )
         return (None, *grads)
