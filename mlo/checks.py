@@ -135,6 +135,12 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
                 "does not know of them. Use 'one_step', 'darts' or 'unroll'; a weight decay that "
                 "is learned can stand in the loss."
             )
+        if problem.after_step is not None and not engine.takes_residuals:
+            raise EngineError(
+                f"Problem {name!r} has after_step=, so its solution is a fixed point of projected "
+                f"steps, which {engine.label!r} does not differentiate. Use 'one_step', 'unroll', "
+                "or an implicit engine with autograd products, such as 'cg' or 'gmres'."
+            )
         return
 
     # From here on: engines that differentiate the optimizer's step.
@@ -172,6 +178,14 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
     if isinstance(engine, StepEngine):
         return
     for optimizer in problem.optimizers.values():
+        if problem.after_step is not None and type(optimizer) is not torch.optim.SGD:
+            warn_user(
+                f"Problem {problem.name!r}: the engine {engine.label!r} takes its solution for a "
+                "fixed point θ = P(θ − lr ∇L(θ)) with P of after_step. Where "
+                f"{type(optimizer).__name__} comes to rest that holds only if P acts on each entry "
+                "by itself and is the same at every learning rate (nonnegative, box). Use "
+                "torch.optim.SGD, or 'one_step' or 'unroll'."
+            )
         answers = [decays_outside_gradient(optimizer, group) for group in optimizer.param_groups]
         name = type(optimizer).__name__
         if True in answers:
@@ -598,17 +612,20 @@ def _after_step_error(
     nearby: float,
 ) -> float:
     """The same in a dtype, by a difference across `nearby` times the size of a parameter."""
-    theta = {k: t.detach().to(dtype).requires_grad_() for k, t in parameters.items()}
     fixed: dict[str, Tensors] = {}
     for name, tensors in reads.items():
         fixed[name] = {key: tensor.detach().to(dtype) for key, tensor in tensors.items()}
     noise = torch.Generator().manual_seed(0)
+    theta: Tensors = {}
     u: Tensors = {}
     v: Tensors = {}
-    for key, tensor in theta.items():
-        draws = torch.randn(2, *tensor.shape, generator=noise).to(tensor)
-        u[key] = draws[0] * tensor.detach().square().mean().sqrt().clamp(min=1e-6)
-        v[key] = draws[1]
+    for key, parameter in parameters.items():
+        tensor = parameter.detach().to(dtype)
+        draws = torch.randn(3, *tensor.shape, generator=noise).to(tensor)
+        size = tensor.square().mean().sqrt().clamp(min=1e-6)
+        u[key], v[key] = draws[0] * size, draws[1]
+        # Beside the point: entries often stand exactly on a bound, where no difference is right.
+        theta[key] = (tensor + BESIDE * size * draws[2]).requires_grad_()
 
     # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
     after = evaluation.after_step(dict(theta), fixed)
@@ -625,6 +642,10 @@ def _after_step_error(
     difference = (sides[0] - sides[1]) / (2.0 * nearby)
     scale = max(abs(exact), abs(difference))
     return abs(exact - difference) / scale if scale > 1e-6 else 0.0
+
+
+BESIDE = 1e-2
+"""How far from the parameters `after_step` is examined, relative to their size."""
 
 
 def _acts_around_step(optimizer: Optimizer) -> bool:

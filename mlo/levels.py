@@ -24,6 +24,7 @@ from mlo.hypergradient.first_order import FirstOrder
 from mlo.loss import LossFunction
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
+from mlo.projected_step import ProjectedStep
 from mlo.randomness import RandomState, preserved
 from mlo.response import (
     AbstractEngine,
@@ -352,6 +353,7 @@ class Levels:
             value=dict(problem.parameters),
             evaluation=evaluation,
             memory=self._history.memory[name],
+            residual=None if problem.after_step is None else ProjectedStep.of(problem),
         )
 
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
@@ -482,6 +484,7 @@ class Levels:
             values=values,
             solutions=solutions,
             dependent=graph.solutions_depending_on[name],
+            made=self._history.updates[name],
         )
 
     def batches(self, name: str) -> tuple[Any, ...]:

@@ -212,8 +212,11 @@ class LossFunction:
             )
         return value
 
-    def settings(self) -> dict[str, dict[str, Any]]:
+    def settings(self, made: int) -> dict[str, dict[str, Any]]:
         """The optimizers' settings with the tensors that the modules hold: parameter → setting.
+
+        Args:
+            made: the number of steps that the problem has made.
 
         Raises:
             ProblemError: if the problem's `settings` returned what cannot be used.
@@ -227,7 +230,8 @@ class LossFunction:
             optimizer_of |= {
                 key: optimizer for key, p in problem.parameters.items() if id(p) in members
             }
-        returned = problem.settings(**self._of_settings)
+        count = (made,) if problem.settings_take_count else ()
+        returned = problem.settings(*count, **self._of_settings)
         return resolve_settings(problem.name, returned, optimizer_of, problem.parameters)
 
     def after_step(self, parameters: Tensors) -> Tensors:

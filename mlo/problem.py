@@ -99,11 +99,13 @@ class Problem:
             part of the solution: engines differentiate it, in what it reads too. It must be made of
             differentiable operations and draw no random numbers (see `mlo.constraints`).
         settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
-            other problems' values: "lr", "weight_decay", "momentum", "dampening" of
+            other problems' values. The keys are "lr", "weight_decay", "momentum", "dampening" of
             `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a
             number or scalar tensor ("betas": a pair of them), or a dict parameter name → scalar or
-            tensor of the parameter's shape. The step is then made by the optimizer's formula, on
-            its own state. Engines that differentiate steps differentiate it in the settings too.
+            tensor of the parameter's shape. With a positional argument, `settings(made, *, other)`,
+            it is given the number of steps that the problem has made, for schedules. The step is
+            made by the optimizer's formula, on its own state. Engines that differentiate steps
+            differentiate it in the settings too.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -210,6 +212,7 @@ class Problem:
         self.loss_reads, self.ignored_defaults = found.names, found.ignored
         self.after_step_reads: tuple[str, ...] = ()
         self.settings_reads: tuple[str, ...] = ()
+        self.settings_take_count = False
         required, optional = list(found.required), list(found.optional)
         if after_step is not None:
             of_step = _reads(name, "after_step", after_step, "parameters")
@@ -217,7 +220,8 @@ class Problem:
             required, optional = [*required, *of_step.required], [*optional, *of_step.optional]
         if settings is not None:
             check_learned_settings(name, self.optimizers.values())
-            of_settings = _reads(name, "settings", settings)
+            of_settings = _reads(name, "settings", settings, "made", fewer=True)
+            self.settings_take_count = of_settings.positional == 1
             self.settings_reads = of_settings.names
             required = [*required, *of_settings.required]
             optional = [*optional, *of_settings.optional]
@@ -438,11 +442,13 @@ class _Signature(NamedTuple):
         optional: those with a default: problems that it reads if they exist.
         ignored: positional arguments that are never passed. The graph refuses those that name a
             problem.
+        positional: the number of positional arguments that are.
     """
 
     required: tuple[str, ...]
     optional: tuple[str, ...]
     ignored: tuple[str, ...]
+    positional: int
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -451,7 +457,11 @@ class _Signature(NamedTuple):
 
 
 def _reads(
-    problem: str, what: str, function: Callable[..., Any], *positional_names: str
+    problem: str,
+    what: str,
+    function: Callable[..., Any],
+    *positional_names: str,
+    fewer: bool = False,
 ) -> _Signature:
     """Which problems a function reads, from its signature.
 
@@ -460,6 +470,7 @@ def _reads(
         what: what the function is to it: "loss", "after_step" or "settings".
         function: the function.
         positional_names: what its positional arguments are.
+        fewer: whether it may take fewer of them.
 
     Raises:
         ProblemError: if it cannot be called so.
@@ -478,7 +489,7 @@ def _reads(
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]
-    if len(required) > count or (len(positional) < count and not variadic):
+    if len(required) > count or (len(positional) < count and not variadic and not fewer):
         raise ProblemError(
             f"Problem {problem!r}: its {what} takes the positional arguments "
             f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
@@ -495,10 +506,9 @@ def _reads(
         required=tuple(a.name for a in keywords if a.default is a.empty),
         optional=tuple(a.name for a in keywords if a.default is not a.empty),
         ignored=tuple(a.name for a in positional[count:]),
+        positional=count if variadic else min(len(positional), count),
     )
 
 
 def _counted(positional: int) -> str:
-    return {0: "no positional argument", 1: "one positional argument"}.get(
-        positional, "two positional arguments"
-    )
+    return {1: "one positional argument", 2: "two positional arguments"}[positional]

@@ -94,6 +94,7 @@ class Evaluation:
         solutions: problem listed earlier → its solution; also the ones that other solutions are
             conditioned on.
         dependent: the names of those solutions that are functions of the problem's own value.
+        made: the number of steps that the problem had made before.
     """
 
     loss: LossFunction
@@ -106,6 +107,7 @@ class Evaluation:
     values: dict[str, Tensors]
     solutions: dict[str, Solution]
     dependent: frozenset[str]
+    made: int = 0
 
     @contextmanager
     def losses(
@@ -173,7 +175,7 @@ class Evaluation:
         if not step.by_formula:
             return step
         with self.replayed_at({}, reads):
-            return step.with_settings(self.loss.settings())
+            return step.with_settings(self.loss.settings(self.made))
 
     def after_step(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensors:
         """What is left of the parameters after the optimizers' step (`after_step=`)."""
@@ -787,26 +789,9 @@ class Pullback:
             players: as in `Evaluation.losses`.
             shared: as in `Evaluation.losses`.
         """
-        with self.reads_at(parameters, inputs) as reads:
-            found = self.solution.evaluation.losses(
-                parameters, reads, players=players, shared=shared
-            )
-            with found as losses:
-                yield losses
-
-    @contextmanager
-    def reads_at(
-        self, parameters: Tensors, inputs: Sequence[Tensor]
-    ) -> Iterator[dict[str, Tensors]]:
-        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`.
-
-        Args:
-            parameters: own parameters, on which responses below may depend.
-            inputs: tensors that stand for the inputs, flat.
-        """
         evaluation = self.solution.evaluation
         with (
-            self._reads_at(parameters, inputs) as reads,
+            self.reads_at(parameters, inputs) as reads,
             evaluation.losses(parameters, reads, players=players, shared=shared) as losses,
         ):
             yield losses
@@ -822,16 +807,21 @@ class Pullback:
         residual, evaluation = self.residual, self.solution.evaluation
         assert residual is not None
         with (
-            self._reads_at(parameters, inputs) as reads,
+            self.reads_at(parameters, inputs) as reads,
             residual(evaluation, parameters, reads) as found,
         ):
             yield found
 
     @contextmanager
-    def _reads_at(
+    def reads_at(
         self, parameters: Tensors, inputs: Sequence[Tensor]
     ) -> Iterator[dict[str, Tensors]]:
-        """Resolves what the loss reads: problem → its tensors, at `parameters` and `inputs`."""
+        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`.
+
+        Args:
+            parameters: own parameters, on which responses below may depend.
+            inputs: tensors that stand for the inputs, flat.
+        """
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}

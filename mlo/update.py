@@ -175,7 +175,7 @@ class Updater:
             return {}
         self._step_checks.check_bare(problem)
         with evaluation.replayed_at({}, reads):
-            found = evaluation.loss.settings()
+            found = evaluation.loss.settings(evaluation.made)
         check_values(problem.name, found)
         check_schedulers(problem, found)
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from mlo.errors import warn_user
+from mlo.hypergradient.free_variables import solve_on_free_variables
 from mlo.hypergradient.options import number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
+from mlo.projected_step import ProjectedStep
 from mlo.response import Cotangent
 from mlo.sharding import sharded_like, whole
 from mlo.tensors import zeros_for_none
@@ -104,6 +106,13 @@ class IterativeEngine(Engine):
         """
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        residual = system.call.residual
+        if self.needs_symmetry and isinstance(residual, ProjectedStep):
+            return solve_on_free_variables(system, cotangent, residual, self._solve, self.label)
+        return self._solve(system, cotangent)
+
+    def _solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        """Solves the system as it is."""
         operator = FlatOperator(system, self.damping)
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
