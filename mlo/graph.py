@@ -42,7 +42,7 @@ class DependencyGraph:
 
     Raises:
         GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared
-            parameter.
+            trainable parameter.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -240,15 +240,20 @@ class DependencyGraph:
 
     def _check_shared_parameters(self) -> None:
         # By identity: a parameter that two modules hold is one tensor, which two optimizers move.
+        # One that no problem optimizes (a frozen encoder's) is a constant, which many may hold.
+        trainable: set[int] = set()
+        for problem in self.problems.values():
+            trainable.update(map(id, problem.parameters.values()))
         owner: dict[int, tuple[str, str]] = {}
         for name, problem in self.problems.items():
             for key, parameter in problem.module.named_parameters():
                 other, other_key = owner.setdefault(id(parameter), (name, key))
-                if other != name:
+                if other != name and id(parameter) in trainable:
                     raise GraphError(
                         f"Problems {other!r} and {name!r} share a parameter ({other}.{other_key} "
-                        f"is {name}.{key}). Each parameter belongs to one problem; let the loss "
-                        "read the other problem instead."
+                        f"is {name}.{key}). Each trainable parameter belongs to one problem: let "
+                        "the loss read the other problem instead, or freeze what is shared "
+                        "(requires_grad_(False)) before the problems are declared."
                     )
 
 

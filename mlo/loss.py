@@ -60,6 +60,10 @@ class LossFunction:
         problem: whose loss.
         reads: the problems that it reads, by name.
         parallel: the processes among which its batches are divided.
+
+    Attributes:
+        in_common: problem that it reads → names of what that problem's module shares with
+            the own one: buffers and frozen parameters of a module that is in both.
     """
 
     def __init__(
@@ -71,6 +75,12 @@ class LossFunction:
         self._read_modules = {name: other.module for name, other in reads.items()}
         members = {problem.name: problem.module, **self._read_modules}
         self._places = _places_of(members)
+        # Not the trainable parameters, which are in one module each.
+        own_places = {id(places) for places in self._places[problem.name].values()}
+        self.in_common: dict[str, frozenset[str]] = {}
+        for name in self.reads:
+            common = [key for key, places in self._places[name].items() if id(places) in own_places]
+            self.in_common[name] = frozenset(common)
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())

@@ -85,6 +85,20 @@ def test_a_parameter_in_two_problems_is_refused():
         graph(problem("w", module=shared), problem("x", module=shared))
 
 
+def test_a_frozen_parameter_may_be_in_two_problems():
+    frozen = Vector(torch.ones(2)).requires_grad_(False)
+    heads = [torch.nn.Sequential(frozen, torch.nn.Linear(2, 1)) for _ in range(2)]
+    assert list(graph(problem("w", module=heads[0]), problem("x", module=heads[1])).problems)
+
+
+def test_a_shared_parameter_that_was_frozen_for_one_problem_only_is_refused():
+    shared = Vector(torch.ones(2)).requires_grad_(False)
+    frozen = problem("w", module=torch.nn.Sequential(shared, torch.nn.Linear(2, 1)))
+    shared.requires_grad_(True)
+    with pytest.raises(mlo.GraphError, match=r"w\.0\.v is x\.v.*freeze what is shared"):
+        graph(frozen, problem("x", module=shared))
+
+
 def test_the_picture_shows_solutions_and_values():
     text = mlo.MultilevelOptimizer(diamond().problems).graph.to_mermaid()
     assert "w2 -->|solution| arch" in text
