@@ -17,7 +17,7 @@ LR, ROUNDS = 0.3, 4
 
 
 class Drifting(nn.Module):
-    """tanh(xW) divided by a running scale, which each pass moves as BatchNorm moves its variance."""
+    """tanh(xW) divided by a running scale, which a pass moves as BatchNorm moves its variance."""
 
     def __init__(self, weight):
         super().__init__()
