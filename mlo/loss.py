@@ -158,7 +158,11 @@ class LossFunction:
                     for registry, key in places[name]:
                         # In the registry itself, which takes any tensor; assigning the module's
                         # attribute would demand an nn.Parameter.
-                        before.append((registry, key, registry[key]))
+                        live = registry[key]
+                        before.append((registry, key, live))
+                        if isinstance(live, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+                            # So that the methods of modules take it for one (`get_parameter`).
+                            tensor._is_param = True
                         registry[key] = tensor
             if changed:
                 self._set_modes(modes or ())
