@@ -16,6 +16,7 @@ from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.lazy_rounds import LazyRounds
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
@@ -173,14 +174,22 @@ class MultilevelOptimizer:
     # ------------------------------ rounds
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Makes `steps` rounds.
+        """Makes `steps` rounds, each when its record is asked for.
 
-        Yields:
-            the record of each round, and of those that are made again after a rollback.
+        So it is for loops: `for record in optimizer.run(100): ...`, or `list(optimizer.run(100))`.
+        A call whose records nobody asks for makes nothing, and warns.
+
+        Returns:
+            An iterator over the record of each round, and of those that are made again after a
+            rollback.
         """
-        last = self.round + steps
-        while self.round < last:
-            yield self.step()
+
+        def rounds() -> Iterator[Record]:
+            last = self.round + steps
+            while self.round < last:
+                yield self.step()
+
+        return LazyRounds(rounds(), f"run(steps={steps})")
 
     def step(self) -> Record:
         """Makes one round, or the rest of one that was left: every problem is updated.
@@ -207,18 +216,22 @@ class MultilevelOptimizer:
         Args:
             rounds: number of rounds, after which the iterator ends.
 
-        Yields:
-            every update of every problem, after it was made; also the ones that are made again
-            after a rollback.
+        Returns:
+            An iterator over every update of every problem, after it was made; also the ones that
+            are made again after a rollback. An update is made when it is asked for, as in `run`.
 
         Raises:
             NonFiniteError: as `step`.
         """
-        last = self.round + rounds
-        while self.round < last:
-            update = self._advance()
-            if update is not None:
-                yield update
+
+        def updates() -> Iterator[Update]:
+            last = self.round + rounds
+            while self.round < last:
+                update = self._advance()
+                if update is not None:
+                    yield update
+
+        return LazyRounds(updates(), f"updates(rounds={rounds})")
 
     def _advance(self) -> Update | None:
         """Makes the next update, in this round or a new one; None: nobody moves in the round."""
