@@ -46,7 +46,7 @@ from mlo.hypergradient import (
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
-from mlo.records import Record, SolveReport
+from mlo.records import GradientReport, Record, SolveReport
 from mlo.update import Update
 
 __version__ = "0.1.0"
@@ -66,6 +66,7 @@ __all__ = [
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
+    "GradientReport",
     "GraphError",
     "Identity",
     "Minres",
