@@ -48,7 +48,7 @@ from mlo.implicit import implicit_solution
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
-from mlo.records import Record, SolveReport
+from mlo.records import GradientReport, Record, SolveReport
 from mlo.update import Update
 
 __version__ = "0.1.0"
@@ -68,6 +68,7 @@ __all__ = [
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
+    "GradientReport",
     "GraphError",
     "Identity",
     "Minres",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from mlo.errors import GraphError, nearest
@@ -42,7 +44,7 @@ class DependencyGraph:
 
     Raises:
         GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared
-            parameter.
+            trainable parameter.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -148,19 +150,24 @@ class DependencyGraph:
         last moves, so each problem has just moved when the next level does. With "outermost_first"
         the last level begins the round.
         """
-        names: tuple[str, ...] = ()
+        return tuple(self._round(order).updates())
+
+    def _round(self, order: Order) -> _Block:
+        """The updates of one round, as blocks that repeat."""
+        block = _Block(parts=())
         rows = self._levels()
         for row in rows:
             members = [self.problems[name] for name in row]
             most = max(problem.steps for problem in members)
+            first = order == "outermost_first" and row is rows[-1]
             # Everything below moves anew before (or, outermost first, after) each of these moves.
-            below, names = names, ()
-            for move in range(most):
-                if order == "outermost_first" and row is rows[-1]:
-                    names += tuple(p.name for p in members if move < p.steps) + below
-                else:
-                    names += below + tuple(p.name for p in members if move >= most - p.steps)
-        return names
+            # Moves of the same problems are one block.
+            moves: list[_Block] = []
+            for names, same in groupby(_movers(move, members, first) for move in range(most)):
+                parts: tuple[str | _Block, ...] = (*names, block) if first else (block, *names)
+                moves.append(_Block(parts=parts, times=len(list(same))))
+            block = _Block(parts=tuple(moves))
+        return block
 
     @property
     def outermost(self) -> tuple[str, ...]:
@@ -189,7 +196,7 @@ class DependencyGraph:
                 f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
                 f"{values}"
             )
-        rows.append(f"  order of a round: {' → '.join(self.schedule())}")
+        rows.append(f"  order of a round: {self._round('lower_first')}")
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
@@ -240,16 +247,52 @@ class DependencyGraph:
 
     def _check_shared_parameters(self) -> None:
         # By identity: a parameter that two modules hold is one tensor, which two optimizers move.
+        # One that no problem optimizes (a frozen encoder's) is a constant, which many may hold.
+        trainable: set[int] = set()
+        for problem in self.problems.values():
+            trainable.update(map(id, problem.parameters.values()))
         owner: dict[int, tuple[str, str]] = {}
         for name, problem in self.problems.items():
             for key, parameter in problem.module.named_parameters():
                 other, other_key = owner.setdefault(id(parameter), (name, key))
-                if other != name:
+                if other != name and id(parameter) in trainable:
                     raise GraphError(
                         f"Problems {other!r} and {name!r} share a parameter ({other}.{other_key} "
-                        f"is {name}.{key}). Each parameter belongs to one problem; let the loss "
-                        "read the other problem instead."
+                        f"is {name}.{key}). Each trainable parameter belongs to one problem: let "
+                        "the loss read the other problem instead, or freeze what is shared "
+                        "(requires_grad_(False)) before the problems are declared."
                     )
+
+
+def _movers(move: int, members: Sequence[Problem], first: bool) -> tuple[str, ...]:
+    """The problems of a level that take part in one of its moves: the first ones, or the last."""
+    most = max(problem.steps for problem in members)
+    remaining = move if first else most - 1 - move
+    return tuple(problem.name for problem in members if problem.steps > remaining)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """A part of a round: updates and other blocks, one after another, and how often."""
+
+    parts: tuple[str | _Block, ...]
+    times: int = 1
+
+    def updates(self) -> Iterator[str]:
+        """The names of the problems that move, one per update."""
+        for _ in range(self.times):
+            for part in self.parts:
+                if isinstance(part, str):
+                    yield part
+                else:
+                    yield from part.updates()
+
+    def __str__(self) -> str:
+        """For example "(pre ×20 → fine) ×20 → weights"."""
+        text = " → ".join(filter(None, map(str, self.parts)))
+        if self.times == 1:
+            return text
+        return f"({text}) ×{self.times}" if " → " in text else f"{text} ×{self.times}"
 
 
 def _subtitle(problem: Problem) -> str:

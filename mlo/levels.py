@@ -255,12 +255,6 @@ class Levels:
         self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
         graph = history.graph
-        # The problems on which a solution depends; it is made again after any of these has moved.
-        self._dependencies: dict[str, tuple[str, ...]] = {}
-        for name in graph.problems:
-            through = [self._dependencies[lower] for lower in graph.reads_below[name]]
-            own = {name, *graph.reads_above[name]}
-            self._dependencies[name] = tuple(sorted(own.union(*through)))
         # Walking the modules at every update would take longer than copying their buffers, so the
         # dicts that hold buffers are found once.
         self._buffers: dict[str, list[tuple[str, dict[str, Tensor | None]]]] = {}
@@ -269,6 +263,24 @@ class Levels:
             self._buffers[name] = [
                 (f"{prefix}." if prefix else "", module._buffers) for prefix, module in modules
             ]
+        # The problems on which a solution depends; it is made again after any of these has moved.
+        # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
+        self._dependencies: dict[str, tuple[str, ...]] = {}
+        for name in graph.problems:
+            through = [self._dependencies[lower] for lower in graph.reads_below[name]]
+            own: set[str] = set()
+            for seen in (name, *graph.reads_above[name]):
+                own |= self._holders_of_buffers(seen)
+            self._dependencies[name] = tuple(sorted(own.union(*through)))
+
+    def _holders_of_buffers(self, name: str) -> set[str]:
+        """The problem, and the others whose modules have a buffer of it."""
+        own = {id(registry) for _, registry in self._buffers[name]}
+        found = {name}
+        for other, registries in self._buffers.items():
+            if any(registry and id(registry) in own for _, registry in registries):
+                found.add(other)
+        return found
 
     # ------------------------------ solutions
 

@@ -62,6 +62,10 @@ class LossFunction:
         problem: whose loss.
         reads: the problems that it reads, by name.
         parallel: the processes among which its batches are divided.
+
+    Attributes:
+        in_common: problem that it reads → names of what that problem's module shares with
+            the own one: buffers and frozen parameters of a module that is in both.
     """
 
     def __init__(
@@ -77,6 +81,12 @@ class LossFunction:
         self._of_settings = {n: m for n, m in modules.items() if n in problem.settings_reads}
         members = {problem.name: problem.module, **modules}
         self._places = _places_of(members)
+        # Not the trainable parameters, which are in one module each.
+        own_places = {id(places) for places in self._places[problem.name].values()}
+        self.in_common: dict[str, frozenset[str]] = {}
+        for name in self.reads:
+            common = [key for key, places in self._places[name].items() if id(places) in own_places]
+            self.in_common[name] = frozenset(common)
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
@@ -154,7 +164,11 @@ class LossFunction:
                     for registry, key in places[name]:
                         # In the registry itself, which takes any tensor; assigning the module's
                         # attribute would demand an nn.Parameter.
-                        before.append((registry, key, registry[key]))
+                        live = registry[key]
+                        before.append((registry, key, live))
+                        if isinstance(live, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+                            # So that the methods of modules take it for one (`get_parameter`).
+                            tensor._is_param = True
                         registry[key] = tensor
             if changed:
                 self._set_modes(modes or ())

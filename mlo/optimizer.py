@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from html import escape
-from typing import Any, get_args
+from time import perf_counter
+from typing import Any, Literal, get_args, overload
 
 import torch
 
@@ -16,11 +17,12 @@ from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.lazy_rounds import LazyRounds
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.problem import Problem, Tensors
-from mlo.records import Record
+from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
 from mlo.state import load_state, state_of
 from mlo.update import Update, Updater
@@ -173,14 +175,22 @@ class MultilevelOptimizer:
     # ------------------------------ rounds
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Makes `steps` rounds.
+        """Makes `steps` rounds, each when its record is asked for.
 
-        Yields:
-            the record of each round, and of those that are made again after a rollback.
+        So it is for loops: `for record in optimizer.run(100): ...`, or `list(optimizer.run(100))`.
+        A call whose records nobody asks for makes nothing, and warns.
+
+        Returns:
+            An iterator over the record of each round, and of those that are made again after a
+            rollback.
         """
-        last = self.round + steps
-        while self.round < last:
-            yield self.step()
+
+        def rounds() -> Iterator[Record]:
+            last = self.round + steps
+            while self.round < last:
+                yield self.step()
+
+        return LazyRounds(rounds(), f"run(steps={steps})")
 
     def step(self) -> Record:
         """Makes one round, or the rest of one that was left: every problem is updated.
@@ -207,18 +217,22 @@ class MultilevelOptimizer:
         Args:
             rounds: number of rounds, after which the iterator ends.
 
-        Yields:
-            every update of every problem, after it was made; also the ones that are made again
-            after a rollback.
+        Returns:
+            An iterator over every update of every problem, after it was made; also the ones that
+            are made again after a rollback. An update is made when it is asked for, as in `run`.
 
         Raises:
             NonFiniteError: as `step`.
         """
-        last = self.round + rounds
-        while self.round < last:
-            update = self._advance()
-            if update is not None:
-                yield update
+
+        def updates() -> Iterator[Update]:
+            last = self.round + rounds
+            while self.round < last:
+                update = self._advance()
+                if update is not None:
+                    yield update
+
+        return LazyRounds(updates(), f"updates(rounds={rounds})")
 
     def _advance(self) -> Update | None:
         """Makes the next update, in this round or a new one; None: nobody moves in the round."""
@@ -282,8 +296,11 @@ class MultilevelOptimizer:
         needed: tuple[str, ...] = ()
         try:
             with self.around_update(name):
+                began = perf_counter()
                 keep_graph = self._history.graph_needed_later(name, later)
                 self._updater.update(name, self._record, keep_graph=keep_graph)
+                seconds = self._record.seconds
+                seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
             needed = later
         except NonFiniteError:
             # The data of all problems advance to the end of this round, so that streams that go
@@ -300,7 +317,19 @@ class MultilevelOptimizer:
 
     # ------------------------------ a question
 
-    def gradient(self, name: str, *, held_constant: Collection[str] = ()) -> Tensors:
+    @overload
+    def gradient(
+        self, name: str, *, held_constant: Collection[str] = (), report: Literal[False] = False
+    ) -> Tensors: ...
+
+    @overload
+    def gradient(
+        self, name: str, *, held_constant: Collection[str] = (), report: Literal[True]
+    ) -> GradientReport: ...
+
+    def gradient(
+        self, name: str, *, held_constant: Collection[str] = (), report: bool = False
+    ) -> Tensors | GradientReport:
         """Returns the total gradient of a problem's loss, and changes nothing.
 
         The gradient is taken at the current parameters and the problem's current batches: those of
@@ -312,9 +341,11 @@ class MultilevelOptimizer:
             name: the problem.
             held_constant: problems whose solutions are treated as constants. The difference from
                 the full gradient is what flows through them.
+            report: whether the reports of the solves come with it.
 
         Returns:
-            parameter name → gradient, of the parameter's shape.
+            parameter name → gradient, of the parameter's shape; with `report` a `GradientReport`
+            of this gradient and of how its solves went.
 
         Raises:
             GraphError: if there is no problem of that name.
@@ -330,7 +361,10 @@ class MultilevelOptimizer:
         levels = self._levels[name]
         with ONE_AT_A_TIME, levels.unchanged():
             batches = levels.batches(name)
-            return levels.differentiate(name, batches, held_constant=held).gradient
+            found = levels.differentiate(name, batches, held_constant=held)
+        if report:
+            return GradientReport(gradient=found.gradient, reports=tuple(found.reports))
+        return found.gradient
 
     # ------------------------------ state
 

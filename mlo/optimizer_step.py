@@ -96,10 +96,11 @@ class OptimizerStep:
 
         Args:
             problem: whose optimizers.
-            linear_state: whether to keep it also for optimizers whose step is linear in the
-                gradient, such as SGD. `gradient_coefficient` does not need it.
+            linear_state: whether to keep it also where the steps of all optimizers are linear in
+                the gradient, as SGD's is. `gradient_coefficient` does not need it.
             unused: parameters on which the loss does not depend.
         """
+        linear_state = linear_state or not all(map(_is_linear, problem.optimizers.values()))
         groups: dict[str, _ParameterState] = {}
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         for optimizer in problem.optimizers.values():
@@ -542,11 +543,16 @@ def has_differentiable_step(optimizer: Optimizer) -> bool:
     return "differentiable" in optimizer.defaults
 
 
+def _is_linear(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step is linear in the gradient."""
+    return type(optimizer) is torch.optim.SGD  # a subclass may make another step
+
+
 def _gradient_coefficient(
     optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]
 ) -> float | None:
     """See `OptimizerStep.gradient_coefficient`."""
-    if type(optimizer) is not torch.optim.SGD:  # a subclass may make another step
+    if not _is_linear(optimizer):
         return None
     momentum, rate = options["momentum"], float(options["lr"])
     # buffer' = momentum · buffer + (1 − dampening) g, and θ' = θ − rate · buffer'; with nesterov

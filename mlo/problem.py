@@ -52,8 +52,9 @@ class Problem:
     Args:
         name: a Python identifier; other losses read this problem under it.
         module: the module whose trainable parameters this problem optimizes.
-        optimizer: a `torch.optim` optimizer over exactly these parameters; for a game also a dict
-            player → optimizer.
+        optimizer: a `torch.optim` optimizer over exactly these parameters. Or several that divide
+            them: a list, or a dict name → optimizer; for a game, player → optimizer. All of them
+            step in one update, and `problem.optimizers` has them by name ("0", "1", … of a list).
         loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems
             that it reads; each is passed as the module of that problem holding the right
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
@@ -69,8 +70,9 @@ class Problem:
             `{"discriminator": 4}`. Extra moves come first, each on its own batch; then all players
             move together, and that joint move is the one engines differentiate.
         steps: updates of this problem per update of the problems above it.
-        scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each
-            update.
+        scheduler: a learning-rate scheduler, or a list or dict of several, each of which drives one
+            of the optimizers. All are stepped after each update, in order. One of players that
+            rest in a move (`player_steps`) rests too.
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
@@ -116,13 +118,13 @@ class Problem:
         name: str,
         *,
         module: nn.Module,
-        optimizer: Optimizer | Mapping[str, Optimizer],
+        optimizer: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer],
         loss: Callable[..., Any],
         data: Iterable[Any] | None = None,
         players: Mapping[str, str] | None = None,
         player_steps: Mapping[str, int] | None = None,
         steps: int = 1,
-        scheduler: LRScheduler | Mapping[str, LRScheduler] | None = None,
+        scheduler: LRScheduler | Sequence[LRScheduler] | Mapping[str, LRScheduler] | None = None,
         grad_clip: float | None = None,
         precision: str | None = None,
         accumulate: int = 1,
@@ -182,8 +184,8 @@ class Problem:
                 "which is missing. Pass solve_data= (the problem's own data will do)."
             )
         self.before_update, self.after_update = before_update, after_update
-        self.optimizers: dict[str, Optimizer] = _per_player(name, optimizer)
-        self.schedulers: dict[str, LRScheduler] = _per_player(name, scheduler)
+        self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
+        self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
         # Frozen parameters are constants, like buffers: nothing here moves or differentiates them.
         self.parameters: dict[str, nn.Parameter] = {
             key: parameter
@@ -196,7 +198,7 @@ class Problem:
                 "is nothing to optimize."
             )
         self._check_optimizers()
-        self._check_schedulers()
+        self._check_schedulers(named=isinstance(scheduler, Mapping))
 
         # A problem that is no game is a game of one player: the whole module, under its own name.
         # So derivatives are taken player by player everywhere.
@@ -283,8 +285,8 @@ class Problem:
 
         return tuple(map(movers, range(max(counts.values()), 0, -1)))
 
-    def _check_schedulers(self) -> None:
-        for scheduler in self.schedulers.values():
+    def _check_schedulers(self, *, named: bool) -> None:
+        for name, scheduler in self.schedulers.items():
             if not hasattr(scheduler, "step"):
                 raise ProblemError(
                     f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
@@ -299,8 +301,21 @@ class Problem:
                     f"Problem {self.name!r}: its scheduler drives another optimizer than the "
                     "problem's. Make the scheduler from the optimizer that is passed beside it."
                 )
+            # Names that stand for both say which belong together.
+            namesake = self.optimizers.get(name)
+            if named and None not in (driven, namesake) and driven is not namesake:
+                raise ProblemError(
+                    f"Problem {self.name!r}: its scheduler {name!r} drives another optimizer than "
+                    f"its optimizer {name!r}. Give a scheduler the name of the optimizer that it "
+                    "drives."
+                )
 
     def _check_optimizers(self) -> None:
+        if not self.optimizers:
+            raise ProblemError(
+                f"Problem {self.name!r}: no optimizer was given. Pass a torch.optim optimizer of "
+                "its module's parameters, or a list or dict of several."
+            )
         optimized: set[int] = set()
         for optimizer in self.optimizers.values():
             if not isinstance(optimizer, Optimizer):
@@ -406,10 +421,12 @@ def _players(problem: str, players: Any) -> dict[str, str]:
     return dict(players)
 
 
-def _per_player(problem: str, value: Any) -> dict[str, Any]:
-    """Player → value; one value is the only player's, or of all players together."""
+def _by_name(problem: str, value: Any) -> dict[str, Any]:
+    """Name → value: the names of a dict, numbers for a list, the problem's for a single value."""
     if value is None:
         return {}
+    if isinstance(value, (list, tuple)):
+        return {str(index): entry for index, entry in enumerate(value)}
     return dict(value) if isinstance(value, Mapping) else {problem: value}
 
 

@@ -249,10 +249,12 @@ class Evaluation:
     ) -> dict[str, Mapping[str, Tensor]]:
         """The tensors with copies of the buffers of all problems but one."""
         # Copies again, since each evaluation may change them (BatchNorm's running statistics).
+        # What others share with the one (a frozen encoder) is among its own, and stays.
         found = dict(tensors)
         for other, buffers in self.buffers.items():
             if buffers and other != but:
-                copies = {key: buffer.clone() for key, buffer in buffers.items()}
+                live = self.loss.in_common[other] if but else ()
+                copies = {key: b.clone() for key, b in buffers.items() if key not in live}
                 found[other] = {**found[other], **copies}
         return found
 

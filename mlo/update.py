@@ -359,14 +359,30 @@ class Updater:
 
 def _move_schedulers(problem: Problem, found: TotalGradient, players: tuple[str, ...]) -> None:
     """Moves the learning-rate schedulers, except those of players that rested."""
-    for player, scheduler in problem.schedulers.items():
-        if player in problem.players and player not in players:
+    for name, scheduler in problem.schedulers.items():
+        if _rests(problem, name, scheduler, players):
             continue
         if isinstance(scheduler, ReduceLROnPlateau):
-            loss = found.losses.get(player)
+            loss = found.losses.get(name)
             scheduler.step(float(sum(found.losses.values()) if loss is None else loss))
         else:
             scheduler.step()
+
+
+def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]) -> bool:
+    """Whether a scheduler belongs to players that did not move."""
+    if len(players) == len(problem.players):
+        return False
+    if name in problem.players:
+        return name not in players
+    # One of a list says by its optimizer whose it is.
+    moved: set[int] = set()
+    for player in players:
+        moved.update(id(problem.parameters[key]) for key in problem.player_parameters[player])
+    driven = getattr(scheduler, "optimizer", None)
+    groups = [] if driven is None else driven.param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    return bool(held) and not held & moved
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

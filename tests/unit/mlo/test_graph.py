@@ -85,12 +85,59 @@ def test_a_parameter_in_two_problems_is_refused():
         graph(problem("w", module=shared), problem("x", module=shared))
 
 
+def test_a_frozen_parameter_may_be_in_two_problems():
+    frozen = Vector(torch.ones(2)).requires_grad_(False)
+    heads = [torch.nn.Sequential(frozen, torch.nn.Linear(2, 1)) for _ in range(2)]
+    assert list(graph(problem("w", module=heads[0]), problem("x", module=heads[1])).problems)
+
+
+def test_a_shared_parameter_that_was_frozen_for_one_problem_only_is_refused():
+    shared = Vector(torch.ones(2)).requires_grad_(False)
+    frozen = problem("w", module=torch.nn.Sequential(shared, torch.nn.Linear(2, 1)))
+    shared.requires_grad_(True)
+    with pytest.raises(mlo.GraphError, match=r"w\.0\.v is x\.v.*freeze what is shared"):
+        graph(frozen, problem("x", module=shared))
+
+
 def test_the_picture_shows_solutions_and_values():
     text = mlo.MultilevelOptimizer(diamond().problems).graph.to_mermaid()
     assert "w2 -->|solution| arch" in text
     assert "arch -.->|value| w1" in text
     printed = str(graph(*diamond().problems))
     assert "w1 → gan → w2 → arch" in printed
+
+
+def chain(*steps):
+    """Three problems, each of which reads the one before it."""
+    names = ("pre", "fine", "top")
+    losses = [reads("top"), reads("pre"), reads("fine")]
+    triples = zip(names, losses, steps, strict=True)
+    return graph(*[problem(name, loss, steps=count) for name, loss, count in triples])
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ((20, 20, 1), "(pre ×20 → fine) ×20 → top"),
+        ((1, 20, 1), "(pre → fine) ×20 → top"),
+        ((20, 1, 1), "pre ×20 → fine → top"),
+        ((1, 1, 2), "(pre → fine → top) ×2"),
+        ((2, 2, 2), "((pre ×2 → fine) ×2 → top) ×2"),
+    ],
+    ids=str,
+)
+def test_the_order_of_a_round_is_printed_as_nested_blocks(steps, text):
+    g = chain(*steps)
+    assert str(g).splitlines()[-1] == f"  order of a round: {text}"
+    times = steps[2], steps[1] * steps[2], steps[0] * steps[1] * steps[2]
+    assert tuple(map(g.schedule().count, ("top", "fine", "pre"))) == times
+    assert len(str(g)) < 400
+
+
+def test_a_problem_that_joins_later_begins_a_block():
+    g = graph(problem("a", steps=3), problem("b"), problem("x", reads("a", "b"), steps=2))
+    assert str(g).endswith("order of a round: (a ×2 → a → b → x) ×2")
+    assert g.schedule("outermost_first") == ("x", "a", "a", "a", "b") * 2
 
 
 def test_dependence_passes_through_solutions():

@@ -67,6 +67,51 @@ def test_gradient_between_rounds_does_not_change_the_run():
     assert lines(found) == expected
 
 
+def test_a_gradient_with_its_report_names_every_solve():
+    optimizer = mlo.MultilevelOptimizer(diamond().problems, {"default": "cg", "gan": "neumann"})
+    optimizer.step()
+    before = snapshot(optimizer)
+    found = optimizer.gradient("arch", report=True)
+    assert isinstance(found, mlo.GradientReport)
+    assert identical(found.gradient, optimizer.gradient("arch"))
+    solves = {report.problem: (report.engine, report.converged) for report in found.reports}
+    assert solves == {"w2": ("cg", True), "w1": ("cg", True), "gan": ("neumann", True)}
+    assert len(found.reports) == 3 and all(report.iterations > 0 for report in found.reports)
+    assert identical(snapshot(optimizer), before)
+
+
+def test_a_report_of_a_gradient_without_solves_is_empty():
+    optimizer = mlo.MultilevelOptimizer(bilevel_quadratic().problems, "cg")
+    assert optimizer.gradient("w", report=True).reports == ()
+    assert optimizer.gradient("x", held_constant="w", report=True).reports == ()
+
+
+def test_a_record_has_the_time_of_each_problem(monkeypatch):
+    """The clock advances by a second whenever a loss is evaluated."""
+    now = [0.0]
+    monkeypatch.setattr("mlo.optimizer.perf_counter", lambda: now[0])
+    w, x = Vector(torch.ones(2)), Vector(torch.ones(2))
+
+    def w_loss(w, _, *, x):
+        now[0] += 1.0
+        return ((w.v - x.v) ** 2).sum()
+
+    def x_loss(x, _, *, w):
+        now[0] += 1.0
+        return (w.v * x.v).sum()
+
+    sgd = torch.optim.SGD
+    problems = [
+        mlo.Problem("w", module=w, optimizer=sgd(w.parameters(), lr=0.1), loss=w_loss, steps=3),
+        mlo.Problem("x", module=x, optimizer=sgd(x.parameters(), lr=0.1), loss=x_loss),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "first_order")
+    record = optimizer.step()
+    assert record.seconds == {"w": 3.0, "x": 1.0}
+    assert optimizer.step().seconds == {"w": 3.0, "x": 1.0}
+    assert list(record.losses) == ["w", "x"]
+
+
 def test_gradient_before_the_first_round():
     """Gradient before the first round is that of the first update."""
     closed = bilevel_quadratic()
