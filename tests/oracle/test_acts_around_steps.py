@@ -133,7 +133,7 @@ def assert_equal(found, expected, tolerance=1e-12):
 
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_unroll_differentiates_all_that_acts_around_steps(kind, around):
+def test_unroll_differentiates_whole_steps(kind, around):
     w, _, optimizer = make(kind, mlo.Unroll(steps=5), around, steps=5)
     optimizer.step()
     expected_w, expected = naive(kind, around, 5, 5)
@@ -153,7 +153,7 @@ ENGINES = {
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_one_step_differentiates_the_whole_last_step(kind, around, engine, order, clip):
+def test_one_step_differentiates_the_whole_step(kind, around, engine, order, clip):
     choice, tolerance = ENGINES[engine]
     _, _, optimizer = make(kind, choice, around, clip=clip, order=order)
     for _ in range(2 if order == "outermost_first" else 3):
@@ -205,7 +205,7 @@ def three_levels(engine):
     return mlo.MultilevelOptimizer([lowest, middle, top], engine)
 
 
-def test_responses_with_steps_around_them_are_differentiated_twice():
+def test_projected_responses_are_differentiated_twice():
     """Looking one step ahead from a fresh state: the nested program in plain autograd."""
     x = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     m = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
@@ -279,7 +279,7 @@ def test_a_games_joint_step_is_projected():
     torch.testing.assert_close(optimizer.gradient("x")["v"], expected, atol=1e-12, rtol=0)
 
 
-def test_what_follows_the_step_may_read_the_solution_of_a_problem_below():
+def test_after_step_may_read_a_lower_solution():
     """The gradient then goes through that solution too."""
     low, w, x = (
         Vector(torch.tensor(t, dtype=torch.float64)) for t in ([0.4, 0.2], [1.0, -2.0], [0.5, 0.6])
@@ -409,7 +409,7 @@ def clamp_in_place_without_gradient(p):
     return p
 
 
-def test_a_projection_without_a_derivative_is_refused():
+def test_a_detached_projection_is_refused():
     refused(clamp_without_gradient, "derivative of its after_step is off")
     refused(clamp_in_place_without_gradient, "derivative of its after_step is off")
     refused(lambda p: {"v": p["v"].data.clamp(min=0.0)}, "derivative of its after_step is off")
@@ -432,16 +432,16 @@ def test_what_it_reads_must_be_named():
     refused(lambda p, batch: p, "one positional argument")
 
 
-def test_a_plain_step_leaves_no_room_for_either():
+def test_a_plain_step_refuses_both():
     refused(constraints.nonnegative, "plain=True", engine={"name": "one_step", "plain": True})
 
 
-def test_settings_are_refused_where_no_step_is_differentiated():
+def test_implicit_engines_refuse_settings():
     with pytest.raises(mlo.EngineError, match="settings="):
         make("SGD", "cg", "settings")
 
 
-def test_a_projection_of_one_parameter_in_float32_with_a_float32_buffer_works():
+def test_a_projection_may_insist_on_its_dtype():
     """The check of the derivative falls back to the dtype that the function insists on."""
     mask = torch.eye(2)
     w, x = Vector(torch.tensor([0.5, -0.5])), Vector(torch.tensor([0.1]))

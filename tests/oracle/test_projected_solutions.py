@@ -90,7 +90,7 @@ CURVED = {"ball with a radius of x": lambda p, x: {"v": constraints.l2_ball(p["v
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("projection", PROJECTIONS)
-def test_every_engine_gives_the_derivative_of_the_projected_solution(projection, engine):
+def test_engines_differentiate_projected_solutions(projection, engine):
     project = PROJECTIONS[projection]
     w, x, optimizer = quadratic(lambda p, *, x: project(p, x), ENGINES[engine])
     optimizer.step()
@@ -105,7 +105,7 @@ def test_every_engine_gives_the_derivative_of_the_projected_solution(projection,
 
 @pytest.mark.parametrize("engine", ["gmres", "direct", "neumann"])
 @pytest.mark.parametrize("projection", CURVED)
-def test_a_curved_set_is_served_by_engines_without_symmetry(projection, engine):
+def test_a_curved_set_needs_no_symmetry(projection, engine):
     project = CURVED[projection]
     _, x, optimizer = quadratic(lambda p, *, x: project(p, x), ENGINES[engine])
     optimizer.step()
@@ -114,7 +114,7 @@ def test_a_curved_set_is_served_by_engines_without_symmetry(projection, engine):
 
 
 @pytest.mark.parametrize("engine", ["cg", "minres", "nystrom"])
-def test_a_curved_set_is_refused_by_engines_that_need_symmetry(engine):
+def test_symmetric_engines_refuse_a_curved_set(engine):
     project = CURVED["ball with a radius of x"]
     _, _, optimizer = quadratic(lambda p, *, x: project(p, x), engine, steps=50)
     with pytest.raises(mlo.EngineError, match="no orthogonal projector: use 'gmres'"):
@@ -122,7 +122,7 @@ def test_a_curved_set_is_refused_by_engines_that_need_symmetry(engine):
 
 
 @pytest.mark.parametrize("engine", ["cg", "gmres"])
-def test_weight_decay_and_momentum_of_the_optimizer_are_part_of_the_condition(engine):
+def test_the_condition_has_the_weight_decay(engine):
     project = PROJECTIONS["nonnegative"]
     w, x, optimizer = quadratic(
         lambda p, *, x: project(p, x), ENGINES[engine], decay=0.3, momentum=0.5
@@ -182,7 +182,7 @@ def test_a_projected_solution_is_differentiated_twice():
     assert relative_error(optimizer.gradient("z")["v"], expected) < 1e-8
 
 
-def test_lasso_and_elastic_net_on_diabetes_follow_scikit_learn_solved_again():
+def test_elastic_net_follows_scikit_learn():
     """The penalties as upper variables; 442 examples, 10 features, an active set of some."""
     data = load_diabetes()
     x = torch.tensor(data.data * 20, dtype=torch.float64)
@@ -305,7 +305,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("engine", ["cg", "gmres"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_projected_descent_finds_the_published_solution(name, engine):
+def test_descent_finds_published_solutions(name, engine):
     case = PUBLISHED[name]
     x, y = (Vector(torch.tensor(t, dtype=torch.float64)) for t in (case.start, case.y))
     low, high = (torch.tensor(t, dtype=torch.float64) for t in case.box)
@@ -337,7 +337,7 @@ def test_projected_descent_finds_the_published_solution(name, engine):
 
 
 @pytest.mark.parametrize("engine", ["penalty", {"name": "cg", "products": "finite_difference"}])
-def test_engines_that_evaluate_a_loss_only_are_refused(engine):
+def test_engines_without_residuals_are_refused(engine):
     with pytest.raises(mlo.EngineError, match="fixed point of projected steps"):
         quadratic(lambda p: constraints.nonnegative(p), engine)
 
@@ -368,7 +368,7 @@ def test_another_optimizer_than_sgd_is_warned_of():
         mlo.MultilevelOptimizer([lower, upper], "gmres")
 
 
-def test_maximizing_with_a_projection_changes_the_sign_of_the_rate():
+def test_maximizing_changes_the_sign_of_the_rate():
     """max −½ wᵀHw + wᵀBx in w ≥ 0 is the minimum of the negative loss."""
     w, x = Vector(torch.full((4,), 0.2).double()), Vector(torch.tensor([0.9, 0.4]).double())
     lower = mlo.Problem(

@@ -104,7 +104,7 @@ def test_both_derivatives_are_those_of_the_value(name):
         (lambda x: constraints.l2_ball(x, 1.0), [0.0, 0.0], [1.0, 1.0]),
     ],
 )
-def test_at_a_kink_the_derivative_is_that_of_the_constrained_side(function, x, expected):
+def test_at_a_kink_the_constrained_side_counts(function, x, expected):
     x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     jacobian = torch.autograd.functional.jacobian(function, x)
     assert jacobian.diagonal().tolist() == expected

@@ -57,7 +57,7 @@ def test_a_step_by_formula_is_the_optimizers_own(kind, options, dtype):
             torch.testing.assert_close(mine["state"][index][key], value, atol=1e-6, rtol=1e-6)
 
 
-def test_a_run_goes_on_in_plain_torch_from_the_state_of_learned_settings():
+def test_plain_torch_loads_the_state():
     learned, declared = problem(torch.optim.AdamW, {}, lambda: {"lr": 0.02, "betas": (0.8, 0.99)})
     optimizer = mlo.MultilevelOptimizer([declared])
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_each_parameter_may_have_a_tensor_of_its_shape():
     assert declared.optimizers["w"].param_groups[0]["lr"] == 0.05  # no number says it
 
 
-def test_parameters_that_are_not_named_keep_the_optimizers_setting():
+def test_unnamed_parameters_keep_their_setting():
     a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     module = torch.nn.ParameterDict({"a": a, "b": b})
     declared = mlo.Problem(
@@ -164,7 +164,7 @@ def test_hooks_around_a_step_by_formula_are_refused():
         mlo.MultilevelOptimizer([declared]).step()
 
 
-def test_a_setting_that_a_scheduler_sets_too_is_refused():
+def test_a_setting_of_a_scheduler_is_refused():
     w = Vector(torch.ones(2))
     optimizer = torch.optim.SGD(w.parameters(), lr=0.1)
     declared = mlo.Problem(
@@ -180,7 +180,7 @@ def test_a_setting_that_a_scheduler_sets_too_is_refused():
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_scheduler_beside_another_learned_setting_works_without_a_warning():
+def test_a_scheduler_may_set_something_else():
     w = Vector(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD(w.parameters(), lr=0.5)
     declared = mlo.Problem(
@@ -196,3 +196,34 @@ def test_a_scheduler_beside_another_learned_setting_works_without_a_warning():
     steps.step()
     # 1 − 0.5 (1 + 1) = 0, then 0 − 0.05 (1 + 0)
     torch.testing.assert_close(w.v.detach(), torch.tensor([-0.05], dtype=torch.float64))
+
+
+def test_settings_may_depend_on_the_number_of_steps_made():
+    seen = []
+
+    def settings(made):
+        seen.append(made)
+        return {"lr": [0.5, 0.25][made % 2]}
+
+    w = Vector(torch.zeros(1))
+    declared = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=1.0),
+        loss=lambda w, _: w.v.sum(),
+        settings=settings,
+    )
+    optimizer = mlo.MultilevelOptimizer([declared])
+    for _ in range(3):
+        optimizer.step()
+    assert w.v.item() == -1.25
+    assert seen == [0, 1, 2]
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert seen[-1] == 3
+
+
+def test_settings_with_two_positional_arguments_are_refused():
+    with pytest.raises(mlo.ProblemError, match=r"called as settings\(made, \*, other"):
+        problem(torch.optim.SGD, {}, lambda made, batch: {"lr": 0.1})
