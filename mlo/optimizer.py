@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines
+from mlo.checks import check_engines, check_restarts
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
 from mlo.graph import DependencyGraph, Order
@@ -24,6 +24,7 @@ from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.problem import Problem, Tensors
 from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
+from mlo.restart import starts_of
 from mlo.state import load_state, state_of
 from mlo.update import Update, Updater
 
@@ -91,7 +92,9 @@ class MultilevelOptimizer:
         self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
         looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         self.parallel = data_parallel(distributed)
+        starts = starts_of(self.graph.problems)
         check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
+        check_restarts(self.graph, self.engines, starts, looks_ahead=looks_ahead)
         self._start_processes()
         for problem in self.problems.values():
             if problem.compile:
@@ -103,7 +106,9 @@ class MultilevelOptimizer:
             reads = {read: self.problems[read] for read in self.graph.reads[name]}
             losses[name] = LossFunction(problem, reads, self.parallel)
         streams = {name: BatchStream(p.data, name) for name, p in self.problems.items()}
-        self._history = History(self.graph, self.engines, losses, streams, looks_ahead=looks_ahead)
+        self._history = History(
+            self.graph, self.engines, losses, streams, starts=starts, looks_ahead=looks_ahead
+        )
 
         # Each problem sees the solutions below it through one of two views.
         self._now, self._ahead = Levels(self._history), Levels(self._history, ahead=True)
@@ -297,6 +302,8 @@ class MultilevelOptimizer:
         try:
             with self.around_update(name):
                 began = perf_counter()
+                if self._begins_block(name, later):
+                    self._history.restart(name)
                 keep_graph = self._history.graph_needed_later(name, later)
                 self._updater.update(name, self._record, keep_graph=keep_graph)
                 seconds = self._record.seconds
@@ -310,6 +317,15 @@ class MultilevelOptimizer:
             raise
         finally:
             self._history.release_graphs(needed)
+
+    def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
+        """Whether an update, with those `later` in the round, is one that begins a restart."""
+        # By its place in the round, which a saved state holds and a skipped update does not move.
+        if name not in self._history.starts:
+            return False
+        moving = self._moving()
+        made = moving[: len(moving) - len(later) - 1].count(name)
+        return made % self.problems[name].steps == 0
 
     def _forget_solutions(self) -> None:
         self._now.forget()
@@ -400,7 +416,8 @@ class MultilevelOptimizer:
         self._snapshot, self._rollbacks = None, 0
         for name, problem in self.problems.items():
             engine = self._history.step_engine(name)
-            if engine is not None and engine.recorded_steps > problem.steps:
+            begins_anew = name in self._history.starts
+            if engine is not None and engine.recorded_steps > problem.steps and not begins_anew:
                 _warn_of_few_steps(problem, engine)
 
     def roll_back(self, state: Mapping[str, Any]) -> None:

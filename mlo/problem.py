@@ -34,6 +34,7 @@ READ_ONCE = frozenset(
         "players",
         "player_parameters",
         "player_moves",
+        "restart_from",
         "parameters",
         "is_game",
         "reads",
@@ -108,6 +109,13 @@ class Problem:
             it is given the number of steps that the problem has made, for schedules. The step is
             made by the optimizer's formula, on its own state. Engines that differentiate steps
             differentiate it in the settings too.
+        restart_from: a problem listed later, or a submodule of its module: "init", "init.head".
+            Each block of `steps` updates begins at the values of its parameters of the same names,
+            with fresh optimizers (schedulers go on). A parameter with one more dimension in front
+            begins at copies of the value: many tasks in one problem. The solution is then a
+            function of that value, in which `unroll` over all steps and `one_step` (where steps=1)
+            are exact. `first_order` passes the gradient on unchanged. For implicit engines the
+            loss itself must read the problem, since the solution of a condition forgets its start.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -137,6 +145,7 @@ class Problem:
         after_update: Callable[[Problem], None] | None = None,
         after_step: Callable[..., Mapping[str, Tensor]] | None = None,
         settings: Callable[..., Mapping[str, Any]] | None = None,
+        restart_from: str | None = None,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -208,7 +217,7 @@ class Problem:
         self.player_moves = self._player_moves(player_steps or {})
 
         # A solution depends on all that the three functions read, each of which is called with the
-        # problems that it names.
+        # problems that it names, and on where it begins.
         self.after_step, self.settings = after_step, settings
         found = _reads(name, "loss", loss, "module", "batch")
         self.loss_reads, self.ignored_defaults = found.names, found.ignored
@@ -227,6 +236,9 @@ class Problem:
             self.settings_reads = of_settings.names
             required = [*required, *of_settings.required]
             optional = [*optional, *of_settings.optional]
+        self.restart_from = _restart_source(name, restart_from)
+        if self.restart_from is not None:
+            required.append(self.restart_from.partition(".")[0])
         self.reads = tuple(dict.fromkeys(required))
         self.optional_reads = tuple(n for n in dict.fromkeys(optional) if n not in self.reads)
 
@@ -428,6 +440,15 @@ def _by_name(problem: str, value: Any) -> dict[str, Any]:
     if isinstance(value, (list, tuple)):
         return {str(index): entry for index, entry in enumerate(value)}
     return dict(value) if isinstance(value, Mapping) else {problem: value}
+
+
+def _restart_source(problem: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value.partition(".")[0].isidentifier()):
+        return value
+    raise ProblemError(
+        f"Problem {problem!r}: restart_from must be the name of a problem that is listed later, or "
+        f"of a submodule of it, such as 'init' or 'init.head', got {value!r}."
+    )
 
 
 def _check_data(problem: str, data: Any) -> None:

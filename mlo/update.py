@@ -278,6 +278,7 @@ class Updater:
             return
         if problem.name not in self._history.differentiated:
             problem.after_update(problem)
+            self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
         before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
