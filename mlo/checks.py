@@ -108,6 +108,14 @@ def check_engines(
             _warn_of_inexact(problem, engine)
             _check_inner_responses(graph, engines, name)
             _check_kept_graph(graph, engines, name, parallel)
+            if problem.accumulate_solves > 1:
+                raise EngineError(
+                    f"Problem {name!r} moves by the mean of its gradients over "
+                    f"{problem.accumulate_solves} solves of the problems below it, of which only "
+                    f"the last is at hand when {engine.label!r} differentiates its solution. Drop "
+                    "accumulate_solves=, solve all tasks in one problem, or give "
+                    f"{name!r} the engine 'first_order'."
+                )
         _check_sharding(graph, engines, name, parallel)
     _check_look_ahead(graph, engines, looks_ahead)
 
@@ -313,6 +321,7 @@ def check_restarts(
     Raises:
         EngineError: naming the problem and an engine that keeps it.
     """
+    differentiated = differentiated_starts(graph, engines, starts)
     for name, start in starts.items():
         problem, engine = graph.problems[name], engines[name]
         if isinstance(engine, (FirstOrder, StepEngine)):
@@ -323,7 +332,7 @@ def check_restarts(
                         f"the solution of {name!r}, which begins anew at the value of "
                         f"{start.problem!r}. Use order='lower_first', or an implicit engine."
                     )
-        if name in differentiated_starts(graph, engines, starts):
+        if name in differentiated:
             _check_start(problem, engine, start)
 
 

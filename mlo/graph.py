@@ -145,12 +145,13 @@ class DependencyGraph:
     def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
         """Returns the order of the updates in one round, each problem as often as it moves.
 
-        A problem with `steps=K` moves K times per move of those above it. Problems move level by
-        level (a level is the longest chain of responses in a gradient), and in listed order within
-        one. A level moves as often as its most frequent problem. The less frequent ones join in its
-        last moves, so each problem has just moved when the next level does. Of one level, problems
-        that restart from the value of another move after it. With "outermost_first" the last level
-        begins the round.
+        A problem with `steps=K` moves K times per move of those above it. One with
+        `accumulate_solves=N` stands there N times per move, as if it moved each time. Problems move
+        level by level (a level is the longest chain of responses in a gradient), and in listed
+        order within one. A level moves as often as its most frequent problem. The less frequent
+        ones join in its last moves, so each problem has just moved when the next level does. Of one
+        level, problems that restart from the value of another move after it. With "outermost_first"
+        the last level begins the round.
         """
         return tuple(self._round(order).updates())
 
@@ -170,7 +171,7 @@ class DependencyGraph:
         # Everything below moves anew before (or, outermost first, after) each of these moves. Moves
         # of the same problems are one block.
         members = [self.problems[name] for name in names]
-        most = max(problem.steps for problem in members)
+        most = max(problem.turns for problem in members)
         moves: list[_Block] = []
         for movers, same in groupby(_movers(move, members, first) for move in range(most)):
             parts: tuple[str | _Block, ...] = (*movers, below) if first else (below, *movers)
@@ -304,9 +305,9 @@ class DependencyGraph:
 
 def _movers(move: int, members: Sequence[Problem], first: bool) -> tuple[str, ...]:
     """The problems of a level that take part in one of its moves: the first ones, or the last."""
-    most = max(problem.steps for problem in members)
+    most = max(problem.turns for problem in members)
     remaining = move if first else most - 1 - move
-    return tuple(problem.name for problem in members if problem.steps > remaining)
+    return tuple(problem.name for problem in members if problem.turns > remaining)
 
 
 @dataclass(frozen=True, kw_only=True)

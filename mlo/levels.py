@@ -41,6 +41,7 @@ from mlo.response import (
     total_gradient,
 )
 from mlo.restart import Start
+from mlo.solve_sums import SolveSums
 from mlo.tensors import versions_of
 
 __all__ = ["History", "Levels", "restore_buffers"]
@@ -70,6 +71,7 @@ class History:
         solve_streams: problem → batches of its solves, where they have data of their own.
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
+        sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose steps before a state was loaded are missing in their solutions.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
@@ -94,7 +96,7 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
-        self._starts_count = differentiated_starts(graph, engines, self.starts)
+        self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
         self.restarts = dict.fromkeys(self.starts, 0)
@@ -102,6 +104,7 @@ class History:
         self.last: dict[str, Evaluation] = {}
         self.stepped: dict[str, Stepped] = {}
         self.graphs: list[tuple[str, GradientGraph]] = []
+        self.sums: dict[str, SolveSums] = {}
         self.resumed: set[str] = set()
         self._ends: dict[str, End] = {}
         # The problems whose parameters, and recorded steps, stem from their starts.
@@ -204,7 +207,7 @@ class History:
         """
         # By the versions of the tensors, which every change in place raises.
         stepped = self.stepped.get(name)
-        if stepped is not None and stepped.start is None and name in self._starts_count:
+        if stepped is not None and stepped.start is None and name in self._from_starts:
             self.start_of(name)  # which says that the chain of its steps was broken
         if stepped is None or self._places.get(name) == _places_of(self.graph.problems[name]):
             return stepped

@@ -240,7 +240,7 @@ class MultilevelOptimizer:
         return LazyRounds(updates(), f"updates(rounds={rounds})")
 
     def _advance(self) -> Update | None:
-        """Makes the next update, in this round or a new one; None: nobody moves in the round."""
+        """Makes the next update, in this round or a new one; None: nobody has moved in it."""
         if torch.is_inference_mode_enabled():
             raise ProblemError(
                 "A round cannot run under torch.inference_mode(), where nothing has a gradient."
@@ -269,10 +269,13 @@ class MultilevelOptimizer:
                 continue
 
             # The round is advanced before the caller sees the update, which may save a state.
+            moves = self._moves(name, tuple(later))
             self._waiting = tuple(later)
             number = self.round + 1
             if ends_round:
                 self._end_round()
+            if not moves:
+                return None
             return Update(problem=name, round=number, record=record, ends_round=ends_round)
 
     def _begin_round(self) -> None:
@@ -285,6 +288,7 @@ class MultilevelOptimizer:
             self._forget_solutions()
         for loss in self._history.losses.values():
             loss.check_unedited()
+        self._history.sums.clear()  # of a round that a failure has ended
         self._record = Record(round=self.round + 1)
         self._waiting = self._moving()
 
@@ -304,8 +308,12 @@ class MultilevelOptimizer:
                 began = perf_counter()
                 if self._begins_block(name, later):
                     self._history.restart(name)
-                keep_graph = self._history.graph_needed_later(name, later)
-                self._updater.update(name, self._record, keep_graph=keep_graph)
+                self._updater.update(
+                    name,
+                    self._record,
+                    keep_graph=self._history.graph_needed_later(name, later),
+                    moves=self._moves(name, later),
+                )
                 seconds = self._record.seconds
                 seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
             needed = later
@@ -318,14 +326,22 @@ class MultilevelOptimizer:
         finally:
             self._history.release_graphs(needed)
 
+    def _turn(self, name: str, later: tuple[str, ...]) -> int:
+        """Which turn of a problem in the round it is, from 0, with those `later` still to come."""
+        # By the place in the round, which a saved state holds and a skipped update does not move.
+        moving = self._moving()
+        return moving[: len(moving) - len(later) - 1].count(name)
+
     def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
-        """Whether an update, with those `later` in the round, is one that begins a restart."""
-        # By its place in the round, which a saved state holds and a skipped update does not move.
+        """Whether the problem begins anew with this turn."""
         if name not in self._history.starts:
             return False
-        moving = self._moving()
-        made = moving[: len(moving) - len(later) - 1].count(name)
-        return made % self.problems[name].steps == 0
+        return self._turn(name, later) % self.problems[name].turns == 0
+
+    def _moves(self, name: str, later: tuple[str, ...]) -> bool:
+        """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
+        solves = self.problems[name].accumulate_solves
+        return solves == 1 or (self._turn(name, later) + 1) % solves == 0
 
     def _forget_solutions(self) -> None:
         self._now.forget()

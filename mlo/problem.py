@@ -30,6 +30,7 @@ READ_ONCE = frozenset(
         "module",
         "data",
         "steps",
+        "accumulate_solves",
         "solve_data",
         "players",
         "player_parameters",
@@ -77,6 +78,9 @@ class Problem:
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
+        accumulate_solves: number of solves of the problems below it (of other tasks, say) whose
+            gradients are averaged in one update. A round makes all updates below and takes one
+            gradient, so many times; the last time the problem moves.
         warmup_steps: number of rounds, from the start, in which this problem is not updated.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
             modules have no double backward, so the problem then needs an engine with
@@ -146,6 +150,7 @@ class Problem:
         after_step: Callable[..., Mapping[str, Tensor]] | None = None,
         settings: Callable[..., Mapping[str, Any]] | None = None,
         restart_from: str | None = None,
+        accumulate_solves: int = 1,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -171,6 +176,7 @@ class Problem:
         self.data = data
         self.steps = _at_least(name, "steps", steps, 1)
         self.accumulate = _at_least(name, "accumulate", accumulate, 1)
+        self.accumulate_solves = _at_least(name, "accumulate_solves", accumulate_solves, 1)
         self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
         if grad_clip is not None and (isinstance(grad_clip, str) or not grad_clip > 0):
             raise ProblemError(
@@ -215,6 +221,11 @@ class Problem:
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.player_moves = self._player_moves(player_steps or {})
+        if self.accumulate_solves > 1 and len(self.player_moves) > 1:
+            raise ProblemError(
+                f"Problem {name!r}: accumulate_solves averages the gradient of one move, and with "
+                "player_steps an update has several. Drop one of the two."
+            )
 
         # A solution depends on all that the three functions read, each of which is called with the
         # problems that it names, and on where it begins.
@@ -262,6 +273,11 @@ class Problem:
         if data is None:
             data, used = self.data, self.accumulate
         return data is None or (isinstance(data, Sized) and len(data) <= used)
+
+    @property
+    def turns(self) -> int:
+        """How often the problem takes its turn in a round per update of those above it."""
+        return self.steps * self.accumulate_solves
 
     @property
     def device(self) -> torch.device:

@@ -14,6 +14,7 @@ from mlo.levels import History
 from mlo.problem import Problem
 from mlo.randomness import RandomState
 from mlo.sharding import is_sharded
+from mlo.solve_sums import SolveSums
 
 __all__ = ["load_state", "state_of"]
 
@@ -51,6 +52,8 @@ def state_of(
             "skips_in_a_row": skips_in_a_row[name],
             "memory": _copied(history.memory[name]),
         }
+        if name in history.sums:
+            saved[name]["solves"] = _copied(history.sums[name].state_dict())
         if name in history.solve_streams:
             saved[name]["solve_data"] = history.solve_streams[name].state_dict()
     return {
@@ -107,7 +110,10 @@ def load_state(
         _check(problem, saved[name])
 
     _load_all(history, saved)
+    history.sums.clear()
     for name, problem in problems.items():
+        if "solves" in saved[name]:
+            history.sums[name] = SolveSums.from_state_dict(saved[name]["solves"], problem.device)
         if position:
             history.streams[name].load_state_dict(saved[name]["data"])
             if name in history.solve_streams and "solve_data" in saved[name]:
