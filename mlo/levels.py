@@ -64,7 +64,6 @@ class History:
     Attributes:
         round: number of rounds that were made.
         updates: problem → how often it moved.
-        restarts: problem → how often it began anew.
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
         last: problem → the evaluation that its last update was made with.
@@ -99,7 +98,6 @@ class History:
         self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
-        self.restarts = dict.fromkeys(self.starts, 0)
         self.memory: dict[str, dict[str, Tensor]] = {name: {} for name in graph.problems}
         self.last: dict[str, Evaluation] = {}
         self.stepped: dict[str, Stepped] = {}
@@ -127,7 +125,6 @@ class History:
     def restart(self, name: str) -> None:
         """Lets a problem begin anew (`restart_from`), and with it the chain of its steps."""
         self.starts[name].put(self.graph.problems[name])
-        self.restarts[name] += 1
         self._begun.add(name)
         for kept in (self.stepped, self._ends):
             kept.pop(name, None)
@@ -352,12 +349,7 @@ class Levels:
                     history.tell_of_missing_steps(name, stepped)
                 return stepped
         # Any other solution is made once, and again only after something that it depends on moved.
-        depends = self._dependencies[name]
-        stamp = (
-            int(rests),
-            *[history.updates[other] for other in depends],
-            *[history.restarts[other] for other in depends if other in history.starts],
-        )
+        stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             solution: Solution

@@ -36,7 +36,7 @@ MOMENTUM = partial(torch.optim.SGD, lr=LR, momentum=0.9)
 
 @pytest.mark.parametrize("pull", [0.0, 0.3])
 @pytest.mark.parametrize("recorded", [3, 5])
-def test_unrolled_steps_of_adam_are_differentiated_in_where_they_began(pull, recorded):
+def test_unrolled_steps_of_adam_know_where_they_began(pull, recorded):
     optimizer, init, _ = bilevel(mlo.Unroll(steps=recorded), steps=3, make=ADAM, pull=pull)
     check(optimizer, init, partial(adam_steps, count=3), pull=pull)
 
@@ -71,12 +71,12 @@ def test_finite_differences_know_where_a_step_began(pull):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_first_order_maml_takes_the_gradient_at_the_adapted_weights(steps):
+def test_first_order_maml_is_the_gradient_at_adapted_weights(steps):
     optimizer, init, _ = bilevel("first_order", steps=steps, make=ADAM)
     check(optimizer, init, partial(adam_steps, count=steps, first_order=True))
 
 
-def test_implicit_maml_forgets_the_start_and_reads_the_proximal_term():
+def test_implicit_maml_reads_the_proximal_term():
     # Quadratic, so that the solution is exact: θ* = (A + λ)⁻¹ (b + λ x).
     matrix = torch.diag(torch.tensor([1.0, 2.0, 3.0]).double())
     b, goal = torch.tensor([1.0, 1.0, 1.0]).double(), torch.tensor([0.2, 0.1, -0.4]).double()

@@ -34,7 +34,7 @@ def equal(one, other):
 # ------------------------------ what a restart does
 
 
-def test_a_block_begins_at_the_value_in_place_with_fresh_optimizers():
+def test_a_block_begins_in_place_with_fresh_optimizers():
     optimizer, init, task = bilevel("unroll", steps=2, make=ADAM)
     identities = [id(parameter) for parameter in task.parameters()]
     adam = optimizer.problems["task"].optimizers["task"]
@@ -50,7 +50,7 @@ def test_a_block_begins_at_the_value_in_place_with_fresh_optimizers():
     assert [id(parameter) for parameter in task.parameters()] == identities
 
 
-def test_adagrad_restarts_with_the_accumulator_that_it_was_made_with():
+def test_adagrad_restarts_with_its_initial_accumulator():
     def make(parameters):
         return torch.optim.Adagrad(parameters, lr=LR, initial_accumulator_value=0.5)
 
@@ -108,7 +108,7 @@ def test_the_graph_shows_where_a_problem_begins():
     assert "begins at init" in graph.to_svg()
 
 
-def test_a_problem_that_begins_at_another_of_its_level_follows_it():
+def test_a_problem_follows_the_one_of_its_level_it_begins_at():
     problems = [
         vector("a", lambda a, _: a.v.sum(), 0.0, steps=2, restart_from="b"),
         vector("b", lambda b, _: b.v.sum(), 0.0, steps=2, restart_from="c"),
@@ -268,7 +268,7 @@ def test_a_question_before_the_first_round_is_refused(engine):
 
 
 @pytest.mark.parametrize("engine", ["unroll", "first_order"])
-def test_weights_that_were_set_since_are_no_function_of_the_start(engine):
+def test_weights_set_since_are_no_function_of_the_start(engine):
     optimizer, _, task = bilevel(engine, steps=2)
     optimizer.step()
     with torch.no_grad():
@@ -304,7 +304,7 @@ def test_a_question_within_a_block_is_of_the_steps_made():
 # ------------------------------ updates that are left out
 
 
-def test_an_update_that_is_left_out_leaves_the_others_differentiated_from_the_start():
+def test_a_step_left_out_leaves_the_others_in_the_chain():
     # The second of three steps has a bad batch: θ_2 = θ_1, and the chain has two steps.
     optimizer, init, _ = with_batches([1.0, float("nan"), 1.0])
     check_steps(optimizer, init, made=2)
