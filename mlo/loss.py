@@ -568,15 +568,19 @@ def _kept(tensor: Tensor) -> Tensor:
 
 def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
     of = f" of player {player!r}" if problem.is_game else ""
-    got = value
+    got = repr(value)
     if isinstance(value, Tensor):
         got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     advice = "Reduce it, for example by .mean()."
     if isinstance(value, Mapping) and not problem.is_game:
-        advice = "Where several players have losses of their own, declare them by players=."
+        advice = (
+            "Return the loss and its metrics as a pair: `return loss, {'accuracy': accuracy}`. "
+            "Where several players have losses of their own, declare them by players=."
+        )
+        got = f"a dict of {', '.join(map(repr, value))}"
     return ProblemError(
         f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a "
-        f"pair of it and a dict of metrics), got {got!r}. {advice}"
+        f"pair of it and a dict of metrics), got {got}. {advice}"
     )
 
 

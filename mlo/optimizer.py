@@ -41,7 +41,8 @@ class MultilevelOptimizer:
     """Optimizes problems that depend on each other's solutions.
 
     Args:
-        problems: from the innermost to the outermost. A loss that reads a problem listed before its
+        problems: from the innermost to the outermost; also a dict of them by name, such as
+            another optimizer's `problems`. A loss that reads a problem listed before its
             own is differentiated through that problem's solution; one that reads a later one takes
             its current value.
         hypergradient: how solutions are differentiated: an engine, a name
@@ -76,7 +77,7 @@ class MultilevelOptimizer:
 
     def __init__(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Problem] | Mapping[str, Problem],
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
         *,
         on_nonfinite: OnNonFinite | None = "stop",

@@ -76,7 +76,10 @@ class Problem:
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
-        warmup_steps: number of rounds, from the start, in which this problem is not updated.
+        warmup_steps: number of rounds, from the start, in which this problem itself rests while the
+            others move. An upper problem that waits for N rounds of lower ones has
+            `warmup_steps=N`, whatever their `steps`. To those above it, a problem that rests is a
+            constant.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
             modules have no double backward, so the problem then needs an engine with
             `finite_difference` products.
@@ -169,8 +172,14 @@ class Problem:
             )
         self.grad_clip = grad_clip
         if precision not in (None, "bf16"):
+            advice = ""
+            if precision in ("fp16", "float16", torch.float16):
+                advice = (
+                    " Gradients in float16 underflow unless the loss is scaled, and no engine "
+                    "knows of the scale: use 'bf16', or autocast inside the loss."
+                )
             raise ProblemError(
-                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}."
+                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.{advice}"
             )
         self.precision = precision
         self.compile = compile
