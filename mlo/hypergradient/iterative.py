@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from mlo.hypergradient.free_variables import solve_on_free_variables
 from mlo.hypergradient.options import number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.projected_step import ProjectedStep
+from mlo.records import SolveReport
 from mlo.response import Cotangent
 from mlo.sharding import sharded_like, whole
 from mlo.tensors import zeros_for_none
@@ -29,19 +30,40 @@ class FlatOperator:
     Args:
         system: products on lists of tensors.
         damping: added to the diagonal.
+        adjoint: makes it u ↦ (A + damping · I) u, which costs two products.
     """
 
-    def __init__(self, system: LinearSystem, damping: float) -> None:
+    def __init__(self, system: LinearSystem, damping: float, *, adjoint: bool = False) -> None:
         self._system = system
         self._damping = damping
+        self._adjoint = adjoint
         self._shapes = [tensor.shape for tensor in system.parameters]
         self._sizes = [tensor.numel() for tensor in system.parameters]
         self.products = 0
 
     def __call__(self, u: Tensor) -> Tensor:
         self.products += 1
-        product = self.flatten(self._system.transpose_product(self.split(u)))
+        product = self._adjoint_product(u) if self._adjoint else self._product(u)
         return product + self._damping * u if self._damping else product
+
+    def adjoint(self) -> FlatOperator:
+        """The transposed operator."""
+        return FlatOperator(self._system, self._damping, adjoint=not self._adjoint)
+
+    def _product(self, u: Tensor) -> Tensor:
+        return self.flatten(self._system.transpose_product(self.split(u)))
+
+    def _adjoint_product(self, u: Tensor) -> Tensor:
+        # A u is the derivative of ⟨Aᵀ w, u⟩ in w, at any w.
+        with torch.enable_grad():
+            w = torch.zeros_like(u, requires_grad=True)
+            product = self._product(w)
+        if not product.requires_grad:
+            return torch.zeros_like(u)
+        (found,) = torch.autograd.grad(
+            product, w, u, create_graph=torch.is_grad_enabled(), materialize_grads=True
+        )
+        return found
 
     def flatten(self, parts: Cotangent) -> Tensor:
         """One vector [n] from one tensor per parameter; None counts as zero."""
@@ -82,15 +104,21 @@ class IterationResult:
 class IterativeEngine(Engine):
     """Base of the engines that solve (A + damping · I)ᵀ q = v by products alone.
 
+    Where the response is differentiated twice, the equation is differentiated, and not the
+    iteration (see `_solved`).
+
     Attributes:
         damping: added to the diagonal of A (which contains the optimizer's weight decay already).
         warm_start: start each solve from the solution of the last one on the same problem.
+        is_polynomial: whether `iterate` applies one polynomial in Aᵀ, the same for every b, whose
+            own derivative is right.
     """
 
     damping: float = number(0.0)
     warm_start: bool = False
 
     inverts: ClassVar[bool] = True
+    is_polynomial: ClassVar[bool] = False
 
     @abstractmethod
     def iterate(
@@ -124,22 +152,69 @@ class IterativeEngine(Engine):
         if start is not None and start.shape == v.shape:
             # Aᵀ (q0 + d) = v: the correction d solves the same system, with the residual of the
             # last solution q0 on the right.
-            outcome = self.iterate(operator, v - operator(start), scale, system)
+            outcome = self._solved(operator, v - operator(start), scale, system)
             q = start + outcome.x
         else:
-            outcome = self.iterate(operator, v, scale, system)
+            outcome = self._solved(operator, v, scale, system)
             q = outcome.x
         if self.warm_start:
             system.keep("q", q)
-        report = self.report(
+        report = self._report(system, outcome, operator.products)
+        return Solve(q=operator.split(q), report=report)
+
+    def _solved(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> IterationResult:
+        """Solves operator(x) ≈ b, with the derivative of the solution of that equation.
+
+        The derivative of a Krylov method is another one. Its x = p(Aᵀ) b has a polynomial p that
+        suits this b: where b has no component along an eigenvector, p says nothing of it, and a
+        change of A or b that brings one in would be multiplied by anything.
+        """
+        if self.is_polynomial or not torch.is_grad_enabled():
+            return self.iterate(operator, b, scale, system)
+        with torch.no_grad():
+            outcome = self.iterate(operator, b, scale, system)
+        # r = b − Aᵀ x at a constant x has the derivative db − dAᵀ x, and dx = A⁻ᵀ dr.
+        made = operator.products
+        r = b - operator(outcome.x)
+        operator.products = made
+        # A is symmetric at this point, where an engine needs it to be.
+        backward = operator if self.needs_symmetry else operator.adjoint()
+        correction = _Correction.apply(self, backward, system, r)
+        return replace(outcome, x=outcome.x + correction)
+
+    def _report(self, system: LinearSystem, outcome: IterationResult, products: int) -> SolveReport:
+        return self.report(
             system.problem,
-            iterations=operator.products,
+            iterations=products,
             residual=outcome.residual,
             converged=outcome.converged,
             advice=outcome.advice,
             curvature=outcome.curvature,
         )
-        return Solve(q=operator.split(q), report=report)
+
+
+class _Correction(torch.autograd.Function):
+    """Zero, with the derivative of A⁻ᵀ r: its backward pass is a solve with A."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, engine: IterativeEngine, operator: FlatOperator, system: LinearSystem, r: Tensor
+    ) -> Tensor:
+        ctx.engine, ctx.operator, ctx.system = engine, operator, system
+        return torch.zeros_like(r)
+
+    @staticmethod
+    def backward(ctx: Any, p: Tensor) -> tuple[None, None, None, Tensor]:
+        engine, operator, system = ctx.engine, ctx.operator, ctx.system
+        scale = float(p.detach().norm())
+        if scale == 0.0:
+            return None, None, None, torch.zeros_like(p)
+        made = operator.products
+        outcome = engine._solved(operator, p, scale, system)
+        system.call.reading.note(engine._report(system, outcome, operator.products - made))
+        return None, None, None, outcome.x
 
 
 ASYMMETRY = 1e-3

@@ -45,6 +45,7 @@ class Neumann(IterativeEngine):
     tol: float = number(0.5)
 
     name: ClassVar[str] = "neumann"
+    is_polynomial: ClassVar[bool] = True
 
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem

@@ -288,7 +288,7 @@ class AutogradSystem(LinearSystem):
                 list(inputs),
                 grad_outputs=entries,
                 retain_graph=True,
-                create_graph=self.call.differentiate,
+                create_graph=self.call.differentiate and torch.is_grad_enabled(),
                 allow_unused=True,
             )
         except RuntimeError as error:
