@@ -21,7 +21,7 @@ __all__ = ["FlatOperator", "IterationResult", "IterativeEngine", "fixed_noise"]
 
 
 class FlatOperator:
-    """u ↦ (A + damping · I)ᵀ u on flat vectors, counting products.
+    """u ↦ (A + damping · I)ᵀ u on flat vectors, and its transpose, counting products.
 
     Args:
         system: products on lists of tensors.
@@ -38,6 +38,12 @@ class FlatOperator:
     def __call__(self, u: Tensor) -> Tensor:
         self.products += 1
         product = self.flatten(self._system.transpose_product(self.split(u)))
+        return product + self._damping * u if self._damping else product
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """(A + damping · I) u."""
+        self.products += 1
+        product = self.flatten(self._system.product(self.split(u)))
         return product + self._damping * u if self._damping else product
 
     def flatten(self, parts: Cotangent) -> Tensor:
