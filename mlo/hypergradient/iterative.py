@@ -25,12 +25,12 @@ __all__ = ["FlatOperator", "IterationResult", "IterativeEngine", "fixed_noise"]
 
 
 class FlatOperator:
-    """u ↦ (A + damping · I)ᵀ u on flat vectors, counting products.
+    """u ↦ (A + damping · I)ᵀ u on flat vectors, and its transpose, counting products.
 
     Args:
         system: products on lists of tensors.
         damping: added to the diagonal.
-        adjoint: makes it u ↦ (A + damping · I) u, which costs two products.
+        adjoint: makes it u ↦ (A + damping · I) u.
     """
 
     def __init__(self, system: LinearSystem, damping: float, *, adjoint: bool = False) -> None:
@@ -42,28 +42,21 @@ class FlatOperator:
         self.products = 0
 
     def __call__(self, u: Tensor) -> Tensor:
-        self.products += 1
-        product = self._adjoint_product(u) if self._adjoint else self._product(u)
-        return product + self._damping * u if self._damping else product
+        return self._product(u, adjoint=self._adjoint)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """The product with the transposed operator: (A + damping · I) u."""
+        return self._product(u, adjoint=not self._adjoint)
 
     def adjoint(self) -> FlatOperator:
-        """The transposed operator."""
+        """The transposed operator, which counts its own products."""
         return FlatOperator(self._system, self._damping, adjoint=not self._adjoint)
 
-    def _product(self, u: Tensor) -> Tensor:
-        return self.flatten(self._system.transpose_product(self.split(u)))
-
-    def _adjoint_product(self, u: Tensor) -> Tensor:
-        # A u is the derivative of ⟨Aᵀ w, u⟩ in w, at any w.
-        with torch.enable_grad():
-            w = torch.zeros_like(u, requires_grad=True)
-            product = self._product(w)
-        if not product.requires_grad:
-            return torch.zeros_like(u)
-        (found,) = torch.autograd.grad(
-            product, w, u, create_graph=torch.is_grad_enabled(), materialize_grads=True
-        )
-        return found
+    def _product(self, u: Tensor, *, adjoint: bool) -> Tensor:
+        self.products += 1
+        product = self._system.product if adjoint else self._system.transpose_product
+        found = self.flatten(product(self.split(u)))
+        return found + self._damping * u if self._damping else found
 
     def flatten(self, parts: Cotangent) -> Tensor:
         """One vector [n] from one tensor per parameter; None counts as zero."""

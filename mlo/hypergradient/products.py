@@ -41,7 +41,7 @@ from mlo.response import (
     Stepped,
 )
 from mlo.sharding import total_norm
-from mlo.tensors import add
+from mlo.tensors import add, zeros_for_none
 
 __all__ = [
     "Autograd",
@@ -56,7 +56,7 @@ __all__ = [
 
 
 class LinearSystem(ABC):
-    """Products with Aᵀ and Bᵀ of one problem at one point.
+    """Products with Aᵀ, A and Bᵀ of one problem at one point.
 
     Args:
         call: the pullback that asks for it.
@@ -145,6 +145,14 @@ class LinearSystem(ABC):
         """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
         return self._with_penalty(self._hessian_vjp(u), u)
 
+    @abstractmethod
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """A u of F without the optimizer's L2 penalty."""
+
+    def product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """A u, with the optimizer's L2 penalty; of a loss's Hessian it equals Aᵀ u."""
+        return self._with_penalty(self._jacobian_product(u), u)
+
     def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
         """The terms of the loss alone, plus decay · u."""
         if not self._decay:
@@ -194,6 +202,7 @@ class AutogradSystem(LinearSystem):
         super().__init__(call)
         self._gradients: dict[str, dict[str, Tensor]] = {}
         self._losses: dict[str, Tensor] = {}
+        self._transposed: tuple[list[Tensor], list[Tensor]] | None = None
         solution = call.solution
         evaluation = solution.evaluation
         graph = solution.graph if isinstance(solution, Stepped) else None
@@ -237,6 +246,31 @@ class AutogradSystem(LinearSystem):
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._by_player(u), list(self._theta.values()))
 
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        # w ↦ Aᵀ w is linear, so the derivative of ⟨Aᵀ w, u⟩ in w is A u, whatever w is. The graph
+        # of Aᵀ w is made once, and each product is one more backward pass through it. (At w = 0 a
+        # solver behind a response in F would stop before it began, and leave no graph.)
+        if self._transposed is None:
+            theta = list(self._theta.values())
+            with torch.enable_grad():
+                w = [entry.detach().requires_grad_() for entry in u]
+                image = self._vjp(self._by_player(w), theta, create_graph=True)
+            self._transposed = w, image
+        w, image = self._transposed
+        pairs = [(one, entry) for one, entry in zip(image, u, strict=True) if one.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(entry) for entry in u]
+        outputs, entries = zip(*pairs, strict=True)
+        found = torch.autograd.grad(
+            outputs,
+            w,
+            grad_outputs=entries,
+            retain_graph=True,
+            create_graph=self.call.differentiate and torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        return zeros_for_none(found, w)
+
     def loss_value(self) -> Tensor:
         if not self._losses:
             return super().loss_value()
@@ -269,8 +303,14 @@ class AutogradSystem(LinearSystem):
             self._gradients[player] = dict(zip(members, found, strict=True))
         return self._gradients[player]
 
-    def _vjp(self, u: Mapping[str, Mapping[str, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """∇_inputs ⟨F, u⟩."""
+    def _vjp(
+        self,
+        u: Mapping[str, Mapping[str, Tensor]],
+        inputs: Sequence[Tensor],
+        *,
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """∇_inputs ⟨F, u⟩; with its graph where that is asked for, or the call's is needed."""
         # For all players together: autograd sums over the outputs.
         outputs: list[Tensor] = []
         entries: list[Tensor] = []
@@ -288,7 +328,7 @@ class AutogradSystem(LinearSystem):
                 list(inputs),
                 grad_outputs=entries,
                 retain_graph=True,
-                create_graph=self.call.differentiate and torch.is_grad_enabled(),
+                create_graph=create_graph or (self.call.differentiate and torch.is_grad_enabled()),
                 allow_unused=True,
             )
         except RuntimeError as error:
