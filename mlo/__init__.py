@@ -21,6 +21,7 @@ from mlo.errors import (
     ProblemError,
     SolveWarning,
 )
+from mlo.estimators import Estimator, Saga, Spider, Storm
 from mlo.graph import DependencyGraph
 from mlo.hypergradient import (
     Autograd,
@@ -43,6 +44,7 @@ from mlo.hypergradient import (
     engine_from,
     register_engine,
 )
+from mlo.indexed_batches import IndexedBatch, IndexedBatches
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -63,11 +65,14 @@ __all__ = [
     "Direct",
     "Engine",
     "EngineError",
+    "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
     "GraphError",
     "Identity",
+    "IndexedBatch",
+    "IndexedBatches",
     "Minres",
     "MultilevelOptimizer",
     "Neumann",
@@ -78,9 +83,12 @@ __all__ = [
     "Problem",
     "ProblemError",
     "Record",
+    "Saga",
     "Soba",
     "SolveReport",
     "SolveWarning",
+    "Spider",
+    "Storm",
     "Unroll",
     "Update",
     "available_engines",

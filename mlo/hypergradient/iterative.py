@@ -102,8 +102,12 @@ class IterativeEngine(Engine):
             system: the system behind the operator.
         """
 
+    def operator(self, system: LinearSystem) -> FlatOperator:
+        """The product that the iteration is made with."""
+        return FlatOperator(system, self.damping)
+
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        operator = FlatOperator(system, self.damping)
+        operator = self.operator(system)
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
         if scale == 0.0:  # q = 0 is exact, and residuals have no scale

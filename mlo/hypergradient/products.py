@@ -143,6 +143,10 @@ class LinearSystem(ABC):
         """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
         return self._with_penalty(self._hessian_vjp(u), u)
 
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Aᵀ u, as `transpose_product`, and Bᵀ u, as `mixed_vjp`."""
+        return self.transpose_product(u), self.mixed_vjp(u)
+
     def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
         """The terms of the loss alone, plus decay · u."""
         if not self._decay:
@@ -194,7 +198,7 @@ class AutogradSystem(LinearSystem):
         self._losses: dict[str, Tensor] = {}
         solution = call.solution
         evaluation = solution.evaluation
-        graph = solution.graph if isinstance(solution, Stepped) else None
+        graph = solution.graph
         if graph is not None and graph.gradients is not None and not call.differentiate:
             # A kept graph ends at constants, so it serves first derivatives only. With one, F is
             # at hand and the loss is not evaluated at all.
@@ -229,7 +233,16 @@ class AutogradSystem(LinearSystem):
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._by_player(u), list(self._theta.values()))
 
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        # One backward pass for both.
+        theta = list(self._theta.values())
+        found = self._vjp(self._by_player(u), [*theta, *self.call.select(self._inputs)])
+        hessian, mixed = found[: len(theta)], found[len(theta) :]
+        return self._with_penalty(hessian, u), self.call.scatter(mixed)
+
     def loss_value(self) -> Tensor:
+        if not self._losses:  # a kept graph is of the gradient alone
+            return super().loss_value()
         return torch.stack([value.detach() for value in self._losses.values()]).sum()
 
     def input_gradient_norm(self) -> float:
@@ -323,11 +336,12 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
 class Solve:
     """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter, and how it went.
 
-    An entry of None stands for zero.
+    An entry of None stands for zero. `pulled` is Bᵀ q, where the engine has taken it already.
     """
 
     q: Cotangent
     report: SolveReport
+    pulled: list[Tensor | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +404,7 @@ class Engine(PullbackEngine):
                     f"shape, for each parameter of problem {system.problem!r}."
                 )
             # The sign is applied to the result, which usually has fewer entries than q.
-            pulled = system.mixed_vjp(solve.q)
+            pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
             if system.assumes:
                 system.check_assumptions(solve.q, pulled, self.label)
                 if self.inverts and not call.differentiate:
@@ -403,7 +417,9 @@ class Engine(PullbackEngine):
         """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
         call, solution = system.call, system.call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
-        if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
+        if not isinstance(solution, Stationary) or solution.fresh:
+            return  # (with products on batches of their own nothing is biased)
+        if loss.problem.solves_on_all_data:
             return
         if not loss.checks.is_due("batch bias", once=True):
             return
@@ -417,7 +433,8 @@ class Engine(PullbackEngine):
             terms = []
             for half in halves:
                 with ExitStack() as stack:
-                    part = replace(solution, evaluation=half, memory=dict(solution.memory))
+                    memory = dict(solution.memory)
+                    part = replace(solution, evaluation=half, memory=memory, graph=None)
                     system = self.products.linearize(replace(call, solution=part, stack=stack))
                     values.append(system.loss_value())
                     terms.append(system.mixed_vjp(self.solve(system, cotangent).q))
