@@ -22,6 +22,7 @@ from mlo.errors import (
     ProblemError,
     SolveWarning,
 )
+from mlo.estimators import Estimator, Saga, Spider, Storm
 from mlo.graph import DependencyGraph
 from mlo.hypergradient import (
     Autograd,
@@ -49,6 +50,7 @@ from mlo.hypergradient import (
     register_engine,
 )
 from mlo.implicit import implicit_solution
+from mlo.indexed_batches import IndexedBatch, IndexedBatches
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -69,12 +71,15 @@ __all__ = [
     "Direct",
     "Engine",
     "EngineError",
+    "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
     "GradientReport",
     "GraphError",
     "Identity",
+    "IndexedBatch",
+    "IndexedBatches",
     "Minres",
     "MultilevelOptimizer",
     "Neumann",
@@ -87,10 +92,13 @@ __all__ = [
     "Problem",
     "ProblemError",
     "Record",
+    "Saga",
     "Sid",
     "Soba",
     "SolveReport",
     "SolveWarning",
+    "Spider",
+    "Storm",
     "Unroll",
     "Update",
     "ZerothOrder",

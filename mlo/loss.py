@@ -6,6 +6,7 @@ responses, by the values at which a step was made, by displaced parameters, by c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -398,6 +399,16 @@ class GradientSums:
         self.direct[player] = list(map(add, self.direct[player], direct))
         self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
         self.losses[player] = self.losses[player] + detached
+
+    def replaced(
+        self,
+        direct: dict[str, list[Tensor | None]],
+        cotangents: dict[str, list[Tensor | None]],
+    ) -> GradientSums:
+        """The same sums with other derivatives."""
+        found = copy.copy(self)
+        found.direct, found.cotangents = direct, cotangents
+        return found
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""

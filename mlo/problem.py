@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from mlo.errors import ProblemError, nearest
+from mlo.estimators import Estimator, estimator_from
 from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
@@ -41,6 +42,7 @@ READ_ONCE = frozenset(
         "generators",
         "after_step",
         "settings",
+        "estimator",
     }
 )
 """Settings that are read when an optimizer is made, and not again."""
@@ -90,6 +92,8 @@ class Problem:
             None: solves use the batches of the problem's last update. A solve on a minibatch is
             biased (see docs/choosing-an-engine.md): give it larger batches, or several.
         solve_batches: number of those batches that a solve averages its products over.
+        estimator: "saga", "spider", "storm" or an `mlo.Estimator`: corrects the problem's gradient
+            by what earlier batches have said (docs/stochastic-methods.md).
         before_update: called with the problem before each step of its optimizers. The gradients,
             clipped and checked, are in `parameter.grad`. It may read them; it may change them only
             where no engine differentiates the step.
@@ -136,6 +140,7 @@ class Problem:
         generators: Sequence[torch.Generator] = (),
         solve_data: Iterable[Any] | None = None,
         solve_batches: int = 1,
+        estimator: Estimator | str | None = None,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
         after_step: Callable[..., Mapping[str, Tensor]] | None = None,
@@ -192,6 +197,7 @@ class Problem:
                 f"Problem {name!r}: solve_batches={solve_batches} counts batches of solve_data, "
                 "which is missing. Pass solve_data= (the problem's own data will do)."
             )
+        self.estimator = self._checked(estimator_from(name, estimator))
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
@@ -270,6 +276,15 @@ class Problem:
         kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+
+    def _checked(self, estimator: Estimator | None) -> Estimator | None:
+        """Refuses an estimator of single blocks where several batches are averaged."""
+        if estimator is not None and estimator.uses_blocks and self.accumulate > 1:
+            raise ProblemError(
+                f"Problem {self.name!r}: the estimator {estimator.name!r} compares single blocks, "
+                f"and accumulate={self.accumulate} averages several batches. Use larger blocks."
+            )
+        return estimator
 
     def _player_moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
         """The players that move in each move of one update; all of them in the last."""

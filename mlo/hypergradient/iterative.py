@@ -126,6 +126,10 @@ class IterativeEngine(Engine):
             system: the system behind the operator.
         """
 
+    def operator(self, system: LinearSystem) -> FlatOperator:
+        """The product that the iteration is made with."""
+        return FlatOperator(system, self.damping)
+
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         residual = system.call.residual
         if self.needs_symmetry and isinstance(residual, ProjectedStep):
@@ -134,7 +138,7 @@ class IterativeEngine(Engine):
 
     def _solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         """Solves the system as it is."""
-        operator = FlatOperator(system, self.damping)
+        operator = self.operator(system)
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
         if scale == 0.0:  # q = 0 is exact, and residuals have no scale

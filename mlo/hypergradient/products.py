@@ -153,6 +153,10 @@ class LinearSystem(ABC):
         """A u, with the optimizer's L2 penalty; of a loss's Hessian it equals Aᵀ u."""
         return self._with_penalty(self._jacobian_product(u), u)
 
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Aᵀ u, as `transpose_product`, and Bᵀ u, as `mixed_vjp`."""
+        return self.transpose_product(u), self.mixed_vjp(u)
+
     def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
         """The terms of the loss alone, plus decay · u."""
         if not self._decay:
@@ -205,7 +209,8 @@ class AutogradSystem(LinearSystem):
         self._transposed: tuple[list[Tensor], list[Tensor]] | None = None
         solution = call.solution
         evaluation = solution.evaluation
-        graph = solution.graph if isinstance(solution, Stepped) else None
+        # (A kept graph is of the loss's gradient, which a residual is not.)
+        graph = solution.graph if call.residual is None else None
         if graph is not None and graph.gradients is not None and not call.differentiate:
             # A kept graph ends at constants, so it serves first derivatives only. With one, F is
             # at hand and the loss is not evaluated at all.
@@ -271,8 +276,15 @@ class AutogradSystem(LinearSystem):
         )
         return zeros_for_none(found, w)
 
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        # One backward pass for both.
+        theta = list(self._theta.values())
+        found = self._vjp(self._by_player(u), [*theta, *self.call.select(self._inputs)])
+        hessian, mixed = found[: len(theta)], found[len(theta) :]
+        return self._with_penalty(hessian, u), self.call.scatter(mixed)
+
     def loss_value(self) -> Tensor:
-        if not self._losses:
+        if not self._losses:  # a kept graph is of the gradient alone
             return super().loss_value()
         return torch.stack([value.detach() for value in self._losses.values()]).sum()
 
@@ -376,11 +388,13 @@ class Solve:
     Attributes:
         q: A⁻ᵀ v approximately, one entry per parameter; None stands for zero.
         report: of the solve.
+        pulled: Bᵀ q, where the engine has taken it already.
         direct: what the inputs' cotangents have beside −Bᵀ q, one entry per input; None: nothing.
     """
 
     q: Cotangent
     report: SolveReport
+    pulled: list[Tensor | None] | None = None
     direct: Sequence[Tensor | None] | None = None
 
 
@@ -448,7 +462,7 @@ class Engine(PullbackEngine):
                     f"shape, for each parameter of problem {system.problem!r}."
                 )
             # The sign is applied to the result, which usually has fewer entries than q.
-            pulled = system.mixed_vjp(solve.q)
+            pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
             if system.assumes:
                 system.check_assumptions(solve.q, pulled, self.label)
                 if self.inverts and not call.differentiate:
@@ -464,7 +478,9 @@ class Engine(PullbackEngine):
         """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
         call, solution = system.call, system.call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
-        if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
+        if not isinstance(solution, Stationary) or solution.fresh:
+            return  # (with products on batches of their own nothing is biased)
+        if loss.problem.solves_on_all_data:
             return
         if not loss.checks.is_due("batch bias", once=True):
             return
@@ -478,7 +494,8 @@ class Engine(PullbackEngine):
             terms = []
             for half in halves:
                 with ExitStack() as stack:
-                    part = replace(solution, evaluation=half, memory=dict(solution.memory))
+                    memory = dict(solution.memory)
+                    part = replace(solution, evaluation=half, memory=memory, graph=None)
                     system = self.products.linearize(replace(call, solution=part, stack=stack))
                     values.append(system.loss_value())
                     terms.append(system.mixed_vjp(self.solve(system, cotangent).q))
