@@ -345,6 +345,20 @@ def test_a_solve_that_did_not_converge_is_warned_of():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_training_loop_is_told_once(recwarn):
+    decay = decay_of()
+    for off in (0.1, 0.11, 0.12):
+        found = mlo.implicit_solution(
+            (1.0 + off) * ridge(2.0),
+            decay,
+            loss=ridge_loss,
+            engine={"name": "cg", "max_steps": 1},
+        )
+        slope(found, decay)
+    assert len(recwarn) == 2
+
+
 def rotation(w, x):
     """F = w + Rw − x, whose Jacobian is not symmetric."""
     return w + torch.tensor([[0.0, 1.0], [-1.0, 0.0]], **DOUBLE) @ w - x
