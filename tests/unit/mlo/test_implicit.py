@@ -374,7 +374,7 @@ def test_an_engine_that_needs_symmetry_says_where_there_is_none():
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_engine_that_needs_symmetry_serves_a_residual_that_has_it():
+def test_a_symmetric_residual_suits_an_engine_that_needs_one():
     decay = decay_of()
     found = mlo.implicit_solution(
         ridge(2.0), decay, stationarity=lambda w, decay: X.T @ (X @ w - Y) + decay * w
@@ -412,7 +412,7 @@ def test_a_function_that_changes_between_calls_is_warned_of(kind):
         mlo.implicit_solution(ridge(2.0), decay_of(), **{kind: function})
 
 
-def test_noise_of_the_global_generators_is_replayed_and_leaves_them_alone():
+def test_noise_of_the_global_generators_is_replayed():
     """Dropout in the loss: solved with a mask, differentiated with the same one."""
     decay = decay_of()
 
