@@ -349,6 +349,11 @@ def _no_loss(module: nn.Module, batch: Any) -> Tensor:
     raise EngineError("implicit_solution: its loss is a function of tensors, not of a module.")
 
 
+def _about(value: float) -> str:
+    """Its order of magnitude: in a training loop Python shows a warning of the same text once."""
+    return f"about 1e{round(math.log10(value))}" if 0.0 < value < math.inf else f"{value}"
+
+
 @dataclass(kw_only=True, eq=False)
 class _Reading(Reading):
     """Says of solves that did not converge."""
@@ -356,7 +361,7 @@ class _Reading(Reading):
     def note(self, report: SolveReport) -> None:
         super().note(report)
         if report.advice and not report.converged:
-            residual = f" (residual {report.residual:.2g})" if report.residual is not None else ""
+            residual = "" if report.residual is None else f" (residual {_about(report.residual)})"
             warn_user(
                 f"implicit_solution: the solve of the engine {report.engine!r} did not "
                 f"converge{residual}. {report.advice}"
@@ -540,11 +545,10 @@ def _tell_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> No
     advice = ""
     if not solved:
         advice = (
-            f"The tensors are not a solution: F(params, reads) is {relative:.2g} of the terms that "
-            f"should cancel in it (‖F‖ = {size:.2g}). The derivative takes F for zero, so its "
-            "error is of that order, and larger where the Jacobian is ill-conditioned. Solve "
-            "further, or mend the function: all that the solver minimises, as weight decay, "
-            "belongs into it."
+            f"The tensors are not a solution: F(params, reads) is {_about(relative)} of the terms "
+            "that should cancel in it. The derivative takes F for zero, so its error is of that "
+            "order, and larger where the Jacobian is ill-conditioned. Solve further, or mend the "
+            "function: all that the solver minimises, as weight decay, belongs into it."
         )
         warn_user(f"implicit_solution: {advice}")
     reading.reports.append(

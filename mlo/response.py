@@ -638,22 +638,7 @@ class _Response(torch.autograd.Function):
         assert isinstance(engine, PullbackEngine)
         # PyTorch enables gradients in a backward pass under create_graph only.
         differentiate = torch.is_grad_enabled()
-        if differentiate and not engine.differentiable:
-            raise EngineError(
-                f"The response of problem {solution.name!r} is differentiated twice, which its "
-                f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
-                "such as 'one_step' or 'direct'."
-            )
-        if (
-            isinstance(solution, Stationary)
-            and solution.residual is not None
-            and not engine.takes_residuals
-        ):
-            raise EngineError(
-                f"The solution of problem {solution.name!r} is defined by another condition than "
-                f"that the gradient of its loss vanishes, which {engine.label!r} does not "
-                "differentiate. Use an engine with autograd products, such as 'gmres'."
-            )
+        _check_serves(engine, solution, differentiate=differentiate)
         wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
@@ -674,6 +659,28 @@ class _Response(torch.autograd.Function):
             grads, report = engine.pullback(call, cotangents)
         ctx.reading.note(report)
         return (None, None, *grads)
+
+
+def _check_serves(
+    engine: AbstractEngine, solution: Stationary | Stepped, *, differentiate: bool
+) -> None:
+    """Refuses an engine that cannot differentiate this solution, or not twice."""
+    if differentiate and not engine.differentiable:
+        raise EngineError(
+            f"The response of problem {solution.name!r} is differentiated twice, which its "
+            f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
+            "such as 'one_step' or 'direct'."
+        )
+    if (
+        isinstance(solution, Stationary)
+        and solution.residual is not None
+        and not engine.takes_residuals
+    ):
+        raise EngineError(
+            f"The solution of problem {solution.name!r} is defined by another condition than "
+            f"that the gradient of its loss vanishes, which {engine.label!r} does not "
+            "differentiate. Use an engine with autograd products, such as 'gmres'."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -345,6 +345,20 @@ def test_a_solve_that_did_not_converge_is_warned_of():
     assert caught[0].filename == __file__
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_training_loop_is_told_once(recwarn):
+    decay = decay_of()
+    for off in (0.1, 0.11, 0.12):
+        found = mlo.implicit_solution(
+            (1.0 + off) * ridge(2.0),
+            decay,
+            loss=ridge_loss,
+            engine={"name": "cg", "max_steps": 1},
+        )
+        slope(found, decay)
+    assert len(recwarn) == 2
+
+
 def rotation(w, x):
     """F = w + Rw − x, whose Jacobian is not symmetric."""
     return w + torch.tensor([[0.0, 1.0], [-1.0, 0.0]], **DOUBLE) @ w - x
@@ -360,7 +374,7 @@ def test_an_engine_that_needs_symmetry_says_where_there_is_none():
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_engine_that_needs_symmetry_serves_a_residual_that_has_it():
+def test_a_symmetric_residual_suits_an_engine_that_needs_one():
     decay = decay_of()
     found = mlo.implicit_solution(
         ridge(2.0), decay, stationarity=lambda w, decay: X.T @ (X @ w - Y) + decay * w
@@ -398,7 +412,7 @@ def test_a_function_that_changes_between_calls_is_warned_of(kind):
         mlo.implicit_solution(ridge(2.0), decay_of(), **{kind: function})
 
 
-def test_noise_of_the_global_generators_is_replayed_and_leaves_them_alone():
+def test_noise_of_the_global_generators_is_replayed():
     """Dropout in the loss: solved with a mask, differentiated with the same one."""
     decay = decay_of()
 
