@@ -10,6 +10,7 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 """
 
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from mlo.compare import EngineComparison, EngineRow, compare_engines
 from mlo.distributed import DataParallel
 from mlo.errors import (
     CheckpointError,
@@ -62,7 +63,9 @@ __all__ = [
     "DependencyGraph",
     "Direct",
     "Engine",
+    "EngineComparison",
     "EngineError",
+    "EngineRow",
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
@@ -85,6 +88,7 @@ __all__ = [
     "Unroll",
     "Update",
     "available_engines",
+    "compare_engines",
     "darts",
     "engine_from",
     "load_checkpoint",

@@ -104,6 +104,22 @@ class History:
             if gpu is not None and gpu not in self.gpus:
                 self.gpus.append(gpu)
 
+    def with_engines(self, engines: Mapping[str, AbstractEngine]) -> History:
+        """What has happened, for other engines: all but their steps.
+
+        The batches are the same streams, and are to be looked at only. An engine that is the same
+        one has its memory, as a copy; another one has none.
+        """
+        other = History(
+            self.graph, engines, self.losses, self.streams, looks_ahead=self.looks_ahead
+        )
+        other.solve_streams = self.solve_streams
+        other.round, other.updates, other.last = self.round, dict(self.updates), dict(self.last)
+        for name, kept in self.memory.items():
+            if engines[name] == self.engines[name]:
+                other.memory[name].update(kept)
+        return other
+
     # ------------------------------ what an update leaves
 
     def rests(self, name: str) -> bool:
