@@ -230,7 +230,7 @@ def test_a_comparison_changes_nothing():
     assert lines(optimizer.run(4)) == expected
 
 
-def test_what_is_warned_of_is_a_note_and_still_warned_of_in_a_run():
+def test_a_warning_becomes_a_note_and_still_comes_in_a_run():
     optimizer = regression(hypergradient="cg")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -331,7 +331,7 @@ class Once(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * g
 
 
-def test_a_loss_without_a_second_derivative_is_served_by_differences():
+def test_a_loss_without_second_derivative_has_a_failing_row():
     w, x = Vector(torch.ones(2).double()), Vector(torch.ones(2).double())
 
     def problem(name, module, loss):
