@@ -6,6 +6,7 @@ import ast
 import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -456,6 +457,16 @@ def test_matplotlib_is_imported_by_the_picture_only():
     found = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert "matplotlib" in found
     assert "matplotlib" not in [getattr(node, "module", "") for node in tree.body]
+
+
+def test_time_on_a_gpu_is_taken_when_its_work_is_done(monkeypatch):
+    devices = [torch.device("cpu"), torch.device("cuda", 1), torch.device("cuda", 0)]
+    problems = {str(k): SimpleNamespace(device=device) for k, device in enumerate(devices)}
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(compare.time, "perf_counter", lambda: float(len(waited)))
+    assert compare._now(SimpleNamespace(problems=problems)) == 2.0
+    assert sorted(device.index for device in waited) == [0, 1]
 
 
 def test_time_is_the_processors_on_a_cpu():
