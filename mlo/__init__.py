@@ -9,6 +9,7 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 `mlo.betty`.
 """
 
+from mlo import constraints
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from mlo.compare import EngineComparison, EngineRow, compare_engines
 from mlo.distributed import DataParallel
@@ -22,6 +23,7 @@ from mlo.errors import (
     ProblemError,
     SolveWarning,
 )
+from mlo.estimators import Estimator, Saga, Spider, Storm
 from mlo.graph import DependencyGraph
 from mlo.hypergradient import (
     Autograd,
@@ -34,16 +36,22 @@ from mlo.hypergradient import (
     Identity,
     Minres,
     Neumann,
+    NormalConjugateGradient,
     Nystrom,
     OneStep,
+    OuterProduct,
     Penalty,
+    Sid,
     Soba,
     Unroll,
+    ZerothOrder,
     available_engines,
     darts,
     engine_from,
     register_engine,
 )
+from mlo.implicit import implicit_solution
+from mlo.indexed_batches import IndexedBatch, IndexedBatches
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -66,31 +74,43 @@ __all__ = [
     "EngineComparison",
     "EngineError",
     "EngineRow",
+    "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
     "GradientReport",
     "GraphError",
     "Identity",
+    "IndexedBatch",
+    "IndexedBatches",
     "Minres",
     "MultilevelOptimizer",
     "Neumann",
     "NonFiniteError",
+    "NormalConjugateGradient",
     "Nystrom",
     "OneStep",
+    "OuterProduct",
     "Penalty",
     "Problem",
     "ProblemError",
     "Record",
+    "Saga",
+    "Sid",
     "Soba",
     "SolveReport",
     "SolveWarning",
+    "Spider",
+    "Storm",
     "Unroll",
     "Update",
+    "ZerothOrder",
     "available_engines",
     "compare_engines",
+    "constraints",
     "darts",
     "engine_from",
+    "implicit_solution",
     "load_checkpoint",
     "once",
     "register_engine",

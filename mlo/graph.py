@@ -13,8 +13,8 @@ from mlo.problem import Problem
 
 __all__ = ["DependencyGraph", "Order"]
 
-Order = Literal["lower_first", "outermost_first"]
-"""Whether the outermost problems end a round of updates or begin it."""
+Order = Literal["lower_first", "outermost_first", "simultaneous"]
+"""Whether the outermost problems end a round of updates or begin it, or see it as it began."""
 
 
 class DependencyGraph:

@@ -6,6 +6,7 @@ responses, by the values at which a step was made, by displaced parameters, by c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mlo.check_schedule import CheckSchedule
 from mlo.distributed import ACTIVE, DataParallel, inside
-from mlo.errors import ProblemError
+from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import hooks_resting, is_sharded
+from mlo.step_formulas import resolve_settings
 from mlo.tensors import add, map_tensors, versions_of
 
 __all__ = [
@@ -72,8 +75,12 @@ class LossFunction:
         self.problem = problem
         self.reads = tuple(reads)
         self.parallel = parallel
-        self._read_modules = {name: other.module for name, other in reads.items()}
-        members = {problem.name: problem.module, **self._read_modules}
+        modules = {name: other.module for name, other in reads.items()}
+        # Each function of the problem is called with those that it names.
+        self._of_loss = {n: module for n, module in modules.items() if n in problem.loss_reads}
+        self._of_step = {n: m for n, m in modules.items() if n in problem.after_step_reads}
+        self._of_settings = {n: m for n, m in modules.items() if n in problem.settings_reads}
+        members = {problem.name: problem.module, **modules}
         self._places = _places_of(members)
         # Not the trainable parameters, which are in one module each.
         own_places = {id(places) for places in self._places[problem.name].values()}
@@ -209,7 +216,7 @@ class LossFunction:
         if problem.precision is not None:
             autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
         with autocast, once:
-            result = problem.loss(problem.module, given, **self._read_modules)
+            result = problem.loss(problem.module, given, **self._of_loss)
             value = _parse(problem, result, players)
 
         if versions is not None and versions_of(batch) != versions:
@@ -219,6 +226,58 @@ class LossFunction:
                 "or x - mean in place of x.sub_(mean))."
             )
         return value
+
+    def settings(self, made: int) -> dict[str, dict[str, Any]]:
+        """The optimizers' settings with the tensors that the modules hold: parameter → setting.
+
+        Args:
+            made: the number of steps that the problem has made.
+
+        Raises:
+            ProblemError: if the problem's `settings` returned what cannot be used.
+        """
+        problem = self.problem
+        if problem.settings is None:
+            return {}
+        optimizer_of: dict[str, Optimizer] = {}
+        for optimizer in problem.optimizers.values():
+            members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            optimizer_of |= {
+                key: optimizer for key, p in problem.parameters.items() if id(p) in members
+            }
+        count = (made,) if problem.settings_take_count else ()
+        returned = problem.settings(*count, **self._of_settings)
+        return resolve_settings(problem.name, returned, optimizer_of, problem.parameters)
+
+    def after_step(self, parameters: Tensors) -> Tensors:
+        """The parameters as `after_step` leaves them, with the tensors that the modules hold.
+
+        Raises:
+            ProblemError: if it returned anything but tensors that take their places.
+        """
+        problem = self.problem
+        if problem.after_step is None:
+            return parameters
+        returned = problem.after_step(dict(parameters), **self._of_step)
+        if not isinstance(returned, Mapping):
+            raise ProblemError(
+                f"Problem {problem.name!r}: after_step must return a dict parameter → tensor, got "
+                f"a {type(returned).__name__}."
+            )
+        for key, tensor in returned.items():
+            before = parameters.get(key)
+            if before is None:
+                raise ProblemError(
+                    f"Problem {problem.name!r}: after_step returned {key!r}, which is none of the "
+                    f"parameters that it was given. {nearest(str(key), parameters)}"
+                )
+            if not isinstance(tensor, Tensor) or tensor.shape != before.shape:
+                got = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
+                raise ProblemError(
+                    f"Problem {problem.name!r}: after_step must return {key!r} as a tensor of its "
+                    f"shape {tuple(before.shape)}, got {got!r}."
+                )
+        return parameters | dict(returned)
 
     def among_processes(self, parallel: DataParallel | None) -> AbstractContextManager[None]:
         """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body."""
@@ -340,6 +399,16 @@ class GradientSums:
         self.direct[player] = list(map(add, self.direct[player], direct))
         self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
         self.losses[player] = self.losses[player] + detached
+
+    def replaced(
+        self,
+        direct: dict[str, list[Tensor | None]],
+        cotangents: dict[str, list[Tensor | None]],
+    ) -> GradientSums:
+        """The same sums with other derivatives."""
+        found = copy.copy(self)
+        found.direct, found.cotangents = direct, cotangents
+        return found
 
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""

@@ -12,9 +12,17 @@ from typing import Any, Literal, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines
+from mlo.checks import check_engines, check_simultaneous
 from mlo.distributed import DataParallel, data_parallel
-from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
+from mlo.errors import (
+    CheckpointError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+    check_choice,
+    nearest,
+    warn_user,
+)
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.lazy_rounds import LazyRounds
@@ -59,6 +67,9 @@ class MultilevelOptimizer:
             DARTS's program. They see lower solutions one step ahead. Engines that differentiate a
             step make it on copies, with the batches that the lower problems draw next. Then the
             lower problems step from where they were, with the outermost problems' new values.
+            "simultaneous": all gradients of a round are taken where the problems stood when it
+            began, then all move, as in SOBA's Algorithm 1. Implicit engines take their products
+            through the graph of the lower problem's own gradient.
         distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a
             `DataParallel`. None or "off": every process works by itself. In a single process it
             changes nothing.
@@ -93,6 +104,8 @@ class MultilevelOptimizer:
         looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         self.parallel = data_parallel(distributed)
         check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
+        if order == "simultaneous":
+            check_simultaneous(self.graph, self.engines)
         self._start_processes()
         for problem in self.problems.values():
             if problem.compile:
@@ -104,7 +117,14 @@ class MultilevelOptimizer:
             reads = {read: self.problems[read] for read in self.graph.reads[name]}
             losses[name] = LossFunction(problem, reads, self.parallel)
         streams = {name: BatchStream(p.data, name) for name, p in self.problems.items()}
-        self._history = History(self.graph, self.engines, losses, streams, looks_ahead=looks_ahead)
+        self._history = History(
+            self.graph,
+            self.engines,
+            losses,
+            streams,
+            looks_ahead=looks_ahead,
+            simultaneous=order == "simultaneous",
+        )
 
         # Each problem sees the solutions below it through one of two views.
         self._now, self._ahead = Levels(self._history), Levels(self._history, ahead=True)
@@ -382,8 +402,13 @@ class MultilevelOptimizer:
         them resume from it.
 
         Raises:
-            CheckpointError: if parameters are sharded.
+            CheckpointError: if parameters are sharded, or a simultaneous round is half made.
         """
+        if self._waiting and self.order == "simultaneous":
+            raise CheckpointError(
+                "A simultaneous round cannot be saved halfway: the problems that still move see "
+                "the others as they were when it began. Save between rounds."
+            )
         # Without anything waiting the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
         return state_of(

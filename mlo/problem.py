@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from mlo.errors import ProblemError, nearest
+from mlo.estimators import Estimator, estimator_from
+from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
 
@@ -38,6 +40,9 @@ READ_ONCE = frozenset(
         "reads",
         "compile",
         "generators",
+        "after_step",
+        "settings",
+        "estimator",
     }
 )
 """Settings that are read when an optimizer is made, and not again."""
@@ -87,6 +92,8 @@ class Problem:
             None: solves use the batches of the problem's last update. A solve on a minibatch is
             biased (see docs/choosing-an-engine.md): give it larger batches, or several.
         solve_batches: number of those batches that a solve averages its products over.
+        estimator: "saga", "spider", "storm" or an `mlo.Estimator`: corrects the problem's gradient
+            by what earlier batches have said (docs/stochastic-methods.md).
         before_update: called with the problem before each step of its optimizers. The gradients,
             clipped and checked, are in `parameter.grad`. It may read them; it may change them only
             where no engine differentiates the step.
@@ -94,6 +101,20 @@ class Problem:
             Logging, validating and averaging weights elsewhere are fine. Where an engine
             differentiates the problem's solution, it must change nothing that a gradient depends
             on.
+        after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
+            step. It is applied after each step of the optimizers, to the parameters that moved:
+            name → tensor, of the parameter's shape. It returns the new ones; those that it leaves
+            out stay. Its keyword-only arguments name problems that it reads, as a loss's do. It is
+            part of the solution: engines differentiate it, in what it reads too. It must be made of
+            differentiable operations and draw no random numbers (see `mlo.constraints`).
+        settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
+            other problems' values. The keys are "lr", "weight_decay", "momentum", "dampening" of
+            `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a
+            number or scalar tensor ("betas": a pair of them), or a dict parameter name → scalar or
+            tensor of the parameter's shape. With a positional argument, `settings(made, *, other)`,
+            it is given the number of steps that the problem has made, for schedules. The step is
+            made by the optimizer's formula, on its own state. Engines that differentiate steps
+            differentiate it in the settings too.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -119,8 +140,11 @@ class Problem:
         generators: Sequence[torch.Generator] = (),
         solve_data: Iterable[Any] | None = None,
         solve_batches: int = 1,
+        estimator: Estimator | str | None = None,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
+        after_step: Callable[..., Mapping[str, Tensor]] | None = None,
+        settings: Callable[..., Mapping[str, Any]] | None = None,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -173,6 +197,7 @@ class Problem:
                 f"Problem {name!r}: solve_batches={solve_batches} counts batches of solve_data, "
                 "which is missing. Pass solve_data= (the problem's own data will do)."
             )
+        self.estimator = self._checked(estimator_from(name, estimator))
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
@@ -196,7 +221,29 @@ class Problem:
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.player_moves = self._player_moves(player_steps or {})
-        self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
+
+        # A solution depends on all that the three functions read, each of which is called with the
+        # problems that it names.
+        self.after_step, self.settings = after_step, settings
+        found = _reads(name, "loss", loss, "module", "batch")
+        self.loss_reads, self.ignored_defaults = found.names, found.ignored
+        self.after_step_reads: tuple[str, ...] = ()
+        self.settings_reads: tuple[str, ...] = ()
+        self.settings_take_count = False
+        required, optional = list(found.required), list(found.optional)
+        if after_step is not None:
+            of_step = _reads(name, "after_step", after_step, "parameters")
+            self.after_step_reads = of_step.names
+            required, optional = [*required, *of_step.required], [*optional, *of_step.optional]
+        if settings is not None:
+            check_learned_settings(name, self.optimizers.values())
+            of_settings = _reads(name, "settings", settings, "made", fewer=True)
+            self.settings_take_count = of_settings.positional == 1
+            self.settings_reads = of_settings.names
+            required = [*required, *of_settings.required]
+            optional = [*optional, *of_settings.optional]
+        self.reads = tuple(dict.fromkeys(required))
+        self.optional_reads = tuple(n for n in dict.fromkeys(optional) if n not in self.reads)
 
     def seal(self) -> None:
         """Makes settings that an optimizer has read read-only, so that no change goes unnoticed."""
@@ -229,6 +276,15 @@ class Problem:
         kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+
+    def _checked(self, estimator: Estimator | None) -> Estimator | None:
+        """Refuses an estimator of single blocks where several batches are averaged."""
+        if estimator is not None and estimator.uses_blocks and self.accumulate > 1:
+            raise ProblemError(
+                f"Problem {self.name!r}: the estimator {estimator.name!r} compares single blocks, "
+                f"and accumulate={self.accumulate} averages several batches. Use larger blocks."
+            )
+        return estimator
 
     def _player_moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
         """The players that move in each move of one update; all of them in the last."""
@@ -419,42 +475,81 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
-def _reads(
-    problem: str, loss: Callable[..., Any]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns the problems that a loss reads, those it may read, and its ignored arguments.
+class _Signature(NamedTuple):
+    """What a function of a problem reads.
 
-    Keyword-only arguments without a default name problems that it reads; those with one name
-    problems that it reads if they exist. Positional ones beyond the batch are never passed, so the
-    graph refuses them where they name a problem.
+    Attributes:
+        required: keyword-only arguments without a default: problems that it reads.
+        optional: those with a default: problems that it reads if they exist.
+        ignored: positional arguments that are never passed. The graph refuses those that name a
+            problem.
+        positional: the number of positional arguments that are.
     """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    ignored: tuple[str, ...]
+    positional: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All problems that it may be called with."""
+        return self.required + self.optional
+
+
+def _reads(
+    problem: str,
+    what: str,
+    function: Callable[..., Any],
+    *positional_names: str,
+    fewer: bool = False,
+) -> _Signature:
+    """Which problems a function reads, from its signature.
+
+    Args:
+        problem: the problem, for messages.
+        what: what the function is to it: "loss", "after_step" or "settings".
+        function: the function.
+        positional_names: what its positional arguments are.
+        fewer: whether it may take fewer of them.
+
+    Raises:
+        ProblemError: if it cannot be called so.
+    """
+    call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
     try:
-        arguments = inspect.signature(loss).parameters.values()
+        arguments = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
-            f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in "
-            "a Python function `def loss(module, batch, *, other): ...`."
+            f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "
+            f"in a Python function `def {call}: ...`."
         ) from error
 
-    # It is called as loss(module, batch, *, other, ...): two positional arguments must fit.
+    # So many positional arguments must fit, and no more.
+    count = len(positional_names)
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]
-    if len(required) > 2 or (len(positional) < 2 and not variadic):
+    if len(required) > count or (len(positional) < count and not variadic and not fewer):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes the positional arguments "
-            f"({', '.join(a.name for a in positional)}), but it is called as loss(module, batch, "
-            "*, other, ...): two positional arguments, then the problems that it reads, behind a *."
+            f"Problem {problem!r}: its {what} takes the positional arguments "
+            f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
+            f"{_counted(count)}, then the problems that it reads, behind a *."
         )
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes "
+            f"Problem {problem!r}: its {what} takes "
             f"**{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which it cannot "
             "be told what it reads. Name the problems that it reads behind a *."
         )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
-    return (
-        tuple(a.name for a in keywords if a.default is a.empty),
-        tuple(a.name for a in keywords if a.default is not a.empty),
-        tuple(a.name for a in positional[2:]),
+    return _Signature(
+        required=tuple(a.name for a in keywords if a.default is a.empty),
+        optional=tuple(a.name for a in keywords if a.default is not a.empty),
+        ignored=tuple(a.name for a in positional[count:]),
+        positional=count if variadic else min(len(positional), count),
     )
+
+
+def _counted(positional: int) -> str:
+    return {1: "one positional argument", 2: "two positional arguments"}[positional]

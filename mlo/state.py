@@ -51,6 +51,8 @@ def state_of(
             "skips_in_a_row": skips_in_a_row[name],
             "memory": _copied(history.memory[name]),
         }
+        if name in history.estimates:
+            saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)
         if name in history.solve_streams:
             saved[name]["solve_data"] = history.solve_streams[name].state_dict()
     return {
@@ -105,6 +107,13 @@ def load_state(
     saved = {name: _of_this_version(name, state["problems"][name]) for name in problems}
     for name, problem in problems.items():
         _check(problem, saved[name])
+        if (name in history.estimates) != ("estimates" in saved[name]):
+            raise CheckpointError(
+                f"The state of problem {name!r} does not fit: it was saved "
+                f"{'with' if 'estimates' in saved[name] else 'without'} an estimator, and this "
+                f"problem has {'one' if name in history.estimates else 'none'}. Declare the "
+                "problem as it was."
+            )
 
     _load_all(history, saved)
     for name, problem in problems.items():
@@ -112,6 +121,11 @@ def load_state(
             history.streams[name].load_state_dict(saved[name]["data"])
             if name in history.solve_streams and "solve_data" in saved[name]:
                 history.solve_streams[name].load_state_dict(saved[name]["solve_data"])
+        if name in history.estimates:
+            kept = saved[name]["estimates"].items()
+            # Counters stay on the processor; the others are where the problem is.
+            tensors = {k: t.to(problem.device if t.dim() else "cpu", copy=True) for k, t in kept}
+            history.estimates[name].memory.tensors = tensors
         history.updates[name] = saved[name]["updates"]
         skips_in_a_row[name] = saved[name].get("skips_in_a_row", 0)
         # The dict stays the same one: solutions hold it.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mlo.checks import StepChecks
+from mlo.checks import StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.levels import History, Levels, restore_buffers
@@ -19,8 +19,9 @@ from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_st
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
-from mlo.response import TotalGradient
+from mlo.response import Evaluation, TotalGradient
 from mlo.sharding import total_norm
+from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import tensors_of, versions_of
 
 __all__ = ["Update", "Updater"]
@@ -109,6 +110,11 @@ class Updater:
             found = self._levels[name].differentiate(
                 name, batches, is_update=True, players=players, keep_graph=keep_graph
             )
+            try:
+                settings = self._set(problem, found.evaluation)
+            except BaseException:
+                restore_buffers(found.evaluation)
+                raise
         except BaseException:
             # All of an update or nothing: the same batches and noise come again.
             history.streams[name].put_back(batches)
@@ -126,11 +132,13 @@ class Updater:
 
         # The optimizers' state is captured before it moves; the update is noted after it has.
         engine = history.step_engine(name)
-        step = engine.capture(problem) if last and engine is not None else None
-        self._step(problem, found, norm, step)
+        step = engine.capture(problem, found.unused) if last and engine is not None else None
+        self._step(problem, found, norm, step, settings)
+        self._finish(problem, found.evaluation, players)
         _move_schedulers(problem, found, players)
         history.updates[name] += 1
         history.mark(name)
+        history.keep_estimates()
         if last:
             history.note(name, found, step)
             self._note(problem, found, norm, record)
@@ -158,13 +166,49 @@ class Updater:
 
     # ------------------------------ the step, and the user's hooks around it
 
+    @torch.no_grad()
+    def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+        """Finds the settings of this step, and writes those that are numbers to the optimizers."""
+        if problem.settings is None:
+            return {}
+        self._step_checks.check_bare(problem)
+        with evaluation.replayed_at({}, evaluation.current_reads()):
+            found = evaluation.loss.settings(evaluation.made)
+        check_values(problem.name, found)
+        check_schedulers(problem, found)
+        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
+        for optimizer in problem.optimizers.values():
+            for group in optimizer.param_groups:
+                members = [found[name_of[id(p)]] for p in group["params"] if id(p) in name_of]
+                group.update(common_numbers(members))
+        return found
+
+    def _finish(self, problem: Problem, evaluation: Evaluation, players: tuple[str, ...]) -> None:
+        """Applies `after_step` to what the players have moved."""
+        if problem.after_step is None:
+            return
+        reads = evaluation.current_reads()
+        moved = [key for player in players for key in problem.player_parameters[player]]
+        before = {key: problem.parameters[key].detach().clone() for key in moved}
+        if problem.name in self._history.differentiated:
+            self._step_checks.check_after_step(problem, evaluation, before, reads)
+        with torch.no_grad():
+            for key, tensor in evaluation.after_step(dict(before), reads).items():
+                problem.parameters[key].copy_(tensor)
+
     def _step(
-        self, problem: Problem, found: TotalGradient, norm: Tensor, step: OptimizerStep | None
+        self,
+        problem: Problem,
+        found: TotalGradient,
+        norm: Tensor,
+        step: OptimizerStep | None,
+        settings: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Clips the gradient and lets the optimizers move; leaves no gradient behind."""
         gradient = found.gradient
         checked = None
-        if step is not None and self._step_checks.are_due(problem):
+        by_formula = problem.settings is not None
+        if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
         foreign = any(map(is_foreign, problem.optimizers.values()))
         if problem.grad_clip is not None:
@@ -184,9 +228,13 @@ class Updater:
             used = [key for key in problem.parameters if key not in found.unused]
             before = {key: problem.parameters[key].detach().clone() for key in used}
 
-        for optimizer in problem.optimizers.values():
-            with plain_steps(optimizer):
-                optimizer.step()
+        if by_formula:
+            made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
+            made.make(problem)
+        else:
+            for optimizer in problem.optimizers.values():
+                with plain_steps(optimizer):
+                    optimizer.step()
         for parameter in problem.parameters.values():
             parameter.grad = None
 

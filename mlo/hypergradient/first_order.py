@@ -24,5 +24,9 @@ class FirstOrder(AbstractEngine):
     def uses_second_derivatives(self) -> bool:
         return False
 
+    @property
+    def takes_residuals(self) -> bool:
+        return True
+
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
         return solution.constants()

@@ -128,7 +128,7 @@ class _Step(torch.autograd.Function):
         differentiate = torch.is_grad_enabled()
         with ExitStack() as stack, torch.enable_grad():
             grads = _pull_back(node, ctx.saved_tensors, wanted, cotangents, differentiate, stack)
-        node.reading.reports.append(
+        node.reading.note(
             node.solution.engine.report(node.solution.name, iterations=len(node.solution.history))
         )
         return (None, *grads)
@@ -168,13 +168,16 @@ def _pull_back(
         call.check_repeats()
     inputs = call.input_aliases()
 
-    # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t)
-    losses = stack.enter_context(call.losses(theta, inputs))
+    # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t), then what `after_step` leaves of θ_{t+1}
+    reads = stack.enter_context(call.reads_at(theta, inputs))
+    losses = stack.enter_context(evaluation.losses(theta, reads))
     gradient: Tensors = {}
     for player, members in evaluation.loss.problem.player_parameters.items():
         found = gradients(losses[player], [theta[name] for name in members], create_graph=True)
         gradient |= zip(members, found, strict=True)
-    moved, after_state = node.recorded.step.apply_with_state(theta, gradient, state)
+    step = evaluation.step_at(node.recorded.step, reads)
+    moved, after_state = step.apply_with_state(theta, gradient, state)
+    moved = evaluation.after_step(moved, reads)
     made = [moved[name] for name in node.names]
     made += [after_state[key] for key in node.after_state_keys]
 

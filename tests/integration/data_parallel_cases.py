@@ -225,7 +225,45 @@ def two_players(parallel):
     ]
 
 
-GRAPHS = {f.__name__: f for f in (bilevel, bilevel_adam, chain, diamond, trilevel, two_players)}
+def projected(parallel):
+    """What follows the step reads the upper problem."""
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+
+    def shrink(parameters, *, mix):
+        return mlo.constraints.soft_threshold(parameters, 0.02 * mix.v.mean().exp())
+
+    return [
+        problem("net", net, sgd(net), fit, 11, parallel, after_step=shrink),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+
+
+def learned_rate(parallel):
+    """A rate and a decay of the lower problem's Adam come from the upper problem."""
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+
+    def settings(*, mix):
+        return {"lr": 0.02 * mix.v[0].exp(), "weight_decay": 0.05 * mix.v[1].exp()}
+
+    return [
+        problem("net", net, adam(net), fit, 11, parallel, settings=settings),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+
+
+GRAPHS = {
+    f.__name__: f
+    for f in (
+        bilevel,
+        bilevel_adam,
+        chain,
+        diamond,
+        trilevel,
+        two_players,
+        projected,
+        learned_rate,
+    )
+}
 
 
 def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):

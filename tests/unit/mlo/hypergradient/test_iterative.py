@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from quadratics import DIM, POSITIVE, quadratic
 
 import mlo
+from mlo.hypergradient import FlatOperator, Solve
 from mlo.testing import bilevel_quadratic, identical, relative_error, snapshot
 
 
@@ -69,3 +71,75 @@ def test_a_warm_start_is_part_of_the_state(tmp_path):
     resumed.load_state_dict(mlo.load_checkpoint(tmp_path / "s.pt"))
     assert whole.step().solves == resumed.step().solves
     assert identical(snapshot(whole), snapshot(resumed))
+
+
+@pytest.mark.parametrize(
+    "engine", ["cg", "minres", "gmres", {"name": "nystrom", "rank": 1}, "direct"], ids=str
+)
+def test_the_derivative_of_a_solve_is_that_of_its_solution(engine):
+    """Of a cotangent along an eigenvector a Krylov method sees that eigenvalue only, and ends.
+
+    The derivative of its steps says nothing of the other eigenvalues, which a change of A or of the
+    cotangent brings in.
+    """
+    a = POSITIVE.clone().requires_grad_()
+    b = torch.linalg.eigh(POSITIVE).eigenvectors[:, 2].clone().requires_grad_()
+
+    def solution(a, b):
+        w = torch.linalg.solve(a, b).detach()
+        symmetric = (a + a.T) / 2
+        return mlo.implicit_solution(
+            w,
+            (symmetric, b),
+            loss=lambda w, reads: 0.5 * w @ reads[0] @ w - w @ reads[1],
+            engine=engine,
+        )
+
+    def exact(a, b):
+        return torch.linalg.solve((a + a.T) / 2, b)
+
+    def second(function):
+        first = torch.autograd.grad(function(a, b).square().sum(), [a, b], create_graph=True)
+        return torch.autograd.grad(sum(g.pow(3).sum() for g in first), [a, b])
+
+    for found, expected in zip(second(solution), second(exact), strict=True):
+        assert relative_error(found, expected) < 1e-8
+
+
+def test_the_adjoint_of_an_operator_is_its_transpose():
+    """Of a Jacobian that is not symmetric, with damping."""
+    matrix = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(3)).double()
+    seen = {}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Look(mlo.Engine):
+        name = "look"
+
+        def solve(self, system, cotangent):
+            operator = FlatOperator(system, 0.5)
+            for name, of in (("it", operator), ("adjoint", operator.adjoint())):
+                seen[name] = torch.stack([of(e) for e in torch.eye(DIM).double()], dim=1).detach()
+            return Solve(q=list(cotangent), report=self.report(system.problem))
+
+    w, x = torch.zeros(DIM).double(), torch.ones(DIM).double().requires_grad_()
+    found = mlo.implicit_solution(
+        w, x, stationarity=lambda w, x: matrix @ w - 0.0 * x, engine=Look()
+    )
+    torch.autograd.grad(found.sum(), x, create_graph=True)
+    damping = 0.5 * torch.eye(DIM).double()
+    assert relative_error(seen["it"], matrix.T + damping) < 1e-12
+    assert relative_error(seen["adjoint"], matrix + damping) < 1e-12
+
+
+def test_a_solve_in_the_second_derivative_is_reported():
+    reports = []
+    x = torch.ones(DIM).double().requires_grad_()
+    w = torch.linalg.solve(POSITIVE, x).detach()
+    found = mlo.implicit_solution(
+        w, x, loss=lambda w, x: 0.5 * w @ POSITIVE @ w - w @ x, reports=reports
+    )
+    (first,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
+    before = len(reports)
+    first.sum().backward()
+    assert len(reports) > before
+    assert all(report.converged for report in reports)
