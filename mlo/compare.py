@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlo.check_schedule import CheckSchedule
-from mlo.checks import check_engines
+from mlo.checks import check_engines, check_simultaneous
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.levels import History, Levels
@@ -270,6 +270,8 @@ def _row(
             check_engines(
                 optimizer.graph, engines, looks_ahead=looks_ahead, parallel=optimizer.parallel
             )
+            if optimizer.order == "simultaneous":
+                check_simultaneous(optimizer.graph, engines)
             history, levels = _under(optimizer, name, engines)
             found = _ask(levels, name)
             notes += _missing_steps(history, name)

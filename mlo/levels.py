@@ -128,13 +128,23 @@ class History:
         one has its memory, as a copy; another one has none.
         """
         other = History(
-            self.graph, engines, self.losses, self.streams, looks_ahead=self.looks_ahead
+            self.graph,
+            engines,
+            self.losses,
+            self.streams,
+            looks_ahead=self.looks_ahead,
+            simultaneous=self.simultaneous,
         )
-        other.solve_streams = self.solve_streams
-        other.round, other.updates, other.last = self.round, dict(self.updates), dict(self.last)
+        other.solve_streams, other.learning_rates = self.solve_streams, dict(self.learning_rates)
+        other.round, other.updates = self.round, dict(self.updates)
+        other.last, other.last_round = dict(self.last), dict(self.last_round)
         for name, kept in self.memory.items():
             if engines[name] == self.engines[name]:
                 other.memory[name].update(kept)
+        # What an estimator has seen serves where it estimates the same.
+        for name, estimates in self.estimates.items():
+            if other.estimates[name].of_total == estimates.of_total:
+                other.estimates[name] = estimates
         return other
 
     # ------------------------------ what an update leaves

@@ -95,6 +95,50 @@ def test_solves_see_the_batches_that_the_run_would_draw_for_them():
     assert identical(row.gradient, optimizer.gradient("decay"))
 
 
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+@pytest.mark.parametrize("options", [{}, {"order": "simultaneous"}], ids=["lower first", "at once"])
+@pytest.mark.parametrize(
+    "estimator",
+    [None, mlo.Saga(index=lambda batch: int(batch[3])), "storm"],
+    ids=["none", "saga", "storm"],
+)
+def test_the_own_engine_keeps_what_it_has_seen(estimator, options):
+    """Estimators, learning rates and the memory of `soba` are those of the run."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    data = list(torch.cat([rows, torch.arange(4.0).double()[:, None]], dim=1))
+    w, x = Vector(torch.zeros(3).double()), Vector(torch.ones(3).double())
+    sgd = torch.optim.SGD(w.parameters(), lr=0.1)
+    problems = [
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=sgd,
+            scheduler=torch.optim.lr_scheduler.ExponentialLR(sgd, 0.9),
+            loss=lambda w, b, *, x: ((w.v - b[:3] * x.v) ** 2).sum(),
+            data=data,
+            estimator=estimator,
+        ),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+            loss=lambda x, b, *, w: ((w.v - b[:3]) ** 2).sum() + (x.v**2).sum(),
+            data=data,
+            estimator=estimator,
+        ),
+    ]
+    soba = mlo.Soba(step_size="lower")
+    optimizer = mlo.MultilevelOptimizer(problems, soba, **options)
+    list(optimizer.run(7))
+    before = snapshot(optimizer)
+    rows = rows_of(mlo.compare_engines(optimizer, "x", {"own": soba, "step": "one_step"}))
+    assert identical(rows["own"].gradient, optimizer.gradient("x"))
+    refused = "order" in options or estimator is not None
+    assert bool(rows["step"].failure) is refused
+    assert identical(snapshot(optimizer), before)
+
+
 RECORDED = {"default": "one_step", "w2": mlo.Unroll(steps=3)}
 
 
