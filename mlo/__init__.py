@@ -11,6 +11,7 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 
 from mlo import constraints
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from mlo.compare import EngineComparison, EngineRow, compare_engines
 from mlo.distributed import DataParallel
 from mlo.errors import (
     CheckpointError,
@@ -70,7 +71,9 @@ __all__ = [
     "DependencyGraph",
     "Direct",
     "Engine",
+    "EngineComparison",
     "EngineError",
+    "EngineRow",
     "Estimator",
     "FiniteDifference",
     "FirstOrder",
@@ -103,6 +106,7 @@ __all__ = [
     "Update",
     "ZerothOrder",
     "available_engines",
+    "compare_engines",
     "constraints",
     "darts",
     "engine_from",

@@ -121,6 +121,32 @@ class History:
             if gpu is not None and gpu not in self.gpus:
                 self.gpus.append(gpu)
 
+    def with_engines(self, engines: Mapping[str, AbstractEngine]) -> History:
+        """What has happened, for other engines: all but their steps.
+
+        The batches are the same streams, and are to be looked at only. An engine that is the same
+        one has its memory, as a copy; another one has none.
+        """
+        other = History(
+            self.graph,
+            engines,
+            self.losses,
+            self.streams,
+            looks_ahead=self.looks_ahead,
+            simultaneous=self.simultaneous,
+        )
+        other.solve_streams, other.learning_rates = self.solve_streams, dict(self.learning_rates)
+        other.round, other.updates = self.round, dict(self.updates)
+        other.last, other.last_round = dict(self.last), dict(self.last_round)
+        for name, kept in self.memory.items():
+            if engines[name] == self.engines[name]:
+                other.memory[name].update(kept)
+        # What an estimator has seen serves where it estimates the same.
+        for name, estimates in self.estimates.items():
+            if other.estimates[name].of_total == estimates.of_total:
+                other.estimates[name] = estimates
+        return other
+
     # ------------------------------ what an update leaves
 
     def rests(self, name: str) -> bool:

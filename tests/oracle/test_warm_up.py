@@ -88,7 +88,7 @@ def test_an_upper_problem_waits_for_rounds(order, engine, steps, warmup):
 
 
 @pytest.mark.parametrize("order", ["lower_first", "outermost_first"])
-def test_a_run_that_is_resumed_while_an_upper_problem_waits_is_the_same(order):
+def test_a_run_resumes_while_an_upper_problem_waits(order):
     whole, w, x = program(warmup=4, order=order)
     list(whole.run(ROUNDS))
     first, _, _ = program(warmup=4, order=order)

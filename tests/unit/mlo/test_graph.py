@@ -113,7 +113,7 @@ def test_a_frozen_parameter_may_be_in_two_problems():
     assert list(graph(problem("w", module=heads[0]), problem("x", module=heads[1])).problems)
 
 
-def test_a_shared_parameter_that_was_frozen_for_one_problem_only_is_refused():
+def test_a_parameter_frozen_for_one_of_two_problems_is_refused():
     shared = Vector(torch.ones(2)).requires_grad_(False)
     frozen = problem("w", module=torch.nn.Sequential(shared, torch.nn.Linear(2, 1)))
     shared.requires_grad_(True)

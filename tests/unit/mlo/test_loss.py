@@ -124,7 +124,7 @@ def test_losses_of_players_that_are_not_declared_say_how():
         mlo.MultilevelOptimizer([problem]).step()
 
 
-def test_a_loss_in_a_dict_with_its_metrics_says_how_they_are_returned():
+def test_a_loss_in_a_dict_says_how_metrics_are_returned():
     optimizer = regression()
     optimizer.problems["net"].loss = lambda net, batch, *, decay: {
         "loss": net(batch[0]).mean(),
