@@ -32,9 +32,13 @@ ENGINES = {
     "cg": {"max_steps": 4, "damping": 0.5},
     "minres": {"max_steps": 6},
     "gmres": {"max_steps": 6},
+    "normal_cg": {"max_steps": 4, "damping": 0.5},
     "nystrom": {"rank": 3, "max_steps": 3, "damping": 2.0},
     "direct": {"damping": 0.5},
+    "outer_product": {"damping": 0.1},
+    "sid": {"steps": 4},
     "unroll": {"steps": 3},
+    "zeroth_order": {"radius": 0.1, "samples": 3, "steps": 2},
     # Large displacements: those that suit the dtype would magnify rounding, which differs between
     # one process and several.
     "darts": {"step": 0.1},
@@ -238,7 +242,10 @@ def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
         choice["step_size"] = (
             0.4  # "auto" takes ten products more, each of which is differentiated here
         )
-    if graph == "diamond" and engine in ("cg", "minres", "nystrom", "penalty", *BETTY):
+    if graph == "diamond" and engine in (
+        *("cg", "minres", "nystrom", "outer_product", "penalty"),
+        *BETTY,
+    ):
         choice = {"default": choice, "gan": "one_step"}  # which refuse games
         if engine in BETTY:
             choice["net"] = (
