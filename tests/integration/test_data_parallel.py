@@ -135,7 +135,7 @@ def test_final_averages_once_and_is_biased(several, engine):
         assert 1e-3 < bias < 2.0
 
 
-def test_a_sharded_transformer_learns_the_same_weights_of_its_sources(several):
+def test_a_sharded_transformer_learns_the_same_weights(several):
     """By `penalty`, in two processes as in one, where the weights do move."""
     found = several(2)[0][0]["sharded transformer", ""]
     with warnings.catch_warnings():

@@ -47,7 +47,7 @@ def test_it_stops_at_its_tolerance():
     assert report.residual <= 1e-2
 
 
-def test_a_singular_jacobian_gives_the_least_squares_solution_and_says_so():
+def test_a_singular_jacobian_gives_least_squares_and_says_so():
     singular = symmetric([0.0, 0.0, 0.4, 0.5, 0.7, 1.0, 1.5, -2.0])
     optimizer, b, v = quadratic(singular, mlo.NormalConjugateGradient(tol=1e-12, max_steps=40))
     expected = b.T @ (torch.linalg.pinv(singular, atol=1e-10) @ v)

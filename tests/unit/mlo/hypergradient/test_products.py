@@ -103,7 +103,7 @@ def test_products_are_those_of_the_stationarity_map(products):
 @pytest.mark.parametrize(
     ("products", "tolerance"), [("autograd", 1e-13), ("finite_difference", 1e-7)]
 )
-def test_products_with_the_jacobian_are_transposed_through_fused_norms(products, tolerance):
+def test_products_with_the_jacobian_are_right_through_norms(products, tolerance):
     """⟨Aᵀ w, u⟩ = ⟨w, A u⟩, with a player whose gradient is a constant and with weight decay."""
     torch.manual_seed(0)
     body = torch.nn.Sequential(

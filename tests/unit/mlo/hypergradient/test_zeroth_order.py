@@ -128,7 +128,7 @@ def stairs(engine):
     return mlo.MultilevelOptimizer(problems, engine)
 
 
-def test_through_a_staircase_it_is_the_gradient_of_the_smoothed_response():
+def test_through_a_staircase_it_is_the_smoothed_gradient():
     """φ(x) = 3 (w − ½ (w − s(x))), and E s(x + r u) has a Gaussian bump at each stair."""
     r, x = 0.2, 0.3
     engine = mlo.ZerothOrder(samples=1000, radius=r, directions="gaussian")
@@ -138,7 +138,7 @@ def test_through_a_staircase_it_is_the_gradient_of_the_smoothed_response():
     assert found == pytest.approx(exact, rel=0.1)
 
 
-def test_directions_are_the_same_when_asked_again_and_others_at_each_solve():
+def test_directions_repeat_when_asked_and_change_at_each_solve():
     engine = mlo.ZerothOrder(samples=1)
     optimizer, other = (bilevel_quadratic().optimizer(engine) for _ in range(2))
     first = optimizer.gradient("x")
