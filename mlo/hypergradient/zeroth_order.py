@@ -123,6 +123,12 @@ class ZerothOrder(StepEngine):
             v: the cotangent, by parameter.
         """
         wanted = [tensor for tensor in inputs if tensor is not None]
+        if any(tensor.is_complex() for tensor in wanted):
+            raise EngineError(
+                f"Problem {solution.name!r} reads a complex tensor, which 'zeroth_order' displaces "
+                "along real directions only. Keep it as a real tensor of one more dimension "
+                "(torch.view_as_real), or use 'one_step' or 'unroll'."
+            )
         r = self._radius(wanted, solution)
         total = [torch.zeros_like(tensor) for tensor in wanted]
         drawn = self._draw(wanted, solution, reading)
@@ -132,7 +138,7 @@ class ZerothOrder(StepEngine):
                 moves = iter([sign * r * entry for entry in u])
                 shifts = [None if tensor is None else next(moves) for tensor in inputs]
                 end = _end(solution, reading, shifts)
-                sides.append(sum(float(whole((v[name] * end[name]).sum())) for name in v))
+                sides.append(sum(_inner(v[name], end[name]) for name in v))
             slope = (sides[0] - sides[1]) / (2.0 * r * len(drawn))
             total = [entry + slope * direction for entry, direction in zip(total, u, strict=True)]
         return total
@@ -167,6 +173,11 @@ class ZerothOrder(StepEngine):
                 block = math.sqrt(d) * torch.linalg.qr(block)[0]
             drawn += list(block.T)
         return [_split(flat, inputs) for flat in drawn]
+
+
+def _inner(v: Tensor, theta: Tensor) -> float:
+    """⟨v, θ⟩ over the real numbers, as autograd's gradients of complex parameters have it."""
+    return float(torch.real(whole((v.conj() * theta).sum())))
 
 
 def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

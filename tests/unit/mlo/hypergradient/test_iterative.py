@@ -20,6 +20,7 @@ from mlo.testing import bilevel_quadratic, identical, relative_error, snapshot
         "cg",
         "minres",
         "gmres",
+        "normal_cg",
         "direct",
         {"name": "nystrom", "max_steps": 30, "tol": 1e-10},
         "neumann",
@@ -37,7 +38,9 @@ def test_damping_is_added_to_the_jacobian(engine):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "engine", ["cg", "minres", "gmres", "nystrom", {"name": "neumann", "num_terms": 300}], ids=str
+    "engine",
+    ["cg", "minres", "gmres", "normal_cg", "nystrom", {"name": "neumann", "num_terms": 300}],
+    ids=str,
 )
 def test_solves_reach_what_the_dtype_allows(engine, dtype):
     options = {"name": engine} if isinstance(engine, str) else dict(engine)
