@@ -32,15 +32,18 @@ from mlo.optimizer_step import (
 )
 from mlo.problem import Problem, Tensors
 from mlo.response import AbstractEngine, Evaluation, StepEngine
+from mlo.restart import Start
 from mlo.sharding import is_sharded
 
 __all__ = [
     "LossChecks",
     "StepChecks",
     "check_engines",
+    "check_restarts",
     "check_schedulers",
     "check_simultaneous",
     "differentiated_problems",
+    "differentiated_starts",
     "estimates_total",
 ]
 
@@ -54,6 +57,27 @@ def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozens
     for name in graph.problems:
         read.update(graph.solutions_in[name])
     return frozenset(name for name in read if not isinstance(engines[name], FirstOrder))
+
+
+def differentiated_starts(
+    graph: DependencyGraph, engines: Engines, starts: Mapping[str, Start]
+) -> frozenset[str]:
+    """The problems through whose solutions some gradient flows into the value that they began at.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        starts: problem → where it begins each block of its steps.
+    """
+    found: set[str] = set()
+    for name, start in starts.items():
+        # The source's own gradient, and those of problems above that see both by their solutions.
+        for reader, solutions in graph.solutions_in.items():
+            passes = start.problem in solutions
+            passes = passes and not isinstance(engines[start.problem], FirstOrder)
+            if name in solutions and start.source_of and (reader == start.problem or passes):
+                found.add(name)
+    return frozenset(found)
 
 
 # ------------------------------ before the first step
@@ -86,6 +110,14 @@ def check_engines(
             _warn_of_inexact(problem, engine)
             _check_inner_responses(graph, engines, name)
             _check_kept_graph(graph, engines, name, parallel)
+            if problem.accumulate_solves > 1:
+                raise EngineError(
+                    f"Problem {name!r} moves by the mean of its gradients over "
+                    f"{problem.accumulate_solves} solves of the problems below it, of which only "
+                    f"the last is at hand when {engine.label!r} differentiates its solution. Drop "
+                    "accumulate_solves=, solve all tasks in one problem, or give "
+                    f"{name!r} the engine 'first_order'."
+                )
         _check_sharding(graph, engines, name, parallel)
         _check_estimator(graph, engines, name, parallel)
     _check_look_ahead(graph, engines, looks_ahead)
@@ -157,8 +189,8 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
         )
     if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):
         raise EngineError(
-            f"Problem {name!r} has after_step or settings, which plain=True of {engine.label!r} "
-            "leaves out. Drop plain=True."
+            f"Problem {name!r} has after_step, settings or restart_from, which plain=True of "
+            f"{engine.label!r} leaves out. Drop plain=True."
         )
     if engine.recorded_steps > 1 and len(problem.player_moves) > 1:
         raise EngineError(
@@ -230,7 +262,9 @@ def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Ite
     for inner in graph.solutions_in[name]:
         # A solution that is no function of the problem's own value is a constant to its gradient.
         dependent = inner in graph.solutions_depending_on[name]
-        if dependent and not isinstance(engines[inner], FirstOrder):
+        # (`first_order` passes the derivative on to where the solution began.)
+        passes = not isinstance(engines[inner], FirstOrder) or graph.problems[inner].restart_from
+        if dependent and passes:
             yield inner
 
 
@@ -248,6 +282,8 @@ def _check_kept_graph(
         why = "is averaged over several batches"
     elif parallel is not None:
         why = "is averaged over processes"
+    elif graph.problems[name].restart_from is not None:
+        why = "depends on the value that it restarts from"
     if why:
         raise EngineError(
             f"Problem {name!r} has a gradient that {why}, whose graph cannot be kept. Give "
@@ -290,6 +326,12 @@ def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
             raise GraphError(
                 f"Problem {name!r} has steps={problem.steps}, and in a simultaneous round each "
                 "problem moves once. Use steps=1, or order='lower_first'."
+            )
+        if problem.accumulate_solves > 1 or problem.restart_from is not None:
+            argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
+            raise GraphError(
+                f"Problem {name!r} has {argument}=, for which problems move one after the other. "
+                "Use order='lower_first'."
             )
         moved = schedule[: schedule.index(name)]
         for other in graph.values_in[name]:
@@ -337,6 +379,12 @@ def _check_estimator(
             "corrects products with the Hessian of the loss, and those of a projected step are not "
             "linear in it. Drop one of the two, or use an engine such as 'gmres'."
         )
+    if problem.accumulate_solves > 1 or problem.restart_from is not None:
+        argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which follows one sequence of iterates "
+            f"and solves, and {argument}=, which begins others. Drop one of the two."
+        )
     if parallel is not None:
         raise ProblemError(
             f"Problem {name!r} has the estimator {label!r}, which serves a single process. Drop "
@@ -380,6 +428,73 @@ def _check_fresh(problem: Problem, engine: AbstractEngine) -> None:
         )
 
 
+def check_restarts(
+    graph: DependencyGraph,
+    engines: Engines,
+    starts: Mapping[str, Start],
+    *,
+    looks_ahead: Collection[str] = (),
+) -> None:
+    """Refuses engines that would lose the derivative of a solution in the value that it began at.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        starts: problem → where it begins each block of its steps.
+        looks_ahead: the problems that see lower solutions one step ahead.
+
+    Raises:
+        EngineError: naming the problem and an engine that keeps it.
+    """
+    differentiated = differentiated_starts(graph, engines, starts)
+    for name, start in starts.items():
+        problem, engine = graph.problems[name], engines[name]
+        if isinstance(engine, (FirstOrder, StepEngine)):
+            for reader in looks_ahead:
+                if name in graph.solutions_in[reader]:
+                    raise EngineError(
+                        f"Problem {reader!r} moves first in a round and looks one step ahead at "
+                        f"the solution of {name!r}, which begins anew at the value of "
+                        f"{start.problem!r}. Use order='lower_first', or an implicit engine."
+                    )
+        if name in differentiated:
+            _check_start(problem, engine, start)
+
+
+def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None:
+    name, steps = problem.name, problem.steps
+    if isinstance(engine, StepEngine):
+        if not engine.takes_start:
+            raise EngineError(
+                f"Problem {name!r} restarts from {problem.restart_from!r}, in which "
+                f"{engine.label!r} does not differentiate. Use 'unroll', 'one_step' (where "
+                "steps=1) or 'first_order'."
+            )
+        if engine.recorded_steps < steps:
+            raise EngineError(
+                f"Problem {name!r} begins anew before every {steps} steps, of which "
+                f"{engine.label!r} differentiates {engine.recorded_steps}: the derivative in "
+                f"{start.problem!r}, where they begin, would be lost. Use mlo.Unroll(steps={steps})"
+                " or 'first_order'."
+            )
+        if len(problem.player_moves) > 1:
+            raise EngineError(
+                f"Problem {name!r} has player_steps, of which {engine.label!r} differentiates the "
+                f"last move only: the derivative in {start.problem!r}, where they begin, would be "
+                "lost. Use 'first_order', or drop player_steps."
+            )
+        return
+    reads = (*problem.loss_reads, *problem.after_step_reads)
+    if not isinstance(engine, FirstOrder) and start.problem not in reads:
+        raise EngineError(
+            f"Problem {name!r} restarts from {start.problem!r}, which its loss does not read. "
+            f"{engine.label!r} differentiates the condition that the gradient of the loss is "
+            f"zero, which forgets where it began: the derivative in {start.problem!r} would be "
+            f"zero. Read it in the loss (a proximal term, as iMAML's), or use 'unroll' or "
+            "'first_order'."
+        )
+
+
 def _check_sharding(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
@@ -398,8 +513,8 @@ def _check_sharding(
         )
     if acts_around_step(problem):
         raise EngineError(
-            f"Problem {name!r} has sharded parameters, of which after_step= and settings= would "
-            "see parts only. Drop them, or keep the parameters whole."
+            f"Problem {name!r} has sharded parameters, of which after_step=, settings= and "
+            "restart_from= would see parts only. Drop them, or keep the parameters whole."
         )
     differentiated = differentiated_problems(graph, engines)
     if name in differentiated and not engine.takes_sharded:

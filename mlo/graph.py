@@ -22,14 +22,15 @@ class DependencyGraph:
 
     A loss that reads a problem listed before its own reads that problem's *response*: its solution
     as a function of everything that it depends on. A loss that reads a problem listed after its own
-    is *conditioned* on that problem's current value.
+    is *conditioned* on that problem's current value. So is a problem that begins at the value of a
+    later one (`restart_from`).
 
     For example, in the list `net, decay` let the training loss of `net` read `decay`, and the
     validation loss of `decay` read `net`. Then `decay` has `net` in `reads_below` and in
     `solutions_depending_on`, and `net` has `decay` in `reads_above`.
 
     Attributes (each a mapping by problem name, computed once):
-        reads: the problems that its loss reads.
+        reads: the problems that it reads, by its loss or otherwise.
         reads_below: those of them whose solutions it reads.
         reads_above: those of them on whose current values it is conditioned.
         solutions_in: the problems that it sees by their solutions, in listed order: those in
@@ -140,10 +141,12 @@ class DependencyGraph:
     def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
         """Returns the order of the updates in one round, each problem as often as it moves.
 
-        A problem with `steps=K` moves K times per move of those above it. Problems move level by
-        level (a level is the longest chain of responses in a gradient), and in listed order within
-        one. A level moves as often as its most frequent problem. The less frequent ones join in its
-        last moves, so each problem has just moved when the next level does. With "outermost_first"
+        A problem with `steps=K` moves K times per move of those above it. One with
+        `accumulate_solves=N` stands there N times per move, as if it moved each time. Problems move
+        level by level (a level is the longest chain of responses in a gradient), and in listed
+        order within one. A level moves as often as its most frequent problem. The less frequent
+        ones join in its last moves, so each problem has just moved when the next level does. Of one
+        level, problems that restart from the value of another move after it. With "outermost_first"
         the last level begins the round.
         """
         return tuple(self._round(order).updates())
@@ -153,17 +156,35 @@ class DependencyGraph:
         block = _Block(parts=())
         rows = self._levels()
         for row in rows:
-            members = [self.problems[name] for name in row]
-            most = max(problem.steps for problem in members)
             first = order == "outermost_first" and row is rows[-1]
-            # Everything below moves anew before (or, outermost first, after) each of these moves.
-            # Moves of the same problems are one block.
-            moves: list[_Block] = []
-            for names, same in groupby(_movers(move, members, first) for move in range(most)):
-                parts: tuple[str | _Block, ...] = (*names, block) if first else (block, *names)
-                moves.append(_Block(parts=parts, times=len(list(same))))
-            block = _Block(parts=tuple(moves))
+            block = _Block(
+                parts=tuple([self._moves(group, block, first) for group in self._in_turn(row)])
+            )
         return block
+
+    def _moves(self, names: Sequence[str], below: _Block, first: bool) -> _Block:
+        """The moves of problems of one level, each with everything below."""
+        # Everything below moves anew before (or, outermost first, after) each of these moves. Moves
+        # of the same problems are one block.
+        members = [self.problems[name] for name in names]
+        most = max(problem.turns for problem in members)
+        moves: list[_Block] = []
+        for movers, same in groupby(_movers(move, members, first) for move in range(most)):
+            parts: tuple[str | _Block, ...] = (*movers, below) if first else (below, *movers)
+            moves.append(_Block(parts=parts, times=len(list(same))))
+        return _Block(parts=tuple(moves))
+
+    def _in_turn(self, row: Sequence[str]) -> list[list[str]]:
+        """A level in groups: a problem that begins at another's value follows it."""
+        # So that the value does not move while the problem makes its steps from there.
+        groups: list[list[str]] = []
+        turn: dict[str, int] = {}
+        for name in reversed(row):  # a source is listed later
+            turn[name] = 1 + turn.get(_source(self.problems[name]) or "", -1)
+        for name in row:
+            groups += [[] for _ in range(1 + turn[name] - len(groups))]
+            groups[turn[name]].append(name)
+        return groups
 
     @property
     def outermost(self) -> tuple[str, ...]:
@@ -180,7 +201,9 @@ class DependencyGraph:
             lines.append(f'    {name}["{name}{players}"]')
         for name in self.problems:
             lines += [f"    {lower} -->|solution| {name}" for lower in self.reads_below[name]]
-            lines += [f"    {upper} -.->|value| {name}" for upper in self.reads_above[name]]
+            for upper in self.reads_above[name]:
+                what = "start" if upper == _source(self.problems[name]) else "value"
+                lines.append(f"    {upper} -.->|{what}| {name}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -190,7 +213,7 @@ class DependencyGraph:
             values = ", ".join(self.reads_above[name]) or "-"
             rows.append(
                 f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
-                f"{values}"
+                f"{values}{_restart(self.problems[name])}"
             )
         rows.append(f"  order of a round: {self._round('lower_first')}")
         return "\n".join(rows)
@@ -224,6 +247,7 @@ class DependencyGraph:
                     f"The loss of problem {problem.name!r} has the positional argument {name}=..., "
                     f"also a problem. Put it behind a * to read that problem, or rename it."
                 )
+        self._check_restart(problem)
         for read in problem.reads:
             if read not in self.problems:
                 raise GraphError(
@@ -240,6 +264,21 @@ class DependencyGraph:
                 "responses. Its own module is its first argument; drop the keyword."
             )
         return reads
+
+    def _check_restart(self, problem: Problem) -> None:
+        source = _source(problem)
+        if source is None:
+            return
+        if source not in self.problems:
+            raise GraphError(
+                f"Problem {problem.name!r} restarts from {source!r}, which is not a problem of "
+                f"this optimizer. {nearest(source, self.problems)}"
+            )
+        if self.position[source] <= self.position[problem.name]:
+            raise GraphError(
+                f"Problem {problem.name!r} restarts from {source!r}, which must be listed after "
+                "it: a solution begins at a value from above."
+            )
 
     def _check_shared_parameters(self) -> None:
         # By identity: a parameter that two modules hold is one tensor, which two optimizers move.
@@ -293,9 +332,9 @@ def _as_list(problems: Sequence[Problem] | Mapping[str, Problem]) -> list[Proble
 
 def _movers(move: int, members: Sequence[Problem], first: bool) -> tuple[str, ...]:
     """The problems of a level that take part in one of its moves: the first ones, or the last."""
-    most = max(problem.steps for problem in members)
+    most = max(problem.turns for problem in members)
     remaining = move if first else most - 1 - move
-    return tuple(problem.name for problem in members if problem.steps > remaining)
+    return tuple(problem.name for problem in members if problem.turns > remaining)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,7 +361,19 @@ class _Block:
         return f"({text}) ×{self.times}" if " → " in text else f"{text} ×{self.times}"
 
 
+def _source(problem: Problem) -> str | None:
+    """The problem at whose value this one begins, or None."""
+    return None if problem.restart_from is None else problem.restart_from.partition(".")[0]
+
+
+def _restart(problem: Problem) -> str:
+    return "" if problem.restart_from is None else f", begins at {problem.restart_from}"
+
+
 def _subtitle(problem: Problem) -> str:
+    if problem.restart_from is not None:
+        text = f"begins at {problem.restart_from}"
+        return text if len(text) <= 22 else f"{text[:21]}…"
     if problem.is_game:
         return "game"
     return f"{sum(parameter.numel() for parameter in problem.parameters.values()):,} parameters"

@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 
 from mlo.batches import BatchStream
-from mlo.checks import LossChecks, differentiated_problems, estimates_total
-from mlo.errors import warn_user
+from mlo.checks import (
+    LossChecks,
+    differentiated_problems,
+    differentiated_starts,
+    estimates_total,
+)
+from mlo.errors import ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.first_order import FirstOrder
@@ -35,12 +40,15 @@ from mlo.response import (
     GradientGraph,
     RecordedStep,
     Solution,
+    Started,
     Stationary,
     StepEngine,
     Stepped,
     TotalGradient,
     total_gradient,
 )
+from mlo.restart import Start
+from mlo.solve_sums import SolveSums
 from mlo.tensors import versions_of
 
 __all__ = ["History", "Levels", "restore_buffers"]
@@ -57,6 +65,7 @@ class History:
         engines: problem → engine of its solution.
         losses: problem → its loss.
         streams: problem → its batches; here they are looked at, not taken.
+        starts: problem → where it begins each block of its steps.
         looks_ahead: the problems that see lower solutions one step ahead.
         simultaneous: whether all problems see each other as they were when the round began.
 
@@ -73,6 +82,7 @@ class History:
         estimates: problem → its estimator at work.
         kept_graphs: problem → the gradient of its last update with its graph, if it is kept.
         learning_rates: problem → those of its optimizers at its last update.
+        sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose steps before a state was loaded are missing in their solutions.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
@@ -85,10 +95,12 @@ class History:
         losses: Mapping[str, LossFunction],
         streams: Mapping[str, BatchStream],
         *,
+        starts: Mapping[str, Start] | None = None,
         looks_ahead: Collection[str] = (),
         simultaneous: bool = False,
     ) -> None:
         self.graph, self.engines, self.losses, self.streams = graph, engines, losses, streams
+        self.starts = starts or {}
         self.looks_ahead, self.simultaneous = frozenset(looks_ahead), simultaneous
         self.checks = LossChecks(graph, engines)
         self.solve_streams: dict[str, BatchStream] = {}
@@ -96,6 +108,7 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
+        self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
         self.memory: dict[str, dict[str, Tensor]] = {name: {} for name in graph.problems}
@@ -110,8 +123,11 @@ class History:
                 self.estimates[name] = Estimates(name, problem.estimator, of_total=of_total)
         self.kept_graphs: dict[str, GradientGraph] = {}
         self.learning_rates: dict[str, tuple[float, ...]] = {}
+        self.sums: dict[str, SolveSums] = {}
         self.resumed: set[str] = set()
         self._ends: dict[str, End] = {}
+        # The problems whose parameters, and recorded steps, stem from their starts.
+        self._begun: set[str] = set()
         self._places: dict[str, tuple[tuple[int, int], ...]] = {}
         self.generators: list[torch.Generator] = []
         self.gpus: list[int] = []
@@ -153,6 +169,29 @@ class History:
         """Whether a problem does not move in this round (`warmup_steps`)."""
         return self.round < self.graph.problems[name].warmup_steps
 
+    def restart(self, name: str) -> None:
+        """Lets a problem begin anew (`restart_from`), and with it the chain of its steps."""
+        self.starts[name].put(self.graph.problems[name])
+        self._begun.add(name)
+        for kept in (self.stepped, self._ends):
+            kept.pop(name, None)
+        self.mark(name)
+
+    def start_of(self, name: str) -> Start:
+        """Where the problem's parameters began.
+
+        Raises:
+            ProblemError: if they did not begin there: nothing was made yet, or they were set since.
+        """
+        start, problem = self.starts[name], self.graph.problems[name]
+        if name in self._begun and self._places[name] == _places_of(problem):
+            return start
+        raise ProblemError(
+            f"Problem {name!r} begins each round at the value of {start.problem!r}, and stands at "
+            "nothing that began there: it has not moved yet, or its parameters were set from "
+            "outside since. Ask for this gradient after a round (`step()`, `updates()`)."
+        )
+
     def step_engine(self, name: str) -> StepEngine | None:
         """The problem's engine, where a later gradient differentiates steps of its optimizer."""
         engine = self.engines[name]
@@ -178,9 +217,15 @@ class History:
         earlier = self.stepped[name].history if name in self.stepped else ()
         if engine.recorded_steps > 1:
             # A chain of steps is one only where each begins at what the one before it left.
-            if not self._ends_at(name, recorded):
+            if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
+                self._begun.discard(name)
             self._ends[name] = _copied_end(self.graph.problems[name])
+        chain = (*earlier, recorded)
+        if len(chain) > engine.recorded_steps:
+            # Where it is cut it starts at constants.
+            chain = chain[-engine.recorded_steps :]
+            self._begun.discard(name)
         self.stepped[name] = Stepped(
             name=name,
             engine=engine,
@@ -189,22 +234,28 @@ class History:
             step=step,
             gradient=found.gradient,
             graph=found.graph,
-            history=(*earlier, recorded)[-engine.recorded_steps :],
+            history=chain,
             memory=self.memory[name],
+            start=self.starts[name] if name in self._begun else None,
         )
 
     def mark(self, name: str) -> None:
         """Notes where the problem's parameters are: what moves them later comes from outside."""
-        if self.step_engine(name) is not None:
+        if self.step_engine(name) is not None or name in self.starts:
             self._places[name] = _places_of(self.graph.problems[name])
 
     def last_step(self, name: str) -> Stepped | None:
         """The solution that the problem's last step made, if it is still where it was left.
 
         Weights that were set back, loaded or clamped since are no result of that step.
+
+        Raises:
+            ProblemError: if its steps should begin at a value from above, and do not.
         """
         # By the versions of the tensors, which every change in place raises.
         stepped = self.stepped.get(name)
+        if stepped is not None and stepped.start is None and name in self._from_starts:
+            self.start_of(name)  # which says that the chain of its steps was broken
         if stepped is None or self._places.get(name) == _places_of(self.graph.problems[name]):
             return stepped
         return None
@@ -228,14 +279,20 @@ class History:
         self.release_graphs(later=())
         self.last, self.stepped, self._ends, self._places = {}, {}, {}, {}
         self.learning_rates = {}
+        self._begun = {name for name in self.starts if self.updates[name] > 0}
+        for name in self._begun:
+            self.mark(name)
 
-    def tell_of_missing_steps(self, name: str, solution: Stepped) -> None:
+    def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once after a load, of a gradient through fewer steps than asked for."""
         engine = self.step_engine(name)
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
-        made, asked = len(solution.history), engine.recorded_steps
+        made = len(solution.history) if isinstance(solution, Stepped) else 0
+        asked = engine.recorded_steps
+        if name in self.starts:
+            asked = min(asked, self.graph.problems[name].steps)
         if made < asked:
             warn_user(
                 f"A gradient goes through {made} of the {asked} steps that the engine "
@@ -372,6 +429,12 @@ class Levels:
             solution: Solution
             if rests:
                 solution = self._constant(name, FirstOrder())
+            elif name in history.starts and isinstance(engine, (FirstOrder, StepEngine)):
+                # No step was made from there (all were left out), or engine and state know none.
+                value: Tensors = dict(history.graph.problems[name].parameters)
+                solution = Started(
+                    name=name, engine=FirstOrder(), value=value, start=history.start_of(name)
+                )
             elif isinstance(engine, FirstOrder):
                 solution = self._constant(name, engine)
             elif isinstance(engine, StepEngine):
@@ -379,7 +442,7 @@ class Levels:
             else:
                 solution = self._stationary(name, engine)
             known = self._known[name] = (stamp, solution)
-        if history.resumed and isinstance(known[1], Stepped):
+        if history.resumed and isinstance(known[1], (Stepped, Started)):
             history.tell_of_missing_steps(name, known[1])
         return known[1]
 

@@ -34,6 +34,7 @@ __all__ = [
     "LossValue",
     "call_deferred",
     "gradients",
+    "is_number",
 ]
 
 Examine = Callable[[Tensor, Sequence[Tensor]], None]
@@ -414,8 +415,8 @@ class GradientSums:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
         # A number's share of the mean is added; anything else (a count, a string) replaces.
         for key, value in metrics.items():
-            share = value / self._batches if _is_number(value) else value
-            earlier = self.metrics.get(key) if _is_number(value) else None
+            share = value / self._batches if is_number(value) else value
+            earlier = self.metrics.get(key) if is_number(value) else None
             self.metrics[key] = share if earlier is None else earlier + share
 
     def average(
@@ -436,7 +437,7 @@ class GradientSums:
         entries = self._gradient_entries() if gradient is None else self._total_entries(gradient)
         entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
         for key, value in self.metrics.items():
-            if _is_number(value):
+            if is_number(value):
                 is_tensor = isinstance(value, Tensor)
                 number = value if is_tensor else torch.tensor(value, device=self._problem.device)
                 self.metrics[key] = number
@@ -608,5 +609,6 @@ def _with_metrics(problem: str, result: Any) -> tuple[Any, dict[str, Any]]:
     return loss, dict(metrics)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a metric is averaged: a floating-point number, or a tensor of such."""
     return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines, check_simultaneous
+from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.distributed import DataParallel, data_parallel
 from mlo.errors import (
     CheckpointError,
@@ -32,6 +32,7 @@ from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.problem import Problem, Tensors
 from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
+from mlo.restart import starts_of
 from mlo.state import load_state, state_of
 from mlo.update import Update, Updater
 
@@ -103,9 +104,11 @@ class MultilevelOptimizer:
         self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
         looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         self.parallel = data_parallel(distributed)
+        starts = starts_of(self.graph.problems)
         check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
         if order == "simultaneous":
             check_simultaneous(self.graph, self.engines)
+        check_restarts(self.graph, self.engines, starts, looks_ahead=looks_ahead)
         self._start_processes()
         for problem in self.problems.values():
             if problem.compile:
@@ -122,6 +125,7 @@ class MultilevelOptimizer:
             self.engines,
             losses,
             streams,
+            starts=starts,
             looks_ahead=looks_ahead,
             simultaneous=order == "simultaneous",
         )
@@ -256,7 +260,7 @@ class MultilevelOptimizer:
         return LazyRounds(updates(), f"updates(rounds={rounds})")
 
     def _advance(self) -> Update | None:
-        """Makes the next update, in this round or a new one; None: nobody moves in the round."""
+        """Makes the next update, in this round or a new one; None: nobody has moved in it."""
         if torch.is_inference_mode_enabled():
             raise ProblemError(
                 "A round cannot run under torch.inference_mode(), where nothing has a gradient."
@@ -285,10 +289,13 @@ class MultilevelOptimizer:
                 continue
 
             # The round is advanced before the caller sees the update, which may save a state.
+            moves = self._moves(name, tuple(later))
             self._waiting = tuple(later)
             number = self.round + 1
             if ends_round:
                 self._end_round()
+            if not moves:
+                return None
             return Update(problem=name, round=number, record=record, ends_round=ends_round)
 
     def _begin_round(self) -> None:
@@ -301,6 +308,7 @@ class MultilevelOptimizer:
             self._forget_solutions()
         for loss in self._history.losses.values():
             loss.check_unedited()
+        self._history.sums.clear()  # of a round that a failure has ended
         self._record = Record(round=self.round + 1)
         self._waiting = self._moving()
 
@@ -318,8 +326,14 @@ class MultilevelOptimizer:
         try:
             with self.around_update(name):
                 began = perf_counter()
-                keep_graph = self._history.graph_needed_later(name, later)
-                self._updater.update(name, self._record, keep_graph=keep_graph)
+                if self._begins_block(name, later):
+                    self._history.restart(name)
+                self._updater.update(
+                    name,
+                    self._record,
+                    keep_graph=self._history.graph_needed_later(name, later),
+                    moves=self._moves(name, later),
+                )
                 seconds = self._record.seconds
                 seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
             needed = later
@@ -331,6 +345,23 @@ class MultilevelOptimizer:
             raise
         finally:
             self._history.release_graphs(needed)
+
+    def _turn(self, name: str, later: tuple[str, ...]) -> int:
+        """Which turn of a problem in the round it is, from 0, with those `later` still to come."""
+        # By the place in the round, which a saved state holds and a skipped update does not move.
+        moving = self._moving()
+        return moving[: len(moving) - len(later) - 1].count(name)
+
+    def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
+        """Whether the problem begins anew with this turn."""
+        if name not in self._history.starts:
+            return False
+        return self._turn(name, later) % self.problems[name].turns == 0
+
+    def _moves(self, name: str, later: tuple[str, ...]) -> bool:
+        """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
+        solves = self.problems[name].accumulate_solves
+        return solves == 1 or (self._turn(name, later) + 1) % solves == 0
 
     def _forget_solutions(self) -> None:
         self._now.forget()
@@ -426,7 +457,8 @@ class MultilevelOptimizer:
         self._snapshot, self._rollbacks = None, 0
         for name, problem in self.problems.items():
             engine = self._history.step_engine(name)
-            if engine is not None and engine.recorded_steps > problem.steps:
+            begins_anew = name in self._history.starts
+            if engine is not None and engine.recorded_steps > problem.steps and not begins_anew:
                 _warn_of_few_steps(problem, engine)
 
     def roll_back(self, state: Mapping[str, Any]) -> None:

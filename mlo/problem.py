@@ -31,10 +31,12 @@ READ_ONCE = frozenset(
         "module",
         "data",
         "steps",
+        "accumulate_solves",
         "solve_data",
         "players",
         "player_parameters",
         "player_moves",
+        "restart_from",
         "parameters",
         "is_game",
         "reads",
@@ -78,6 +80,9 @@ class Problem:
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
+        accumulate_solves: number of solves of the problems below it (of other tasks, say) whose
+            gradients are averaged in one update. A round makes all updates below and takes one
+            gradient, so many times; the last time the problem moves.
         warmup_steps: number of rounds, from the start, in which this problem itself rests while the
             others move. An upper problem that waits for N rounds of lower ones has
             `warmup_steps=N`, whatever their `steps`. To those above it, a problem that rests is a
@@ -115,6 +120,13 @@ class Problem:
             it is given the number of steps that the problem has made, for schedules. The step is
             made by the optimizer's formula, on its own state. Engines that differentiate steps
             differentiate it in the settings too.
+        restart_from: a problem listed later, or a submodule of its module: "init", "init.head".
+            Each block of `steps` updates begins at the values of its parameters of the same names,
+            with fresh optimizers (schedulers go on). A parameter with one more dimension in front
+            begins at copies of the value: many tasks in one problem. The solution is then a
+            function of that value, in which `unroll` over all steps and `one_step` (where steps=1)
+            are exact. `first_order` passes the gradient on unchanged. For implicit engines the
+            loss itself must read the problem, since the solution of a condition forgets its start.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -145,6 +157,8 @@ class Problem:
         after_update: Callable[[Problem], None] | None = None,
         after_step: Callable[..., Mapping[str, Tensor]] | None = None,
         settings: Callable[..., Mapping[str, Any]] | None = None,
+        restart_from: str | None = None,
+        accumulate_solves: int = 1,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -170,6 +184,7 @@ class Problem:
         self.data = data
         self.steps = _at_least(name, "steps", steps, 1)
         self.accumulate = _at_least(name, "accumulate", accumulate, 1)
+        self.accumulate_solves = _at_least(name, "accumulate_solves", accumulate_solves, 1)
         self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
         if grad_clip is not None and (isinstance(grad_clip, str) or not grad_clip > 0):
             raise ProblemError(
@@ -221,9 +236,14 @@ class Problem:
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.player_moves = self._player_moves(player_steps or {})
+        if self.accumulate_solves > 1 and len(self.player_moves) > 1:
+            raise ProblemError(
+                f"Problem {name!r}: accumulate_solves averages the gradient of one move, and with "
+                "player_steps an update has several. Drop one of the two."
+            )
 
         # A solution depends on all that the three functions read, each of which is called with the
-        # problems that it names.
+        # problems that it names, and on where it begins.
         self.after_step, self.settings = after_step, settings
         found = _reads(name, "loss", loss, "module", "batch")
         self.loss_reads, self.ignored_defaults = found.names, found.ignored
@@ -242,6 +262,9 @@ class Problem:
             self.settings_reads = of_settings.names
             required = [*required, *of_settings.required]
             optional = [*optional, *of_settings.optional]
+        self.restart_from = _restart_source(name, restart_from)
+        if self.restart_from is not None:
+            required.append(self.restart_from.partition(".")[0])
         self.reads = tuple(dict.fromkeys(required))
         self.optional_reads = tuple(n for n in dict.fromkeys(optional) if n not in self.reads)
 
@@ -265,6 +288,11 @@ class Problem:
         if data is None:
             data, used = self.data, self.accumulate
         return data is None or (isinstance(data, Sized) and len(data) <= used)
+
+    @property
+    def turns(self) -> int:
+        """How often the problem takes its turn in a round per update of those above it."""
+        return self.steps * self.accumulate_solves
 
     @property
     def device(self) -> torch.device:
@@ -452,6 +480,15 @@ def _by_name(problem: str, value: Any) -> dict[str, Any]:
     if isinstance(value, (list, tuple)):
         return {str(index): entry for index, entry in enumerate(value)}
     return dict(value) if isinstance(value, Mapping) else {problem: value}
+
+
+def _restart_source(problem: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value.partition(".")[0].isidentifier()):
+        return value
+    raise ProblemError(
+        f"Problem {problem!r}: restart_from must be the name of a problem that is listed later, or "
+        f"of a submodule of it, such as 'init' or 'init.head', got {value!r}."
+    )
 
 
 def _check_data(problem: str, data: Any) -> None:

@@ -81,7 +81,8 @@ class Record:
         round: number of the round, counted from 1.
         solves: lower problem → its solve report, for every response differentiated in this round.
         skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in
-            this record then.
+            this record then. With `accumulate_solves` the mean is over the solves whose gradients
+            were finite, and only where there is none the update is left out.
         rolled_back: why the run went back to an earlier state before this round
             (`on_nonfinite="rollback"`); None: it did not.
         seconds: problem → wall-clock seconds of its updates in this round, all together: drawing

@@ -44,6 +44,7 @@ from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
+from mlo.restart import Start
 from mlo.sharding import gathered
 from mlo.tensors import versions_of, zeros_for_none
 
@@ -60,6 +61,7 @@ __all__ = [
     "RecordedStep",
     "Residual",
     "Solution",
+    "Started",
     "Stationary",
     "StepEngine",
     "Stepped",
@@ -354,6 +356,22 @@ class Constant(Solution):
         return ()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Started(Solution):
+    """Parameters that began at a value from above, and are its function by that alone.
+
+    Attributes:
+        start: where they began.
+    """
+
+    start: Start
+
+    @property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """The problem at whose value they began."""
+        return (Input(self.start.problem, None),)
+
+
 Residual = Callable[[Evaluation, Tensors, dict[str, Tensors]], AbstractContextManager[Tensors]]
 """F of a solution: (evaluation, own parameters, problem read → its tensors) → a context.
 
@@ -404,6 +422,7 @@ class Stepped(Solution):
         graph: that gradient with its graph, where the engine keeps it.
         history: the last steps, oldest first, as many as the engine differentiates.
         memory: what the engine keeps from one solve to the next: name → tensor.
+        start: where the first of these steps began, if at a value from above; None: at constants.
     """
 
     evaluation: Evaluation
@@ -412,6 +431,7 @@ class Stepped(Solution):
     graph: GradientGraph | None
     history: tuple[RecordedStep, ...]
     memory: dict[str, Tensor] = field(default_factory=dict)
+    start: Start | None = None
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -450,9 +470,11 @@ class AbstractEngine(ABC):
         takes_sharded: whether it serves problems with sharded parameters.
         takes_estimates: whether it is linear in means over batches, and corrects its products by
             the estimator of the problem.
+        takes_start: whether it differentiates a solution in the value that it began at.
     """
 
     name: ClassVar[str]
+    takes_start: ClassVar[bool] = False
     needs_symmetry: ClassVar[bool] = False
     takes_sharded: ClassVar[bool] = True
     takes_estimates: ClassVar[bool] = False
@@ -708,14 +730,42 @@ class Pullback:
     reading: Reading
     stack: ExitStack
 
-    def parameter_aliases(self) -> Tensors:
+    @property
+    def start(self) -> Start | None:
+        """Where the step that is differentiated began, if at a value from above."""
+        return self.solution.start if isinstance(self.solution, Stepped) else None
+
+    def source(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, Tensor]]:
+        """Of the problem at whose value a step began: parameter → its place in `inputs`, and it."""
+        start, evaluation = self.start, self.solution.evaluation
+        place = 0
+        for item in evaluation.free_inputs:
+            if item.solution is None:
+                values = evaluation.values[item.name]
+                if start is not None and item.name == start.problem:
+                    return {key: (place + k, inputs[place + k]) for k, key in enumerate(values)}
+                place += len(values)
+            else:
+                place += len(item.solution.value)
+        return {}
+
+    def parameter_aliases(self, inputs: Sequence[Tensor] = ()) -> Tensors:
         """The point at which the derivative is taken, as tensors that require gradients.
 
         A step is differentiated at the parameters before it, which are constants; a stationary
         solution at itself, through which a second derivative flows.
+
+        Args:
+            inputs: tensors that stand for the inputs. If the step began at the value of one, the
+                parameters are functions of it.
         """
-        # Views of the saved outputs: new tensors to differentiate in, with the outputs' graph.
         parameters = self.solution.evaluation.parameters
+        if self.start is not None and inputs:
+            source = {key: tensor for key, (_, tensor) in self.source(inputs).items()}
+            with torch.enable_grad():
+                linked = self.start.linked(parameters, source)
+            return {k: t if t.requires_grad else t.requires_grad_() for k, t in linked.items()}
+        # Views of the saved outputs: new tensors to differentiate in, with the outputs' graph.
         if self.differentiate and isinstance(self.solution, Stationary):
             pairs = zip(parameters, self.outputs, strict=True)
             return {key: output.view_as(output) for key, output in pairs}

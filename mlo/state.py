@@ -14,6 +14,7 @@ from mlo.levels import History
 from mlo.problem import Problem
 from mlo.randomness import RandomState
 from mlo.sharding import is_sharded
+from mlo.solve_sums import SolveSums
 
 __all__ = ["load_state", "state_of"]
 
@@ -53,6 +54,8 @@ def state_of(
         }
         if name in history.estimates:
             saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)
+        if name in history.sums:
+            saved[name]["solves"] = _copied(history.sums[name].state_dict())
         if name in history.solve_streams:
             saved[name]["solve_data"] = history.solve_streams[name].state_dict()
     return {
@@ -116,7 +119,10 @@ def load_state(
             )
 
     _load_all(history, saved)
+    history.sums.clear()
     for name, problem in problems.items():
+        if "solves" in saved[name]:
+            history.sums[name] = SolveSums.from_state_dict(saved[name]["solves"], problem.device)
         if position:
             history.streams[name].load_state_dict(saved[name]["data"])
             if name in history.solve_streams and "solve_data" in saved[name]:

@@ -21,6 +21,7 @@ from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation, TotalGradient
 from mlo.sharding import total_norm
+from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import tensors_of, versions_of
 
@@ -72,31 +73,42 @@ class Updater:
         self._step_checks = StepChecks()
         self._warned: set[str] = set()
 
-    def update(self, name: str, record: Record, *, keep_graph: bool) -> None:
+    def update(self, name: str, record: Record, *, keep_graph: bool, moves: bool = True) -> None:
         """Makes an update of a problem: one move or, with `player_steps`, several.
 
         Args:
             name: the problem.
             record: of the round.
             keep_graph: whether the gradient of the last move is kept with its graph.
+            moves: whether the problem moves, or only adds to the gradient of a later turn
+                (`accumulate_solves`).
 
         Raises:
             NonFiniteError: if a loss or gradient is not finite, and the update is not skipped. The
                 batches of all its moves have been taken then.
         """
-        moves = self._history.graph.problems[name].player_moves
-        for index, players in enumerate(moves):
-            last = index + 1 == len(moves)
+        player_moves = self._history.graph.problems[name].player_moves
+        for index, players in enumerate(player_moves):
+            last = index + 1 == len(player_moves)
             try:
-                self._update_once(name, players, record, last=last, keep_graph=keep_graph and last)
+                self._update_once(
+                    name, players, record, last=last, keep_graph=keep_graph and last, moves=moves
+                )
             except NonFiniteError:
                 # Streams that go together stay together, whichever move has failed.
-                for _ in moves[index + 1 :]:
+                for _ in player_moves[index + 1 :]:
                     self.draw(name)
                 raise
 
     def _update_once(
-        self, name: str, players: tuple[str, ...], record: Record, *, last: bool, keep_graph: bool
+        self,
+        name: str,
+        players: tuple[str, ...],
+        record: Record,
+        *,
+        last: bool,
+        keep_graph: bool,
+        moves: bool,
     ) -> None:
         """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
@@ -124,11 +136,19 @@ class Updater:
 
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = total_norm(found.gradient.values())
-        if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
+        finite = self.on_nonfinite is None or is_finite(norm, found.losses.values())
+        if finite:
+            self.skips_in_a_row[name] = 0
+        else:
             history.restore_memory(memory)
             self._refuse(name, found, record)
+        if problem.accumulate_solves > 1:
+            mean = self._mean_of_solves(name, found, record, finite=finite, moves=moves)
+            if mean is None:
+                return
+            found, norm = mean, total_norm(mean.gradient.values())
+        elif not finite:
             return
-        self.skips_in_a_row[name] = 0
 
         # The optimizers' state is captured before it moves; the update is noted after it has.
         engine = history.step_engine(name)
@@ -143,6 +163,22 @@ class Updater:
             history.note(name, found, step)
             self._note(problem, found, norm, record)
         self._call_after(problem)
+
+    def _mean_of_solves(
+        self, name: str, found: TotalGradient, record: Record, *, finite: bool, moves: bool
+    ) -> TotalGradient | None:
+        """Adds the gradient of one solve (`accumulate_solves`); returns the mean at the last.
+
+        None: the problem does not move yet, or no gradient was finite.
+        """
+        sums = self._history.sums.setdefault(name, SolveSums())
+        if finite:
+            sums.add(found)
+        if not moves:
+            self._note_solves(found, record)
+            return None
+        del self._history.sums[name]
+        return sums.mean(found) if sums.count else None
 
     def draw(self, name: str) -> tuple[Any, ...]:
         """Takes the batches of one update.
@@ -271,6 +307,7 @@ class Updater:
             return
         if problem.name not in self._history.differentiated:
             problem.after_update(problem)
+            self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
         before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
@@ -323,7 +360,7 @@ class Updater:
         record.skipped[name] = error
 
     def _note(self, problem: Problem, found: TotalGradient, norm: Tensor, record: Record) -> None:
-        """Writes an update into the record; warns once per problem of a failed solve."""
+        """Writes an update into the record."""
         players: dict[str, Tensor] = {}
         if problem.is_game:
             for player, keys in problem.player_parameters.items():
@@ -335,6 +372,10 @@ class Updater:
             gradient_norm=norm,
             player_norms=players or None,
         )
+        self._note_solves(found, record)
+
+    def _note_solves(self, found: TotalGradient, record: Record) -> None:
+        """Writes solves into the record; warns once per problem of one that failed."""
         for report in found.reports:
             record.solves[report.problem] = report
             # A solve that may still get there has no advice yet.

@@ -28,6 +28,7 @@ from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
 from mlo.sharding import total_norm, whole
+from mlo.tensors import add
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
@@ -173,7 +174,23 @@ class FiniteDifferenceSystem(LinearSystem):
         return player
 
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.call.scatter(self._difference(u, in_inputs=True))
+        return self._mixed(u)
+
+    def _mixed(self, u: Sequence[Tensor | None], factor: float = 1.0) -> list[Tensor | None]:
+        """Bᵀ u, with Aᵀ u for the inputs at whose value the parameters began."""
+        found = self.call.scatter(self._difference(u, in_inputs=True, factor=factor))
+        start = self.call.start
+        if start is None:
+            return found
+        source = self.call.source(self.call.inputs)
+        wanted = {key: t for key, (place, t) in source.items() if found[place] is not None}
+        if wanted:
+            along = self._difference(u, in_inputs=False, factor=factor)
+            terms = start.pulled(dict(zip(self.names, along, strict=True)), wanted)
+            for key, term in terms.items():
+                place = source[key][0]
+                found[place] = add(found[place], term)
+        return found
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._difference(u, in_inputs=False)
@@ -309,7 +326,7 @@ class FiniteDifferenceSystem(LinearSystem):
         if error <= tolerance * _norm(exact) + noise:
             return
         # Rounding and kinks show at another step size, and what is detached does not.
-        twice = present(self.call.scatter(self._difference(u, in_inputs=True, factor=2.0)))
+        twice = present(self._mixed(u, factor=2.0))
         steady = error > 3.0 * _distance(ours, twice)
         if steady or error > UNSTEADY * tolerance * _norm(exact):
             warn_user(

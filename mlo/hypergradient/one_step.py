@@ -7,7 +7,9 @@ SGD with learning rate ξ it is q = ξ v. F and B are taken at the parameters, b
 values of the step, not at the current ones.
 
 Where settings s of the optimizer are learned, or a projection P follows the step, the step is
-θ' = P(step(θ, g; s(x)), x). It depends on x directly too, and (∂θ'/∂x)ᵀ v at fixed g is added.
+θ' = P(step(θ, g; s(x)), x). It depends on x directly too, and (∂θ'/∂x)ᵀ v at fixed g is added. So
+it does where θ is itself the value of an upper problem (`restart_from`); F depends on x through θ
+as well then, and −Aᵀ q joins −Bᵀ q.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class OneStep(Engine, StepEngine):
     plain: bool = False
     keep_graph: bool = False
     name: ClassVar[str] = "one_step"
+    takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +113,9 @@ class OneStep(Engine, StepEngine):
         g = self._gradient(system, solution, v_of)
         inputs = call.input_aliases()
         theta = {name: evaluation.parameters[name].detach() for name in g}
+        if call.start is not None:
+            begun = call.parameter_aliases(inputs)
+            theta = {name: begun[name] for name in g}
         with torch.enable_grad(), call.reads_at(evaluation.parameters, inputs) as reads:
             after = evaluation.stepped(solution.step, theta, g, reads)
         call.check_step(after)
@@ -176,8 +182,9 @@ class OneStep(Engine, StepEngine):
 
 
 def acts_around_step(problem: Problem) -> bool:
-    """Whether a step is more than the optimizers'."""
-    return problem.settings is not None or problem.after_step is not None
+    """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
+    around = (problem.settings, problem.after_step, problem.restart_from)
+    return any(part is not None for part in around)
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:

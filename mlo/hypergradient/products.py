@@ -225,8 +225,8 @@ class AutogradSystem(LinearSystem):
 
         # Otherwise the loss is evaluated once more, and stays open until the pullback ends.
         with torch.enable_grad():
-            self._theta = call.parameter_aliases()
             self._inputs = call.input_aliases()
+            self._theta = call.parameter_aliases(self._inputs)
             if call.residual is None:
                 self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
                 return

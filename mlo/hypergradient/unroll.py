@@ -1,9 +1,10 @@
 """`unroll`: exact reverse mode through the optimizer's last K steps, momentum included.
 
 θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1. θ_0 and
-s_0 are constants. Each step is one node of the autograd graph, whose backward re-evaluates the loss
-at the recorded θ_t and differentiates that one step. So memory holds K copies of the parameters and
-of the optimizer's state, but the graph of one step at a time, however large K.
+s_0 are constants; or θ_0 is the value of an upper problem (`restart_from`). Each step is one node
+of the autograd graph, whose backward re-evaluates the loss at the recorded θ_t and differentiates
+that one step. So memory holds K copies of the parameters and of the optimizer's state, but the
+graph of one step at a time, however large K.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlo.hypergradient.options import count
 from mlo.loss import gradients
 from mlo.problem import Tensors
 from mlo.response import (
+    Input,
     Pullback,
     Reading,
     RecordedStep,
@@ -49,6 +51,7 @@ class Unroll(StepEngine):
     steps: int = count(5)
 
     name: ClassVar[str] = "unroll"
+    takes_start: ClassVar[bool] = True
 
     @property
     def recorded_steps(self) -> int:
@@ -59,6 +62,8 @@ class Unroll(StepEngine):
         # The chain begins at constants: the parameters and the state before the first step.
         first = solution.history[0]
         theta: Tensors = {name: v.detach() for name, v in first.evaluation.parameters.items()}
+        if solution.start is not None:
+            theta = solution.start.linked(theta, reading.of(Input(solution.start.problem, None)))
         state: dict[StateKey, Tensor] = {
             key: value.detach() for key, value in first.step.differentiable_state().items()
         }
