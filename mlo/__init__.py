@@ -9,6 +9,7 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 `mlo.betty`.
 """
 
+from mlo.averages import Average, Ema, TailAverage
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from mlo.distributed import DataParallel
 from mlo.errors import (
@@ -55,6 +56,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Autograd",
+    "Average",
     "CheckpointError",
     "CheckpointStore",
     "CheckpointWarning",
@@ -63,6 +65,7 @@ __all__ = [
     "DataParallel",
     "DependencyGraph",
     "Direct",
+    "Ema",
     "Engine",
     "EngineError",
     "Estimator",
@@ -89,6 +92,7 @@ __all__ = [
     "SolveWarning",
     "Spider",
     "Storm",
+    "TailAverage",
     "Unroll",
     "Update",
     "available_engines",
