@@ -10,6 +10,7 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 """
 
 from mlo import constraints
+from mlo.averages import Average, Ema, TailAverage
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
 from mlo.compare import EngineComparison, EngineRow, compare_engines
 from mlo.distributed import DataParallel
@@ -62,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Autograd",
+    "Average",
     "CheckpointError",
     "CheckpointStore",
     "CheckpointWarning",
@@ -70,6 +72,7 @@ __all__ = [
     "DataParallel",
     "DependencyGraph",
     "Direct",
+    "Ema",
     "Engine",
     "EngineComparison",
     "EngineError",
@@ -102,6 +105,7 @@ __all__ = [
     "SolveWarning",
     "Spider",
     "Storm",
+    "TailAverage",
     "Unroll",
     "Update",
     "ZerothOrder",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlo.averages import Averages
 from mlo.batches import BatchStream
 from mlo.checks import (
     LossChecks,
@@ -80,6 +81,7 @@ class History:
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
         estimates: problem → its estimator at work.
+        averages: problem → the average of its iterates.
         kept_graphs: problem → the gradient of its last update with its graph, if it is kept.
         learning_rates: problem → those of its optimizers at its last update.
         sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
@@ -121,6 +123,10 @@ class History:
             if problem.estimator is not None:
                 of_total = estimates_total(graph, engines, name)
                 self.estimates[name] = Estimates(name, problem.estimator, of_total=of_total)
+        self.averages: dict[str, Averages] = {}
+        for name, problem in graph.problems.items():
+            if problem.average is not None:
+                self.averages[name] = Averages(problem.average)
         self.kept_graphs: dict[str, GradientGraph] = {}
         self.learning_rates: dict[str, tuple[float, ...]] = {}
         self.sums: dict[str, SolveSums] = {}
@@ -362,10 +368,12 @@ class History:
         for estimates in self.estimates.values():
             estimates.memory.discard()
 
-    def keep_estimates(self) -> None:
-        """Keeps what estimators have seen, since an update was made with it."""
+    def keep(self, name: str) -> None:
+        """Keeps what estimators have seen, and averages: an update of a problem was made."""
         for estimates in self.estimates.values():
             estimates.memory.commit()
+        if name in self.averages:
+            self.averages[name].take(self.graph.problems[name].parameters)
 
 
 class Levels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from html import escape
 from time import perf_counter
 from typing import Any, Literal, get_args, overload
@@ -417,6 +417,28 @@ class MultilevelOptimizer:
         if report:
             return GradientReport(gradient=found.gradient, reports=tuple(found.reports))
         return found.gradient
+
+    # ------------------------------ averages
+
+    @property
+    def averages(self) -> dict[str, Tensors]:
+        """Problem with `average=` → parameter → the average of its iterates, as copies."""
+        history = self._history
+        return {
+            name: averages.values(self.problems[name].parameters)
+            for name, averages in history.averages.items()
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the averages into the modules of their problems while the body runs, to evaluate.
+
+        Buffers, such as BatchNorm's running statistics, are those of the run.
+        """
+        with ExitStack() as stack:
+            for name, tensors in self.averages.items():
+                stack.enter_context(self._history.losses[name].placed({name: tensors}))
+            yield
 
     # ------------------------------ state
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
 from mlo.step_formulas import check_learned_settings
@@ -45,6 +46,7 @@ READ_ONCE = frozenset(
         "after_step",
         "settings",
         "estimator",
+        "average",
     }
 )
 """Settings that are read when an optimizer is made, and not again."""
@@ -99,6 +101,8 @@ class Problem:
         solve_batches: number of those batches that a solve averages its products over.
         estimator: "saga", "spider", "storm" or an `mlo.Estimator`: corrects the problem's gradient
             by what earlier batches have said (docs/stochastic-methods.md).
+        average: "ema", "tail", an `mlo.Ema` or `mlo.TailAverage`: an average of the problem's
+            iterates, in `MultilevelOptimizer.averages`. It changes nothing in the run.
         before_update: called with the problem before each step of its optimizers. The gradients,
             clipped and checked, are in `parameter.grad`. It may read them; it may change them only
             where no engine differentiates the step.
@@ -153,6 +157,7 @@ class Problem:
         solve_data: Iterable[Any] | None = None,
         solve_batches: int = 1,
         estimator: Estimator | str | None = None,
+        average: Average | str | None = None,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
         after_step: Callable[..., Mapping[str, Tensor]] | None = None,
@@ -213,6 +218,7 @@ class Problem:
                 "which is missing. Pass solve_data= (the problem's own data will do)."
             )
         self.estimator = self._checked(estimator_from(name, estimator))
+        self.average = average_from(name, average)
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)

@@ -56,6 +56,8 @@ def state_of(
             saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)
         if name in history.sums:
             saved[name]["solves"] = _copied(history.sums[name].state_dict())
+        if name in history.averages:
+            saved[name]["average"] = history.averages[name].state_dict()
         if name in history.solve_streams:
             saved[name]["solve_data"] = history.solve_streams[name].state_dict()
     return {
@@ -110,13 +112,16 @@ def load_state(
     saved = {name: _of_this_version(name, state["problems"][name]) for name in problems}
     for name, problem in problems.items():
         _check(problem, saved[name])
-        if (name in history.estimates) != ("estimates" in saved[name]):
-            raise CheckpointError(
-                f"The state of problem {name!r} does not fit: it was saved "
-                f"{'with' if 'estimates' in saved[name] else 'without'} an estimator, and this "
-                f"problem has {'one' if name in history.estimates else 'none'}. Declare the "
-                "problem as it was."
-            )
+        for part, what, held in (
+            ("estimates", "estimator", history.estimates),
+            ("average", "average", history.averages),
+        ):
+            if (name in held) != (part in saved[name]):
+                raise CheckpointError(
+                    f"The state of problem {name!r} does not fit: it was saved "
+                    f"{'with' if part in saved[name] else 'without'} an {what}, and this problem "
+                    f"has {'one' if name in held else 'none'}. Declare the problem as it was."
+                )
 
     _load_all(history, saved)
     history.sums.clear()
@@ -132,6 +137,8 @@ def load_state(
             # Counters stay on the processor; the others are where the problem is.
             tensors = {k: t.to(problem.device if t.dim() else "cpu", copy=True) for k, t in kept}
             history.estimates[name].memory.tensors = tensors
+        if name in history.averages:
+            history.averages[name].load_state_dict(saved[name]["average"], problem.device)
         history.updates[name] = saved[name]["updates"]
         skips_in_a_row[name] = saved[name].get("skips_in_a_row", 0)
         # The dict stays the same one: solutions hold it.

@@ -158,7 +158,7 @@ class Updater:
         _move_schedulers(problem, found, players)
         history.updates[name] += 1
         history.mark(name)
-        history.keep_estimates()
+        history.keep(name)
         if last:
             history.note(name, found, step)
             self._note(problem, found, norm, record)

@@ -96,6 +96,45 @@ def test_a_question_is_about_where_the_problems_stand():
     assert relative_error(optimizer.gradient("x")["v"], blocks.dF(0, z, x)[1]) < 1e-12
 
 
+def test_a_question_within_a_round_is_about_now():
+    blocks = Blocks()
+    optimizer = blocks.optimizer("first_order", [0, 1], [0, 1], alpha=0.05, gamma=0.03)
+    next(optimizer.updates(1))  # z has moved, x has not
+    z = optimizer.problems["z"].module.v.detach().clone()
+    assert relative_error(optimizer.gradient("x")["v"], blocks.dF(0, z, blocks.x0)[1]) < 1e-12
+
+
+def test_a_question_after_an_update_that_was_left_out():
+    """The upper update was left out, with the lower solution as it was when that round began."""
+    blocks = Blocks()
+    optimizer = blocks.optimizer("direct", [0, 1], [0, 1], alpha=0.05, gamma=0.03)
+    optimizer.on_nonfinite = "skip"
+    optimizer.step()
+    loss = optimizer.problems["x"].loss
+    optimizer.problems["x"].loss = lambda m, batch, *, z: torch.inf * loss(m, batch, z=z)
+    assert set(optimizer.step().skipped) == {"x"}
+    optimizer.problems["x"].loss = loss
+    z, x = (p.module.v.detach().clone() for p in optimizer.problems.values())
+    down, direct = blocks.dF(0, z, x)
+    eye = torch.eye(4, dtype=torch.float64)
+    hessian = torch.stack([blocks.products(1, z, x, e)[0] for e in eye])
+    direct = direct - blocks.products(1, z, x, torch.linalg.solve(hessian, down))[1]
+    assert relative_error(optimizer.gradient("x")["v"], direct) < 1e-10
+
+
+def test_soba_by_differences_meets_its_assumptions():
+    """What is checked is Bᵀ of the same q; a warning would be an error."""
+    runs = []
+    for products in ("autograd", "finite_difference"):
+        blocks = Blocks()
+        optimizer = blocks.optimizer(
+            mlo.Soba(step_size="lower", products=products), [0, 1, 2], [0, 1], alpha=0.1, gamma=0.05
+        )
+        list(optimizer.run(20))
+        runs.append(torch.cat([p.module.v.detach() for p in optimizer.problems.values()]))
+    assert relative_error(runs[1], runs[0]) < 1e-6
+
+
 def test_a_simultaneous_round_is_not_saved_halfway():
     optimizer = Blocks().optimizer("soba", [0, 1], [0, 1], alpha=0.05, gamma=0.03)
     for update in optimizer.updates(2):

@@ -121,6 +121,42 @@ def test_saba_is_the_papers_algorithm(blocks):
     compare(optimizer, soba(blocks, lower, upper, lambda t: ALPHA, lambda t: GAMMA, saga))
 
 
+def test_saga_corrects_soba_in_a_round_of_the_usual_order(blocks):
+    """One after the other: ∇²₁₁G q_t where z has moved to, then ∇²₂₁G q_{t+1}."""
+    lower, upper = blocks.drawn(LOWER, ROUNDS), blocks.drawn(UPPER, ROUNDS)
+    optimizer = blocks.optimizer(
+        mlo.Soba(step_size="lower"),
+        lower,
+        upper,
+        order="lower_first",
+        alpha=ALPHA,
+        gamma=GAMMA,
+        z={"estimator": "saga"},
+        x={"estimator": "saga"},
+    )
+    tables = {}
+
+    def saga(name, i, value):
+        """As the rule says: no correction at the first visit, then the mean of the rows so far."""
+        rows = tables.setdefault(name, {})
+        known = i in rows
+        corrected = value - rows[i] + sum(rows.values()) / len(rows) if known else value
+        rows[i] = value
+        return corrected
+
+    def sequential():
+        z, x, q = blocks.z0, blocks.x0, torch.zeros(4, dtype=torch.float64)
+        for i, j in zip(lower, upper, strict=True):
+            z = z - ALPHA * saga("z", i, blocks.dG(i, z, x))
+            down, direct = blocks.dF(j, z, x)
+            down, direct = saga("down", j, down), saga("direct", j, direct)
+            q = q - ALPHA * (saga("hessian", i, blocks.products(i, z, x, q)[0]) - down)
+            x = x - GAMMA * (direct - saga("mixed", i, blocks.products(i, z, x, q)[1]))
+            yield z, x
+
+    compare(optimizer, sequential())
+
+
 # ------------------------------ SRBA, SPABA
 
 

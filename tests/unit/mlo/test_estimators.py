@@ -208,6 +208,37 @@ def test_an_estimator_corrects_the_total_gradient_of_other_engines():
     assert relative_error(-moved / 0.03, row) < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")  # of single batches
+def test_an_evaluation_at_an_earlier_point_leaves_engines_alone():
+    """A warm start is that of the solve at the current point."""
+    engine = mlo.ConjugateGradient(warm_start=True, tol=1e-14, max_steps=50)
+    optimizer, blocks = run_of(upper="storm", engine=engine, order="lower_first"), Blocks()
+    list(optimizer.run(3))
+    point = optimizer.problems["x"].module.v.detach().clone()
+    optimizer.problems["x"].optimizers["x"].param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    z = optimizer.problems["z"].module.v.detach()
+    lower, upper = (blocks.drawn(LOWER, 30), blocks.drawn(UPPER, 31))
+    eye = torch.eye(4, dtype=torch.float64)
+    hessian = torch.stack([blocks.products(lower[3], z, point, e)[0] for e in eye])
+    expected = torch.linalg.solve(hessian, blocks.dF(upper[3], z, point)[0])
+    kept = optimizer.state_dict()["problems"]["z"]["memory"]["x:q"]
+    assert relative_error(kept, expected) < 1e-10
+
+
+@pytest.mark.parametrize("engine", ["soba", "direct"])
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")  # of single batches
+def test_a_part_of_a_gradient_is_not_estimated(engine):
+    """What flows through a solution that is held constant is not in the tables."""
+    optimizer, blocks = run_of("saga", "saga", engine=engine, order="lower_first"), Blocks()
+    list(optimizer.run(8))
+    blocks.drawn(LOWER, 30)
+    last = blocks.drawn(UPPER, 31)[7]
+    z, x = (p.module.v.detach() for p in optimizer.problems.values())
+    held = optimizer.gradient("x", held_constant=["z"])["v"]
+    assert relative_error(held, blocks.dF(last, z, x)[1]) < 1e-12
+
+
 @dataclass(frozen=True, kw_only=True)
 class Doubled(mlo.Estimator):
     """Twice the gradient, or something else than what was asked for."""
