@@ -109,9 +109,12 @@ def plan(
             begun.setdefault(name, len(made))
         made.append(names)
 
+    # Leaves are stepped by the user's loop, so their order is to be Betty's to the letter.
+    leaves = [member.name for member in members if not member.children]
+    apart = [{name, read} for name, others in reads.items() for read in others]
     for number, names in enumerate(made):
         expected = [name for name in round_ if begun[name] <= number]
-        if not _same_order(names, expected, reads):
+        if not _same_order(names, expected, [set(leaves), *apart]):
             raise ConfigurationError(_refusal(members, intervals, names, expected, number))
     return Plan(steps=steps, warmup_rounds=begun, iterations=iterations)
 
@@ -179,17 +182,13 @@ def _steps(
     return steps
 
 
-def _same_order(
-    one: Sequence[str], other: Sequence[str], reads: Mapping[str, Sequence[str]]
-) -> bool:
-    """Whether two orders are alike up to exchanges of problems that do not read each other."""
+def _same_order(one: Sequence[str], other: Sequence[str], groups: Sequence[set[str]]) -> bool:
+    """Whether two orders have the same problems, and those of each group in the same order."""
     if sorted(one) != sorted(other):
         return False
-    for name, others in reads.items():
-        for read in others:
-            pair = {name, read}
-            if [n for n in one if n in pair] != [n for n in other if n in pair]:
-                return False
+    for group in groups:
+        if [name for name in one if name in group] != [name for name in other if name in group]:
+            return False
     return True
 
 
