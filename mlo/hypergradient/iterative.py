@@ -141,8 +141,10 @@ class IterativeEngine(Engine):
         operator = self.operator(system)
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
-        if scale == 0.0:  # q = 0 is exact, and residuals have no scale
-            return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
+        if scale == 0.0:
+            if not torch.is_grad_enabled():  # q = 0 is exact, and residuals have no scale
+                return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
+            scale = 1.0  # the derivative of q at v = 0 is A⁻ᵀ all the same
         if self.needs_symmetry:
             warn_of_asymmetry(system, self.label)
         start = system.recall("q") if self.warm_start else None
@@ -170,8 +172,11 @@ class IterativeEngine(Engine):
         """
         if self.is_polynomial or not torch.is_grad_enabled():
             return self.iterate(operator, b, scale, system)
-        with torch.no_grad():
-            outcome = self.iterate(operator, b, scale, system)
+        if bool((b == 0.0).all()):
+            outcome = IterationResult(x=torch.zeros_like(b), residual=0.0, converged=True)
+        else:
+            with torch.no_grad():
+                outcome = self.iterate(operator, b, scale, system)
         # r = b − Aᵀ x at a constant x has the derivative db − dAᵀ x, and dx = A⁻ᵀ dr.
         made = operator.products
         r = b - operator(outcome.x)
@@ -206,10 +211,10 @@ class _Correction(torch.autograd.Function):
     def backward(ctx: Any, p: Tensor) -> tuple[None, None, None, Tensor]:
         engine, operator, system = ctx.engine, ctx.operator, ctx.system
         scale = float(p.detach().norm())
-        if scale == 0.0:
+        if scale == 0.0 and not torch.is_grad_enabled():
             return None, None, None, torch.zeros_like(p)
         made = operator.products
-        outcome = engine._solved(operator, p, scale, system)
+        outcome = engine._solved(operator, p, scale or 1.0, system)
         system.call.reading.note(engine._report(system, outcome, operator.products - made))
         return None, None, None, outcome.x
 

@@ -11,7 +11,7 @@ from quadratics import DIM, POSITIVE, quadratic
 
 import mlo
 from mlo.hypergradient import FlatOperator, Solve
-from mlo.testing import bilevel_quadratic, identical, relative_error, snapshot
+from mlo.testing import Vector, bilevel_quadratic, identical, relative_error, snapshot
 
 
 @pytest.mark.parametrize(
@@ -148,3 +148,51 @@ def test_a_solve_in_the_second_derivative_is_reported():
     assert len(reports) == before + 2
     assert all(report.converged for report in reports)
     assert min(report.iterations for report in reports[before:]) > 0
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"name": "cg", "tol": 1e-13},
+        {"name": "minres", "tol": 1e-13},
+        {"name": "gmres", "tol": 1e-13},
+        {"name": "nystrom", "max_steps": 30, "tol": 1e-13},
+        {"name": "normal_cg", "tol": 1e-13},
+        {"name": "neumann", "num_terms": 400, "tol": 1e-6},
+        "direct",
+    ],
+    ids=lambda engine: engine if isinstance(engine, str) else engine["name"],
+)
+def test_a_solve_of_zero_has_the_derivative_of_a_solve(engine):
+    """The middle problem's residual is zero, as at equal start values: q is zero, dq/dv is not."""
+    w, m, x = Vector(torch.zeros(3).double()), Vector(torch.zeros(3).double()), Vector(ones(2))
+    a = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 1.5]], dtype=torch.float64)
+    b = torch.tensor([[1.0, 0.0], [0.5, -1.0], [0.2, 0.7]], dtype=torch.float64)
+    lowest = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=0.0),
+        loss=lambda w, _, *, m: 0.5 * w.v @ a @ w.v - w.v @ m.v,
+    )
+    middle = mlo.Problem(
+        "m",
+        module=m,
+        optimizer=torch.optim.SGD(m.parameters(), lr=0.0),
+        loss=lambda m, _, *, w, x: 0.5 * w.v.square().sum() + (m.v - b @ (x.v - 1)).square().sum(),
+    )
+    top = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, m: (m.v * torch.tensor([1.0, 2.0, 3.0]).double()).sum(),
+    )
+    found = mlo.MultilevelOptimizer([lowest, middle, top], {"w": engine, "m": "direct"})
+    # M(m) = ½ ‖A⁻¹ m‖² + ‖m − B (x − 1)‖², so M'' = A⁻² + 2 I and ∂²M/∂m∂x = −2 B.
+    inverse = torch.linalg.inv(a)
+    hessian = inverse @ inverse + 2 * torch.eye(3, dtype=torch.float64)
+    expected = 2 * b.T @ torch.linalg.solve(hessian, torch.tensor([1.0, 2.0, 3.0]).double())
+    assert relative_error(found.gradient("x")["v"], expected) < 1e-8
+
+
+def ones(size):
+    return torch.ones(size, dtype=torch.float64)
