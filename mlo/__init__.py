@@ -10,7 +10,9 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 """
 
 from mlo import constraints
+from mlo.averages import Average, Ema, TailAverage
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from mlo.compare import EngineComparison, EngineRow, compare_engines
 from mlo.distributed import DataParallel
 from mlo.errors import (
     CheckpointError,
@@ -22,6 +24,7 @@ from mlo.errors import (
     ProblemError,
     SolveWarning,
 )
+from mlo.estimators import Estimator, Saga, Spider, Storm
 from mlo.graph import DependencyGraph
 from mlo.hypergradient import (
     Autograd,
@@ -34,17 +37,22 @@ from mlo.hypergradient import (
     Identity,
     Minres,
     Neumann,
+    NormalConjugateGradient,
     Nystrom,
     OneStep,
+    OuterProduct,
     Penalty,
+    Sid,
     Soba,
     Unroll,
+    ZerothOrder,
     available_engines,
     darts,
     engine_from,
     register_engine,
 )
 from mlo.implicit import implicit_solution
+from mlo.indexed_batches import IndexedBatch, IndexedBatches
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
@@ -55,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Autograd",
+    "Average",
     "CheckpointError",
     "CheckpointStore",
     "CheckpointWarning",
@@ -63,30 +72,45 @@ __all__ = [
     "DataParallel",
     "DependencyGraph",
     "Direct",
+    "Ema",
     "Engine",
+    "EngineComparison",
     "EngineError",
+    "EngineRow",
+    "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
     "GradientReport",
     "GraphError",
     "Identity",
+    "IndexedBatch",
+    "IndexedBatches",
     "Minres",
     "MultilevelOptimizer",
     "Neumann",
     "NonFiniteError",
+    "NormalConjugateGradient",
     "Nystrom",
     "OneStep",
+    "OuterProduct",
     "Penalty",
     "Problem",
     "ProblemError",
     "Record",
+    "Saga",
+    "Sid",
     "Soba",
     "SolveReport",
     "SolveWarning",
+    "Spider",
+    "Storm",
+    "TailAverage",
     "Unroll",
     "Update",
+    "ZerothOrder",
     "available_engines",
+    "compare_engines",
     "constraints",
     "darts",
     "engine_from",

@@ -41,8 +41,10 @@ __all__ = [
     "check_engines",
     "check_restarts",
     "check_schedulers",
+    "check_simultaneous",
     "differentiated_problems",
     "differentiated_starts",
+    "estimates_total",
 ]
 
 Engines = Mapping[str, AbstractEngine]
@@ -117,6 +119,7 @@ def check_engines(
                     f"{name!r} the engine 'first_order'."
                 )
         _check_sharding(graph, engines, name, parallel)
+        _check_estimator(graph, engines, name, parallel)
     _check_look_ahead(graph, engines, looks_ahead)
 
 
@@ -301,6 +304,128 @@ def _check_look_ahead(
                     f"solution of {lower!r}, of which {engine.label!r} needs several. Use "
                     "'one_step', or order='lower_first'."
                 )
+
+
+def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
+    """Refuses what a round cannot be in which all problems are seen as they were at its start.
+
+    Raises:
+        EngineError: for an engine that differentiates a step, which is made within the round.
+        GraphError: where a problem moves twice in a round, or is read by value after it has moved.
+    """
+    differentiated = differentiated_problems(graph, engines)
+    schedule = graph.schedule()
+    for name, problem in graph.problems.items():
+        if name in differentiated and isinstance(engines[name], StepEngine):
+            raise EngineError(
+                f"Problem {name!r}: the engine {engines[name].label!r} differentiates the step "
+                "that is made in a round, and in a simultaneous round no one has seen it yet. Use "
+                "'soba', 'cg' or another implicit engine, or order='lower_first'."
+            )
+        if problem.steps > 1:
+            raise GraphError(
+                f"Problem {name!r} has steps={problem.steps}, and in a simultaneous round each "
+                "problem moves once. Use steps=1, or order='lower_first'."
+            )
+        if problem.accumulate_solves > 1 or problem.restart_from is not None:
+            argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
+            raise GraphError(
+                f"Problem {name!r} has {argument}=, for which problems move one after the other. "
+                "Use order='lower_first'."
+            )
+        moved = schedule[: schedule.index(name)]
+        for other in graph.values_in[name]:
+            if other in moved:
+                raise GraphError(
+                    f"Problem {name!r} sees the value of {other!r}, which moves before it in a "
+                    f"simultaneous round. List {other!r} below {name!r}, or use "
+                    "order='lower_first'."
+                )
+
+
+def estimates_total(graph: DependencyGraph, engines: Engines, name: str) -> bool:
+    """Whether a problem's estimator corrects its total gradient, and not the terms of it.
+
+    `soba` is linear in means over batches: it takes corrected cotangents and corrects its products.
+    What other engines make of a batch is not linear in it, so there the whole is corrected.
+    """
+    through = [engines[inner] for inner in _inner_responses(graph, engines, name)]
+    return any(not engine.takes_estimates for engine in through)
+
+
+def _check_estimator(
+    graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
+) -> None:
+    """Refuses an estimator where a corrected gradient is not what something else takes it for."""
+    problem, engine = graph.problems[name], engines[name]
+    if engine.fresh_products and name in differentiated_problems(graph, engines):
+        _check_fresh(problem, engine)
+    if problem.estimator is None:
+        return
+    label = problem.estimator.name
+    if name in differentiated_problems(graph, engines) and isinstance(engine, StepEngine):
+        raise EngineError(
+            f"Problem {name!r} has the estimator {label!r}, and {engine.label!r} differentiates "
+            "its step as if it were made with the gradient of one batch. Use 'soba', which "
+            "corrects its products too, or another engine that does not differentiate steps."
+        )
+    if (
+        name in differentiated_problems(graph, engines)
+        and problem.after_step is not None
+        and engine.takes_estimates
+    ):
+        raise EngineError(
+            f"Problem {name!r} has the estimator {label!r} and after_step=. {engine.label!r} "
+            "corrects products with the Hessian of the loss, and those of a projected step are not "
+            "linear in it. Drop one of the two, or use an engine such as 'gmres'."
+        )
+    if problem.accumulate_solves > 1 or problem.restart_from is not None:
+        argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which follows one sequence of iterates "
+            f"and solves, and {argument}=, which begins others. Drop one of the two."
+        )
+    if parallel is not None:
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which serves a single process. Drop "
+            "estimator=, or distributed=."
+        )
+    if len(problem.player_moves) > 1:
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which serves games whose players all "
+            "move together. Drop player_steps=."
+        )
+    through = {inner: engines[inner] for inner in _inner_responses(graph, engines, name)}
+    if len({other.takes_estimates for other in through.values()}) > 1:
+        raise EngineError(
+            f"Problem {name!r} has the estimator {label!r}, and its gradient goes through "
+            f"{', '.join(f'{inner!r} ({other.label})' for inner, other in through.items())}: "
+            "estimates of terms for 'soba', and of the whole for the others. Give them engines of "
+            "one kind."
+        )
+    if problem.estimator.uses_earlier_point:
+        for inner, other in through.items():
+            if isinstance(other, StepEngine):
+                raise EngineError(
+                    f"Problem {name!r} has the estimator {label!r}, which takes its gradient again "
+                    f"at an earlier point, and {other.label!r} differentiates the step that "
+                    f"{inner!r} has just made. Give {inner!r} an implicit engine, such as "
+                    "'neumann' or 'soba'."
+                )
+    if problem.estimator.uses_blocks and engine.takes_estimates and problem.solve_batches > 1:
+        raise ProblemError(
+            f"Problem {name!r}: the estimator {label!r} compares single blocks, and "
+            f"solve_batches={problem.solve_batches} averages several. Use larger blocks."
+        )
+
+
+def _check_fresh(problem: Problem, engine: AbstractEngine) -> None:
+    """Refuses products on batches of their own where there are none."""
+    if problem.solve_data is None:
+        raise EngineError(
+            f"Problem {problem.name!r}: {engine.label!r} takes each product on a fresh batch, and "
+            "the problem has none. Pass solve_data= (the problem's own data will do)."
+        )
 
 
 def check_restarts(

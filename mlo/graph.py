@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -13,8 +13,8 @@ from mlo.problem import Problem
 
 __all__ = ["DependencyGraph", "Order"]
 
-Order = Literal["lower_first", "outermost_first"]
-"""Whether the outermost problems end a round of updates or begin it."""
+Order = Literal["lower_first", "outermost_first", "simultaneous"]
+"""Whether the outermost problems end a round of updates or begin it, or see it as it began."""
 
 
 class DependencyGraph:
@@ -48,13 +48,9 @@ class DependencyGraph:
             trainable parameter.
     """
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        if not problems:
-            raise GraphError(
-                "No problem was given. Pass the problems from the innermost to the outermost."
-            )
+    def __init__(self, problems: Sequence[Problem] | Mapping[str, Problem]) -> None:
         self.problems: dict[str, Problem] = {}
-        for problem in problems:
+        for problem in _as_list(problems):
             if problem.name in self.problems:
                 raise GraphError(
                     f"Two problems are called {problem.name!r}. Give each problem a name of its "
@@ -301,6 +297,37 @@ class DependencyGraph:
                         "the loss read the other problem instead, or freeze what is shared "
                         "(requires_grad_(False)) before the problems are declared."
                     )
+
+
+def _as_list(problems: Sequence[Problem] | Mapping[str, Problem]) -> list[Problem]:
+    """The problems in order; of a mapping (another optimizer's `problems`) its values.
+
+    Raises:
+        GraphError: if there is none, or something else than problems under their names.
+    """
+    if isinstance(problems, Problem):
+        raise GraphError(f"Pass a list of problems; got the single {problems!r}: [problem].")
+    if isinstance(problems, Mapping):
+        for key, problem in problems.items():
+            if isinstance(problem, Problem) and problem.name != key:
+                raise GraphError(
+                    f"The mapping of problems has {problem.name!r} under the key {key!r}. Losses "
+                    "read a problem by its own name: pass list(problems.values()), or name it "
+                    f"{key!r}."
+                )
+        problems = list(problems.values())
+    found = list(problems)
+    if not found:
+        raise GraphError(
+            "No problem was given. Pass the problems from the innermost to the outermost."
+        )
+    for problem in found:
+        if not isinstance(problem, Problem):
+            raise GraphError(
+                f"Problems must be mlo.Problem objects, from the innermost to the outermost; got a "
+                f"{type(problem).__name__}."
+            )
+    return found
 
 
 def _movers(move: int, members: Sequence[Problem], first: bool) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -11,7 +11,7 @@ __all__ = ["Arrow", "graph_svg"]
 BOX_WIDTH, BOX_HEIGHT = 132, 44
 GAP_X, GAP_Y, MARGIN = 36, 56, 12
 LANE = 12
-"""Between the boxes of a row and the first arrow that passes them, and between two such arrows."""
+"""Between two arrows that pass a level on the same side, and from the first one to its boxes."""
 
 LEGEND_HEIGHT, LEGEND_WIDTH = 22, 162
 
@@ -29,16 +29,11 @@ class Arrow:
 
 @dataclass(frozen=True, kw_only=True)
 class _Curve:
-    """A drawn arrow.
+    """A drawn arrow: a quadratic Bézier curve, which stays in the triangle of its three points."""
 
-    Attributes:
-        path: the `d` of an SVG path.
-        points: its points, control points included: a curve stays within their hull.
-        dashed: see `Arrow`.
-    """
-
-    path: str
-    points: Sequence[Place]
+    start: Place
+    control: Place
+    end: Place
     dashed: bool
 
 
@@ -57,37 +52,47 @@ def graph_svg(
         subtitles: name → the small text in its box.
         description: what a screen reader says.
     """
+    # The picture is as large as its boxes and the legend, or larger where a curve leaves them.
+    places = _places(levels)
+    curves = _curves(levels, arrows, places)
+    points = [*places.values(), *[point for curve in curves for point in _extremes(curve)]]
+    reach_x = MARGIN + BOX_WIDTH / 2
+    left = min([0.0, *[x - MARGIN for x, _ in points]])
+    right = max([x + MARGIN for x, _ in points] + [x + reach_x for x, _ in places.values()])
+    top = min([0.0, *[y - MARGIN for _, y in points]])
+    bottom = max(y for _, y in places.values()) + BOX_HEIGHT / 2 + MARGIN
+    legend = ""
+    if arrows:
+        missing = max(0.0, LEGEND_WIDTH + 2 * MARGIN - (right - left))
+        left, right = left - missing / 2, right + missing / 2
+        legend = _legend((right - left - LEGEND_WIDTH) / 2, bottom - top + LEGEND_HEIGHT / 3)
+        bottom += LEGEND_HEIGHT
+
+    # Moved so that the picture begins at zero.
+    places = {name: (x - left, y - top) for name, (x, y) in places.items()}
+    drawn = [_arrow(curve) for curve in _curves(levels, arrows, places)]
+    drawn += [_box(name, place, subtitles[name]) for name, place in places.items()]
+    width, height = right - left, bottom - top
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" role="img" '
+        f'style="max-width:100%;height:auto;font-family:sans-serif" '
+        f'aria-label="{escape(description)}">{"".join(drawn)}{legend}</svg>'
+    )
+
+
+def _places(levels: Sequence[Sequence[str]]) -> dict[str, Place]:
+    """The centre of every box."""
+    # Each level is a centred row; y grows downwards in SVG, levels upwards.
     width = max(map(len, levels)) * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
     height = len(levels) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
-    # Each level is a centred row; y grows downwards in SVG, levels upwards.
     places: dict[str, Place] = {}
     for level, names in enumerate(levels):
         row = len(names) * (BOX_WIDTH + GAP_X) - GAP_X
         for index, name in enumerate(names):
             x = (width - row) / 2 + index * (BOX_WIDTH + GAP_X) + BOX_WIDTH / 2
             places[name] = x, height - MARGIN - BOX_HEIGHT / 2 - level * (BOX_HEIGHT + GAP_Y)
-
-    curves = _curves(levels, arrows, places)
-    boxes = [_box(name, place, subtitles[name]) for name, place in places.items()]
-    # The picture is as large as its boxes, or larger where a curve leaves them.
-    xs = [x for curve in curves for x, _ in curve.points]
-    ys = [y for curve in curves for _, y in curve.points]
-    left = min([0.0, *[x - MARGIN for x in xs]])
-    right = max([width, *[x + MARGIN for x in xs]])
-    top = min([0.0, *[y - MARGIN for y in ys]])
-    legend = ""
-    if arrows:
-        missing = max(0.0, LEGEND_WIDTH + 2 * MARGIN - (right - left))
-        left, right = left - missing / 2, right + missing / 2
-        legend = _legend((left + right - LEGEND_WIDTH) / 2, height + LEGEND_HEIGHT / 3)
-        height += LEGEND_HEIGHT
-    drawn = "".join([*map(_drawn, curves), *boxes])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left:g} {top:g} {right - left:g} '
-        f'{height - top:g}" width="{right - left:g}" role="img" '
-        f'style="max-width:100%;height:auto;font-family:sans-serif" '
-        f'aria-label="{escape(description)}">{drawn}{legend}</svg>'
-    )
+    return places
 
 
 def _box(name: str, place: Place, subtitle: str) -> str:
@@ -146,58 +151,71 @@ def _curves(
         while taken.setdefault((side, lane), set()).intersection(between):
             lane += 1
         taken[side, lane].update(between)
-        edges = [places[name][0] * side for level in between for name in levels[level]]
-        at = side * (max(edges) + BOX_WIDTH / 2 + LANE * (lane + 1))
-        port = side * min(26 + 8 * lane, BOX_WIDTH / 2 - 8)
-        found[arrow] = _long(start, end, at, port, dashed=arrow.dashed)
+        corners: list[Place] = []  # of the outer boxes that are passed, with the lane's distance
+        for level in between:
+            x, y = max((places[name] for name in levels[level]), key=lambda place: side * place[0])
+            x += side * (BOX_WIDTH / 2 + LANE * (lane + 1))
+            corners += [(x, y - BOX_HEIGHT / 2), (x, y + BOX_HEIGHT / 2)]
+        found[arrow] = _long(start, end, side, lane, corners, dashed=arrow.dashed)
     return [found[arrow] for arrow in arrows]
 
 
 def _short(start: Place, end: Place, *, dashed: bool) -> _Curve:
     """A curve from border to border, bent aside so that no arrow lies on another."""
     # Values bend, to keep off the solutions.
-    side = 1 if start[1] > end[1] else -1
-    y0, y1 = start[1] - side * BOX_HEIGHT / 2, end[1] + side * BOX_HEIGHT / 2
+    y0, y1 = _borders(start, end)
     if start[1] == end[1]:  # within a level: over the top
         y0 = y1 = start[1] - BOX_HEIGHT / 2
         control = (start[0] + end[0]) / 2, y0 - GAP_Y * 0.7
     else:
         control = (start[0] + end[0]) / 2 + (26 if dashed else 0), (y0 + y1) / 2
     shift = 14 if dashed else -14
-    points = (start[0] + shift, y0), control, (end[0] + shift, y1)
     return _Curve(
-        path=f"M{_pair(points[0])}Q{_pair(control)} {_pair(points[2])}",
-        points=points,
-        dashed=dashed,
+        start=(start[0] + shift, y0), control=control, end=(end[0] + shift, y1), dashed=dashed
     )
 
 
-def _long(start: Place, end: Place, at: float, port: float, *, dashed: bool) -> _Curve:
-    """A curve past the levels in between: out to x = `at`, straight, and in again.
+def _long(
+    start: Place, end: Place, side: int, lane: int, corners: Sequence[Place], *, dashed: bool
+) -> _Curve:
+    """A curve around the boxes in between, which passes their corners on one side.
 
-    It is upright where it passes a level, and bends in the gaps only: so it touches no box.
+    With the control point at half the height, y is linear in the curve's parameter t, and
+    x(t) = (1 − t)² x0 + 2 t (1 − t) c + t² x1 is a parabola that is bent to that side. So it passes
+    a whole box if it passes both of its corners, which gives the least c.
     """
+    shift = side * min(26 + 8 * lane, BOX_WIDTH / 2 - 8)
+    x0, x1 = start[0] + shift, end[0] + shift
+    y0, y1 = _borders(start, end)
+    needed = []
+    for x, y in corners:
+        t = (y - y0) / (y1 - y0)
+        needed.append((x - (1 - t) ** 2 * x0 - t**2 * x1) / (2 * t * (1 - t)))
+    c = max(needed, key=lambda c: side * c)
+    return _Curve(start=(x0, y0), control=(c, (y0 + y1) / 2), end=(x1, y1), dashed=dashed)
+
+
+def _borders(start: Place, end: Place) -> tuple[float, float]:
+    """The heights at which an arrow leaves one box and reaches the other."""
     side = 1 if start[1] > end[1] else -1
-    x0, x1 = start[0] + port, end[0] + port
-    y0, y1 = start[1] - side * BOX_HEIGHT / 2, end[1] + side * BOX_HEIGHT / 2
-    ya, yb = y0 - side * GAP_Y, y1 + side * GAP_Y
-    out = (x0, y0), (x0, (y0 + ya) / 2), (at, (y0 + ya) / 2), (at, ya)
-    back = (at, yb), (at, (yb + y1) / 2), (x1, (yb + y1) / 2), (x1, y1)
-    path = f"M{_pair(out[0])}C{_pairs(out[1:])}L{_pair(back[0])}C{_pairs(back[1:])}"
-    return _Curve(path=path, points=(*out, *back), dashed=dashed)
+    return start[1] - side * BOX_HEIGHT / 2, end[1] + side * BOX_HEIGHT / 2
 
 
-def _pair(place: Place) -> str:
-    return f"{place[0]:g} {place[1]:g}"
+def _extremes(curve: _Curve) -> list[Place]:
+    """Points between which the curve stays, in x and in y: its ends and its turning points."""
+    found = [curve.start, curve.end]
+    for axis in (0, 1):
+        a, b, c = curve.start[axis], curve.control[axis], curve.end[axis]
+        if a - 2 * b + c and 0 < (t := (a - b) / (a - 2 * b + c)) < 1:
+            points = zip(curve.start, curve.control, curve.end, strict=True)
+            x, y = ((1 - t) ** 2 * p + 2 * t * (1 - t) * q + t**2 * r for p, q, r in points)
+            found.append((x, y))
+    return found
 
 
-def _pairs(places: Iterable[Place]) -> str:
-    return " ".join(map(_pair, places))
-
-
-def _drawn(curve: _Curve) -> str:
-    # The end of a curve points away from its last control point, and so does the head.
-    control, (x1, y1) = curve.points[-2:]
+def _arrow(curve: _Curve) -> str:
+    (x0, y0), control, (x1, y1) = curve.start, curve.control, curve.end
+    # The end of a quadratic curve points away from its control point, and so does the head.
     dx, dy = x1 - control[0], y1 - control[1]
     length = (dx * dx + dy * dy) ** 0.5 or 1.0
     dx, dy = dx / length, dy / length
@@ -206,6 +224,7 @@ def _drawn(curve: _Curve) -> str:
     )
     dashes = ' stroke-dasharray="4 4"' if curve.dashed else ""
     return (
-        f'<path d="{curve.path}" fill="none" stroke="currentColor"{dashes}/>'
-        f'<polygon points="{x1:g},{y1:g} {head}" fill="currentColor"/>'
+        f'<path d="M{x0:g} {y0:g}Q{control[0]:g} {control[1]:g} {x1:g} {y1:g}" fill="none" '
+        f'stroke="currentColor"{dashes}/><polygon points="{x1:g},{y1:g} {head}" '
+        'fill="currentColor"/>'
     )

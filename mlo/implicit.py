@@ -21,6 +21,7 @@ from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.hypergradient.double_backward import check_double_backward, leaves_of
 from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.iterative import IterativeEngine
+from mlo.hypergradient.products import present
 from mlo.hypergradient.registry import EngineChoice, engine_from
 from mlo.hypergradient.soba import Soba
 from mlo.loss import LossFunction, gradients
@@ -348,6 +349,11 @@ def _no_loss(module: nn.Module, batch: Any) -> Tensor:
     raise EngineError("implicit_solution: its loss is a function of tensors, not of a module.")
 
 
+def _about(value: float) -> str:
+    """Its order of magnitude: in a training loop Python shows a warning of the same text once."""
+    return f"about 1e{round(math.log10(value))}" if 0.0 < value < math.inf else f"{value}"
+
+
 @dataclass(kw_only=True, eq=False)
 class _Reading(Reading):
     """Says of solves that did not converge."""
@@ -355,7 +361,7 @@ class _Reading(Reading):
     def note(self, report: SolveReport) -> None:
         super().note(report)
         if report.advice and not report.converged:
-            residual = f" (residual {report.residual:.2g})" if report.residual is not None else ""
+            residual = "" if report.residual is None else f" (residual {_about(report.residual)})"
             warn_user(
                 f"implicit_solution: the solve of the engine {report.engine!r} did not "
                 f"converge{residual}. {report.advice}"
@@ -407,27 +413,28 @@ def _check_solution(
         own = list(theta.values())
 
         def outputs() -> list[Tensor]:
-            found = call.losses(theta, inputs) if call.residual is None else None
-            return list(stack.enter_context(found or call.residuals(theta, inputs)).values())
+            evaluate = call.losses if call.residual is None else call.residuals
+            return list(stack.enter_context(evaluate(theta, inputs)).values())
 
         first = outputs()
         _check_leaves(kind, leaves_of(*first), own, inputs, params, reads)
         again = [entry.detach() for entry in outputs()]
-        if call.residual is None:
-            f, product = _of_loss(call, first[0], own)
-            scale = first
+        if call.residual is not None:
+            f, products = first, _vjp(first, [*own, *call.select(inputs)])
         else:
-            f, product = first, _vjp(first, own, _like(own))
-            scale = product
+            f, products = _of_loss(call, first[0], own, inputs)
+    # (A read may be a number of another dtype, or on another device.)
+    at = [tensor.detach() for tensor in [*own, *call.select(inputs)]]
+    terms = math.hypot(*[_size_of_terms(*pair) for pair in zip(products, at, strict=True)])
     difference = [one.detach() - other for one, other in zip(first, again, strict=True)]
-    _tell_of_noise(kind, difference, scale)
-    _tell_of_residual(reading, f, product)
+    _tell_of_noise(kind, difference, terms if call.residual is not None else float(again[0].abs()))
+    _tell_of_residual(reading, f, terms)
 
 
-def _tell_of_noise(kind: str, difference: Sequence[Tensor], scale: Sequence[Tensor]) -> None:
+def _tell_of_noise(kind: str, difference: Sequence[Tensor], scale: float) -> None:
     """Warns of a function that has another value when it is evaluated again, as engines do."""
     rounding = torch.finfo(difference[0].dtype).eps ** 0.5
-    if float(total_norm(difference)) > rounding * float(total_norm(scale)):
+    if float(total_norm(difference)) > rounding * scale:
         warn_user(
             f"implicit_solution: {kind}, evaluated again with the same arguments, has another "
             "value. It keeps state between calls, or draws random numbers that are not replayed "
@@ -436,14 +443,48 @@ def _tell_of_noise(kind: str, difference: Sequence[Tensor], scale: Sequence[Tens
         )
 
 
-def _of_loss(call: Pullback, loss: Tensor, own: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """F and Aᵀ u of a loss, by second derivatives where the engine uses them too."""
-    if not call.solution.engine.uses_second_derivatives:
-        product = FiniteDifference().linearize(call).transpose_product(_like(own))
-        return gradients(loss, own), product
-    check_double_backward(NAME, loss, own)
-    f = gradients(loss, own, create_graph=True)
-    return f, _vjp(f, own, _like(own))
+def _of_loss(
+    call: Pullback, loss: Tensor, own: list[Tensor], inputs: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """F and its products, by second derivatives where the engine uses them too."""
+    if call.solution.engine.uses_second_derivatives:
+        check_double_backward(NAME, loss, own)
+        f = gradients(loss, own, create_graph=True)
+        return f, _vjp(f, [*own, *call.select(inputs)])
+    system = FiniteDifference().linearize(call)
+    signs = _signs(own)
+    products = [*system.transpose_product(signs), *present(system.mixed_vjp(signs))]
+    return gradients(loss, own), products
+
+
+def _vjp(f: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Aᵀ w and Bᵀ w with signs w drawn at random, always the same."""
+    outputs, along = [], []
+    for entry, signs in zip(f, _signs(f), strict=True):
+        if entry.requires_grad:
+            outputs.append(entry)
+            along.append(signs)
+    if not outputs:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    found = torch.autograd.grad(outputs, inputs, grad_outputs=along, materialize_grads=True)
+    return list(found)
+
+
+def _signs(like: Sequence[Tensor]) -> list[Tensor]:
+    generator = torch.Generator(like[0].device).manual_seed(0)
+    found = []
+    for tensor in like:
+        coin = torch.randint(2, tensor.shape, generator=generator, device=tensor.device)
+        found.append((2 * coin - 1).to(tensor.dtype))
+    return found
+
+
+def _size_of_terms(product: Tensor, at: Tensor) -> float:
+    """‖(Aᵀ w) ∘ θ‖: in the mean over signs w the root of Σ (A_ij θ_j)²."""
+    # A solution of zero, to the tolerance of its solver, has no size: entries count as 6e-6 at
+    # least (in float32 as 5e-3).
+    size = at.abs().clamp(min=math.cbrt(torch.finfo(product.dtype).eps))
+    return float((product * size).norm())
 
 
 def _check_leaves(
@@ -488,50 +529,26 @@ def _check_leaves(
         )
 
 
-def _like(theta: Sequence[Tensor]) -> list[Tensor]:
-    """Random directions, each of its tensor's size; always the same."""
-    found = []
-    for tensor in theta:
-        generator = torch.Generator(tensor.device).manual_seed(0)
-        noise = torch.randn(
-            tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device
-        )
-        # One that is zero, like a new bias, counts as one with entries of 0.01.
-        size = float(tensor.detach().norm()) / math.sqrt(max(tensor.numel(), 1))
-        found.append(max(size, 0.01) * noise)
-    return found
-
-
-def _vjp(f: Sequence[Tensor], theta: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
-    pairs = [(entry, along) for entry, along in zip(f, u, strict=True) if entry.requires_grad]
-    if not pairs:
-        return [torch.zeros_like(tensor) for tensor in theta]
-    outputs, along = zip(*pairs, strict=True)
-    return list(
-        torch.autograd.grad(
-            outputs, list(theta), grad_outputs=along, materialize_grads=True, retain_graph=False
-        )
-    )
-
-
-def _tell_of_residual(reading: Reading, f: Sequence[Tensor], product: Sequence[Tensor]) -> None:
+def _tell_of_residual(reading: Reading, f: Sequence[Tensor], terms: float) -> None:
     """Reports how far the given tensors are from a solution, and warns where that is far."""
-    # F = A (θ − θ*) near the solution, so ‖F‖ / ‖A u‖ with a random u of the size of θ is about
-    # ‖θ − θ*‖ / ‖θ‖. It has no units: neither a factor on F nor one on θ changes it. (The gradient
-    # itself has none to compare with. A u costs one product, and A θ would vanish together with F
-    # where the loss is invariant to the scale of θ.) Where A is ill-conditioned, an error along its
-    # small eigenvalues hides: hence a tolerance that is stricter than gradients need.
-    size, scale = float(total_norm(f)), float(total_norm(product))
-    relative = size / scale if scale > 0.0 else (math.inf if size > 0.0 else 0.0)
+    # To first order F is a sum of terms A_ij θ_j and B_ik x_k (and of constants of their size),
+    # which cancel at the solution. ‖F‖ relative to these terms is a backward error: the relative
+    # change of the terms, of parameters or data, at which θ would be a solution. It has no units:
+    # factors on F, on entries of θ or on entries of x do not change it. It costs one product.
+    # (‖A θ‖ would cost the same, and vanish with F where a loss is invariant to the scale of θ.)
+    # θ is off by that much times the conditioning of A: hence a tolerance that is stricter than
+    # gradients need.
+    size = float(total_norm(f))
+    relative = size / terms if terms > 0.0 else (math.inf if size > 0.0 else 0.0)
     tolerance = max(SOLVED, 10.0 * torch.finfo(f[0].dtype).eps)
     solved = relative <= tolerance
     advice = ""
     if not solved:
         advice = (
-            f"The tensors are not a solution: F(params, reads) is {relative:.2g} of what it is "
-            f"when params change by their own size (‖F‖ = {size:.2g}). The derivative, which takes "
-            "F for zero, has an error of that order. Solve further, or mend the function: all "
-            "that the solver minimises, as weight decay, belongs into it."
+            f"The tensors are not a solution: F(params, reads) is {_about(relative)} of the terms "
+            "that should cancel in it. The derivative takes F for zero, so its error is of that "
+            "order, and larger where the Jacobian is ill-conditioned. Solve further, or mend the "
+            "function: all that the solver minimises, as weight decay, belongs into it."
         )
         warn_user(f"implicit_solution: {advice}")
     reading.reports.append(

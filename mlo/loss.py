@@ -6,6 +6,7 @@ responses, by the values at which a step was made, by displaced parameters, by c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -400,6 +401,16 @@ class GradientSums:
         self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
         self.losses[player] = self.losses[player] + detached
 
+    def replaced(
+        self,
+        direct: dict[str, list[Tensor | None]],
+        cotangents: dict[str, list[Tensor | None]],
+    ) -> GradientSums:
+        """The same sums with other derivatives."""
+        found = copy.copy(self)
+        found.direct, found.cotangents = direct, cotangents
+        return found
+
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
         # A number's share of the mean is added; anything else (a count, a string) replaces.
@@ -569,15 +580,19 @@ def _kept(tensor: Tensor) -> Tensor:
 
 def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
     of = f" of player {player!r}" if problem.is_game else ""
-    got = value
+    got = repr(value)
     if isinstance(value, Tensor):
         got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     advice = "Reduce it, for example by .mean()."
     if isinstance(value, Mapping) and not problem.is_game:
-        advice = "Where several players have losses of their own, declare them by players=."
+        advice = (
+            "Return the loss and its metrics as a pair: `return loss, {'accuracy': accuracy}`. "
+            "Where several players have losses of their own, declare them by players=."
+        )
+        got = f"a dict of {', '.join(map(repr, value))}"
     return ProblemError(
         f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a "
-        f"pair of it and a dict of metrics), got {got!r}. {advice}"
+        f"pair of it and a dict of metrics), got {got}. {advice}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from html import escape
 from time import perf_counter
 from typing import Any, Literal, get_args, overload
@@ -12,9 +12,17 @@ from typing import Any, Literal, get_args, overload
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines, check_restarts
+from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.distributed import DataParallel, data_parallel
-from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
+from mlo.errors import (
+    CheckpointError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+    check_choice,
+    nearest,
+    warn_user,
+)
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.lazy_rounds import LazyRounds
@@ -42,7 +50,8 @@ class MultilevelOptimizer:
     """Optimizes problems that depend on each other's solutions.
 
     Args:
-        problems: from the innermost to the outermost. A loss that reads a problem listed before its
+        problems: from the innermost to the outermost; also a dict of them by name, such as
+            another optimizer's `problems`. A loss that reads a problem listed before its
             own is differentiated through that problem's solution; one that reads a later one takes
             its current value.
         hypergradient: how solutions are differentiated: an engine, a name
@@ -59,6 +68,9 @@ class MultilevelOptimizer:
             DARTS's program. They see lower solutions one step ahead. Engines that differentiate a
             step make it on copies, with the batches that the lower problems draw next. Then the
             lower problems step from where they were, with the outermost problems' new values.
+            "simultaneous": all gradients of a round are taken where the problems stood when it
+            began, then all move, as in SOBA's Algorithm 1. Implicit engines take their products
+            through the graph of the lower problem's own gradient.
         distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a
             `DataParallel`. None or "off": every process works by itself. In a single process it
             changes nothing.
@@ -77,7 +89,7 @@ class MultilevelOptimizer:
 
     def __init__(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Problem] | Mapping[str, Problem],
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
         *,
         on_nonfinite: OnNonFinite | None = "stop",
@@ -94,6 +106,8 @@ class MultilevelOptimizer:
         self.parallel = data_parallel(distributed)
         starts = starts_of(self.graph.problems)
         check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
+        if order == "simultaneous":
+            check_simultaneous(self.graph, self.engines)
         check_restarts(self.graph, self.engines, starts, looks_ahead=looks_ahead)
         self._start_processes()
         for problem in self.problems.values():
@@ -107,7 +121,13 @@ class MultilevelOptimizer:
             losses[name] = LossFunction(problem, reads, self.parallel)
         streams = {name: BatchStream(p.data, name) for name, p in self.problems.items()}
         self._history = History(
-            self.graph, self.engines, losses, streams, starts=starts, looks_ahead=looks_ahead
+            self.graph,
+            self.engines,
+            losses,
+            streams,
+            starts=starts,
+            looks_ahead=looks_ahead,
+            simultaneous=order == "simultaneous",
         )
 
         # Each problem sees the solutions below it through one of two views.
@@ -408,6 +428,28 @@ class MultilevelOptimizer:
             return GradientReport(gradient=found.gradient, reports=tuple(found.reports))
         return found.gradient
 
+    # ------------------------------ averages
+
+    @property
+    def averages(self) -> dict[str, Tensors]:
+        """Problem with `average=` → parameter → the average of its iterates, as copies."""
+        history = self._history
+        return {
+            name: averages.values(self.problems[name].parameters)
+            for name, averages in history.averages.items()
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the averages into the modules of their problems while the body runs, to evaluate.
+
+        Buffers, such as BatchNorm's running statistics, are those of the run.
+        """
+        with ExitStack() as stack:
+            for name, tensors in self.averages.items():
+                stack.enter_context(self._history.losses[name].placed({name: tensors}))
+            yield
+
     # ------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
@@ -423,8 +465,13 @@ class MultilevelOptimizer:
         them resume from it.
 
         Raises:
-            CheckpointError: if parameters are sharded.
+            CheckpointError: if parameters are sharded, or a simultaneous round is half made.
         """
+        if self._waiting and self.order == "simultaneous":
+            raise CheckpointError(
+                "A simultaneous round cannot be saved halfway: the problems that still move see "
+                "the others as they were when it began. Save between rounds."
+            )
         # Without anything waiting the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
         return state_of(

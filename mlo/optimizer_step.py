@@ -96,8 +96,8 @@ class OptimizerStep:
 
         Args:
             problem: whose optimizers.
-            linear_state: whether to keep it also where the steps of all optimizers are linear in
-                the gradient, as SGD's is. `gradient_coefficient` does not need it.
+            linear_state: whether to keep tensors of it also where the steps of all optimizers are
+                linear in the gradient, as SGD's is. `gradient_coefficient` does not need them.
             unused: parameters on which the loss does not depend.
         """
         linear_state = linear_state or not all(map(_is_linear, problem.optimizers.values()))
@@ -114,7 +114,8 @@ class OptimizerStep:
                     state = optimizer.state.get(parameter, {})
                     coefficient = _gradient_coefficient(optimizer, options, state)
                     kept = None
-                    if linear_state or coefficient is None:
+                    empty = not any(isinstance(value, Tensor) for value in state.values())
+                    if linear_state or empty or coefficient is None:
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _ParameterState(
                         optimizer=optimizer,

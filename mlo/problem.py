@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
+from mlo.estimators import Estimator, estimator_from
 from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
@@ -43,6 +45,8 @@ READ_ONCE = frozenset(
         "generators",
         "after_step",
         "settings",
+        "estimator",
+        "average",
     }
 )
 """Settings that are read when an optimizer is made, and not again."""
@@ -83,7 +87,10 @@ class Problem:
         accumulate_solves: number of solves of the problems below it (of other tasks, say) whose
             gradients are averaged in one update. A round makes all updates below and takes one
             gradient, so many times; the last time the problem moves.
-        warmup_steps: number of rounds, from the start, in which this problem is not updated.
+        warmup_steps: number of rounds, from the start, in which this problem itself rests while the
+            others move. An upper problem that waits for N rounds of lower ones has
+            `warmup_steps=N`, whatever their `steps`. To those above it, a problem that rests is a
+            constant.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
             modules have no double backward, so the problem then needs an engine with
             `finite_difference` products.
@@ -94,6 +101,10 @@ class Problem:
             None: solves use the batches of the problem's last update. A solve on a minibatch is
             biased (see docs/choosing-an-engine.md): give it larger batches, or several.
         solve_batches: number of those batches that a solve averages its products over.
+        estimator: "saga", "spider", "storm" or an `mlo.Estimator`: corrects the problem's gradient
+            by what earlier batches have said (docs/stochastic-methods.md).
+        average: "ema", "tail", an `mlo.Ema` or `mlo.TailAverage`: an average of the problem's
+            iterates, in `MultilevelOptimizer.averages`. It changes nothing in the run.
         before_update: called with the problem before each step of its optimizers. The gradients,
             clipped and checked, are in `parameter.grad`. It may read them; it may change them only
             where no engine differentiates the step.
@@ -147,6 +158,8 @@ class Problem:
         generators: Sequence[torch.Generator] = (),
         solve_data: Iterable[Any] | None = None,
         solve_batches: int = 1,
+        estimator: Estimator | str | None = None,
+        average: Average | str | None = None,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
         after_step: Callable[..., Mapping[str, Tensor]] | None = None,
@@ -187,8 +200,14 @@ class Problem:
             )
         self.grad_clip = grad_clip
         if precision not in (None, "bf16"):
+            advice = ""
+            if precision in ("fp16", "float16", torch.float16):
+                advice = (
+                    " Gradients in float16 underflow unless the loss is scaled, and no engine "
+                    "knows of the scale: use 'bf16', or autocast inside the loss."
+                )
             raise ProblemError(
-                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}."
+                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.{advice}"
             )
         self.precision = precision
         self.compile = compile
@@ -201,6 +220,8 @@ class Problem:
                 f"Problem {name!r}: solve_batches={solve_batches} counts batches of solve_data, "
                 "which is missing. Pass solve_data= (the problem's own data will do)."
             )
+        self.estimator = self._checked(estimator_from(name, estimator))
+        self.average = average_from(name, average)
         self.before_update, self.after_update = before_update, after_update
         self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
         self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
@@ -292,6 +313,15 @@ class Problem:
         kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+
+    def _checked(self, estimator: Estimator | None) -> Estimator | None:
+        """Refuses an estimator of single blocks where several batches are averaged."""
+        if estimator is not None and estimator.uses_blocks and self.accumulate > 1:
+            raise ProblemError(
+                f"Problem {self.name!r}: the estimator {estimator.name!r} compares single blocks, "
+                f"and accumulate={self.accumulate} averages several batches. Use larger blocks."
+            )
+        return estimator
 
     def _player_moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
         """The players that move in each move of one update; all of them in the last."""

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from mlo.distributed import running_statistics
 from mlo.errors import EngineError, ProblemError, warn_user
+from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums, LossFunction
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep
@@ -385,14 +386,24 @@ class Stationary(Solution):
     """A solution of a condition F = 0, for implicit engines.
 
     Attributes:
-        evaluation: the current point.
+        evaluation: the current point; in a simultaneous round that of the problem's last update.
         memory: what the engine keeps from one solve to the next (warm starts): name → tensor.
         residual: F, where it is another map than the gradient of the problem's loss.
+        graph: the gradient of that update with its graph, where it is kept.
+        simultaneous: whether all problems see each other as they were when the round began.
+        estimates: corrects what is taken of this problem on a batch.
+        fresh: the same point on other batches, one for each product of an engine that asks for it.
+        learning_rates: those of the problem's optimizers at its last update.
     """
 
     evaluation: Evaluation
     memory: dict[str, Tensor] = field(default_factory=dict)
     residual: Residual | None = None
+    graph: GradientGraph | None = None
+    simultaneous: bool = False
+    estimates: Estimates | None = None
+    fresh: tuple[Evaluation, ...] = ()
+    learning_rates: tuple[float, ...] = ()
 
     @property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -457,6 +468,8 @@ class AbstractEngine(ABC):
     Attributes:
         needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
         takes_sharded: whether it serves problems with sharded parameters.
+        takes_estimates: whether it is linear in means over batches, and corrects its products by
+            the estimator of the problem.
         takes_start: whether it differentiates a solution in the value that it began at.
     """
 
@@ -464,6 +477,7 @@ class AbstractEngine(ABC):
     takes_start: ClassVar[bool] = False
     needs_symmetry: ClassVar[bool] = False
     takes_sharded: ClassVar[bool] = True
+    takes_estimates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -485,6 +499,11 @@ class AbstractEngine(ABC):
     def takes_residuals(self) -> bool:
         """Whether it differentiates any condition F = 0, not only that a gradient vanishes."""
         return False
+
+    @property
+    def fresh_products(self) -> int:
+        """The number of products in a solve that are each on batches of their own."""
+        return 0
 
     @property
     def label(self) -> str:
@@ -641,22 +660,7 @@ class _Response(torch.autograd.Function):
         assert isinstance(engine, PullbackEngine)
         # PyTorch enables gradients in a backward pass under create_graph only.
         differentiate = torch.is_grad_enabled()
-        if differentiate and not engine.differentiable:
-            raise EngineError(
-                f"The response of problem {solution.name!r} is differentiated twice, which its "
-                f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
-                "such as 'one_step' or 'direct'."
-            )
-        if (
-            isinstance(solution, Stationary)
-            and solution.residual is not None
-            and not engine.takes_residuals
-        ):
-            raise EngineError(
-                f"The solution of problem {solution.name!r} is defined by another condition than "
-                f"that the gradient of its loss vanishes, which {engine.label!r} does not "
-                "differentiate. Use an engine with autograd products, such as 'gmres'."
-            )
+        _check_serves(engine, solution, differentiate=differentiate)
         wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
@@ -677,6 +681,28 @@ class _Response(torch.autograd.Function):
             grads, report = engine.pullback(call, cotangents)
         ctx.reading.note(report)
         return (None, None, *grads)
+
+
+def _check_serves(
+    engine: AbstractEngine, solution: Stationary | Stepped, *, differentiate: bool
+) -> None:
+    """Refuses an engine that cannot differentiate this solution, or not twice."""
+    if differentiate and not engine.differentiable:
+        raise EngineError(
+            f"The response of problem {solution.name!r} is differentiated twice, which its "
+            f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
+            "such as 'one_step' or 'direct'."
+        )
+    if (
+        isinstance(solution, Stationary)
+        and solution.residual is not None
+        and not engine.takes_residuals
+    ):
+        raise EngineError(
+            f"The solution of problem {solution.name!r} is defined by another condition than "
+            f"that the gradient of its loss vanishes, which {engine.label!r} does not "
+            "differentiate. Use an engine with autograd products, such as 'gmres'."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -769,7 +795,7 @@ class Pullback:
         that a loss keeps between calls, or random numbers that are not replayed, would be missing.
         """
         loss = self.solution.evaluation.loss
-        graph = self.solution.graph if isinstance(self.solution, Stepped) else None
+        graph = self.solution.graph
         if graph is not None and graph.gradients is not None and not self.differentiate:
             return  # a kept graph is differentiated as it is
         loss.repeats = True
@@ -792,6 +818,26 @@ class Pullback:
                     "generators=), and its derivative would be that of another loss. Keep state in "
                     "buffers of the module or in metrics, and draw from global random states."
                 )
+
+    def moved(self, parameters: Tensors, inputs: Sequence[Tensor], stack: ExitStack) -> Pullback:
+        """The same call on the same batches, at another point.
+
+        Args:
+            parameters: own parameters there.
+            inputs: what the solution depends on there, flat.
+            stack: keeps re-evaluations open.
+        """
+        evaluation = self.solution.evaluation
+        values, rest = dict(evaluation.values), iter(inputs)
+        for item in evaluation.free_inputs:
+            if item.solution is None:
+                values[item.name] = dict(zip(values[item.name], rest, strict=False))
+            else:
+                for _ in item.solution.value:
+                    next(rest)
+        there = replace(evaluation, parameters=parameters, values=values)
+        solution = replace(self.solution, evaluation=there, graph=None)
+        return replace(self, solution=solution, inputs=inputs, stack=stack)
 
     def select(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Of tensors that stand for the inputs, those whose gradient is asked for."""
@@ -955,6 +1001,7 @@ def total_gradient(
     keep_graph: bool = False,
     held_constant: frozenset[str] = frozenset(),
     examine: Examine | None = None,
+    estimates: Estimates | None = None,
 ) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
 
@@ -970,6 +1017,7 @@ def total_gradient(
             response.
         held_constant: problems whose solutions are treated as constants.
         examine: is shown each player's loss on the first batch, before it is differentiated.
+        estimates: corrects the gradient, or the terms that it is made of.
     """
     loss, problem = evaluation.loss, evaluation.loss.problem
     reading = Reading(
@@ -1006,7 +1054,14 @@ def total_gradient(
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
-    gradient = _with_implicit_term(problem, reading, found, cut.responses)
+    estimated = None
+    if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
+        taken = replace(evaluation, random_states=tuple(found.random_states))
+        estimated = _Estimated(evaluation=taken, players=tuple(found.direct), estimates=estimates)
+    corrected = found if estimated is None else estimated.terms(found, cut)
+    gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
+    if estimated is not None:
+        gradient = estimated.total(gradient)
     if parallel is not None and not parallel.exact:
         found.average(parallel, moving, gradient=gradient)
     # A response's node holds the reading, which holds the response. PyTorch does not free such a
@@ -1044,11 +1099,13 @@ class _Cut:
         tensors: problem → the tensors that the loss sees.
         responses: the differentiable tensors on the far side of the cut.
         leaves: what stands for each of them on the loss's side.
+        names: the name of each leaf.
     """
 
     tensors: dict[str, Tensors]
     responses: list[Tensor]
     leaves: list[Tensor]
+    names: list[str]
 
 
 def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
@@ -1057,7 +1114,7 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
     A kept graph is differentiated later in all that the solution is a function of, so these require
     gradients too.
     """
-    cut = _Cut(tensors={}, responses=[], leaves=[])
+    cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
     inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
@@ -1072,6 +1129,7 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
             if responds:
                 cut.responses.append(tensor)
                 cut.leaves.append(leaf)
+                cut.names.append(f"{other}/{key}")
     return cut
 
 
@@ -1097,7 +1155,7 @@ def _with_implicit_term(
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
         implicit = torch.autograd.grad(
             reached,
-            [problem.parameters[name] for name in names],
+            [reading.values[problem.name][name] for name in names],
             grad_outputs=cotangents,
             allow_unused=True,
             retain_graph=player != players[-1],
@@ -1130,3 +1188,142 @@ def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     for key, tensor in parameters.items():
         if tensor._version > 0:  # the copy was new, and has been changed since
             problem.parameters[key].copy_(tensor)
+
+
+# ------------------------------ estimated gradients
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Estimated:
+    """The gradient of one evaluation, corrected by the problem's estimator.
+
+    Attributes:
+        evaluation: where it was taken, with the random states that it began from.
+        players: whose gradients.
+        estimates: what corrects them.
+    """
+
+    evaluation: Evaluation
+    players: tuple[str, ...]
+    estimates: Estimates
+
+    def terms(self, found: GradientSums, cut: _Cut) -> GradientSums:
+        """The direct gradients and cotangents as estimated, unless the total is."""
+        if self.estimates.of_total:
+            return found
+
+        def again(point: Point) -> dict[str, Tensor | None]:
+            there, elsewhere, reading = self._taken_at(point)
+            reading.responses.clear()  # as in `total_gradient`
+            return dict(self._named(there, elsewhere.names))
+
+        named = self._estimate("terms", dict(self._named(found, cut.names)), again)
+        rest = iter(named.values())
+        direct: dict[str, list[Tensor | None]] = {}
+        cotangents: dict[str, list[Tensor | None]] = {}
+        for player in found.direct:
+            direct[player] = [next(rest) for _ in found.direct[player]]
+            cotangents[player] = [next(rest) for _ in found.cotangents[player]]
+        return found.replaced(direct, cotangents)
+
+    def total(self, gradient: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """The total gradient as estimated, unless its terms were."""
+        if not self.estimates.of_total:
+            return gradient
+
+        def again(point: Point) -> dict[str, Tensor | None]:
+            there, elsewhere, reading = self._taken_at(point)
+            problem = self.evaluation.loss.problem
+            gradient = _with_implicit_term(problem, reading, there, elsewhere.responses)
+            reading.responses.clear()
+            return gradient
+
+        return self._estimate("total", gradient, again)
+
+    def _estimate(
+        self,
+        group: str,
+        found: Mapping[str, Tensor | None],
+        again: Callable[[Point], Mapping[str, Tensor | None]],
+    ) -> dict[str, Tensor | None]:
+        return self.estimates.estimate(
+            f"{group} {' '.join(self.players)}",
+            self.evaluation.batches,
+            found,
+            point=self._point,
+            again=again,
+        )
+
+    def _named(
+        self, found: GradientSums, leaves: Sequence[str]
+    ) -> Iterator[tuple[str, Tensor | None]]:
+        """Name → each direct gradient and cotangent, player by player."""
+        problem = self.evaluation.loss.problem
+        for player, direct in found.direct.items():
+            for key, value in zip(problem.player_parameters[player], direct, strict=True):
+                yield f"{player}/direct {key}", value
+            for key, value in zip(leaves, found.cotangents[player], strict=True):
+                yield f"{player}/cotangent {key}", value
+
+    def _point(self) -> Point:
+        """Where the evaluation was made: the tensors of all problems that it depends on."""
+        found: dict[str, Tensors] = {}
+        _collect_point(self.evaluation, found)
+        point: Point = {}
+        for name, tensors in found.items():
+            point |= {f"{name}/{key}": tensor for key, tensor in tensors.items()}
+        return point
+
+    def _taken_at(self, point: Point) -> tuple[GradientSums, _Cut, Reading]:
+        """The evaluation's terms on the same batches at another point; how it was read there."""
+        there: dict[str, Tensors] = {}
+        for name, tensor in point.items():
+            other, _, key = name.partition("/")
+            there.setdefault(other, {})[key] = tensor
+        moved = _moved(self.evaluation, there)
+        problem = moved.loss.problem
+        parameters = {k: t.detach().requires_grad_() for k, t in moved.parameters.items()}
+        reading = Reading(
+            values={**moved.values, problem.name: parameters},
+            solutions=moved.solutions,
+            reader=problem.name,
+        )
+        cut = _cut_reads(moved, reading, keep_graph=False)
+        found = GradientSums(problem, 1, cut.leaves)
+        with moved.losses(parameters, cut.tensors, players=self.players) as losses:
+            for player, loss in losses.items():
+                own = [parameters[key] for key in problem.player_parameters[player]]
+                found.add(player, loss, own, retain_graph=True, create_graph=False)
+        return found, cut, reading
+
+
+def _collect_point(evaluation: Evaluation, found: dict[str, Tensors]) -> None:
+    found.setdefault(evaluation.loss.problem.name, evaluation.parameters)
+    for name, tensors in evaluation.values.items():
+        found.setdefault(name, tensors)
+    for name, solution in evaluation.solutions.items():
+        found.setdefault(name, solution.constants())
+        if isinstance(solution, Stationary):
+            _collect_point(solution.evaluation, found)
+
+
+def _moved(evaluation: Evaluation, there: Mapping[str, Tensors]) -> Evaluation:
+    """The same evaluation, on the same batches and noise, at another point."""
+    solutions: dict[str, Solution] = {}
+    for name, solution in evaluation.solutions.items():
+        solution = replace(solution, value=there[name])
+        if isinstance(solution, Stationary):
+            solution = replace(
+                solution,
+                evaluation=_moved(solution.evaluation, there),
+                fresh=tuple([_moved(other, there) for other in solution.fresh]),
+                memory=dict(solution.memory),
+                graph=None,
+            )
+        solutions[name] = solution
+    return replace(
+        evaluation,
+        parameters=there[evaluation.loss.problem.name],
+        values={name: there[name] for name in evaluation.values},
+        solutions=solutions,
+    )

@@ -122,9 +122,8 @@ class Updater:
             found = self._levels[name].differentiate(
                 name, batches, is_update=True, players=players, keep_graph=keep_graph
             )
-            reads = found.evaluation.current_reads()
             try:
-                settings = self._set(problem, found.evaluation, reads)
+                settings = self._set(problem, found.evaluation)
             except BaseException:
                 restore_buffers(found.evaluation)
                 raise
@@ -155,10 +154,11 @@ class Updater:
         engine = history.step_engine(name)
         step = engine.capture(problem, found.unused) if last and engine is not None else None
         self._step(problem, found, norm, step, settings)
-        self._finish(problem, found.evaluation, players, reads)
+        self._finish(problem, found.evaluation, players)
         _move_schedulers(problem, found, players)
         history.updates[name] += 1
         history.mark(name)
+        history.keep(name)
         if last:
             history.note(name, found, step)
             self._note(problem, found, norm, record)
@@ -203,14 +203,12 @@ class Updater:
     # ------------------------------ the step, and the user's hooks around it
 
     @torch.no_grad()
-    def _set(
-        self, problem: Problem, evaluation: Evaluation, reads: Mapping[str, Tensors]
-    ) -> dict[str, dict[str, Any]]:
+    def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
         """Finds the settings of this step, and writes those that are numbers to the optimizers."""
         if problem.settings is None:
             return {}
         self._step_checks.check_bare(problem)
-        with evaluation.replayed_at({}, reads):
+        with evaluation.replayed_at({}, evaluation.current_reads()):
             found = evaluation.loss.settings(evaluation.made)
         check_values(problem.name, found)
         check_schedulers(problem, found)
@@ -221,16 +219,11 @@ class Updater:
                 group.update(common_numbers(members))
         return found
 
-    def _finish(
-        self,
-        problem: Problem,
-        evaluation: Evaluation,
-        players: tuple[str, ...],
-        reads: Mapping[str, Tensors],
-    ) -> None:
+    def _finish(self, problem: Problem, evaluation: Evaluation, players: tuple[str, ...]) -> None:
         """Applies `after_step` to what the players have moved."""
         if problem.after_step is None:
             return
+        reads = evaluation.current_reads()
         moved = [key for player in players for key in problem.player_parameters[player]]
         before = {key: problem.parameters[key].detach().clone() for key in moved}
         if problem.name in self._history.differentiated:

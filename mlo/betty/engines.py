@@ -1,4 +1,4 @@
-"""Betty's three methods as engines: `betty-darts`, `betty-neumann` and `betty-cg`.
+"""Betty's four methods as engines: `betty-darts`, `betty-neumann`, `betty-cg` and `betty-sama`.
 
 They call Betty's own functions. `mlo` supplies the graph, the point, the batch and the noise. The
 inverse and the mixed product are what the installed Betty computes, its errors included. They are
@@ -23,7 +23,14 @@ from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
 from mlo.tensors import zeros_for_none
 
-__all__ = ["BettyConjugateGradient", "BettyDarts", "BettyEngine", "BettyNeumann", "betty_version"]
+__all__ = [
+    "BettyConjugateGradient",
+    "BettyDarts",
+    "BettyEngine",
+    "BettyNeumann",
+    "BettySama",
+    "betty_version",
+]
 
 
 def betty_version() -> str:
@@ -36,8 +43,9 @@ def betty_version() -> str:
         return version("betty-ml")
     except PackageNotFoundError:
         raise EngineError(
-            "The engines betty-darts, betty-neumann and betty-cg need the package betty-ml, which "
-            "is not installed. Run: pip install --ignore-requires-python --no-deps betty-ml==0.2.1"
+            "The engines betty-darts, betty-neumann, betty-cg and betty-sama need the package "
+            "betty-ml, which is not installed. Run: pip install --ignore-requires-python --no-deps "
+            "betty-ml==0.2.1"
         ) from None
 
 
@@ -139,6 +147,23 @@ class BettyConjugateGradient(BettyNeumann):
     method: ClassVar[str] = "cg"
 
 
+@dataclass(frozen=True, kw_only=True)
+class BettySama(BettyDarts):
+    """Betty's `sama`: `darts` on the transpose of Adam's step, without its bias correction.
+
+    The last gradient is what `optimizer.state[parameter]["last_grad"]` holds, where Betty's own
+    problem puts it; without the entry it counts as zero. With SGD it is `darts`.
+    """
+
+    alpha: float = number(1.0, positive=True)
+
+    name: ClassVar[str] = "betty-sama"
+    method: ClassVar[str] = "sama"
+
+    def config(self) -> dict[str, Any]:
+        return {"type": self.method, "sama_adam_alpha": self.alpha}
+
+
 class _Lower:
     """What Betty's functions ask of the problem whose response they differentiate."""
 
@@ -155,6 +180,10 @@ class _Lower:
         self.config = importlib.import_module("betty.configs").Config(**config)
         self.cur_batch = None  # the evaluation holds the batch
         self._call, self._parameters, self._inputs = call, parameters, inputs
+        # `sama` asks for the state of the optimizer, which knows the live parameters.
+        problem = call.solution.evaluation.loss.problem
+        self.optimizer = next(iter(problem.optimizers.values()))
+        self._live = {id(t): problem.parameters[key] for key, t in parameters.items()}
 
     def training_step_exec(self, batch: None) -> Tensor:
         (loss,) = self._call.stack.enter_context(
@@ -166,6 +195,19 @@ class _Lower:
         return list(self._parameters.values())
 
     trainable_parameters = meta_trainable_parameters = parameters
+
+    def get_opt_param_group_for_param(self, param: Tensor) -> dict[str, Any]:
+        live = self._live[id(param)]
+        (found,) = [
+            group
+            for group in self.optimizer.param_groups
+            if any(member is live for member in group["params"])
+        ]
+        return found
+
+    def get_opt_state_for_param(self, param: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.optimizer.state[self._live[id(param)]]
+        return state
 
 
 class _Upper:

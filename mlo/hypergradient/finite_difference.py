@@ -195,6 +195,20 @@ class FiniteDifferenceSystem(LinearSystem):
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._difference(u, in_inputs=False)
 
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        # (F(θ + e u) − F(θ − e u)) / 2e: here all players move, each player's own gradient is read.
+        directions = dict(zip(self.names, u, strict=True))
+        e = self._step_size_along(directions)
+        if not e:
+            return [torch.zeros_like(tensor) for tensor in self.parameters]
+        found: dict[str, Tensor] = {}
+        for player, members in self.players.items():
+            sides = self._both_sides(directions, e)
+            terms = self._weighted_gradients(player, sides, in_inputs=False)
+            of_all = dict(zip(self.names, terms, strict=True))
+            found |= {name: of_all[name] for name in members}
+        return [found[name] for name in self.names]
+
     def _difference(
         self, u: Sequence[Tensor | None], *, in_inputs: bool, factor: float = 1.0
     ) -> list[Tensor]:

@@ -165,3 +165,6 @@ class _FreeSystem(LinearSystem):
         moved = self._projector(self._system.transpose_product(free))
         fixed = self._projector.complement(u)
         return [a + b for a, b in zip(moved, fixed, strict=True)]
+
+    def _jacobian_product(self, u: Direction) -> list[Tensor]:
+        return self._hessian_vjp(u)  # S is symmetric

@@ -41,7 +41,7 @@ from mlo.response import (
     Stepped,
 )
 from mlo.sharding import total_norm
-from mlo.tensors import add
+from mlo.tensors import add, zeros_for_none
 
 __all__ = [
     "Autograd",
@@ -56,7 +56,7 @@ __all__ = [
 
 
 class LinearSystem(ABC):
-    """Products with Aᵀ and Bᵀ of one problem at one point.
+    """Products with Aᵀ, A and Bᵀ of one problem at one point.
 
     Args:
         call: the pullback that asks for it.
@@ -145,6 +145,18 @@ class LinearSystem(ABC):
         """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
         return self._with_penalty(self._hessian_vjp(u), u)
 
+    @abstractmethod
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """A u of F without the optimizer's L2 penalty."""
+
+    def product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """A u, with the optimizer's L2 penalty; of a loss's Hessian it equals Aᵀ u."""
+        return self._with_penalty(self._jacobian_product(u), u)
+
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Aᵀ u, as `transpose_product`, and Bᵀ u, as `mixed_vjp`."""
+        return self.transpose_product(u), self.mixed_vjp(u)
+
     def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
         """The terms of the loss alone, plus decay · u."""
         if not self._decay:
@@ -194,9 +206,11 @@ class AutogradSystem(LinearSystem):
         super().__init__(call)
         self._gradients: dict[str, dict[str, Tensor]] = {}
         self._losses: dict[str, Tensor] = {}
+        self._transposed: tuple[list[Tensor], list[Tensor]] | None = None
         solution = call.solution
         evaluation = solution.evaluation
-        graph = solution.graph if isinstance(solution, Stepped) else None
+        # (A kept graph is of the loss's gradient, which a residual is not.)
+        graph = solution.graph if call.residual is None else None
         if graph is not None and graph.gradients is not None and not call.differentiate:
             # A kept graph ends at constants, so it serves first derivatives only. With one, F is
             # at hand and the loss is not evaluated at all.
@@ -237,8 +251,40 @@ class AutogradSystem(LinearSystem):
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._by_player(u), list(self._theta.values()))
 
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        # w ↦ Aᵀ w is linear, so the derivative of ⟨Aᵀ w, u⟩ in w is A u, whatever w is. The graph
+        # of Aᵀ w is made once, and each product is one more backward pass through it. (At w = 0 a
+        # solver behind a response in F would stop before it began, and leave no graph.)
+        if self._transposed is None:
+            theta = list(self._theta.values())
+            with torch.enable_grad():
+                w = [entry.detach().requires_grad_() for entry in u]
+                image = self._vjp(self._by_player(w), theta, create_graph=True)
+            self._transposed = w, image
+        w, image = self._transposed
+        pairs = [(one, entry) for one, entry in zip(image, u, strict=True) if one.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(entry) for entry in u]
+        outputs, entries = zip(*pairs, strict=True)
+        found = torch.autograd.grad(
+            outputs,
+            w,
+            grad_outputs=entries,
+            retain_graph=True,
+            create_graph=self.call.differentiate and torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        return zeros_for_none(found, w)
+
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        # One backward pass for both.
+        theta = list(self._theta.values())
+        found = self._vjp(self._by_player(u), [*theta, *self.call.select(self._inputs)])
+        hessian, mixed = found[: len(theta)], found[len(theta) :]
+        return self._with_penalty(hessian, u), self.call.scatter(mixed)
+
     def loss_value(self) -> Tensor:
-        if not self._losses:
+        if not self._losses:  # a kept graph is of the gradient alone
             return super().loss_value()
         return torch.stack([value.detach() for value in self._losses.values()]).sum()
 
@@ -269,8 +315,14 @@ class AutogradSystem(LinearSystem):
             self._gradients[player] = dict(zip(members, found, strict=True))
         return self._gradients[player]
 
-    def _vjp(self, u: Mapping[str, Mapping[str, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """∇_inputs ⟨F, u⟩."""
+    def _vjp(
+        self,
+        u: Mapping[str, Mapping[str, Tensor]],
+        inputs: Sequence[Tensor],
+        *,
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """∇_inputs ⟨F, u⟩; with its graph where that is asked for, or the call's is needed."""
         # For all players together: autograd sums over the outputs.
         outputs: list[Tensor] = []
         entries: list[Tensor] = []
@@ -288,7 +340,7 @@ class AutogradSystem(LinearSystem):
                 list(inputs),
                 grad_outputs=entries,
                 retain_graph=True,
-                create_graph=self.call.differentiate,
+                create_graph=create_graph or (self.call.differentiate and torch.is_grad_enabled()),
                 allow_unused=True,
             )
         except RuntimeError as error:
@@ -336,11 +388,13 @@ class Solve:
     Attributes:
         q: A⁻ᵀ v approximately, one entry per parameter; None stands for zero.
         report: of the solve.
+        pulled: Bᵀ q, where the engine has taken it already.
         direct: what the inputs' cotangents have beside −Bᵀ q, one entry per input; None: nothing.
     """
 
     q: Cotangent
     report: SolveReport
+    pulled: list[Tensor | None] | None = None
     direct: Sequence[Tensor | None] | None = None
 
 
@@ -408,7 +462,7 @@ class Engine(PullbackEngine):
                     f"shape, for each parameter of problem {system.problem!r}."
                 )
             # The sign is applied to the result, which usually has fewer entries than q.
-            pulled = system.mixed_vjp(solve.q)
+            pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
             if system.assumes:
                 system.check_assumptions(solve.q, pulled, self.label)
                 if self.inverts and not call.differentiate:
@@ -424,7 +478,9 @@ class Engine(PullbackEngine):
         """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
         call, solution = system.call, system.call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
-        if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
+        if not isinstance(solution, Stationary) or solution.fresh:
+            return  # (with products on batches of their own nothing is biased)
+        if loss.problem.solves_on_all_data:
             return
         if not loss.checks.is_due("batch bias", once=True):
             return
@@ -438,7 +494,8 @@ class Engine(PullbackEngine):
             terms = []
             for half in halves:
                 with ExitStack() as stack:
-                    part = replace(solution, evaluation=half, memory=dict(solution.memory))
+                    memory = dict(solution.memory)
+                    part = replace(solution, evaluation=half, memory=memory, graph=None)
                     system = self.products.linearize(replace(call, solution=part, stack=stack))
                     values.append(system.loss_value())
                     terms.append(system.mixed_vjp(self.solve(system, cotangent).q))

@@ -202,7 +202,7 @@ def test_a_run_with_several_optimizers_resumes(form):
         assert second.problems["net"].optimizers[key].param_groups[0]["lr"] == rate < LR
 
 
-def test_a_scheduler_for_one_of_them_is_enough_and_several_may_drive_one():
+def test_one_scheduler_is_enough_and_several_may_drive_one():
     optimizer = program("one_step", as_list, lambda first, second: ExponentialLR(second, 0.5))
     optimizer.step()
     first, second = optimizer.problems["net"].optimizers.values()
@@ -222,3 +222,41 @@ def test_a_plateau_scheduler_sees_the_problems_loss():
     )
     record = optimizer.step()
     assert optimizer.problems["net"].schedulers["0"].best == record.losses["net"]
+
+
+def test_players_may_have_unlike_optimizers():
+    """A game of a player with SGD (linear in its gradient) and one with Adam, both read above."""
+    start = {"a": torch.tensor([0.3, -0.5]).double(), "b": torch.tensor([0.7, 0.2]).double()}
+    pair = nn.ModuleDict({k: nn.ParameterDict({"v": v.clone()}) for k, v in start.items()})
+    x = nn.ParameterDict({"v": torch.tensor([0.4, 0.9]).double()})
+
+    def losses(a, b, x):
+        return {"a": (a * b * x).sum() + (a**2).sum(), "b": ((b - a * x) ** 2).sum()}
+
+    game = mlo.Problem(
+        "pair",
+        module=pair,
+        players={"a": "a", "b": "b"},
+        optimizer={
+            "a": SGD(pair["a"].parameters(), lr=LR),
+            "b": Adam(pair["b"].parameters(), ADAM_LR),
+        },
+        loss=lambda pair, _, *, x: losses(pair["a"]["v"], pair["b"]["v"], x["v"]),
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, pair: (pair["a"]["v"].sin() * pair["b"]["v"]).sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([game, upper], "one_step")
+    optimizer.step()
+    a, b = (value.clone().requires_grad_() for value in start.values())
+    u = x["v"].detach().requires_grad_()
+    of = losses(a, b, u)
+    (g,) = torch.autograd.grad(of["a"], a, create_graph=True)
+    (h,) = torch.autograd.grad(of["b"], b, create_graph=True)
+    # Adam's first step is h / (|h| + eps).
+    after = (a - LR * g).sin() * (b - ADAM_LR * h / (h.abs() + 1e-8))
+    (exact,) = torch.autograd.grad(after.sum(), u)
+    assert relative_error(optimizer.gradient("x")["v"], exact) < 1e-9

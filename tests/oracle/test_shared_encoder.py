@@ -149,7 +149,7 @@ def test_an_implicit_gradient_is_of_the_buffers_as_they_stand():
     assert relative_error(found, exact) < 1e-10
 
 
-def test_an_upper_problems_update_moves_the_statistics_that_it_shares():
+def test_an_upper_problem_moves_the_statistics_it_shares():
     """As its own buffers in its own update, although it sees them in the module that it reads."""
     optimizer, h, _ = program("one_step")
     seen = [(update.problem, h.encoder.scale.clone()) for update in optimizer.updates(1)]
@@ -186,7 +186,7 @@ def test_a_state_with_a_shared_encoder_resumes():
     assert torch.equal(h.encoder.scale, r.encoder.scale)
 
 
-def test_a_solution_is_made_again_after_another_problem_moved_its_buffers():
+def test_a_solution_is_made_again_after_its_buffers_moved():
     """`r` reads h's solution, and its update moves the encoder before `a` reads that solution."""
     weight, start_h, start_r, x, y, xv, yv = data()
     encoder = Drifting(weight)

@@ -79,6 +79,28 @@ def test_invalid_graphs_are_refused_with_advice(problems, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_problems_may_be_given_by_name():
+    optimizer = mlo.MultilevelOptimizer(diamond().problems)
+    again = mlo.MultilevelOptimizer(optimizer.problems)
+    assert list(again.problems.items()) == list(optimizer.problems.items())
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        (lambda: {"v": problem("w")}, r"'w' under the key 'v'.*list\(problems.values\(\)\)"),
+        (lambda: {}, "No problem was given"),
+        (lambda: ["w"], "must be mlo.Problem objects.*got a str"),
+        (lambda: {"w": "w"}, "must be mlo.Problem objects.*got a str"),
+        (lambda: problem("w"), r"got the single Problem\('w'"),
+    ],
+    ids=["other name", "empty", "names", "names by name", "no list"],
+)
+def test_what_is_no_list_of_problems_says_what_to_pass(problems, message):
+    with pytest.raises(mlo.GraphError, match=message):
+        mlo.MultilevelOptimizer(problems())
+
+
 def test_a_parameter_in_two_problems_is_refused():
     shared = Vector(torch.ones(2))
     with pytest.raises(mlo.GraphError, match=r"w\.v is x\.v"):
@@ -91,7 +113,7 @@ def test_a_frozen_parameter_may_be_in_two_problems():
     assert list(graph(problem("w", module=heads[0]), problem("x", module=heads[1])).problems)
 
 
-def test_a_shared_parameter_that_was_frozen_for_one_problem_only_is_refused():
+def test_a_parameter_frozen_for_one_of_two_problems_is_refused():
     shared = Vector(torch.ones(2)).requires_grad_(False)
     frozen = problem("w", module=torch.nn.Sequential(shared, torch.nn.Linear(2, 1)))
     shared.requires_grad_(True)

@@ -91,9 +91,9 @@ def bezier(points, t):
 
 
 def on_path(path):
-    """Points along the `d` of a path of M, L, Q and C."""
+    """Points along the `d` of a path of M and Q."""
     at, found = None, []
-    for letter, numbers in re.findall(r"([MLQC])([^MLQC]+)", path):
+    for letter, numbers in re.findall(r"([MQ])([^MQ]+)", path):
         values = [float(number) for number in numbers.split()]
         points = list(zip(values[::2], values[1::2], strict=True))
         if letter != "M":

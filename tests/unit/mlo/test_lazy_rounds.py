@@ -23,7 +23,7 @@ def optimizer():
     ],
     ids=["run", "updates"],
 )
-def test_rounds_that_nobody_asks_for_are_warned_of_where_they_are_dropped(call, said):
+def test_rounds_that_nobody_asks_for_are_warned_of(call, said):
     opt = optimizer()
     with pytest.warns(mlo.SolveWarning, match=said) as caught:
         call(opt)

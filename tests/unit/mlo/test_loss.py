@@ -124,6 +124,16 @@ def test_losses_of_players_that_are_not_declared_say_how():
         mlo.MultilevelOptimizer([problem]).step()
 
 
+def test_a_loss_in_a_dict_says_how_metrics_are_returned():
+    optimizer = regression()
+    optimizer.problems["net"].loss = lambda net, batch, *, decay: {
+        "loss": net(batch[0]).mean(),
+        "acc": 1.0,
+    }
+    with pytest.raises(mlo.ProblemError, match=r"got a dict of 'loss', 'acc'\. Return .*as a pair"):
+        optimizer.step()
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()

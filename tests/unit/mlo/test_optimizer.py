@@ -80,6 +80,26 @@ def test_a_gradient_with_its_report_names_every_solve():
     assert identical(snapshot(optimizer), before)
 
 
+def test_problems_serve_in_a_second_optimizer():
+    """With another engine and order, from where the first one left them."""
+    first = regression()
+    list(first.run(3))
+    second = mlo.MultilevelOptimizer(first.problems, "darts", order="outermost_first")
+    with pytest.raises(mlo.ProblemError, match="steps is read when"):
+        second.problems["net"].steps = 2
+    before = snapshot(first)
+    assert second.round == 0 and second.gradient("decay").keys() == first.gradient("decay").keys()
+    assert identical(snapshot(first), before)
+    # The engines of the two do not know of each other; what one moves, the other sees.
+    record = second.step()
+    assert record.solves["net"].engine == "darts"
+    alone = regression()
+    list(alone.run(3))
+    fresh = mlo.MultilevelOptimizer(list(alone.problems.values()), "darts", order="outermost_first")
+    assert fresh.step().losses == record.losses
+    assert first.step().solves["net"].engine == "one_step"
+
+
 def test_a_report_of_a_gradient_without_solves_is_empty():
     optimizer = mlo.MultilevelOptimizer(bilevel_quadratic().problems, "cg")
     assert optimizer.gradient("w", report=True).reports == ()

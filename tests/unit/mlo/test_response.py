@@ -81,7 +81,7 @@ def with_projected_step(monkeypatch, engine, free=FREE):
 
 
 @pytest.mark.parametrize("engine", ["gmres", "direct", {"name": "neumann", "num_terms": 500}])
-def test_a_solution_may_carry_another_condition_than_its_losss_gradient(monkeypatch, engine):
+def test_a_solution_may_carry_another_condition(monkeypatch, engine):
     optimizer, b, v = with_projected_step(monkeypatch, engine)
     # w* solves P (M w − B x) = 0 and (I − P) w = 0.
     free = FREE.bool()

@@ -1,0 +1,1 @@
+"""Other libraries' interfaces on `mlo`, for programs that were written for them."""
