@@ -231,11 +231,19 @@ def common_numbers(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         settings: one mapping per parameter, setting → value.
     """
     found: dict[str, Any] = {}
-    for key, value in (settings[0] if settings else {}).items():
-        pair = value if key == "betas" else (value,)
-        if all(other.get(key) is value or other.get(key) == value for other in settings) and all(
-            torch.as_tensor(entry).numel() == 1 for entry in pair
-        ):
-            numbers = tuple(float(entry) for entry in pair)
+    for key in settings[0] if settings else {}:
+        shared = {_numbers(key, of_parameter.get(key)) for of_parameter in settings}
+        (numbers,) = shared if len(shared) == 1 else (None,)
+        if numbers is not None:
             found[key] = numbers if key == "betas" else numbers[0]
     return found
+
+
+def _numbers(key: str, value: Any) -> tuple[float, ...] | None:
+    """A setting as numbers; None if it is not given, or differs between entries."""
+    if value is None:
+        return None
+    entries = value if key == "betas" else (value,)
+    if any(torch.as_tensor(entry).numel() != 1 for entry in entries):
+        return None
+    return tuple(float(entry) for entry in entries)

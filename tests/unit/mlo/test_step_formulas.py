@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mlo
+from mlo.step_formulas import common_numbers
 from mlo.testing import Vector
 
 OPTIONS = [
@@ -227,3 +228,13 @@ def test_settings_may_depend_on_the_number_of_steps_made():
 def test_settings_with_two_positional_arguments_are_refused():
     with pytest.raises(mlo.ProblemError, match=r"called as settings\(made, \*, other"):
         problem(torch.optim.SGD, {}, lambda made, batch: {"lr": 0.1})
+
+
+def test_settings_that_parameters_share_are_numbers_of_the_group():
+    matrix, row = torch.ones(2, 3), torch.ones(3)
+    pair = (0.9, torch.tensor(0.5))
+    shared = {"lr": torch.tensor(0.25), "betas": pair, "eps": 1e-8}
+    settings = [{**shared, "weight_decay": matrix}, {**shared, "weight_decay": row, "eps": 1e-7}]
+    assert common_numbers(settings) == {"lr": 0.25, "betas": (0.9, 0.5)}
+    assert common_numbers([{"lr": 0.25}, {}]) == {}
+    assert common_numbers([]) == {}
