@@ -6,7 +6,8 @@
 
 `make benchmark-environment` makes an environment with the peers, `make benchmark` runs everything
 in it. What the columns mean is printed below the tables. See `engines_problems.py` for the
-problems, `engines_oracle.py` for the exact gradients and `engines_libraries.py` for the programs.
+problems, `engines_oracle.py` for the exact gradients and `engines_libraries.py` for the programs;
+for `--problem solutions` (solutions of other solvers) `engines_solutions.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import typer
 from engines_libraries import KEPT, LIBRARIES
 from engines_oracle import reference
 from engines_problems import PROBLEMS, build
+from engines_solutions import SOLUTION_LEGEND, measure_row, solution_tables
 from engines_worker import serve
 
 import mlo
@@ -79,9 +81,12 @@ READY_LIMIT = 120.0
 FINISH_LIMIT = 300.0
 """Seconds for the steps before the comparison."""
 
+SOLUTIONS = "solutions"
+"""The problems of `engines_solutions.py`, with a table of their own."""
+
 LAYERS = (2, 4, 6, 8, 10)
 PACKAGES = {"mlo": "mlo", "Betty": "betty-ml", "TorchOpt": "torchopt", "BOAT": "boat-torch"} | {
-    name: name for name in ("hypergrad", "higher", "torch")
+    name: name for name in ("hypergrad", "higher", "jaxopt", "jax", "torch")
 }
 
 ROUNDED = ", ".join(f"`{method}` {count}" for method, count in ROUNDS.items())
@@ -304,7 +309,8 @@ Quick = Annotated[
 def run(
     context: typer.Context,
     problem: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(PROBLEMS)}; all by default.")
+        list[str] | None,
+        typer.Option(help=f"{', '.join((*PROBLEMS, SOLUTIONS))}; all by default."),
     ] = None,
     quick: Quick = False,
     repeats: Annotated[
@@ -320,9 +326,10 @@ def run(
     """Prints a Markdown table for each problem."""
     if context.invoked_subcommand is not None:
         return
+    every = (*PROBLEMS, SOLUTIONS)
     for name in problem or ():
-        if name not in PROBLEMS:
-            raise typer.BadParameter(f"there is no problem {name!r}: {', '.join(PROBLEMS)}")
+        if name not in every:
+            raise typer.BadParameter(f"there is no problem {name!r}: {', '.join(every)}")
     lines: list[str] = []
 
     def say(text: str) -> None:
@@ -335,7 +342,15 @@ def run(
     say(versions())
     layers = LAYERS[:2] if quick else LAYERS
     with tempfile.TemporaryDirectory() as folder:
-        for name in problem or PROBLEMS:
+        for name in problem or every:
+            if name == SOLUTIONS:
+                say("\n## solutions of other solvers\n")
+                for line in solution_tables(
+                    __file__, quick=quick, repeats=repeats or (2 if quick else 5)
+                ):
+                    say(line)
+                say(SOLUTION_LEGEND)
+                continue
             by_layers: dict[int, list[Row]] = {}
             for full in [f"layered-{n}" for n in layers] if name == "layered" else [name]:
                 path = Path(folder) / full
@@ -359,7 +374,8 @@ def run(
             if by_layers:
                 say("\n## layered: ms per step\n")
                 say("\n".join(growth(by_layers)))
-    say(LEGEND)
+    if problem != [SOLUTIONS]:
+        say(LEGEND)
 
 
 @app.command(hidden=True)
@@ -367,6 +383,19 @@ def worker(library: str, method: str, steps: int, rounds: int, path: Path) -> No
     """Measures one row."""
     torch.set_num_threads(1)
     serve(library, method, steps, rounds, path)
+
+
+@app.command(hidden=True)
+def solution(
+    problem: str,
+    library: str,
+    method: str,
+    repeats: int,
+    quick: Annotated[bool, typer.Option()] = False,
+) -> None:
+    """Measures one row of the solutions of other solvers."""
+    torch.set_num_threads(1)
+    measure_row(problem, library, method, quick=quick, repeats=repeats)
 
 
 if __name__ == "__main__":

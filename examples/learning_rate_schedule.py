@@ -4,11 +4,11 @@
                   from fresh random weights in every round
     upper level   min_r     CE(w_20(r); validation data)
 
-`mlo` differentiates what a loss reads, so r_t stands in the loss: SGD of learning rate 1 on r_t CE
-is the step above, and the batch brings its t. `unroll` differentiates the run whole. Where rates
-are so high that runs go wild, so does this gradient: it is clipped. The controls are constant
-rates, the best of nine chosen by the same validation loss, and the learned ones in reverse. The
-test trains new networks from new weights on new batches.
+The rates are settings of the lower problem's optimizer, given by the upper problem's value.
+`unroll` differentiates the run whole. Where rates are so high that runs go wild, so does this
+gradient: it is clipped. The controls are constant rates, the best of nine chosen by the same
+validation loss, and the learned ones in reverse. The test trains new networks from new weights on
+new batches.
 
     python examples/learning_rate_schedule.py
 """
@@ -29,16 +29,19 @@ import mlo
 STEPS, BATCH = 20, 50
 CONSTANT = [0.1 * 1.6**k for k in range(9)]  # 0.1 ... 4.3
 Split = tuple[Tensor, Tensor]
-Timed = tuple[Tensor, Tensor, int]
 
 
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
-def train_loss(model: nn.Module, batch: Timed, *, schedule: nn.ParameterDict) -> Tensor:
-    x, y, step = batch
-    return schedule["log"][step].exp() * cross_entropy(model(x), y)
+def train_loss(model: nn.Module, batch: Split) -> Tensor:
+    return cross_entropy(model(batch[0]), batch[1])
+
+
+def rate(made: int, *, schedule: nn.ParameterDict) -> dict[str, Tensor]:
+    """The learning rate of the step after `made` steps."""
+    return {"lr": schedule["log"][made % STEPS].exp()}
 
 
 def valid_loss(schedule: nn.ParameterDict, batch: Split, *, model: nn.Module) -> Tensor:
@@ -46,15 +49,15 @@ def valid_loss(schedule: nn.ParameterDict, batch: Split, *, model: nn.Module) ->
 
 
 class Run:
-    """Random batches of one training run, each with its number; iterated again, another run's."""
+    """Random batches of one training run; iterated again, another run's."""
 
     def __init__(self, train: Split) -> None:
         self.train = train
 
-    def __iter__(self) -> Iterator[Timed]:
-        for step in range(STEPS):
+    def __iter__(self) -> Iterator[Split]:
+        for _ in range(STEPS):
             chosen = torch.randint(len(self.train[0]), (BATCH,))
-            yield self.train[0][chosen], self.train[1][chosen], step
+            yield self.train[0][chosen], self.train[1][chosen]
 
 
 def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> tuple[float, float]:
@@ -67,7 +70,7 @@ def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> t
     for _ in range(runs):
         model = network()
         descent = torch.optim.SGD(model.parameters(), lr=1.0)
-        for x, y, step in Run(train):
+        for step, (x, y) in enumerate(Run(train)):
             descent.param_groups[0]["lr"] = float(rates[step])
             descent.zero_grad()
             cross_entropy(model(x), y).backward()
@@ -99,11 +102,17 @@ def main() -> None:
     train, valid, test = ((x[i], y[i]) for i in (order[:900], order[900:1350], order[1350:]))
 
     model, schedule = network(), nn.ParameterDict({"log": torch.full((STEPS,), CONSTANT[3]).log()})
-    inner = torch.optim.SGD(model.parameters(), lr=1.0)  # the rate is in the loss
+    inner = torch.optim.SGD(model.parameters(), lr=1.0)  # whose rate is learned
     outer = torch.optim.Adam(schedule.parameters(), lr=0.04)
     problems = [
         mlo.Problem(
-            "model", module=model, optimizer=inner, loss=train_loss, data=Run(train), steps=STEPS
+            "model",
+            module=model,
+            optimizer=inner,
+            settings=rate,
+            loss=train_loss,
+            data=Run(train),
+            steps=STEPS,
         ),
         mlo.Problem(
             "schedule",

@@ -9,7 +9,10 @@ The names below are public. So are the modules `mlo.distributed` and `mlo.random
 `mlo.betty`.
 """
 
+from mlo import constraints
+from mlo.averages import Average, Ema, TailAverage
 from mlo.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from mlo.compare import EngineComparison, EngineRow, compare_engines
 from mlo.distributed import DataParallel
 from mlo.errors import (
     CheckpointError,
@@ -21,6 +24,7 @@ from mlo.errors import (
     ProblemError,
     SolveWarning,
 )
+from mlo.estimators import Estimator, Saga, Spider, Storm
 from mlo.graph import DependencyGraph
 from mlo.hypergradient import (
     Autograd,
@@ -33,26 +37,33 @@ from mlo.hypergradient import (
     Identity,
     Minres,
     Neumann,
+    NormalConjugateGradient,
     Nystrom,
     OneStep,
+    OuterProduct,
     Penalty,
+    Sid,
     Soba,
     Unroll,
+    ZerothOrder,
     available_engines,
     darts,
     engine_from,
     register_engine,
 )
+from mlo.implicit import implicit_solution
+from mlo.indexed_batches import IndexedBatch, IndexedBatches
 from mlo.once import once
 from mlo.optimizer import MultilevelOptimizer
 from mlo.problem import Problem
-from mlo.records import Record, SolveReport
+from mlo.records import GradientReport, Record, SolveReport
 from mlo.update import Update
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Autograd",
+    "Average",
     "CheckpointError",
     "CheckpointStore",
     "CheckpointWarning",
@@ -61,31 +72,49 @@ __all__ = [
     "DataParallel",
     "DependencyGraph",
     "Direct",
+    "Ema",
     "Engine",
+    "EngineComparison",
     "EngineError",
+    "EngineRow",
+    "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "Gmres",
+    "GradientReport",
     "GraphError",
     "Identity",
+    "IndexedBatch",
+    "IndexedBatches",
     "Minres",
     "MultilevelOptimizer",
     "Neumann",
     "NonFiniteError",
+    "NormalConjugateGradient",
     "Nystrom",
     "OneStep",
+    "OuterProduct",
     "Penalty",
     "Problem",
     "ProblemError",
     "Record",
+    "Saga",
+    "Sid",
     "Soba",
     "SolveReport",
     "SolveWarning",
+    "Spider",
+    "Storm",
+    "TailAverage",
     "Unroll",
     "Update",
+    "ZerothOrder",
     "available_engines",
+    "compare_engines",
+    "constraints",
     "darts",
     "engine_from",
+    "implicit_solution",
     "load_checkpoint",
     "once",
     "register_engine",

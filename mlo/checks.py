@@ -20,8 +20,9 @@ from mlo.hypergradient.double_backward import (
     leaves_of,
 )
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.one_step import OneStep, acts_around_step
 from mlo.hypergradient.products import Engine
-from mlo.loss import Examine
+from mlo.loss import Examine, gradients
 from mlo.optimizer_step import (
     OptimizerStep,
     check_settings,
@@ -30,10 +31,21 @@ from mlo.optimizer_step import (
     is_foreign,
 )
 from mlo.problem import Problem, Tensors
-from mlo.response import AbstractEngine, StepEngine
+from mlo.response import AbstractEngine, Evaluation, StepEngine
+from mlo.restart import Start
 from mlo.sharding import is_sharded
 
-__all__ = ["LossChecks", "StepChecks", "check_engines", "differentiated_problems"]
+__all__ = [
+    "LossChecks",
+    "StepChecks",
+    "check_engines",
+    "check_restarts",
+    "check_schedulers",
+    "check_simultaneous",
+    "differentiated_problems",
+    "differentiated_starts",
+    "estimates_total",
+]
 
 Engines = Mapping[str, AbstractEngine]
 
@@ -45,6 +57,27 @@ def differentiated_problems(graph: DependencyGraph, engines: Engines) -> frozens
     for name in graph.problems:
         read.update(graph.solutions_in[name])
     return frozenset(name for name in read if not isinstance(engines[name], FirstOrder))
+
+
+def differentiated_starts(
+    graph: DependencyGraph, engines: Engines, starts: Mapping[str, Start]
+) -> frozenset[str]:
+    """The problems through whose solutions some gradient flows into the value that they began at.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        starts: problem → where it begins each block of its steps.
+    """
+    found: set[str] = set()
+    for name, start in starts.items():
+        # The source's own gradient, and those of problems above that see both by their solutions.
+        for reader, solutions in graph.solutions_in.items():
+            passes = start.problem in solutions
+            passes = passes and not isinstance(engines[start.problem], FirstOrder)
+            if name in solutions and start.source_of and (reader == start.problem or passes):
+                found.add(name)
+    return frozenset(found)
 
 
 # ------------------------------ before the first step
@@ -77,7 +110,16 @@ def check_engines(
             _warn_of_inexact(problem, engine)
             _check_inner_responses(graph, engines, name)
             _check_kept_graph(graph, engines, name, parallel)
+            if problem.accumulate_solves > 1:
+                raise EngineError(
+                    f"Problem {name!r} moves by the mean of its gradients over "
+                    f"{problem.accumulate_solves} solves of the problems below it, of which only "
+                    f"the last is at hand when {engine.label!r} differentiates its solution. Drop "
+                    "accumulate_solves=, solve all tasks in one problem, or give "
+                    f"{name!r} the engine 'first_order'."
+                )
         _check_sharding(graph, engines, name, parallel)
+        _check_estimator(graph, engines, name, parallel)
     _check_look_ahead(graph, engines, looks_ahead)
 
 
@@ -121,6 +163,19 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
                     "dimension (torch.view_as_real) and use torch.view_as_complex in the loss, or "
                     "use 'one_step', 'darts' or 'unroll'."
                 )
+        if problem.settings is not None:
+            raise EngineError(
+                f"Problem {name!r} has settings=, which act on the steps of its optimizer. "
+                f"{engine.label!r} differentiates the condition that the gradient is zero, which "
+                "does not know of them. Use 'one_step', 'darts' or 'unroll'; a weight decay that "
+                "is learned can stand in the loss."
+            )
+        if problem.after_step is not None and not engine.takes_residuals:
+            raise EngineError(
+                f"Problem {name!r} has after_step=, so its solution is a fixed point of projected "
+                f"steps, which {engine.label!r} does not differentiate. Use 'one_step', 'unroll', "
+                "or an implicit engine with autograd products, such as 'cg' or 'gmres'."
+            )
         return
 
     # From here on: engines that differentiate the optimizer's step.
@@ -131,6 +186,11 @@ def _check_problem(problem: Problem, engine: AbstractEngine) -> None:
             f"step (an option `differentiable` like torch.optim's), which {engine.label!r} "
             "needs. Use a torch.optim optimizer, or an engine that does not differentiate the "
             "step, such as 'neumann' or 'cg'."
+        )
+    if isinstance(engine, OneStep) and engine.plain and acts_around_step(problem):
+        raise EngineError(
+            f"Problem {name!r} has after_step, settings or restart_from, which plain=True of "
+            f"{engine.label!r} leaves out. Drop plain=True."
         )
     if engine.recorded_steps > 1 and len(problem.player_moves) > 1:
         raise EngineError(
@@ -153,6 +213,14 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
     if isinstance(engine, StepEngine):
         return
     for optimizer in problem.optimizers.values():
+        if problem.after_step is not None and type(optimizer) is not torch.optim.SGD:
+            warn_user(
+                f"Problem {problem.name!r}: the engine {engine.label!r} takes its solution for a "
+                "fixed point θ = P(θ − lr ∇L(θ)) with P of after_step. Where "
+                f"{type(optimizer).__name__} comes to rest that holds only if P acts on each entry "
+                "by itself and is the same at every learning rate (nonnegative, box). Use "
+                "torch.optim.SGD, or 'one_step' or 'unroll'."
+            )
         answers = [decays_outside_gradient(optimizer, group) for group in optimizer.param_groups]
         name = type(optimizer).__name__
         if True in answers:
@@ -194,7 +262,9 @@ def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Ite
     for inner in graph.solutions_in[name]:
         # A solution that is no function of the problem's own value is a constant to its gradient.
         dependent = inner in graph.solutions_depending_on[name]
-        if dependent and not isinstance(engines[inner], FirstOrder):
+        # (`first_order` passes the derivative on to where the solution began.)
+        passes = not isinstance(engines[inner], FirstOrder) or graph.problems[inner].restart_from
+        if dependent and passes:
             yield inner
 
 
@@ -212,6 +282,8 @@ def _check_kept_graph(
         why = "is averaged over several batches"
     elif parallel is not None:
         why = "is averaged over processes"
+    elif graph.problems[name].restart_from is not None:
+        why = "depends on the value that it restarts from"
     if why:
         raise EngineError(
             f"Problem {name!r} has a gradient that {why}, whose graph cannot be kept. Give "
@@ -234,6 +306,195 @@ def _check_look_ahead(
                 )
 
 
+def check_simultaneous(graph: DependencyGraph, engines: Engines) -> None:
+    """Refuses what a round cannot be in which all problems are seen as they were at its start.
+
+    Raises:
+        EngineError: for an engine that differentiates a step, which is made within the round.
+        GraphError: where a problem moves twice in a round, or is read by value after it has moved.
+    """
+    differentiated = differentiated_problems(graph, engines)
+    schedule = graph.schedule()
+    for name, problem in graph.problems.items():
+        if name in differentiated and isinstance(engines[name], StepEngine):
+            raise EngineError(
+                f"Problem {name!r}: the engine {engines[name].label!r} differentiates the step "
+                "that is made in a round, and in a simultaneous round no one has seen it yet. Use "
+                "'soba', 'cg' or another implicit engine, or order='lower_first'."
+            )
+        if problem.steps > 1:
+            raise GraphError(
+                f"Problem {name!r} has steps={problem.steps}, and in a simultaneous round each "
+                "problem moves once. Use steps=1, or order='lower_first'."
+            )
+        if problem.accumulate_solves > 1 or problem.restart_from is not None:
+            argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
+            raise GraphError(
+                f"Problem {name!r} has {argument}=, for which problems move one after the other. "
+                "Use order='lower_first'."
+            )
+        moved = schedule[: schedule.index(name)]
+        for other in graph.values_in[name]:
+            if other in moved:
+                raise GraphError(
+                    f"Problem {name!r} sees the value of {other!r}, which moves before it in a "
+                    f"simultaneous round. List {other!r} below {name!r}, or use "
+                    "order='lower_first'."
+                )
+
+
+def estimates_total(graph: DependencyGraph, engines: Engines, name: str) -> bool:
+    """Whether a problem's estimator corrects its total gradient, and not the terms of it.
+
+    `soba` is linear in means over batches: it takes corrected cotangents and corrects its products.
+    What other engines make of a batch is not linear in it, so there the whole is corrected.
+    """
+    through = [engines[inner] for inner in _inner_responses(graph, engines, name)]
+    return any(not engine.takes_estimates for engine in through)
+
+
+def _check_estimator(
+    graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
+) -> None:
+    """Refuses an estimator where a corrected gradient is not what something else takes it for."""
+    problem, engine = graph.problems[name], engines[name]
+    if engine.fresh_products and name in differentiated_problems(graph, engines):
+        _check_fresh(problem, engine)
+    if problem.estimator is None:
+        return
+    label = problem.estimator.name
+    if name in differentiated_problems(graph, engines) and isinstance(engine, StepEngine):
+        raise EngineError(
+            f"Problem {name!r} has the estimator {label!r}, and {engine.label!r} differentiates "
+            "its step as if it were made with the gradient of one batch. Use 'soba', which "
+            "corrects its products too, or another engine that does not differentiate steps."
+        )
+    if (
+        name in differentiated_problems(graph, engines)
+        and problem.after_step is not None
+        and engine.takes_estimates
+    ):
+        raise EngineError(
+            f"Problem {name!r} has the estimator {label!r} and after_step=. {engine.label!r} "
+            "corrects products with the Hessian of the loss, and those of a projected step are not "
+            "linear in it. Drop one of the two, or use an engine such as 'gmres'."
+        )
+    if problem.accumulate_solves > 1 or problem.restart_from is not None:
+        argument = "restart_from" if problem.restart_from is not None else "accumulate_solves"
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which follows one sequence of iterates "
+            f"and solves, and {argument}=, which begins others. Drop one of the two."
+        )
+    if parallel is not None:
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which serves a single process. Drop "
+            "estimator=, or distributed=."
+        )
+    if len(problem.player_moves) > 1:
+        raise ProblemError(
+            f"Problem {name!r} has the estimator {label!r}, which serves games whose players all "
+            "move together. Drop player_steps=."
+        )
+    through = {inner: engines[inner] for inner in _inner_responses(graph, engines, name)}
+    if len({other.takes_estimates for other in through.values()}) > 1:
+        raise EngineError(
+            f"Problem {name!r} has the estimator {label!r}, and its gradient goes through "
+            f"{', '.join(f'{inner!r} ({other.label})' for inner, other in through.items())}: "
+            "estimates of terms for 'soba', and of the whole for the others. Give them engines of "
+            "one kind."
+        )
+    if problem.estimator.uses_earlier_point:
+        for inner, other in through.items():
+            if isinstance(other, StepEngine):
+                raise EngineError(
+                    f"Problem {name!r} has the estimator {label!r}, which takes its gradient again "
+                    f"at an earlier point, and {other.label!r} differentiates the step that "
+                    f"{inner!r} has just made. Give {inner!r} an implicit engine, such as "
+                    "'neumann' or 'soba'."
+                )
+    if problem.estimator.uses_blocks and engine.takes_estimates and problem.solve_batches > 1:
+        raise ProblemError(
+            f"Problem {name!r}: the estimator {label!r} compares single blocks, and "
+            f"solve_batches={problem.solve_batches} averages several. Use larger blocks."
+        )
+
+
+def _check_fresh(problem: Problem, engine: AbstractEngine) -> None:
+    """Refuses products on batches of their own where there are none."""
+    if problem.solve_data is None:
+        raise EngineError(
+            f"Problem {problem.name!r}: {engine.label!r} takes each product on a fresh batch, and "
+            "the problem has none. Pass solve_data= (the problem's own data will do)."
+        )
+
+
+def check_restarts(
+    graph: DependencyGraph,
+    engines: Engines,
+    starts: Mapping[str, Start],
+    *,
+    looks_ahead: Collection[str] = (),
+) -> None:
+    """Refuses engines that would lose the derivative of a solution in the value that it began at.
+
+    Args:
+        graph: the problems.
+        engines: problem → engine of its solution.
+        starts: problem → where it begins each block of its steps.
+        looks_ahead: the problems that see lower solutions one step ahead.
+
+    Raises:
+        EngineError: naming the problem and an engine that keeps it.
+    """
+    differentiated = differentiated_starts(graph, engines, starts)
+    for name, start in starts.items():
+        problem, engine = graph.problems[name], engines[name]
+        if isinstance(engine, (FirstOrder, StepEngine)):
+            for reader in looks_ahead:
+                if name in graph.solutions_in[reader]:
+                    raise EngineError(
+                        f"Problem {reader!r} moves first in a round and looks one step ahead at "
+                        f"the solution of {name!r}, which begins anew at the value of "
+                        f"{start.problem!r}. Use order='lower_first', or an implicit engine."
+                    )
+        if name in differentiated:
+            _check_start(problem, engine, start)
+
+
+def _check_start(problem: Problem, engine: AbstractEngine, start: Start) -> None:
+    name, steps = problem.name, problem.steps
+    if isinstance(engine, StepEngine):
+        if not engine.takes_start:
+            raise EngineError(
+                f"Problem {name!r} restarts from {problem.restart_from!r}, in which "
+                f"{engine.label!r} does not differentiate. Use 'unroll', 'one_step' (where "
+                "steps=1) or 'first_order'."
+            )
+        if engine.recorded_steps < steps:
+            raise EngineError(
+                f"Problem {name!r} begins anew before every {steps} steps, of which "
+                f"{engine.label!r} differentiates {engine.recorded_steps}: the derivative in "
+                f"{start.problem!r}, where they begin, would be lost. Use mlo.Unroll(steps={steps})"
+                " or 'first_order'."
+            )
+        if len(problem.player_moves) > 1:
+            raise EngineError(
+                f"Problem {name!r} has player_steps, of which {engine.label!r} differentiates the "
+                f"last move only: the derivative in {start.problem!r}, where they begin, would be "
+                "lost. Use 'first_order', or drop player_steps."
+            )
+        return
+    reads = (*problem.loss_reads, *problem.after_step_reads)
+    if not isinstance(engine, FirstOrder) and start.problem not in reads:
+        raise EngineError(
+            f"Problem {name!r} restarts from {start.problem!r}, which its loss does not read. "
+            f"{engine.label!r} differentiates the condition that the gradient of the loss is "
+            f"zero, which forgets where it began: the derivative in {start.problem!r} would be "
+            f"zero. Read it in the loss (a proximal term, as iMAML's), or use 'unroll' or "
+            "'first_order'."
+        )
+
+
 def _check_sharding(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
@@ -249,6 +510,11 @@ def _check_sharding(
     if problem.grad_clip is not None:
         raise EngineError(
             f"Problem {name!r} has sharded parameters, which grad_clip does not serve. Drop it."
+        )
+    if acts_around_step(problem):
+        raise EngineError(
+            f"Problem {name!r} has sharded parameters, of which after_step=, settings= and "
+            "restart_from= would see parts only. Drop them, or keep the parameters whole."
         )
     differentiated = differentiated_problems(graph, engines)
     if name in differentiated and not engine.takes_sharded:
@@ -476,9 +742,138 @@ class StepChecks:
                 "differentiate steps, such as 'neumann' or 'cg'."
             )
 
+    def check_bare(self, problem: Problem) -> None:
+        """Refuses code around a step that is made by formula, which would not be called.
+
+        Raises:
+            ProblemError: naming the optimizer.
+        """
+        for optimizer in problem.optimizers.values():
+            if _acts_around_step(optimizer):
+                raise ProblemError(
+                    f"Problem {problem.name!r}: its {type(optimizer).__name__} has hooks around "
+                    "its step, or a `step` of its own. With settings= the step is made by formula "
+                    "and calls neither. Use before_update=, after_step= or after_update=."
+                )
+
+    def check_after_step(
+        self,
+        problem: Problem,
+        evaluation: Evaluation,
+        parameters: Tensors,
+        reads: Mapping[str, Tensors],
+    ) -> None:
+        """Compares the derivative of `after_step` with a finite difference, at steps 1, 2, 4, …
+
+        Args:
+            problem: whose `after_step`.
+            evaluation: of the step.
+            parameters: those that the optimizers have moved, after their step.
+            reads: problem → parameters that it reads.
+
+        Raises:
+            ProblemError: if it is another one, as of code under `no_grad` or on `.data`.
+        """
+        if not self._schedule.is_due(f"after_step of {problem.name}"):
+            return
+        error = after_step_error(evaluation, parameters, reads)
+        if not error <= DERIVATIVE_TOLERANCE:
+            raise ProblemError(
+                f"Problem {problem.name!r}: the derivative of its after_step is off by a relative "
+                f"{error:.2g} from a finite difference of it. Code under torch.no_grad(), on .data "
+                "or through numpy changes the value and is missing in the derivative. Write it "
+                "with differentiable operations (mlo.constraints has the usual ones)."
+            )
+
+
+def check_schedulers(problem: Problem, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses settings that a scheduler writes too.
+
+    Args:
+        problem: whose settings.
+        settings: parameter → setting → value.
+
+    Raises:
+        ProblemError: naming the setting.
+    """
+    learned = {key for of_parameter in settings.values() for key in of_parameter}
+    for scheduler in problem.schedulers.values():
+        written = {"lr"}
+        if getattr(scheduler, "cycle_momentum", False):
+            written |= {"momentum", "betas"}
+        if both := sorted(written & learned):
+            raise ProblemError(
+                f"Problem {problem.name!r}: its scheduler sets {both[0]!r}, and settings= does. "
+                "Drop the scheduler, or multiply its schedule into the setting."
+            )
+
 
 DERIVATIVE_TOLERANCE = 1e-2
 """Largest relative error of a step's derivative, which is compared in double precision."""
+
+
+def after_step_error(
+    evaluation: Evaluation, parameters: Tensors, reads: Mapping[str, Tensors]
+) -> float:
+    """The relative error of the derivative of `after_step` in one direction.
+
+    Args:
+        evaluation: of the step.
+        parameters: those that it is applied to.
+        reads: problem → parameters that it reads.
+    """
+    # In double precision a difference is accurate across a way so short that hardly any entry
+    # crosses a kink on it. A function that insists on another dtype gets its own.
+    try:
+        return _after_step_error(evaluation, parameters, reads, torch.float64, 1e-7)
+    except RuntimeError:
+        own = next(iter(parameters.values())).dtype
+        return _after_step_error(evaluation, parameters, reads, own, 1e-3)
+
+
+@torch.enable_grad()
+def _after_step_error(
+    evaluation: Evaluation,
+    parameters: Tensors,
+    reads: Mapping[str, Tensors],
+    dtype: torch.dtype,
+    nearby: float,
+) -> float:
+    """The same in a dtype, by a difference across `nearby` times the size of a parameter."""
+    fixed: dict[str, Tensors] = {}
+    for name, tensors in reads.items():
+        fixed[name] = {key: tensor.detach().to(dtype) for key, tensor in tensors.items()}
+    noise = torch.Generator().manual_seed(0)
+    theta: Tensors = {}
+    u: Tensors = {}
+    v: Tensors = {}
+    for key, parameter in parameters.items():
+        tensor = parameter.detach().to(dtype)
+        draws = torch.randn(3, *tensor.shape, generator=noise).to(tensor)
+        size = tensor.square().mean().sqrt().clamp(min=1e-6)
+        u[key], v[key] = draws[0] * size, draws[1]
+        # Beside the point: entries often stand exactly on a bound, where no difference is right.
+        theta[key] = (tensor + BESIDE * size * draws[2]).requires_grad_()
+
+    # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
+    after = evaluation.after_step(dict(theta), fixed)
+    parts = [(after[key] * v[key]).sum() for key in after if after[key].requires_grad]
+    exact = 0.0
+    if parts:
+        found = gradients(torch.stack(parts).sum(), list(theta.values()))
+        exact = sum(float((u[key] * g).sum()) for key, g in zip(theta, found, strict=True))
+    sides = []
+    for sign in (1.0, -1.0):
+        moved = {key: t.detach() + sign * nearby * u[key] for key, t in theta.items()}
+        result = evaluation.after_step(moved, fixed)
+        sides.append(sum(float((result[key].detach() * v[key]).sum()) for key in result))
+    difference = (sides[0] - sides[1]) / (2.0 * nearby)
+    scale = max(abs(exact), abs(difference))
+    return abs(exact - difference) / scale if scale > 1e-6 else 0.0
+
+
+BESIDE = 1e-2
+"""How far from the parameters `after_step` is examined, relative to their size."""
 
 
 def _acts_around_step(optimizer: Optimizer) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from mlo.errors import GraphError, nearest
@@ -11,8 +13,8 @@ from mlo.problem import Problem
 
 __all__ = ["DependencyGraph", "Order"]
 
-Order = Literal["lower_first", "outermost_first"]
-"""Whether the outermost problems end a round of updates or begin it."""
+Order = Literal["lower_first", "outermost_first", "simultaneous"]
+"""Whether the outermost problems end a round of updates or begin it, or see it as it began."""
 
 
 class DependencyGraph:
@@ -20,14 +22,15 @@ class DependencyGraph:
 
     A loss that reads a problem listed before its own reads that problem's *response*: its solution
     as a function of everything that it depends on. A loss that reads a problem listed after its own
-    is *conditioned* on that problem's current value.
+    is *conditioned* on that problem's current value. So is a problem that begins at the value of a
+    later one (`restart_from`).
 
     For example, in the list `net, decay` let the training loss of `net` read `decay`, and the
     validation loss of `decay` read `net`. Then `decay` has `net` in `reads_below` and in
     `solutions_depending_on`, and `net` has `decay` in `reads_above`.
 
     Attributes (each a mapping by problem name, computed once):
-        reads: the problems that its loss reads.
+        reads: the problems that it reads, by its loss or otherwise.
         reads_below: those of them whose solutions it reads.
         reads_above: those of them on whose current values it is conditioned.
         solutions_in: the problems that it sees by their solutions, in listed order: those in
@@ -42,16 +45,12 @@ class DependencyGraph:
 
     Raises:
         GraphError: for a duplicate name, an unknown read, a problem that reads itself, a shared
-            parameter.
+            trainable parameter.
     """
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        if not problems:
-            raise GraphError(
-                "No problem was given. Pass the problems from the innermost to the outermost."
-            )
+    def __init__(self, problems: Sequence[Problem] | Mapping[str, Problem]) -> None:
         self.problems: dict[str, Problem] = {}
-        for problem in problems:
+        for problem in _as_list(problems):
             if problem.name in self.problems:
                 raise GraphError(
                     f"Two problems are called {problem.name!r}. Give each problem a name of its "
@@ -142,25 +141,50 @@ class DependencyGraph:
     def schedule(self, order: Order = "lower_first") -> tuple[str, ...]:
         """Returns the order of the updates in one round, each problem as often as it moves.
 
-        A problem with `steps=K` moves K times per move of those above it. Problems move level by
-        level (a level is the longest chain of responses in a gradient), and in listed order within
-        one. A level moves as often as its most frequent problem. The less frequent ones join in its
-        last moves, so each problem has just moved when the next level does. With "outermost_first"
+        A problem with `steps=K` moves K times per move of those above it. One with
+        `accumulate_solves=N` stands there N times per move, as if it moved each time. Problems move
+        level by level (a level is the longest chain of responses in a gradient), and in listed
+        order within one. A level moves as often as its most frequent problem. The less frequent
+        ones join in its last moves, so each problem has just moved when the next level does. Of one
+        level, problems that restart from the value of another move after it. With "outermost_first"
         the last level begins the round.
         """
-        names: tuple[str, ...] = ()
+        return tuple(self._round(order).updates())
+
+    def _round(self, order: Order) -> _Block:
+        """The updates of one round, as blocks that repeat."""
+        block = _Block(parts=())
         rows = self._levels()
         for row in rows:
-            members = [self.problems[name] for name in row]
-            most = max(problem.steps for problem in members)
-            # Everything below moves anew before (or, outermost first, after) each of these moves.
-            below, names = names, ()
-            for move in range(most):
-                if order == "outermost_first" and row is rows[-1]:
-                    names += tuple(p.name for p in members if move < p.steps) + below
-                else:
-                    names += below + tuple(p.name for p in members if move >= most - p.steps)
-        return names
+            first = order == "outermost_first" and row is rows[-1]
+            block = _Block(
+                parts=tuple([self._moves(group, block, first) for group in self._in_turn(row)])
+            )
+        return block
+
+    def _moves(self, names: Sequence[str], below: _Block, first: bool) -> _Block:
+        """The moves of problems of one level, each with everything below."""
+        # Everything below moves anew before (or, outermost first, after) each of these moves. Moves
+        # of the same problems are one block.
+        members = [self.problems[name] for name in names]
+        most = max(problem.turns for problem in members)
+        moves: list[_Block] = []
+        for movers, same in groupby(_movers(move, members, first) for move in range(most)):
+            parts: tuple[str | _Block, ...] = (*movers, below) if first else (below, *movers)
+            moves.append(_Block(parts=parts, times=len(list(same))))
+        return _Block(parts=tuple(moves))
+
+    def _in_turn(self, row: Sequence[str]) -> list[list[str]]:
+        """A level in groups: a problem that begins at another's value follows it."""
+        # So that the value does not move while the problem makes its steps from there.
+        groups: list[list[str]] = []
+        turn: dict[str, int] = {}
+        for name in reversed(row):  # a source is listed later
+            turn[name] = 1 + turn.get(_source(self.problems[name]) or "", -1)
+        for name in row:
+            groups += [[] for _ in range(1 + turn[name] - len(groups))]
+            groups[turn[name]].append(name)
+        return groups
 
     @property
     def outermost(self) -> tuple[str, ...]:
@@ -177,7 +201,9 @@ class DependencyGraph:
             lines.append(f'    {name}["{name}{players}"]')
         for name in self.problems:
             lines += [f"    {lower} -->|solution| {name}" for lower in self.reads_below[name]]
-            lines += [f"    {upper} -.->|value| {name}" for upper in self.reads_above[name]]
+            for upper in self.reads_above[name]:
+                what = "start" if upper == _source(self.problems[name]) else "value"
+                lines.append(f"    {upper} -.->|{what}| {name}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -187,9 +213,9 @@ class DependencyGraph:
             values = ", ".join(self.reads_above[name]) or "-"
             rows.append(
                 f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
-                f"{values}"
+                f"{values}{_restart(self.problems[name])}"
             )
-        rows.append(f"  order of a round: {' → '.join(self.schedule())}")
+        rows.append(f"  order of a round: {self._round('lower_first')}")
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
@@ -221,6 +247,7 @@ class DependencyGraph:
                     f"The loss of problem {problem.name!r} has the positional argument {name}=..., "
                     f"also a problem. Put it behind a * to read that problem, or rename it."
                 )
+        self._check_restart(problem)
         for read in problem.reads:
             if read not in self.problems:
                 raise GraphError(
@@ -238,21 +265,115 @@ class DependencyGraph:
             )
         return reads
 
+    def _check_restart(self, problem: Problem) -> None:
+        source = _source(problem)
+        if source is None:
+            return
+        if source not in self.problems:
+            raise GraphError(
+                f"Problem {problem.name!r} restarts from {source!r}, which is not a problem of "
+                f"this optimizer. {nearest(source, self.problems)}"
+            )
+        if self.position[source] <= self.position[problem.name]:
+            raise GraphError(
+                f"Problem {problem.name!r} restarts from {source!r}, which must be listed after "
+                "it: a solution begins at a value from above."
+            )
+
     def _check_shared_parameters(self) -> None:
         # By identity: a parameter that two modules hold is one tensor, which two optimizers move.
+        # One that no problem optimizes (a frozen encoder's) is a constant, which many may hold.
+        trainable: set[int] = set()
+        for problem in self.problems.values():
+            trainable.update(map(id, problem.parameters.values()))
         owner: dict[int, tuple[str, str]] = {}
         for name, problem in self.problems.items():
             for key, parameter in problem.module.named_parameters():
                 other, other_key = owner.setdefault(id(parameter), (name, key))
-                if other != name:
+                if other != name and id(parameter) in trainable:
                     raise GraphError(
                         f"Problems {other!r} and {name!r} share a parameter ({other}.{other_key} "
-                        f"is {name}.{key}). Each parameter belongs to one problem; let the loss "
-                        "read the other problem instead."
+                        f"is {name}.{key}). Each trainable parameter belongs to one problem: let "
+                        "the loss read the other problem instead, or freeze what is shared "
+                        "(requires_grad_(False)) before the problems are declared."
                     )
 
 
+def _as_list(problems: Sequence[Problem] | Mapping[str, Problem]) -> list[Problem]:
+    """The problems in order; of a mapping (another optimizer's `problems`) its values.
+
+    Raises:
+        GraphError: if there is none, or something else than problems under their names.
+    """
+    if isinstance(problems, Problem):
+        raise GraphError(f"Pass a list of problems; got the single {problems!r}: [problem].")
+    if isinstance(problems, Mapping):
+        for key, problem in problems.items():
+            if isinstance(problem, Problem) and problem.name != key:
+                raise GraphError(
+                    f"The mapping of problems has {problem.name!r} under the key {key!r}. Losses "
+                    "read a problem by its own name: pass list(problems.values()), or name it "
+                    f"{key!r}."
+                )
+        problems = list(problems.values())
+    found = list(problems)
+    if not found:
+        raise GraphError(
+            "No problem was given. Pass the problems from the innermost to the outermost."
+        )
+    for problem in found:
+        if not isinstance(problem, Problem):
+            raise GraphError(
+                f"Problems must be mlo.Problem objects, from the innermost to the outermost; got a "
+                f"{type(problem).__name__}."
+            )
+    return found
+
+
+def _movers(move: int, members: Sequence[Problem], first: bool) -> tuple[str, ...]:
+    """The problems of a level that take part in one of its moves: the first ones, or the last."""
+    most = max(problem.turns for problem in members)
+    remaining = move if first else most - 1 - move
+    return tuple(problem.name for problem in members if problem.turns > remaining)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """A part of a round: updates and other blocks, one after another, and how often."""
+
+    parts: tuple[str | _Block, ...]
+    times: int = 1
+
+    def updates(self) -> Iterator[str]:
+        """The names of the problems that move, one per update."""
+        for _ in range(self.times):
+            for part in self.parts:
+                if isinstance(part, str):
+                    yield part
+                else:
+                    yield from part.updates()
+
+    def __str__(self) -> str:
+        """For example "(pre ×20 → fine) ×20 → weights"."""
+        text = " → ".join(filter(None, map(str, self.parts)))
+        if self.times == 1:
+            return text
+        return f"({text}) ×{self.times}" if " → " in text else f"{text} ×{self.times}"
+
+
+def _source(problem: Problem) -> str | None:
+    """The problem at whose value this one begins, or None."""
+    return None if problem.restart_from is None else problem.restart_from.partition(".")[0]
+
+
+def _restart(problem: Problem) -> str:
+    return "" if problem.restart_from is None else f", begins at {problem.restart_from}"
+
+
 def _subtitle(problem: Problem) -> str:
+    if problem.restart_from is not None:
+        text = f"begins at {problem.restart_from}"
+        return text if len(text) <= 22 else f"{text[:21]}…"
     if problem.is_game:
         return "game"
     return f"{sum(parameter.numel() for parameter in problem.parameters.values()):,} parameters"

@@ -16,14 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlo.averages import Averages
 from mlo.batches import BatchStream
-from mlo.checks import LossChecks, differentiated_problems
-from mlo.errors import warn_user
+from mlo.checks import (
+    LossChecks,
+    differentiated_problems,
+    differentiated_starts,
+    estimates_total,
+)
+from mlo.errors import ProblemError, warn_user
+from mlo.estimators import Estimates
 from mlo.graph import DependencyGraph
 from mlo.hypergradient.first_order import FirstOrder
+from mlo.hypergradient.products import Autograd, Engine
 from mlo.loss import LossFunction
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
+from mlo.projected_step import ProjectedStep
 from mlo.randomness import RandomState, preserved
 from mlo.response import (
     AbstractEngine,
@@ -32,12 +41,15 @@ from mlo.response import (
     GradientGraph,
     RecordedStep,
     Solution,
+    Started,
     Stationary,
     StepEngine,
     Stepped,
     TotalGradient,
     total_gradient,
 )
+from mlo.restart import Start
+from mlo.solve_sums import SolveSums
 from mlo.tensors import versions_of
 
 __all__ = ["History", "Levels", "restore_buffers"]
@@ -54,7 +66,9 @@ class History:
         engines: problem → engine of its solution.
         losses: problem → its loss.
         streams: problem → its batches; here they are looked at, not taken.
+        starts: problem → where it begins each block of its steps.
         looks_ahead: the problems that see lower solutions one step ahead.
+        simultaneous: whether all problems see each other as they were when the round began.
 
     Attributes:
         round: number of rounds that were made.
@@ -62,9 +76,15 @@ class History:
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
         last: problem → the evaluation that its last update was made with.
+        last_round: problem → the round of that update, counted from 0.
         solve_streams: problem → batches of its solves, where they have data of their own.
         stepped: problem → its solution, where the engine differentiates that update's step.
         graphs: graphs of gradients that are kept for later in the round, with the problem's name.
+        estimates: problem → its estimator at work.
+        averages: problem → the average of its iterates.
+        kept_graphs: problem → the gradient of its last update with its graph, if it is kept.
+        learning_rates: problem → those of its optimizers at its last update.
+        sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose steps before a state was loaded are missing in their solutions.
         generators: the random generators that the problems name.
         gpus: the indices of the GPUs that the problems are on.
@@ -77,24 +97,43 @@ class History:
         losses: Mapping[str, LossFunction],
         streams: Mapping[str, BatchStream],
         *,
+        starts: Mapping[str, Start] | None = None,
         looks_ahead: Collection[str] = (),
+        simultaneous: bool = False,
     ) -> None:
         self.graph, self.engines, self.losses, self.streams = graph, engines, losses, streams
-        self.looks_ahead = frozenset(looks_ahead)
+        self.starts = starts or {}
+        self.looks_ahead, self.simultaneous = frozenset(looks_ahead), simultaneous
         self.checks = LossChecks(graph, engines)
         self.solve_streams: dict[str, BatchStream] = {}
         for name, problem in graph.problems.items():
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
+        self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
         self.memory: dict[str, dict[str, Tensor]] = {name: {} for name in graph.problems}
         self.last: dict[str, Evaluation] = {}
+        self.last_round: dict[str, int] = {}
         self.stepped: dict[str, Stepped] = {}
         self.graphs: list[tuple[str, GradientGraph]] = []
+        self.estimates: dict[str, Estimates] = {}
+        for name, problem in graph.problems.items():
+            if problem.estimator is not None:
+                of_total = estimates_total(graph, engines, name)
+                self.estimates[name] = Estimates(name, problem.estimator, of_total=of_total)
+        self.averages: dict[str, Averages] = {}
+        for name, problem in graph.problems.items():
+            if problem.average is not None:
+                self.averages[name] = Averages(problem.average)
+        self.kept_graphs: dict[str, GradientGraph] = {}
+        self.learning_rates: dict[str, tuple[float, ...]] = {}
+        self.sums: dict[str, SolveSums] = {}
         self.resumed: set[str] = set()
         self._ends: dict[str, End] = {}
+        # The problems whose parameters, and recorded steps, stem from their starts.
+        self._begun: set[str] = set()
         self._places: dict[str, tuple[tuple[int, int], ...]] = {}
         self.generators: list[torch.Generator] = []
         self.gpus: list[int] = []
@@ -104,11 +143,60 @@ class History:
             if gpu is not None and gpu not in self.gpus:
                 self.gpus.append(gpu)
 
+    def with_engines(self, engines: Mapping[str, AbstractEngine]) -> History:
+        """What has happened, for other engines: all but their steps.
+
+        The batches are the same streams, and are to be looked at only. An engine that is the same
+        one has its memory, as a copy; another one has none.
+        """
+        other = History(
+            self.graph,
+            engines,
+            self.losses,
+            self.streams,
+            looks_ahead=self.looks_ahead,
+            simultaneous=self.simultaneous,
+        )
+        other.solve_streams, other.learning_rates = self.solve_streams, dict(self.learning_rates)
+        other.round, other.updates = self.round, dict(self.updates)
+        other.last, other.last_round = dict(self.last), dict(self.last_round)
+        for name, kept in self.memory.items():
+            if engines[name] == self.engines[name]:
+                other.memory[name].update(kept)
+        # What an estimator has seen serves where it estimates the same.
+        for name, estimates in self.estimates.items():
+            if other.estimates[name].of_total == estimates.of_total:
+                other.estimates[name] = estimates
+        return other
+
     # ------------------------------ what an update leaves
 
     def rests(self, name: str) -> bool:
         """Whether a problem does not move in this round (`warmup_steps`)."""
         return self.round < self.graph.problems[name].warmup_steps
+
+    def restart(self, name: str) -> None:
+        """Lets a problem begin anew (`restart_from`), and with it the chain of its steps."""
+        self.starts[name].put(self.graph.problems[name])
+        self._begun.add(name)
+        for kept in (self.stepped, self._ends):
+            kept.pop(name, None)
+        self.mark(name)
+
+    def start_of(self, name: str) -> Start:
+        """Where the problem's parameters began.
+
+        Raises:
+            ProblemError: if they did not begin there: nothing was made yet, or they were set since.
+        """
+        start, problem = self.starts[name], self.graph.problems[name]
+        if name in self._begun and self._places[name] == _places_of(problem):
+            return start
+        raise ProblemError(
+            f"Problem {name!r} begins each round at the value of {start.problem!r}, and stands at "
+            "nothing that began there: it has not moved yet, or its parameters were set from "
+            "outside since. Ask for this gradient after a round (`step()`, `updates()`)."
+        )
 
     def step_engine(self, name: str) -> StepEngine | None:
         """The problem's engine, where a later gradient differentiates steps of its optimizer."""
@@ -121,8 +209,11 @@ class History:
         """Notes an update: where it was made, and its step, if a later gradient needs that."""
         # Where it was made is noted of every problem: `gradient` and implicit engines evaluate the
         # loss again on the batches and with the noise of the last update.
-        self.last[name] = found.evaluation
+        self.last[name], self.last_round[name] = found.evaluation, self.round
         engine = self.step_engine(name)
+        if engine is None and found.graph is not None:
+            self.kept_graphs[name] = found.graph
+            self.note_graph(name, found)
         if step is None or engine is None:
             return
         self.note_graph(name, found)
@@ -132,9 +223,15 @@ class History:
         earlier = self.stepped[name].history if name in self.stepped else ()
         if engine.recorded_steps > 1:
             # A chain of steps is one only where each begins at what the one before it left.
-            if not self._ends_at(name, recorded):
+            if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
+                self._begun.discard(name)
             self._ends[name] = _copied_end(self.graph.problems[name])
+        chain = (*earlier, recorded)
+        if len(chain) > engine.recorded_steps:
+            # Where it is cut it starts at constants.
+            chain = chain[-engine.recorded_steps :]
+            self._begun.discard(name)
         self.stepped[name] = Stepped(
             name=name,
             engine=engine,
@@ -143,22 +240,28 @@ class History:
             step=step,
             gradient=found.gradient,
             graph=found.graph,
-            history=(*earlier, recorded)[-engine.recorded_steps :],
+            history=chain,
             memory=self.memory[name],
+            start=self.starts[name] if name in self._begun else None,
         )
 
     def mark(self, name: str) -> None:
         """Notes where the problem's parameters are: what moves them later comes from outside."""
-        if self.step_engine(name) is not None:
+        if self.step_engine(name) is not None or name in self.starts:
             self._places[name] = _places_of(self.graph.problems[name])
 
     def last_step(self, name: str) -> Stepped | None:
         """The solution that the problem's last step made, if it is still where it was left.
 
         Weights that were set back, loaded or clamped since are no result of that step.
+
+        Raises:
+            ProblemError: if its steps should begin at a value from above, and do not.
         """
         # By the versions of the tensors, which every change in place raises.
         stepped = self.stepped.get(name)
+        if stepped is not None and stepped.start is None and name in self._from_starts:
+            self.start_of(name)  # which says that the chain of its steps was broken
         if stepped is None or self._places.get(name) == _places_of(self.graph.problems[name]):
             return stepped
         return None
@@ -181,14 +284,21 @@ class History:
         """Forgets all updates that were made, since the problems now stand elsewhere."""
         self.release_graphs(later=())
         self.last, self.stepped, self._ends, self._places = {}, {}, {}, {}
+        self.learning_rates = {}
+        self._begun = {name for name in self.starts if self.updates[name] > 0}
+        for name in self._begun:
+            self.mark(name)
 
-    def tell_of_missing_steps(self, name: str, solution: Stepped) -> None:
+    def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once after a load, of a gradient through fewer steps than asked for."""
         engine = self.step_engine(name)
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
-        made, asked = len(solution.history), engine.recorded_steps
+        made = len(solution.history) if isinstance(solution, Stepped) else 0
+        asked = engine.recorded_steps
+        if name in self.starts:
+            asked = min(asked, self.graph.problems[name].steps)
         if made < asked:
             warn_user(
                 f"A gradient goes through {made} of the {asked} steps that the engine "
@@ -201,7 +311,8 @@ class History:
     def graph_needed_later(self, name: str, later: Sequence[str]) -> bool:
         """Whether an update `later` in the round differentiates the step that is made now."""
         engine = self.step_engine(name)
-        if engine is None or not engine.keeps_graph:
+        keeps = engine is not None and engine.keeps_graph
+        if not keeps and not self._shares_graph(name):
             return False
         # This problem's own next update makes the solution anew: only readers before that count.
         for other in later:
@@ -211,6 +322,20 @@ class History:
             if depends and other not in self.looks_ahead:
                 return True
         return False
+
+    def _shares_graph(self, name: str) -> bool:
+        """Whether products are taken through the graph of the update, made at the same point."""
+        engine, problem = self.engines[name], self.graph.problems[name]
+        return (
+            self.simultaneous
+            and name in self.differentiated
+            and isinstance(engine, Engine)
+            and isinstance(engine.products, Autograd)
+            and problem.solve_data is None
+            and problem.accumulate == 1
+            and not self.graph.solutions_in[name]
+            and self.losses[name].parallel is None
+        )
 
     def note_graph(self, name: str, found: TotalGradient) -> None:
         """Notes that the graph of a gradient is held, so that it is released in time."""
@@ -225,6 +350,7 @@ class History:
                 needed.append((name, graph))
             else:
                 graph.release()
+                self.kept_graphs.pop(name, None)
         self.graphs = needed
 
     # ------------------------------ engines' memory
@@ -239,6 +365,15 @@ class History:
         for name, kept in self.memory.items():
             kept.clear()
             kept.update(memory[name])
+        for estimates in self.estimates.values():
+            estimates.memory.discard()
+
+    def keep(self, name: str) -> None:
+        """Keeps what estimators have seen, and averages: an update of a problem was made."""
+        for estimates in self.estimates.values():
+            estimates.memory.commit()
+        if name in self.averages:
+            self.averages[name].take(self.graph.problems[name].parameters)
 
 
 class Levels:
@@ -254,12 +389,6 @@ class Levels:
         self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
         graph = history.graph
-        # The problems on which a solution depends; it is made again after any of these has moved.
-        self._dependencies: dict[str, tuple[str, ...]] = {}
-        for name in graph.problems:
-            through = [self._dependencies[lower] for lower in graph.reads_below[name]]
-            own = {name, *graph.reads_above[name]}
-            self._dependencies[name] = tuple(sorted(own.union(*through)))
         # Walking the modules at every update would take longer than copying their buffers, so the
         # dicts that hold buffers are found once.
         self._buffers: dict[str, list[tuple[str, dict[str, Tensor | None]]]] = {}
@@ -268,6 +397,24 @@ class Levels:
             self._buffers[name] = [
                 (f"{prefix}." if prefix else "", module._buffers) for prefix, module in modules
             ]
+        # The problems on which a solution depends; it is made again after any of these has moved.
+        # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
+        self._dependencies: dict[str, tuple[str, ...]] = {}
+        for name in graph.problems:
+            through = [self._dependencies[lower] for lower in graph.reads_below[name]]
+            own: set[str] = set()
+            for seen in (name, *graph.reads_above[name]):
+                own |= self._holders_of_buffers(seen)
+            self._dependencies[name] = tuple(sorted(own.union(*through)))
+
+    def _holders_of_buffers(self, name: str) -> set[str]:
+        """The problem, and the others whose modules have a buffer of it."""
+        own = {id(registry) for _, registry in self._buffers[name]}
+        found = {name}
+        for other, registries in self._buffers.items():
+            if any(registry and id(registry) in own for _, registry in registries):
+                found.add(other)
+        return found
 
     # ------------------------------ solutions
 
@@ -290,6 +437,12 @@ class Levels:
             solution: Solution
             if rests:
                 solution = self._constant(name, FirstOrder())
+            elif name in history.starts and isinstance(engine, (FirstOrder, StepEngine)):
+                # No step was made from there (all were left out), or engine and state know none.
+                value: Tensors = dict(history.graph.problems[name].parameters)
+                solution = Started(
+                    name=name, engine=FirstOrder(), value=value, start=history.start_of(name)
+                )
             elif isinstance(engine, FirstOrder):
                 solution = self._constant(name, engine)
             elif isinstance(engine, StepEngine):
@@ -297,7 +450,7 @@ class Levels:
             else:
                 solution = self._stationary(name, engine)
             known = self._known[name] = (stamp, solution)
-        if history.resumed and isinstance(known[1], Stepped):
+        if history.resumed and isinstance(known[1], (Stepped, Started)):
             history.tell_of_missing_steps(name, known[1])
         return known[1]
 
@@ -311,6 +464,8 @@ class Levels:
         # What a gradient moves: the random state, engines' memories, cached solutions and graphs.
         history, known, asking = self._history, dict(self._known), self._asking
         memory, graphs = history.copied_memory(), list(history.graphs)
+        if history.simultaneous:  # a question is about where the problems stand now
+            self._known = {}
         with preserved(history.generators):
             try:
                 self._asking = True
@@ -322,21 +477,21 @@ class Levels:
     def _constant(self, name: str, engine: AbstractEngine) -> Constant:
         """The current parameters, of a problem that rests or whose derivative is dropped."""
         value: Tensors = dict(self._history.graph.problems[name].parameters)
+        begun = self._as_it_began(name)
+        if begun is not None:
+            value = begun.parameters
         return Constant(name=name, engine=engine, value=value)
 
     def _stationary(self, name: str, engine: AbstractEngine) -> Stationary:
         """The current parameters as a solution of the problem's stationarity condition."""
         # Without data for solves: at the batches, noise and modes of the last update. F is then the
         # very gradient that the optimizer has followed, at the place to which it has led.
-        problem, last = self._history.graph.problems[name], self._last(name)
-        stream = self._history.solve_streams.get(name)
-        if stream is not None:
-            # Fresh batches of its own; a question looks at them and leaves them to the next solve.
+        history, problem = self._history, self._history.graph.problems[name]
+        last, begun = self._last(name), self._as_it_began(name)
+        fresh: list[tuple[Any, ...]] = []
+        if name in history.solve_streams:
             last = None
-            if self._asking:
-                batches = stream.peek(problem.solve_batches)
-            else:
-                batches = tuple([stream.next() for _ in range(problem.solve_batches)])
+            *fresh, batches = self._solve_batches(name, 1 + engine.fresh_products)
         else:
             batches = self.batches(name)
 
@@ -346,13 +501,42 @@ class Levels:
         else:
             evaluation = self.evaluation(name, batches, random_states=last.random_states)
             evaluation = replace(evaluation, modes=last.modes)
+        if begun is not None:
+            evaluation = begun if last is not None else _on(begun, evaluation)
         return Stationary(
             name=name,
             engine=engine,
-            value=dict(problem.parameters),
+            value=dict(problem.parameters) if begun is None else begun.parameters,
             evaluation=evaluation,
-            memory=self._history.memory[name],
+            memory=history.memory[name],
+            residual=None if problem.after_step is None else ProjectedStep.of(problem),
+            graph=None if begun is None else history.kept_graphs.get(name),
+            simultaneous=history.simultaneous,
+            estimates=history.estimates.get(name),
+            fresh=tuple([_with_batches(evaluation, group) for group in fresh]),
+            learning_rates=history.learning_rates.get(name) or _learning_rates(problem),
         )
+
+    def _solve_batches(self, name: str, groups: int) -> list[tuple[Any, ...]]:
+        """So many groups of `solve_batches` batches from the data of a problem's solves."""
+        # Fresh ones; a question looks at them and leaves them to the next solve.
+        stream, size = (
+            self._history.solve_streams[name],
+            self._history.graph.problems[name].solve_batches,
+        )
+        if self._asking:
+            batches = stream.peek(groups * size)
+        else:
+            batches = tuple([stream.next() for _ in range(groups * size)])
+        return [batches[start : start + size] for start in range(0, len(batches), size)]
+
+    def _as_it_began(self, name: str) -> Evaluation | None:
+        """Where a problem stood when the simultaneous round began, if it has moved in it."""
+        history = self._history
+        if not history.simultaneous or self._asking:
+            return None
+        # (An update that was left out has moved nothing.)
+        return self._last(name) if history.last_round.get(name) == history.round else None
 
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
@@ -360,9 +544,10 @@ class Levels:
         found = self.differentiate(name, self.batches(name), keep_graph=engine.keeps_graph)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
-        step = OptimizerStep.capture(problem)
+        step = OptimizerStep.capture(problem, unused=found.unused)
         before = {key: parameter.detach() for key, parameter in problem.parameters.items()}
-        after = step.apply(before, found.gradient)
+        reads = found.evaluation.current_reads()
+        after = found.evaluation.stepped(step, before, found.gradient, reads)
         return Stepped(
             name=name,
             engine=engine,
@@ -399,7 +584,10 @@ class Levels:
         """
         history, problem = self._history, self._history.graph.problems[name]
         # A step that is made and differentiated later needs what the parameters were before it.
-        moves = is_update and history.step_engine(name) is not None
+        stays = history.step_engine(name) is None and not history.simultaneous
+        moves = is_update and not stays
+        if is_update:
+            history.learning_rates[name] = _learning_rates(problem)
         evaluation = self.evaluation(name, batches, parameters_move=moves)
 
         # Hooks see the total gradient, once it is complete. Autograd would call them for the direct
@@ -418,6 +606,7 @@ class Levels:
                     players=players,
                     keep_graph=keep_graph,
                     held_constant=held_constant,
+                    estimates=history.estimates.get(name),
                 )
             except BaseException:
                 # An update is made as a whole or not at all. A question has worked on copies.
@@ -481,6 +670,7 @@ class Levels:
             values=values,
             solutions=solutions,
             dependent=graph.solutions_depending_on[name],
+            made=self._history.updates[name],
         )
 
     def batches(self, name: str) -> tuple[Any, ...]:
@@ -523,6 +713,31 @@ def restore_buffers(evaluation: Evaluation) -> None:
     problem = evaluation.loss.problem
     for key, buffer in problem.module.named_buffers():
         buffer.copy_(evaluation.buffers[problem.name][key])
+
+
+def _learning_rates(problem: Problem) -> tuple[float, ...]:
+    """The learning rates of all groups of a problem's optimizers."""
+    rates: list[float] = []
+    for optimizer in problem.optimizers.values():
+        rates += [float(group["lr"]) for group in optimizer.param_groups]
+    return tuple(rates)
+
+
+def _on(point: Evaluation, other: Evaluation) -> Evaluation:
+    """An evaluation at one's point on the batches, with the noise, of another."""
+    return replace(
+        point,
+        batches=other.batches,
+        random_states=other.random_states,
+        versions=other.versions,
+        modes=other.modes,
+    )
+
+
+def _with_batches(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluation:
+    """The same evaluation on other batches, as many."""
+    versions = tuple([None if batch is None else versions_of(batch) for batch in batches])
+    return replace(evaluation, batches=batches, versions=versions)
 
 
 def _copied_end(problem: Problem) -> End:

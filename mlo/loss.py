@@ -6,6 +6,7 @@ responses, by the values at which a step was made, by displaced parameters, by c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mlo.check_schedule import CheckSchedule
 from mlo.distributed import ACTIVE, DataParallel, inside
-from mlo.errors import ProblemError
+from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import hooks_resting, is_sharded
+from mlo.step_formulas import resolve_settings
 from mlo.tensors import add, map_tensors, versions_of
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "LossValue",
     "call_deferred",
     "gradients",
+    "is_number",
 ]
 
 Examine = Callable[[Tensor, Sequence[Tensor]], None]
@@ -60,6 +64,10 @@ class LossFunction:
         problem: whose loss.
         reads: the problems that it reads, by name.
         parallel: the processes among which its batches are divided.
+
+    Attributes:
+        in_common: problem that it reads → names of what that problem's module shares with
+            the own one: buffers and frozen parameters of a module that is in both.
     """
 
     def __init__(
@@ -68,9 +76,19 @@ class LossFunction:
         self.problem = problem
         self.reads = tuple(reads)
         self.parallel = parallel
-        self._read_modules = {name: other.module for name, other in reads.items()}
-        members = {problem.name: problem.module, **self._read_modules}
+        modules = {name: other.module for name, other in reads.items()}
+        # Each function of the problem is called with those that it names.
+        self._of_loss = {n: module for n, module in modules.items() if n in problem.loss_reads}
+        self._of_step = {n: m for n, m in modules.items() if n in problem.after_step_reads}
+        self._of_settings = {n: m for n, m in modules.items() if n in problem.settings_reads}
+        members = {problem.name: problem.module, **modules}
         self._places = _places_of(members)
+        # Not the trainable parameters, which are in one module each.
+        own_places = {id(places) for places in self._places[problem.name].values()}
+        self.in_common: dict[str, frozenset[str]] = {}
+        for name in self.reads:
+            common = [key for key, places in self._places[name].items() if id(places) in own_places]
+            self.in_common[name] = frozenset(common)
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
@@ -148,7 +166,11 @@ class LossFunction:
                     for registry, key in places[name]:
                         # In the registry itself, which takes any tensor; assigning the module's
                         # attribute would demand an nn.Parameter.
-                        before.append((registry, key, registry[key]))
+                        live = registry[key]
+                        before.append((registry, key, live))
+                        if isinstance(live, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+                            # So that the methods of modules take it for one (`get_parameter`).
+                            tensor._is_param = True
                         registry[key] = tensor
             if changed:
                 self._set_modes(modes or ())
@@ -195,7 +217,7 @@ class LossFunction:
         if problem.precision is not None:
             autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
         with autocast, once:
-            result = problem.loss(problem.module, given, **self._read_modules)
+            result = problem.loss(problem.module, given, **self._of_loss)
             value = _parse(problem, result, players)
 
         if versions is not None and versions_of(batch) != versions:
@@ -205,6 +227,58 @@ class LossFunction:
                 "or x - mean in place of x.sub_(mean))."
             )
         return value
+
+    def settings(self, made: int) -> dict[str, dict[str, Any]]:
+        """The optimizers' settings with the tensors that the modules hold: parameter → setting.
+
+        Args:
+            made: the number of steps that the problem has made.
+
+        Raises:
+            ProblemError: if the problem's `settings` returned what cannot be used.
+        """
+        problem = self.problem
+        if problem.settings is None:
+            return {}
+        optimizer_of: dict[str, Optimizer] = {}
+        for optimizer in problem.optimizers.values():
+            members = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            optimizer_of |= {
+                key: optimizer for key, p in problem.parameters.items() if id(p) in members
+            }
+        count = (made,) if problem.settings_take_count else ()
+        returned = problem.settings(*count, **self._of_settings)
+        return resolve_settings(problem.name, returned, optimizer_of, problem.parameters)
+
+    def after_step(self, parameters: Tensors) -> Tensors:
+        """The parameters as `after_step` leaves them, with the tensors that the modules hold.
+
+        Raises:
+            ProblemError: if it returned anything but tensors that take their places.
+        """
+        problem = self.problem
+        if problem.after_step is None:
+            return parameters
+        returned = problem.after_step(dict(parameters), **self._of_step)
+        if not isinstance(returned, Mapping):
+            raise ProblemError(
+                f"Problem {problem.name!r}: after_step must return a dict parameter → tensor, got "
+                f"a {type(returned).__name__}."
+            )
+        for key, tensor in returned.items():
+            before = parameters.get(key)
+            if before is None:
+                raise ProblemError(
+                    f"Problem {problem.name!r}: after_step returned {key!r}, which is none of the "
+                    f"parameters that it was given. {nearest(str(key), parameters)}"
+                )
+            if not isinstance(tensor, Tensor) or tensor.shape != before.shape:
+                got = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
+                raise ProblemError(
+                    f"Problem {problem.name!r}: after_step must return {key!r} as a tensor of its "
+                    f"shape {tuple(before.shape)}, got {got!r}."
+                )
+        return parameters | dict(returned)
 
     def among_processes(self, parallel: DataParallel | None) -> AbstractContextManager[None]:
         """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body."""
@@ -327,12 +401,22 @@ class GradientSums:
         self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
         self.losses[player] = self.losses[player] + detached
 
+    def replaced(
+        self,
+        direct: dict[str, list[Tensor | None]],
+        cotangents: dict[str, list[Tensor | None]],
+    ) -> GradientSums:
+        """The same sums with other derivatives."""
+        found = copy.copy(self)
+        found.direct, found.cotangents = direct, cotangents
+        return found
+
     def add_metrics(self, metrics: dict[str, Any]) -> None:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
         # A number's share of the mean is added; anything else (a count, a string) replaces.
         for key, value in metrics.items():
-            share = value / self._batches if _is_number(value) else value
-            earlier = self.metrics.get(key) if _is_number(value) else None
+            share = value / self._batches if is_number(value) else value
+            earlier = self.metrics.get(key) if is_number(value) else None
             self.metrics[key] = share if earlier is None else earlier + share
 
     def average(
@@ -353,7 +437,7 @@ class GradientSums:
         entries = self._gradient_entries() if gradient is None else self._total_entries(gradient)
         entries += [_Entry(self.losses, player, loss) for player, loss in self.losses.items()]
         for key, value in self.metrics.items():
-            if _is_number(value):
+            if is_number(value):
                 is_tensor = isinstance(value, Tensor)
                 number = value if is_tensor else torch.tensor(value, device=self._problem.device)
                 self.metrics[key] = number
@@ -496,15 +580,19 @@ def _kept(tensor: Tensor) -> Tensor:
 
 def _no_scalar(problem: Problem, player: str, value: Any) -> ProblemError:
     of = f" of player {player!r}" if problem.is_game else ""
-    got = value
+    got = repr(value)
     if isinstance(value, Tensor):
         got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
     advice = "Reduce it, for example by .mean()."
     if isinstance(value, Mapping) and not problem.is_game:
-        advice = "Where several players have losses of their own, declare them by players=."
+        advice = (
+            "Return the loss and its metrics as a pair: `return loss, {'accuracy': accuracy}`. "
+            "Where several players have losses of their own, declare them by players=."
+        )
+        got = f"a dict of {', '.join(map(repr, value))}"
     return ProblemError(
         f"The loss{of} of problem {problem.name!r} must be a floating-point scalar tensor (or a "
-        f"pair of it and a dict of metrics), got {got!r}. {advice}"
+        f"pair of it and a dict of metrics), got {got}. {advice}"
     )
 
 
@@ -521,5 +609,6 @@ def _with_metrics(problem: str, result: Any) -> tuple[Any, dict[str, Any]]:
     return loss, dict(metrics)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a metric is averaged: a floating-point number, or a tensor of such."""
     return isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point())

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from html import escape
-from typing import Any, get_args
+from time import perf_counter
+from typing import Any, Literal, get_args, overload
 
 import torch
 
 from mlo.batches import BatchStream
-from mlo.checks import check_engines
+from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.distributed import DataParallel, data_parallel
-from mlo.errors import GraphError, NonFiniteError, ProblemError, check_choice, nearest, warn_user
+from mlo.errors import (
+    CheckpointError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+    check_choice,
+    nearest,
+    warn_user,
+)
 from mlo.graph import DependencyGraph, Order
 from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.lazy_rounds import LazyRounds
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
 from mlo.problem import Problem, Tensors
-from mlo.records import Record
+from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
+from mlo.restart import starts_of
 from mlo.state import load_state, state_of
 from mlo.update import Update, Updater
 
@@ -39,7 +50,8 @@ class MultilevelOptimizer:
     """Optimizes problems that depend on each other's solutions.
 
     Args:
-        problems: from the innermost to the outermost. A loss that reads a problem listed before its
+        problems: from the innermost to the outermost; also a dict of them by name, such as
+            another optimizer's `problems`. A loss that reads a problem listed before its
             own is differentiated through that problem's solution; one that reads a later one takes
             its current value.
         hypergradient: how solutions are differentiated: an engine, a name
@@ -56,6 +68,9 @@ class MultilevelOptimizer:
             DARTS's program. They see lower solutions one step ahead. Engines that differentiate a
             step make it on copies, with the batches that the lower problems draw next. Then the
             lower problems step from where they were, with the outermost problems' new values.
+            "simultaneous": all gradients of a round are taken where the problems stood when it
+            began, then all move, as in SOBA's Algorithm 1. Implicit engines take their products
+            through the graph of the lower problem's own gradient.
         distributed: how the processes of `torch.distributed` share the work: "exact", "final" or a
             `DataParallel`. None or "off": every process works by itself. In a single process it
             changes nothing.
@@ -74,7 +89,7 @@ class MultilevelOptimizer:
 
     def __init__(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Problem] | Mapping[str, Problem],
         hypergradient: EngineChoice | Mapping[str, EngineChoice] = "one_step",
         *,
         on_nonfinite: OnNonFinite | None = "stop",
@@ -89,7 +104,11 @@ class MultilevelOptimizer:
         self.around_update: Callable[[str], AbstractContextManager[Any]] = nullcontext
         looks_ahead = frozenset(self.graph.outermost if order == "outermost_first" else ())
         self.parallel = data_parallel(distributed)
+        starts = starts_of(self.graph.problems)
         check_engines(self.graph, self.engines, looks_ahead=looks_ahead, parallel=self.parallel)
+        if order == "simultaneous":
+            check_simultaneous(self.graph, self.engines)
+        check_restarts(self.graph, self.engines, starts, looks_ahead=looks_ahead)
         self._start_processes()
         for problem in self.problems.values():
             if problem.compile:
@@ -101,7 +120,15 @@ class MultilevelOptimizer:
             reads = {read: self.problems[read] for read in self.graph.reads[name]}
             losses[name] = LossFunction(problem, reads, self.parallel)
         streams = {name: BatchStream(p.data, name) for name, p in self.problems.items()}
-        self._history = History(self.graph, self.engines, losses, streams, looks_ahead=looks_ahead)
+        self._history = History(
+            self.graph,
+            self.engines,
+            losses,
+            streams,
+            starts=starts,
+            looks_ahead=looks_ahead,
+            simultaneous=order == "simultaneous",
+        )
 
         # Each problem sees the solutions below it through one of two views.
         self._now, self._ahead = Levels(self._history), Levels(self._history, ahead=True)
@@ -173,14 +200,22 @@ class MultilevelOptimizer:
     # ------------------------------ rounds
 
     def run(self, steps: int) -> Iterator[Record]:
-        """Makes `steps` rounds.
+        """Makes `steps` rounds, each when its record is asked for.
 
-        Yields:
-            the record of each round, and of those that are made again after a rollback.
+        So it is for loops: `for record in optimizer.run(100): ...`, or `list(optimizer.run(100))`.
+        A call whose records nobody asks for makes nothing, and warns.
+
+        Returns:
+            An iterator over the record of each round, and of those that are made again after a
+            rollback.
         """
-        last = self.round + steps
-        while self.round < last:
-            yield self.step()
+
+        def rounds() -> Iterator[Record]:
+            last = self.round + steps
+            while self.round < last:
+                yield self.step()
+
+        return LazyRounds(rounds(), f"run(steps={steps})")
 
     def step(self) -> Record:
         """Makes one round, or the rest of one that was left: every problem is updated.
@@ -207,21 +242,25 @@ class MultilevelOptimizer:
         Args:
             rounds: number of rounds, after which the iterator ends.
 
-        Yields:
-            every update of every problem, after it was made; also the ones that are made again
-            after a rollback.
+        Returns:
+            An iterator over every update of every problem, after it was made; also the ones that
+            are made again after a rollback. An update is made when it is asked for, as in `run`.
 
         Raises:
             NonFiniteError: as `step`.
         """
-        last = self.round + rounds
-        while self.round < last:
-            update = self._advance()
-            if update is not None:
-                yield update
+
+        def updates() -> Iterator[Update]:
+            last = self.round + rounds
+            while self.round < last:
+                update = self._advance()
+                if update is not None:
+                    yield update
+
+        return LazyRounds(updates(), f"updates(rounds={rounds})")
 
     def _advance(self) -> Update | None:
-        """Makes the next update, in this round or a new one; None: nobody moves in the round."""
+        """Makes the next update, in this round or a new one; None: nobody has moved in it."""
         if torch.is_inference_mode_enabled():
             raise ProblemError(
                 "A round cannot run under torch.inference_mode(), where nothing has a gradient."
@@ -250,10 +289,13 @@ class MultilevelOptimizer:
                 continue
 
             # The round is advanced before the caller sees the update, which may save a state.
+            moves = self._moves(name, tuple(later))
             self._waiting = tuple(later)
             number = self.round + 1
             if ends_round:
                 self._end_round()
+            if not moves:
+                return None
             return Update(problem=name, round=number, record=record, ends_round=ends_round)
 
     def _begin_round(self) -> None:
@@ -266,6 +308,7 @@ class MultilevelOptimizer:
             self._forget_solutions()
         for loss in self._history.losses.values():
             loss.check_unedited()
+        self._history.sums.clear()  # of a round that a failure has ended
         self._record = Record(round=self.round + 1)
         self._waiting = self._moving()
 
@@ -282,8 +325,17 @@ class MultilevelOptimizer:
         needed: tuple[str, ...] = ()
         try:
             with self.around_update(name):
-                keep_graph = self._history.graph_needed_later(name, later)
-                self._updater.update(name, self._record, keep_graph=keep_graph)
+                began = perf_counter()
+                if self._begins_block(name, later):
+                    self._history.restart(name)
+                self._updater.update(
+                    name,
+                    self._record,
+                    keep_graph=self._history.graph_needed_later(name, later),
+                    moves=self._moves(name, later),
+                )
+                seconds = self._record.seconds
+                seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
             needed = later
         except NonFiniteError:
             # The data of all problems advance to the end of this round, so that streams that go
@@ -294,13 +346,42 @@ class MultilevelOptimizer:
         finally:
             self._history.release_graphs(needed)
 
+    def _turn(self, name: str, later: tuple[str, ...]) -> int:
+        """Which turn of a problem in the round it is, from 0, with those `later` still to come."""
+        # By the place in the round, which a saved state holds and a skipped update does not move.
+        moving = self._moving()
+        return moving[: len(moving) - len(later) - 1].count(name)
+
+    def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
+        """Whether the problem begins anew with this turn."""
+        if name not in self._history.starts:
+            return False
+        return self._turn(name, later) % self.problems[name].turns == 0
+
+    def _moves(self, name: str, later: tuple[str, ...]) -> bool:
+        """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
+        solves = self.problems[name].accumulate_solves
+        return solves == 1 or (self._turn(name, later) + 1) % solves == 0
+
     def _forget_solutions(self) -> None:
         self._now.forget()
         self._ahead.forget()
 
     # ------------------------------ a question
 
-    def gradient(self, name: str, *, held_constant: Collection[str] = ()) -> Tensors:
+    @overload
+    def gradient(
+        self, name: str, *, held_constant: Collection[str] = (), report: Literal[False] = False
+    ) -> Tensors: ...
+
+    @overload
+    def gradient(
+        self, name: str, *, held_constant: Collection[str] = (), report: Literal[True]
+    ) -> GradientReport: ...
+
+    def gradient(
+        self, name: str, *, held_constant: Collection[str] = (), report: bool = False
+    ) -> Tensors | GradientReport:
         """Returns the total gradient of a problem's loss, and changes nothing.
 
         The gradient is taken at the current parameters and the problem's current batches: those of
@@ -312,9 +393,11 @@ class MultilevelOptimizer:
             name: the problem.
             held_constant: problems whose solutions are treated as constants. The difference from
                 the full gradient is what flows through them.
+            report: whether the reports of the solves come with it.
 
         Returns:
-            parameter name → gradient, of the parameter's shape.
+            parameter name → gradient, of the parameter's shape; with `report` a `GradientReport`
+            of this gradient and of how its solves went.
 
         Raises:
             GraphError: if there is no problem of that name.
@@ -330,7 +413,32 @@ class MultilevelOptimizer:
         levels = self._levels[name]
         with ONE_AT_A_TIME, levels.unchanged():
             batches = levels.batches(name)
-            return levels.differentiate(name, batches, held_constant=held).gradient
+            found = levels.differentiate(name, batches, held_constant=held)
+        if report:
+            return GradientReport(gradient=found.gradient, reports=tuple(found.reports))
+        return found.gradient
+
+    # ------------------------------ averages
+
+    @property
+    def averages(self) -> dict[str, Tensors]:
+        """Problem with `average=` → parameter → the average of its iterates, as copies."""
+        history = self._history
+        return {
+            name: averages.values(self.problems[name].parameters)
+            for name, averages in history.averages.items()
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Puts the averages into the modules of their problems while the body runs, to evaluate.
+
+        Buffers, such as BatchNorm's running statistics, are those of the run.
+        """
+        with ExitStack() as stack:
+            for name, tensors in self.averages.items():
+                stack.enter_context(self._history.losses[name].placed({name: tensors}))
+            yield
 
     # ------------------------------ state
 
@@ -347,8 +455,13 @@ class MultilevelOptimizer:
         them resume from it.
 
         Raises:
-            CheckpointError: if parameters are sharded.
+            CheckpointError: if parameters are sharded, or a simultaneous round is half made.
         """
+        if self._waiting and self.order == "simultaneous":
+            raise CheckpointError(
+                "A simultaneous round cannot be saved halfway: the problems that still move see "
+                "the others as they were when it began. Save between rounds."
+            )
         # Without anything waiting the round is complete, and the next one has not begun.
         made = len(self._moving()) - len(self._waiting) if self._waiting else 0
         return state_of(
@@ -366,7 +479,8 @@ class MultilevelOptimizer:
         self._snapshot, self._rollbacks = None, 0
         for name, problem in self.problems.items():
             engine = self._history.step_engine(name)
-            if engine is not None and engine.recorded_steps > problem.steps:
+            begins_anew = name in self._history.starts
+            if engine is not None and engine.recorded_steps > problem.steps and not begins_anew:
                 _warn_of_few_steps(problem, engine)
 
     def roll_back(self, state: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from mlo.errors import EngineError, ProblemError
 from mlo.problem import Problem, Tensors
+from mlo.step_formulas import formula_step
 
 __all__ = [
     "OptimizerStep",
@@ -72,21 +73,34 @@ class OptimizerStep:
         problem: name of the problem, for messages.
         groups: parameter → its optimizer's options and state.
         grad_clip: largest Euclidean norm to which the step scales its gradient, or None.
+        unused: parameters without a gradient, which the step leaves where they are.
+        by_formula: whether the step is made by the formula of `step_formulas.py`, in which settings
+            are tensors, and not by a twin.
     """
 
     problem: str
     groups: dict[str, _ParameterState]
     grad_clip: float | None
+    unused: frozenset[str] = frozenset()
+    by_formula: bool = False
 
     @classmethod
-    def capture(cls, problem: Problem, *, linear_state: bool = True) -> OptimizerStep:
+    def capture(
+        cls,
+        problem: Problem,
+        *,
+        linear_state: bool = True,
+        unused: frozenset[str] = frozenset(),
+    ) -> OptimizerStep:
         """Copies the optimizers' state before a step.
 
         Args:
             problem: whose optimizers.
-            linear_state: whether to keep it also for optimizers whose step is linear in the
-                gradient, such as SGD. `gradient_coefficient` does not need it.
+            linear_state: whether to keep tensors of it also where the steps of all optimizers are
+                linear in the gradient, as SGD's is. `gradient_coefficient` does not need them.
+            unused: parameters on which the loss does not depend.
         """
+        linear_state = linear_state or not all(map(_is_linear, problem.optimizers.values()))
         groups: dict[str, _ParameterState] = {}
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         for optimizer in problem.optimizers.values():
@@ -100,7 +114,8 @@ class OptimizerStep:
                     state = optimizer.state.get(parameter, {})
                     coefficient = _gradient_coefficient(optimizer, options, state)
                     kept = None
-                    if linear_state or coefficient is None:
+                    empty = not any(isinstance(value, Tensor) for value in state.values())
+                    if linear_state or empty or coefficient is None:
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _ParameterState(
                         optimizer=optimizer,
@@ -110,7 +125,25 @@ class OptimizerStep:
                         shape=parameter.shape,
                         gradient_coefficient=coefficient,
                     )
-        return cls(problem=problem.name, groups=groups, grad_clip=problem.grad_clip)
+        return cls(
+            problem=problem.name,
+            groups=groups,
+            grad_clip=problem.grad_clip,
+            unused=unused,
+            by_formula=problem.settings is not None,
+        )
+
+    def with_settings(self, settings: Mapping[str, Mapping[str, Any]]) -> OptimizerStep:
+        """The same step with other settings.
+
+        Args:
+            settings: parameter → setting → number or tensor, as `resolve_settings` returns it.
+        """
+        groups = {
+            name: replace(group, options={**group.options, **settings.get(name, {})})
+            for name, group in self.groups.items()
+        }
+        return replace(self, groups=groups)
 
     @property
     def couples_parameters(self) -> bool:
@@ -215,30 +248,70 @@ class OptimizerStep:
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
-        # A twin's state is keyed by the tensor that it has moved.
-        moved, twins = self._apply(parameters, gradients, state)
+        moved, states = self._apply(parameters, gradients, state)
         after: dict[tuple[str, str], Tensor] = {}
         for key, tensor in moved.items():
-            for entry, value in twins[key].state[tensor].items():
+            for entry, value in states[key].items():
                 if _is_differentiable(entry, value, tensor.shape):
                     after[key, entry] = value
         return moved, after
 
+    @torch.no_grad()
+    def make(self, problem: Problem) -> None:
+        """Moves the problem's live parameters, and its optimizers' state, by the formula.
+
+        Args:
+            problem: whose parameters stand where they stood when the step was captured, with their
+                gradients, clipped, in `parameter.grad`; those without one stay.
+        """
+        live: Tensors = {k: p for k, p in problem.parameters.items() if p.grad is not None}
+        gradients = {key: p.grad for key, p in live.items() if p.grad is not None}
+        moved, states = self._by_formula(live, gradients, {})
+        for name, after in moved.items():
+            parameter, optimizer = problem.parameters[name], self.groups[name].optimizer
+            parameter.copy_(after)
+            optimizer.state[parameter].update(_as_kept(states[name], optimizer, parameter))
+        for optimizer in problem.optimizers.values():
+            # Its own `step` was not called, for which a scheduler looks here.
+            optimizer._opt_called = True  # type: ignore[attr-defined]
+
     def _apply(
         self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
-    ) -> tuple[Tensors, dict[str, Optimizer]]:
-        """The parameters after the step, and the twin of the optimizer that moved each."""
+    ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
+        """The parameters after the step, and the optimizers' state of each."""
         gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
+        if self.by_formula:
+            return self._by_formula(parameters, gradients, state)
         # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
         moved = {key: parameters[key] * 1.0 for key in gradients}
         # One twin per optimizer; frozen parameters, and those without a gradient, take no part.
         by_optimizer: dict[int, list[str]] = defaultdict(list)
+        states: dict[str, dict[str, Any]] = {}
         for key in gradients:
-            by_optimizer[id(self.groups[key].optimizer)].append(key)
-        twins: dict[str, Optimizer] = {}
+            if key in self.unused:
+                states[key] = self._state(key, state)
+            else:
+                by_optimizer[id(self.groups[key].optimizer)].append(key)
         for keys in by_optimizer.values():
-            twins |= dict.fromkeys(keys, self._step(keys, moved, gradients, state))
-        return moved, twins
+            # A twin's state is keyed by the tensor that it has moved.
+            twin = self._step(keys, moved, gradients, state)
+            states |= {key: twin.state[moved[key]] for key in keys}
+        return moved, states
+
+    def _by_formula(
+        self, parameters: Tensors, gradients: Tensors, given: Mapping[tuple[str, str], Tensor]
+    ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
+        moved: Tensors = {}
+        states: dict[str, dict[str, Any]] = {}
+        for name, g in gradients.items():
+            group, state = self.groups[name], self._state(name, given)
+            if name in self.unused:
+                moved[name], states[name] = parameters[name] * 1.0, state
+                continue
+            moved[name], states[name] = formula_step(
+                type(group.optimizer), parameters[name], g, group.options, state
+            )
+        return moved, states
 
     def _step(
         self,
@@ -288,6 +361,18 @@ class OptimizerStep:
         self, key: str, like: Tensor, given: Mapping[tuple[str, str], Tensor]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the twin gets for the parameter `like`, the differentiable state from `given`."""
+        group, state = self.groups[key], self._state(key, given)
+        options = {**group.options, **DIFFERENTIABLE, "capturable": False}
+        is_sgd = isinstance(group.optimizer, torch.optim.SGD)
+        if is_sgd and options.get("momentum") and "momentum_buffer" not in state:
+            # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero
+            # buffer without dampening gives the same number, with its derivative.
+            state["momentum_buffer"] = torch.zeros_like(like)
+            options["dampening"] = 0.0
+        return options, state
+
+    def _state(self, key: str, given: Mapping[tuple[str, str], Tensor]) -> dict[str, Any]:
+        """A parameter's state before the step, the differentiable one from `given`."""
         group = self.groups[key]
         if group.state is None:
             raise EngineError(
@@ -295,7 +380,6 @@ class OptimizerStep:
                 "not kept, so its step cannot be applied again. An engine that applies steps "
                 "captures them with their state: `OptimizerStep.capture(problem)`."
             )
-
         # Copies, since the step changes them in place; the counter as `_DoubleCounters` makes it.
         state: dict[str, Any] = {}
         for entry, value in group.state.items():
@@ -308,15 +392,17 @@ class OptimizerStep:
         for (name, entry), tensor in given.items():
             if name == key:
                 state[entry] = tensor * 1.0
+        return state
 
-        options = {**group.options, **DIFFERENTIABLE, "capturable": False}
-        is_sgd = isinstance(group.optimizer, torch.optim.SGD)
-        if is_sgd and options.get("momentum") and "momentum_buffer" not in state:
-            # SGD's first buffer is the bare gradient, and torch detaches it. An explicit zero
-            # buffer without dampening gives the same number, with its derivative.
-            state["momentum_buffer"] = torch.zeros_like(like)
-            options["dampening"] = 0.0
-        return options, state
+
+def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    """A parameter's state after a step by formula, as torch.optim keeps it."""
+    kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if "step" in state:
+        # A tensor, of which the optimizer's fused and capturable steps want it on the device.
+        before = optimizer.state[parameter].get("step", torch.tensor(0.0))
+        kept["step"] = torch.full_like(before, float(state["step"]))
+    return kept
 
 
 def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:
@@ -458,11 +544,16 @@ def has_differentiable_step(optimizer: Optimizer) -> bool:
     return "differentiable" in optimizer.defaults
 
 
+def _is_linear(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's step is linear in the gradient."""
+    return type(optimizer) is torch.optim.SGD  # a subclass may make another step
+
+
 def _gradient_coefficient(
     optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]
 ) -> float | None:
     """See `OptimizerStep.gradient_coefficient`."""
-    if type(optimizer) is not torch.optim.SGD:  # a subclass may make another step
+    if not _is_linear(optimizer):
         return None
     momentum, rate = options["momentum"], float(options["lr"])
     # buffer' = momentum · buffer + (1 − dampening) g, and θ' = θ − rate · buffer'; with nesterov

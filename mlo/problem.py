@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
+from mlo.estimators import Estimator, estimator_from
+from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
 
@@ -29,15 +32,21 @@ READ_ONCE = frozenset(
         "module",
         "data",
         "steps",
+        "accumulate_solves",
         "solve_data",
         "players",
         "player_parameters",
         "player_moves",
+        "restart_from",
         "parameters",
         "is_game",
         "reads",
         "compile",
         "generators",
+        "after_step",
+        "settings",
+        "estimator",
+        "average",
     }
 )
 """Settings that are read when an optimizer is made, and not again."""
@@ -49,8 +58,9 @@ class Problem:
     Args:
         name: a Python identifier; other losses read this problem under it.
         module: the module whose trainable parameters this problem optimizes.
-        optimizer: a `torch.optim` optimizer over exactly these parameters; for a game also a dict
-            player → optimizer.
+        optimizer: a `torch.optim` optimizer over exactly these parameters. Or several that divide
+            them: a list, or a dict name → optimizer; for a game, player → optimizer. All of them
+            step in one update, and `problem.optimizers` has them by name ("0", "1", … of a list).
         loss: `loss(module, batch, *, other, ...)`. The keyword-only arguments name the problems
             that it reads; each is passed as the module of that problem holding the right
             parameters. Returns a scalar, or `(scalar, metrics)`; a game returns `{player: scalar}`
@@ -66,12 +76,19 @@ class Problem:
             `{"discriminator": 4}`. Extra moves come first, each on its own batch; then all players
             move together, and that joint move is the one engines differentiate.
         steps: updates of this problem per update of the problems above it.
-        scheduler: a learning-rate scheduler (or dict player → scheduler), stepped after each
-            update.
+        scheduler: a learning-rate scheduler, or a list or dict of several, each of which drives one
+            of the optimizers. All are stepped after each update, in order. One of players that
+            rest in a move (`player_steps`) rests too.
         grad_clip: largest Euclidean norm of the gradient, over all parameters of the problem.
         precision: "bf16" evaluates the loss under bfloat16 autocast; None leaves the dtype alone.
         accumulate: number of batches whose losses are averaged in one update.
-        warmup_steps: number of rounds, from the start, in which this problem is not updated.
+        accumulate_solves: number of solves of the problems below it (of other tasks, say) whose
+            gradients are averaged in one update. A round makes all updates below and takes one
+            gradient, so many times; the last time the problem moves.
+        warmup_steps: number of rounds, from the start, in which this problem itself rests while the
+            others move. An upper problem that waits for N rounds of lower ones has
+            `warmup_steps=N`, whatever their `steps`. To those above it, a problem that rests is a
+            constant.
         compile: True, or keyword arguments of `torch.compile`: compiles the module. Compiled
             modules have no double backward, so the problem then needs an engine with
             `finite_difference` products.
@@ -82,6 +99,10 @@ class Problem:
             None: solves use the batches of the problem's last update. A solve on a minibatch is
             biased (see docs/choosing-an-engine.md): give it larger batches, or several.
         solve_batches: number of those batches that a solve averages its products over.
+        estimator: "saga", "spider", "storm" or an `mlo.Estimator`: corrects the problem's gradient
+            by what earlier batches have said (docs/stochastic-methods.md).
+        average: "ema", "tail", an `mlo.Ema` or `mlo.TailAverage`: an average of the problem's
+            iterates, in `MultilevelOptimizer.averages`. It changes nothing in the run.
         before_update: called with the problem before each step of its optimizers. The gradients,
             clipped and checked, are in `parameter.grad`. It may read them; it may change them only
             where no engine differentiates the step.
@@ -89,6 +110,27 @@ class Problem:
             Logging, validating and averaging weights elsewhere are fine. Where an engine
             differentiates the problem's solution, it must change nothing that a gradient depends
             on.
+        after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
+            step. It is applied after each step of the optimizers, to the parameters that moved:
+            name → tensor, of the parameter's shape. It returns the new ones; those that it leaves
+            out stay. Its keyword-only arguments name problems that it reads, as a loss's do. It is
+            part of the solution: engines differentiate it, in what it reads too. It must be made of
+            differentiable operations and draw no random numbers (see `mlo.constraints`).
+        settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
+            other problems' values. The keys are "lr", "weight_decay", "momentum", "dampening" of
+            `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a
+            number or scalar tensor ("betas": a pair of them), or a dict parameter name → scalar or
+            tensor of the parameter's shape. With a positional argument, `settings(made, *, other)`,
+            it is given the number of steps that the problem has made, for schedules. The step is
+            made by the optimizer's formula, on its own state. Engines that differentiate steps
+            differentiate it in the settings too.
+        restart_from: a problem listed later, or a submodule of its module: "init", "init.head".
+            Each block of `steps` updates begins at the values of its parameters of the same names,
+            with fresh optimizers (schedulers go on). A parameter with one more dimension in front
+            begins at copies of the value: many tasks in one problem. The solution is then a
+            function of that value, in which `unroll` over all steps and `one_step` (where steps=1)
+            are exact. `first_order` passes the gradient on unchanged. For implicit engines the
+            loss itself must read the problem, since the solution of a condition forgets its start.
 
     Raises:
         ProblemError: where the declaration contradicts itself; the message says what to change.
@@ -99,13 +141,13 @@ class Problem:
         name: str,
         *,
         module: nn.Module,
-        optimizer: Optimizer | Mapping[str, Optimizer],
+        optimizer: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer],
         loss: Callable[..., Any],
         data: Iterable[Any] | None = None,
         players: Mapping[str, str] | None = None,
         player_steps: Mapping[str, int] | None = None,
         steps: int = 1,
-        scheduler: LRScheduler | Mapping[str, LRScheduler] | None = None,
+        scheduler: LRScheduler | Sequence[LRScheduler] | Mapping[str, LRScheduler] | None = None,
         grad_clip: float | None = None,
         precision: str | None = None,
         accumulate: int = 1,
@@ -114,8 +156,14 @@ class Problem:
         generators: Sequence[torch.Generator] = (),
         solve_data: Iterable[Any] | None = None,
         solve_batches: int = 1,
+        estimator: Estimator | str | None = None,
+        average: Average | str | None = None,
         before_update: Callable[[Problem], None] | None = None,
         after_update: Callable[[Problem], None] | None = None,
+        after_step: Callable[..., Mapping[str, Tensor]] | None = None,
+        settings: Callable[..., Mapping[str, Any]] | None = None,
+        restart_from: str | None = None,
+        accumulate_solves: int = 1,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -141,6 +189,7 @@ class Problem:
         self.data = data
         self.steps = _at_least(name, "steps", steps, 1)
         self.accumulate = _at_least(name, "accumulate", accumulate, 1)
+        self.accumulate_solves = _at_least(name, "accumulate_solves", accumulate_solves, 1)
         self.warmup_steps = _at_least(name, "warmup_steps", warmup_steps, 0)
         if grad_clip is not None and (isinstance(grad_clip, str) or not grad_clip > 0):
             raise ProblemError(
@@ -148,8 +197,14 @@ class Problem:
             )
         self.grad_clip = grad_clip
         if precision not in (None, "bf16"):
+            advice = ""
+            if precision in ("fp16", "float16", torch.float16):
+                advice = (
+                    " Gradients in float16 underflow unless the loss is scaled, and no engine "
+                    "knows of the scale: use 'bf16', or autocast inside the loss."
+                )
             raise ProblemError(
-                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}."
+                f"Problem {name!r}: precision must be None or 'bf16', got {precision!r}.{advice}"
             )
         self.precision = precision
         self.compile = compile
@@ -162,9 +217,11 @@ class Problem:
                 f"Problem {name!r}: solve_batches={solve_batches} counts batches of solve_data, "
                 "which is missing. Pass solve_data= (the problem's own data will do)."
             )
+        self.estimator = self._checked(estimator_from(name, estimator))
+        self.average = average_from(name, average)
         self.before_update, self.after_update = before_update, after_update
-        self.optimizers: dict[str, Optimizer] = _per_player(name, optimizer)
-        self.schedulers: dict[str, LRScheduler] = _per_player(name, scheduler)
+        self.optimizers: dict[str, Optimizer] = _by_name(name, optimizer)
+        self.schedulers: dict[str, LRScheduler] = _by_name(name, scheduler)
         # Frozen parameters are constants, like buffers: nothing here moves or differentiates them.
         self.parameters: dict[str, nn.Parameter] = {
             key: parameter
@@ -177,7 +234,7 @@ class Problem:
                 "is nothing to optimize."
             )
         self._check_optimizers()
-        self._check_schedulers()
+        self._check_schedulers(named=isinstance(scheduler, Mapping))
 
         # A problem that is no game is a game of one player: the whole module, under its own name.
         # So derivatives are taken player by player everywhere.
@@ -185,7 +242,37 @@ class Problem:
         self.players = _players(name, players)
         self.player_parameters: dict[str, tuple[str, ...]] = self._assign_parameters()
         self.player_moves = self._player_moves(player_steps or {})
-        self.reads, self.optional_reads, self.ignored_defaults = _reads(name, loss)
+        if self.accumulate_solves > 1 and len(self.player_moves) > 1:
+            raise ProblemError(
+                f"Problem {name!r}: accumulate_solves averages the gradient of one move, and with "
+                "player_steps an update has several. Drop one of the two."
+            )
+
+        # A solution depends on all that the three functions read, each of which is called with the
+        # problems that it names, and on where it begins.
+        self.after_step, self.settings = after_step, settings
+        found = _reads(name, "loss", loss, "module", "batch")
+        self.loss_reads, self.ignored_defaults = found.names, found.ignored
+        self.after_step_reads: tuple[str, ...] = ()
+        self.settings_reads: tuple[str, ...] = ()
+        self.settings_take_count = False
+        required, optional = list(found.required), list(found.optional)
+        if after_step is not None:
+            of_step = _reads(name, "after_step", after_step, "parameters")
+            self.after_step_reads = of_step.names
+            required, optional = [*required, *of_step.required], [*optional, *of_step.optional]
+        if settings is not None:
+            check_learned_settings(name, self.optimizers.values())
+            of_settings = _reads(name, "settings", settings, "made", fewer=True)
+            self.settings_take_count = of_settings.positional == 1
+            self.settings_reads = of_settings.names
+            required = [*required, *of_settings.required]
+            optional = [*optional, *of_settings.optional]
+        self.restart_from = _restart_source(name, restart_from)
+        if self.restart_from is not None:
+            required.append(self.restart_from.partition(".")[0])
+        self.reads = tuple(dict.fromkeys(required))
+        self.optional_reads = tuple(n for n in dict.fromkeys(optional) if n not in self.reads)
 
     def seal(self) -> None:
         """Makes settings that an optimizer has read read-only, so that no change goes unnoticed."""
@@ -209,6 +296,11 @@ class Problem:
         return data is None or (isinstance(data, Sized) and len(data) <= used)
 
     @property
+    def turns(self) -> int:
+        """How often the problem takes its turn in a round per update of those above it."""
+        return self.steps * self.accumulate_solves
+
+    @property
     def device(self) -> torch.device:
         """The device of the problem's first parameter."""
         return next(iter(self.parameters.values())).device
@@ -218,6 +310,15 @@ class Problem:
         kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
         return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+
+    def _checked(self, estimator: Estimator | None) -> Estimator | None:
+        """Refuses an estimator of single blocks where several batches are averaged."""
+        if estimator is not None and estimator.uses_blocks and self.accumulate > 1:
+            raise ProblemError(
+                f"Problem {self.name!r}: the estimator {estimator.name!r} compares single blocks, "
+                f"and accumulate={self.accumulate} averages several batches. Use larger blocks."
+            )
+        return estimator
 
     def _player_moves(self, steps: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
         """The players that move in each move of one update; all of them in the last."""
@@ -242,8 +343,8 @@ class Problem:
 
         return tuple(map(movers, range(max(counts.values()), 0, -1)))
 
-    def _check_schedulers(self) -> None:
-        for scheduler in self.schedulers.values():
+    def _check_schedulers(self, *, named: bool) -> None:
+        for name, scheduler in self.schedulers.items():
             if not hasattr(scheduler, "step"):
                 raise ProblemError(
                     f"Problem {self.name!r}: scheduler must be a learning-rate scheduler, got "
@@ -258,8 +359,21 @@ class Problem:
                     f"Problem {self.name!r}: its scheduler drives another optimizer than the "
                     "problem's. Make the scheduler from the optimizer that is passed beside it."
                 )
+            # Names that stand for both say which belong together.
+            namesake = self.optimizers.get(name)
+            if named and None not in (driven, namesake) and driven is not namesake:
+                raise ProblemError(
+                    f"Problem {self.name!r}: its scheduler {name!r} drives another optimizer than "
+                    f"its optimizer {name!r}. Give a scheduler the name of the optimizer that it "
+                    "drives."
+                )
 
     def _check_optimizers(self) -> None:
+        if not self.optimizers:
+            raise ProblemError(
+                f"Problem {self.name!r}: no optimizer was given. Pass a torch.optim optimizer of "
+                "its module's parameters, or a list or dict of several."
+            )
         optimized: set[int] = set()
         for optimizer in self.optimizers.values():
             if not isinstance(optimizer, Optimizer):
@@ -365,11 +479,22 @@ def _players(problem: str, players: Any) -> dict[str, str]:
     return dict(players)
 
 
-def _per_player(problem: str, value: Any) -> dict[str, Any]:
-    """Player → value; one value is the only player's, or of all players together."""
+def _by_name(problem: str, value: Any) -> dict[str, Any]:
+    """Name → value: the names of a dict, numbers for a list, the problem's for a single value."""
     if value is None:
         return {}
+    if isinstance(value, (list, tuple)):
+        return {str(index): entry for index, entry in enumerate(value)}
     return dict(value) if isinstance(value, Mapping) else {problem: value}
+
+
+def _restart_source(problem: str, value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and value.partition(".")[0].isidentifier()):
+        return value
+    raise ProblemError(
+        f"Problem {problem!r}: restart_from must be the name of a problem that is listed later, or "
+        f"of a submodule of it, such as 'init' or 'init.head', got {value!r}."
+    )
 
 
 def _check_data(problem: str, data: Any) -> None:
@@ -393,42 +518,81 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
 
 
-def _reads(
-    problem: str, loss: Callable[..., Any]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Returns the problems that a loss reads, those it may read, and its ignored arguments.
+class _Signature(NamedTuple):
+    """What a function of a problem reads.
 
-    Keyword-only arguments without a default name problems that it reads; those with one name
-    problems that it reads if they exist. Positional ones beyond the batch are never passed, so the
-    graph refuses them where they name a problem.
+    Attributes:
+        required: keyword-only arguments without a default: problems that it reads.
+        optional: those with a default: problems that it reads if they exist.
+        ignored: positional arguments that are never passed. The graph refuses those that name a
+            problem.
+        positional: the number of positional arguments that are.
     """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...]
+    ignored: tuple[str, ...]
+    positional: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All problems that it may be called with."""
+        return self.required + self.optional
+
+
+def _reads(
+    problem: str,
+    what: str,
+    function: Callable[..., Any],
+    *positional_names: str,
+    fewer: bool = False,
+) -> _Signature:
+    """Which problems a function reads, from its signature.
+
+    Args:
+        problem: the problem, for messages.
+        what: what the function is to it: "loss", "after_step" or "settings".
+        function: the function.
+        positional_names: what its positional arguments are.
+        fewer: whether it may take fewer of them.
+
+    Raises:
+        ProblemError: if it cannot be called so.
+    """
+    call = f"{what}({', '.join([*positional_names, '*', 'other', '...'])})"
     try:
-        arguments = inspect.signature(loss).parameters.values()
+        arguments = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise ProblemError(
-            f"Problem {problem!r}: the signature of its loss cannot be read ({error}). Wrap it in "
-            "a Python function `def loss(module, batch, *, other): ...`."
+            f"Problem {problem!r}: the signature of its {what} cannot be read ({error}). Wrap it "
+            f"in a Python function `def {call}: ...`."
         ) from error
 
-    # It is called as loss(module, batch, *, other, ...): two positional arguments must fit.
+    # So many positional arguments must fit, and no more.
+    count = len(positional_names)
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]
-    if len(required) > 2 or (len(positional) < 2 and not variadic):
+    if len(required) > count or (len(positional) < count and not variadic and not fewer):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes the positional arguments "
-            f"({', '.join(a.name for a in positional)}), but it is called as loss(module, batch, "
-            "*, other, ...): two positional arguments, then the problems that it reads, behind a *."
+            f"Problem {problem!r}: its {what} takes the positional arguments "
+            f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
+            f"{_counted(count)}, then the problems that it reads, behind a *."
         )
     if any(a.kind is a.VAR_KEYWORD for a in arguments):
         raise ProblemError(
-            f"Problem {problem!r}: its loss takes "
+            f"Problem {problem!r}: its {what} takes "
             f"**{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which it cannot "
             "be told what it reads. Name the problems that it reads behind a *."
         )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
-    return (
-        tuple(a.name for a in keywords if a.default is a.empty),
-        tuple(a.name for a in keywords if a.default is not a.empty),
-        tuple(a.name for a in positional[2:]),
+    return _Signature(
+        required=tuple(a.name for a in keywords if a.default is a.empty),
+        optional=tuple(a.name for a in keywords if a.default is not a.empty),
+        ignored=tuple(a.name for a in positional[count:]),
+        positional=count if variadic else min(len(positional), count),
     )
+
+
+def _counted(positional: int) -> str:
+    return {1: "one positional argument", 2: "two positional arguments"}[positional]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mlo.errors import NonFiniteError
 
-__all__ = ["Record", "SolveReport"]
+__all__ = ["GradientReport", "Record", "SolveReport"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,20 @@ class SolveReport:
     converged: bool = True
     advice: str = ""
     curvature: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientReport:
+    """A total gradient and the solves that it took, as `gradient(name, report=True)` returns it.
+
+    Attributes:
+        gradient: parameter name → gradient, of the parameter's shape.
+        reports: of the solves, in the order in which they were made: one for each lower problem
+            whose response was differentiated, and for each player of a game that asks for it.
+    """
+
+    gradient: dict[str, Tensor]
+    reports: tuple[SolveReport, ...]
 
 
 def _as_number(value: Any) -> Any:
@@ -67,15 +81,21 @@ class Record:
         round: number of the round, counted from 1.
         solves: lower problem → its solve report, for every response differentiated in this round.
         skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in
-            this record then.
+            this record then. With `accumulate_solves` the mean is over the solves whose gradients
+            were finite, and only where there is none the update is left out.
         rolled_back: why the run went back to an earlier state before this round
             (`on_nonfinite="rollback"`); None: it did not.
+        seconds: problem → wall-clock seconds of its updates in this round, all together: drawing
+            batches, the gradient with its solves, the step. Nothing waits for a GPU to measure
+            them. What is still running there counts for the update that waits for it: the same
+            one, unless `on_nonfinite` is None, since the check of its gradient waits.
     """
 
     round: int
     solves: dict[str, SolveReport] = field(default_factory=dict)
     skipped: dict[str, NonFiniteError] = field(default_factory=dict)
     rolled_back: NonFiniteError | None = None
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
     _losses: dict[str, Tensor | dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _gradient_norms: dict[str, Tensor] = field(default_factory=dict, repr=False)

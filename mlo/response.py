@@ -26,7 +26,7 @@ These things refer to each other, so they stand in one file, in this order:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -37,12 +37,14 @@ from torch import Tensor
 
 from mlo.distributed import running_statistics
 from mlo.errors import EngineError, ProblemError, warn_user
+from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums, LossFunction
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
+from mlo.restart import Start
 from mlo.sharding import gathered
 from mlo.tensors import versions_of, zeros_for_none
 
@@ -57,7 +59,9 @@ __all__ = [
     "PullbackEngine",
     "Reading",
     "RecordedStep",
+    "Residual",
     "Solution",
+    "Started",
     "Stationary",
     "StepEngine",
     "Stepped",
@@ -93,6 +97,7 @@ class Evaluation:
         solutions: problem listed earlier → its solution; also the ones that other solutions are
             conditioned on.
         dependent: the names of those solutions that are functions of the problem's own value.
+        made: the number of steps that the problem had made before.
     """
 
     loss: LossFunction
@@ -105,6 +110,7 @@ class Evaluation:
     values: dict[str, Tensors]
     solutions: dict[str, Solution]
     dependent: frozenset[str]
+    made: int = 0
 
     @contextmanager
     def losses(
@@ -157,6 +163,51 @@ class Evaluation:
                     total[player] = total[player] + share if player in total else share
             yield total if averaged is None else averaged.leave(total)
 
+    # ------------------------------ what acts around the optimizer's step
+
+    def current_reads(self) -> dict[str, Tensors]:
+        """Problem that is read → its parameters at the evaluation, as constants."""
+        found: dict[str, Tensors] = {}
+        for name in self.loss.reads:
+            solution = self.solutions.get(name)
+            found[name] = self.values[name] if solution is None else solution.constants()
+        return found
+
+    def step_at(self, step: OptimizerStep, reads: Mapping[str, Tensors]) -> OptimizerStep:
+        """The optimizers' step with the settings that these reads give (`settings=`)."""
+        if not step.by_formula:
+            return step
+        with self.replayed_at({}, reads):
+            return step.with_settings(self.loss.settings(self.made))
+
+    def after_step(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensors:
+        """What is left of the parameters after the optimizers' step (`after_step=`)."""
+        if self.loss.problem.after_step is None:
+            return parameters
+        with self.replayed_at({}, reads):
+            return self.loss.after_step(parameters)
+
+    def stepped(
+        self,
+        step: OptimizerStep,
+        parameters: Tensors,
+        gradients: Tensors,
+        reads: Mapping[str, Tensors],
+    ) -> Tensors:
+        """θ' = P(step(θ, g; s(x)), x): the whole step, with settings s and `after_step` P.
+
+        Args:
+            step: of the optimizers.
+            parameters: θ, before the step.
+            gradients: g, for the same names.
+            reads: x, problem → parameters.
+
+        Returns:
+            The parameters after the step, differentiable in all three.
+        """
+        moved = self.step_at(step, reads).apply(parameters, gradients)
+        return self.after_step(moved, reads)
+
     def check_batches(self) -> None:
         """Refuses to evaluate again on batches that are not what they were.
 
@@ -201,10 +252,12 @@ class Evaluation:
     ) -> dict[str, Mapping[str, Tensor]]:
         """The tensors with copies of the buffers of all problems but one."""
         # Copies again, since each evaluation may change them (BatchNorm's running statistics).
+        # What others share with the one (a frozen encoder) is among its own, and stays.
         found = dict(tensors)
         for other, buffers in self.buffers.items():
             if buffers and other != but:
-                copies = {key: buffer.clone() for key, buffer in buffers.items()}
+                live = self.loss.in_common[other] if but else ()
+                copies = {key: b.clone() for key, b in buffers.items() if key not in live}
                 found[other] = {**found[other], **copies}
         return found
 
@@ -304,16 +357,53 @@ class Constant(Solution):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stationary(Solution):
-    """A solution of the condition F = 0 on the problem's gradient, for implicit engines.
+class Started(Solution):
+    """Parameters that began at a value from above, and are its function by that alone.
 
     Attributes:
-        evaluation: the current point.
+        start: where they began.
+    """
+
+    start: Start
+
+    @property
+    def free_inputs(self) -> tuple[Input, ...]:
+        """The problem at whose value they began."""
+        return (Input(self.start.problem, None),)
+
+
+Residual = Callable[[Evaluation, Tensors, dict[str, Tensors]], AbstractContextManager[Tensors]]
+"""F of a solution: (evaluation, own parameters, problem read → its tensors) → a context.
+
+The context yields parameter → entry of F, differentiable in the tensors that were given. It is left
+after the derivatives were taken, so it may hold an evaluation of the loss open (see
+`Evaluation.losses`). F is complete: an optimizer's weight decay is not added to it.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stationary(Solution):
+    """A solution of a condition F = 0, for implicit engines.
+
+    Attributes:
+        evaluation: the current point; in a simultaneous round that of the problem's last update.
         memory: what the engine keeps from one solve to the next (warm starts): name → tensor.
+        residual: F, where it is another map than the gradient of the problem's loss.
+        graph: the gradient of that update with its graph, where it is kept.
+        simultaneous: whether all problems see each other as they were when the round began.
+        estimates: corrects what is taken of this problem on a batch.
+        fresh: the same point on other batches, one for each product of an engine that asks for it.
+        learning_rates: those of the problem's optimizers at its last update.
     """
 
     evaluation: Evaluation
     memory: dict[str, Tensor] = field(default_factory=dict)
+    residual: Residual | None = None
+    graph: GradientGraph | None = None
+    simultaneous: bool = False
+    estimates: Estimates | None = None
+    fresh: tuple[Evaluation, ...] = ()
+    learning_rates: tuple[float, ...] = ()
 
     @property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -332,6 +422,7 @@ class Stepped(Solution):
         graph: that gradient with its graph, where the engine keeps it.
         history: the last steps, oldest first, as many as the engine differentiates.
         memory: what the engine keeps from one solve to the next: name → tensor.
+        start: where the first of these steps began, if at a value from above; None: at constants.
     """
 
     evaluation: Evaluation
@@ -340,6 +431,7 @@ class Stepped(Solution):
     graph: GradientGraph | None
     history: tuple[RecordedStep, ...]
     memory: dict[str, Tensor] = field(default_factory=dict)
+    start: Start | None = None
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -376,11 +468,16 @@ class AbstractEngine(ABC):
     Attributes:
         needs_symmetry: whether A must be symmetric, which a game's Jacobian is not.
         takes_sharded: whether it serves problems with sharded parameters.
+        takes_estimates: whether it is linear in means over batches, and corrects its products by
+            the estimator of the problem.
+        takes_start: whether it differentiates a solution in the value that it began at.
     """
 
     name: ClassVar[str]
+    takes_start: ClassVar[bool] = False
     needs_symmetry: ClassVar[bool] = False
     takes_sharded: ClassVar[bool] = True
+    takes_estimates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -397,6 +494,16 @@ class AbstractEngine(ABC):
     def uses_second_derivatives(self) -> bool:
         """Whether it differentiates the gradient of the loss."""
         return True
+
+    @property
+    def takes_residuals(self) -> bool:
+        """Whether it differentiates any condition F = 0, not only that a gradient vanishes."""
+        return False
+
+    @property
+    def fresh_products(self) -> int:
+        """The number of products in a solve that are each on batches of their own."""
+        return 0
 
     @property
     def label(self) -> str:
@@ -447,9 +554,14 @@ class StepEngine(AbstractEngine):
         """Whether the gradient of a step is kept with its graph until it is differentiated."""
         return False
 
-    def capture(self, problem: Problem) -> OptimizerStep:
-        """Copies, before a step is made, what its derivative will need."""
-        return OptimizerStep.capture(problem)
+    def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:
+        """Copies, before a step is made, what its derivative will need.
+
+        Args:
+            problem: whose optimizers make the step.
+            unused: its parameters without a gradient.
+        """
+        return OptimizerStep.capture(problem, unused=unused)
 
 
 class PullbackEngine(AbstractEngine):
@@ -505,6 +617,10 @@ class Reading:
             return self.values[name]
         return self._response(self.solutions[name])
 
+    def note(self, report: SolveReport) -> None:
+        """Notes how a solve went."""
+        self.reports.append(report)
+
     def of(self, item: Input) -> Tensors:
         """The tensors of one input of a solution."""
         return self.tensors(item.name) if item.solution is None else self._response(item.solution)
@@ -544,12 +660,7 @@ class _Response(torch.autograd.Function):
         assert isinstance(engine, PullbackEngine)
         # PyTorch enables gradients in a backward pass under create_graph only.
         differentiate = torch.is_grad_enabled()
-        if differentiate and not engine.differentiable:
-            raise EngineError(
-                f"The response of problem {solution.name!r} is differentiated twice, which its "
-                f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
-                "such as 'one_step' or 'direct'."
-            )
+        _check_serves(engine, solution, differentiate=differentiate)
         wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
         if all(cotangent is None for cotangent in cotangents) or not any(wanted):
             return (None,) * (2 + len(wanted))
@@ -568,8 +679,30 @@ class _Response(torch.autograd.Function):
             if not solution.evaluation.loss.repeats:
                 call.check_repeats()
             grads, report = engine.pullback(call, cotangents)
-        ctx.reading.reports.append(report)
+        ctx.reading.note(report)
         return (None, None, *grads)
+
+
+def _check_serves(
+    engine: AbstractEngine, solution: Stationary | Stepped, *, differentiate: bool
+) -> None:
+    """Refuses an engine that cannot differentiate this solution, or not twice."""
+    if differentiate and not engine.differentiable:
+        raise EngineError(
+            f"The response of problem {solution.name!r} is differentiated twice, which its "
+            f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
+            "such as 'one_step' or 'direct'."
+        )
+    if (
+        isinstance(solution, Stationary)
+        and solution.residual is not None
+        and not engine.takes_residuals
+    ):
+        raise EngineError(
+            f"The solution of problem {solution.name!r} is defined by another condition than "
+            f"that the gradient of its loss vanishes, which {engine.label!r} does not "
+            "differentiate. Use an engine with autograd products, such as 'gmres'."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -597,14 +730,42 @@ class Pullback:
     reading: Reading
     stack: ExitStack
 
-    def parameter_aliases(self) -> Tensors:
+    @property
+    def start(self) -> Start | None:
+        """Where the step that is differentiated began, if at a value from above."""
+        return self.solution.start if isinstance(self.solution, Stepped) else None
+
+    def source(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, Tensor]]:
+        """Of the problem at whose value a step began: parameter → its place in `inputs`, and it."""
+        start, evaluation = self.start, self.solution.evaluation
+        place = 0
+        for item in evaluation.free_inputs:
+            if item.solution is None:
+                values = evaluation.values[item.name]
+                if start is not None and item.name == start.problem:
+                    return {key: (place + k, inputs[place + k]) for k, key in enumerate(values)}
+                place += len(values)
+            else:
+                place += len(item.solution.value)
+        return {}
+
+    def parameter_aliases(self, inputs: Sequence[Tensor] = ()) -> Tensors:
         """The point at which the derivative is taken, as tensors that require gradients.
 
         A step is differentiated at the parameters before it, which are constants; a stationary
         solution at itself, through which a second derivative flows.
+
+        Args:
+            inputs: tensors that stand for the inputs. If the step began at the value of one, the
+                parameters are functions of it.
         """
-        # Views of the saved outputs: new tensors to differentiate in, with the outputs' graph.
         parameters = self.solution.evaluation.parameters
+        if self.start is not None and inputs:
+            source = {key: tensor for key, (_, tensor) in self.source(inputs).items()}
+            with torch.enable_grad():
+                linked = self.start.linked(parameters, source)
+            return {k: t if t.requires_grad else t.requires_grad_() for k, t in linked.items()}
+        # Views of the saved outputs: new tensors to differentiate in, with the outputs' graph.
         if self.differentiate and isinstance(self.solution, Stationary):
             pairs = zip(parameters, self.outputs, strict=True)
             return {key: output.view_as(output) for key, output in pairs}
@@ -634,7 +795,7 @@ class Pullback:
         that a loss keeps between calls, or random numbers that are not replayed, would be missing.
         """
         loss = self.solution.evaluation.loss
-        graph = self.solution.graph if isinstance(self.solution, Stepped) else None
+        graph = self.solution.graph
         if graph is not None and graph.gradients is not None and not self.differentiate:
             return  # a kept graph is differentiated as it is
         loss.repeats = True
@@ -658,11 +819,50 @@ class Pullback:
                     "buffers of the module or in metrics, and draw from global random states."
                 )
 
+    def moved(self, parameters: Tensors, inputs: Sequence[Tensor], stack: ExitStack) -> Pullback:
+        """The same call on the same batches, at another point.
+
+        Args:
+            parameters: own parameters there.
+            inputs: what the solution depends on there, flat.
+            stack: keeps re-evaluations open.
+        """
+        evaluation = self.solution.evaluation
+        values, rest = dict(evaluation.values), iter(inputs)
+        for item in evaluation.free_inputs:
+            if item.solution is None:
+                values[item.name] = dict(zip(values[item.name], rest, strict=False))
+            else:
+                for _ in item.solution.value:
+                    next(rest)
+        there = replace(evaluation, parameters=parameters, values=values)
+        solution = replace(self.solution, evaluation=there, graph=None)
+        return replace(self, solution=solution, inputs=inputs, stack=stack)
+
     def select(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Of tensors that stand for the inputs, those whose gradient is asked for."""
         return [tensor for tensor, want in zip(inputs, self.wanted, strict=True) if want]
 
-    def scatter(self, found: Sequence[Tensor]) -> list[Tensor | None]:
+    def check_step(self, after: Tensors) -> None:
+        """Refuses a step that ends elsewhere when it is made again.
+
+        Args:
+            after: the parameters after it, which are those of the solution where they agree.
+
+        Raises:
+            ProblemError: if they do not: `settings` or `after_step` is no function of what it gets.
+        """
+        for name, tensor in after.items():
+            made = self.solution.value[name].detach()
+            rounding = torch.finfo(made.dtype).eps ** 0.5 * (made.norm() + 1.0)
+            if not bool((tensor.detach() - made).norm() <= rounding):
+                raise ProblemError(
+                    f"Problem {self.solution.name!r}: its after_step or settings gives {name!r} "
+                    "another value when it is called again at the same point. It keeps state "
+                    "between calls or draws random numbers. Make it a function of its arguments."
+                )
+
+    def scatter(self, found: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Puts one entry per wanted input into the order of all inputs, None for the others."""
         entries = iter(found)
         return [next(entries) if want else None for want in self.wanted]
@@ -688,6 +888,39 @@ class Pullback:
             shared: as in `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
+        with (
+            self.reads_at(parameters, inputs) as reads,
+            evaluation.losses(parameters, reads, players=players, shared=shared) as losses,
+        ):
+            yield losses
+
+    @property
+    def residual(self) -> Residual | None:
+        """F of the solution, where it is not the gradient of the problem's loss."""
+        return self.solution.residual if isinstance(self.solution, Stationary) else None
+
+    @contextmanager
+    def residuals(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Tensors]:
+        """Evaluates F, where it is not a loss's gradient, as `losses` does a loss; by parameter."""
+        residual, evaluation = self.residual, self.solution.evaluation
+        assert residual is not None
+        with (
+            self.reads_at(parameters, inputs) as reads,
+            residual(evaluation, parameters, reads) as found,
+        ):
+            yield found
+
+    @contextmanager
+    def reads_at(
+        self, parameters: Tensors, inputs: Sequence[Tensor]
+    ) -> Iterator[dict[str, Tensors]]:
+        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`.
+
+        Args:
+            parameters: own parameters, on which responses below may depend.
+            inputs: tensors that stand for the inputs, flat.
+        """
+        evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}
         rest = iter(inputs)  # each `zip` below takes from it as many as the item has tensors
@@ -705,10 +938,8 @@ class Pullback:
             responses=responses,
             reader=f"{self.reading.reader}/{self.solution.name}",
         )
-        reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
         try:
-            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
-                yield losses
+            yield {name: inner.tensors(name) for name in evaluation.loss.reads}
         finally:
             responses.clear()  # as in `total_gradient`: a cycle that nothing would free
 
@@ -770,6 +1001,7 @@ def total_gradient(
     keep_graph: bool = False,
     held_constant: frozenset[str] = frozenset(),
     examine: Examine | None = None,
+    estimates: Estimates | None = None,
 ) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
 
@@ -785,6 +1017,7 @@ def total_gradient(
             response.
         held_constant: problems whose solutions are treated as constants.
         examine: is shown each player's loss on the first batch, before it is differentiated.
+        estimates: corrects the gradient, or the terms that it is made of.
     """
     loss, problem = evaluation.loss, evaluation.loss.problem
     reading = Reading(
@@ -821,7 +1054,14 @@ def total_gradient(
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
     if parallel is not None and parallel.exact:
         found.average(parallel, moving)
-    gradient = _with_implicit_term(problem, reading, found, cut.responses)
+    estimated = None
+    if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
+        taken = replace(evaluation, random_states=tuple(found.random_states))
+        estimated = _Estimated(evaluation=taken, players=tuple(found.direct), estimates=estimates)
+    corrected = found if estimated is None else estimated.terms(found, cut)
+    gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
+    if estimated is not None:
+        gradient = estimated.total(gradient)
     if parallel is not None and not parallel.exact:
         found.average(parallel, moving, gradient=gradient)
     # A response's node holds the reading, which holds the response. PyTorch does not free such a
@@ -859,11 +1099,13 @@ class _Cut:
         tensors: problem → the tensors that the loss sees.
         responses: the differentiable tensors on the far side of the cut.
         leaves: what stands for each of them on the loss's side.
+        names: the name of each leaf.
     """
 
     tensors: dict[str, Tensors]
     responses: list[Tensor]
     leaves: list[Tensor]
+    names: list[str]
 
 
 def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
@@ -872,7 +1114,7 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
     A kept graph is differentiated later in all that the solution is a function of, so these require
     gradients too.
     """
-    cut = _Cut(tensors={}, responses=[], leaves=[])
+    cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
     inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
@@ -887,6 +1129,7 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
             if responds:
                 cut.responses.append(tensor)
                 cut.leaves.append(leaf)
+                cut.names.append(f"{other}/{key}")
     return cut
 
 
@@ -912,7 +1155,7 @@ def _with_implicit_term(
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
         implicit = torch.autograd.grad(
             reached,
-            [problem.parameters[name] for name in names],
+            [reading.values[problem.name][name] for name in names],
             grad_outputs=cotangents,
             allow_unused=True,
             retain_graph=player != players[-1],
@@ -945,3 +1188,142 @@ def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     for key, tensor in parameters.items():
         if tensor._version > 0:  # the copy was new, and has been changed since
             problem.parameters[key].copy_(tensor)
+
+
+# ------------------------------ estimated gradients
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Estimated:
+    """The gradient of one evaluation, corrected by the problem's estimator.
+
+    Attributes:
+        evaluation: where it was taken, with the random states that it began from.
+        players: whose gradients.
+        estimates: what corrects them.
+    """
+
+    evaluation: Evaluation
+    players: tuple[str, ...]
+    estimates: Estimates
+
+    def terms(self, found: GradientSums, cut: _Cut) -> GradientSums:
+        """The direct gradients and cotangents as estimated, unless the total is."""
+        if self.estimates.of_total:
+            return found
+
+        def again(point: Point) -> dict[str, Tensor | None]:
+            there, elsewhere, reading = self._taken_at(point)
+            reading.responses.clear()  # as in `total_gradient`
+            return dict(self._named(there, elsewhere.names))
+
+        named = self._estimate("terms", dict(self._named(found, cut.names)), again)
+        rest = iter(named.values())
+        direct: dict[str, list[Tensor | None]] = {}
+        cotangents: dict[str, list[Tensor | None]] = {}
+        for player in found.direct:
+            direct[player] = [next(rest) for _ in found.direct[player]]
+            cotangents[player] = [next(rest) for _ in found.cotangents[player]]
+        return found.replaced(direct, cotangents)
+
+    def total(self, gradient: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """The total gradient as estimated, unless its terms were."""
+        if not self.estimates.of_total:
+            return gradient
+
+        def again(point: Point) -> dict[str, Tensor | None]:
+            there, elsewhere, reading = self._taken_at(point)
+            problem = self.evaluation.loss.problem
+            gradient = _with_implicit_term(problem, reading, there, elsewhere.responses)
+            reading.responses.clear()
+            return gradient
+
+        return self._estimate("total", gradient, again)
+
+    def _estimate(
+        self,
+        group: str,
+        found: Mapping[str, Tensor | None],
+        again: Callable[[Point], Mapping[str, Tensor | None]],
+    ) -> dict[str, Tensor | None]:
+        return self.estimates.estimate(
+            f"{group} {' '.join(self.players)}",
+            self.evaluation.batches,
+            found,
+            point=self._point,
+            again=again,
+        )
+
+    def _named(
+        self, found: GradientSums, leaves: Sequence[str]
+    ) -> Iterator[tuple[str, Tensor | None]]:
+        """Name → each direct gradient and cotangent, player by player."""
+        problem = self.evaluation.loss.problem
+        for player, direct in found.direct.items():
+            for key, value in zip(problem.player_parameters[player], direct, strict=True):
+                yield f"{player}/direct {key}", value
+            for key, value in zip(leaves, found.cotangents[player], strict=True):
+                yield f"{player}/cotangent {key}", value
+
+    def _point(self) -> Point:
+        """Where the evaluation was made: the tensors of all problems that it depends on."""
+        found: dict[str, Tensors] = {}
+        _collect_point(self.evaluation, found)
+        point: Point = {}
+        for name, tensors in found.items():
+            point |= {f"{name}/{key}": tensor for key, tensor in tensors.items()}
+        return point
+
+    def _taken_at(self, point: Point) -> tuple[GradientSums, _Cut, Reading]:
+        """The evaluation's terms on the same batches at another point; how it was read there."""
+        there: dict[str, Tensors] = {}
+        for name, tensor in point.items():
+            other, _, key = name.partition("/")
+            there.setdefault(other, {})[key] = tensor
+        moved = _moved(self.evaluation, there)
+        problem = moved.loss.problem
+        parameters = {k: t.detach().requires_grad_() for k, t in moved.parameters.items()}
+        reading = Reading(
+            values={**moved.values, problem.name: parameters},
+            solutions=moved.solutions,
+            reader=problem.name,
+        )
+        cut = _cut_reads(moved, reading, keep_graph=False)
+        found = GradientSums(problem, 1, cut.leaves)
+        with moved.losses(parameters, cut.tensors, players=self.players) as losses:
+            for player, loss in losses.items():
+                own = [parameters[key] for key in problem.player_parameters[player]]
+                found.add(player, loss, own, retain_graph=True, create_graph=False)
+        return found, cut, reading
+
+
+def _collect_point(evaluation: Evaluation, found: dict[str, Tensors]) -> None:
+    found.setdefault(evaluation.loss.problem.name, evaluation.parameters)
+    for name, tensors in evaluation.values.items():
+        found.setdefault(name, tensors)
+    for name, solution in evaluation.solutions.items():
+        found.setdefault(name, solution.constants())
+        if isinstance(solution, Stationary):
+            _collect_point(solution.evaluation, found)
+
+
+def _moved(evaluation: Evaluation, there: Mapping[str, Tensors]) -> Evaluation:
+    """The same evaluation, on the same batches and noise, at another point."""
+    solutions: dict[str, Solution] = {}
+    for name, solution in evaluation.solutions.items():
+        solution = replace(solution, value=there[name])
+        if isinstance(solution, Stationary):
+            solution = replace(
+                solution,
+                evaluation=_moved(solution.evaluation, there),
+                fresh=tuple([_moved(other, there) for other in solution.fresh]),
+                memory=dict(solution.memory),
+                graph=None,
+            )
+        solutions[name] = solution
+    return replace(
+        evaluation,
+        parameters=there[evaluation.loss.problem.name],
+        values={name: there[name] for name in evaluation.values},
+        solutions=solutions,
+    )

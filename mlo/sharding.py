@@ -43,13 +43,42 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gathered(tensor: DTensor) -> Tensor:
-    from torch.distributed.tensor import Partial, Replicate
+    found: Tensor = _Gather.apply(tensor)
+    return found
 
-    # As one sum of the processes' gradients, of which each counts 1/N: `Partial("avg")`.
-    mesh = tensor.device_mesh
-    replicated = tensor.redistribute(placements=[Replicate()] * mesh.ndim)
-    local: Tensor = replicated.to_local(grad_placements=[Partial("avg")] * mesh.ndim)
-    return local
+
+class _Gather(torch.autograd.Function):
+    """Forward: a sharded tensor, whole. Backward: the mean of the processes' gradients, sharded.
+
+    Each of this and `_Scatter` is the other's backward pass, so derivatives of every order are
+    right. (DTensor's own are, up to the second: products with A itself take three.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: DTensor) -> Tensor:
+        ctx.mesh, ctx.placements = tensor.device_mesh, tensor.placements
+        return tensor.full_tensor()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        found: Tensor = _Scatter.apply(gradient, ctx.mesh, ctx.placements)
+        return found
+
+
+class _Scatter(torch.autograd.Function):
+    """Forward: the mean over the processes, sharded. Backward: a sharded gradient, whole."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, mesh: Any, placements: Any) -> Tensor:
+        from torch.distributed.tensor import DTensor, Partial
+
+        parts = [Partial("avg")] * mesh.ndim
+        local = DTensor.from_local(tensor, mesh, parts, run_check=False)
+        return local.redistribute(placements=placements)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: DTensor) -> tuple[Tensor, None, None]:
+        return _Gather.apply(gradient), None, None
 
 
 def whole(tensor: Tensor) -> Tensor:

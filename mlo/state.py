@@ -14,6 +14,7 @@ from mlo.levels import History
 from mlo.problem import Problem
 from mlo.randomness import RandomState
 from mlo.sharding import is_sharded
+from mlo.solve_sums import SolveSums
 
 __all__ = ["load_state", "state_of"]
 
@@ -51,6 +52,12 @@ def state_of(
             "skips_in_a_row": skips_in_a_row[name],
             "memory": _copied(history.memory[name]),
         }
+        if name in history.estimates:
+            saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)
+        if name in history.sums:
+            saved[name]["solves"] = _copied(history.sums[name].state_dict())
+        if name in history.averages:
+            saved[name]["average"] = history.averages[name].state_dict()
         if name in history.solve_streams:
             saved[name]["solve_data"] = history.solve_streams[name].state_dict()
     return {
@@ -105,13 +112,33 @@ def load_state(
     saved = {name: _of_this_version(name, state["problems"][name]) for name in problems}
     for name, problem in problems.items():
         _check(problem, saved[name])
+        for part, what, held in (
+            ("estimates", "estimator", history.estimates),
+            ("average", "average", history.averages),
+        ):
+            if (name in held) != (part in saved[name]):
+                raise CheckpointError(
+                    f"The state of problem {name!r} does not fit: it was saved "
+                    f"{'with' if part in saved[name] else 'without'} an {what}, and this problem "
+                    f"has {'one' if name in held else 'none'}. Declare the problem as it was."
+                )
 
     _load_all(history, saved)
+    history.sums.clear()
     for name, problem in problems.items():
+        if "solves" in saved[name]:
+            history.sums[name] = SolveSums.from_state_dict(saved[name]["solves"], problem.device)
         if position:
             history.streams[name].load_state_dict(saved[name]["data"])
             if name in history.solve_streams and "solve_data" in saved[name]:
                 history.solve_streams[name].load_state_dict(saved[name]["solve_data"])
+        if name in history.estimates:
+            kept = saved[name]["estimates"].items()
+            # Counters stay on the processor; the others are where the problem is.
+            tensors = {k: t.to(problem.device if t.dim() else "cpu", copy=True) for k, t in kept}
+            history.estimates[name].memory.tensors = tensors
+        if name in history.averages:
+            history.averages[name].load_state_dict(saved[name]["average"], problem.device)
         history.updates[name] = saved[name]["updates"]
         skips_in_a_row[name] = saved[name].get("skips_in_a_row", 0)
         # The dict stays the same one: solutions hold it.

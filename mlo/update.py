@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mlo.checks import StepChecks
+from mlo.checks import StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.levels import History, Levels, restore_buffers
@@ -19,8 +19,10 @@ from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_st
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
-from mlo.response import TotalGradient
+from mlo.response import Evaluation, TotalGradient
 from mlo.sharding import total_norm
+from mlo.solve_sums import SolveSums
+from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import tensors_of, versions_of
 
 __all__ = ["Update", "Updater"]
@@ -71,31 +73,42 @@ class Updater:
         self._step_checks = StepChecks()
         self._warned: set[str] = set()
 
-    def update(self, name: str, record: Record, *, keep_graph: bool) -> None:
+    def update(self, name: str, record: Record, *, keep_graph: bool, moves: bool = True) -> None:
         """Makes an update of a problem: one move or, with `player_steps`, several.
 
         Args:
             name: the problem.
             record: of the round.
             keep_graph: whether the gradient of the last move is kept with its graph.
+            moves: whether the problem moves, or only adds to the gradient of a later turn
+                (`accumulate_solves`).
 
         Raises:
             NonFiniteError: if a loss or gradient is not finite, and the update is not skipped. The
                 batches of all its moves have been taken then.
         """
-        moves = self._history.graph.problems[name].player_moves
-        for index, players in enumerate(moves):
-            last = index + 1 == len(moves)
+        player_moves = self._history.graph.problems[name].player_moves
+        for index, players in enumerate(player_moves):
+            last = index + 1 == len(player_moves)
             try:
-                self._update_once(name, players, record, last=last, keep_graph=keep_graph and last)
+                self._update_once(
+                    name, players, record, last=last, keep_graph=keep_graph and last, moves=moves
+                )
             except NonFiniteError:
                 # Streams that go together stay together, whichever move has failed.
-                for _ in moves[index + 1 :]:
+                for _ in player_moves[index + 1 :]:
                     self.draw(name)
                 raise
 
     def _update_once(
-        self, name: str, players: tuple[str, ...], record: Record, *, last: bool, keep_graph: bool
+        self,
+        name: str,
+        players: tuple[str, ...],
+        record: Record,
+        *,
+        last: bool,
+        keep_graph: bool,
+        moves: bool,
     ) -> None:
         """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
@@ -109,6 +122,11 @@ class Updater:
             found = self._levels[name].differentiate(
                 name, batches, is_update=True, players=players, keep_graph=keep_graph
             )
+            try:
+                settings = self._set(problem, found.evaluation)
+            except BaseException:
+                restore_buffers(found.evaluation)
+                raise
         except BaseException:
             # All of an update or nothing: the same batches and noise come again.
             history.streams[name].put_back(batches)
@@ -118,23 +136,49 @@ class Updater:
 
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
         norm = total_norm(found.gradient.values())
-        if self.on_nonfinite is not None and not is_finite(norm, found.losses.values()):
+        finite = self.on_nonfinite is None or is_finite(norm, found.losses.values())
+        if finite:
+            self.skips_in_a_row[name] = 0
+        else:
             history.restore_memory(memory)
             self._refuse(name, found, record)
+        if problem.accumulate_solves > 1:
+            mean = self._mean_of_solves(name, found, record, finite=finite, moves=moves)
+            if mean is None:
+                return
+            found, norm = mean, total_norm(mean.gradient.values())
+        elif not finite:
             return
-        self.skips_in_a_row[name] = 0
 
         # The optimizers' state is captured before it moves; the update is noted after it has.
         engine = history.step_engine(name)
-        step = engine.capture(problem) if last and engine is not None else None
-        self._step(problem, found, norm, step)
+        step = engine.capture(problem, found.unused) if last and engine is not None else None
+        self._step(problem, found, norm, step, settings)
+        self._finish(problem, found.evaluation, players)
         _move_schedulers(problem, found, players)
         history.updates[name] += 1
         history.mark(name)
+        history.keep(name)
         if last:
             history.note(name, found, step)
             self._note(problem, found, norm, record)
         self._call_after(problem)
+
+    def _mean_of_solves(
+        self, name: str, found: TotalGradient, record: Record, *, finite: bool, moves: bool
+    ) -> TotalGradient | None:
+        """Adds the gradient of one solve (`accumulate_solves`); returns the mean at the last.
+
+        None: the problem does not move yet, or no gradient was finite.
+        """
+        sums = self._history.sums.setdefault(name, SolveSums())
+        if finite:
+            sums.add(found)
+        if not moves:
+            self._note_solves(found, record)
+            return None
+        del self._history.sums[name]
+        return sums.mean(found) if sums.count else None
 
     def draw(self, name: str) -> tuple[Any, ...]:
         """Takes the batches of one update.
@@ -158,13 +202,49 @@ class Updater:
 
     # ------------------------------ the step, and the user's hooks around it
 
+    @torch.no_grad()
+    def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+        """Finds the settings of this step, and writes those that are numbers to the optimizers."""
+        if problem.settings is None:
+            return {}
+        self._step_checks.check_bare(problem)
+        with evaluation.replayed_at({}, evaluation.current_reads()):
+            found = evaluation.loss.settings(evaluation.made)
+        check_values(problem.name, found)
+        check_schedulers(problem, found)
+        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
+        for optimizer in problem.optimizers.values():
+            for group in optimizer.param_groups:
+                members = [found[name_of[id(p)]] for p in group["params"] if id(p) in name_of]
+                group.update(common_numbers(members))
+        return found
+
+    def _finish(self, problem: Problem, evaluation: Evaluation, players: tuple[str, ...]) -> None:
+        """Applies `after_step` to what the players have moved."""
+        if problem.after_step is None:
+            return
+        reads = evaluation.current_reads()
+        moved = [key for player in players for key in problem.player_parameters[player]]
+        before = {key: problem.parameters[key].detach().clone() for key in moved}
+        if problem.name in self._history.differentiated:
+            self._step_checks.check_after_step(problem, evaluation, before, reads)
+        with torch.no_grad():
+            for key, tensor in evaluation.after_step(dict(before), reads).items():
+                problem.parameters[key].copy_(tensor)
+
     def _step(
-        self, problem: Problem, found: TotalGradient, norm: Tensor, step: OptimizerStep | None
+        self,
+        problem: Problem,
+        found: TotalGradient,
+        norm: Tensor,
+        step: OptimizerStep | None,
+        settings: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """Clips the gradient and lets the optimizers move; leaves no gradient behind."""
         gradient = found.gradient
         checked = None
-        if step is not None and self._step_checks.are_due(problem):
+        by_formula = problem.settings is not None
+        if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
         foreign = any(map(is_foreign, problem.optimizers.values()))
         if problem.grad_clip is not None:
@@ -184,9 +264,13 @@ class Updater:
             used = [key for key in problem.parameters if key not in found.unused]
             before = {key: problem.parameters[key].detach().clone() for key in used}
 
-        for optimizer in problem.optimizers.values():
-            with plain_steps(optimizer):
-                optimizer.step()
+        if by_formula:
+            made = OptimizerStep.capture(problem, unused=found.unused).with_settings(settings)
+            made.make(problem)
+        else:
+            for optimizer in problem.optimizers.values():
+                with plain_steps(optimizer):
+                    optimizer.step()
         for parameter in problem.parameters.values():
             parameter.grad = None
 
@@ -223,6 +307,7 @@ class Updater:
             return
         if problem.name not in self._history.differentiated:
             problem.after_update(problem)
+            self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
         before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
@@ -275,7 +360,7 @@ class Updater:
         record.skipped[name] = error
 
     def _note(self, problem: Problem, found: TotalGradient, norm: Tensor, record: Record) -> None:
-        """Writes an update into the record; warns once per problem of a failed solve."""
+        """Writes an update into the record."""
         players: dict[str, Tensor] = {}
         if problem.is_game:
             for player, keys in problem.player_parameters.items():
@@ -287,6 +372,10 @@ class Updater:
             gradient_norm=norm,
             player_norms=players or None,
         )
+        self._note_solves(found, record)
+
+    def _note_solves(self, found: TotalGradient, record: Record) -> None:
+        """Writes solves into the record; warns once per problem of one that failed."""
         for report in found.reports:
             record.solves[report.problem] = report
             # A solve that may still get there has no advice yet.
@@ -304,14 +393,30 @@ class Updater:
 
 def _move_schedulers(problem: Problem, found: TotalGradient, players: tuple[str, ...]) -> None:
     """Moves the learning-rate schedulers, except those of players that rested."""
-    for player, scheduler in problem.schedulers.items():
-        if player in problem.players and player not in players:
+    for name, scheduler in problem.schedulers.items():
+        if _rests(problem, name, scheduler, players):
             continue
         if isinstance(scheduler, ReduceLROnPlateau):
-            loss = found.losses.get(player)
+            loss = found.losses.get(name)
             scheduler.step(float(sum(found.losses.values()) if loss is None else loss))
         else:
             scheduler.step()
+
+
+def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]) -> bool:
+    """Whether a scheduler belongs to players that did not move."""
+    if len(players) == len(problem.players):
+        return False
+    if name in problem.players:
+        return name not in players
+    # One of a list says by its optimizer whose it is.
+    moved: set[int] = set()
+    for player in players:
+        moved.update(id(problem.parameters[key]) for key in problem.player_parameters[player])
+    driven = getattr(scheduler, "optimizer", None)
+    groups = [] if driven is None else driven.param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    return bool(held) and not held & moved
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -114,6 +114,8 @@ def _why_not(graph: DependencyGraph, problem: Problem, engine: AbstractEngine) -
         return f"its engine is {engine.label!r}; choose betty-darts, betty-neumann or betty-cg"
     if problem.is_game:
         return "it is a game"
+    if len(problem.optimizers) > 1:
+        return f"it has {len(problem.optimizers)} optimizers"
     if problem.accumulate > 1:
         return f"accumulate={problem.accumulate}"
     if problem.warmup_steps > 0:

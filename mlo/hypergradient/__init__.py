@@ -9,9 +9,11 @@ from mlo.hypergradient.identity import Identity
 from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
 from mlo.hypergradient.minres import Minres
 from mlo.hypergradient.neumann import Neumann
+from mlo.hypergradient.normal_cg import NormalConjugateGradient
 from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
 from mlo.hypergradient.options import count, number, number_or_auto
+from mlo.hypergradient.outer_product import OuterProduct
 from mlo.hypergradient.penalty import Penalty
 from mlo.hypergradient.products import (
     Autograd,
@@ -27,8 +29,10 @@ from mlo.hypergradient.registry import (
     engine_from,
     register_engine,
 )
+from mlo.hypergradient.sid import Sid
 from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
+from mlo.hypergradient.zeroth_order import ZerothOrder
 from mlo.response import AbstractEngine, Cotangent, Pullback, PullbackEngine, StepEngine
 
 __all__ = [
@@ -49,16 +53,20 @@ __all__ = [
     "LinearSystem",
     "Minres",
     "Neumann",
+    "NormalConjugateGradient",
     "Nystrom",
     "OneStep",
+    "OuterProduct",
     "Penalty",
     "Products",
     "Pullback",
     "PullbackEngine",
+    "Sid",
     "Soba",
     "Solve",
     "StepEngine",
     "Unroll",
+    "ZerothOrder",
     "available_engines",
     "count",
     "darts",

@@ -47,6 +47,8 @@ class Direct(Engine):
                 "iterative engine, or raise max_parameters."
             )
         v = zeros_for_none(cotangent, theta)
+        if size == 0:
+            return Solve(q=v, report=self.report(system.problem))
         operator = FlatOperator(system, self.damping)
         identity = torch.eye(size, dtype=theta[0].dtype, device=theta[0].device)
         # Aᵀ e_i is row i of A.

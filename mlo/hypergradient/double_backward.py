@@ -149,12 +149,11 @@ def _is_once_differentiable(backward: object) -> bool:
     return False
 
 
-def leaves_of(loss: Tensor) -> list[Tensor]:
-    """The tensors without a history that a loss depends on: parameters, and their stand-ins."""
-    if loss.grad_fn is None:
-        return [loss] if loss.requires_grad else []
-    leaves = [getattr(node, "variable", None) for node in _graph([loss])]
-    return [leaf for leaf in leaves if leaf is not None]
+def leaves_of(*outputs: Tensor) -> list[Tensor]:
+    """The tensors without a history that some depend on: parameters, and their stand-ins."""
+    leaves = [output for output in outputs if output.grad_fn is None and output.requires_grad]
+    variables = [getattr(node, "variable", None) for node in _graph(outputs)]
+    return [*leaves, *[leaf for leaf in variables if leaf is not None]]
 
 
 def _graph(outputs: Sequence[Tensor]) -> list[torch.autograd.graph.Node]:

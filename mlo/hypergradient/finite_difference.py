@@ -28,6 +28,7 @@ from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
 from mlo.sharding import total_norm, whole
+from mlo.tensors import add
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
@@ -173,10 +174,40 @@ class FiniteDifferenceSystem(LinearSystem):
         return player
 
     def mixed_vjp(self, u: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return self.call.scatter(self._difference(u, in_inputs=True))
+        return self._mixed(u)
+
+    def _mixed(self, u: Sequence[Tensor | None], factor: float = 1.0) -> list[Tensor | None]:
+        """Bᵀ u, with Aᵀ u for the inputs at whose value the parameters began."""
+        found = self.call.scatter(self._difference(u, in_inputs=True, factor=factor))
+        start = self.call.start
+        if start is None:
+            return found
+        source = self.call.source(self.call.inputs)
+        wanted = {key: t for key, (place, t) in source.items() if found[place] is not None}
+        if wanted:
+            along = self._difference(u, in_inputs=False, factor=factor)
+            terms = start.pulled(dict(zip(self.names, along, strict=True)), wanted)
+            for key, term in terms.items():
+                place = source[key][0]
+                found[place] = add(found[place], term)
+        return found
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._difference(u, in_inputs=False)
+
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        # (F(θ + e u) − F(θ − e u)) / 2e: here all players move, each player's own gradient is read.
+        directions = dict(zip(self.names, u, strict=True))
+        e = self._step_size_along(directions)
+        if not e:
+            return [torch.zeros_like(tensor) for tensor in self.parameters]
+        found: dict[str, Tensor] = {}
+        for player, members in self.players.items():
+            sides = self._both_sides(directions, e)
+            terms = self._weighted_gradients(player, sides, in_inputs=False)
+            of_all = dict(zip(self.names, terms, strict=True))
+            found |= {name: of_all[name] for name in members}
+        return [found[name] for name in self.names]
 
     def _difference(
         self, u: Sequence[Tensor | None], *, in_inputs: bool, factor: float = 1.0
@@ -295,7 +326,7 @@ class FiniteDifferenceSystem(LinearSystem):
         if error <= tolerance * _norm(exact) + noise:
             return
         # Rounding and kinks show at another step size, and what is detached does not.
-        twice = present(self.call.scatter(self._difference(u, in_inputs=True, factor=2.0)))
+        twice = present(self._mixed(u, factor=2.0))
         steady = error > 3.0 * _distance(ours, twice)
         if steady or error > UNSTEADY * tolerance * _norm(exact):
             warn_user(

@@ -1,4 +1,8 @@
-"""`first_order`: treats the lower solution as a constant; only the direct gradient remains."""
+"""`first_order`: treats the lower solution as a constant; only the direct gradient remains.
+
+A solution that began at an upper problem's value x moved from there by θ − x, which is treated as
+constant. So dθ/dx is the identity (first-order MAML: Finn et al. 2017, section 5.2).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlo.problem import Tensors
-from mlo.response import AbstractEngine, Reading, Solution
+from mlo.response import AbstractEngine, Input, Reading, Solution, Started
 
 __all__ = ["FirstOrder"]
 
@@ -19,10 +23,18 @@ class FirstOrder(AbstractEngine):
     """
 
     name: ClassVar[str] = "first_order"
+    takes_start: ClassVar[bool] = True
 
     @property
     def uses_second_derivatives(self) -> bool:
         return False
 
+    @property
+    def takes_residuals(self) -> bool:
+        return True
+
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
-        return solution.constants()
+        if not isinstance(solution, Started):
+            return solution.constants()
+        source = reading.of(Input(solution.start.problem, None))
+        return solution.start.linked(solution.value, source)

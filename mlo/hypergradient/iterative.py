@@ -5,14 +5,18 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from mlo.errors import warn_user
+from mlo.hypergradient.free_variables import solve_on_free_variables
 from mlo.hypergradient.options import number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
+from mlo.projected_step import ProjectedStep
+from mlo.records import SolveReport
 from mlo.response import Cotangent
 from mlo.sharding import sharded_like, whole
 from mlo.tensors import zeros_for_none
@@ -21,24 +25,38 @@ __all__ = ["FlatOperator", "IterationResult", "IterativeEngine", "fixed_noise"]
 
 
 class FlatOperator:
-    """u ↦ (A + damping · I)ᵀ u on flat vectors, counting products.
+    """u ↦ (A + damping · I)ᵀ u on flat vectors, and its transpose, counting products.
 
     Args:
         system: products on lists of tensors.
         damping: added to the diagonal.
+        adjoint: makes it u ↦ (A + damping · I) u.
     """
 
-    def __init__(self, system: LinearSystem, damping: float) -> None:
+    def __init__(self, system: LinearSystem, damping: float, *, adjoint: bool = False) -> None:
         self._system = system
         self._damping = damping
+        self._adjoint = adjoint
         self._shapes = [tensor.shape for tensor in system.parameters]
         self._sizes = [tensor.numel() for tensor in system.parameters]
         self.products = 0
 
     def __call__(self, u: Tensor) -> Tensor:
+        return self._product(u, adjoint=self._adjoint)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """The product with the transposed operator: (A + damping · I) u."""
+        return self._product(u, adjoint=not self._adjoint)
+
+    def adjoint(self) -> FlatOperator:
+        """The transposed operator, which counts its own products."""
+        return FlatOperator(self._system, self._damping, adjoint=not self._adjoint)
+
+    def _product(self, u: Tensor, *, adjoint: bool) -> Tensor:
         self.products += 1
-        product = self.flatten(self._system.transpose_product(self.split(u)))
-        return product + self._damping * u if self._damping else product
+        product = self._system.product if adjoint else self._system.transpose_product
+        found = self.flatten(product(self.split(u)))
+        return found + self._damping * u if self._damping else found
 
     def flatten(self, parts: Cotangent) -> Tensor:
         """One vector [n] from one tensor per parameter; None counts as zero."""
@@ -79,15 +97,21 @@ class IterationResult:
 class IterativeEngine(Engine):
     """Base of the engines that solve (A + damping · I)ᵀ q = v by products alone.
 
+    Where the response is differentiated twice, the equation is differentiated, and not the
+    iteration (see `_solved`).
+
     Attributes:
         damping: added to the diagonal of A (which contains the optimizer's weight decay already).
         warm_start: start each solve from the solution of the last one on the same problem.
+        is_polynomial: whether `iterate` applies one polynomial in Aᵀ, the same for every b, whose
+            own derivative is right.
     """
 
     damping: float = number(0.0)
     warm_start: bool = False
 
     inverts: ClassVar[bool] = True
+    is_polynomial: ClassVar[bool] = False
 
     @abstractmethod
     def iterate(
@@ -102,32 +126,125 @@ class IterativeEngine(Engine):
             system: the system behind the operator.
         """
 
+    def operator(self, system: LinearSystem) -> FlatOperator:
+        """The product that the iteration is made with."""
+        return FlatOperator(system, self.damping)
+
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
-        operator = FlatOperator(system, self.damping)
+        residual = system.call.residual
+        if self.needs_symmetry and isinstance(residual, ProjectedStep):
+            return solve_on_free_variables(system, cotangent, residual, self._solve, self.label)
+        return self._solve(system, cotangent)
+
+    def _solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        """Solves the system as it is."""
+        operator = self.operator(system)
         v = operator.flatten(cotangent)
         scale = float(v.detach().norm())
-        if scale == 0.0:  # q = 0 is exact, and residuals have no scale
-            return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
+        if scale == 0.0:
+            if not torch.is_grad_enabled():  # q = 0 is exact, and residuals have no scale
+                return Solve(q=operator.split(v), report=self.report(system.problem, residual=0.0))
+            scale = 1.0  # the derivative of q at v = 0 is A⁻ᵀ all the same
+        if self.needs_symmetry:
+            warn_of_asymmetry(system, self.label)
         start = system.recall("q") if self.warm_start else None
         if start is not None and start.shape == v.shape:
             # Aᵀ (q0 + d) = v: the correction d solves the same system, with the residual of the
             # last solution q0 on the right.
-            outcome = self.iterate(operator, v - operator(start), scale, system)
+            outcome = self._solved(operator, v - operator(start), scale, system)
             q = start + outcome.x
         else:
-            outcome = self.iterate(operator, v, scale, system)
+            outcome = self._solved(operator, v, scale, system)
             q = outcome.x
         if self.warm_start:
             system.keep("q", q)
-        report = self.report(
+        report = self._report(system, outcome, operator.products)
+        return Solve(q=operator.split(q), report=report)
+
+    def _solved(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> IterationResult:
+        """Solves operator(x) ≈ b, with the derivative of the solution of that equation.
+
+        The derivative of a Krylov method is another one. Its x = p(Aᵀ) b has a polynomial p that
+        suits this b: where b has no component along an eigenvector, p says nothing of it, and a
+        change of A or b that brings one in would be multiplied by anything.
+        """
+        if self.is_polynomial or not torch.is_grad_enabled():
+            return self.iterate(operator, b, scale, system)
+        if bool((b == 0.0).all()):
+            outcome = IterationResult(x=torch.zeros_like(b), residual=0.0, converged=True)
+        else:
+            with torch.no_grad():
+                outcome = self.iterate(operator, b, scale, system)
+        # r = b − Aᵀ x at a constant x has the derivative db − dAᵀ x, and dx = A⁻ᵀ dr.
+        made = operator.products
+        r = b - operator(outcome.x)
+        operator.products = made
+        # A is symmetric at this point, where an engine needs it to be.
+        backward = operator if self.needs_symmetry else operator.adjoint()
+        correction = _Correction.apply(self, backward, system, r)
+        return replace(outcome, x=outcome.x + correction)
+
+    def _report(self, system: LinearSystem, outcome: IterationResult, products: int) -> SolveReport:
+        return self.report(
             system.problem,
-            iterations=operator.products,
+            iterations=products,
             residual=outcome.residual,
             converged=outcome.converged,
             advice=outcome.advice,
             curvature=outcome.curvature,
         )
-        return Solve(q=operator.split(q), report=report)
+
+
+class _Correction(torch.autograd.Function):
+    """Zero, with the derivative of A⁻ᵀ r: its backward pass is a solve with A."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, engine: IterativeEngine, operator: FlatOperator, system: LinearSystem, r: Tensor
+    ) -> Tensor:
+        ctx.engine, ctx.operator, ctx.system = engine, operator, system
+        return torch.zeros_like(r)
+
+    @staticmethod
+    def backward(ctx: Any, p: Tensor) -> tuple[None, None, None, Tensor]:
+        engine, operator, system = ctx.engine, ctx.operator, ctx.system
+        scale = float(p.detach().norm())
+        if scale == 0.0 and not torch.is_grad_enabled():
+            return None, None, None, torch.zeros_like(p)
+        made = operator.products
+        outcome = engine._solved(operator, p, scale or 1.0, system)
+        system.call.reading.note(engine._report(system, outcome, operator.products - made))
+        return None, None, None, outcome.x
+
+
+ASYMMETRY = 1e-3
+"""Relative asymmetry of A that is warned of; rounding counts ten times the root of epsilon."""
+
+
+def warn_of_asymmetry(system: LinearSystem, engine: str) -> None:
+    """Warns, once per problem, of a Jacobian that an engine wrongly takes to be symmetric.
+
+    The Jacobian of a loss's gradient is symmetric. That of another residual F need not be: it is
+    tried on two random directions, uᵀ A w = wᵀ A u.
+    """
+    call = system.call
+    checks = call.solution.evaluation.loss.checks
+    if call.residual is None or not checks.is_due("symmetry", once=True):
+        return
+    operator = FlatOperator(system, 0.0)
+    u, w = fixed_noise(operator, system, 2).T
+    au, aw = operator(u).detach(), operator(w).detach()
+    # u has entries of size 1, so uᵀ (A w) is about ‖A w‖ large.
+    difference, size = float((u @ aw - w @ au).abs()), float(au.norm() + aw.norm())
+    if difference > max(ASYMMETRY, 10.0 * torch.finfo(u.dtype).eps ** 0.5) * size:
+        warn_user(
+            f"Problem {system.problem!r}: the Jacobian A of its condition is not symmetric, which "
+            f"the engine {engine!r} needs (for two random directions uᵀAw and wᵀAu differ by "
+            f"{difference / size:.1g} of their size). Use 'gmres', 'direct' or, where its "
+            "eigenvalues have positive real parts, 'neumann'."
+        )
 
 
 def fixed_noise(operator: FlatOperator, system: LinearSystem, columns: int) -> Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
+from mlo.errors import EngineError
 from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
 from mlo.hypergradient.options import count, number, number_or_auto
-from mlo.hypergradient.products import LinearSystem
+from mlo.hypergradient.products import LinearSystem, Products
 from mlo.hypergradient.step_size import largest_inverse_step_size
+from mlo.response import Stationary
 
 __all__ = ["Neumann"]
 
@@ -35,16 +38,39 @@ class Neumann(IterativeEngine):
         step_size: α, which must be below 2 / λmax for the series to converge. "auto" takes
             1 / λmax, estimated by ten products of power iteration (for a game Re λ / |λ|² of the
             largest eigenvalue), and halves it where the series diverges still.
+        fresh_batches: whether each factor I − α Aᵀ, and the mixed product, is on batches of its own
+            of the problem's `solve_data`. The mean of such sums is the sum of the mean A, so a
+            small batch does not bias it. `step_size` is then a number.
 
     Reference: Lorraine et al., Optimizing Millions of Hyperparameters by Implicit Differentiation
-    (2020), Theorem 3.
+    (2020), Theorem 3; with fresh batches Ji et al., Bilevel optimization: convergence analysis and
+    enhanced design (2021), Algorithm 2 (StocBiO).
     """
 
     num_terms: int = count(10)
     step_size: float | str = number_or_auto()
     tol: float = number(0.5)
+    fresh_batches: bool = False
 
     name: ClassVar[str] = "neumann"
+    is_polynomial: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fresh_batches and (isinstance(self.step_size, str) or self.warm_start):
+            raise EngineError(
+                "Engine 'neumann': fresh_batches=True needs a number as step_size, since 'auto' "
+                "would be another one for each batch, and starts from zero (no warm_start)."
+            )
+
+    @property
+    def fresh_products(self) -> int:
+        return self.num_terms - 1 if self.fresh_batches else 0
+
+    def operator(self, system: LinearSystem) -> FlatOperator:
+        if self.fresh_batches:
+            return _FreshOperator(system, self.damping, self.products)
+        return super().operator(system)
 
     def iterate(
         self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
@@ -92,3 +118,28 @@ class Neumann(IterativeEngine):
         return IterationResult(
             x=alpha * total, residual=residual, converged=converged, advice=advice
         )
+
+
+class _FreshOperator(FlatOperator):
+    """The same product, each time on the solution's next batches.
+
+    Args:
+        system: at the solution.
+        damping: added to the diagonal.
+        products: how they are taken.
+    """
+
+    def __init__(self, system: LinearSystem, damping: float, products: Products) -> None:
+        super().__init__(system, damping)
+        self._call, self._products = system.call, products
+
+    def __call__(self, u: Tensor) -> Tensor:
+        solution = self._call.solution
+        assert isinstance(solution, Stationary)  # of a step nothing is solved
+        evaluation = solution.fresh[self.products]
+        self.products += 1
+        other = replace(solution, evaluation=evaluation, fresh=(), graph=None)
+        with ExitStack() as stack:
+            system = self._products.linearize(replace(self._call, solution=other, stack=stack))
+            product = self.flatten(system.transpose_product(self.split(u)))
+        return product + self._damping * u if self._damping else product

@@ -5,11 +5,16 @@ constants. So dθ'/dx = (∂θ'/∂g) B, and the cotangent of the inputs is Bᵀ
 −Bᵀ q of `products.py` this is q = −(∂θ'/∂g)ᵀ v: the step's own derivative replaces A⁻ᵀ. For plain
 SGD with learning rate ξ it is q = ξ v. F and B are taken at the parameters, batch, noise and read
 values of the step, not at the current ones.
+
+Where settings s of the optimizer are learned, or a projection P follows the step, the step is
+θ' = P(step(θ, g; s(x)), x). It depends on x directly too, and (∂θ'/∂x)ᵀ v at fixed g is added. So
+it does where θ is itself the value of an upper problem (`restart_from`); F depends on x through θ
+as well then, and −Aᵀ q joins −Bᵀ q.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +28,7 @@ from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem
 from mlo.response import Cotangent, StepEngine, Stepped
 
-__all__ = ["OneStep", "darts"]
+__all__ = ["OneStep", "acts_around_step", "darts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,7 @@ class OneStep(Engine, StepEngine):
     plain: bool = False
     keep_graph: bool = False
     name: ClassVar[str] = "one_step"
+    takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,9 +71,9 @@ class OneStep(Engine, StepEngine):
         """`darts` where its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 
-    def capture(self, problem: Problem) -> OptimizerStep:
+    def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:
         # A step that is linear in its gradient (SGD's) is known by its coefficient alone.
-        return OptimizerStep.capture(problem, linear_state=False)
+        return OptimizerStep.capture(problem, linear_state=acts_around_step(problem), unused=unused)
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         solution = system.call.solution
@@ -75,12 +81,16 @@ class OneStep(Engine, StepEngine):
         step = solution.step
         # Parameters that nothing above reads take no part, so a game's other player costs nothing.
         # Clipping, though, scales by the norm of all gradients together.
-        clips = step.couples_parameters and not self.plain
+        problem = solution.evaluation.loss.problem
+        whole = acts_around_step(problem)
+        clips = (step.couples_parameters or whole) and not self.plain
         v_of: dict[str, Tensor] = {}
         for name, theta, v in zip(system.names, system.parameters, cotangent, strict=True):
             if v is not None or clips:
                 v_of[name] = torch.zeros_like(theta) if v is None else v
 
+        if whole:
+            return self._through_whole_step(system, solution, v_of)
         # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
         scaled: dict[str, Tensor] = {}
         for name, v in v_of.items():
@@ -94,6 +104,40 @@ class OneStep(Engine, StepEngine):
             scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
         q = [scaled.get(name) for name in system.names]
         return Solve(q=q, report=self.report(system.problem))
+
+    def _through_whole_step(
+        self, system: LinearSystem, solution: Stepped, v_of: dict[str, Tensor]
+    ) -> Solve:
+        """The solve −(∂θ'/∂g)ᵀ v and the direct part (∂θ'/∂x)ᵀ v, through the whole step."""
+        call, evaluation = system.call, solution.evaluation
+        g = self._gradient(system, solution, v_of)
+        inputs = call.input_aliases()
+        theta = {name: evaluation.parameters[name].detach() for name in g}
+        if call.start is not None:
+            begun = call.parameter_aliases(inputs)
+            theta = {name: begun[name] for name in g}
+        with torch.enable_grad(), call.reads_at(evaluation.parameters, inputs) as reads:
+            after = evaluation.stepped(solution.step, theta, g, reads)
+        call.check_step(after)
+        names = [name for name in g if after[name].requires_grad]
+        sources = [*g.values(), *call.select(inputs)]
+        found: Sequence[Tensor | None] = [None] * len(sources)
+        if names:
+            found = torch.autograd.grad(
+                [after[name] for name in names],
+                sources,
+                grad_outputs=[v_of[name] for name in names],
+                create_graph=call.differentiate,
+                allow_unused=True,
+            )
+        of_g, of_inputs = found[: len(g)], found[len(g) :]
+        q = {name: -part for name, part in zip(g, of_g, strict=True) if part is not None}
+        direct = [None] * len(inputs) if not of_inputs else call.scatter(of_inputs)
+        return Solve(
+            q=[q.get(name) for name in system.names],
+            report=self.report(system.problem),
+            direct=direct,
+        )
 
     def _gradient(
         self, system: LinearSystem, solution: Stepped, names: Iterable[str]
@@ -135,6 +179,12 @@ class OneStep(Engine, StepEngine):
             allow_unused=True,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}
+
+
+def acts_around_step(problem: Problem) -> bool:
+    """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
+    around = (problem.settings, problem.after_step, problem.restart_from)
+    return any(part is not None for part in around)
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:

@@ -12,9 +12,10 @@ from typing import Any
 
 from mlo.errors import EngineError
 
-__all__ = ["count", "number", "number_or_auto"]
+__all__ = ["count", "number", "number_or_auto", "scheduled_number"]
 
 AUTO = "auto"
+LOWER = "lower"
 
 
 def count(default: int, *, at_least: int = 1) -> Any:
@@ -70,6 +71,26 @@ def number_or_auto(default: float | str = AUTO) -> Any:
             raise EngineError(
                 f"Engine {engine!r}: {option} must be 'auto' or a positive number, got "
                 f"{value!r}.{_yaml_hint(value)}"
+            )
+
+    return _option(default, check)
+
+
+def scheduled_number(default: float | str = AUTO) -> Any:
+    """A positive number, "auto", "lower", or a function of the number of updates.
+
+    Args:
+        default: the value where none is given.
+    """
+
+    def check(engine: str, option: str, value: object) -> None:
+        if callable(value) or value in (AUTO, LOWER):
+            return
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not value > 0.0:  # type: ignore[operator]  # it is a number
+            raise EngineError(
+                f"Engine {engine!r}: {option} must be 'auto', 'lower', a positive number or a "
+                f"function of the number of updates, got {value!r}.{_yaml_hint(value)}"
             )
 
     return _option(default, check)

@@ -1,7 +1,8 @@
 """Engines of the form inverse × products, and the two kinds of products.
 
 Let F(θ, x) = ∇_θ L(θ, x), or for a game F_p = ∇_{θ_p} L_p for each player p, with A = ∂F/∂θ and
-B = ∂F/∂x. The cotangent of the response's inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
+B = ∂F/∂x. (F may be another map that vanishes at the solution, see `mlo.response.Residual`. Then
+only `Autograd` serves.) The cotangent of the inputs is −Bᵀ q with q = A⁻ᵀ v. A subclass of `Engine`
 says how q is found (the inverse); its products say how Aᵀ and Bᵀ are applied. For fixed u
 
     Aᵀ u = ∇_θ ⟨F, u⟩     and     Bᵀ u = ∇_x ⟨F, u⟩ ,
@@ -40,6 +41,7 @@ from mlo.response import (
     Stepped,
 )
 from mlo.sharding import total_norm
+from mlo.tensors import add, zeros_for_none
 
 __all__ = [
     "Autograd",
@@ -54,7 +56,7 @@ __all__ = [
 
 
 class LinearSystem(ABC):
-    """Products with Aᵀ and Bᵀ of one problem at one point.
+    """Products with Aᵀ, A and Bᵀ of one problem at one point.
 
     Args:
         call: the pullback that asks for it.
@@ -79,9 +81,9 @@ class LinearSystem(ABC):
         self._decay: Sequence[float] = ()
         if isinstance(solution, Stepped):
             self.step = solution.step
-        else:
+        elif call.residual is None:
             # The optimizer comes to rest where ∇L + decay · θ = 0, so its weight decay is part of
-            # F, and of A.
+            # F, and of A. (A residual is complete.)
             penalty = l2_penalty(problem)
             self._decay = [penalty[name] for name in self.names]
 
@@ -137,11 +139,23 @@ class LinearSystem(ABC):
 
     @abstractmethod
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        """Aᵀ u of the loss alone."""
+        """Aᵀ u of F without the optimizer's L2 penalty."""
 
     def transpose_product(self, u: Sequence[Tensor]) -> list[Tensor]:
         """Aᵀ u, with the optimizer's L2 penalty: F = ∇L + decay · θ adds decay · u."""
         return self._with_penalty(self._hessian_vjp(u), u)
+
+    @abstractmethod
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """A u of F without the optimizer's L2 penalty."""
+
+    def product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        """A u, with the optimizer's L2 penalty; of a loss's Hessian it equals Aᵀ u."""
+        return self._with_penalty(self._jacobian_product(u), u)
+
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Aᵀ u, as `transpose_product`, and Bᵀ u, as `mixed_vjp`."""
+        return self.transpose_product(u), self.mixed_vjp(u)
 
     def _with_penalty(self, terms: Sequence[Tensor], u: Sequence[Tensor]) -> list[Tensor]:
         """The terms of the loss alone, plus decay · u."""
@@ -186,15 +200,17 @@ class Autograd(Products):
 
 
 class AutogradSystem(LinearSystem):
-    """Products by backward passes through the gradient of the loss."""
+    """Products by backward passes through F: the gradient of the loss, or a residual."""
 
     def __init__(self, call: Pullback) -> None:
         super().__init__(call)
         self._gradients: dict[str, dict[str, Tensor]] = {}
         self._losses: dict[str, Tensor] = {}
+        self._transposed: tuple[list[Tensor], list[Tensor]] | None = None
         solution = call.solution
         evaluation = solution.evaluation
-        graph = solution.graph if isinstance(solution, Stepped) else None
+        # (A kept graph is of the loss's gradient, which a residual is not.)
+        graph = solution.graph if call.residual is None else None
         if graph is not None and graph.gradients is not None and not call.differentiate:
             # A kept graph ends at constants, so it serves first derivatives only. With one, F is
             # at hand and the loss is not evaluated at all.
@@ -209,9 +225,15 @@ class AutogradSystem(LinearSystem):
 
         # Otherwise the loss is evaluated once more, and stays open until the pullback ends.
         with torch.enable_grad():
-            self._theta = call.parameter_aliases()
             self._inputs = call.input_aliases()
-            self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
+            self._theta = call.parameter_aliases(self._inputs)
+            if call.residual is None:
+                self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
+                return
+            # F as it is given: it takes the place of the players' gradients.
+            found = call.stack.enter_context(call.residuals(self._theta, self._inputs))
+            for player, members in self.players.items():
+                self._gradients[player] = {name: found[name] for name in members}
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -229,7 +251,41 @@ class AutogradSystem(LinearSystem):
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
         return self._vjp(self._by_player(u), list(self._theta.values()))
 
+    def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
+        # w ↦ Aᵀ w is linear, so the derivative of ⟨Aᵀ w, u⟩ in w is A u, whatever w is. The graph
+        # of Aᵀ w is made once, and each product is one more backward pass through it. (At w = 0 a
+        # solver behind a response in F would stop before it began, and leave no graph.)
+        if self._transposed is None:
+            theta = list(self._theta.values())
+            with torch.enable_grad():
+                w = [entry.detach().requires_grad_() for entry in u]
+                image = self._vjp(self._by_player(w), theta, create_graph=True)
+            self._transposed = w, image
+        w, image = self._transposed
+        pairs = [(one, entry) for one, entry in zip(image, u, strict=True) if one.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(entry) for entry in u]
+        outputs, entries = zip(*pairs, strict=True)
+        found = torch.autograd.grad(
+            outputs,
+            w,
+            grad_outputs=entries,
+            retain_graph=True,
+            create_graph=self.call.differentiate and torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+        return zeros_for_none(found, w)
+
+    def both_products(self, u: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+        # One backward pass for both.
+        theta = list(self._theta.values())
+        found = self._vjp(self._by_player(u), [*theta, *self.call.select(self._inputs)])
+        hessian, mixed = found[: len(theta)], found[len(theta) :]
+        return self._with_penalty(hessian, u), self.call.scatter(mixed)
+
     def loss_value(self) -> Tensor:
+        if not self._losses:  # a kept graph is of the gradient alone
+            return super().loss_value()
         return torch.stack([value.detach() for value in self._losses.values()]).sum()
 
     def input_gradient_norm(self) -> float:
@@ -259,8 +315,14 @@ class AutogradSystem(LinearSystem):
             self._gradients[player] = dict(zip(members, found, strict=True))
         return self._gradients[player]
 
-    def _vjp(self, u: Mapping[str, Mapping[str, Tensor]], inputs: Sequence[Tensor]) -> list[Tensor]:
-        """∇_inputs ⟨F, u⟩."""
+    def _vjp(
+        self,
+        u: Mapping[str, Mapping[str, Tensor]],
+        inputs: Sequence[Tensor],
+        *,
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """∇_inputs ⟨F, u⟩; with its graph where that is asked for, or the call's is needed."""
         # For all players together: autograd sums over the outputs.
         outputs: list[Tensor] = []
         entries: list[Tensor] = []
@@ -278,7 +340,7 @@ class AutogradSystem(LinearSystem):
                 list(inputs),
                 grad_outputs=entries,
                 retain_graph=True,
-                create_graph=self.call.differentiate,
+                create_graph=create_graph or (self.call.differentiate and torch.is_grad_enabled()),
                 allow_unused=True,
             )
         except RuntimeError as error:
@@ -321,13 +383,19 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Solve:
-    """The result of an inverse product: q ≈ A⁻ᵀ v, one entry per parameter, and how it went.
+    """The result of an inverse product, and how it went.
 
-    An entry of None stands for zero.
+    Attributes:
+        q: A⁻ᵀ v approximately, one entry per parameter; None stands for zero.
+        report: of the solve.
+        pulled: Bᵀ q, where the engine has taken it already.
+        direct: what the inputs' cotangents have beside −Bᵀ q, one entry per input; None: nothing.
     """
 
     q: Cotangent
     report: SolveReport
+    pulled: list[Tensor | None] | None = None
+    direct: Sequence[Tensor | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +423,10 @@ class Engine(PullbackEngine):
 
     @property
     def uses_second_derivatives(self) -> bool:
+        return self.products.uses_second_derivatives
+
+    @property
+    def takes_residuals(self) -> bool:
         return self.products.uses_second_derivatives
 
     @property
@@ -390,12 +462,15 @@ class Engine(PullbackEngine):
                     f"shape, for each parameter of problem {system.problem!r}."
                 )
             # The sign is applied to the result, which usually has fewer entries than q.
-            pulled = system.mixed_vjp(solve.q)
+            pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
             if system.assumes:
                 system.check_assumptions(solve.q, pulled, self.label)
                 if self.inverts and not call.differentiate:
                     self._check_bias(system, cotangent, pulled)
-            return [None if entry is None else -entry for entry in pulled], solve.report
+            total = [None if entry is None else -entry for entry in pulled]
+            if solve.direct is not None:
+                total = list(map(add, total, solve.direct))
+            return total, solve.report
 
     def _check_bias(
         self, system: LinearSystem, cotangent: Cotangent, pulled: Sequence[Tensor | None]
@@ -403,7 +478,9 @@ class Engine(PullbackEngine):
         """Estimates, at a problem's first solve, the bias of solving on its batch; warns of it."""
         call, solution = system.call, system.call.solution
         evaluation, loss = solution.evaluation, solution.evaluation.loss
-        if not isinstance(solution, Stationary) or loss.problem.solves_on_all_data:
+        if not isinstance(solution, Stationary) or solution.fresh:
+            return  # (with products on batches of their own nothing is biased)
+        if loss.problem.solves_on_all_data:
             return
         if not loss.checks.is_due("batch bias", once=True):
             return
@@ -417,7 +494,8 @@ class Engine(PullbackEngine):
             terms = []
             for half in halves:
                 with ExitStack() as stack:
-                    part = replace(solution, evaluation=half, memory=dict(solution.memory))
+                    memory = dict(solution.memory)
+                    part = replace(solution, evaluation=half, memory=memory, graph=None)
                     system = self.products.linearize(replace(call, solution=part, stack=stack))
                     values.append(system.loss_value())
                     terms.append(system.mixed_vjp(self.solve(system, cotangent).q))

@@ -15,11 +15,15 @@ from mlo.hypergradient.gmres import Gmres
 from mlo.hypergradient.identity import Identity
 from mlo.hypergradient.minres import Minres
 from mlo.hypergradient.neumann import Neumann
+from mlo.hypergradient.normal_cg import NormalConjugateGradient
 from mlo.hypergradient.nystrom import Nystrom
 from mlo.hypergradient.one_step import OneStep, darts
+from mlo.hypergradient.outer_product import OuterProduct
 from mlo.hypergradient.penalty import Penalty
+from mlo.hypergradient.sid import Sid
 from mlo.hypergradient.soba import Soba
 from mlo.hypergradient.unroll import Unroll
+from mlo.hypergradient.zeroth_order import ZerothOrder
 from mlo.response import AbstractEngine
 
 __all__ = ["EngineChoice", "available_engines", "engine_from", "engines_for", "register_engine"]
@@ -36,11 +40,15 @@ _FACTORIES: dict[str, Callable[..., AbstractEngine]] = {
     "identity": Identity,
     "minres": Minres,
     "neumann": Neumann,
+    "normal_cg": NormalConjugateGradient,
     "nystrom": Nystrom,
     "one_step": OneStep,
+    "outer_product": OuterProduct,
     "penalty": Penalty,
+    "sid": Sid,
     "soba": Soba,
     "unroll": Unroll,
+    "zeroth_order": ZerothOrder,
 }
 
 

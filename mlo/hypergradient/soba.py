@@ -1,22 +1,30 @@
-"""`soba`: one step of the linear solve per upper update, resumed from where the last one ended.
+"""`soba`: a step of the linear solve per upper update, resumed from where the last one ended.
 
 q_{t+1} = q_t + α (v − Aᵀ q_t). While the lower and upper problems move slowly, q follows A⁻ᵀ v. An
 upper update costs one product with Aᵀ and one mixed product, whatever the conditioning.
+
+Both products are linear in means over a batch. So an estimator of the lower problem corrects them
+too, and one of the upper problem corrects v.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mlo.errors import EngineError
+from mlo.estimators import Point
 from mlo.hypergradient.iterative import FlatOperator
-from mlo.hypergradient.options import number, number_or_auto
+from mlo.hypergradient.options import count, number, scheduled_number
 from mlo.hypergradient.products import Engine, LinearSystem, Solve
 from mlo.hypergradient.step_size import persistent_step_size
-from mlo.response import Cotangent
+from mlo.records import SolveReport
+from mlo.response import Cotangent, Stationary
 
 __all__ = ["Soba"]
 
@@ -42,71 +50,217 @@ ADVICE_BEHIND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Soba(Engine):
-    """Keeps q from one upper update to the next, and moves it one step down the residual.
+    """Keeps q from one upper update to the next, and moves it a step down the residual.
 
-    The first updates therefore see a small q, and `gradient`, which changes nothing, does not
-    advance it. The response cannot be differentiated again: q holds what earlier updates left.
+    In a round of `order="simultaneous"` the cotangents of the inputs are −Bᵀ q_t: the three
+    directions of the lower problem, of q and of the upper problem are taken at one point, and both
+    products in one backward pass through the lower gradient's own graph. In any other order they
+    are −Bᵀ q_{t+1}.
+
+    The first updates see a small q, and `gradient`, which changes nothing, does not advance it. The
+    response cannot be differentiated again: q holds what earlier updates left.
 
     Attributes:
         step_size: α, below 2 / λmax. "auto" takes 1 / λmax, where λmax is estimated by ten products
             and estimated again every hundred updates. It is raised whenever the product of an
-            update shows a larger curvature, which happens before q can diverge.
+            update shows a larger curvature, which happens before q can diverge. "lower" takes the
+            learning rate of the lower problem's last update. A function takes the number of updates
+            that q has had (0 at the first) and returns α.
+        steps: steps of q per upper update.
+        fresh_batches: whether each step, and the mixed product, is on batches of its own of the
+            lower problem's `solve_data`.
         damping: added to the diagonal of A.
         tol: relative residual above which it counts as not converged, once it has made `PATIENCE`
             updates.
 
     Reference: Dagréou et al., A framework for bilevel optimization that enables stochastic and
-    global variance reduction algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6.
+    global variance reduction algorithms (2022), Algorithm 1 with the directions of Eqs. 4-6; with
+    several steps Arbel and Mairal, Amortized implicit differentiation for stochastic bilevel
+    optimization (2022), Algorithm 1.
     """
 
-    step_size: float | str = number_or_auto()
+    step_size: float | str | Callable[[int], float] = scheduled_number()
+    steps: int = count(1)
+    fresh_batches: bool = False
     damping: float = number(0.0)
     tol: float = number(0.5)
 
     name: ClassVar[str] = "soba"
+    takes_estimates: ClassVar[bool] = True
 
     @property
     def differentiable(self) -> bool:
         return False
 
+    @property
+    def fresh_products(self) -> int:
+        return self.steps if self.fresh_batches else 0
+
     @torch.no_grad()
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
+        solution = system.call.solution
+        simultaneous = isinstance(solution, Stationary) and solution.simultaneous
         operator = FlatOperator(system, self.damping)
         v = operator.flatten(cotangent)
-        scale = float(v.norm())
+        kept = system.recall("q")
+        start = q = torch.zeros_like(v) if kept is None else kept
 
-        # The one product with Aᵀ. It gives the residual, and a lower bound of λmax.
-        q = system.recall("q")
-        product = torch.zeros_like(v) if q is None else operator(q)
-        q = torch.zeros_like(v) if q is None else q
+        # The first product with Aᵀ gives the residual, and a lower bound of λmax.
+        product, pulled = self._first_product(system, operator, q, mixed=simultaneous)
         observed = float(product.norm()) / float(q.norm()) if bool(q.any()) else 0.0
-        alpha = persistent_step_size(self.step_size, operator, system, observed=observed)
-
-        # q_{t+1} = q_t + α (v − Aᵀ q_t); from q_t = 0 that is α v, to which a lost q returns.
+        alpha = self._step_size(system, operator, observed)
+        scale = float(v.norm())
         residual = float((v - product).norm()) / (scale or 1.0)
         lost = scale > 0.0 and not residual <= LOST
-        q = alpha * v if lost else q + alpha * (v - product)
-        system.keep("q", q)
 
+        # q ← q + α (v − Aᵀ q); from q = 0 that is α v, to which a lost q returns.
+        first = v - product
+        q = alpha * v if lost else q + alpha * first
+        for step in range(1, 1 if lost else self.steps):
+            q = q + alpha * (v - self._product(system, operator, q, step))
+        system.keep("q", q)
+        if pulled is None:
+            pulled = self._estimated(system, operator.split(q), "mixed")[1]
+
+        iterations = (self.steps if bool(start.any()) else self.steps - 1) if not lost else 1
+        return Solve(
+            q=operator.split(start if simultaneous else q),
+            report=self._judged(system, v, first, iterations, lost=residual if lost else None),
+            pulled=pulled,
+        )
+
+    # ------------------------------ products, corrected by the lower problem's estimator
+
+    def _first_product(
+        self, system: LinearSystem, operator: FlatOperator, q: Tensor, *, mixed: bool
+    ) -> tuple[Tensor, list[Tensor | None] | None]:
+        """Aᵀ q, and with `mixed` Bᵀ q of the same batch."""
+        if mixed:
+            parts, pulled = self._estimated(system, operator.split(q), "both")
+            product = operator.flatten(parts)
+            return product + self.damping * q if self.damping else product, pulled
+        return self._product(system, operator, q, 0), None
+
+    def _product(
+        self, system: LinearSystem, operator: FlatOperator, q: Tensor, step: int
+    ) -> Tensor:
+        """Aᵀ q of one step, on a batch of its own where there is one."""
+        solution = system.call.solution
+        with ExitStack() as stack:
+            on = system
+            if isinstance(solution, Stationary) and solution.fresh:
+                batches = solution.fresh[step]
+                other = replace(solution, evaluation=batches, fresh=(), graph=None)
+                on = self.products.linearize(replace(system.call, solution=other, stack=stack))
+            parts, _ = self._estimated(on, operator.split(q), f"product {step}")
+        product = operator.flatten(parts)
+        return product + self.damping * q if self.damping else product
+
+    def _estimated(
+        self, system: LinearSystem, q: Sequence[Tensor], group: str
+    ) -> tuple[Cotangent, list[Tensor | None]]:
+        """Aᵀ q and Bᵀ q, or one of them, as the lower problem's estimator has them.
+
+        Args:
+            system: at the point and on the batch where they are taken.
+            q: one entry per parameter.
+            group: "both", "mixed" or "product …", which says what is taken.
+        """
+        call = system.call
+        solution = call.solution
+        estimates = solution.estimates if isinstance(solution, Stationary) else None
+        if estimates is None:
+            # Nothing is multiplied with a q that has not begun.
+            if not any(bool(entry.any()) for entry in q):
+                zeros = [torch.zeros_like(t) for t in call.select(call.inputs)]
+                return q, call.scatter(zeros)
+            return _taken(system, q, group)
+        inputs = call.input_aliases()
+
+        def point() -> Point:
+            here = {f"own/{k}": t for k, t in solution.evaluation.parameters.items()}
+            here |= {f"input/{k}": tensor for k, tensor in enumerate(inputs)}
+            return here | {f"q/{k}": entry for k, entry in enumerate(q)}
+
+        def again(there: Point) -> dict[str, Tensor | None]:
+            own = {key: there[f"own/{key}"] for key in solution.evaluation.parameters}
+            read = [there[f"input/{k}"] for k in range(len(inputs))]
+            with ExitStack() as stack:
+                earlier = self.products.linearize(call.moved(own, read, stack))
+                return _named(*_taken(earlier, [there[f"q/{k}"] for k in range(len(q))], group))
+
+        named = estimates.estimate(
+            f"{call.reading.reader} {group}",
+            solution.evaluation.batches,
+            _named(*_taken(system, q, group)),
+            point=point,
+            again=again,
+        )
+        hessian = [entry for key, entry in named.items() if key.startswith("A")]
+        return hessian, [entry for key, entry in named.items() if key.startswith("B")]
+
+    # ------------------------------ the step size, and how it goes
+
+    def _step_size(self, system: LinearSystem, operator: FlatOperator, observed: float) -> float:
+        if self.step_size == "lower":
+            return self._learning_rate(system)
+        if callable(self.step_size):
+            made = system.recall("steps made")
+            updates = 0 if made is None else int(made)
+            system.keep("steps made", torch.tensor(updates + 1))
+            return float(self.step_size(updates))
+        return persistent_step_size(self.step_size, operator, system, observed=observed)
+
+    def _learning_rate(self, system: LinearSystem) -> float:
+        """The one learning rate of the lower problem.
+
+        Raises:
+            EngineError: if it has several.
+        """
+        solution = system.call.solution
+        rates = set(solution.learning_rates) if isinstance(solution, Stationary) else set()
+        if len(rates) != 1:
+            raise EngineError(
+                f"Problem {system.problem!r}: 'soba' with step_size='lower' takes the learning "
+                f"rate of its optimizer, which has {sorted(rates)}. Pass a number or 'auto'."
+            )
+        return rates.pop()
+
+    def _judged(
+        self,
+        system: LinearSystem,
+        v: Tensor,
+        residual: Tensor,
+        iterations: int,
+        *,
+        lost: float | None,
+    ) -> SolveReport:
+        """The report on an update.
+
+        Args:
+            system: keeps the means of what is judged.
+            v: the cotangent.
+            residual: v − Aᵀ q before the update.
+            iterations: products with Aᵀ.
+            lost: the relative residual of a q that starts again; None: q goes on.
+        """
         # A young q cannot have arrived, and gets no advice.
+        restart = lost is not None
         made = system.recall("updates")
-        updates = 1 if made is None or lost else int(made) + 1
+        updates = 1 if made is None or restart else int(made) + 1
         system.keep("updates", torch.tensor(updates))
 
         # On minibatches one residual is mostly noise. Means of residuals and cotangents are not.
-        mean_residual = self._mean(system, "mean residual", v - product, restart=lost)
-        mean_v = self._mean(system, "mean cotangent", v, restart=lost)
+        mean_residual = self._mean(system, "mean residual", residual, restart=restart)
+        mean_v = self._mean(system, "mean cotangent", v, restart=restart)
         followed = float(mean_residual.norm()) / (float(mean_v.norm()) or 1.0)
-        converged = not lost and followed <= self.tol
-        advice = ADVICE_LOST if lost else ADVICE_BEHIND if updates > PATIENCE else ""
-        report = self.report(
+        return self.report(
             system.problem,
-            iterations=operator.products,
-            residual=residual if lost else followed,
-            converged=converged,
-            advice=advice,
+            iterations=iterations,
+            residual=followed if lost is None else lost,
+            converged=lost is None and followed <= self.tol,
+            advice=ADVICE_LOST if restart else ADVICE_BEHIND if updates > PATIENCE else "",
         )
-        return Solve(q=operator.split(q), report=report)
 
     @staticmethod
     def _mean(system: LinearSystem, what: str, value: Tensor, *, restart: bool) -> Tensor:
@@ -116,3 +270,19 @@ class Soba(Engine):
         mean = value if kept is None else kept + (value - kept) / WINDOW
         system.keep(what, mean)
         return mean
+
+
+def _taken(
+    system: LinearSystem, q: Sequence[Tensor], group: str
+) -> tuple[Cotangent, list[Tensor | None]]:
+    """Aᵀ q and Bᵀ q of a system, of which a group may need one only."""
+    if group == "both":
+        return system.both_products(q)
+    if group == "mixed":
+        return [], system.mixed_vjp(q)
+    return system.transpose_product(q), []
+
+
+def _named(hessian: Cotangent, mixed: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+    named = {f"A {k}": entry for k, entry in enumerate(hessian)}
+    return named | {f"B {k}": entry for k, entry in enumerate(mixed)}

@@ -1,9 +1,10 @@
 """`unroll`: exact reverse mode through the optimizer's last K steps, momentum included.
 
 θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t) with the optimizer's state s, for t = 0 … K-1. θ_0 and
-s_0 are constants. Each step is one node of the autograd graph, whose backward re-evaluates the loss
-at the recorded θ_t and differentiates that one step. So memory holds K copies of the parameters and
-of the optimizer's state, but the graph of one step at a time, however large K.
+s_0 are constants; or θ_0 is the value of an upper problem (`restart_from`). Each step is one node
+of the autograd graph, whose backward re-evaluates the loss at the recorded θ_t and differentiates
+that one step. So memory holds K copies of the parameters and of the optimizer's state, but the
+graph of one step at a time, however large K.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mlo.hypergradient.options import count
 from mlo.loss import gradients
 from mlo.problem import Tensors
 from mlo.response import (
+    Input,
     Pullback,
     Reading,
     RecordedStep,
@@ -49,6 +51,7 @@ class Unroll(StepEngine):
     steps: int = count(5)
 
     name: ClassVar[str] = "unroll"
+    takes_start: ClassVar[bool] = True
 
     @property
     def recorded_steps(self) -> int:
@@ -59,6 +62,8 @@ class Unroll(StepEngine):
         # The chain begins at constants: the parameters and the state before the first step.
         first = solution.history[0]
         theta: Tensors = {name: v.detach() for name, v in first.evaluation.parameters.items()}
+        if solution.start is not None:
+            theta = solution.start.linked(theta, reading.of(Input(solution.start.problem, None)))
         state: dict[StateKey, Tensor] = {
             key: value.detach() for key, value in first.step.differentiable_state().items()
         }
@@ -128,7 +133,7 @@ class _Step(torch.autograd.Function):
         differentiate = torch.is_grad_enabled()
         with ExitStack() as stack, torch.enable_grad():
             grads = _pull_back(node, ctx.saved_tensors, wanted, cotangents, differentiate, stack)
-        node.reading.reports.append(
+        node.reading.note(
             node.solution.engine.report(node.solution.name, iterations=len(node.solution.history))
         )
         return (None, *grads)
@@ -168,13 +173,16 @@ def _pull_back(
         call.check_repeats()
     inputs = call.input_aliases()
 
-    # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t)
-    losses = stack.enter_context(call.losses(theta, inputs))
+    # θ_{t+1}, s_{t+1} = step(θ_t, F(θ_t, x), s_t), then what `after_step` leaves of θ_{t+1}
+    reads = stack.enter_context(call.reads_at(theta, inputs))
+    losses = stack.enter_context(evaluation.losses(theta, reads))
     gradient: Tensors = {}
     for player, members in evaluation.loss.problem.player_parameters.items():
         found = gradients(losses[player], [theta[name] for name in members], create_graph=True)
         gradient |= zip(members, found, strict=True)
-    moved, after_state = node.recorded.step.apply_with_state(theta, gradient, state)
+    step = evaluation.step_at(node.recorded.step, reads)
+    moved, after_state = step.apply_with_state(theta, gradient, state)
+    moved = evaluation.after_step(moved, reads)
     made = [moved[name] for name in node.names]
     made += [after_state[key] for key in node.after_state_keys]
 

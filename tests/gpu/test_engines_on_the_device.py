@@ -13,13 +13,15 @@ ENGINES = {
     "cg": 1e-8,
     "minres": 1e-8,
     "gmres": 1e-8,
+    "normal_cg": 1e-8,
     "direct": 1e-10,
     "unroll": 1e-10,
     "darts": 1e-6,  # finite differences magnify roundings
+    "zeroth_order": 1e-5,
 }
 PROBLEMS = {**GRAPHS, "trilevel": trilevel_quadratic}
 
-REFUSED = {("cg", "game"), ("minres", "game"), ("darts", "trilevel")}
+REFUSED = {("cg", "game"), ("minres", "game"), ("darts", "trilevel"), ("zeroth_order", "trilevel")}
 """Not symmetric; no second derivative."""
 
 

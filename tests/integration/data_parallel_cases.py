@@ -32,9 +32,13 @@ ENGINES = {
     "cg": {"max_steps": 4, "damping": 0.5},
     "minres": {"max_steps": 6},
     "gmres": {"max_steps": 6},
+    "normal_cg": {"max_steps": 4, "damping": 0.5},
     "nystrom": {"rank": 3, "max_steps": 3, "damping": 2.0},
     "direct": {"damping": 0.5},
+    "outer_product": {"damping": 0.1},
+    "sid": {"steps": 4},
     "unroll": {"steps": 3},
+    "zeroth_order": {"radius": 0.1, "samples": 3, "steps": 2},
     # Large displacements: those that suit the dtype would magnify rounding, which differs between
     # one process and several.
     "darts": {"step": 0.1},
@@ -225,7 +229,45 @@ def two_players(parallel):
     ]
 
 
-GRAPHS = {f.__name__: f for f in (bilevel, bilevel_adam, chain, diamond, trilevel, two_players)}
+def projected(parallel):
+    """What follows the step reads the upper problem."""
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+
+    def shrink(parameters, *, mix):
+        return mlo.constraints.soft_threshold(parameters, 0.02 * mix.v.mean().exp())
+
+    return [
+        problem("net", net, sgd(net), fit, 11, parallel, after_step=shrink),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+
+
+def learned_rate(parallel):
+    """A rate and a decay of the lower problem's Adam come from the upper problem."""
+    net, mix = Net(3, 4, 2, 1), Mix(3, 2)
+
+    def settings(*, mix):
+        return {"lr": 0.02 * mix.v[0].exp(), "weight_decay": 0.05 * mix.v[1].exp()}
+
+    return [
+        problem("net", net, adam(net), fit, 11, parallel, settings=settings),
+        problem("mix", mix, adam(mix), validation, 12, parallel),
+    ]
+
+
+GRAPHS = {
+    f.__name__: f
+    for f in (
+        bilevel,
+        bilevel_adam,
+        chain,
+        diamond,
+        trilevel,
+        two_players,
+        projected,
+        learned_rate,
+    )
+}
 
 
 def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
@@ -238,7 +280,10 @@ def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
         choice["step_size"] = (
             0.4  # "auto" takes ten products more, each of which is differentiated here
         )
-    if graph == "diamond" and engine in ("cg", "minres", "nystrom", "penalty", *BETTY):
+    if graph == "diamond" and engine in (
+        *("cg", "minres", "nystrom", "outer_product", "penalty"),
+        *BETTY,
+    ):
         choice = {"default": choice, "gan": "one_step"}  # which refuse games
         if engine in BETTY:
             choice["net"] = (
@@ -510,6 +555,59 @@ def sharded(parallel, engine):
     return found
 
 
+class TinyTransformer(nn.Module):
+    """The loss of each next token in texts of each source, [sources]."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.tokens = nn.Embedding(7, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, texts):
+        """[rows, sources, 6] → [sources]."""
+        x = self.tokens(texts[..., :-1]).flatten(0, 1)
+        scores = self.layers(x, mask=self.mask, is_causal=True) @ self.tokens.weight.T
+        losses = F.cross_entropy(scores.flatten(0, 1), texts[..., 1:].flatten(), reduction="none")
+        return losses.view(*texts.shape[:2], -1).mean((0, 2))
+
+
+def sharded_transformer(parallel):
+    """The weights of two sources of text, by `penalty`, over a transformer that `fully_shard`
+    divides layer by layer.
+    """
+    net = TinyTransformer().double()
+    if parallel is not None:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for module in (*net.layers.layers, net):
+            fully_shard(module, mesh=mesh)
+    sources = Mix(2, 5)
+    generator = torch.Generator().manual_seed(6)
+    texts = torch.randint(7, (2, 4, 2, 6), generator=generator)
+    texts = [rows if parallel is None else shard(rows, parallel) for rows in texts]
+
+    def train(net, batch, *, sources):
+        return sources.v.softmax(0) @ net(batch)
+
+    def valid(sources, batch, *, net):
+        return net(batch).mean()
+
+    problems = [
+        mlo.Problem("net", module=net, optimizer=sgd(net), loss=train, data=texts[:1], steps=2),
+        mlo.Problem("sources", module=sources, optimizer=adam(sources), loss=valid, data=texts[1:]),
+    ]
+    optimizer = mlo.MultilevelOptimizer(
+        problems,
+        {"name": "penalty", "steps": 2, "multiplier": 50.0},
+        distributed=None if parallel is None else "exact",
+    )
+    found = {"start": optimizer.gradient("sources")["v"]}
+    list(optimizer.run(ROUNDS))
+    return found | {key: whole(value) for key, value in parameters(optimizer).items()}
+
+
 def sharded_engines():
     return sorted(set(mlo.available_engines()) - set(BETTY))
 
@@ -545,6 +643,7 @@ def only_several(parallel):
         results["bias", engine] = {"exact": exact, "final": final}
     if parallel.size == 2:
         results |= {("sharded", engine): sharded(parallel, engine) for engine in sharded_engines()}
+        results["sharded transformer", ""] = sharded_transformer(parallel)
         results["refused sharding", ""] = {"said": refused_sharding(parallel)}
     return results
 

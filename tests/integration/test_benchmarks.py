@@ -58,6 +58,18 @@ def test_engines_beside_other_libraries():
 
 
 @pytest.mark.slow
+def test_solutions_of_other_solvers_beside_other_libraries():
+    """A library that is not installed has a row that says so."""
+    printed = output_of("engines.py", "--quick", "--problem", "solutions", "--repeats", "1")
+    measured = rows_after(printed, "| problem | library | solver |")
+    for problem in ("ridge", "deep equilibrium", "lasso"):
+        by_library = {row[1]: row for row in measured if row[0] == problem}
+        assert set(by_library) == {"mlo", "JAXopt", "TorchOpt"}
+        for row in by_library.values():
+            assert row[3] == "not installed" or float(row[3]) < 1e-8
+
+
+@pytest.mark.slow
 def test_the_fused_loss_beside_the_composition():
     printed = output_of("fused_loss.py", "--quick", "--repeats", "1")
     measured = rows(printed, "64 × 100")

@@ -135,6 +135,16 @@ def test_final_averages_once_and_is_biased(several, engine):
         assert 1e-3 < bias < 2.0
 
 
+def test_a_sharded_transformer_learns_the_same_weights(several):
+    """By `penalty`, in two processes as in one, where the weights do move."""
+    found = several(2)[0][0]["sharded transformer", ""]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exact = cases.sharded_transformer(None)
+    assert error(found, exact) < 1e-8
+    assert float(exact["start"].abs().min()) > 1e-4
+
+
 def test_sharded_parameters_give_the_numbers_of_whole_ones(several):
     """fully_shard on two processes, with finite differences and with exact products."""
     found = several(2)[0][0]

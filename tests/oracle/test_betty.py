@@ -141,6 +141,13 @@ def test_what_a_declaration_says_runs_as_here():
 # ------------------------------ what it cannot do is said
 
 
+def several_optimizers():
+    first, second = network()
+    net, parts = first.module, [SGD([p], lr=0.1) for p in first.parameters.values()]
+    lower = mlo.Problem("module", module=net, optimizer=parts, loss=first.loss, data=first.data)
+    return [lower, second]
+
+
 @pytest.mark.parametrize(
     ("problems", "engine", "message"),
     [
@@ -155,11 +162,12 @@ def test_what_a_declaration_says_runs_as_here():
             "betty-cg",
             "cannot run problem 'm': 'betty-cg' refuses",
         ),
+        (several_optimizers, "betty-darts", "'module': it has 2 optimizers"),
         (lambda: network(accumulate=2), "betty-darts", "accumulate=2"),
         (lambda: network(warmup_steps=1), "betty-darts", "warmup_steps=1"),
         (lambda: network(precision="bf16"), "betty-darts", "precision='bf16'"),
     ],
-    ids=["game", "engine", "trilevel", "accumulate", "warmup", "bf16"],
+    ids=["game", "engine", "trilevel", "optimizers", "accumulate", "warmup", "bf16"],
 )
 def test_what_it_cannot_run_is_refused_before_a_step(problems, engine, message):
     made = problems()

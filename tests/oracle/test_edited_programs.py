@@ -209,14 +209,19 @@ def complex_pair(engine, **options):
 
 @pytest.mark.parametrize(
     "engine",
-    ["cg", "minres", "gmres", "neumann", "nystrom", "direct", "identity", "soba", "penalty"],
+    [
+        *("cg", "minres", "gmres", "normal_cg", "neumann", "nystrom", "direct", "identity"),
+        *("soba", "sid", "penalty", "outer_product"),
+    ],
 )
 def test_complex_parameters_below_a_solver_are_refused(engine):
     with pytest.raises(mlo.EngineError, match=r"'w' is complex.*view_as_real.*'one_step'"):
         complex_pair(engine)
 
 
-@pytest.mark.parametrize("engine", ["one_step", "darts", {"name": "unroll", "steps": 1}], ids=str)
+@pytest.mark.parametrize(
+    "engine", ["one_step", "darts", {"name": "unroll", "steps": 1}, "zeroth_order"], ids=str
+)
 def test_complex_parameters_below_a_step_are_exact(engine):
     optimizer = complex_pair(engine, momentum=0.9)
     w = optimizer.problems["w"].parameters["w"].detach().clone().requires_grad_()

@@ -106,8 +106,14 @@ def test_a_record_is_of_the_last_move():
     assert optimizer.state_dict()["problems"]["pair"]["updates"] == 4
 
 
-def test_a_resting_players_schedule_rests():
+@pytest.mark.parametrize("listed", [False, True], ids=["by player", "in a list"])
+def test_a_resting_players_schedule_rests(listed):
     optimizer, *_ = make(schedulers=True)
+    if listed:
+        schedulers = optimizer.problems["pair"].schedulers
+        ordered = list(schedulers.values())
+        schedulers.clear()
+        schedulers.update({str(index): scheduler for index, scheduler in enumerate(ordered)})
     optimizer.step()
     rates = {
         player: o.param_groups[0]["lr"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_blocks import Blocks
 from torch import nn
 
 import mlo
@@ -63,3 +64,116 @@ def test_a_gradient_that_is_averaged_over_processes_is_refused():
     check_engines(optimizer.graph, optimizer.engines)
     with pytest.raises(mlo.EngineError, match="averaged over processes"):
         check_engines(optimizer.graph, optimizer.engines, parallel=DataParallel())
+
+
+def estimated(engine, *, lower=None, upper=None, **options):
+    """A bilevel problem whose problems have estimators."""
+    return Blocks().optimizer(
+        engine, [0], [0], order="lower_first", alpha=0.1, gamma=0.1, z=lower or {}, x=upper or {}
+    )
+
+
+@pytest.mark.parametrize("engine", ["one_step", "unroll", "darts"])
+def test_a_step_made_with_an_estimate_is_not_differentiated(engine):
+    with pytest.raises(mlo.EngineError, match="as if it were made with the gradient of one batch"):
+        estimated(engine, lower={"estimator": "saga"})
+
+
+@pytest.mark.parametrize("estimator", ["spider", "storm"])
+def test_no_step_is_differentiated_at_an_earlier_point(estimator):
+    with pytest.raises(mlo.EngineError, match="again at an earlier point"):
+        estimated("one_step", upper={"estimator": estimator})
+    estimated("one_step", upper={"estimator": "saga"}).step()
+
+
+def test_an_estimator_serves_a_single_process():
+    optimizer = estimated("soba", lower={"estimator": "saga"})
+    with pytest.raises(mlo.ProblemError, match="serves a single process"):
+        check_engines(optimizer.graph, optimizer.engines, parallel=DataParallel(sync="exact"))
+
+
+def test_an_estimator_takes_responses_of_one_kind():
+    """Terms for soba, the whole for others: a gradient through both has no estimate."""
+
+    def problem(name, loss, **options):
+        module = nn.ParameterDict({"p": torch.ones(2)})
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss, **options)
+
+    def lower(m, _, *, x):
+        return ((m["p"] - x["p"]) ** 2).sum()
+
+    problems = [
+        problem("a", lower),
+        problem("b", lower),
+        problem("x", lambda m, _, *, a, b: (a["p"] * b["p"]).sum(), estimator="storm"),
+    ]
+    with pytest.raises(mlo.EngineError, match=r"'a' \(soba\), 'b' \(cg\)"):
+        mlo.MultilevelOptimizer(problems, {"a": "soba", "b": "cg"})
+    mlo.MultilevelOptimizer(problems, {"a": "soba", "b": "soba"}).step()
+
+
+def test_an_estimator_serves_no_extra_moves_of_players():
+    module = nn.ModuleDict({"one": nn.Linear(1, 1), "two": nn.Linear(1, 1)})
+    game = mlo.Problem(
+        "game",
+        module=module,
+        players={"first": "one", "second": "two"},
+        player_steps={"first": 2},
+        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+        loss=lambda m, _: {p: m[k].weight.sum() for p, k in (("first", "one"), ("second", "two"))},
+        estimator="storm",
+    )
+    with pytest.raises(mlo.ProblemError, match="all move together"):
+        mlo.MultilevelOptimizer([game])
+
+
+def test_saga_compares_products_on_single_blocks():
+    data = {"solve_data": [Blocks().G(0)], "solve_batches": 2}
+    with pytest.raises(mlo.ProblemError, match="solve_batches=2 averages several"):
+        estimated("soba", lower={"estimator": "saga", **data})
+    estimated("soba", lower={"estimator": "storm", **data}).step()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        mlo.Soba(step_size=0.1, fresh_batches=True),
+        mlo.Neumann(step_size=0.1, fresh_batches=True),
+    ],
+    ids=lambda engine: engine.name,
+)
+def test_fresh_batches_need_data_for_solves(engine):
+    with pytest.raises(mlo.EngineError, match="takes each product on a fresh batch"):
+        estimated(engine)
+
+
+# ------------------------------ simultaneous rounds
+
+
+def test_a_step_of_this_round_is_not_differentiated_in_a_simultaneous_one():
+    with pytest.raises(mlo.EngineError, match="no one has seen it yet"):
+        Blocks().optimizer("one_step", [0], [0], alpha=0.1, gamma=0.1)
+
+
+def test_each_problem_moves_once_in_a_simultaneous_round():
+    with pytest.raises(mlo.GraphError, match="each problem moves once"):
+        Blocks().optimizer("soba", [0], [0], alpha=0.1, gamma=0.1, z={"steps": 2})
+
+
+def test_no_value_is_read_after_it_has_moved_in_a_simultaneous_round():
+    def problem(name, loss):
+        module = nn.ParameterDict({"p": torch.ones(1)})
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss)
+
+    problems = [
+        problem("a", lambda m, _, *, c: ((m["p"] - c["p"]) ** 2).sum()),
+        problem("b", lambda m, _, *, a, c: (m["p"] * a["p"] * c["p"]).sum()),
+        problem("c", lambda m, _: (m["p"] ** 2).sum()),
+    ]
+    with pytest.raises(mlo.GraphError, match="sees the value of 'c', which moves before it"):
+        mlo.MultilevelOptimizer(problems, "soba", order="simultaneous")
+    mlo.MultilevelOptimizer(
+        [problems[2], problems[0], problems[1]], "first_order", order="simultaneous"
+    )

@@ -79,10 +79,46 @@ def test_invalid_graphs_are_refused_with_advice(problems, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_problems_may_be_given_by_name():
+    optimizer = mlo.MultilevelOptimizer(diamond().problems)
+    again = mlo.MultilevelOptimizer(optimizer.problems)
+    assert list(again.problems.items()) == list(optimizer.problems.items())
+
+
+@pytest.mark.parametrize(
+    ("problems", "message"),
+    [
+        (lambda: {"v": problem("w")}, r"'w' under the key 'v'.*list\(problems.values\(\)\)"),
+        (lambda: {}, "No problem was given"),
+        (lambda: ["w"], "must be mlo.Problem objects.*got a str"),
+        (lambda: {"w": "w"}, "must be mlo.Problem objects.*got a str"),
+        (lambda: problem("w"), r"got the single Problem\('w'"),
+    ],
+    ids=["other name", "empty", "names", "names by name", "no list"],
+)
+def test_what_is_no_list_of_problems_says_what_to_pass(problems, message):
+    with pytest.raises(mlo.GraphError, match=message):
+        mlo.MultilevelOptimizer(problems())
+
+
 def test_a_parameter_in_two_problems_is_refused():
     shared = Vector(torch.ones(2))
     with pytest.raises(mlo.GraphError, match=r"w\.v is x\.v"):
         graph(problem("w", module=shared), problem("x", module=shared))
+
+
+def test_a_frozen_parameter_may_be_in_two_problems():
+    frozen = Vector(torch.ones(2)).requires_grad_(False)
+    heads = [torch.nn.Sequential(frozen, torch.nn.Linear(2, 1)) for _ in range(2)]
+    assert list(graph(problem("w", module=heads[0]), problem("x", module=heads[1])).problems)
+
+
+def test_a_parameter_frozen_for_one_of_two_problems_is_refused():
+    shared = Vector(torch.ones(2)).requires_grad_(False)
+    frozen = problem("w", module=torch.nn.Sequential(shared, torch.nn.Linear(2, 1)))
+    shared.requires_grad_(True)
+    with pytest.raises(mlo.GraphError, match=r"w\.0\.v is x\.v.*freeze what is shared"):
+        graph(frozen, problem("x", module=shared))
 
 
 def test_the_picture_shows_solutions_and_values():
@@ -91,6 +127,39 @@ def test_the_picture_shows_solutions_and_values():
     assert "arch -.->|value| w1" in text
     printed = str(graph(*diamond().problems))
     assert "w1 → gan → w2 → arch" in printed
+
+
+def chain(*steps):
+    """Three problems, each of which reads the one before it."""
+    names = ("pre", "fine", "top")
+    losses = [reads("top"), reads("pre"), reads("fine")]
+    triples = zip(names, losses, steps, strict=True)
+    return graph(*[problem(name, loss, steps=count) for name, loss, count in triples])
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        ((20, 20, 1), "(pre ×20 → fine) ×20 → top"),
+        ((1, 20, 1), "(pre → fine) ×20 → top"),
+        ((20, 1, 1), "pre ×20 → fine → top"),
+        ((1, 1, 2), "(pre → fine → top) ×2"),
+        ((2, 2, 2), "((pre ×2 → fine) ×2 → top) ×2"),
+    ],
+    ids=str,
+)
+def test_the_order_of_a_round_is_printed_as_nested_blocks(steps, text):
+    g = chain(*steps)
+    assert str(g).splitlines()[-1] == f"  order of a round: {text}"
+    times = steps[2], steps[1] * steps[2], steps[0] * steps[1] * steps[2]
+    assert tuple(map(g.schedule().count, ("top", "fine", "pre"))) == times
+    assert len(str(g)) < 400
+
+
+def test_a_problem_that_joins_later_begins_a_block():
+    g = graph(problem("a", steps=3), problem("b"), problem("x", reads("a", "b"), steps=2))
+    assert str(g).endswith("order of a round: (a ×2 → a → b → x) ×2")
+    assert g.schedule("outermost_first") == ("x", "a", "a", "a", "b") * 2
 
 
 def test_dependence_passes_through_solutions():

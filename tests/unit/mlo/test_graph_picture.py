@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
+from itertools import pairwise
+
+import pytest
+import torch
 
 import mlo
 from mlo.graph_picture import Arrow, graph_svg
@@ -76,3 +81,102 @@ def test_each_level_has_a_row_and_the_widest_one_fits():
         assert all(end < x for end, (x, _) in zip(ends, sorted(boxes)[1:], strict=False))
     dashed = ["stroke-dasharray" in path.attrib for path in picture.iter(f"{SVG}path")]
     assert dashed == [False, True]
+
+
+def bezier(points, t):
+    """De Casteljau's algorithm."""
+    while len(points) > 1:
+        points = [((1 - t) * a + t * c, (1 - t) * b + t * d) for (a, b), (c, d) in pairwise(points)]
+    return points[0]
+
+
+def on_path(path):
+    """Points along the `d` of a path of M and Q."""
+    at, found = None, []
+    for letter, numbers in re.findall(r"([MQ])([^MQ]+)", path):
+        values = [float(number) for number in numbers.split()]
+        points = list(zip(values[::2], values[1::2], strict=True))
+        if letter != "M":
+            found += [bezier([at, *points], step / 50) for step in range(51)]
+        at = points[-1]
+    return found
+
+
+LEVELS = {
+    "chain": [["a"], ["b"], ["c"], ["d"]],
+    "narrow": [["a", "b", "c"], ["d"], ["e", "f"]],
+    "wide": [["a"], ["b", "c", "d"], ["e"]],
+    "row": [["a", "b"]],
+}
+
+
+@pytest.mark.parametrize("levels", LEVELS.values(), ids=LEVELS)
+def test_arrows_stay_in_the_picture_and_off_the_boxes_of_others(levels):
+    """Arrows of both kinds between all pairs of boxes."""
+    names = [name for row in levels for name in row]
+    arrows = [
+        Arrow(start=start, end=end, dashed=dashed)
+        for start in names
+        for end in names
+        for dashed in (False, True)
+        if start != end
+    ]
+    subtitles = dict.fromkeys(names, "")
+    picture = ET.fromstring(graph_svg(levels, arrows, subtitles=subtitles, description=""))
+    left, top, width, height = map(float, picture.attrib["viewBox"].split())
+    boxes = {}
+    for group in picture.iter(f"{SVG}g"):
+        attributes = group.find(f"{SVG}rect").attrib
+        boxes[group.find(f"{SVG}title").text] = [
+            float(attributes[key]) for key in ("x", "y", "width", "height")
+        ]
+    paths = [path.attrib["d"] for path in picture.iter(f"{SVG}path")]
+    assert len(set(paths)) == len(paths) == len(arrows)
+    for arrow, path in zip(arrows, paths, strict=True):
+        for x, y in on_path(path):
+            assert left <= x <= left + width and top <= y <= top + height
+            inside = {
+                name
+                for name, (x0, y0, w, h) in boxes.items()
+                if x0 < x < x0 + w and y0 < y < y0 + h
+            }
+            assert not inside, f"{arrow} lies on {inside}"
+
+
+def test_a_chains_arc_is_not_clipped():
+    """The value of the last of three problems, which the first one reads."""
+
+    def problem(name, loss):
+        net = torch.nn.Linear(1, 1)
+        sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        return mlo.Problem(name, module=net, optimizer=sgd, loss=loss)
+
+    graph = mlo.DependencyGraph(
+        [
+            problem("pre", lambda m, b, *, top: 0),
+            problem("fine", lambda m, b, *, pre: 0),
+            problem("top", lambda m, b, *, fine: 0),
+        ]
+    )
+    picture = ET.fromstring(graph.to_svg())
+    left, _, width, _ = map(float, picture.attrib["viewBox"].split())
+    (arc,) = [p for p in picture.iter(f"{SVG}path") if "stroke-dasharray" in p.attrib]
+    assert max(x for x, _ in on_path(arc.attrib["d"])) < left + width
+    assert float(picture.attrib["width"]) == width
+
+
+def test_a_legend_says_what_the_arrows_mean():
+    picture = ET.fromstring(optimizer().graph.to_svg())
+    left, top, width, height = map(float, picture.attrib["viewBox"].split())
+    words = [text.text for text in picture.iter(f"{SVG}text")][-2:]
+    assert words == ["solution", "value"]
+    lines = list(picture.iter(f"{SVG}line"))
+    assert ["stroke-dasharray" in line.attrib for line in lines] == [False, True]
+    bottom = max(
+        float(b.attrib["y"]) + float(b.attrib["height"]) for b in picture.iter(f"{SVG}rect")
+    )
+    for line in lines:
+        assert bottom < float(line.attrib["y1"]) < top + height
+        assert left <= float(line.attrib["x1"]) < float(line.attrib["x2"]) <= left + width
+    lonely = graph_svg([["a"]], [], subtitles={"a": ""}, description="")
+    assert not list(ET.fromstring(lonely).iter(f"{SVG}line"))

@@ -122,3 +122,105 @@ def test_losses_of_players_that_are_not_declared_say_how():
     )
     with pytest.raises(mlo.ProblemError, match="declare them by players="):
         mlo.MultilevelOptimizer([problem]).step()
+
+
+def test_a_loss_in_a_dict_says_how_metrics_are_returned():
+    optimizer = regression()
+    optimizer.problems["net"].loss = lambda net, batch, *, decay: {
+        "loss": net(batch[0]).mean(),
+        "acc": 1.0,
+    }
+    with pytest.raises(mlo.ProblemError, match=r"got a dict of 'loss', 'acc'\. Return .*as a pair"):
+        optimizer.step()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.register_buffer("offset", torch.linspace(-1.0, 1.0, 3))
+
+    def forward(self, x):
+        return self.inner(x) + self.offset
+
+
+def by_attribute(net, x):
+    return torch.tanh(x @ net.inner.weight.T + net.inner.bias + net.offset)
+
+
+def by_get_parameter(net, x):
+    weight, bias = net.get_parameter("inner.weight"), net.inner.get_parameter("bias")
+    return torch.tanh(x @ weight.T + bias + net.get_buffer("offset"))
+
+
+def by_named_parameters(net, x):
+    named, (offset,) = dict(net.named_parameters()), net.buffers()
+    return torch.tanh(x @ named["inner.weight"].T + named["inner.bias"] + offset)
+
+
+def by_parameters(net, x):
+    weight, bias = (p for p in net.parameters() if isinstance(p, nn.Parameter))
+    return torch.tanh(x @ weight.T + bias + dict(net.named_buffers())["offset"])
+
+
+def by_state_dict(net, x):
+    state = net.state_dict(keep_vars=True)
+    return torch.tanh(x @ state["inner.weight"].T + state["inner.bias"] + state["offset"])
+
+
+def by_functional_call(net, x):
+    named = {key: tensor * 1.0 for key, tensor in net.named_parameters()}
+    return torch.tanh(torch.func.functional_call(net, named, x))
+
+
+WAYS = [by_get_parameter, by_named_parameters, by_parameters, by_state_dict, by_functional_call]
+
+
+def read_by(way, engine):
+    """Gradient of `up`, where both losses reach the parameters of both modules in a given way."""
+    torch.manual_seed(0)
+    net, up = Scaled().double(), Scaled().double()
+    x = torch.randn(8, 3, dtype=torch.float64)
+    options = {"lr": 0.1, "momentum": 0.5}
+
+    def net_loss(net, x, *, up):
+        return (way(net, x) - way(up, x)).square().mean() + 0.1 * net.inner.weight.square().sum()
+
+    problems = [
+        mlo.Problem(
+            "net", module=net, loss=net_loss, data=[x], optimizer=SGD(net.parameters(), **options)
+        ),
+        mlo.Problem(
+            "up",
+            module=up,
+            loss=lambda up, x, *, net: (way(net, x) * way(up, x) - 1.0).square().mean(),
+            data=[x],
+            optimizer=SGD(up.parameters(), **options),
+        ),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, engine)
+    list(optimizer.run(2))
+    return optimizer.gradient("up")
+
+
+ENGINES = ["one_step", "darts", mlo.ConjugateGradient(damping=1.0), mlo.Unroll(steps=2)]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=["one_step", "darts", "cg", "unroll"])
+@pytest.mark.parametrize("way", WAYS)
+def test_modules_give_their_parameters_inside_a_loss(way, engine):
+    expected = read_by(by_attribute, engine)
+    assert relative_error(read_by(way, engine), expected) < 1e-12
+    assert all(float(tensor.norm()) > 0 for tensor in expected.values())
+
+
+def test_a_plain_state_dict_inside_a_loss_holds_constants():
+    """As outside of one: `state_dict()` detaches what it returns."""
+
+    def constants(net, x):
+        return torch.tanh(x @ net.state_dict()["inner.weight"].T) + by_attribute(net, x)
+
+    def detached(net, x):
+        return torch.tanh(x @ net.inner.weight.detach().T) + by_attribute(net, x)
+
+    assert relative_error(read_by(constants, "one_step"), read_by(detached, "one_step")) == 0.0

@@ -67,6 +67,71 @@ def test_gradient_between_rounds_does_not_change_the_run():
     assert lines(found) == expected
 
 
+def test_a_gradient_with_its_report_names_every_solve():
+    optimizer = mlo.MultilevelOptimizer(diamond().problems, {"default": "cg", "gan": "neumann"})
+    optimizer.step()
+    before = snapshot(optimizer)
+    found = optimizer.gradient("arch", report=True)
+    assert isinstance(found, mlo.GradientReport)
+    assert identical(found.gradient, optimizer.gradient("arch"))
+    solves = {report.problem: (report.engine, report.converged) for report in found.reports}
+    assert solves == {"w2": ("cg", True), "w1": ("cg", True), "gan": ("neumann", True)}
+    assert len(found.reports) == 3 and all(report.iterations > 0 for report in found.reports)
+    assert identical(snapshot(optimizer), before)
+
+
+def test_problems_serve_in_a_second_optimizer():
+    """With another engine and order, from where the first one left them."""
+    first = regression()
+    list(first.run(3))
+    second = mlo.MultilevelOptimizer(first.problems, "darts", order="outermost_first")
+    with pytest.raises(mlo.ProblemError, match="steps is read when"):
+        second.problems["net"].steps = 2
+    before = snapshot(first)
+    assert second.round == 0 and second.gradient("decay").keys() == first.gradient("decay").keys()
+    assert identical(snapshot(first), before)
+    # The engines of the two do not know of each other; what one moves, the other sees.
+    record = second.step()
+    assert record.solves["net"].engine == "darts"
+    alone = regression()
+    list(alone.run(3))
+    fresh = mlo.MultilevelOptimizer(list(alone.problems.values()), "darts", order="outermost_first")
+    assert fresh.step().losses == record.losses
+    assert first.step().solves["net"].engine == "one_step"
+
+
+def test_a_report_of_a_gradient_without_solves_is_empty():
+    optimizer = mlo.MultilevelOptimizer(bilevel_quadratic().problems, "cg")
+    assert optimizer.gradient("w", report=True).reports == ()
+    assert optimizer.gradient("x", held_constant="w", report=True).reports == ()
+
+
+def test_a_record_has_the_time_of_each_problem(monkeypatch):
+    """The clock advances by a second whenever a loss is evaluated."""
+    now = [0.0]
+    monkeypatch.setattr("mlo.optimizer.perf_counter", lambda: now[0])
+    w, x = Vector(torch.ones(2)), Vector(torch.ones(2))
+
+    def w_loss(w, _, *, x):
+        now[0] += 1.0
+        return ((w.v - x.v) ** 2).sum()
+
+    def x_loss(x, _, *, w):
+        now[0] += 1.0
+        return (w.v * x.v).sum()
+
+    sgd = torch.optim.SGD
+    problems = [
+        mlo.Problem("w", module=w, optimizer=sgd(w.parameters(), lr=0.1), loss=w_loss, steps=3),
+        mlo.Problem("x", module=x, optimizer=sgd(x.parameters(), lr=0.1), loss=x_loss),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "first_order")
+    record = optimizer.step()
+    assert record.seconds == {"w": 3.0, "x": 1.0}
+    assert optimizer.step().seconds == {"w": 3.0, "x": 1.0}
+    assert list(record.losses) == ["w", "x"]
+
+
 def test_gradient_before_the_first_round():
     """Gradient before the first round is that of the first update."""
     closed = bilevel_quadratic()

@@ -35,13 +35,60 @@ def test_an_optimizer_with_foreign_parameters_is_refused():
         )
 
 
+def two_optimizers(net):
+    return torch.optim.SGD([net.weight], lr=0.1), torch.optim.Adam([net.bias], lr=0.1)
+
+
+def test_several_optimizers_have_names():
+    net = nn.Linear(2, 2)
+    first, second = two_optimizers(net)
+    listed = problem("w", module=net, optimizer=[first, second])
+    assert listed.optimizers == {"0": first, "1": second}
+    named = problem("w", module=net, optimizer={"matrix": first, "bias": second})
+    assert named.optimizers == {"matrix": first, "bias": second}
+    assert problem(
+        "w", module=net, optimizer=torch.optim.SGD(net.parameters())
+    ).optimizers.keys() == {"w"}
+
+
+def test_several_optimizers_must_divide_the_parameters():
+    net = nn.Linear(2, 2)
+    first, second = two_optimizers(net)
+    with pytest.raises(mlo.ProblemError, match="lacks 1 of 2 parameters \\('bias'\\)"):
+        problem("w", module=net, optimizer=[first])
+    with pytest.raises(mlo.ProblemError, match="two of its optimizers hold the same parameter"):
+        problem("w", module=net, optimizer=[first, second, torch.optim.SGD([net.bias])])
+    with pytest.raises(mlo.ProblemError, match="no optimizer was given"):
+        problem("w", module=net, optimizer=[])
+    with pytest.raises(mlo.ProblemError, match=r"must be a torch\.optim optimizer"):
+        problem("w", module=net, optimizer=[first, torch.optim.Adam])
+
+
+def test_schedulers_go_with_the_optimizers_of_their_names():
+    net = nn.Linear(2, 2)
+    first, second = two_optimizers(net)
+    of_first = torch.optim.lr_scheduler.StepLR(first, 1)
+    named = {"matrix": first, "bias": second}
+    assert problem("w", module=net, optimizer=named, scheduler={"matrix": of_first}).schedulers
+    with pytest.raises(mlo.ProblemError, match="scheduler 'bias' drives another optimizer"):
+        problem("w", module=net, optimizer=named, scheduler={"bias": of_first})
+    # The numbers of a list are no names.
+    of_second = torch.optim.lr_scheduler.StepLR(second, 1)
+    listed = problem("w", module=net, optimizer=[first, second], scheduler=[of_second, of_first])
+    assert listed.schedulers == {"0": of_second, "1": of_first}
+    other = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(net.parameters(), lr=0.1), 1)
+    with pytest.raises(mlo.ProblemError, match="drives another optimizer than the problem's"):
+        problem("w", module=net, optimizer=[first, second], scheduler=[other])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be an integer of at least 1"),
         ({"accumulate": 1.5}, "accumulate must be an integer"),
         ({"grad_clip": -1.0}, "grad_clip must be positive"),
-        ({"precision": "fp8"}, "precision must be None or 'bf16'"),
+        ({"precision": "fp8"}, "precision must be None or 'bf16', got 'fp8'\\.$"),
+        ({"precision": "fp16"}, "got 'fp16'.*underflow unless the loss is scaled.*use 'bf16'"),
         ({"loss": lambda own: own.v.sum()}, "two positional arguments"),
         ({"players": {"a": "nowhere"}}, "submodule 'nowhere', which does not exist"),
     ],

@@ -60,3 +60,14 @@ def test_a_solve_report_has_what_engines_leave_out():
     assert (report.iterations, report.residual, report.converged) == (0, None, True)
     with pytest.raises(AttributeError):
         report.converged = False
+
+
+def test_records_are_equal_whatever_time_they_took():
+    assert mlo.Record(round=1, seconds={"w": 1.0}) == mlo.Record(round=1, seconds={"w": 2.0})
+    assert mlo.Record(round=1) != mlo.Record(round=2)
+
+
+def test_a_gradient_report_is_a_gradient_and_its_solves():
+    solve = mlo.SolveReport(problem="w", engine="cg")
+    found = mlo.GradientReport(gradient={"v": torch.ones(2)}, reports=(solve,))
+    assert found.reports[0].problem == "w" and set(found.gradient) == {"v"}

@@ -175,6 +175,71 @@ class TestSoba(EngineContract):
         return 0.3 * v
 
 
+def least_squares(matrix, v, steps):
+    """The x in span{Mᵀv, (MᵀM)Mᵀv, …} with the least ‖v − Mx‖."""
+    start, square = matrix.T @ v, matrix.T @ matrix
+    columns = [start]
+    for _ in range(steps - 1):
+        columns.append(square @ columns[-1])
+    basis, _ = torch.linalg.qr(torch.stack(columns, 1))
+    return basis @ torch.linalg.lstsq(matrix @ basis, v.unsqueeze(1)).solution.squeeze(1)
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestNormalConjugateGradient(Exact):
+    tolerance = 1e-8
+
+    def make_engine(self):
+        return mlo.NormalConjugateGradient(tol=1e-12, max_steps=60)
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestTruncatedNormalConjugateGradient(EngineContract):
+    def make_engine(self):
+        return mlo.NormalConjugateGradient(max_steps=2)
+
+    def inverse(self, jacobian, v):
+        steps = 1 if is_multiple(jacobian) else 2
+        return least_squares(jacobian.T, v, steps)
+
+
+@pytest.mark.filterwarnings(*KNOWN_WARNINGS)
+class TestSid(EngineContract):
+    """On one batch its steps sum the Neumann series, with a factor for each step's size."""
+
+    def make_engine(self):
+        return mlo.Sid(steps=5, step_size=0.3, decay=0.5)
+
+    def inverse(self, jacobian, v):
+        q = torch.zeros_like(v)
+        for step in range(5):
+            q = q + 0.3 / (1 + 0.5 * step) * (v - jacobian.T @ q)
+        return q
+
+
+class TestOuterProduct(EngineContract):
+    """At a solution its gradient is rounding, of which a large damping leaves nothing.
+
+    Its formula elsewhere is in test_outer_product.py.
+    """
+
+    def make_engine(self):
+        return mlo.OuterProduct(damping=1e9)
+
+    def inverse(self, jacobian, v):
+        return torch.zeros_like(v)
+
+
+class TestZerothOrder(OneStepOfSgd):
+    """With a basis of orthogonal directions a linear response is exact."""
+
+    tolerance = 1e-7
+    tolerance_float32 = 2e-3
+
+    def make_engine(self):
+        return mlo.ZerothOrder(samples=16)
+
+
 class TestPenalty(EngineContract):
     tolerance = 1e-7
     tolerance_float32 = 2e-3
@@ -266,6 +331,12 @@ TestMinresWithFiniteDifferences = with_finite_differences(TestMinres)
 
 TestGmresWithFiniteDifferences = with_finite_differences(TestGmres)
 
+TestNormalConjugateGradientWithFiniteDifferences = with_finite_differences(
+    TestNormalConjugateGradient
+)
+
+TestSidWithFiniteDifferences = with_finite_differences(TestSid)
+
 TestNystromWithFiniteDifferences = with_finite_differences(TestNystrom)
 
 TestSobaWithFiniteDifferences = with_finite_differences(TestSoba)
@@ -277,8 +348,13 @@ BY_AUTOGRAD_AND_DIFFERENCES = {
     "identity": (TestIdentity, TestIdentityWithFiniteDifferences),
     "minres": (TestMinres, TestMinresWithFiniteDifferences),
     "neumann": (TestNeumann, TestNeumannWithFiniteDifferences),
+    "normal_cg": (
+        TestNormalConjugateGradient,
+        TestNormalConjugateGradientWithFiniteDifferences,
+    ),
     "nystrom": (TestNystrom, TestNystromWithFiniteDifferences),
     "one_step": (TestOneStep, TestDarts),
+    "sid": (TestSid, TestSidWithFiniteDifferences),
     "soba": (TestSoba, TestSobaWithFiniteDifferences),
 }
 
@@ -288,8 +364,10 @@ WITH_ONE_KIND_OF_PRODUCTS = {
     "betty-neumann": TestBettyNeumann,
     "darts": TestDarts,
     "first_order": TestFirstOrder,
+    "outer_product": TestOuterProduct,
     "penalty": TestPenalty,
     "unroll": TestUnroll,
+    "zeroth_order": TestZerothOrder,
 }
 
 

@@ -64,3 +64,19 @@ def test_a_series_that_has_hardly_begun_to_converge_is_said():
     optimizer, *_ = quadratic(symmetric([1e-4] * 7 + [1.0]), mlo.Neumann(num_terms=5))
     with pytest.warns(mlo.SolveWarning, match="hardly begun to converge: raise num_terms"):
         assert optimizer.step().solves["w"].residual > 0.5
+
+
+@pytest.mark.parametrize("options", [{"step_size": "auto"}, {"step_size": 0.1, "warm_start": True}])
+def test_fresh_batches_go_with_a_number_and_a_cold_start(options):
+    with pytest.raises(mlo.EngineError, match="fresh_batches=True needs a number"):
+        mlo.Neumann(fresh_batches=True, **options)
+
+
+def test_fresh_batches_of_one_matrix_are_the_series_with_damping():
+    engine = mlo.Neumann(num_terms=4, step_size=0.3, fresh_batches=True, damping=0.1, tol=9.0)
+    optimizer, b, v = quadratic(POSITIVE, engine, solve_data=[torch.zeros(1)])
+    matrix = POSITIVE + 0.1 * torch.eye(DIM).double()
+    total, term = torch.zeros_like(v), v
+    for _ in range(4):
+        total, term = total + 0.3 * term, term - 0.3 * matrix @ term
+    assert relative_error(optimizer.gradient("x")["v"], b.T @ total) < 1e-12

@@ -20,6 +20,8 @@ from mlo.hypergradient import count, number
         ({"name": "cg", "damping": -1.0}, "damping must not be negative"),
         ({"name": "nystrom", "ridge": 0.0}, "ridge must be positive"),
         ({"name": "nystrom", "rank": 0}, "rank must be"),
+        ({"name": "soba", "step_size": "upper"}, "step_size must be 'auto', 'lower', a positive"),
+        ({"name": "soba", "steps": 0}, "steps must be an integer of at least 1"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

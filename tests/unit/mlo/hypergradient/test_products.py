@@ -12,10 +12,14 @@ from quadratics import POSITIVE, quadratic
 
 import mlo
 from mlo.hypergradient import Solve
-from mlo.testing import bilinear_game, relative_error
+from mlo.testing import Vector, bilinear_game, relative_error
 
 THETA = [torch.full((4,), 3.0, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
 DIRECTION = [torch.full((4,), 0.5, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
+
+
+def ones(length):
+    return torch.ones(length, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +34,26 @@ class Halved(mlo.Engine):
 
 @dataclass(frozen=True, kw_only=True)
 class Stationarity(mlo.Engine):
-    """Keeps F and Aᵀ v of the last solve."""
+    """Keeps F and products with Aᵀ and A of the last solve; v is a vector of ones."""
 
     name: ClassVar[str] = "stationarity"
     seen: ClassVar[dict] = {}
 
     def solve(self, system, cotangent):
         v = [torch.ones_like(t) for t in system.parameters]
-        self.seen["F"] = torch.cat([part.flatten() for part in system.gradient()])
-        self.seen["product"] = torch.cat([part.flatten() for part in system.transpose_product(v)])
+        generator = torch.Generator().manual_seed(7)
+        u, w = ([torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in v] for _ in "uw")
+        of = {
+            "F": system.gradient(),
+            "product": system.transpose_product(v),
+            "A v": system.product(v),
+            "u": u,
+            "w": w,
+            "A u": system.product(u),
+            "A^T w": system.transpose_product(w),
+        }
+        for name, parts in of.items():
+            self.seen[name] = torch.cat([part.flatten() for part in parts])
         return Solve(q=list(cotangent), report=self.report(system.problem))
 
 
@@ -81,6 +96,55 @@ def test_products_are_those_of_the_stationarity_map(products):
     expected = jacobian.T @ torch.ones(len(jacobian), dtype=torch.float64)
     assert relative_error(found, expected) < 1e-8
     assert float(Stationarity.seen["F"].norm()) < 1e-12  # at the equilibrium
+    expected = jacobian @ torch.ones(len(jacobian), dtype=torch.float64)
+    assert relative_error(Stationarity.seen["A v"], expected) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("products", "tolerance"), [("autograd", 1e-13), ("finite_difference", 1e-7)]
+)
+def test_products_with_the_jacobian_are_right_through_norms(products, tolerance):
+    """⟨Aᵀ w, u⟩ = ⟨w, A u⟩, with a player whose gradient is a constant and with weight decay."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.LayerNorm(6), torch.nn.Tanh(), torch.nn.BatchNorm1d(6)
+    )
+    game = torch.nn.ModuleDict(
+        {"body": body, "head": torch.nn.Linear(6, 2), "flat": Vector(ones(3))}
+    )
+    game.double()
+    x = torch.randn(8, 4, dtype=torch.float64)
+
+    def losses(game, _, *, upper):
+        out = game["head"](game["body"](x))
+        fit = (out - upper.v).pow(2).mean()
+        return {
+            "body": fit + out.exp().mean(),
+            "head": 2.0 * out.sin().sum() - fit,
+            "flat": game["flat"].v.sum(),
+        }
+
+    problems = [
+        mlo.Problem(
+            "game",
+            module=game,
+            optimizer=torch.optim.SGD(game.parameters(), lr=0.1, weight_decay=0.3),
+            loss=losses,
+            players={"body": "body", "head": "head", "flat": "flat"},
+        ),
+        mlo.Problem(
+            "upper",
+            module=(upper := Vector(ones(2))),
+            optimizer=torch.optim.SGD(upper.parameters(), lr=0.1),
+            loss=lambda upper, _, *, game: sum(p.pow(2).sum() for p in game.parameters()),
+        ),
+    ]
+    mlo.MultilevelOptimizer(problems, Stationarity(products=products)).gradient("upper")
+    seen = Stationarity.seen
+    left, right = seen["A^T w"] @ seen["u"], seen["w"] @ seen["A u"]
+    assert float((left - right).abs() / left.abs()) < tolerance
+    # Of a symmetric A this would be the same.
+    assert float((seen["A v"] - seen["product"]).norm()) > 0.1 * float(seen["A v"].norm())
 
 
 def test_an_engine_of_ones_own_says_how_q_is_found():

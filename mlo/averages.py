@@ -1,0 +1,181 @@
+"""Averages of a problem's iterates: less noise than the last one has, at no further gradient.
+
+With a constant step size the iterates of a stochastic method wander around the solution, and their
+mean is much nearer to it than any of them. An average changes nothing in the run: it is read.
+
+Reference: Polyak and Juditsky, Acceleration of stochastic approximation by averaging (1992).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.errors import ConfigurationError, ProblemError, nearest
+
+__all__ = ["Average", "Averages", "Ema", "TailAverage", "average_from"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average(ABC):
+    """A rule of averaging, without state."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def moved(self, kept: Mapping[str, Tensor], value: Tensor, count: int) -> dict[str, Tensor]:
+        """Takes one more iterate of a tensor in.
+
+        Args:
+            kept: what the last call returned; empty at the first.
+            value: the new iterate.
+            count: the number of iterates, this one included.
+
+        Returns:
+            what is kept, under "mean" the average.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema(Average):
+    """The exponential mean: an iterate counts for `decay` of what the one after it counts for.
+
+    Weights sum to one from the first iterate on.
+
+    Attributes:
+        decay: between 0 and 1; about 1 / (1 − decay) iterates count.
+    """
+
+    decay: float = 0.999
+
+    name: ClassVar[str] = "ema"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.decay < 1.0:
+            raise ConfigurationError(
+                f"The average 'ema' takes a decay from 0 to below 1, got {self.decay!r}."
+            )
+
+    def moved(self, kept: Mapping[str, Tensor], value: Tensor, count: int) -> dict[str, Tensor]:
+        """The mean, moved by the weight of the newest iterate."""
+        if count == 1:
+            return {"mean": value}
+        # Σ_k d^k over the iterates so far is (1 − dᵗ) / (1 − d), of which the newest has 1.
+        weight = (1.0 - self.decay) / (1.0 - self.decay**count)
+        return {"mean": kept["mean"] + weight * (value - kept["mean"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailAverage(Average):
+    """The plain mean of the last iterates.
+
+    Attributes:
+        begin: number of updates after which it begins; before that it is the iterate itself. None:
+            it covers between the last half and the last three quarters of all updates, whenever it
+            is read.
+    """
+
+    begin: int | None = None
+
+    name: ClassVar[str] = "tail"
+
+    def __post_init__(self) -> None:
+        if self.begin is not None and self.begin < 0:
+            raise ConfigurationError(
+                f"The average 'tail' begins after 0 updates or more, got begin={self.begin!r}."
+            )
+
+    def moved(self, kept: Mapping[str, Tensor], value: Tensor, count: int) -> dict[str, Tensor]:
+        """The mean since `begin`, or since the power of two before the last one."""
+        if self.begin is not None:
+            return {"mean": _mean(kept.get("mean"), value, max(1, count - self.begin))}
+        # A new mean begins at each power of two; what is read is the one that began before it.
+        latest = 1 << (count.bit_length() - 1)
+        if count == 1:
+            return {"mean": value, "next": value}
+        if count == latest:
+            mean = _mean(kept["next"], value, count - latest // 2 + 1)
+            return {"mean": mean, "next": value}
+        return {
+            "mean": _mean(kept["mean"], value, count - latest // 2 + 1),
+            "next": _mean(kept["next"], value, count - latest + 1),
+        }
+
+
+def _mean(mean: Tensor | None, value: Tensor, number: int) -> Tensor:
+    """The mean of `number` values, given that of all but the last."""
+    return value if mean is None or number == 1 else mean + (value - mean) / number
+
+
+class Averages:
+    """An average at work on one problem's parameters.
+
+    Args:
+        average: the rule.
+
+    Attributes:
+        count: the number of iterates so far.
+        kept: parameter → what the rule keeps of it.
+    """
+
+    def __init__(self, average: Average) -> None:
+        self.average = average
+        self.count = 0
+        self.kept: dict[str, dict[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def take(self, parameters: Mapping[str, Tensor]) -> None:
+        """Takes the parameters in, after an update."""
+        self.count += 1
+        for key, parameter in parameters.items():
+            # In single precision at least, in which small weights count.
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            value = parameter.detach().to(dtype, copy=True)
+            self.kept[key] = self.average.moved(self.kept.get(key, {}), value, self.count)
+
+    def values(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameter → its average, as a copy; the parameter itself before the first update."""
+        return {
+            key: self.kept[key]["mean"].to(parameter.dtype, copy=True)
+            if key in self.kept
+            else parameter.detach().clone()
+            for key, parameter in parameters.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as copies."""
+        kept = {key: _copies(tensors) for key, tensors in self.kept.items()}
+        return {"count": self.count, "kept": kept}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes back to a state."""
+        self.count = int(state["count"])
+        self.kept = {key: _copies(tensors, device) for key, tensors in state["kept"].items()}
+
+
+def _copies(tensors: Mapping[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
+    return {key: t.to(device or t.device, copy=True) for key, t in tensors.items()}
+
+
+_AVERAGES: dict[str, type[Average]] = {"ema": Ema, "tail": TailAverage}
+
+
+def average_from(problem: str, choice: Average | str | None) -> Average | None:
+    """Makes an average from its name; an average stays.
+
+    Raises:
+        ProblemError: for anything else.
+    """
+    if choice is None or isinstance(choice, Average):
+        return choice
+    if choice in _AVERAGES:
+        return _AVERAGES[choice]()
+    raise ProblemError(
+        f"Problem {problem!r}: average must be an mlo.Ema, mlo.TailAverage or one of their names, "
+        f"got {choice!r}. {nearest(str(choice), _AVERAGES)}"
+    )

@@ -1,0 +1,508 @@
+"""`compare_engines`: what several engines make of one total gradient, at one state of a run.
+
+Every engine is asked the question of `MultilevelOptimizer.gradient`, at the same parameters,
+batches and noise, and nothing is changed. So the row of the optimizer's own engine is that
+gradient.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo.check_schedule import CheckSchedule
+from mlo.checks import check_engines, check_simultaneous
+from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
+from mlo.hypergradient.registry import EngineChoice, engines_for
+from mlo.levels import History, Levels
+from mlo.optimizer import ONE_AT_A_TIME, MultilevelOptimizer
+from mlo.records import SolveReport
+from mlo.response import (
+    AbstractEngine,
+    RecordedStep,
+    Solution,
+    StepEngine,
+    Stepped,
+    TotalGradient,
+)
+
+__all__ = ["EngineComparison", "EngineRow", "compare_engines"]
+
+Choice = EngineChoice | Mapping[str, EngineChoice]
+"""What `hypergradient=` takes: one engine for all problems, or one per problem."""
+
+HEADINGS = ("engine", "error", "cosine", "seconds", "products")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EngineRow:
+    """What one engine made of the gradient.
+
+    Attributes:
+        label: of the engine.
+        gradient: parameter → gradient; None where the engine could not serve.
+        error: ‖g − r‖ / ‖r‖ with the reference's gradient r, over all parameters together.
+        cosine: ⟨g, r⟩ / (‖g‖ ‖r‖); None where one of them is zero.
+        seconds: median of the processor time of one gradient (wall-clock time on a GPU).
+        products: products with the Jacobians that its solves took.
+        reports: of its solves.
+        notes: what there is to know: warnings, solves that did not converge, steps that were
+            missing.
+        failure: why it could not serve; empty if it could.
+    """
+
+    label: str
+    gradient: dict[str, Tensor] | None = None
+    error: float | None = None
+    cosine: float | None = None
+    seconds: float | None = None
+    products: int | None = None
+    reports: tuple[SolveReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    failure: str = ""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row as text: an entry per heading, or the label and that it was not served."""
+        if self.failure:
+            return self.label, "not served"
+        cosine = "-" if self.cosine is None else f"{self.cosine:.6f}"
+        numbers = f"{self.error:.1e}", cosine, f"{self.seconds:.2g}", str(self.products)
+        return self.label, *numbers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EngineComparison:
+    """Engines side by side; it prints as a table.
+
+    Attributes:
+        problem: whose gradient it is.
+        round: number of rounds that had been made.
+        reference: label of the row to which errors and cosines are relative.
+        why: why it is the reference.
+        rows: one per engine, in the given order.
+    """
+
+    problem: str
+    round: int
+    reference: str
+    why: str
+    rows: tuple[EngineRow, ...]
+
+    @property
+    def title(self) -> str:
+        """What is compared, and with what."""
+        return (
+            f"Gradient of {self.problem!r} at round {self.round}; errors are relative to "
+            f"{self.reference!r} ({self.why})."
+        )
+
+    def __str__(self) -> str:
+        table = [HEADINGS, *[row.cells for row in self.rows]]
+        first = max(len(cells[0]) for cells in table)
+        whole = [cells[1:] for cells in table if len(cells) == len(HEADINGS)]
+        widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+        lines = [self.title]
+        for cells in table:
+            entries = [cells[0].ljust(first)]
+            if len(cells) == len(HEADINGS):
+                entries += [
+                    text.rjust(width) for text, width in zip(cells[1:], widths, strict=True)
+                ]
+            else:
+                entries += cells[1:]
+            lines.append("  ".join(entries))
+        for row in self.rows:
+            lines += [f"{row.label}: {note}" for note in (row.failure, *row.notes) if note]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        body = [f"<tr>{''.join(f'<th>{heading}</th>' for heading in (*HEADINGS, 'notes'))}</tr>"]
+        for row in self.rows:
+            label, *rest = [escape(cell) for cell in row.cells]
+            span = f' colspan="{len(HEADINGS) - 1}"' if row.failure else ""
+            numbers = "".join(f"<td{span}>{cell}</td>" for cell in rest)
+            notes = escape(" ".join(note for note in (row.failure, *row.notes) if note))
+            body.append(f"<tr><td>{label}</td>{numbers}<td>{notes}</td></tr>")
+        return f"<table><caption>{escape(self.title)}</caption>{''.join(body)}</table>"
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws the error of each engine over its time, by matplotlib.
+
+        Args:
+            axes: where to draw; None makes a figure.
+
+        Returns:
+            The axes.
+        """
+        # Here, since only a picture needs it.
+        from matplotlib import pyplot
+
+        if axes is None:
+            axes = pyplot.subplots(layout="constrained")[1]
+        served = [row for row in self.rows if row.error is not None]
+        # An error of zero has no place on a logarithmic axis: an arrow points down to it.
+        floor = min([row.error for row in served if row.error], default=1e-16) / 10
+        for row in served:
+            assert row.error is not None and row.seconds is not None
+            marker, label = ("o", row.label) if row.error else ("v", f"{row.label} (no error)")
+            axes.plot(row.seconds, row.error or floor, marker, label=label)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="relative error")
+        axes.set_title(f"Gradient of {self.problem!r}, relative to {self.reference!r}")
+        return axes
+
+
+def compare_engines(
+    optimizer: MultilevelOptimizer,
+    name: str,
+    engines: Sequence[Choice] | Mapping[str, Choice],
+    *,
+    reference: str | None = None,
+    repetitions: int = 3,
+) -> EngineComparison:
+    """Asks several engines for one total gradient, at the state at which the optimizer is.
+
+    Parameters, batches and noise are those of `optimizer.gradient(name)`, and nothing is changed.
+    Engines that differentiate steps take those that the optimizer has recorded, for the engine that
+    it has itself. Where none is recorded, they look one step ahead, as before the first round, and
+    a note says so: their gradient is then taken one step further on. `unroll` has no more steps
+    than are recorded. So give the optimizer the engine that records the most of those compared.
+    An engine with a memory (`soba`, `warm_start`) has that of the optimizer if it is the
+    optimizer's own, and else begins without. `keep_graph` is timed without a kept graph.
+
+    The reference is the most exact engine, unless `reference` names one. That is the one whose
+    solves have the smallest residual, among those with exact products and without damping. Where no
+    engine solves a system, it is the one that differentiates the most steps. (An implicit engine
+    and one that differentiates steps approach different gradients where the lower problem is not
+    solved; then name the reference.)
+
+    Args:
+        optimizer: the run.
+        name: the problem.
+        engines: choices as `hypergradient=` takes them, an engine per problem included; or a dict
+            label → choice.
+        reference: the label of the row to which errors are relative.
+        repetitions: how often each gradient is taken for its time, after one that is not timed.
+
+    Raises:
+        GraphError: if there is no problem of that name, or its gradient goes through no solution.
+        ConfigurationError: if `engines` is no such collection, or `reference` is not in it.
+        EngineError: if a choice is unknown, or no engine can serve.
+    """
+    graph = optimizer.graph
+    if name not in graph.problems:
+        raise GraphError(f"There is no problem {name!r}. {nearest(name, graph.problems)}")
+    if not graph.solutions_depending_on[name]:
+        raise GraphError(
+            f"The gradient of problem {name!r} goes through no solution, so it is the same with "
+            "every engine. Name a problem above others."
+        )
+    if isinstance(repetitions, bool) or not isinstance(repetitions, int) or repetitions < 1:
+        raise ConfigurationError(f"repetitions must be at least 1, got {repetitions!r}.")
+    chosen = {
+        label: engines_for(graph.problems, choice) for label, choice in _labelled(engines).items()
+    }
+    if reference is not None and reference not in chosen:
+        raise ConfigurationError(f"reference is {reference!r}. {nearest(reference, chosen)}")
+
+    for loss in optimizer._history.losses.values():
+        loss.check_unedited()
+    # Every row is made before any is compared, since the best of them is the measure.
+    rows = {
+        label: _row(optimizer, name, label, made, repetitions) for label, made in chosen.items()
+    }
+    served = [label for label, row in rows.items() if not row.failure]
+    if not served or (reference is not None and reference not in served):
+        failures = "; ".join(
+            f"{label}: {row.failure}" for label, row in rows.items() if row.failure
+        )
+        raise EngineError(
+            f"No engine can serve as the reference for the gradient of {name!r}. {failures}"
+        )
+    why = "as asked"
+    if reference is None:
+        reference = min(served, key=lambda label: _inexactness(rows[label], chosen[label]))
+        why = _reason(rows[reference])
+    exact = rows[reference].gradient
+    assert exact is not None
+    return EngineComparison(
+        problem=name,
+        round=optimizer.round,
+        reference=reference,
+        why=why,
+        rows=tuple([_compared(row, exact) for row in rows.values()]),
+    )
+
+
+# ------------------------------ one row
+
+
+def _row(
+    optimizer: MultilevelOptimizer,
+    name: str,
+    label: str,
+    engines: Mapping[str, AbstractEngine],
+    repetitions: int,
+) -> EngineRow:
+    """Takes the gradient with other engines: once to look at it, and again to time it."""
+    notes: list[str] = []
+    seconds: list[float] = []
+    try:
+        with (
+            ONE_AT_A_TIME,
+            warnings.catch_warnings(record=True) as said,
+            _checks_restored(optimizer),
+            optimizer._levels[name].unchanged(),  # recorded solutions hold the run's own memory
+        ):
+            warnings.simplefilter("always")
+            looks_ahead = optimizer._history.looks_ahead
+            check_engines(
+                optimizer.graph, engines, looks_ahead=looks_ahead, parallel=optimizer.parallel
+            )
+            if optimizer.order == "simultaneous":
+                check_simultaneous(optimizer.graph, engines)
+            history, levels = _under(optimizer, name, engines)
+            found = _ask(levels, name)
+            notes += _missing_steps(history, name)
+            for loss in history.losses.values():
+                loss.checks = _NoChecks()
+            for _ in range(repetitions):
+                began = _now(optimizer)
+                _ask(levels, name)
+                seconds.append(_now(optimizer) - began)
+    except (EngineError, ProblemError, RuntimeError) as error:
+        return EngineRow(label=label, failure=" ".join(str(error).split()))
+    notes += [
+        f"the solve of {report.problem!r} did not converge. {report.advice}".rstrip()
+        for report in found.reports
+        if not report.converged
+    ]
+    notes += [str(warning.message) for warning in said]
+    return EngineRow(
+        label=label,
+        gradient=found.gradient,
+        seconds=statistics.median(seconds),
+        products=sum(report.iterations for report in found.reports),
+        reports=tuple(found.reports),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _ask(levels: Levels, name: str) -> TotalGradient:
+    """The question of `MultilevelOptimizer.gradient`."""
+    with levels.unchanged():
+        return levels.differentiate(name, levels.batches(name))
+
+
+def _under(
+    optimizer: MultilevelOptimizer, name: str, engines: Mapping[str, AbstractEngine]
+) -> tuple[History, Levels]:
+    """The optimizer's history as it would be seen under other engines."""
+    old = optimizer._history
+    history = old.with_engines(engines)
+    levels = Levels(history, ahead=name in old.looks_ahead)
+    # From the innermost problem, since a step has read the solutions below it.
+    for lower in optimizer.graph.problems:
+        stepped = _last_step(old, history, levels, lower)
+        if stepped is not None:
+            history.stepped[lower] = stepped
+            history.mark(lower)
+    return history, levels
+
+
+def _last_step(old: History, new: History, levels: Levels, name: str) -> Stepped | None:
+    """The recorded steps of a problem, as another engine differentiates them; None: there are none.
+
+    A step has read solutions, whose engines are exchanged too: the solutions of now take their
+    places where they still have the values of then. (They do in the last step.) An earlier solution
+    serves under the engines of then only.
+    """
+    stepped, engine = old.last_step(name), new.step_engine(name)
+    if stepped is None or engine is None:
+        return None
+    steps: list[RecordedStep] = []
+    for recorded in reversed(stepped.history[-engine.recorded_steps :]):
+        solutions: dict[str, Solution] = {}
+        for lower, read in recorded.evaluation.solutions.items():
+            now = levels.find(lower)
+            if all(torch.equal(now.value[key], value) for key, value in read.value.items()):
+                solutions[lower] = now
+            elif _same_engines(old, new, lower):
+                solutions[lower] = read
+        if len(solutions) < len(recorded.evaluation.solutions):
+            break
+        evaluation = replace(recorded.evaluation, solutions=solutions)
+        steps.insert(0, replace(recorded, evaluation=evaluation))
+    if not steps:
+        return None
+    return replace(
+        stepped,
+        engine=engine,
+        evaluation=steps[-1].evaluation,
+        graph=None,
+        history=tuple(steps),
+        memory=new.memory[name],
+    )
+
+
+def _same_engines(old: History, new: History, name: str) -> bool:
+    """Whether the solution of a problem, and those in it, have the engines that they had."""
+    names = list(old.graph.problems)[: old.graph.position[name] + 1]
+    return all(old.engines[lower] == new.engines[lower] for lower in names)
+
+
+def _missing_steps(history: History, name: str) -> list[str]:
+    """Notes on engines that had fewer recorded steps than they differentiate."""
+    notes: list[str] = []
+    without: list[str] = []
+    if name in history.looks_ahead:  # one step ahead is what such a problem sees
+        return notes
+    for lower in history.graph.problems:
+        engine, stepped = history.step_engine(lower), history.stepped.get(lower)
+        depends = lower in history.graph.solutions_depending_on[name]
+        if engine is None or not depends or history.rests(lower):
+            continue
+        if stepped is None:
+            without.append(lower)
+        elif len(stepped.history) < engine.recorded_steps:
+            made = len(stepped.history)
+            notes.append(f"{made} of {engine.recorded_steps} steps of {lower!r} are recorded")
+    if without:
+        notes.append(f"no step is recorded of {', '.join(without)}, which is seen one step ahead")
+    return notes
+
+
+class _NoChecks(CheckSchedule):
+    """Makes no check: all of them were made when the gradient was looked at."""
+
+    def is_due(self, check: str, *, once: bool = False) -> bool:
+        return False
+
+    def was_noted(self, check: str) -> bool:
+        return True
+
+
+@contextmanager
+def _checks_restored(optimizer: MultilevelOptimizer) -> Iterator[None]:
+    """Lets losses be checked anew in the body, for the notes, and leaves the run's own checks."""
+    losses = optimizer._history.losses.values()
+    before = [(loss.checks, loss.repeats) for loss in losses]
+    try:
+        for loss in losses:
+            loss.checks, loss.repeats = CheckSchedule(), False
+        yield
+    finally:
+        for loss, (checks, repeats) in zip(losses, before, strict=True):
+            loss.checks, loss.repeats = checks, repeats
+
+
+def _now(optimizer: MultilevelOptimizer) -> float:
+    """Processor time; on a GPU the time at which its work is done."""
+    devices = {problem.device for problem in optimizer.problems.values()}
+    gpus = [device for device in devices if device.type == "cuda"]
+    for gpu in gpus:
+        torch.cuda.synchronize(gpu)
+    return time.perf_counter() if gpus else time.process_time()
+
+
+# ------------------------------ the reference, and the comparison with it
+
+
+def _inexactness(row: EngineRow, engines: Mapping[str, AbstractEngine]) -> tuple[float, ...]:
+    """A key by which the most exact row comes first."""
+    used = [engines[report.problem] for report in row.reports]
+    approximate = any(not engine.uses_second_derivatives for engine in used)
+    damping = max([float(getattr(engine, "damping", 0.0)) for engine in used], default=0.0)
+    residuals = [report.residual for report in row.reports if report.residual is not None]
+    solves = bool(used) and len(residuals) == len(used)
+    steps = min([e.recorded_steps if isinstance(e, StepEngine) else 0 for e in used], default=0)
+    return (
+        float(not used),  # nothing is differentiated
+        float(approximate),
+        float(not solves),
+        damping,
+        max(residuals, default=0.0),
+        -float(steps),
+    )
+
+
+def _reason(row: EngineRow) -> str:
+    residuals = [report.residual for report in row.reports if report.residual is not None]
+    if residuals:
+        return f"the most exact of these: its largest residual is {max(residuals):.1e}"
+    return "the most exact of these"
+
+
+def _compared(row: EngineRow, exact: Mapping[str, Tensor]) -> EngineRow:
+    """The row with its error and cosine."""
+    if row.gradient is None:
+        return row
+    g = torch.cat([row.gradient[key].double().flatten() for key in exact])
+    r = torch.cat([tensor.double().flatten() for tensor in exact.values()])
+    size, own, distance = float(r.norm()), float(g.norm()), float((g - r).norm())
+    error = distance / size if size else (float("inf") if distance else 0.0)
+    cosine = float(g @ r) / (size * own) if size and own else None
+    return replace(row, error=error, cosine=cosine)
+
+
+# ------------------------------ labels
+
+
+def _labelled(engines: Sequence[Choice] | Mapping[str, Choice]) -> dict[str, Choice]:
+    """Label → choice.
+
+    Raises:
+        ConfigurationError: if it is one choice, or two have one label.
+    """
+    single = isinstance(engines, (str, AbstractEngine))
+    if single or (isinstance(engines, Mapping) and "name" in engines):
+        raise ConfigurationError(
+            f"engines is the single engine {engines!r}. Pass a list of engines, or a dict label → "
+            "engine."
+        )
+    if isinstance(engines, Mapping):
+        found = dict(engines)
+    else:
+        found = {}
+        for choice in engines:
+            label = _label(choice)
+            if label in found:
+                raise ConfigurationError(
+                    f"Two of the engines are called {label!r}. Pass a dict label → engine."
+                )
+            found[label] = choice
+    if not found:
+        raise ConfigurationError("engines is empty. Name the engines to compare.")
+    return found
+
+
+def _label(choice: Choice) -> str:
+    """What a row is called: the name of an engine and the options that are not its defaults."""
+    if isinstance(choice, str):
+        return choice
+    if isinstance(choice, Mapping):
+        if "name" in choice:
+            options = [f"{key}={value}" for key, value in choice.items() if key != "name"]
+            return _call(str(choice["name"]), options)
+        return ", ".join(f"{problem}: {_label(one)}" for problem, one in choice.items())
+    options = []
+    for option in fields(choice):
+        value = getattr(choice, option.name)
+        if option.name != "products" and value != option.default:  # (the label says the products)
+            options.append(f"{option.name}={value}")
+    return _call(choice.label, options)
+
+
+def _call(name: str, options: Sequence[str]) -> str:
+    return f"{name}({', '.join(options)})" if options else name

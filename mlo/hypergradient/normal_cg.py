@@ -1,0 +1,84 @@
+"""`normal_cg`: conjugate gradients on the normal equations, for Jacobians that are not symmetric.
+
+Aᵀ q = v is solved by the q that minimises ½ ‖v − Aᵀ q‖², whose gradient vanishes where
+
+    A Aᵀ q = A v .
+
+A Aᵀ is symmetric and positive semidefinite whatever A is, so conjugate gradients serve. Each step
+takes one product with Aᵀ and one with A. The condition number is squared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.hypergradient.iterative import FlatOperator, IterationResult, IterativeEngine
+from mlo.hypergradient.options import count, number
+from mlo.hypergradient.products import LinearSystem
+
+__all__ = ["NormalConjugateGradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalConjugateGradient(IterativeEngine):
+    """Conjugate gradients on A Aᵀ q = A v (CGNR), for games and indefinite or non-symmetric A.
+
+    Unlike `gmres` it keeps four vectors however many steps it makes, and its residual never grows.
+    Where A is singular it converges to the least-squares solution of least norm.
+
+    Attributes:
+        max_steps: most steps, of two products each.
+        tol: relative residual ‖v − Aᵀ q‖ / ‖v‖ at which it stops.
+
+    Reference: Hestenes and Stiefel (1952), in the form CGLS of Paige and Saunders, LSQR (1982); for
+    hypergradients Grazzi et al., On the Iteration Complexity of Hypergradient Computation (2020).
+    """
+
+    max_steps: int = count(40)
+    tol: float = number(1e-6)
+
+    name: ClassVar[str] = "normal_cg"
+
+    def iterate(
+        self, operator: FlatOperator, b: Tensor, scale: float, system: LinearSystem
+    ) -> IterationResult:
+        # r = b − Aᵀ x is the residual, s = A r the negative gradient of ½ ‖r‖², p the direction.
+        x, r = torch.zeros_like(b), b
+        residual = float(r.detach().norm()) / scale
+        if residual <= self.tol:
+            return IterationResult(x=x, residual=residual, converged=True)
+        p = s = operator.transposed(r)
+        size = s @ s
+        first, advice = float(size.detach()), ADVICE_SLOW
+        for _ in range(self.max_steps):
+            # At s = 0 the residual cannot fall further: v has a part that no Aᵀ q reaches.
+            if not float(size.detach()) > torch.finfo(b.dtype).eps ** 2 * first:
+                advice = ADVICE_SINGULAR
+                break
+            image = operator(p)
+            step = size / (image @ image)
+            x, r = x + step * p, r - step * image
+            residual = float(r.detach().norm()) / scale
+            if residual <= self.tol:
+                break
+            s = operator.transposed(r)
+            previous, size = size, s @ s
+            p = s + (size / previous) * p
+        converged = residual <= self.tol
+        return IterationResult(
+            x=x, residual=residual, converged=converged, advice="" if converged else advice
+        )
+
+
+ADVICE_SLOW = (
+    "Raise max_steps, add damping, or use 'gmres': the normal equations square the condition "
+    "number."
+)
+ADVICE_SINGULAR = (
+    "The Jacobian is singular, and the cotangent has a part that it does not reach: the solution "
+    "is not a function of what it reads. Add weight decay to the problem, or damping."
+)

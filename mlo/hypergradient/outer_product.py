@@ -1,0 +1,105 @@
+"""`outer_product`: the Hessian replaced by the outer product of the gradient, A ≈ g gᵀ.
+
+Let g = F(θ, x), and h = ∇_x L(θ, x). With A ≈ g gᵀ + damping · I and B ≈ g hᵀ, the cotangent of the
+inputs is
+
+    −Bᵀ A⁻¹ v = −(gᵀ v / (‖g‖² + damping)) h ,
+
+by the Sherman-Morrison formula (for damping = 0 with the pseudoinverse of g gᵀ). It takes one
+backward pass of the loss and no second derivative.
+
+What it is the derivative of: dθ = −g (hᵀ dx) / ‖g‖² is the shortest move of θ that keeps the lower
+loss at its value while x moves. So it is a response along a level set, away from the solution. At
+the solution, where g = 0, it is not defined, and near it grows as 1/‖g‖.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mlo.hypergradient.options import number
+from mlo.loss import gradients
+from mlo.optimizer_step import l2_penalty
+from mlo.records import SolveReport
+from mlo.response import Cotangent, Pullback, PullbackEngine
+from mlo.sharding import total_norm, whole
+from mlo.tensors import zeros_for_none
+
+__all__ = ["OuterProduct"]
+
+REACH = 1e3
+"""A response is meaningless that moves θ by this many times its size as x is doubled."""
+
+ADVICE = (
+    "The lower gradient has vanished, and this engine's response grows as its inverse. Give it "
+    "damping of the order of a usual ‖g‖², or use an engine for solved problems: 'cg', 'neumann', "
+    "'penalty'."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterProduct(PullbackEngine):
+    """Takes the outer product of the lower gradient for the Hessian, at the cost of one gradient.
+
+    It serves a few steps from afar. At a solution it approximates nothing, which its report says.
+
+    Attributes:
+        damping: added to ‖g‖². Without it a zero gradient gives a zero response.
+
+    Reference: Liu et al., Learning with Constraint Learning (2024), whose implicit gradient
+    approximation BOAT calls IGA.
+    """
+
+    damping: float = number(0.0)
+
+    name: ClassVar[str] = "outer_product"
+    needs_symmetry: ClassVar[bool] = True  # and one loss per problem
+
+    @property
+    def differentiable(self) -> bool:
+        return False
+
+    @property
+    def uses_second_derivatives(self) -> bool:
+        return False
+
+    def pullback(
+        self, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
+        with torch.enable_grad():
+            theta, inputs = call.parameter_aliases(), call.input_aliases()
+            of = call.select(inputs)
+            with call.losses(theta, inputs) as losses:
+                (value,) = losses.values()
+                found = gradients(value, [*theta.values(), *of])
+        own, h = found[: len(theta)], found[len(theta) :]
+        # The optimizer comes to rest where ∇L + decay · θ = 0.
+        decay = l2_penalty(call.solution.evaluation.loss.problem)
+        terms = zip(own, theta.items(), strict=True)
+        g = [term + decay[name] * tensor.detach() for term, (name, tensor) in terms]
+
+        size = float(total_norm(g))
+        pairs = zip(zeros_for_none(cotangent, g), g, strict=True)
+        along = sum(float(whole((v * entry).sum())) for v, entry in pairs)
+        scale = size * size + self.damping
+        factor = -along / scale if scale > 0.0 else 0.0
+        # As x is doubled, θ moves by ‖h‖ ‖x‖ / ‖g‖.
+        vanished = self.damping == 0.0 and not (
+            float(total_norm(h)) * _size(of) <= REACH * size * _size(list(theta.values()))
+        )
+        report = self.report(
+            call.solution.name, converged=not vanished, advice=ADVICE if vanished else ""
+        )
+        return call.scatter([factor * entry for entry in h]), report
+
+
+def _size(tensors: Sequence[Tensor]) -> float:
+    """The norm of tensors; where they are zero still, that of entries of 0.01."""
+    count = sum(tensor.numel() for tensor in tensors)
+    return max(float(total_norm([t.detach() for t in tensors])), 0.01 * math.sqrt(count))

@@ -1,0 +1,39 @@
+"""An iterator over rounds or updates that warns where nobody asks it for any."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TypeVar
+
+from mlo.errors import warn_user
+
+__all__ = ["LazyRounds"]
+
+T = TypeVar("T")
+
+
+class LazyRounds(Iterator[T]):
+    """Makes what it is asked for, when it is asked.
+
+    Args:
+        elements: what it yields.
+        call: what was called, for the warning: `run(steps=10)`.
+    """
+
+    def __init__(self, elements: Iterator[T], call: str) -> None:
+        self._elements, self._call = elements, call
+        self._asked = False
+
+    def __next__(self) -> T:
+        self._asked = True
+        return next(self._elements)
+
+    def __del__(self) -> None:
+        # Whoever calls `run` as a procedure drops it at once: nothing was made, and nothing said.
+        if not self._asked and not sys.is_finalizing():
+            warn_user(
+                f"{self._call} made nothing: it yields a record after each round (or update), and "
+                "makes the round when it is asked for it. Iterate over it: `for record in "
+                "optimizer.run(steps): ...`, or `list(optimizer.run(steps))`."
+            )

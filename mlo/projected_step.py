@@ -1,0 +1,88 @@
+"""The condition that a solution with `after_step` fulfils: it is a fixed point of projected steps.
+
+A problem whose optimizer makes θ ← P(θ − η ∇L(θ, x), x) comes to rest where
+
+    F(θ, x) = θ − P(θ − η (∇L(θ, x) + c θ), x) = 0,
+
+with the optimizer's weight decay c. With D = ∂P/∂u at u = θ − η (∇L + c θ) and the Hessian H,
+
+    A = ∂F/∂θ = I − D (I − η (H + c I)),
+
+which is not symmetric in general, though H is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mlo.errors import EngineError
+from mlo.loss import gradients
+from mlo.optimizer_step import l2_penalty
+from mlo.problem import Problem, Tensors
+from mlo.response import Evaluation
+
+__all__ = ["ProjectedStep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectedStep:
+    """F of a problem with `after_step`: the residual of its fixed point (see `Residual`).
+
+    Attributes:
+        rates: parameter → η, its learning rate; negative where its optimizer maximizes.
+        decay: parameter → c, the coefficient of its optimizer's L2 penalty.
+    """
+
+    rates: Mapping[str, float]
+    decay: Mapping[str, float]
+
+    @classmethod
+    def of(cls, problem: Problem) -> ProjectedStep:
+        """The condition at the learning rates that the optimizers have now.
+
+        Raises:
+            EngineError: if one is zero, at which every point is a fixed point.
+        """
+        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
+        rates: dict[str, float] = {}
+        for optimizer in problem.optimizers.values():
+            for group in optimizer.param_groups:
+                rate = -float(group["lr"]) if group.get("maximize") else float(group["lr"])
+                rates |= {name_of[id(p)]: rate for p in group["params"] if id(p) in name_of}
+        if still := [name for name in problem.parameters if rates[name] == 0.0]:
+            raise EngineError(
+                f"Problem {problem.name!r}: the learning rate of {still[0]!r} is zero. A solution "
+                "with after_step is a fixed point of projected steps, and of steps of length zero "
+                "every point is one. Give the optimizer the rate that the solver has used."
+            )
+        return cls(rates=rates, decay=l2_penalty(problem))
+
+    @contextmanager
+    def __call__(
+        self, evaluation: Evaluation, parameters: Tensors, reads: dict[str, Tensors]
+    ) -> Iterator[Tensors]:
+        """Yields F by parameter, differentiable in `parameters` and `reads`."""
+        with self.moved(evaluation, parameters, reads, create_graph=True) as u:
+            after = evaluation.after_step(u, reads)
+            yield {name: theta - after[name] for name, theta in parameters.items()}
+
+    @contextmanager
+    def moved(
+        self,
+        evaluation: Evaluation,
+        parameters: Tensors,
+        reads: Mapping[str, Tensors],
+        *,
+        create_graph: bool = False,
+    ) -> Iterator[Tensors]:
+        """Yields u = θ − η (∇L + c θ), to which the projection is applied."""
+        with evaluation.losses(parameters, reads) as losses:
+            u: Tensors = {}
+            for player, members in evaluation.loss.problem.player_parameters.items():
+                own = [parameters[name] for name in members]
+                found = gradients(losses[player], own, create_graph=create_graph, retain_graph=True)
+                for name, theta, g in zip(members, own, found, strict=True):
+                    u[name] = theta - self.rates[name] * (g + self.decay[name] * theta)
+            yield u

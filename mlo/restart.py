@@ -1,0 +1,148 @@
+"""Problems that begin anew, from another problem's value: which tensors begin where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mlo.errors import ProblemError, nearest
+from mlo.problem import Problem, Tensors
+
+__all__ = ["Start", "starts_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a problem begins each block of its steps (`restart_from`).
+
+    A parameter begins at the value x of the source's parameter, or, with one more dimension in
+    front, at as many copies of it. So θ_0 = expand(x), and a cotangent of θ_0 is summed over the
+    copies on its way to x.
+
+    Attributes:
+        problem: name of the source, which is listed later.
+        source_of: parameter → name of the source's parameter, for those that the source optimizes.
+            (A frozen one is a constant.)
+        values: parameter → the live tensor that it begins at.
+    """
+
+    problem: str
+    source_of: dict[str, str]
+    values: dict[str, Tensor]
+
+    @torch.no_grad()
+    def put(self, problem: Problem) -> None:
+        """Begins anew: sets the problem's parameters, and empties its optimizers' state."""
+        for name, parameter in problem.parameters.items():
+            parameter.copy_(self.values[name].expand_as(parameter))
+        for optimizer in problem.optimizers.values():
+            _empty(optimizer)
+
+    def linked(self, values: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensors:
+        """Tensors of some values with the derivative of θ_0 in the source.
+
+        Args:
+            values: parameter → value, some or all.
+            source: the source's parameter → tensor, to which the derivative flows unchanged.
+        """
+        found: Tensors = {}
+        for name, value in values.items():
+            found[name] = value.detach()
+            x = source.get(self.source_of.get(name, ""))
+            if x is not None and x.requires_grad:
+                # The bracket is zero.
+                found[name] = value.detach() + (x - x.detach()).expand_as(value)
+        return found
+
+    def pulled(self, cotangents: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> Tensors:
+        """The cotangents of the source, of those of θ_0.
+
+        Args:
+            cotangents: parameter → cotangent, some or all.
+            source: the source's parameter → a tensor of its shape.
+        """
+        found: Tensors = {}
+        for name, cotangent in cotangents.items():
+            key = self.source_of.get(name, "")
+            if key in source:
+                found[key] = cotangent.sum_to_size(source[key].shape)
+        return found
+
+
+def starts_of(problems: Mapping[str, Problem]) -> dict[str, Start]:
+    """Problem → where it begins, for those with `restart_from`.
+
+    Raises:
+        ProblemError: if the source has no such module, or no parameter of a name and shape.
+    """
+    found: dict[str, Start] = {}
+    for name, problem in problems.items():
+        if problem.restart_from is not None:
+            source, _, path = problem.restart_from.partition(".")
+            found[name] = _start(problem, problems[source], path)
+    return found
+
+
+def _start(problem: Problem, source: Problem, path: str) -> Start:
+    try:
+        module = source.module.get_submodule(path)
+    except AttributeError:
+        children = ", ".join(key for key, _ in source.module.named_children()) or "none"
+        raise ProblemError(
+            f"Problem {problem.name!r}: restart_from={problem.restart_from!r} names a submodule "
+            f"{path!r} of {source.name!r}, which does not exist. Submodules: {children}."
+        ) from None
+    trainable = {id(parameter): key for key, parameter in source.parameters.items()}
+    offered = dict(module.named_parameters(remove_duplicate=False))
+    source_of: dict[str, str] = {}
+    values: dict[str, Tensor] = {}
+    for name in problem.parameters:
+        if name not in offered:
+            raise ProblemError(
+                f"Problem {problem.name!r} restarts from {problem.restart_from!r}, which has no "
+                f"parameter {name!r}. {nearest(name, offered)} Name a submodule (such as "
+                f"'{source.name}.head') whose parameters have the names of the problem's own."
+            )
+        values[name] = offered[name]
+        if id(offered[name]) in trainable:
+            source_of[name] = trainable[id(offered[name])]
+    _check_shapes(problem, values)
+    return Start(problem=source.name, source_of=source_of, values=values)
+
+
+def _check_shapes(problem: Problem, values: Mapping[str, Tensor]) -> None:
+    copies: dict[str, int] = {}
+    for name, x in values.items():
+        own = problem.parameters[name]
+        if own.ndim == x.ndim + 1 and own.shape[1:] == x.shape:
+            copies[name] = own.shape[0]
+        elif own.shape != x.shape:
+            raise ProblemError(
+                f"Problem {problem.name!r} restarts from {problem.restart_from!r}, whose "
+                f"{name!r} has the shape {tuple(x.shape)}; its own has {tuple(own.shape)}. Give it "
+                "the same shape, or one more dimension in front, along which the value is repeated."
+            )
+    if copies and (len(copies) < len(values) or len(set(copies.values())) > 1):
+        counts = {name: copies.get(name, "one") for name in values}
+        raise ProblemError(
+            f"Problem {problem.name!r} restarts from {problem.restart_from!r} with different "
+            f"numbers of copies: {counts}. Give all of its parameters the same first dimension, or "
+            "none."
+        )
+
+
+def _empty(optimizer: Optimizer) -> None:
+    """Empties an optimizer's state: as if it had made no step."""
+    if not isinstance(optimizer, torch.optim.Adagrad):
+        optimizer.state.clear()
+        return
+    # Adagrad's state is made with the optimizer.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            state["step"] = torch.zeros_like(state["step"])
+            state["sum"] = torch.full_like(state["sum"], group["initial_accumulator_value"])

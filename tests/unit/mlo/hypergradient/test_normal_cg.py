@@ -1,0 +1,62 @@
+"""`normal_cg`: conjugate gradients on the normal equations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from quadratics import DIM, INDEFINITE, POSITIVE, krylov, quadratic, symmetric
+
+import mlo
+from mlo.testing import bilinear_game, relative_error
+
+
+@pytest.mark.parametrize("coupling", [0.5, 4.0, 20.0], ids=["weak", "strong", "stronger"])
+def test_games_are_solved_by_the_transposed_jacobian(coupling):
+    problem = bilinear_game(dim=4, coupling=coupling)
+    optimizer = problem.optimizer(mlo.NormalConjugateGradient(tol=1e-12, max_steps=30))
+    assert relative_error(optimizer.gradient("x")["v"], problem.exact) < 1e-8
+    assert optimizer.step().solves["game"].converged
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("kind", ["positive", "indefinite", "game"])
+@pytest.mark.filterwarnings("ignore::mlo.SolveWarning")
+def test_truncated_it_minimises_the_residual_over_its_space(kind, steps):
+    """K steps minimise ‖v − Aᵀq‖ over span{Av, (AAᵀ)Av, …}, and the report has that residual."""
+    engine = mlo.NormalConjugateGradient(max_steps=steps, tol=1e-12)
+    if kind == "game":
+        problem = bilinear_game(dim=4)
+        optimizer, a = problem.optimizer(engine), problem.jacobians["game"]
+        b, v, lower = -problem.mixed["game"]["x"], problem.direct["game"], "game"
+    else:
+        a = POSITIVE if kind == "positive" else INDEFINITE
+        (optimizer, b, v), lower = quadratic(a, engine), "w"
+    basis = krylov(a @ a.T, a @ v, steps)
+    q = basis @ torch.linalg.lstsq(a.T @ basis, v.unsqueeze(1)).solution.squeeze(1)
+    assert relative_error(optimizer.gradient("x")["v"], b.T @ q) < 1e-8
+    report = optimizer.step().solves[lower]
+    assert report.residual == pytest.approx(float((v - a.T @ q).norm() / v.norm()), rel=1e-6)
+    assert report.iterations == 2 * steps + 1  # and one to begin
+    assert not report.converged and "Raise max_steps" in report.advice
+
+
+def test_it_stops_at_its_tolerance():
+    optimizer, *_ = quadratic(POSITIVE, mlo.NormalConjugateGradient(tol=1e-2))
+    report = optimizer.step().solves["w"]
+    assert report.converged
+    assert report.residual <= 1e-2
+
+
+def test_a_singular_jacobian_gives_least_squares_and_says_so():
+    singular = symmetric([0.0, 0.0, 0.4, 0.5, 0.7, 1.0, 1.5, -2.0])
+    optimizer, b, v = quadratic(singular, mlo.NormalConjugateGradient(tol=1e-12, max_steps=40))
+    expected = b.T @ (torch.linalg.pinv(singular, atol=1e-10) @ v)
+    assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-8
+    with pytest.warns(mlo.SolveWarning, match="The Jacobian is singular"):
+        report = optimizer.step().solves["w"]
+    assert report.iterations < 2 * DIM + 10  # it does not go on in vain
+
+
+def test_a_zero_jacobian_moves_nothing():
+    optimizer, *_ = quadratic(torch.zeros(DIM, DIM).double(), "normal_cg")
+    assert float(optimizer.gradient("x")["v"].norm()) == 0.0

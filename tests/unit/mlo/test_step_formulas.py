@@ -1,0 +1,229 @@
+"""Steps by formula against `torch.optim`, and what cannot be learned."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import mlo
+from mlo.testing import Vector
+
+OPTIONS = [
+    (torch.optim.SGD, {}),
+    (torch.optim.SGD, {"weight_decay": 0.1, "maximize": True}),
+    (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    (torch.optim.Adam, {"weight_decay": 0.1}),
+    (torch.optim.Adam, {"amsgrad": True, "betas": (0.5, 0.9), "eps": 1e-3}),
+    (torch.optim.AdamW, {"weight_decay": 0.1, "maximize": True}),
+    (torch.optim.Adam, {"fused": True}),
+    (torch.optim.SGD, {"momentum": 0.5, "foreach": True}),
+]
+
+
+def problem(kind, options, settings, dtype=torch.float64):
+    w = Vector(torch.linspace(-1, 1, 4, dtype=dtype))
+    x = torch.linspace(0.5, 2, 4, dtype=dtype)
+    declared = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=kind(w.parameters(), lr=0.05, **options),
+        loss=lambda w, _: (x * w.v.sin()).sum(),
+        **({"settings": settings} if settings else {}),
+    )
+    return w, declared
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_a_step_by_formula_is_the_optimizers_own(kind, options, dtype):
+    plain, one = problem(kind, options, None, dtype)
+    learned, other = problem(kind, options, lambda: {"lr": 0.05}, dtype)
+    first, second = mlo.MultilevelOptimizer([one]), mlo.MultilevelOptimizer([other])
+    for _ in range(7):
+        first.step()
+        second.step()
+    digits = 1e-14 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(learned.v, plain.v, atol=digits, rtol=digits)
+
+    # The state is the optimizer's own: it has the same entries, of the same kinds.
+    mine, theirs = (p.optimizers["w"].state_dict() for p in (other, one))
+    for index, entries in theirs["state"].items():
+        kept = {key: value for key, value in entries.items() if value is not None}
+        assert mine["state"][index].keys() == kept.keys()
+        for key, value in kept.items():
+            torch.testing.assert_close(mine["state"][index][key], value, atol=1e-6, rtol=1e-6)
+
+
+def test_plain_torch_loads_the_state():
+    learned, declared = problem(torch.optim.AdamW, {}, lambda: {"lr": 0.02, "betas": (0.8, 0.99)})
+    optimizer = mlo.MultilevelOptimizer([declared])
+    for _ in range(3):
+        optimizer.step()
+    w = Vector(learned.v.detach().clone())
+    plain = torch.optim.AdamW(w.parameters())
+    plain.load_state_dict(copy.deepcopy(declared.optimizers["w"].state_dict()))
+    assert plain.param_groups[0]["lr"] == 0.02
+    assert plain.param_groups[0]["betas"] == (0.8, 0.99)
+    x = torch.linspace(0.5, 2, 4, dtype=torch.float64)
+    for _ in range(3):
+        plain.zero_grad()
+        (x * w.v.sin()).sum().backward()
+        plain.step()
+        optimizer.step()
+    torch.testing.assert_close(learned.v, w.v, atol=1e-14, rtol=0)
+
+
+def test_each_parameter_may_have_a_tensor_of_its_shape():
+    rates = torch.tensor([0.0, 0.1, 0.2, 0.3], dtype=torch.float64)
+    w, declared = problem(torch.optim.SGD, {}, lambda: {"lr": {"v": rates}})
+    before = w.v.detach().clone()
+    gradient = torch.linspace(0.5, 2, 4, dtype=torch.float64) * before.cos()
+    mlo.MultilevelOptimizer([declared]).step()
+    torch.testing.assert_close(w.v.detach(), before - rates * gradient)
+    assert declared.optimizers["w"].param_groups[0]["lr"] == 0.05  # no number says it
+
+
+def test_unnamed_parameters_keep_their_setting():
+    a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    module = torch.nn.ParameterDict({"a": a, "b": b})
+    declared = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=0.5),
+        loss=lambda w, _: w["a"].sum() + w["b"].sum(),
+        settings=lambda: {"lr": {"a": 0.25}},
+    )
+    mlo.MultilevelOptimizer([declared]).step()
+    assert a.tolist() == [0.75] * 2
+    assert b.tolist() == [0.5] * 2
+
+
+def test_a_parameter_without_a_gradient_stays():
+    """As in torch.optim, decay and momentum included."""
+    module = torch.nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(2)})
+    declared = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.Adam(module.parameters(), weight_decay=1.0),
+        loss=lambda w, _: w["a"].sum(),
+        settings=lambda: {"lr": 0.1},
+    )
+    mlo.MultilevelOptimizer([declared]).step()
+    assert module["b"].tolist() == [1.0, 1.0]
+    assert module["b"] not in declared.optimizers["w"].state
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (0.1, "must return a dict"),
+        ({"lrr": 0.1}, "'lrr', which its optimizer does not learn. .*'lr'"),
+        ({"betas": (0.9, 0.99)}, "'betas', which its optimizer does not learn"),
+        ({"lr": {"u": 0.1}}, "for the parameter 'u'"),
+        ({"lr": torch.ones(3)}, r"a tensor of its shape \(4,\), got a tensor of shape \(3,\)"),
+        ({"lr": "fast"}, "must be a number"),
+        ({"lr": True}, "must be a number"),
+        ({"lr": -0.1}, "is -0.1; it must be finite, not negative"),
+        ({"lr": float("nan")}, "is nan; it must be finite"),
+        ({"lr": torch.tensor([0.1, 0.1, -0.2, 0.1])}, "is -0.2"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(returned, message):
+    w, declared = problem(torch.optim.SGD, {}, lambda: returned)
+    with pytest.raises(mlo.ProblemError, match=message):
+        mlo.MultilevelOptimizer([declared]).step()
+    assert torch.equal(w.v, torch.linspace(-1, 1, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 1.0), torch.tensor([0.9, 0.9, 0.9])])
+def test_betas_are_a_pair_below_one(betas):
+    _, declared = problem(torch.optim.Adam, {}, lambda: {"betas": betas})
+    with pytest.raises(mlo.ProblemError, match="betas"):
+        mlo.MultilevelOptimizer([declared]).step()
+
+
+def test_an_optimizer_without_a_formula_is_refused():
+    w = Vector(torch.zeros(2))
+    with pytest.raises(mlo.ProblemError, match="got RMSprop"):
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.RMSprop(w.parameters()),
+            loss=lambda w, _: w.v.sum(),
+            settings=lambda: {"lr": 0.1},
+        )
+
+
+def test_hooks_around_a_step_by_formula_are_refused():
+    _, declared = problem(torch.optim.SGD, {}, lambda: {"lr": 0.1})
+    declared.optimizers["w"].register_step_post_hook(lambda *_: None)
+    with pytest.raises(mlo.ProblemError, match="hooks around its step"):
+        mlo.MultilevelOptimizer([declared]).step()
+
+
+def test_a_setting_of_a_scheduler_is_refused():
+    w = Vector(torch.ones(2))
+    optimizer = torch.optim.SGD(w.parameters(), lr=0.1)
+    declared = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=optimizer,
+        loss=lambda w, _: w.v.sum(),
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1),
+        settings=lambda: {"lr": 0.1},
+    )
+    with pytest.raises(mlo.ProblemError, match="its scheduler sets 'lr'"):
+        mlo.MultilevelOptimizer([declared]).step()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scheduler_may_set_something_else():
+    w = Vector(torch.ones(1, dtype=torch.float64))
+    optimizer = torch.optim.SGD(w.parameters(), lr=0.5)
+    declared = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=optimizer,
+        loss=lambda w, _: w.v.sum(),
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1),
+        settings=lambda: {"weight_decay": 1.0},
+    )
+    steps = mlo.MultilevelOptimizer([declared])
+    steps.step()
+    steps.step()
+    # 1 − 0.5 (1 + 1) = 0, then 0 − 0.05 (1 + 0)
+    torch.testing.assert_close(w.v.detach(), torch.tensor([-0.05], dtype=torch.float64))
+
+
+def test_settings_may_depend_on_the_number_of_steps_made():
+    seen = []
+
+    def settings(made):
+        seen.append(made)
+        return {"lr": [0.5, 0.25][made % 2]}
+
+    w = Vector(torch.zeros(1))
+    declared = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=1.0),
+        loss=lambda w, _: w.v.sum(),
+        settings=settings,
+    )
+    optimizer = mlo.MultilevelOptimizer([declared])
+    for _ in range(3):
+        optimizer.step()
+    assert w.v.item() == -1.25
+    assert seen == [0, 1, 2]
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert seen[-1] == 3
+
+
+def test_settings_with_two_positional_arguments_are_refused():
+    with pytest.raises(mlo.ProblemError, match=r"called as settings\(made, \*, other"):
+        problem(torch.optim.SGD, {}, lambda made, batch: {"lr": 0.1})
