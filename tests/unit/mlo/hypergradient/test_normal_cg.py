@@ -62,7 +62,7 @@ def test_a_zero_jacobian_moves_nothing():
     assert float(optimizer.gradient("x")["v"].norm()) == 0.0
 
 
-def test_fixed_points_of_projected_steps_are_solved_as_by_a_dense_solve():
+def test_fixed_points_of_projected_steps_are_solved():
     """Their Jacobian is not symmetric, and neither is that of a stationarity map."""
     engine = {"name": "normal_cg", "tol": 1e-12}
     found, exact = (
