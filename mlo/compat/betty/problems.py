@@ -235,8 +235,7 @@ class Problem:
         for part in ("train_data_loader", "module", "optimizer", "scheduler"):
             if getattr(self, part) is None and self.is_implemented(f"configure_{part}"):
                 setattr(self, part, getattr(self, f"configure_{part}")())
-        for part in ("module", "optimizer"):
-            if getattr(self, part) is None:
+            if getattr(self, part) is None and part in ("module", "optimizer"):
                 raise ProblemError(
                     f"Problem {self._name!r} has no {part}. Pass {part}= or define "
                     f"configure_{part}(self)."
