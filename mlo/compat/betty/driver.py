@@ -43,7 +43,8 @@ class Driver:
         self._last_gradients: dict[nn.Parameter, Tensor] = {}
         # The engine counts where an upper problem differentiates its solution.
         self._steps_differentiated = bool(problem.parents) and isinstance(engine, StepEngine)
-        # A leaf accumulates batches, at one place; a problem above it accumulates solves.
+        # A leaf accumulates batches, at one place; a problem above it accumulates solves. (With
+        # `accumulate_solves` a round would hold all of them, and `roll_back` goes back after each.)
         self.accumulate = problem.gas if problem.leaf else 1
         solves = 1 if problem.leaf else problem.gas
         self.counts = problem.config.unroll_steps * problem.gas
@@ -151,13 +152,12 @@ class Driver:
     def gather(self) -> None:
         """Draws a batch for a later update, as an accumulating leaf does between its steps."""
         self.gathered.append(self._draw_new())
-        if self.problem.scheduler is not None and not self.problem._roll_back:
-            self._move_scheduler(None)
 
     def finish(self, record: mlo.Record) -> None:
         """Does what follows an update: callback, scheduler, log, and the end of the cycle."""
         problem = self.problem
-        self._after_step(record, schedule=not problem._roll_back)
+        # A scheduler moves with every batch, and after a roll-back with the step that stays.
+        self._after_step(record, schedule=0 if problem._roll_back else self.accumulate)
         every = problem.log_step
         # Of several batches in one update, any may be the one that is due.
         due = every > 0 and problem.count // every > (problem.count - self.accumulate) // every
@@ -169,7 +169,7 @@ class Driver:
 
     def finish_again(self, record: mlo.Record) -> None:
         """Does what follows the step that a problem makes again after it went back."""
-        self._after_step(record, schedule=True)
+        self._after_step(record, schedule=1)
 
     def go_back(self) -> None:
         """Puts module and optimizer back to what they were when the cycle began."""
@@ -178,7 +178,7 @@ class Driver:
         self.problem.optimizer.load_state_dict(self._start["optimizer"])
         self._start = None
 
-    def _after_step(self, record: mlo.Record, *, schedule: bool) -> None:
+    def _after_step(self, record: mlo.Record, *, schedule: int) -> None:
         problem = self.problem
         for parameter, gradient in self._last_gradients.items():
             state = problem.optimizer.state[parameter]
@@ -187,8 +187,11 @@ class Driver:
         self._last_gradients = {}
         if problem.leaf or problem.count % problem.gas == 0:
             self._call_param_callback()
-        if schedule and problem.scheduler is not None:
-            self._move_scheduler(record)
+        for _ in range(schedule if problem.scheduler is not None else 0):
+            if isinstance(problem.scheduler, ReduceLROnPlateau):
+                problem.scheduler.step(record.losses[problem.name])
+            else:
+                problem.scheduler.step()
 
     def _call_param_callback(self) -> None:
         problem = self.problem
@@ -207,13 +210,6 @@ class Driver:
                     "which the change would be missing. Give it type 'darts', 'neumann' or 'cg', "
                     "which differentiate its solution where it stands."
                 )
-
-    def _move_scheduler(self, record: mlo.Record | None) -> None:
-        scheduler = self.problem.scheduler
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
-        elif record is not None:
-            scheduler.step(record.losses[self.problem.name])
 
     # ------------------------------ its state
 

@@ -115,7 +115,7 @@ def test_a_scheduler_may_look_at_the_loss():
     scheduler.step = seen.append
     engine.low.set_scheduler(scheduler)
     engine.run()
-    assert len(seen) == 4
+    assert len(seen) == 8
     assert seen[-1] == engine.last_record.losses["low"]
 
 

@@ -73,7 +73,7 @@ def test_a_program_without_edges_steps_all_of_its_problems():
     actor, critic = problems("actor", "critic")
     Engine([actor, critic], EngineConfig(train_iters=3, **QUIET)).run()
     assert (actor.count, critic.count) == (3, 3)
-    assert float(actor.module.v) == pytest.approx(0.8**3)
+    assert actor.module.v.item() == pytest.approx(0.8**3)
 
 
 def test_validation_runs_in_evaluation_mode_every_so_often():
