@@ -1,6 +1,7 @@
 """Stochastic bilevel methods at equal oracle calls: mlo's beside those of benchopt's bilevel suite.
 
     python benchmarks/stochastic.py [--suite FOLDER] [--tasks quadratic10 ...] [--units 4096]
+    python benchmarks/stochastic.py --spread       # one point of the quadratics' grid, five seeds
     python benchmarks/stochastic.py --short        # seconds; no suite, a few rounds
 
 FOLDER (or the environment variable BILEVEL_SUITE) is a checkout of benchopt/benchmark_bilevel; its
@@ -22,7 +23,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -38,6 +39,7 @@ import mlo
 
 STEPS = (0.03, 0.1, 0.3)
 RATIOS = (0.001, 0.01, 0.1, 1.0)
+GRID = tuple(product(STEPS, RATIOS))
 INNER = 10
 """Lower steps and terms of a series per round, where a method has several."""
 
@@ -148,6 +150,14 @@ SUITE = {
     "f2sa": lambda n, m: 3 * INNER + 3,
 }
 """Solver of the suite → oracle calls per iteration, given the blocks of both data sets."""
+
+
+SPREAD = {
+    "saga (SABA)": ("saba", 1.0),
+    "spider (SRBA)": ("srba", 1.0),
+    "storm, neumann (MRBO)": ("mrbo", 0.1),
+}
+"""Method → the suite's solver of it, and the ratio at which both are run with several seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +288,9 @@ def suite_at(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-def run_suite(task: Task, name: str, units: int, seed: int) -> Iterator[Row]:
+def run_suite(
+    task: Task, name: str, units: int, seed: int, points: Sequence[tuple[float, float]] = GRID
+) -> Iterator[Row]:
     """The points of the grid that did not diverge."""
     import jax
     import jax.numpy as jnp
@@ -287,8 +299,8 @@ def run_suite(task: Task, name: str, units: int, seed: int) -> Iterator[Row]:
     iterations = max(1, int(units / SUITE[name](n, m)))
     pieces = 8
     options = {
-        "step_size": STEPS[0],
-        "outer_ratio": RATIOS[0],
+        "step_size": points[0][0],
+        "outer_ratio": points[0][1],
         "batch_size": BATCH,
         "eval_freq": max(1, iterations // pieces),
         "random_state": seed,
@@ -298,7 +310,7 @@ def run_suite(task: Task, name: str, units: int, seed: int) -> Iterator[Row]:
     solver.set_objective(
         f_inner, f_outer, n * BATCH, m * BATCH, jnp.asarray(task.z0), jnp.asarray(task.x0)
     )
-    for step, ratio in product(STEPS, RATIOS):
+    for step, ratio in points:
         solver.step_size, solver.outer_ratio = step, ratio
         left, start = pieces, time.process_time()
 
@@ -331,7 +343,7 @@ def best(rows: list[Row]) -> Row | None:
 def rows_of(task: Task, units: int, seed: int, suite: Path | None) -> Iterator[Row]:
     """The best row of every method."""
     for name in METHODS:
-        made = [run_mlo(task, name, units, a, r, seed) for a, r in product(STEPS, RATIOS)]
+        made = [run_mlo(task, name, units, a, r, seed) for a, r in GRID]
         row = best([row for row in made if row is not None])
         if row is not None:
             yield row
@@ -354,6 +366,22 @@ def print_table(task: Task, rows: list[Row], units: int) -> None:
             f"| {row.side} | {row.method} | {row.value:.4g} | {second} | {row.step} | {row.ratio} "
             f"| {row.rounds} | {row.seconds:.2f} |"
         )
+    sys.stdout.flush()
+
+
+def print_spread(task: Task, units: int, suite: Path | None) -> None:
+    """The values of several seeds at one point of the grid, sorted."""
+    for name, (solver, ratio) in SPREAD.items():
+        point, seeds = (0.3, ratio), range(1, 6)
+        rows = {"mlo": [run_mlo(task, name, units, *point, seed) for seed in seeds]}
+        if suite is not None:
+            with suite_at(suite):
+                rows["suite"] = [
+                    next(run_suite(task, solver, units, seed, [point]), None) for seed in seeds
+                ]
+        for side, made in rows.items():
+            values = sorted(np.inf if row is None else row.value for row in made)
+            print(f"| {task.name} | {name} | {side} | {', '.join(f'{v:.2g}' for v in values)} |")
     sys.stdout.flush()
 
 
@@ -381,6 +409,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--units", type=int, default=4096, help="oracle calls per run")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--spread", action="store_true", help="five seeds of some methods")
     parser.add_argument("--short", action="store_true", help="one task, one point, few calls")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -390,6 +419,10 @@ def main() -> None:
         print_table(task, [row for row in rows if row is not None], SHORT)
         return
     suite = suite_folder(options.suite)
+    if options.spread:
+        for name in ("quadratic10", "quadratic100"):
+            print_spread(TASKS[name](), options.units, suite)
+        return
     for name in options.tasks:
         task = TASKS[name]()
         print_table(task, list(rows_of(task, options.units, options.seed, suite)), options.units)
