@@ -311,3 +311,22 @@ def test_a_guide_has_a_row_for_every_public_member(package, count):
     members = sorted(set(members_of(package)))
     assert len(members) > count
     assert [name for name in members if name not in named] == []
+
+
+# ------------------------------ the comparison
+
+
+def test_each_program_that_is_served_names_its_test():
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([a-zA-Z].*?) \| (\S+) \| .* \| (.*?) \|$", text, re.MULTILINE)
+    assert len(rows) > 25
+    for program, ours, tests in rows:
+        assert ours == "✓", program
+        assert re.search(r"`tests/\S+\.py`", tests), program
+
+
+def test_every_note_of_the_comparison_is_referred_to():
+    text = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    tables, notes = text.split("## Notes")
+    cells = set(re.findall(r"(?<=\| )\d+(?= \|)", tables))
+    assert cells == set(re.findall(r"^(\d+)\. ", notes, re.MULTILINE))
