@@ -168,6 +168,27 @@ def test_batch_statistics_are_those_of_the_steps_that_stay(back):
     torch.testing.assert_close(net[1].running_mean, expected)
 
 
+def infinite_at(count):
+    def training_step(self, batch):
+        value = (self.module() ** 2).sum()
+        return value / 0.0 if self.count == count else value
+
+    return training_step
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_unless_told_otherwise():
+    for choice, expected in ((None, float("nan")), ("skip", 0.8**3)):
+        (problem,) = problems("one", one={"log_step": 1})
+        type(problem).training_step = infinite_at(2)
+        Engine([problem], EngineConfig(train_iters=4, on_nonfinite=choice, **QUIET)).run()
+        assert problem.module.v.item() == pytest.approx(expected, nan_ok=True)
+    (problem,) = problems("one")
+    type(problem).training_step = infinite_at(2)
+    with pytest.raises(mlo.NonFiniteError, match="problem 'one': its loss is not finite"):
+        Engine([problem], EngineConfig(train_iters=4, **QUIET)).run()
+    assert problem.module.v.item() == pytest.approx(0.8)
+
+
 # ------------------------------ states
 
 
