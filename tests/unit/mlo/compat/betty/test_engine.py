@@ -176,7 +176,7 @@ def infinite_at(count):
     return training_step
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_unless_told_otherwise():
+def test_a_loss_that_is_not_finite_stops_the_run():
     for choice, expected in ((None, float("nan")), ("skip", 0.8**3)):
         (problem,) = problems("one", one={"log_step": 1})
         type(problem).training_step = infinite_at(2)
@@ -203,7 +203,7 @@ RUNS = [
 
 @pytest.mark.parametrize("options", RUNS, ids=str)
 @pytest.mark.parametrize("at", [5, 6])
-def test_a_run_that_was_interrupted_ends_where_the_whole_one_does(options, at, tmp_path):
+def test_an_interrupted_run_ends_where_the_whole_one_does(options, at, tmp_path):
     """At 5 within a cycle, an accumulation, or a warm-up."""
 
     def prepared(base, save):
