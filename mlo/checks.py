@@ -20,11 +20,12 @@ from mlo.hypergradient.double_backward import (
     leaves_of,
 )
 from mlo.hypergradient.first_order import FirstOrder
-from mlo.hypergradient.one_step import OneStep, acts_around_step
+from mlo.hypergradient.one_step import OneStep
 from mlo.hypergradient.products import Engine
 from mlo.loss import Examine, gradients
 from mlo.optimizer_step import (
     OptimizerStep,
+    acts_around_step,
     check_settings,
     decays_outside_gradient,
     has_differentiable_step,

@@ -25,6 +25,7 @@ from mlo.step_formulas import formula_step
 
 __all__ = [
     "OptimizerStep",
+    "acts_around_step",
     "check_settings",
     "clip",
     "clip_by_norm",
@@ -401,6 +402,12 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
         before = optimizer.state[parameter].get("step", torch.tensor(0.0))
         kept["step"] = torch.full_like(before, float(state["step"]))
     return kept
+
+
+def acts_around_step(problem: Problem) -> bool:
+    """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
+    around = (problem.settings, problem.after_step, problem.restart_from)
+    return any(part is not None for part in around)
 
 
 def clip(gradients: Tensors, largest: float) -> Tensors:

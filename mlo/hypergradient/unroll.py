@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mlo.hypergradient.one_step import acts_around_step
 from mlo.hypergradient.options import count
 from mlo.loss import gradients
+from mlo.optimizer_step import acts_around_step
 from mlo.problem import Tensors
 from mlo.response import (
     Input,
