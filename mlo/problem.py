@@ -113,11 +113,12 @@ class Problem:
             differentiates the problem's solution, it must change nothing that a gradient depends
             on.
         after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
-            step. It is applied after each step of the optimizers, to the parameters that moved:
-            name → tensor, of the parameter's shape. It returns the new ones; those that it leaves
-            out stay. Its keyword-only arguments name problems that it reads, as a loss's do. It is
-            part of the solution: engines differentiate it, in what it reads too. It must be made of
-            differentiable operations and draw no random numbers (see `mlo.constraints`).
+            step. It is called after each step of the optimizers with all parameters: name → tensor.
+            It returns the new ones, of their shapes; those that it leaves out stay, and those of
+            players that rest (`player_steps`). Its keyword-only arguments name problems that it
+            reads, as a loss's do. It is part of the solution: engines differentiate it, in what it
+            reads too. It must be made of differentiable operations and draw no random numbers (see
+            `mlo.constraints`).
         settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
             other problems' values. The keys are "lr", "weight_decay", "momentum", "dampening" of
             `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a

@@ -189,7 +189,8 @@ def _checked(problem: str, key: str, name: str, value: Any, shape: torch.Size) -
         return float(value)
     if isinstance(value, Tensor) and value.is_floating_point():
         if value.numel() == 1:
-            return value.reshape(())
+            # Where it can be the object itself, by which it is known that parameters share it.
+            return value if value.dim() == 0 else value.reshape(())
         if value.shape == shape:
             return value
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -209,9 +210,13 @@ def check_values(problem: str, settings: Mapping[str, Mapping[str, Any]]) -> Non
     Raises:
         ProblemError: for a negative value or one that is not finite; for a beta of 1 or more.
     """
+    seen: set[tuple[str, int]] = set()
     for name, of_parameter in settings.items():
         for key, value in of_parameter.items():
             for entry in value if key == "betas" else (value,):
+                if (key, id(entry)) in seen:
+                    continue
+                seen.add((key, id(entry)))
                 number = torch.as_tensor(entry)
                 low, high = float(number.min()), float(number.max())
                 limit = 1.0 if key == "betas" else math.inf

@@ -87,6 +87,31 @@ def test_each_parameter_may_have_a_tensor_of_its_shape():
     assert declared.optimizers["w"].param_groups[0]["lr"] == 0.05  # no number says it
 
 
+@pytest.mark.parametrize("shapes", [((3, 4), (3,)), ((4,), (4,))])
+def test_several_parameters_may_have_tensors_of_their_shapes(shapes):
+    module = torch.nn.ParameterList([torch.ones(shape) for shape in shapes])
+    rates = {str(k): torch.full(shape, 0.5 + k) for k, shape in enumerate(shapes)}
+    declared = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+        loss=lambda w, _: w[0].sum() + w[1].sum(),
+        settings=lambda: {"lr": rates},
+    )
+    mlo.MultilevelOptimizer([declared]).step()
+    for k, parameter in enumerate(module):
+        assert torch.equal(parameter, 0.5 - k * torch.ones(shapes[k]))
+
+
+def test_a_group_shows_the_numbers_that_its_parameters_share():
+    half = torch.tensor(0.5)
+    one = {"lr": half, "betas": (half, 0.9), "eps": 1.0, "weight_decay": torch.ones(2)}
+    other = {"lr": 0.5, "betas": (0.5, 0.9), "eps": 2.0, "weight_decay": torch.ones(3)}
+    assert common_numbers([one, other]) == {"lr": 0.5, "betas": (0.5, 0.9)}
+    assert common_numbers([one, {}]) == {}
+    assert common_numbers([]) == {}
+
+
 def test_unnamed_parameters_keep_their_setting():
     a, b = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     module = torch.nn.ParameterDict({"a": a, "b": b})
