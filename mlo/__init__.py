@@ -5,8 +5,8 @@ builds the dependency graph and computes each level's total gradient, including 
 respond, with a hypergradient engine that you pick by name.
 
 The names below are public. So are the modules `mlo.distributed` and `mlo.randomness` (for losses),
-`mlo.errors`, `mlo.hypergradient` (for engines of your own), `mlo.testing` (their contract) and
-`mlo.betty`.
+`mlo.errors`, `mlo.hypergradient` (for engines of your own), `mlo.testing` (their contract),
+`mlo.betty`, and `mlo.compat.betty` (for programs written for Betty).
 """
 
 from mlo import constraints

@@ -1,9 +1,9 @@
-"""Betty's `Config` of a problem and `EngineConfig`, with `formulas` beside Betty's own fields."""
+"""Betty's `Config` of a problem and `EngineConfig`, with a few fields beside Betty's own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mlo.errors import ConfigurationError, check_choice, nearest
 
@@ -133,6 +133,8 @@ class EngineConfig:
         early_stopping_tolerance: validations without improvement that end it.
         early_stopping_metric: an entry of what `validation` returns.
         formulas: "exact" or "betty", for every problem whose own configuration says nothing.
+        on_nonfinite: what happens when a loss or gradient is not finite: "stop" raises a
+            `NonFiniteError`, "skip" leaves the step out, None steps all the same, as Betty does.
     """
 
     train_iters: int = 50000
@@ -151,6 +153,7 @@ class EngineConfig:
     early_stopping_metric: str = "loss"
 
     formulas: str = "exact"
+    on_nonfinite: Literal["stop", "skip"] | None = "stop"
 
     def check(self) -> None:
         """Refuses what is not served.
@@ -161,6 +164,7 @@ class EngineConfig:
         _check_served("strategy", self.strategy, STRATEGIES)
         check_choice("logger_type", self.logger_type, LOGGERS)
         check_choice("formulas", self.formulas, FORMULAS)
+        check_choice("on_nonfinite", self.on_nonfinite, ("stop", "skip", None))
 
 
 def _check_served(option: str, value: str, served: tuple[str, ...]) -> None:

@@ -161,7 +161,8 @@ class Driver:
         every = problem.log_step
         # Of several batches in one update, any may be the one that is due.
         due = every > 0 and problem.count // every > (problem.count - self.accumulate) // every
-        if due and problem.is_rank_zero():
+        skipped = problem.name in record.skipped
+        if due and not skipped and problem.is_rank_zero():
             stats = {"loss": record.losses[problem.name], **record.metrics[problem.name]}
             problem.log(stats, problem._global_step)
         if problem.count % self.counts == 0 and problem.count > problem.warmup_steps:
@@ -188,10 +189,10 @@ class Driver:
         if problem.leaf or problem.count % problem.gas == 0:
             self._call_param_callback()
         for _ in range(schedule if problem.scheduler is not None else 0):
-            if isinstance(problem.scheduler, ReduceLROnPlateau):
-                problem.scheduler.step(record.losses[problem.name])
-            else:
+            if not isinstance(problem.scheduler, ReduceLROnPlateau):
                 problem.scheduler.step()
+            elif problem.name not in record.skipped:
+                problem.scheduler.step(record.losses[problem.name])
 
     def _call_param_callback(self) -> None:
         problem = self.problem

@@ -451,7 +451,11 @@ class Engine:
             problem.warmup_steps = max(0, resting)
         self._schedule = graph.schedule()
         parallel = "exact" if self._world_size > 1 else None
-        self.mlo_optimizer = mlo.MultilevelOptimizer(declared, engines, distributed=parallel)
+        common: dict[str, Any] = {
+            "distributed": parallel,
+            "on_nonfinite": self.config.on_nonfinite,
+        }
+        self.mlo_optimizer = mlo.MultilevelOptimizer(declared, engines, **common)
         self._again = None
         if self._roll_back and any(problem.parents for problem in order):
             _check_roll_back(self.problems, rounds.iterations)
@@ -460,7 +464,7 @@ class Engine:
                 driver.declare(again=True, rests=not driver.problem.parents)
                 for driver in self._drivers.values()
             ]
-            self._again = mlo.MultilevelOptimizer(lower, engines, distributed=parallel)
+            self._again = mlo.MultilevelOptimizer(lower, engines, **common)
 
     def _engine_of(self, problem: Problem) -> Any:
         formulas = problem.config.formulas or self.config.formulas

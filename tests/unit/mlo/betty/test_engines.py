@@ -66,3 +66,9 @@ def test_games_and_second_derivatives_are_beyond_them(name):
     assert not engine.differentiable
     with pytest.raises(mlo.EngineError, match="game"):
         bilinear_game().optimizer(engine)
+
+
+@pytest.mark.usefixtures("installed")
+def test_sama_has_the_name_that_bettys_config_gives_its_alpha():
+    assert engines.BettySama(alpha=0.5).config() == {"type": "sama", "sama_adam_alpha": 0.5}
+    assert not engines.BettySama().differentiable

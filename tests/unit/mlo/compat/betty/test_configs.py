@@ -36,6 +36,7 @@ def test_a_problem_refuses_what_is_not_served(options, message):
         ({"strategy": "tpu"}, r"strategy is 'tpu'.*cpu, default, distributed, gpu"),
         ({"logger_type": "csv"}, r"logger_type is 'csv'.*tensorboard"),
         ({"formulas": None}, r"formulas is None.*exact"),
+        ({"on_nonfinite": "rollback"}, r"on_nonfinite is 'rollback'.*skip, stop"),
     ],
 )
 def test_an_engine_refuses_what_is_not_served(options, message):
@@ -54,5 +55,5 @@ def test_fields_and_defaults_are_bettys(name):
     own = {"Config": Config, "EngineConfig": EngineConfig}[name]
     theirs = {field.name: field.default for field in fields(getattr(betty, name))}
     ours = {field.name: field.default for field in fields(own)}
-    assert set(ours) - set(theirs) == {"formulas"}
+    assert set(ours) - set(theirs) <= {"formulas", "on_nonfinite"}
     assert {key: ours[key] for key in theirs} == theirs

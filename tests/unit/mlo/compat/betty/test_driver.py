@@ -41,7 +41,7 @@ def test_a_declaration_has_the_problems_settings():
     assert not metrics["norm"].requires_grad
 
 
-def test_a_gradient_callback_may_change_the_gradient_before_it_is_clipped():
+def test_a_gradient_callback_comes_before_the_clipping():
     def double(self):
         for parameter in self.trainable_parameters():
             parameter.grad *= 2.0

@@ -168,6 +168,27 @@ def test_batch_statistics_are_those_of_the_steps_that_stay(back):
     torch.testing.assert_close(net[1].running_mean, expected)
 
 
+def infinite_at(count):
+    def training_step(self, batch):
+        value = (self.module() ** 2).sum()
+        return value / 0.0 if self.count == count else value
+
+    return training_step
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    for choice, expected in ((None, float("nan")), ("skip", 0.8**3)):
+        (problem,) = problems("one", one={"log_step": 1})
+        type(problem).training_step = infinite_at(2)
+        Engine([problem], EngineConfig(train_iters=4, on_nonfinite=choice, **QUIET)).run()
+        assert problem.module.v.item() == pytest.approx(expected, nan_ok=True)
+    (problem,) = problems("one")
+    type(problem).training_step = infinite_at(2)
+    with pytest.raises(mlo.NonFiniteError, match="problem 'one': its loss is not finite"):
+        Engine([problem], EngineConfig(train_iters=4, **QUIET)).run()
+    assert problem.module.v.item() == pytest.approx(0.8)
+
+
 # ------------------------------ states
 
 
@@ -182,7 +203,7 @@ RUNS = [
 
 @pytest.mark.parametrize("options", RUNS, ids=str)
 @pytest.mark.parametrize("at", [5, 6])
-def test_a_run_that_was_interrupted_ends_where_the_whole_one_does(options, at, tmp_path):
+def test_an_interrupted_run_ends_where_the_whole_one_does(options, at, tmp_path):
     """At 5 within a cycle, an accumulation, or a warm-up."""
 
     def prepared(base, save):

@@ -76,7 +76,7 @@ def test_a_part_that_is_missing_is_named(without, message):
         engine_of(kind("net"))
 
 
-def test_several_loaders_are_drawn_side_by_side_and_passes_counted():
+def test_several_loaders_are_drawn_side_by_side():
     ends = []
     kind = type("Two", (Single,), {"epoch_callback": lambda self: ends.append(self.count)})
     problem = kind("net", train_data_loader=([(1,), (2,)], [{"k": 3}]))

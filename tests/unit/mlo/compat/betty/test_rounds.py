@@ -123,7 +123,7 @@ def test_the_order_of_leaves_counts():
         plan(members, lambda steps: ("b", "a", "top"), reads_of(members))
 
 
-def test_problems_above_may_change_places_unless_one_reads_the_other():
+def test_problems_above_change_places_unless_one_reads_the_other():
     bottom = Member(name="p", children=(), parents=("q", "r"))
     above = [Member(name=name, children=("p",), parents=(), level=1) for name in "qr"]
     reads = {"p": (), "q": ("p",), "r": ("p",)}
