@@ -435,7 +435,7 @@ def test_settings_that_count_their_calls_are_refused(engine):
         projected(w, x, None, engine, settings=settings).step()
 
 
-def test_symmetric_engines_refuse_what_depends_on_the_problem_itself():
+def test_symmetric_engines_refuse_a_read_of_own_responses():
     """Of a bound that follows w, cg's solve on the free variables would be another one."""
     z, w, x = (Vector(torch.tensor([value])) for value in (0.1, 0.2, 0.3))
     problems = []

@@ -148,7 +148,7 @@ def test_the_condition_has_the_weight_decay(engine):
         ({"momentum": 0.6, "dampening": 0.4}, 1.5),
     ],
 )
-def test_a_threshold_acts_against_what_momentum_makes_of_a_gradient(engine, options, factor):
+def test_a_threshold_acts_against_momentum(engine, options, factor):
     """The buffer rests at (1 − dampening) / (1 − momentum) times the gradient."""
 
     def shrink(p, x, rate=RATE):
