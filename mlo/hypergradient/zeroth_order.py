@@ -238,15 +238,18 @@ def _end(solution: Stepped, reading: Reading, shifts: Sequence[Tensor | None]) -
         for item in recorded.evaluation.free_inputs:
             pairs = zip(_values(item, recorded), shift_of[_place(item)], strict=True)
             displaced += [value if by is None else value.detach() + by for value, by in pairs]
-        gradient = _gradient_at(solution.at_step(recorded), reading, theta, displaced)
-        theta, state = recorded.step.apply_with_state(theta, gradient, state)
+        theta, state = _made_again(solution.at_step(recorded), reading, theta, state, displaced)
     return theta
 
 
-def _gradient_at(
-    solution: Stepped, reading: Reading, parameters: Tensors, inputs: Sequence[Tensor]
-) -> Tensors:
-    """F of a recorded step, at other parameters and inputs."""
+def _made_again(
+    solution: Stepped,
+    reading: Reading,
+    parameters: Tensors,
+    state: dict[tuple[str, str], Tensor],
+    inputs: Sequence[Tensor],
+) -> tuple[Tensors, dict[tuple[str, str], Tensor]]:
+    """A recorded step from other parameters, state and inputs, with all that acts around it."""
     evaluation = solution.evaluation
     problem = evaluation.loss.problem
     theta = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
@@ -265,11 +268,16 @@ def _gradient_at(
         if not evaluation.loss.repeats:
             call.check_repeats()
         stack.enter_context(without_tf32(problem.device, allowed=False))
-        losses = stack.enter_context(call.losses(theta, constants))
+        reads = stack.enter_context(call.reads_at(theta, constants))
+        losses = stack.enter_context(evaluation.losses(theta, reads))
         for player, members in problem.player_parameters.items():
             own = gradients(losses[player], [theta[name] for name in members], retain_graph=True)
             found |= zip(members, own, strict=True)
-    return found
+    with torch.no_grad():
+        # Its settings and `after_step` read what is displaced, too.
+        step = evaluation.step_at(solution.step, reads)
+        moved, after = step.apply_with_state(parameters, found, state)
+        return evaluation.after_step(moved, reads), after
 
 
 def _place(item: Input) -> Place:
