@@ -127,8 +127,8 @@ def soft_threshold(x: T, threshold: Number) -> T:
     """The proximal step of threshold · ‖x‖₁: x moved towards zero by the threshold, and no further.
 
     After a step of gradient descent with learning rate η on a loss L, the threshold η λ gives
-    proximal gradient descent on L + λ ‖x‖₁: the lasso. With x / (1 + η μ) after it, the elastic net
-    L + λ ‖x‖₁ + μ/2 ‖x‖².
+    proximal gradient descent on L + λ ‖x‖₁: the lasso. (With momentum β it is η λ / (1 − β).)
+    With x / (1 + η μ) after it, the elastic net L + λ ‖x‖₁ + μ/2 ‖x‖².
 
     Args:
         x: of any shape.

@@ -167,6 +167,21 @@ def test_one_step_differentiates_the_whole_step(kind, around, engine, order, cli
     assert_equal(found, expected, tolerance * max(1.0, scale))
 
 
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+def test_zeroth_order_repeats_whole_steps(kind, around):
+    """In all directions of what is read it is a central difference, of the same steps."""
+    zeroth = mlo.ZerothOrder(steps=2, samples=len(VALUES))
+    (_, exact, optimizer), (_, _, estimated) = (
+        make(kind, engine, around, steps=2) for engine in (mlo.Unroll(steps=2), zeroth)
+    )
+    optimizer.step()
+    estimated.step()
+    expected, found = (o.gradient("hyper") for o in (optimizer, estimated))
+    for name in exact:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
+
+
 def test_the_update_itself_is_made_with_this_gradient():
     _, hyper, optimizer = make("Adam", "one_step", "both")
     optimizer.problems["hyper"].optimizers["hyper"].param_groups[0]["lr"] = 0.5
@@ -503,6 +518,36 @@ def test_a_plain_step_refuses_both():
 def test_implicit_engines_refuse_settings():
     with pytest.raises(mlo.EngineError, match="settings="):
         make("SGD", "cg", "settings")
+
+
+def test_entries_on_a_bound_pass_the_check():
+    """Where the derivative jumps, no difference agrees with it."""
+    w, x = Vector(torch.tensor([0.0, 0.5])), Vector(torch.tensor([0.0]))
+    optimizer = projected(w, x, constraints.nonnegative)
+    optimizer.step()
+    assert w.v.tolist() == [0.0, pytest.approx(0.4)]
+
+
+def test_learned_decay_leaves_parameters_without_a_gradient():
+    w = nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(2)})
+    x = Vector(torch.tensor([-1.0]))
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.AdamW(w.parameters(), lr=0.1),
+        loss=lambda w, _: w["a"].sum(),
+        settings=lambda *, x: {"weight_decay": x.v.exp()},
+        steps=2,
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+        loss=lambda x, _, *, w: w["b"].sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], mlo.Unroll(steps=2))
+    optimizer.step()
+    assert optimizer.gradient("x")["v"].tolist() == [0.0]
 
 
 def test_a_projection_may_round_inside():

@@ -177,6 +177,16 @@ def test_a_threshold_acts_against_the_clipped_gradient(engine):
     assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-6
 
 
+@pytest.mark.parametrize("engine", ["cg", "gmres"])
+def test_a_solution_that_is_free_nowhere(engine):
+    """w is set to (x, x): only what `after_step` reads has a derivative."""
+    _, x, optimizer = quadratic(lambda p, *, x: {"v": torch.cat([x.v, x.v])}, engine, steps=2)
+    optimizer.step()
+    k = torch.arange(1.0, 5.0, dtype=torch.float64)
+    expected = k * (k * torch.cat([x.v, x.v]).detach()).cos()
+    torch.testing.assert_close(optimizer.gradient("x")["v"], expected[:2] + expected[2:])
+
+
 def two_rates(engine, rates):
     w = torch.nn.ParameterDict({k: torch.full((2,), 0.2, dtype=torch.float64) for k in "ab"})
     x = Vector(torch.tensor([0.9, 0.4], dtype=torch.float64))

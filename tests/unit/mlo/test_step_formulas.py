@@ -206,6 +206,38 @@ def test_a_setting_of_a_scheduler_is_refused():
 
 
 @pytest.mark.filterwarnings("error")
+def test_momentum_that_a_scheduler_cycles_is_refused():
+    w, declared = problem(torch.optim.SGD, {"momentum": 0.9}, lambda: {"momentum": 0.5})
+    optimizer = declared.optimizers["w"]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+    declared = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=optimizer,
+        loss=declared.loss,
+        settings=declared.settings,
+        scheduler=scheduler,
+    )
+    with pytest.raises(mlo.ProblemError, match="its scheduler sets 'momentum'"):
+        mlo.MultilevelOptimizer([declared]).step()
+
+
+def test_settings_that_fail_leave_the_buffers():
+    module = torch.nn.BatchNorm1d(3)
+    declared = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+        loss=lambda w, x: w(x).square().mean(),
+        data=[torch.randn(5, 3, generator=torch.Generator().manual_seed(0))],
+        settings=lambda: {"lr": -1.0},
+    )
+    with pytest.raises(mlo.ProblemError, match="not negative"):
+        mlo.MultilevelOptimizer([declared]).step()
+    assert module.running_mean.tolist() == [0.0] * 3
+    assert int(module.num_batches_tracked) == 0
+
+
 def test_a_scheduler_may_set_something_else():
     w = Vector(torch.ones(1, dtype=torch.float64))
     optimizer = torch.optim.SGD(w.parameters(), lr=0.5)
