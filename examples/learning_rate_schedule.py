@@ -6,9 +6,8 @@
 
 The rates are settings of the lower problem's optimizer, given by the upper problem's value.
 `unroll` differentiates the run whole. Where rates are so high that runs go wild, so does this
-gradient: it is clipped. The controls are constant rates, the best of nine chosen by the same
-validation loss, and the learned ones in reverse. The test trains new networks from new weights on
-new batches.
+gradient: it is clipped. The controls are the best of nine constant rates by the same validation
+loss, and the learned ones in reverse. The test trains new networks on new batches.
 
     python examples/learning_rate_schedule.py
 """
@@ -83,16 +82,10 @@ def trained(rates: Tensor, train: Split, test: Split, runs: int, seed: int) -> t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Learns the learning rate of each step of a training run."
-    )
-    parser.add_argument(
-        "--steps", type=int, default=60, help="updates of the schedule, one training run each"
-    )
+    parser = argparse.ArgumentParser(description="Learns the rate of each step of a training run.")
+    parser.add_argument("--steps", type=int, default=60, help="updates of the schedule, a run each")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--picture", default="learning_rate_schedule.png", help="file for the schedule"
-    )
+    parser.add_argument("--picture", default="learning_rate_schedule.png", help="file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)

@@ -20,11 +20,12 @@ from mlo.hypergradient.double_backward import (
     leaves_of,
 )
 from mlo.hypergradient.first_order import FirstOrder
-from mlo.hypergradient.one_step import OneStep, acts_around_step
+from mlo.hypergradient.one_step import OneStep
 from mlo.hypergradient.products import Engine
 from mlo.loss import Examine, gradients
 from mlo.optimizer_step import (
     OptimizerStep,
+    acts_around_step,
     check_settings,
     decays_outside_gradient,
     has_differentiable_step,
@@ -241,6 +242,12 @@ def _warn_of_inexact(problem: Problem, engine: AbstractEngine) -> None:
 def _check_inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> None:
     """Refuses engines that cannot differentiate a response within a problem's own gradient."""
     for inner in _inner_responses(graph, engines, name):
+        if engines[name].needs_symmetry and inner in graph.problems[name].after_step_reads:
+            raise EngineError(
+                f"The after_step of problem {name!r} reads {inner!r}, whose solution depends on "
+                f"{name!r}. So the system that {engines[name].label!r} solves is not symmetric, "
+                "which it needs. Use 'gmres', 'direct' or 'neumann'."
+            )
         if not engines[name].uses_second_derivatives:
             raise EngineError(
                 f"The gradient of problem {name!r} contains the response of {inner!r}, which a "
@@ -824,11 +831,15 @@ def after_step_error(
     """
     # In double precision a difference is accurate across a way so short that hardly any entry
     # crosses a kink on it. A function that insists on another dtype gets its own.
+    own = next(iter(parameters.values())).dtype.to_real()
     try:
-        return _after_step_error(evaluation, parameters, reads, torch.float64, 1e-7)
+        error = _after_step_error(evaluation, parameters, reads, torch.float64, 1e-7)
     except RuntimeError:
-        own = next(iter(parameters.values())).dtype
         return _after_step_error(evaluation, parameters, reads, own, 1e-3)
+    # One that rounds inside (`.float()`) has no difference across so short a way.
+    if not error <= DERIVATIVE_TOLERANCE:
+        error = min(error, _after_step_error(evaluation, parameters, reads, own, 1e-3))
+    return error
 
 
 @torch.enable_grad()
@@ -842,34 +853,44 @@ def _after_step_error(
     """The same in a dtype, by a difference across `nearby` times the size of a parameter."""
     fixed: dict[str, Tensors] = {}
     for name, tensors in reads.items():
-        fixed[name] = {key: tensor.detach().to(dtype) for key, tensor in tensors.items()}
+        fixed[name] = {key: _in_precision(tensor, dtype) for key, tensor in tensors.items()}
     noise = torch.Generator().manual_seed(0)
     theta: Tensors = {}
     u: Tensors = {}
     v: Tensors = {}
     for key, parameter in parameters.items():
-        tensor = parameter.detach().to(dtype)
+        tensor = _in_precision(parameter, dtype)
         draws = torch.randn(3, *tensor.shape, generator=noise).to(tensor)
-        size = tensor.square().mean().sqrt().clamp(min=1e-6)
+        size = tensor.abs().square().mean().sqrt().clamp(min=1e-6)
         u[key], v[key] = draws[0] * size, draws[1]
         # Beside the point: entries often stand exactly on a bound, where no difference is right.
         theta[key] = (tensor + BESIDE * size * draws[2]).requires_grad_()
 
     # ⟨(∂P/∂θ)ᵀ v, u⟩ by autograd, and ⟨v, P(θ + h u) − P(θ − h u)⟩ / 2h, should agree.
     after = evaluation.after_step(dict(theta), fixed)
-    parts = [(after[key] * v[key]).sum() for key in after if after[key].requires_grad]
+    parts = [_inner(after[key], v[key]) for key in after if after[key].requires_grad]
     exact = 0.0
     if parts:
         found = gradients(torch.stack(parts).sum(), list(theta.values()))
-        exact = sum(float((u[key] * g).sum()) for key, g in zip(theta, found, strict=True))
+        exact = sum(float(_inner(g, u[key])) for key, g in zip(theta, found, strict=True))
     sides = []
     for sign in (1.0, -1.0):
         moved = {key: t.detach() + sign * nearby * u[key] for key, t in theta.items()}
         result = evaluation.after_step(moved, fixed)
-        sides.append(sum(float((result[key].detach() * v[key]).sum()) for key in result))
+        sides.append(sum(float(_inner(result[key].detach(), v[key])) for key in result))
     difference = (sides[0] - sides[1]) / (2.0 * nearby)
     scale = max(abs(exact), abs(difference))
     return abs(exact - difference) / scale if scale > 1e-6 else 0.0
+
+
+def _in_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in a precision, given by its real dtype; complex tensors stay complex."""
+    return tensor.detach().to(dtype.to_complex() if tensor.is_complex() else dtype)
+
+
+def _inner(tensor: Tensor, direction: Tensor) -> Tensor:
+    """⟨tensor, direction⟩ with a direction of real numbers; of complex tensors the real part."""
+    return (tensor * direction).sum().real
 
 
 BESIDE = 1e-2

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlo.check_schedule import CheckSchedule
-from mlo.checks import check_engines, check_simultaneous
+from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
 from mlo.hypergradient.registry import EngineChoice, engines_for
 from mlo.levels import History, Levels
@@ -270,6 +270,9 @@ def _row(
             check_engines(
                 optimizer.graph, engines, looks_ahead=looks_ahead, parallel=optimizer.parallel
             )
+            check_restarts(
+                optimizer.graph, engines, optimizer._history.starts, looks_ahead=looks_ahead
+            )
             if optimizer.order == "simultaneous":
                 check_simultaneous(optimizer.graph, engines)
             history, levels = _under(optimizer, name, engines)
@@ -318,6 +321,12 @@ def _under(
         if stepped is not None:
             history.stepped[lower] = stepped
             history.mark(lower)
+        elif lower in history.starts and history.step_engine(lower) is not None:
+            raise EngineError(
+                f"No step of problem {lower!r} is recorded, which begins each round at the value "
+                f"of {history.starts[lower].problem!r}. Compare after a round with an engine that "
+                "records them, such as 'unroll'."
+            )
     return history, levels
 
 
@@ -352,6 +361,7 @@ def _last_step(old: History, new: History, levels: Levels, name: str) -> Stepped
         evaluation=steps[-1].evaluation,
         graph=None,
         history=tuple(steps),
+        start=stepped.start if len(steps) == len(stepped.history) else None,
         memory=new.memory[name],
     )
 
@@ -375,7 +385,7 @@ def _missing_steps(history: History, name: str) -> list[str]:
             continue
         if stepped is None:
             without.append(lower)
-        elif len(stepped.history) < engine.recorded_steps:
+        elif stepped.start is None and len(stepped.history) < engine.recorded_steps:
             made = len(stepped.history)
             notes.append(f"{made} of {engine.recorded_steps} steps of {lower!r} are recorded")
     if without:

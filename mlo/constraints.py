@@ -31,7 +31,8 @@ Number = float | Tensor
 
 def nonnegative(x: T) -> T:
     """The projection onto {x ≥ 0}: max(x, 0), entry by entry."""
-    return _each(x, lambda t: torch.where(t > 0.0, t, torch.zeros_like(t)))
+    # (A NaN stays one, here and below.)
+    return _each(x, lambda t: torch.where(t <= 0.0, torch.zeros_like(t), t))
 
 
 def box(x: T, lower: Number, upper: Number) -> T:
@@ -78,6 +79,9 @@ def simplex(x: T, total: Number = 1.0, dim: int | None = None) -> T:
     def project(t: Tensor) -> Tensor:
         flat, along = (t.reshape(-1), 0) if dim is None else (t, dim)
         target = torch.as_tensor(total).to(t)
+        # Relative to the largest entry, which changes nothing but rounding: among large numbers the
+        # total would be lost, and no entry be above a threshold.
+        flat = flat - flat.detach().amax(along, keepdim=True)
         with torch.no_grad():
             ordered = flat.sort(dim=along, descending=True).values
             shape = [1] * flat.dim()
@@ -85,8 +89,8 @@ def simplex(x: T, total: Number = 1.0, dim: int | None = None) -> T:
             counts = torch.arange(1, flat.shape[along] + 1, device=t.device).to(t).view(shape)
             thresholds = (ordered.cumsum(along) - target) / counts
             # Of the candidates, the largest set whose smallest entry is still above its threshold.
-            last = (ordered > thresholds).sum(along, keepdim=True) - 1
-            above = flat > thresholds.gather(along, last)
+            last = (~(ordered <= thresholds)).sum(along, keepdim=True) - 1
+            above = ~(flat <= thresholds.gather(along, last))
         count = above.sum(along, keepdim=True).to(t)
         tau = (torch.where(above, flat, 0.0).sum(along, keepdim=True) - target) / count
         return torch.where(above, flat - tau, 0.0).reshape(t.shape)
@@ -141,7 +145,7 @@ def soft_threshold(x: T, threshold: Number) -> T:
     def shrink(t: Tensor) -> Tensor:
         limit = torch.as_tensor(threshold).to(t)
         moved = t - limit * t.detach().sign()
-        return torch.where(t.abs() > limit, moved, torch.zeros_like(t))
+        return torch.where(t.abs() <= limit, torch.zeros_like(t), moved)
 
     return _each(x, shrink)
 

@@ -154,12 +154,14 @@ class History:
             engines,
             self.losses,
             self.streams,
+            starts=self.starts,
             looks_ahead=self.looks_ahead,
             simultaneous=self.simultaneous,
         )
         other.solve_streams, other.learning_rates = self.solve_streams, dict(self.learning_rates)
         other.round, other.updates = self.round, dict(self.updates)
         other.last, other.last_round = dict(self.last), dict(self.last_round)
+        other._begun, other._places = set(self._begun), dict(self._places)
         for name, kept in self.memory.items():
             if engines[name] == self.engines[name]:
                 other.memory[name].update(kept)

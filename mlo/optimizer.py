@@ -145,6 +145,7 @@ class MultilevelOptimizer:
         self._schedule = self.graph.schedule(order)
         self._record = Record(round=0)
         self._waiting: tuple[str, ...] = ()
+        self._turns: tuple[int, ...] = ()  # of its updates, which turn of its problem each one is
         # What "rollback" goes back to, how often it has done so, and why it last did.
         self._snapshot: dict[str, Any] | None = None
         self._rollbacks = 0
@@ -310,11 +311,21 @@ class MultilevelOptimizer:
             loss.check_unedited()
         self._history.sums.clear()  # of a round that a failure has ended
         self._record = Record(round=self.round + 1)
-        self._waiting = self._moving()
+        self._waiting = self._planned()
 
     def _moving(self) -> tuple[str, ...]:
         """The updates of the current round, in order."""
         return tuple(name for name in self._schedule if not self._history.rests(name))
+
+    def _planned(self) -> tuple[str, ...]:
+        """The updates of the current round, of which the turns are counted."""
+        moving, seen = self._moving(), dict.fromkeys(self.problems, 0)
+        turns: list[int] = []
+        for name in moving:
+            turns.append(seen[name])
+            seen[name] += 1
+        self._turns = tuple(turns)
+        return moving
 
     def _end_round(self) -> None:
         self._record.rolled_back, self._cause = self._cause, None
@@ -346,22 +357,21 @@ class MultilevelOptimizer:
         finally:
             self._history.release_graphs(needed)
 
-    def _turn(self, name: str, later: tuple[str, ...]) -> int:
-        """Which turn of a problem in the round it is, from 0, with those `later` still to come."""
+    def _turn(self, later: tuple[str, ...]) -> int:
+        """Which turn of its problem an update is, from 0, with those `later` still to come."""
         # By the place in the round, which a saved state holds and a skipped update does not move.
-        moving = self._moving()
-        return moving[: len(moving) - len(later) - 1].count(name)
+        return self._turns[len(self._turns) - len(later) - 1]
 
     def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
         """Whether the problem begins anew with this turn."""
         if name not in self._history.starts:
             return False
-        return self._turn(name, later) % self.problems[name].turns == 0
+        return self._turn(later) % self.problems[name].turns == 0
 
     def _moves(self, name: str, later: tuple[str, ...]) -> bool:
         """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
         solves = self.problems[name].accumulate_solves
-        return solves == 1 or (self._turn(name, later) + 1) % solves == 0
+        return solves == 1 or (self._turn(later) + 1) % solves == 0
 
     def _forget_solutions(self) -> None:
         self._now.forget()
@@ -504,7 +514,7 @@ class MultilevelOptimizer:
         )
         self._forget_solutions()
         self._record = Record(round=self.round + 1)
-        self._waiting = self._moving()[made:] if made else ()
+        self._waiting = self._planned()[made:] if made else ()
         if self.parallel is not None:
             for name, problem in self.problems.items():
                 own = {f"{name}.{key}": tensor for key, tensor in problem.parameters.items()}

@@ -25,7 +25,9 @@ from mlo.step_formulas import formula_step
 
 __all__ = [
     "OptimizerStep",
+    "acts_around_step",
     "check_settings",
+    "clip",
     "clip_by_norm",
     "decays_outside_gradient",
     "has_differentiable_step",
@@ -165,10 +167,7 @@ class OptimizerStep:
 
     def clipped(self, gradients: Tensors) -> Tensors:
         """The gradients as the step takes them: clipped by the norm of all together."""
-        if self.grad_clip is None:
-            return gradients
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values()]
-        return clip_by_norm(gradients, self.grad_clip, torch.linalg.vector_norm(torch.stack(norms)))
+        return gradients if self.grad_clip is None else clip(gradients, self.grad_clip)
 
     def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
@@ -403,6 +402,18 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
         before = optimizer.state[parameter].get("step", torch.tensor(0.0))
         kept["step"] = torch.full_like(before, float(state["step"]))
     return kept
+
+
+def acts_around_step(problem: Problem) -> bool:
+    """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
+    around = (problem.settings, problem.after_step, problem.restart_from)
+    return any(part is not None for part in around)
+
+
+def clip(gradients: Tensors, largest: float) -> Tensors:
+    """The gradients, clipped by the norm of all together, differentiable in it too."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients.values()]
+    return clip_by_norm(gradients, largest, torch.linalg.vector_norm(torch.stack(norms)))
 
 
 def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:

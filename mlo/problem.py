@@ -67,6 +67,8 @@ class Problem:
             or `({player: scalar}, metrics)`. Instead of a player's scalar it may return a function
             without arguments that computes it, alone or with metrics. The function is called only
             where this player's loss is needed. All such functions start from one random state.
+        reads: the names of the problems that a loss with `**problems` reads, where there are many:
+            `[f"task{k}" for k in range(100)]`. They are passed beside those that it names itself.
         data: any iterable of batches, iterated again when exhausted. None passes None as the batch.
         players: makes the problem a game: player → name of the submodule that this player controls.
             The players' parameters must be disjoint and cover the module's. All move
@@ -111,11 +113,12 @@ class Problem:
             differentiates the problem's solution, it must change nothing that a gradient depends
             on.
         after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
-            step. It is applied after each step of the optimizers, to the parameters that moved:
-            name → tensor, of the parameter's shape. It returns the new ones; those that it leaves
-            out stay. Its keyword-only arguments name problems that it reads, as a loss's do. It is
-            part of the solution: engines differentiate it, in what it reads too. It must be made of
-            differentiable operations and draw no random numbers (see `mlo.constraints`).
+            step. It is called after each step of the optimizers with all parameters: name → tensor.
+            It returns the new ones, of their shapes; those that it leaves out stay, and those of
+            players that rest (`player_steps`). Its keyword-only arguments name problems that it
+            reads, as a loss's do. It is part of the solution: engines differentiate it, in what it
+            reads too. It must be made of differentiable operations and draw no random numbers (see
+            `mlo.constraints`).
         settings: `settings(*, other, ...) -> dict`, settings of the optimizers as functions of
             other problems' values. The keys are "lr", "weight_decay", "momentum", "dampening" of
             `torch.optim.SGD`; "lr", "weight_decay", "betas", "eps" of Adam and AdamW. A value is a
@@ -164,6 +167,7 @@ class Problem:
         settings: Callable[..., Mapping[str, Any]] | None = None,
         restart_from: str | None = None,
         accumulate_solves: int = 1,
+        reads: Sequence[str] | None = None,
     ) -> None:
         if (
             not isinstance(name, str)
@@ -251,7 +255,7 @@ class Problem:
         # A solution depends on all that the three functions read, each of which is called with the
         # problems that it names, and on where it begins.
         self.after_step, self.settings = after_step, settings
-        found = _reads(name, "loss", loss, "module", "batch")
+        found = _reads(name, "loss", loss, "module", "batch", reads=_names(name, reads))
         self.loss_reads, self.ignored_defaults = found.names, found.ignored
         self.after_step_reads: tuple[str, ...] = ()
         self.settings_reads: tuple[str, ...] = ()
@@ -488,6 +492,16 @@ def _by_name(problem: str, value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {problem: value}
 
 
+def _names(problem: str, reads: Any) -> tuple[str, ...] | None:
+    if reads is None:
+        return None
+    if isinstance(reads, str) or not all(isinstance(name, str) for name in reads):
+        raise ProblemError(
+            f"Problem {problem!r}: reads must be a list of names of problems, got {reads!r}."
+        )
+    return tuple(reads)
+
+
 def _restart_source(problem: str, value: Any) -> str | None:
     if value is None or (isinstance(value, str) and value.partition(".")[0].isidentifier()):
         return value
@@ -546,6 +560,7 @@ def _reads(
     function: Callable[..., Any],
     *positional_names: str,
     fewer: bool = False,
+    reads: Sequence[str] | None = None,
 ) -> _Signature:
     """Which problems a function reads, from its signature.
 
@@ -555,6 +570,7 @@ def _reads(
         function: the function.
         positional_names: what its positional arguments are.
         fewer: whether it may take fewer of them.
+        reads: problems that are passed to it whatever its signature says (`**problems`).
 
     Raises:
         ProblemError: if it cannot be called so.
@@ -579,16 +595,28 @@ def _reads(
             f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
             f"{_counted(count)}, then the problems that it reads, behind a *."
         )
-    if any(a.kind is a.VAR_KEYWORD for a in arguments):
-        raise ProblemError(
-            f"Problem {problem!r}: its {what} takes "
-            f"**{next(a.name for a in arguments if a.kind is a.VAR_KEYWORD)}, from which it cannot "
-            "be told what it reads. Name the problems that it reads behind a *."
-        )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
+    named = [a.name for a in keywords if a.default is a.empty]
+    for argument in arguments:
+        if argument.kind is argument.VAR_KEYWORD:
+            if reads is None:
+                raise ProblemError(
+                    f"Problem {problem!r}: its {what} takes **{argument.name}, from which it "
+                    "cannot be told what it reads. Name the problems that it reads behind a *"
+                    + (", or list them: reads=['task0', 'task1', ...]." if what == "loss" else ".")
+                )
+            break
+    else:
+        if unknown := [name for name in reads or () if name not in {a.name for a in keywords}]:
+            raise ProblemError(
+                f"Problem {problem!r}: reads= names {unknown[0]!r}, which its loss does not take. "
+                "Add **problems to its arguments, or the name behind a *."
+            )
     return _Signature(
-        required=tuple(a.name for a in keywords if a.default is a.empty),
-        optional=tuple(a.name for a in keywords if a.default is not a.empty),
+        required=tuple(dict.fromkeys([*named, *(reads or ())])),
+        optional=tuple(
+            a.name for a in keywords if a.default is not a.empty and a.name not in (reads or ())
+        ),
         ignored=tuple(a.name for a in positional[count:]),
         positional=count if variadic else min(len(positional), count),
     )

@@ -2,9 +2,12 @@
 
 A problem whose optimizer makes θ ← P(θ − η ∇L(θ, x), x) comes to rest where
 
-    F(θ, x) = θ − P(θ − η (∇L(θ, x) + c θ), x) = 0,
+    F(θ, x) = θ − P(θ − η (g(θ, x) + c θ), x) = 0,
 
-with the optimizer's weight decay c. With D = ∂P/∂u at u = θ − η (∇L + c θ) and the Hessian H,
+with the optimizer's weight decay c and its gradient g = ∇L, clipped where the problem clips. With
+momentum μ and dampening τ the buffer rests at (1 − τ) / (1 − μ) times g + c θ, so η stands for the
+learning rate times this factor. (Where P projects onto a set the rate does not matter; a threshold
+acts against it.) Without a clip, with D = ∂P/∂u at u = θ − η (∇L + c θ) and the Hessian H,
 
     A = ∂F/∂θ = I − D (I − η (H + c I)),
 
@@ -16,10 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
 
 from mlo.errors import EngineError
 from mlo.loss import gradients
-from mlo.optimizer_step import l2_penalty
+from mlo.optimizer_step import clip, l2_penalty
 from mlo.problem import Problem, Tensors
 from mlo.response import Evaluation
 
@@ -31,7 +38,8 @@ class ProjectedStep:
     """F of a problem with `after_step`: the residual of its fixed point (see `Residual`).
 
     Attributes:
-        rates: parameter → η, its learning rate; negative where its optimizer maximizes.
+        rates: parameter → η, the learning rate at which its steps come to rest; negative where its
+            optimizer maximizes.
         decay: parameter → c, the coefficient of its optimizer's L2 penalty.
     """
 
@@ -43,13 +51,13 @@ class ProjectedStep:
         """The condition at the learning rates that the optimizers have now.
 
         Raises:
-            EngineError: if one is zero, at which every point is a fixed point.
+            EngineError: if one is zero, at which every point is a fixed point, or a momentum is 1.
         """
         name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
         rates: dict[str, float] = {}
         for optimizer in problem.optimizers.values():
             for group in optimizer.param_groups:
-                rate = -float(group["lr"]) if group.get("maximize") else float(group["lr"])
+                rate = _rate_at_rest(problem.name, optimizer, group)
                 rates |= {name_of[id(p)]: rate for p in group["params"] if id(p) in name_of}
         if still := [name for name in problem.parameters if rates[name] == 0.0]:
             raise EngineError(
@@ -79,10 +87,29 @@ class ProjectedStep:
     ) -> Iterator[Tensors]:
         """Yields u = θ − η (∇L + c θ), to which the projection is applied."""
         with evaluation.losses(parameters, reads) as losses:
-            u: Tensors = {}
-            for player, members in evaluation.loss.problem.player_parameters.items():
+            g: Tensors = {}
+            problem = evaluation.loss.problem
+            for player, members in problem.player_parameters.items():
                 own = [parameters[name] for name in members]
                 found = gradients(losses[player], own, create_graph=create_graph, retain_graph=True)
-                for name, theta, g in zip(members, own, found, strict=True):
-                    u[name] = theta - self.rates[name] * (g + self.decay[name] * theta)
+                g |= zip(members, found, strict=True)
+            if problem.grad_clip is not None:
+                g = clip(g, problem.grad_clip)
+            u: Tensors = {}
+            for name, theta in parameters.items():
+                u[name] = theta - self.rates[name] * (g[name] + self.decay[name] * theta)
             yield u
+
+
+def _rate_at_rest(problem: str, optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """η of a group: its learning rate times what momentum makes of a constant gradient."""
+    rate = -float(group["lr"]) if group.get("maximize") else float(group["lr"])
+    if type(optimizer) is not torch.optim.SGD or not group["momentum"]:
+        return rate
+    if not group["momentum"] < 1.0:
+        raise EngineError(
+            f"Problem {problem!r}: with a momentum of {group['momentum']:g} its steps never come "
+            "to rest, and a solution with after_step is where they do. Use a momentum below 1."
+        )
+    # b = μ b + (1 − τ) g. With nesterov, where τ = 0, the step's g + μ b is g / (1 − μ) as well.
+    return rate * (1.0 - float(group["dampening"])) / (1.0 - float(group["momentum"]))

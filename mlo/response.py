@@ -843,19 +843,21 @@ class Pullback:
         """Of tensors that stand for the inputs, those whose gradient is asked for."""
         return [tensor for tensor, want in zip(inputs, self.wanted, strict=True) if want]
 
-    def check_step(self, after: Tensors) -> None:
+    def check_step(self, after: Tensors, made: Tensors | None = None) -> None:
         """Refuses a step that ends elsewhere when it is made again.
 
         Args:
-            after: the parameters after it, which are those of the solution where they agree.
+            after: the parameters after it.
+            made: those when it was made; None: the solution's.
 
         Raises:
             ProblemError: if they do not: `settings` or `after_step` is no function of what it gets.
         """
+        made = self.solution.value if made is None else made
         for name, tensor in after.items():
-            made = self.solution.value[name].detach()
-            rounding = torch.finfo(made.dtype).eps ** 0.5 * (made.norm() + 1.0)
-            if not bool((tensor.detach() - made).norm() <= rounding):
+            expected = made[name].detach()
+            rounding = torch.finfo(expected.dtype).eps ** 0.5 * (expected.norm() + 1.0)
+            if not bool((tensor.detach() - expected).norm() <= rounding):
                 raise ProblemError(
                     f"Problem {self.solution.name!r}: its after_step or settings gives {name!r} "
                     "another value when it is called again at the same point. It keeps state "

@@ -189,7 +189,8 @@ def _checked(problem: str, key: str, name: str, value: Any, shape: torch.Size) -
         return float(value)
     if isinstance(value, Tensor) and value.is_floating_point():
         if value.numel() == 1:
-            return value.reshape(())
+            # Where it can be the object itself, by which it is known that parameters share it.
+            return value if value.dim() == 0 else value.reshape(())
         if value.shape == shape:
             return value
     got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -209,9 +210,13 @@ def check_values(problem: str, settings: Mapping[str, Mapping[str, Any]]) -> Non
     Raises:
         ProblemError: for a negative value or one that is not finite; for a beta of 1 or more.
     """
+    seen: set[tuple[str, int]] = set()
     for name, of_parameter in settings.items():
         for key, value in of_parameter.items():
             for entry in value if key == "betas" else (value,):
+                if (key, id(entry)) in seen:
+                    continue
+                seen.add((key, id(entry)))
                 number = torch.as_tensor(entry)
                 low, high = float(number.min()), float(number.max())
                 limit = 1.0 if key == "betas" else math.inf
@@ -231,11 +236,19 @@ def common_numbers(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         settings: one mapping per parameter, setting → value.
     """
     found: dict[str, Any] = {}
-    for key, value in (settings[0] if settings else {}).items():
-        pair = value if key == "betas" else (value,)
-        if all(other.get(key) is value or other.get(key) == value for other in settings) and all(
-            torch.as_tensor(entry).numel() == 1 for entry in pair
-        ):
-            numbers = tuple(float(entry) for entry in pair)
+    for key in settings[0] if settings else {}:
+        shared = {_numbers(key, of_parameter.get(key)) for of_parameter in settings}
+        (numbers,) = shared if len(shared) == 1 else (None,)
+        if numbers is not None:
             found[key] = numbers if key == "betas" else numbers[0]
     return found
+
+
+def _numbers(key: str, value: Any) -> tuple[float, ...] | None:
+    """A setting as numbers; None if it is not given, or differs between entries."""
+    if value is None:
+        return None
+    entries = value if key == "betas" else (value,)
+    if any(torch.as_tensor(entry).numel() != 1 for entry in entries):
+        return None
+    return tuple(float(entry) for entry in entries)

@@ -224,13 +224,14 @@ class Updater:
         if problem.after_step is None:
             return
         reads = evaluation.current_reads()
-        moved = [key for player in players for key in problem.player_parameters[player]]
-        before = {key: problem.parameters[key].detach().clone() for key in moved}
+        before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
         if problem.name in self._history.differentiated:
             self._step_checks.check_after_step(problem, evaluation, before, reads)
         with torch.no_grad():
-            for key, tensor in evaluation.after_step(dict(before), reads).items():
-                problem.parameters[key].copy_(tensor)
+            after = evaluation.after_step(dict(before), reads)
+            for player in players:
+                for key in problem.player_parameters[player]:
+                    problem.parameters[key].copy_(after[key])
 
     def _step(
         self,

@@ -10,11 +10,12 @@ from mlo.testing import Vector
 DIM = 8
 
 
-def quadratic(matrix, engine, *, seed=2, dtype=torch.float64, **options):
+def quadratic(matrix, engine, *, seed=2, dtype=torch.float64, lr=0.0, **options):
     """An optimizer of two problems, B and v.
 
     The lower loss is ½ wᵀMw − wᵀBx, whose stationarity map F = M w − B x has the Jacobian M. The
-    upper loss is wᵀv, so v is the cotangent of the solution. No learning rate moves anything.
+    upper loss is wᵀv, so v is the cotangent of the solution. No learning rate moves anything but
+    `lr`, of w.
     """
     generator = torch.Generator().manual_seed(seed)
     b = torch.randn(DIM, 3, generator=generator, dtype=torch.float64).to(dtype)
@@ -24,7 +25,7 @@ def quadratic(matrix, engine, *, seed=2, dtype=torch.float64, **options):
     lower = mlo.Problem(
         "w",
         module=w,
-        optimizer=torch.optim.SGD(w.parameters(), lr=0.0),
+        optimizer=torch.optim.SGD(w.parameters(), lr=lr),
         loss=lambda w, _, *, x: 0.5 * w.v @ m @ w.v - w.v @ (b @ x.v),
         **options,
     )

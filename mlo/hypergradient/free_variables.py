@@ -4,10 +4,12 @@ With `after_step` A = I − D (I − η H) (see `projected_step.py`; H with the 
 onto a polyhedron, or shrinks by a threshold, D is the orthogonal projector onto the directions in
 which the solution is free to move. Then Aᵀ q = v, that is (I − D) q + η H D q = v, falls apart:
 
-    S y = D v   with   S = η D H D + (I − D) = D Aᵀ D + (I − D),
-    q = y + (I − D) (v − Aᵀ y).
+    S z = D v   with   S = D H D + (I − D) = D Aᵀ η⁻¹ D + (I − D),
+    y = η⁻¹ D z,   q = y + (I − D) (v − Aᵀ y).
 
-S is symmetric, and positive definite where H is so on the free directions.
+S is symmetric, and positive definite where H is so on the free directions. The rates η are numbers,
+one per parameter; D may mix parameters of one rate only. (Of one that is negative, where the
+optimizer maximizes, |η| is taken: S then has −H, which is positive definite.)
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def solve_on_free_variables(
     projector.check(engine)
     v = zeros_for_none(cotangent, system.parameters)
     found = solve(_FreeSystem(system, projector), projector(v))
-    y = zeros_for_none(found.q, system.parameters)
+    y = projector.per_rate(projector(zeros_for_none(found.q, system.parameters)))
     rest = [a - b for a, b in zip(v, system.transpose_product(y), strict=True)]
     fixed = projector.complement(rest)
     return replace(found, q=[a + b for a, b in zip(y, fixed, strict=True)])
@@ -69,6 +71,7 @@ class _Projector:
             with residual.moved(evaluation, theta, reads) as moved:
                 before = {name: u.detach().requires_grad_() for name, u in moved.items()}
             after = evaluation.after_step(before, reads)
+        self._rates = [abs(residual.rates[name]) for name in self._names]
         self._before = [before[name] for name in self._names]
         self._after = [after[name] for name in self._names]
 
@@ -94,6 +97,10 @@ class _Projector:
     def complement(self, u: Direction) -> list[Tensor]:
         """(I − D) u."""
         return [a - b for a, b in zip(u, self(u), strict=True)]
+
+    def per_rate(self, u: Direction) -> list[Tensor]:
+        """|η|⁻¹ u."""
+        return [entry / rate for entry, rate in zip(u, self._rates, strict=True)]
 
     @torch.no_grad()
     def check(self, engine: str) -> None:
@@ -161,7 +168,7 @@ class _FreeSystem(LinearSystem):
         return self._system.mixed_vjp(u)
 
     def _hessian_vjp(self, u: Direction) -> list[Tensor]:
-        free = self._projector(u)
+        free = self._projector.per_rate(self._projector(u))
         moved = self._projector(self._system.transpose_product(free))
         fixed = self._projector.complement(u)
         return [a + b for a, b in zip(moved, fixed, strict=True)]

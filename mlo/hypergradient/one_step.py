@@ -24,11 +24,11 @@ from torch import Tensor
 from mlo.errors import EngineError
 from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.products import Autograd, Engine, LinearSystem, Solve
-from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem
 from mlo.response import Cotangent, StepEngine, Stepped
 
-__all__ = ["OneStep", "acts_around_step", "darts"]
+__all__ = ["OneStep", "darts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +179,6 @@ class OneStep(Engine, StepEngine):
             allow_unused=True,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}
-
-
-def acts_around_step(problem: Problem) -> bool:
-    """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
-    around = (problem.settings, problem.after_step, problem.restart_from)
-    return any(part is not None for part in around)
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:

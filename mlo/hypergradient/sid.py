@@ -116,7 +116,7 @@ class Sid(Engine):
             versions=evaluation.versions[index : index + 1],
         )
         with ExitStack() as stack:
-            part = replace(call.solution, evaluation=on_batch)
+            part = replace(call.solution, evaluation=on_batch, graph=None)
             yield self.products.linearize(replace(call, solution=part, stack=stack))
 
 

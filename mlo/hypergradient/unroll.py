@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mlo.hypergradient.options import count
 from mlo.loss import gradients
+from mlo.optimizer_step import acts_around_step
 from mlo.problem import Tensors
 from mlo.response import (
     Input,
@@ -183,6 +184,8 @@ def _pull_back(
     step = evaluation.step_at(node.recorded.step, reads)
     moved, after_state = step.apply_with_state(theta, gradient, state)
     moved = evaluation.after_step(moved, reads)
+    if acts_around_step(evaluation.loss.problem):
+        call.check_step(moved, dict(zip(node.names, node.after, strict=True)))
     made = [moved[name] for name in node.names]
     made += [after_state[key] for key in node.after_state_keys]
 

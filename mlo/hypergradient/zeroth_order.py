@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,6 +44,8 @@ from mlo.sharding import sharded_like, whole
 __all__ = ["ZerothOrder"]
 
 DIRECTIONS = ("orthogonal", "gaussian")
+
+StateKey = tuple[str, str]
 
 Place = tuple[str, int]
 """An input of a solution: the problem, and the identity of its solution or of None."""
@@ -220,7 +222,7 @@ class _Estimate(torch.autograd.Function):
         inputs = [tensor if want else None for tensor, want in saved]
         found = iter(engine.estimate(solution, ctx.reading, inputs, v))
         report = engine.report(solution.name, iterations=2 * engine.samples * engine.steps)
-        ctx.reading.reports.append(report)
+        ctx.reading.note(report)
         return (None, None, None, *[next(found) if want else None for want in wanted])
 
 
@@ -238,21 +240,24 @@ def _end(solution: Stepped, reading: Reading, shifts: Sequence[Tensor | None]) -
         for item in recorded.evaluation.free_inputs:
             pairs = zip(_values(item, recorded), shift_of[_place(item)], strict=True)
             displaced += [value if by is None else value.detach() + by for value, by in pairs]
-        gradient = _gradient_at(solution.at_step(recorded), reading, theta, displaced)
-        theta, state = recorded.step.apply_with_state(theta, gradient, state)
+        theta, state = _step(solution.at_step(recorded), reading, theta, state, displaced)
     return theta
 
 
-def _gradient_at(
-    solution: Stepped, reading: Reading, parameters: Tensors, inputs: Sequence[Tensor]
-) -> Tensors:
-    """F of a recorded step, at other parameters and inputs."""
+def _step(
+    solution: Stepped,
+    reading: Reading,
+    parameters: Tensors,
+    state: Mapping[StateKey, Tensor],
+    inputs: Sequence[Tensor],
+) -> tuple[Tensors, dict[StateKey, Tensor]]:
+    """A recorded step, made again from other parameters, state and inputs."""
     evaluation = solution.evaluation
     problem = evaluation.loss.problem
     theta = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
     constants = [tensor.detach() for tensor in inputs]
-    found: Tensors = {}
-    with ExitStack() as stack, torch.enable_grad():
+    gradient: Tensors = {}
+    with ExitStack() as stack:
         call = Pullback(
             solution=solution,
             outputs=(),
@@ -265,11 +270,19 @@ def _gradient_at(
         if not evaluation.loss.repeats:
             call.check_repeats()
         stack.enter_context(without_tf32(problem.device, allowed=False))
-        losses = stack.enter_context(call.losses(theta, constants))
-        for player, members in problem.player_parameters.items():
-            own = gradients(losses[player], [theta[name] for name in members], retain_graph=True)
-            found |= zip(members, own, strict=True)
-    return found
+        with torch.enable_grad():
+            reads = stack.enter_context(call.reads_at(theta, constants))
+            losses = stack.enter_context(evaluation.losses(theta, reads))
+            for player, members in problem.player_parameters.items():
+                own = [theta[name] for name in members]
+                gradient |= zip(
+                    members, gradients(losses[player], own, retain_graph=True), strict=True
+                )
+        # Settings that are learned, and what follows the step, are functions of the inputs too.
+        step = evaluation.step_at(solution.step, reads)
+        before = {name: tensor.detach() for name, tensor in theta.items()}
+        moved, after_state = step.apply_with_state(before, gradient, state)
+        return evaluation.after_step(moved, reads), after_state
 
 
 def _place(item: Input) -> Place:

@@ -202,3 +202,23 @@ def test_a_problem_that_does_not_exist_is_refused():
     )
     assert result.returncode == 2
     assert "there is no problem 'layerd'" in result.stderr
+
+
+@pytest.mark.slow
+def test_stochastic_methods_at_equal_oracle_calls():
+    printed = output_of("stochastic.py", "--short")
+    value = {row[1]: float(row[2]) for row in rows(printed, "mlo")}
+    assert len(value) == 8
+    assert value["saga (SABA)"] < 1e-6 * value["soba"]
+    assert value["soba, average"] < 0.1 * value["soba"]
+    assert value["spider (SRBA)"] < value["soba"]
+
+
+@pytest.mark.slow
+def test_stochastic_methods_without_the_suite_say_so():
+    printed = output_of(
+        "stochastic.py", "--suite", "/nowhere", "--tasks", "quadratic10", "--units", "8"
+    )
+    assert "Without the suite: /nowhere has no solvers/saba.py." in printed
+    assert len(rows(printed, "mlo")) == 8
+    assert rows(printed, "suite") == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -380,7 +382,7 @@ def refused(after_step, message, *, engine="one_step"):
         projected(w, x, after_step, engine).step()
 
 
-def projected(w, x, after_step, engine="one_step"):
+def projected(w, x, after_step, engine="one_step", **more):
     """w projected, below x."""
     lower = mlo.Problem(
         "w",
@@ -388,6 +390,7 @@ def projected(w, x, after_step, engine="one_step"):
         optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
         loss=lambda w, _, *, x: (w.v * x.v).sum() + (w.v**2).sum(),
         after_step=after_step,
+        **more,
     )
     upper = mlo.Problem(
         "x",
@@ -419,6 +422,67 @@ def test_a_random_projection_is_refused():
     refused(lambda p: {"v": p["v"] + torch.rand(2)}, "(another value|derivative of its after_step)")
 
 
+@pytest.mark.parametrize("engine", ["one_step", mlo.Unroll(steps=2)])
+def test_settings_that_count_their_calls_are_refused(engine):
+    calls = []
+
+    def settings(*, x):
+        calls.append(0)
+        return {"lr": x.v.exp() * 0.5 ** len(calls)}
+
+    w, x = Vector(torch.tensor([0.5, -0.5])), Vector(torch.tensor([0.1]))
+    with pytest.raises(mlo.ProblemError, match="settings gives 'v' another value"):
+        projected(w, x, None, engine, settings=settings).step()
+
+
+def test_symmetric_engines_refuse_a_read_of_own_responses():
+    """Of a bound that follows w, cg's solve on the free variables would be another one."""
+    z, w, x = (Vector(torch.tensor([value])) for value in (0.1, 0.2, 0.3))
+    problems = []
+    for name, module, loss, more in (
+        ("z", z, lambda z, _, *, w: ((z.v - w.v) ** 2).sum(), {}),
+        (
+            "w",
+            w,
+            lambda w, _, *, z, x: ((w.v - x.v * z.v) ** 2).sum(),
+            {"after_step": lambda p, *, z: constraints.box(p, -1.0, z.v.sum())},
+        ),
+        ("x", x, lambda x, _, *, w: (w.v**2).sum(), {}),
+    ):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        problems.append(mlo.Problem(name, module=module, optimizer=optimizer, loss=loss, **more))
+    with pytest.raises(mlo.EngineError, match="So the system that 'cg' solves is not symmetric"):
+        mlo.MultilevelOptimizer(problems, {"z": "direct", "w": "cg"})
+    mlo.MultilevelOptimizer(problems, {"z": "direct", "w": "gmres"})
+
+
+def test_players_that_rest_are_given_and_stay():
+    class Game(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Vector(torch.tensor([0.8, 0.8])), Vector(torch.tensor([0.5, 0.5]))
+
+    game, given = Game(), []
+
+    def simplexes(p):
+        given.append({key: round(float(t.sum()), 6) for key, t in p.items()})
+        return constraints.simplex(p)
+
+    declared = mlo.Problem(
+        "game",
+        module=game,
+        optimizer=torch.optim.SGD(game.parameters(), lr=0.0),
+        loss=lambda m, _: {"one": m.a.v @ m.b.v, "two": -(m.a.v @ m.b.v)},
+        players={"one": "a", "two": "b"},
+        player_steps={"two": 2},
+        after_step=simplexes,
+    )
+    mlo.MultilevelOptimizer([declared]).step()
+    # One rests in the first move, so it is projected after the second.
+    assert given == [{"a.v": 1.6, "b.v": 1.0}] * 2
+    assert game.a.v.tolist() == [0.5, 0.5]
+
+
 def test_returned_tensors_must_fit():
     refused(lambda p: p["v"], "must return a dict")
     refused(lambda p: {"u": p["v"]}, "returned 'u', which is none of the parameters")
@@ -439,6 +503,44 @@ def test_a_plain_step_refuses_both():
 def test_implicit_engines_refuse_settings():
     with pytest.raises(mlo.EngineError, match="settings="):
         make("SGD", "cg", "settings")
+
+
+def test_a_projection_may_round_inside():
+    """A difference across 1e-7 of a parameter would see the rounding alone."""
+    w, x = Vector(torch.tensor([0.5, 0.7])), Vector(torch.tensor([0.1]))
+    optimizer = projected(w.double(), x.double(), lambda p: {"v": p["v"].float().sin().double()})
+    optimizer.step()
+
+
+def test_a_projection_of_complex_numbers():
+    """Onto phases, through three steps of descent."""
+    start = torch.tensor([0.6 + 0.8j, 1.0j], dtype=torch.complex128)
+    w, x = Vector(start.clone()), Vector(torch.tensor([0.4], dtype=torch.float64))
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
+        loss=lambda w, _, *, x: (w.v - x.v * (1 + 2j)).abs().square().sum(),
+        after_step=lambda p: {"v": p["v"] / p["v"].abs()},
+        steps=3,
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, w: w.v.real.sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], mlo.Unroll(steps=3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no imaginary part is discarded
+        optimizer.step()
+    y, v = x.v.detach().clone().requires_grad_(), start.requires_grad_()
+    for _ in range(3):
+        loss = (v - y * (1 + 2j)).abs().square().sum()
+        (g,) = torch.autograd.grad(loss, v, create_graph=True)
+        v = (v - 0.1 * g) / (v - 0.1 * g).abs()
+    (expected,) = torch.autograd.grad(v.real.sum(), y)
+    torch.testing.assert_close(optimizer.gradient("x")["v"], expected, atol=1e-12, rtol=0)
 
 
 def test_a_projection_may_insist_on_its_dtype():

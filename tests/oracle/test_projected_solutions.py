@@ -30,14 +30,15 @@ B = torch.tensor([[1.0, 0.3], [-0.8, 0.4], [0.2, -1.0], [-0.5, -0.7]], dtype=tor
 RATE = 0.3
 
 
-def quadratic(after_step, engine, *, dtype=torch.float64, steps=400, decay=0.0, momentum=0.0):
+def quadratic(after_step, engine, *, dtype=torch.float64, steps=400, clip=None, **options):
     """min ½ wᵀHw − wᵀBx where `after_step` says, below max wᵀ(1, 2, 3, 4)."""
     w, x = Vector(torch.full((4,), 0.2, dtype=dtype)), Vector(torch.tensor([0.9, 0.4], dtype=dtype))
     h, b = H.to(dtype), B.to(dtype)
     lower = mlo.Problem(
         "w",
         module=w,
-        optimizer=torch.optim.SGD(w.parameters(), lr=RATE, weight_decay=decay, momentum=momentum),
+        optimizer=torch.optim.SGD(w.parameters(), **{"lr": RATE} | options),
+        grad_clip=clip,
         loss=lambda w, _, *, x: 0.5 * w.v @ h @ w.v - w.v @ (b @ x.v),
         steps=steps,
         after_step=after_step,
@@ -51,22 +52,25 @@ def quadratic(after_step, engine, *, dtype=torch.float64, steps=400, decay=0.0, 
     return w, x, mlo.MultilevelOptimizer([lower, upper], engine)
 
 
-def solved_again(after_step, x, decay=0.0):
+def solved_again(after_step, x, decay=0.0, clip=None, steps=400):
     """The upper loss at the solution, by plain projected descent; and what the solution is."""
     w = torch.full((4,), 0.2, dtype=torch.float64)
     module = Vector(x)
-    for _ in range(400):
-        w = w - RATE * (H @ w - B @ x + decay * w)
+    for _ in range(steps):
+        g = H @ w - B @ x
+        if clip is not None:
+            g = g * torch.clamp(clip / (g.norm() + 1e-6), max=1.0)
+        w = w - RATE * (g + decay * w)
         w = after_step({"v": w}, module)["v"].detach()
     return (w * torch.arange(1.0, 5.0, dtype=torch.float64)).sin().sum(), w
 
 
-def differences(after_step, x, decay=0.0):
+def differences(after_step, x, **options):
     found = []
     for i in range(len(x)):
         e = torch.zeros_like(x)
         e[i] = 1e-6
-        up, down = (solved_again(after_step, x + s * e, decay)[0] for s in (1, -1))
+        up, down = (solved_again(after_step, x + s * e, **options)[0] for s in (1, -1))
         found.append((up - down) / 2e-6)
     return torch.stack(found)
 
@@ -125,7 +129,7 @@ def test_symmetric_engines_refuse_a_curved_set(engine):
 def test_the_condition_has_the_weight_decay(engine):
     project = PROJECTIONS["nonnegative"]
     w, x, optimizer = quadratic(
-        lambda p, *, x: project(p, x), ENGINES[engine], decay=0.3, momentum=0.5
+        lambda p, *, x: project(p, x), ENGINES[engine], weight_decay=0.3, momentum=0.5
     )
     optimizer.step()
     torch.testing.assert_close(
@@ -133,6 +137,85 @@ def test_the_condition_has_the_weight_decay(engine):
     )
     expected = differences(project, x.v.detach(), decay=0.3)
     assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-6
+
+
+@pytest.mark.parametrize("engine", ["cg", "gmres"])
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({"momentum": 0.5}, 2.0),
+        ({"momentum": 0.5, "nesterov": True}, 2.0),
+        ({"momentum": 0.6, "dampening": 0.4}, 1.5),
+    ],
+)
+def test_a_threshold_acts_against_momentum(engine, options, factor):
+    """The buffer rests at (1 − dampening) / (1 − momentum) times the gradient."""
+
+    def shrink(p, x, rate=RATE):
+        return {"v": constraints.soft_threshold(p["v"], rate * x.v[1].exp())}
+
+    w, x, optimizer = quadratic(lambda p, *, x: shrink(p, x), ENGINES[engine], **options)
+    optimizer.step()
+
+    def alike(p, x):
+        return shrink(p, x, RATE / factor)
+
+    expected_w = solved_again(alike, x.v.detach())[1]
+    torch.testing.assert_close(w.v.detach(), expected_w, atol=1e-12, rtol=0)
+    expected = differences(alike, x.v.detach())
+    assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-6
+
+
+@pytest.mark.parametrize("engine", ["direct", "gmres"])
+def test_a_threshold_acts_against_the_clipped_gradient(engine):
+    project, clip = PROJECTIONS["soft threshold of x"], 1.1
+    _, x, optimizer = quadratic(lambda p, *, x: project(p, x), engine, clip=clip, steps=2000)
+    optimizer.step()
+    plain = differences(project, x.v.detach())
+    expected = differences(project, x.v.detach(), clip=clip, steps=2000)
+    assert relative_error(plain, expected) > 0.01  # the clip acts at the solution
+    assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-6
+
+
+def two_rates(engine, rates):
+    w = torch.nn.ParameterDict({k: torch.full((2,), 0.2, dtype=torch.float64) for k in "ab"})
+    x = Vector(torch.tensor([0.9, 0.4], dtype=torch.float64))
+    groups = [{"params": [w[key]], "lr": rate} for key, rate in zip("ab", rates, strict=True)]
+
+    def loss(w, _, *, x):
+        v = torch.cat([w["a"], w["b"]])
+        return 0.5 * v @ H @ v - v @ (B @ x.v)
+
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(groups, lr=0.1),
+        loss=loss,
+        steps=400,
+        after_step=constraints.nonnegative,
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, w: (torch.cat([w["a"], w["b"]]) * torch.arange(1.0, 5.0)).sin().sum(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], engine)
+    optimizer.step()
+    return optimizer.gradient("x")["v"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ["cg", "minres", "gmres"])
+def test_each_parameter_may_have_its_learning_rate(engine):
+    """On the free variables the system stays symmetric."""
+    expected = differences(PROJECTIONS["nonnegative"], torch.tensor([0.9, 0.4]).double())
+    assert relative_error(two_rates(ENGINES[engine], (0.3, 0.1)), expected) < 1e-6
+
+
+def test_damping_on_the_free_variables_knows_no_learning_rate():
+    damped = ENGINES["cg"] | {"damping": 0.5}
+    torch.testing.assert_close(two_rates(damped, (0.3, 0.3)), two_rates(damped, (0.2, 0.1)))
 
 
 def test_a_projected_solution_is_differentiated_twice():

@@ -234,7 +234,7 @@ def test_amigo_is_the_papers_algorithm(blocks):
 
 
 def stocbio_gradient(blocks, eta, factors, i, j, z, x):
-    """Ji et al. (2021), Eq. 4 and Algorithm 2: one batch per factor, one for the mixed product."""
+    """Ji et al. (2021), Algorithms 2 and 3: one batch per factor, one for the mixed product."""
     r, direct = blocks.dF(j, z, x)
     total = r
     for k in factors:

@@ -548,7 +548,7 @@ def test_another_error_in_a_product_keeps_its_name():
         ({"name": "penalty", "multiplier": None}, "multiplier must be 'auto' or a positive number"),
         ({"name": "neumann", "tol": None}, "tol must be a number"),
         ({"name": "gmres", "tol": -1.0}, "tol must not be negative"),
-        ({"name": "soba", "step_size": "1e-2"}, "step_size must be 'auto' or a positive number"),
+        ({"name": "soba", "step_size": "1e-2"}, "must be 'auto', 'lower', a positive number"),
     ],
 )
 def test_numbers_that_yaml_reads_as_text_are_refused(options, message):

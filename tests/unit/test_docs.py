@@ -8,15 +8,12 @@ import importlib.util
 import inspect
 import re
 import shlex
-import sys
-import types
 from dataclasses import is_dataclass
-from pathlib import Path
 
 import pytest
 import torch
 import typer
-from sklearn.datasets import load_diabetes
+from code_blocks import BLOCKS, ROOT, require, run
 
 import mlo
 from lfmcw_app.cli import resolve_recipe
@@ -24,15 +21,6 @@ from lfmcw_app.evaluate import evaluate as evaluate_command
 from lfmcw_app.run import run as run_command
 from lfmcw_app.table import table as table_command
 from mlo.hypergradient import registry
-
-ROOT = Path(__file__).parents[2]
-BLOCKS = [
-    (path.relative_to(ROOT), number, code)
-    for path in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    for number, code in enumerate(
-        re.findall(r"```python\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
-    )
-]
 
 CONTINUED = {"tutorial.md"}
 """Pages whose blocks continue each other; each is followed by what it prints."""
@@ -70,33 +58,6 @@ def test_the_tutorial_prints_what_it_says(capsys):
                 assert float(here) < 10 * float(there)
             else:
                 assert float(here) == pytest.approx(float(there), abs=0.02)
-
-
-PEERS = {
-    "betty-ml": ("betty", "make betty"),
-    "higher": ("higher", "pip install higher"),
-    "torchopt": ("torchopt", "pip install torchopt"),
-}
-"""Package → the module that it installs, and what installs it."""
-
-
-def require(package):
-    module, how = PEERS[package]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        pytest.skip(f"{package} is not installed ({how}): {error}")
-
-
-def run(code, name):
-    """Runs a block as a module of its own (dataclasses look theirs up); returns its names."""
-    module = types.ModuleType("block")
-    sys.modules["block"] = module
-    try:
-        exec(compile(code, name, "exec"), module.__dict__)
-    finally:
-        del sys.modules["block"]
-    return module.__dict__
 
 
 def test_the_programs_moved_from_betty_end_at_the_same_weights(capsys):
@@ -147,82 +108,6 @@ def test_the_guide_names_every_public_member_of_betty():
     assert len(members) > 150
     words = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", text))))
     assert sorted(members - words) == []
-
-
-def naive_maml():
-    """The parameters of the start after 20 steps down the gradient through five steps of each task,
-    by plain autograd.
-    """
-    torch.manual_seed(0)
-    x = 6 * torch.rand(6, 20, 1, dtype=torch.float64) - 3
-    y = torch.sin(x + torch.arange(6, dtype=torch.float64).view(6, 1, 1) / 3)
-    net = torch.nn.Sequential(
-        torch.nn.Linear(1, 20), torch.nn.Tanh(), torch.nn.Linear(20, 1)
-    ).double()
-    names, start = zip(*net.named_parameters(), strict=True)
-
-    def loss(weights, task, part):
-        named = dict(zip(names, weights, strict=True))
-        return ((torch.func.functional_call(net, named, x[task, part]) - y[task, part]) ** 2).mean()
-
-    for _ in range(20):
-        total = 0.0
-        for task in range(6):
-            weights = start
-            for _ in range(5):
-                slopes = torch.autograd.grad(
-                    loss(weights, task, slice(0, 10)), weights, create_graph=True
-                )
-                weights = [w - 0.1 * slope for w, slope in zip(weights, slopes, strict=True)]
-            total = total + loss(weights, task, slice(10, 20)) / 6
-        slopes = torch.autograd.grad(total, start)
-        start = [
-            (w - 0.1 * slope).detach().requires_grad_()
-            for w, slope in zip(start, slopes, strict=True)
-        ]
-    return total, torch.cat([w.detach().flatten() for w in start])
-
-
-def naive_ridge():
-    """The decays after 20 steps down the gradient through the closed form of the ridge
-    regression.
-    """
-    data = load_diabetes()
-    x, y = torch.tensor(data.data), torch.tensor(data.target)[:, None]
-    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
-    a, b, log = x[:40], y[:40], torch.full((10, 1), -1.0, dtype=torch.float64)
-    for _ in range(20):
-        log.requires_grad_()
-        solution = torch.linalg.solve(a.T @ a / 40 + log.exp().flatten().diag(), a.T @ b / 40)
-        loss = ((x[40:240] @ solution - y[40:240]) ** 2).mean()
-        log = (log - 50.0 * torch.autograd.grad(loss, log)[0]).detach()
-    return loss, log.flatten()
-
-
-@pytest.mark.parametrize(
-    ("package", "naive", "learned"),
-    [("higher", naive_maml, "start"), ("torchopt", naive_ridge, "decay")],
-)
-@pytest.mark.parametrize("which", ["before", "after"])
-def test_programs_of_other_libraries_end_at_the_same_place(package, naive, learned, which, capsys):
-    """Programs from higher and TorchOpt end where plain autograd does.
-
-    The outer optimizer is gradient descent, so that a gradient of the wrong length ends
-    elsewhere too.
-    """
-    page = "migrating-from-torchopt-and-higher.md"
-    codes = [code for path, _, code in BLOCKS if path.name == page]
-    before = next(k for k, code in enumerate(codes) if code.startswith(f"# needs {package}\n"))
-    if which == "before":
-        require(package)
-    found = run(codes[before if which == "before" else before + 1], f"{page}: {package}, {which}")
-    loss, expected = naive()
-    end = torch.nn.utils.parameters_to_vector(found[learned].parameters()).detach()
-    assert float((end - expected).norm() / expected.norm()) < 1e-8
-    said = re.findall(r"```text\n(.*?)\n```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)[
-        before // 2
-    ]
-    assert capsys.readouterr().out == f"{float(loss):.6f} {float(expected[0]):.6f}\n" == f"{said}\n"
 
 
 NAMED = [
@@ -359,7 +244,7 @@ def defined(tree, prefix=""):
 
 
 def test_the_readme_stays_short():
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 120
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
 def test_links_between_the_documents_hold():

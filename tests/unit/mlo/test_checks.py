@@ -151,7 +151,7 @@ def test_fresh_batches_need_data_for_solves(engine):
 # ------------------------------ simultaneous rounds
 
 
-def test_a_step_of_this_round_is_not_differentiated_in_a_simultaneous_one():
+def test_no_step_of_a_simultaneous_round_is_differentiated():
     with pytest.raises(mlo.EngineError, match="no one has seen it yet"):
         Blocks().optimizer("one_step", [0], [0], alpha=0.1, gamma=0.1)
 
@@ -161,7 +161,7 @@ def test_each_problem_moves_once_in_a_simultaneous_round():
         Blocks().optimizer("soba", [0], [0], alpha=0.1, gamma=0.1, z={"steps": 2})
 
 
-def test_no_value_is_read_after_it_has_moved_in_a_simultaneous_round():
+def test_no_value_that_has_moved_is_read_simultaneously():
     def problem(name, loss):
         module = nn.ParameterDict({"p": torch.ones(1)})
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)

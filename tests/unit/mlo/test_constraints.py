@@ -140,6 +140,23 @@ def test_the_dtype_of_what_is_projected_stays():
         assert function(x).dtype == torch.float32
 
 
+def test_a_number_that_is_none_stays_none():
+    x = torch.tensor([1.0, float("nan")])
+    for function in (
+        constraints.nonnegative,
+        constraints.simplex,
+        constraints.l2_ball,
+        lambda t: constraints.box(t, -1.0, 1.0),
+        lambda t: constraints.soft_threshold(t, 0.5),
+    ):
+        assert function(x)[1].isnan()
+
+
+def test_large_numbers_are_projected_onto_the_simplex():
+    """The total is less than the rounding of the entries."""
+    assert constraints.simplex(torch.tensor([1e9, 1e9, 0.0])).tolist() == [0.5, 0.5, 0.0]
+
+
 def test_a_dict_is_projected_entry_by_entry():
     x = {"a": POINT, "b": -POINT}
     found = constraints.simplex(x)

@@ -196,7 +196,7 @@ def test_a_state_without_its_estimator_is_refused():
             optimizer.load_state_dict(state.state_dict())
 
 
-def test_an_estimator_corrects_the_total_gradient_of_other_engines():
+def test_an_estimator_corrects_the_total_of_other_engines():
     """A table of the upper problem's total gradients, where the engine is not linear in a batch."""
     optimizer = run_of(upper="saga", engine=mlo.ConjugateGradient(), order="lower_first")
     list(optimizer.run(1))

@@ -133,3 +133,41 @@ def test_players_declared_in_another_way_say_how(players):
             loss=print,
             players=players,
         )
+
+
+def test_many_problems_are_read_by_a_list():
+    names = [f"task{k}" for k in range(3)]
+
+    def loss(own, _, *, extra=None, task2, **tasks):
+        assert sorted(tasks) == ["task0", "task1"]
+        return own.v.sum() + task2.v.sum() + sum(task.v.sum() for task in tasks.values())
+
+    reader = problem("up", loss, reads=names)
+    assert set(reader.reads) == set(names)
+    assert reader.optional_reads == ("extra",)
+    tasks = [problem(name, lambda own, _, *, up: (own.v - up.v).square().sum()) for name in names]
+    optimizer = mlo.MultilevelOptimizer([*tasks, reader], "one_step")
+    assert optimizer.graph.reads_below["up"] == tuple(reader.reads)
+    # own and three tasks, of which each moves with 2 lr = 0.2 of the upper value
+    assert torch.allclose(optimizer.gradient("up")["v"], torch.full((2,), 1.0 + 3 * 0.2))
+
+
+def test_a_loss_with_a_double_star_is_asked_for_a_list():
+    with pytest.raises(mlo.ProblemError, match=r"reads=\['task0', 'task1', \.\.\.\]"):
+        problem("up", lambda own, _, **tasks: own.v.sum())
+    problem("up", lambda own, _, **tasks: own.v.sum(), reads=[])
+
+
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [(["task"], r"reads= names 'task'.*Add \*\*problems"), ("task", "must be a list")],
+)
+def test_a_list_of_reads_that_cannot_be_passed_is_refused(reads, message):
+    with pytest.raises(mlo.ProblemError, match=message):
+        problem("up", lambda own, _, *, other: own.v.sum(), reads=reads)
+
+
+def test_a_restart_is_one_of_the_reads():
+    p = problem("task", lambda own, _, *, rate: own.v.sum(), restart_from="init.head")
+    assert p.reads == ("rate", "init")
+    assert p.loss_reads == ("rate",)

@@ -55,6 +55,11 @@ def test_a_maximizing_group_steps_upwards():
     torch.testing.assert_close(found["a"], torch.tensor([-0.15, -2.0]))
 
 
+def test_momentum_that_never_rests_is_refused():
+    with pytest.raises(mlo.EngineError, match="momentum of 1 its steps never come to rest"):
+        ProjectedStep.of(problem(b={"lr": 0.1, "momentum": 1.0}))
+
+
 def test_a_rate_of_zero_is_refused():
     with pytest.raises(mlo.EngineError, match="learning rate of 'b' is zero"):
         ProjectedStep.of(problem(b={"lr": 0.0}))

@@ -421,3 +421,30 @@ def test_a_rollback_begins_the_round_with_a_restart():
     expected = oracle(start, partial(adam_steps, count=3))
     for name in expected:
         assert relative_error(found[name], expected[name]) < 1e-10
+
+
+# ------------------------------ comparisons
+
+
+def test_engines_are_compared_where_the_start_is_known():
+    optimizer, init, _ = bilevel("unroll", steps=3, pull=0.5)
+    optimizer.problems["init"].optimizers["init"].param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    engines = ["unroll", "first_order", "one_step", mlo.Unroll(steps=2), {"name": "cg"}]
+    rows = {row.label: row for row in mlo.compare_engines(optimizer, "init", engines).rows}
+    refused = [label for label, row in rows.items() if row.failure]
+    assert len(refused) == 2
+    assert all("would be lost" in rows[label].failure for label in refused)
+    for label, first_order in (("unroll", False), ("first_order", True)):
+        descend = partial(momentum_steps, count=3, first_order=first_order)
+        expected = oracle(values(init), descend, pull=0.5)
+        assert rows[label].notes == ()
+        for name in expected:
+            assert relative_error(rows[label].gradient[name], expected[name]) < 1e-10
+
+
+def test_a_comparison_needs_the_steps_from_the_start():
+    optimizer, _, _ = bilevel("first_order", steps=3)
+    optimizer.step()
+    rows = mlo.compare_engines(optimizer, "init", ["unroll", "first_order"]).rows
+    assert {row.label: "No step" in row.failure for row in rows if row.failure} == {"unroll": True}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mlo
+from mlo.step_formulas import common_numbers
 from mlo.testing import Vector
 
 OPTIONS = [
@@ -84,6 +85,31 @@ def test_each_parameter_may_have_a_tensor_of_its_shape():
     mlo.MultilevelOptimizer([declared]).step()
     torch.testing.assert_close(w.v.detach(), before - rates * gradient)
     assert declared.optimizers["w"].param_groups[0]["lr"] == 0.05  # no number says it
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3,)), ((4,), (4,))])
+def test_several_parameters_may_have_tensors_of_their_shapes(shapes):
+    module = torch.nn.ParameterList([torch.ones(shape) for shape in shapes])
+    rates = {str(k): torch.full(shape, 0.5 + k) for k, shape in enumerate(shapes)}
+    declared = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), lr=0.1),
+        loss=lambda w, _: w[0].sum() + w[1].sum(),
+        settings=lambda: {"lr": rates},
+    )
+    mlo.MultilevelOptimizer([declared]).step()
+    for k, parameter in enumerate(module):
+        assert torch.equal(parameter, 0.5 - k * torch.ones(shapes[k]))
+
+
+def test_a_group_shows_the_numbers_that_its_parameters_share():
+    half = torch.tensor(0.5)
+    one = {"lr": half, "betas": (half, 0.9), "eps": 1.0, "weight_decay": torch.ones(2)}
+    other = {"lr": 0.5, "betas": (0.5, 0.9), "eps": 2.0, "weight_decay": torch.ones(3)}
+    assert common_numbers([one, other]) == {"lr": 0.5, "betas": (0.5, 0.9)}
+    assert common_numbers([one, {}]) == {}
+    assert common_numbers([]) == {}
 
 
 def test_unnamed_parameters_keep_their_setting():
@@ -227,3 +253,13 @@ def test_settings_may_depend_on_the_number_of_steps_made():
 def test_settings_with_two_positional_arguments_are_refused():
     with pytest.raises(mlo.ProblemError, match=r"called as settings\(made, \*, other"):
         problem(torch.optim.SGD, {}, lambda made, batch: {"lr": 0.1})
+
+
+def test_settings_that_parameters_share_are_numbers_of_the_group():
+    matrix, row = torch.ones(2, 3), torch.ones(3)
+    pair = (0.9, torch.tensor(0.5))
+    shared = {"lr": torch.tensor(0.25), "betas": pair, "eps": 1e-8}
+    settings = [{**shared, "weight_decay": matrix}, {**shared, "weight_decay": row, "eps": 1e-7}]
+    assert common_numbers(settings) == {"lr": 0.25, "betas": (0.9, 0.5)}
+    assert common_numbers([{"lr": 0.25}, {}]) == {}
+    assert common_numbers([]) == {}

@@ -60,3 +60,33 @@ def test_a_singular_jacobian_gives_least_squares_and_says_so():
 def test_a_zero_jacobian_moves_nothing():
     optimizer, *_ = quadratic(torch.zeros(DIM, DIM).double(), "normal_cg")
     assert float(optimizer.gradient("x")["v"].norm()) == 0.0
+
+
+def test_fixed_points_of_projected_steps_are_solved():
+    """Their Jacobian is not symmetric, and neither is that of a stationarity map."""
+    engine = {"name": "normal_cg", "tol": 1e-12}
+    found, exact = (
+        quadratic(
+            POSITIVE,
+            choice,
+            lr=0.5,
+            after_step=lambda p, *, x: {"v": 0.5 * p["v"].roll(1) - x.v.sum().sin()},
+        )[0].gradient("x")["v"]
+        for choice in (engine, "direct")
+    )
+    assert relative_error(found, exact) < 1e-9
+
+
+def test_a_stationarity_map_of_ones_own_is_solved():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    solution = mlo.implicit_solution(
+        torch.linalg.solve(a, x.detach()),
+        x,
+        stationarity=lambda theta, x: a @ theta - x,
+        engine={"name": "normal_cg", "tol": 1e-13},
+    )
+    weights = torch.linspace(1.0, 2.0, 5, dtype=torch.float64)
+    (found,) = torch.autograd.grad(solution @ weights, x)
+    assert relative_error(found, torch.linalg.solve(a.T, weights)) < 1e-8

@@ -152,3 +152,21 @@ def test_it_is_differentiated_as_the_series_is():
     series = total(mlo.Neumann(num_terms=4, step_size=ALPHA, tol=1.0))
     found = total(mlo.Sid(steps=4, step_size=ALPHA), solve_data=[None] * 5, solve_batches=5)
     assert relative_error(found, series) < 1e-13
+
+
+def test_fixed_points_of_projected_steps_are_solved_on_batches():
+    """On batches that are alike: as the Neumann series on one."""
+
+    def total(engine, **options):
+        return quadratic(
+            POSITIVE,
+            engine,
+            lr=0.5,
+            after_step=lambda parameters, *, x: {"v": 0.5 * parameters["v"] + x.v.sum()},
+            **options,
+        )[0].gradient("x")["v"]
+
+    series = total(mlo.Neumann(num_terms=4, step_size=ALPHA, tol=1.0))
+    options = {"solve_data": [None] * 5, "solve_batches": 5}
+    found = total(mlo.Sid(steps=4, step_size=ALPHA), **options)
+    assert relative_error(found, series) < 1e-13

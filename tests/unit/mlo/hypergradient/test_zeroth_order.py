@@ -73,6 +73,42 @@ def test_along_a_basis_it_is_the_unrolled_derivative(optimizer, steps, recorded)
         assert relative_error(ours.detach(), theirs.detach()) < 1e-7
 
 
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_settings_and_what_follows_a_step_are_displaced_too(recorded):
+    """The learning rate and a threshold after the step are functions of x, and the loss is too."""
+
+    def make(engine):
+        w, x = Vector(torch.linspace(-0.9, 0.8, 3).double()), Vector(torch.ones(3).double() / 3)
+
+        def shrunk(parameters, *, x):
+            v = parameters["v"]
+            return {"v": v.sign() * (v.abs() - 0.1 * x.v[1].exp()).clamp(min=0.0)}
+
+        problems = [
+            mlo.Problem(
+                "w",
+                module=w,
+                optimizer=torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.5),
+                loss=lambda w, _, *, x: torch.cosh(w.v - x.v).sum(),
+                settings=lambda *, x: {"lr": 0.1 * x.v[0].exp()},
+                after_step=shrunk,
+                steps=recorded,
+            ),
+            mlo.Problem(
+                "x",
+                module=x,
+                optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+                loss=lambda x, _, *, w: w.v.sin().sum() + w.v.pow(2).sum(),
+            ),
+        ]
+        optimizer = mlo.MultilevelOptimizer(problems, engine)
+        optimizer.step()
+        return optimizer.gradient("x")["v"]
+
+    found = make(mlo.ZerothOrder(samples=3, steps=recorded))
+    assert relative_error(found, make(mlo.Unroll(steps=recorded))) < 1e-7
+
+
 def squared_errors(engine, solves):
     """E‖ĝ − g‖² / ‖g‖² of the implicit term g of a linear response, over solves of one run."""
     problem = bilevel_quadratic()
