@@ -123,3 +123,26 @@ def values(engine):
     """All parameters of a program, as one vector."""
     parameters = [p for problem in engine.problems for p in problem.module.parameters()]
     return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def problems(*names, **configs):
+    """Problems by themselves, of one parameter each; configs: name → options."""
+    found = library()
+    made = []
+    for name in names:
+        module = Value(1.0)
+        kind = type(
+            "Plain",
+            (found.ImplicitProblem,),
+            {"training_step": lambda self, batch: (self.module() ** 2).sum()},
+        )
+        made.append(
+            kind(
+                name,
+                found.Config(**configs.get(name, {})),
+                module,
+                SGD(module.parameters(), lr=0.1),
+                train_data_loader=batches(),
+            )
+        )
+    return made

@@ -232,7 +232,6 @@ class Driver:
             "scheduler": None if scheduler is None else copy.deepcopy(scheduler.state_dict()),
             "sums": sums,
             "start": copy.deepcopy(self._start),
-            "recent": list(self.recent),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -249,7 +248,6 @@ class Driver:
                 for name, total in state["sums"].items()
             }
         self._start = copy.deepcopy(state["start"])
-        self.recent = list(state["recent"])
 
 
 FOREVER = 2**62

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ import torch.distributed as dist
 
 import mlo
 from mlo.compat.betty.configs import EngineConfig
-from mlo.compat.betty.driver import Driver
 from mlo.compat.betty.early_stopping import EarlyStopping
 from mlo.compat.betty.envs import Env
 from mlo.compat.betty.loggers import LoggerBase, log_from_loss_dict, logger
-from mlo.compat.betty.methods import engine_of
 from mlo.compat.betty.problems import Problem
-from mlo.compat.betty.rounds import Member, plan
+from mlo.compat.betty.stepper import Stepper
 from mlo.errors import CheckpointError, ConfigurationError, GraphError, ProblemError
 
 __all__ = ["Engine"]
@@ -34,11 +31,6 @@ class Engine:
             for each problem those directly above it, whose losses read it. "u2l" names for each
             upper problem those whose losses read it, and through which its gradient comes back.
         env: what all problems share.
-
-    Attributes:
-        mlo_optimizer: the `MultilevelOptimizer` behind it; its `gradient(name)` asks for the total
-            gradient of a problem.
-        last_record: the record of the last update: losses, gradient norms, solve reports.
 
     Raises:
         ConfigurationError: for settings that are not served.
@@ -66,12 +58,7 @@ class Engine:
         self._world_size, self._rank, self._local_rank = 1, 0, 0
         self._roll_back = False
 
-        self.mlo_optimizer: mlo.MultilevelOptimizer | None = None
-        self.last_record: mlo.Record | None = None
-        self._again: mlo.MultilevelOptimizer | None = None
-        self._drivers: dict[str, Driver] = {}
-        self._schedule: tuple[str, ...] = ()
-        self._due: deque[str] = deque()
+        self._stepper: Stepper | None = None
         self._rounds_before = 0  # of optimizers that were made anew since
         self._iteration = 0
         self.initialize()
@@ -136,55 +123,9 @@ class Engine:
             if not leaf.leaf:
                 what = "is no leaf: it steps by itself when the problems below it have"
             raise ProblemError(f"Problem {leaf.name!r} {what}.")
-        self._prepare()
-        driver = self._drivers[leaf.name]
-        moves = (leaf.count + 1) % leaf.gas == 0
-        if moves and self._next_due() != leaf.name:
-            raise ProblemError(
-                f"The leaf {leaf.name!r} was stepped where {self._next_due()!r} is due. Leaves "
-                "step once per iteration, in the order of engine.leaves."
-            )
         for problem in self.problems:
             problem._global_step = global_step
-        driver.begin()
-        if not moves:
-            driver.gather()
-            return
-        self._update(driver)
-        while self._due and not self._drivers[self._due[0]].problem.leaf:
-            driver = self._drivers[self._due[0]]
-            driver.begin()
-            self._update(driver)
-
-    def _next_due(self) -> str:
-        """The problem that moves next."""
-        if not self._due:
-            assert self.mlo_optimizer is not None
-            round_, problems = self.mlo_optimizer.round, self.mlo_optimizer.problems
-            self._due.extend(n for n in self._schedule if round_ >= problems[n].warmup_steps)
-        return self._due[0]
-
-    def _update(self, driver: Driver) -> None:
-        """Makes the next update, which is of this problem."""
-        assert self.mlo_optimizer is not None
-        update = next(self.mlo_optimizer.updates(rounds=1))
-        assert update.problem == driver.problem.name == self._due[0]
-        self._due.popleft()
-        self.last_record = update.record
-        driver.finish(update.record)
-        warm = all(leaf.count > leaf.warmup_steps for leaf in self.leaves)
-        if update.ends_round and self._again is not None and warm:
-            self._step_again()
-
-    def _step_again(self) -> None:
-        """Rolls back: each lower problem makes one step from where its cycle began."""
-        assert self._again is not None
-        rounds = self._again.updates(rounds=1)
-        for name in self._again.graph.schedule():
-            driver = self._drivers[name]
-            if driver.problem.parents:
-                driver.go_back()
-                driver.finish_again(next(rounds).record)
+        self._prepared().step(leaf)
 
     # ------------------------------ the state of a run
 
@@ -194,14 +135,9 @@ class Engine:
         It can be saved by `mlo.save_checkpoint`, also within `validation`. (Loggers and the user's
         `Env` are not in it.)
         """
-        self._prepare()
-        assert self.mlo_optimizer is not None
         stopping = self.early_stopping
         return {
-            "optimizer": self.mlo_optimizer.state_dict(),
-            "problems": {name: driver.state_dict() for name, driver in self._drivers.items()},
-            "due": list(self._due),
-            "rounds_before": self._rounds_before,
+            **self._prepared().state_dict(),
             "iteration": self._iteration,
             "global_step": self.global_step,
             "early_stopping": None
@@ -221,13 +157,7 @@ class Engine:
                 f"has {sorted(problem.name for problem in self.problems)}. (A single problem's "
                 "state is loaded by problem.load_state_dict.)"
             )
-        self._prepare()
-        assert self.mlo_optimizer is not None
-        for name, driver in self._drivers.items():
-            driver.load_state_dict(state["problems"][name])
-        self.mlo_optimizer.load_state_dict(state["optimizer"])
-        self._due = deque(state["due"])
-        self._rounds_before = state["rounds_before"]
+        self._prepared().load_state_dict(state)
         self._iteration, self.global_step = state["iteration"], state["global_step"]
         if self.early_stopping is not None and state["early_stopping"] is not None:
             self.early_stopping.best_score = state["early_stopping"]["best_score"]
@@ -259,7 +189,7 @@ class Engine:
             problem.initialize()
             if self.env is not None:
                 problem.add_env(self.env)
-        self._prepare()
+        self._prepared()
         if self.is_rank_zero():
             self.logger.info(f"Time spent on initialization: {time.time() - start:.3f} (s)\n")
 
@@ -410,78 +340,36 @@ class Engine:
 
     # ------------------------------ the optimizer behind it
 
+    @property
+    def mlo_optimizer(self) -> mlo.MultilevelOptimizer:
+        """The `MultilevelOptimizer` behind it."""
+        return self._prepared().optimizer
+
+    @property
+    def last_record(self) -> mlo.Record | None:
+        """The record of the last update; None before the first."""
+        return None if self._stepper is None else self._stepper.last_record
+
     def rebuild(self) -> None:
         """Makes the optimizer anew before the next step, after a part of a problem was exchanged.
 
         Raises:
             ProblemError: within a round.
         """
-        if self._due or any(driver.gathered for driver in self._drivers.values()):
-            raise ProblemError(
-                "Modules, optimizers and dependencies are exchanged between rounds, and a round is "
-                f"under way: {' → '.join(self._due) or 'a leaf that accumulates'} is due. Do it "
-                "after the outermost problem has stepped."
+        if self._stepper is not None:
+            self._rounds_before = self._stepper.leave()
+            self._stepper = None
+
+    def _prepared(self) -> Stepper:
+        if self._stepper is None:
+            self._stepper = Stepper(
+                self.problems,
+                self.dependencies["u2l"],
+                self.config,
+                rounds_before=self._rounds_before,
+                distributed="exact" if self._world_size > 1 else None,
             )
-        if self.mlo_optimizer is not None:
-            self._rounds_before += self.mlo_optimizer.round
-            self.mlo_optimizer = None
-
-    def _prepare(self) -> None:
-        """Makes the optimizer, unless there is one."""
-        if self.mlo_optimizer is not None:
-            return
-        order = _lower_first(self.problems)
-        engines = {problem.name: self._engine_of(problem) for problem in order}
-        self._drivers = {
-            problem.name: Driver(problem, self._reads(problem, order), engines[problem.name])
-            for problem in order
-        }
-        declared = [driver.declare() for driver in self._drivers.values()]
-        graph = mlo.DependencyGraph(declared)
-
-        def schedule(steps: Mapping[str, int]) -> tuple[str, ...]:
-            for problem in declared:
-                problem.steps = steps[problem.name]
-            return graph.schedule()
-
-        members = [_member(problem, graph.level[problem.name]) for problem in self.problems]
-        rounds = plan(members, schedule, graph.reads)
-        for problem in declared:
-            resting = rounds.warmup_rounds[problem.name] - self._rounds_before
-            problem.warmup_steps = max(0, resting)
-        self._schedule = graph.schedule()
-        parallel = "exact" if self._world_size > 1 else None
-        common: dict[str, Any] = {
-            "distributed": parallel,
-            "on_nonfinite": self.config.on_nonfinite,
-        }
-        self.mlo_optimizer = mlo.MultilevelOptimizer(declared, engines, **common)
-        self._again = None
-        if self._roll_back and any(problem.parents for problem in order):
-            _check_roll_back(self.problems, rounds.iterations)
-            # Those without problems above them do not move in it.
-            lower = [
-                driver.declare(again=True, rests=not driver.problem.parents)
-                for driver in self._drivers.values()
-            ]
-            self._again = mlo.MultilevelOptimizer(lower, engines, **common)
-
-    def _engine_of(self, problem: Problem) -> Any:
-        formulas = problem.config.formulas or self.config.formulas
-        uppers = [
-            upper for upper in self.problems if any(problem in path[1:-1] for path in upper.paths)
-        ]
-        # Nobody differentiates it: whoever reads it takes it for a constant.
-        return engine_of(problem, formulas, uppers) if uppers else mlo.FirstOrder()
-
-    def _reads(self, problem: Problem, order: Iterable[Problem]) -> list[str]:
-        """The names of the problems that its loss reads, by the dependencies."""
-        u2l = self.dependencies["u2l"]
-        return [
-            other.name
-            for other in order
-            if other in problem.children or problem in u2l.get(other, ())
-        ]
+        return self._stepper
 
 
 def _complete(dependencies: Mapping[str, Any] | None) -> dict[str, dict[Problem, list[Problem]]]:
@@ -512,38 +400,3 @@ def _check_edges(
                 "goes from a lower problem to one above it; 'u2l' is for the other way."
             )
         left -= free
-
-
-def _lower_first(problems: Sequence[Problem]) -> list[Problem]:
-    """The problems so that each comes after those below it, and else in the given order."""
-    order: list[Problem] = []
-    while len(order) < len(problems):
-        left = [problem for problem in problems if problem not in order]
-        order += [p for p in left if all(child in order for child in p.children)]
-    return order
-
-
-def _member(problem: Problem, level: int) -> Member:
-    return Member(
-        name=problem.name,
-        children=tuple([child.name for child in problem.children]),
-        parents=tuple([parent.name for parent in problem.parents]),
-        unroll=problem.config.unroll_steps,
-        accumulate=problem.gas,
-        warmup=problem.warmup_steps,
-        level=level,
-    )
-
-
-def _check_roll_back(problems: Sequence[Problem], iterations: int) -> None:
-    """Refuses cycles that end while others go on: there is no one moment to go back from."""
-    for problem in problems:
-        counts = problem.config.unroll_steps * problem.gas
-        expected = iterations if problem.leaf else 1
-        if problem.parents and counts != expected:
-            raise ConfigurationError(
-                f"roll_back=True: problem {problem.name!r} has a cycle of {counts} counts (its "
-                f"unroll_steps times gradient_accumulation), where {expected} are needed: leaves "
-                "end their cycles together, and problems between a leaf and the outermost step "
-                "once per cycle. Change its configuration, or use roll_back=False."
-            )

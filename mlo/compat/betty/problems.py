@@ -117,6 +117,10 @@ class Problem:
         self.log_step = self._config.log_step
         self.log_local_step = self._config.log_local_step
 
+        self._set_standing()
+
+    def _set_standing(self) -> None:
+        """Sets what changes in a run, and what the engine sets."""
         self._parents: list[Problem] = []
         self._children: list[Problem] = []
         self._paths: list[list[Problem]] = []

@@ -93,22 +93,7 @@ def plan(
     steps = _steps(members, intervals, iterations)
     round_ = tuple(schedule(steps))
 
-    # Betty's order, until all problems have begun, and two rounds more.
-    order = betty_order(members)
-    begun: dict[str, int] = {}
-    made: list[list[str]] = []
-    while len(begun) < len(members) or len(made) < max(begun.values()) + 2:
-        if len(made) * iterations > LONGEST_WARM_UP:
-            waiting = [m.name for m in members if m.name not in begun]
-            raise ConfigurationError(
-                f"The problems {waiting} would not step in {LONGEST_WARM_UP:,} iterations: the "
-                "warmup_steps of those below are too many, or no problem below is in 'l2u'."
-            )
-        names = [name for _ in range(iterations) for name in next(order)]
-        for name in names:
-            begun.setdefault(name, len(made))
-        made.append(names)
-
+    made, begun = _played(members, iterations)
     # Leaves are stepped by the user's loop, so their order is to be Betty's to the letter.
     leaves = [member.name for member in members if not member.children]
     apart = [{name, read} for name, others in reads.items() for read in others]
@@ -117,6 +102,28 @@ def plan(
         if not _same_order(names, expected, [set(leaves), *apart]):
             raise ConfigurationError(_refusal(members, intervals, names, expected, number))
     return Plan(steps=steps, warmup_rounds=begun, iterations=iterations)
+
+
+def _played(members: Sequence[Member], iterations: int) -> tuple[list[list[str]], dict[str, int]]:
+    """Betty's steps in every round until all problems have begun, and in two rounds more.
+
+    Also problem → the round in which it begins.
+    """
+    order = betty_order(members)
+    begun: dict[str, int] = {}
+    made: list[list[str]] = []
+    while len(begun) < len(members) or len(made) < max(begun.values()) + 2:
+        if len(made) * iterations > LONGEST_WARM_UP:
+            waiting = [member.name for member in members if member.name not in begun]
+            raise ConfigurationError(
+                f"The problems {waiting} would not step in {LONGEST_WARM_UP:,} iterations: the "
+                "warmup_steps of those below are too many, or no problem below is in 'l2u'."
+            )
+        names = [name for _ in range(iterations) for name in next(order)]
+        for name in names:
+            begun.setdefault(name, len(made))
+        made.append(names)
+    return made, begun
 
 
 def betty_order(members: Sequence[Member]) -> Iterator[list[str]]:

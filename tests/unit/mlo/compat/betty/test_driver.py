@@ -148,3 +148,37 @@ def test_bf16_is_autocast():
     )
     type(engine)([problem], type(engine.config)(train_iters=1, strategy="cpu")).run()
     assert set(seen) == {torch.bfloat16}
+
+
+def test_a_cycle_of_a_warm_up_begins_once():
+    """As in Betty, where nobody above notices its end."""
+    begun = []
+    bilevel(
+        lower={"unroll_steps": 2, "warmup_steps": 5},
+        engine={"train_iters": 10},
+        methods={"on_inner_loop_start": lambda self: begun.append(self.count)},
+    )
+    assert begun == [0, 6, 8]
+
+
+def test_a_callback_on_parameters_follows_steps_only():
+    calls = []
+    bilevel(
+        upper={"gradient_accumulation": 3},
+        upper_methods={"param_callback": lambda self: calls.append(self.count)},
+    )
+    assert calls == [3, 6, 9, 12]
+
+
+def test_a_solution_that_nobody_differentiates_may_be_moved():
+    """Without "u2l" the upper loss reads a constant."""
+    engine = bilevel(run=False)
+    low, up = engine.low, engine.up
+    type(low).training_step = lambda self, batch: (self.module() ** 2).sum()
+    type(low).param_callback = lambda self: self.module.v.data.clamp_(max=0.1)
+    type(up).training_step = lambda self, batch: ((self.module() - self.low()) ** 2).sum()
+    low.config.type = {"name": "one_step"}
+    engine.set_dependency({"l2u": {low: [up]}})
+    engine.train_step()
+    assert max(low.module.v.tolist()) <= 0.1
+    assert up.count == 1

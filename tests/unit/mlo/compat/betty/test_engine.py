@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from small_betty_programs import Value, batches, bilevel, library, values
+from small_betty_programs import Value, bilevel, library, problems, values
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,28 +15,6 @@ import mlo
 from mlo.compat.betty import Config, Engine, EngineConfig, ImplicitProblem
 
 QUIET = {"strategy": "cpu"}
-
-
-def problems(*names, **configs):
-    library()
-    made = []
-    for name in names:
-        module = Value(1.0)
-        kind = type(
-            "Plain",
-            (ImplicitProblem,),
-            {"training_step": lambda self, batch: (self.module() ** 2).sum()},
-        )
-        made.append(
-            kind(
-                name,
-                Config(**configs.get(name, {})),
-                module,
-                SGD(module.parameters(), lr=0.1),
-                train_data_loader=batches(),
-            )
-        )
-    return made
 
 
 def with_validation(answers, **more):
@@ -284,21 +262,6 @@ def test_parts_are_exchanged_between_rounds():
     assert engine.up.count == 5
 
 
-def test_parts_are_not_exchanged_within_a_round():
-    engine = bilevel(lower={"unroll_steps": 2}, run=False)
-    engine.train_step()
-    with pytest.raises(mlo.ProblemError, match="a round is under way: low → up is due"):
-        engine.low.set_optimizer(SGD(engine.low.module.parameters(), lr=0.1))
-
-
-def test_a_warm_up_is_not_made_again_after_an_exchange():
-    engine = bilevel(lower={"warmup_steps": 3}, engine={"train_iters": 4})
-    assert engine.up.count == 1
-    engine.up.set_optimizer(SGD(engine.up.module.parameters(), lr=0.1))
-    engine.train_step()
-    assert engine.up.count == 2
-
-
 def test_dependencies_are_exchanged():
     one, other = problems("one", "other")
     engine = Engine([one, other], EngineConfig(**QUIET))
@@ -344,26 +307,6 @@ def test_a_name_that_is_taken_is_refused():
         Engine([problem], EngineConfig(**QUIET))
 
 
-def test_an_edge_that_is_missing_is_told_of():
-    """In Betty the gradient would silently lack a term."""
-    library()
-    low, up = problems("low", "up")
-    type(low).training_step = lambda self, batch: (self.module() * self.up()).sum() ** 2
-    engine = Engine([up, low], EngineConfig(**QUIET), {"l2u": {low: [up]}, "u2l": {}})
-    with pytest.raises(mlo.GraphError, match=r"'low' uses parameter 'v' of problem 'up'"):
-        engine.train_step()
-
-
-def test_leaves_step_in_turn():
-    one, other = problems("one", "other")
-    engine = Engine([one, other], EngineConfig(**QUIET))
-    with pytest.raises(mlo.ProblemError, match="'other' was stepped where 'one' is due"):
-        other.step()
-    one.step(global_step=1)
-    other.step(global_step=1)
-    assert engine.mlo_optimizer.round == 1
-
-
 def test_only_leaves_that_train_step():
     engine = bilevel(run=False)
     with pytest.raises(mlo.ProblemError, match="'up' is no leaf"):
@@ -371,12 +314,6 @@ def test_only_leaves_that_train_step():
     engine.eval()
     with pytest.raises(mlo.ProblemError, match=r"evaluation mode: call engine\.train\(\) first"):
         engine.train_step()
-
-
-def test_roll_back_needs_cycles_that_end_together():
-    a, b, top = problems("a", "b", "top", a={"unroll_steps": 2}, b={"unroll_steps": 4})
-    with pytest.raises(mlo.ConfigurationError, match=r"'a' has a cycle of 2 counts.*4 are needed"):
-        Engine([top, a, b], EngineConfig(roll_back=True, **QUIET), {"l2u": {a: [top], b: [top]}})
 
 
 def test_nccl_without_a_gpu_is_refused():
