@@ -250,8 +250,12 @@ class LossFunction:
         returned = problem.settings(*count, **self._of_settings)
         return resolve_settings(problem.name, returned, optimizer_of, problem.parameters)
 
-    def after_step(self, parameters: Tensors) -> Tensors:
+    def after_step(self, parameters: Tensors, made: int) -> Tensors:
         """The parameters as `after_step` leaves them, with the tensors that the modules hold.
+
+        Args:
+            parameters: those after the optimizers' step.
+            made: the number of steps that the problem had made before.
 
         Raises:
             ProblemError: if it returned anything but tensors that take their places.
@@ -259,7 +263,8 @@ class LossFunction:
         problem = self.problem
         if problem.after_step is None:
             return parameters
-        returned = problem.after_step(dict(parameters), **self._of_step)
+        count = (made,) if problem.after_step_takes_count else ()
+        returned = problem.after_step(dict(parameters), *count, **self._of_step)
         if not isinstance(returned, Mapping):
             raise ProblemError(
                 f"Problem {problem.name!r}: after_step must return a dict parameter → tensor, got "

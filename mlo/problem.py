@@ -113,7 +113,8 @@ class Problem:
             differentiates the problem's solution, it must change nothing that a gradient depends
             on.
         after_step: `after_step(parameters, *, other, ...) -> dict`, a projection or a proximal
-            step. It is called after each step of the optimizers with all parameters: name → tensor.
+            step. It is called after each step of the optimizers with all parameters: name → tensor
+            (and, as `after_step(parameters, made, *, other)`, the number of steps made before).
             It returns the new ones, of their shapes; those that it leaves out stay, and those of
             players that rest (`player_steps`). Its keyword-only arguments name problems that it
             reads, as a loss's do. It is part of the solution: engines differentiate it, in what it
@@ -259,15 +260,16 @@ class Problem:
         self.loss_reads, self.ignored_defaults = found.names, found.ignored
         self.after_step_reads: tuple[str, ...] = ()
         self.settings_reads: tuple[str, ...] = ()
-        self.settings_take_count = False
+        self.after_step_takes_count = self.settings_take_count = False
         required, optional = list(found.required), list(found.optional)
         if after_step is not None:
-            of_step = _reads(name, "after_step", after_step, "parameters")
+            of_step = _reads(name, "after_step", after_step, "parameters", "made", optional=1)
+            self.after_step_takes_count = of_step.positional == 2
             self.after_step_reads = of_step.names
             required, optional = [*required, *of_step.required], [*optional, *of_step.optional]
         if settings is not None:
             check_learned_settings(name, self.optimizers.values())
-            of_settings = _reads(name, "settings", settings, "made", fewer=True)
+            of_settings = _reads(name, "settings", settings, "made", optional=1)
             self.settings_take_count = of_settings.positional == 1
             self.settings_reads = of_settings.names
             required = [*required, *of_settings.required]
@@ -559,7 +561,7 @@ def _reads(
     what: str,
     function: Callable[..., Any],
     *positional_names: str,
-    fewer: bool = False,
+    optional: int = 0,
     reads: Sequence[str] | None = None,
 ) -> _Signature:
     """Which problems a function reads, from its signature.
@@ -569,7 +571,8 @@ def _reads(
         what: what the function is to it: "loss", "after_step" or "settings".
         function: the function.
         positional_names: what its positional arguments are.
-        fewer: whether it may take fewer of them.
+        optional: how many of the last ones it need not take. It is given those only that have no
+            default of their own (`mlo.constraints.simplex` has one for its total).
         reads: problems that are passed to it whatever its signature says (`**problems`).
 
     Raises:
@@ -585,15 +588,15 @@ def _reads(
         ) from error
 
     # So many positional arguments must fit, and no more.
-    count = len(positional_names)
+    count, fewest = len(positional_names), len(positional_names) - optional
     positional = [a for a in arguments if a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD)]
     variadic = any(a.kind is a.VAR_POSITIONAL for a in arguments)
     required = [a for a in positional if a.default is a.empty]
-    if len(required) > count or (len(positional) < count and not variadic and not fewer):
+    if len(required) > count or (len(positional) < fewest and not variadic):
         raise ProblemError(
             f"Problem {problem!r}: its {what} takes the positional arguments "
             f"({', '.join(a.name for a in positional)}), but it is called as {call}: "
-            f"{_counted(count)}, then the problems that it reads, behind a *."
+            f"{_counted(fewest, count)}, then the problems that it reads, behind a *."
         )
     keywords = [a for a in arguments if a.kind is a.KEYWORD_ONLY]
     named = [a.name for a in keywords if a.default is a.empty]
@@ -618,9 +621,11 @@ def _reads(
             a.name for a in keywords if a.default is not a.empty and a.name not in (reads or ())
         ),
         ignored=tuple(a.name for a in positional[count:]),
-        positional=count if variadic else min(len(positional), count),
+        positional=count if variadic else max(fewest, len(required)),
     )
 
 
-def _counted(positional: int) -> str:
-    return {1: "one positional argument", 2: "two positional arguments"}[positional]
+def _counted(fewest: int, most: int) -> str:
+    if fewest < most:
+        return f"{fewest} or {most} positional arguments"
+    return {1: "one positional argument", 2: "two positional arguments"}[most]

@@ -185,7 +185,7 @@ class Evaluation:
         if self.loss.problem.after_step is None:
             return parameters
         with self.replayed_at({}, reads):
-            return self.loss.after_step(parameters)
+            return self.loss.after_step(parameters, self.made)
 
     def stepped(
         self,

@@ -498,6 +498,34 @@ def test_players_that_rest_are_given_and_stay():
     assert game.a.v.tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("engine", ["one_step", "unroll"])
+def test_a_threshold_may_follow_a_schedule(engine):
+    """By the number of steps made before; a default of the second argument is left alone."""
+    seen = []
+
+    def shrink(parameters, made, *, x):
+        seen.append(made)
+        return {"v": constraints.soft_threshold(parameters["v"], 0.1 * x.v.exp() / (1 + made))}
+
+    w, x = Vector(torch.tensor([0.9, -0.8]).double()), Vector(torch.tensor([0.1]).double())
+    optimizer = projected(w, x, shrink, mlo.Unroll(steps=2) if engine == "unroll" else engine)
+    optimizer.problems["x"].optimizers["x"].param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    optimizer.step()
+    point = x.v.detach().clone().requires_grad_()
+    at = torch.tensor([0.9, -0.8]).double()
+    for made in range(2):
+        at = at if engine == "unroll" else at.detach()
+        at = at - 0.1 * (point + 2 * at)
+        at = constraints.soft_threshold(at, 0.1 * point.exp() / (1 + made))
+    (expected,) = torch.autograd.grad(at.square().sum(), point)
+    torch.testing.assert_close(w.v.detach(), at.detach(), atol=1e-14, rtol=0)
+    torch.testing.assert_close(optimizer.gradient("x")["v"], expected, atol=1e-12, rtol=0)
+    assert set(seen) == {0, 1}
+    simplex = projected(Vector(torch.ones(2)), Vector(torch.ones(1)), constraints.simplex)
+    assert not simplex.problems["w"].after_step_takes_count
+
+
 def test_returned_tensors_must_fit():
     refused(lambda p: p["v"], "must return a dict")
     refused(lambda p: {"u": p["v"]}, "returned 'u', which is none of the parameters")
@@ -507,8 +535,8 @@ def test_returned_tensors_must_fit():
 def test_what_it_reads_must_be_named():
     refused(lambda p, *, y: p, "reads 'y', which is not a problem")
     refused(lambda p, **others: p, r"its after_step takes \*\*others")
-    refused(lambda: {}, "one positional argument")
-    refused(lambda p, batch: p, "one positional argument")
+    refused(lambda: {}, "1 or 2 positional arguments")
+    refused(lambda p, made, batch: p, "1 or 2 positional arguments")
 
 
 def test_a_plain_step_refuses_both():
