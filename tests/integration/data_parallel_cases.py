@@ -26,7 +26,7 @@ from mlo.sharding import whole
 ROUNDS = 2
 PLAYERS = {"generator": "generator", "discriminator": "discriminator"}
 BATCH = 8
-BETTY = ("betty-cg", "betty-darts", "betty-neumann")
+BETTY = ("betty-cg", "betty-darts", "betty-neumann", "betty-sama")
 ENGINES = {
     "neumann": {"num_terms": 6},
     "cg": {"max_steps": 4, "damping": 0.5},

@@ -10,7 +10,7 @@ import mlo
 from mlo.betty import engines
 from mlo.testing import bilinear_game
 
-NAMES = ("betty-cg", "betty-darts", "betty-neumann")
+NAMES = ("betty-cg", "betty-darts", "betty-neumann", "betty-sama")
 
 
 @pytest.fixture

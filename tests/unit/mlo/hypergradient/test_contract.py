@@ -274,6 +274,13 @@ class TestBettyDarts(OfBetty):
         return v
 
 
+class TestBettySama(TestBettyDarts):
+    """With SGD, as here; with Adam against Betty itself in `tests/oracle/test_betty_programs.py`."""
+
+    def make_engine(self):
+        return mlo.engine_from({"name": "betty-sama", "alpha": 0.01})
+
+
 class TestBettyNeumann(OfBetty):
     def make_engine(self):
         return mlo.engine_from({"name": "betty-neumann", "iterations": 4, "alpha": 0.3})
@@ -362,6 +369,7 @@ WITH_ONE_KIND_OF_PRODUCTS = {
     "betty-cg": TestBettyConjugateGradient,
     "betty-darts": TestBettyDarts,
     "betty-neumann": TestBettyNeumann,
+    "betty-sama": TestBettySama,
     "darts": TestDarts,
     "first_order": TestFirstOrder,
     "outer_product": TestOuterProduct,
