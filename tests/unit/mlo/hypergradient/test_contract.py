@@ -275,7 +275,7 @@ class TestBettyDarts(OfBetty):
 
 
 class TestBettySama(TestBettyDarts):
-    """With SGD, as here; with Adam against Betty itself in `tests/oracle/test_betty_programs.py`."""
+    """With SGD, as here. With Adam: `tests/oracle/test_betty_programs.py`."""
 
     def make_engine(self):
         return mlo.engine_from({"name": "betty-sama", "alpha": 0.01})
