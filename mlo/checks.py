@@ -622,9 +622,16 @@ class LossChecks:
         dropped = [other for other in earlier if isinstance(self._engines[other], FirstOrder)]
         still = [other for other in earlier if other in resting]
         if not dropped and not still:
+            above, order = self._graph.reads_above[name], ""
+            if above:
+                order = (
+                    f" It reads {', '.join(above)}, listed after it, as constants. Problems are "
+                    "listed from the innermost to the outermost. To differentiate their solutions, "
+                    f"list them before {name!r}."
+                )
             raise ProblemError(
                 f"The loss of problem {name!r} does not depend on any parameter: it was detached, "
-                "computed under torch.no_grad(), or reads none."
+                f"computed under torch.no_grad(), or reads none.{order}"
             )
         if name not in self._warned:
             self._warned.add(name)

@@ -217,7 +217,12 @@ class LossFunction:
         if problem.precision is not None:
             autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
         with autocast, once:
-            result = problem.loss(problem.module, given, **self._of_loss)
+            try:
+                result = problem.loss(problem.module, given, **self._of_loss)
+            except TypeError as error:
+                if batch is None and problem.data is None:
+                    error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
+                raise
             value = _parse(problem, result, players)
 
         if versions is not None and versions_of(batch) != versions:

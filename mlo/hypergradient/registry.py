@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from inspect import Parameter, signature
 from typing import Any
 
 from mlo.errors import EngineError, nearest
@@ -139,7 +140,16 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
     except TypeError as error:
         raise EngineError(
             f"Hypergradient engine {name!r} does not take these options ({error})."
+            f"{_advice(factory, options)}"
         ) from None
+
+
+def _advice(factory: Callable[..., AbstractEngine], options: Mapping[str, Any]) -> str:
+    """Returns the options that an engine takes, where it was given another one."""
+    known = signature(factory).parameters
+    unknown = [option for option in options if option not in known]
+    takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in known.values())
+    return f" {nearest(unknown[0], known)}" if unknown and not takes_any else ""
 
 
 def engines_for(

@@ -30,7 +30,8 @@ def test_engines_are_chosen_by_name_mapping_object_and_problem():
     [
         ("dart", ["dart", "Did you mean 'darts'"]),
         ({"default": "darts", "w3": "direct"}, ["'w3'", "Did you mean"]),
-        ({"name": "direct", "dampening": 1.0}, ["'direct'", "dampening"]),
+        ({"name": "direct", "dampening": 1.0}, ["'direct'", "dampening", "mean 'damping'"]),
+        ({"name": "cg", "cg_iterations": 3}, ["cg_iterations", "Valid names: damping, max_steps"]),
         ({"name": "direct", "products": "autograds"}, ["autograds", "Did you mean 'autograd'"]),
         (3, ["int"]),
         ({"w1": 3}, ["3"]),
