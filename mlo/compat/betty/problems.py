@@ -138,6 +138,9 @@ class Problem:
     def __getattr__(self, name: str) -> Any:
         """Is asked for what does not exist: says why a part of Betty's step does not."""
         why = f" {OF_A_STEP}" if name in MADE_BY_MLO else ""
+        if not why and (engine := self.__dict__.get("_engine")) is not None:
+            others = [other.name for other in engine.problems if other is not self]
+            why = f" The other problems are attributes by their names: {', '.join(others)}."
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}.{why}")
 
     # ------------------------------ what a user defines or calls

@@ -301,6 +301,13 @@ def test_dependencies_that_are_no_graph_are_refused(edges, message):
         Engine([a, b], EngineConfig(**QUIET), edges(a, b))
 
 
+def test_a_missing_attribute_names_the_other_problems():
+    one, other = problems("one", "other")
+    Engine([one, other], EngineConfig(**QUIET))
+    with pytest.raises(AttributeError, match=r"no attribute 'inner'\. .* by their names: other\."):
+        one.inner  # noqa: B018
+
+
 def test_a_name_that_is_taken_is_refused():
     (problem,) = problems("config")
     with pytest.raises(mlo.GraphError, match="attribute 'config' of Engine"):
