@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -138,8 +139,20 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
         return factory(**options)
     except TypeError as error:
         raise EngineError(
-            f"Hypergradient engine {name!r} does not take these options ({error})."
+            f"Hypergradient engine {name!r} does not take these options ({error}). "
+            f"{_options_of(factory)}"
         ) from None
+
+
+def _options_of(factory: Callable[..., AbstractEngine]) -> str:
+    unlisted = "Its documentation lists them."
+    try:
+        options = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # written in C
+        return unlisted
+    if any(option.kind is option.VAR_KEYWORD for option in options.values()):
+        return unlisted
+    return f"Its options: {', '.join(options) or 'none'}."
 
 
 def engines_for(
