@@ -187,6 +187,17 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(entry, f"{name}.{key}" if name else str(key))
 
 
+def _described(value: Any) -> str:
+    """What a function returned, in words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(map(repr, value)) or 'nothing'}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
 def _unknowns_of(params: _Tensors) -> Tensors:
     """Those of `params` that the solver was free to choose, detached."""
     found: Tensors = {}
@@ -261,12 +272,13 @@ class _Condition:
         for name, theta in parameters.items():
             entry = found.get(name)
             if not isinstance(entry, Tensor) or entry.shape != theta.shape:
-                got = type(entry).__name__
+                got = "nothing" if name not in found else type(entry).__name__
                 if isinstance(entry, Tensor):
                     got = f"a tensor of shape {tuple(entry.shape)}"
                 raise ProblemError(
                     f"implicit_solution: {self.kind}(params, reads) must return the structure of "
-                    f"params; for {name!r}, of shape {tuple(theta.shape)}, it has {got}."
+                    f"params; for {name!r}, of shape {tuple(theta.shape)}, it has {got}. "
+                    f"It returned {_described(result)}."
                 )
             entry = entry.to(theta.dtype)
             found[name] = theta - entry if self.kind == "fixed_point" else entry

@@ -139,17 +139,24 @@ def engine_from(choice: EngineChoice) -> AbstractEngine:
         return factory(**options)
     except TypeError as error:
         raise EngineError(
-            f"Hypergradient engine {name!r} does not take these options ({error})."
+            f"Hypergradient engine {name!r} does not take these options ({error}). "
             f"{_advice(factory, options)}"
         ) from None
 
 
 def _advice(factory: Callable[..., AbstractEngine], options: Mapping[str, Any]) -> str:
-    """Returns the options that an engine takes, where it was given another one."""
-    known = signature(factory).parameters
+    """The options that an engine takes, for one who gave it another one."""
+    unlisted = "Its documentation lists them."
+    try:
+        known = signature(factory).parameters
+    except (TypeError, ValueError):  # of a factory that is not written in Python
+        return unlisted
+    if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
+        return unlisted
     unknown = [option for option in options if option not in known]
-    takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in known.values())
-    return f" {nearest(unknown[0], known)}" if unknown and not takes_any else ""
+    close = f"{nearest(unknown[0], known)} " if unknown and known else ""
+    close = close if close.startswith("Did you mean") else ""
+    return f"{close}Its options: {', '.join(known) or 'none'}."
 
 
 def engines_for(

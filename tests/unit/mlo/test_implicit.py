@@ -490,7 +490,14 @@ def test_a_loss_that_is_no_scalar_is_refused(value, match):
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (lambda p, decay: p["w"], "for 'w', of shape .4,., it has NoneType"),
+        (
+            lambda p, decay: p["w"],
+            r"'w', of shape \(4,\), it has nothing. It returned a tensor of shape \(4,\)",
+        ),
+        (lambda p, decay: (p["w"],), "it has nothing. It returned a tuple of 1"),
+        (lambda p, decay: {"v": p["w"]}, "it has nothing. It returned a dict of 'v'"),
+        (lambda p, decay: 0.0, "it has nothing. It returned float"),
+        (lambda p, decay: {"w": None}, "it has NoneType. It returned a dict of 'w'"),
         (lambda p, decay: {"w": p["w"][:2]}, r"it has a tensor of shape \(2,\)"),
     ],
 )

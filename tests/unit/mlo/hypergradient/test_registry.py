@@ -31,7 +31,7 @@ def test_engines_are_chosen_by_name_mapping_object_and_problem():
         ("dart", ["dart", "Did you mean 'darts'"]),
         ({"default": "darts", "w3": "direct"}, ["'w3'", "Did you mean"]),
         ({"name": "direct", "dampening": 1.0}, ["'direct'", "dampening", "mean 'damping'"]),
-        ({"name": "cg", "cg_iterations": 3}, ["cg_iterations", "Valid names: damping, max_steps"]),
+        ({"name": "cg", "cg_iterations": 3}, ["cg_iterations", "Its options: "]),
         ({"name": "direct", "products": "autograds"}, ["autograds", "Did you mean 'autograd'"]),
         (3, ["int"]),
         ({"w1": 3}, ["3"]),
@@ -51,6 +51,23 @@ def test_a_third_party_engine_registers_by_name(monkeypatch):
     assert mlo.engine_from({"name": "mine", "strength": 2.0}) == mlo.Direct(damping=2.0)
     with pytest.raises(mlo.EngineError, match="registered already"):
         mlo.register_engine("mine", mlo.Direct)
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [
+        (mlo.FirstOrder, "Its options: none"),
+        (lambda strength=1.0: mlo.Direct(damping=strength), "Its options: strength"),
+        (lambda **options: mlo.Direct(**options), "Its documentation lists them"),
+        (zip, "Its documentation lists them"),  # has no signature
+    ],
+)
+def test_an_unknown_option_is_told_those_that_there_are(factory, options, monkeypatch):
+    from mlo.hypergradient import registry
+
+    monkeypatch.setitem(registry._FACTORIES, "mine", factory)
+    with pytest.raises(mlo.EngineError, match=rf"'mine' does not take .*maxiter.*\. {options}\."):
+        mlo.engine_from({"name": "mine", "maxiter": 3})
 
 
 def test_an_installed_package_offers_engines_by_entry_point(monkeypatch):
