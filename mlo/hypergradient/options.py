@@ -64,10 +64,7 @@ def number_or_auto(default: float | str = AUTO) -> Any:
     """
 
     def check(engine: str, option: str, value: object) -> None:
-        if value == AUTO:
-            return
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not value > 0.0:  # type: ignore[operator]  # it is a number
+        if value != AUTO and not _is_positive(value):
             raise EngineError(
                 f"Engine {engine!r}: {option} must be 'auto' or a positive number, got "
                 f"{value!r}.{_yaml_hint(value)}"
@@ -84,16 +81,18 @@ def scheduled_number(default: float | str = AUTO) -> Any:
     """
 
     def check(engine: str, option: str, value: object) -> None:
-        if callable(value) or value in (AUTO, LOWER):
-            return
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not value > 0.0:  # type: ignore[operator]  # it is a number
+        if not (callable(value) or value in (AUTO, LOWER) or _is_positive(value)):
             raise EngineError(
                 f"Engine {engine!r}: {option} must be 'auto', 'lower', a positive number or a "
                 f"function of the number of updates, got {value!r}.{_yaml_hint(value)}"
             )
 
     return _option(default, check)
+
+
+def _is_positive(value: object) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and value > 0.0  # type: ignore[operator]  # it is a number
 
 
 def _yaml_hint(value: object) -> str:
