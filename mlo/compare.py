@@ -32,8 +32,8 @@ from mlo.response import (
     Solution,
     StepEngine,
     Stepped,
-    TotalGradient,
 )
+from mlo.total_gradient import TotalGradient
 
 __all__ = ["EngineComparison", "EngineRow", "compare_engines"]
 

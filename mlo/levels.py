@@ -45,12 +45,11 @@ from mlo.response import (
     Stationary,
     StepEngine,
     Stepped,
-    TotalGradient,
-    total_gradient,
 )
 from mlo.restart import Start
 from mlo.solve_sums import SolveSums
 from mlo.tensors import versions_of
+from mlo.total_gradient import TotalGradient, total_gradient
 
 __all__ = ["History", "Levels", "restore_buffers"]
 

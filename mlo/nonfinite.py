@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mlo.errors import NonFiniteError
 from mlo.problem import Problem, Tensors
-from mlo.response import TotalGradient
 from mlo.tensors import tensors_of
+from mlo.total_gradient import TotalGradient
 
 __all__ = [
     "ROLLBACKS",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlo.loss import is_number
 from mlo.problem import Tensors
-from mlo.response import TotalGradient
+from mlo.total_gradient import TotalGradient
 
 __all__ = ["SolveSums"]
 

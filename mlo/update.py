@@ -19,11 +19,12 @@ from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_st
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
-from mlo.response import Evaluation, TotalGradient
+from mlo.response import Evaluation
 from mlo.sharding import total_norm
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
 from mlo.tensors import tensors_of, versions_of
+from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
 

@@ -1,0 +1,389 @@
+"""`total_gradient`: a loss's gradient, with what flows through the solutions that it reads.
+
+It lets each solution's engine make its response (`response.py`), evaluates the loss with the
+responses cut off from their graphs, takes the direct gradient and the responses' cotangents, and
+sends these through the responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlo.distributed import running_statistics
+from mlo.estimators import Estimates, Point
+from mlo.loss import Examine, GradientSums
+from mlo.problem import Problem, Tensors
+from mlo.records import SolveReport
+from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
+from mlo.tensors import zeros_for_none
+
+__all__ = ["TotalGradient", "total_gradient"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalGradient:
+    """A problem's total gradient at one point, and what came with it.
+
+    Attributes:
+        gradient: parameter → gradient; zero for parameters that no loss depends on, or whose player
+            rests.
+        unused: the names of these parameters. Their optimizer leaves them alone, as it does in
+            plain PyTorch.
+        losses: player → loss, averaged over the batches.
+        metrics: what the loss returned beside it.
+        reports: the solves that it took.
+        evaluation: where it was taken, with the random state before each batch.
+        has_derivative: whether the loss depends on any parameter at all.
+        graph: the gradient with its graph, where it was to be kept.
+    """
+
+    gradient: Tensors
+    unused: frozenset[str]
+    losses: dict[str, Tensor]
+    metrics: dict[str, Any]
+    reports: list[SolveReport]
+    evaluation: Evaluation
+    has_derivative: bool
+    graph: GradientGraph | None = None
+
+
+@torch.enable_grad()
+def total_gradient(
+    evaluation: Evaluation,
+    *,
+    is_update: bool = False,
+    players: Collection[str] | None = None,
+    keep_graph: bool = False,
+    held_constant: frozenset[str] = frozenset(),
+    examine: Examine | None = None,
+    estimates: Estimates | None = None,
+) -> TotalGradient:
+    """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
+
+    The loss sees the responses cut off from their graphs. Their cotangents are summed over the
+    batches and sent through the responses at the end. So each inverse product is done once, however
+    many batches are averaged.
+
+    Args:
+        evaluation: the problem, its batches, and what it reads; its random states are drawn now.
+        is_update: whether the problem's own buffers may change, as they do in its own update.
+        players: those whose losses are differentiated, each in its own parameters; None: all.
+        keep_graph: whether the gradient's graph is kept, for a problem whose gradient contains no
+            response.
+        held_constant: problems whose solutions are treated as constants.
+        examine: is shown each player's loss on the first batch, before it is differentiated.
+        estimates: corrects the gradient, or the terms that it is made of.
+    """
+    loss, problem = evaluation.loss, evaluation.loss.problem
+    reading = Reading(
+        values={**evaluation.values, problem.name: dict(problem.parameters)},
+        solutions=evaluation.solutions,
+        reader=problem.name,
+        held_constant=held_constant,
+    )
+
+    # 1. What the loss reads, as leaves that are cut off from their graphs.
+    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
+
+    # 2. The direct gradient, and the cotangents of what is read.
+    parameters: Tensors = dict(problem.parameters)
+    own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
+    if keep_graph:
+        # At copies, which the step will not change.
+        parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
+        own = parameters
+    parallel = loss.parallel
+    placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
+    with loss.among_processes(parallel), placed:
+        found = loss.differentiate(
+            evaluation.batches,
+            parameters,
+            cut.leaves,
+            players=players,
+            create_graph=keep_graph,
+            examine=examine,
+        )
+
+    # 3. The implicit term. Exact parallelism averages the cotangents before they go through the
+    # responses, which gives the inverse product of the mean; else the total is averaged at the end.
+    moving = running_statistics(problem.module) if is_update and parallel is not None else []
+    if parallel is not None and parallel.exact:
+        found.average(parallel, moving)
+    estimated = None
+    if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
+        taken = replace(evaluation, random_states=tuple(found.random_states))
+        estimated = _Estimated(evaluation=taken, players=tuple(found.direct), estimates=estimates)
+    corrected = found if estimated is None else estimated.terms(found, cut)
+    gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
+    if estimated is not None:
+        gradient = estimated.total(gradient)
+    if parallel is not None and not parallel.exact:
+        found.average(parallel, moving, gradient=gradient)
+    # A response's node holds the reading, which holds the response. PyTorch does not free such a
+    # cycle, nor does Python's collector where the node has several outputs.
+    reading.responses.clear()
+
+    # 4. What is kept for later.
+    graph = None
+    if keep_graph:
+        if is_update:
+            _copy_changed(problem, parameters)
+        graph = _kept_graph(problem, parameters, cut.tensors, found)
+        gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
+    known = {key: value for key, value in gradient.items() if value is not None}
+    unused = frozenset(problem.parameters).difference(known)
+    for key in unused:
+        known[key] = torch.zeros_like(problem.parameters[key])
+    return TotalGradient(
+        gradient={key: known[key] for key in problem.parameters},
+        unused=unused,
+        losses=found.losses,
+        metrics=found.metrics,
+        reports=reading.reports,
+        evaluation=replace(evaluation, random_states=tuple(found.random_states)),
+        has_derivative=found.has_derivative,
+        graph=graph,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """What a loss reads, cut off from where it comes from.
+
+    Attributes:
+        tensors: problem → the tensors that the loss sees.
+        responses: the differentiable tensors on the far side of the cut.
+        leaves: what stands for each of them on the loss's side.
+        names: the name of each leaf.
+    """
+
+    tensors: dict[str, Tensors]
+    responses: list[Tensor]
+    leaves: list[Tensor]
+    names: list[str]
+
+
+def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
+    """Resolves all that a loss reads, as leaves whose cotangents return through the responses.
+
+    A kept graph is differentiated later in all that the solution is a function of, so these require
+    gradients too.
+    """
+    cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
+    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
+    for other in evaluation.loss.reads:
+        solution = evaluation.solutions.get(other)
+        # A solution that is no function of the own value contributes nothing to this gradient.
+        depends = solution is None or other in evaluation.dependent
+        read = reading.tensors(other) if solution is None or depends else solution.value
+        cut.tensors[other] = {}
+        for key, tensor in read.items():
+            responds = depends and tensor.requires_grad
+            leaf = tensor.detach().requires_grad_(responds or other in inputs)
+            cut.tensors[other][key] = leaf
+            if responds:
+                cut.responses.append(tensor)
+                cut.leaves.append(leaf)
+                cut.names.append(f"{other}/{key}")
+    return cut
+
+
+def _with_implicit_term(
+    problem: Problem, reading: Reading, found: GradientSums, responses: Sequence[Tensor]
+) -> dict[str, Tensor | None]:
+    """Parameter → direct gradient plus what flows through the responses; None: neither."""
+    # None stays None, so that a parameter on which nothing depends is left alone by its optimizer.
+    total: dict[str, Tensor | None] = {}
+    players = list(found.direct)
+    for player, direct in found.direct.items():
+        names = problem.player_parameters[player]
+        total |= zip(names, direct, strict=True)
+        reached: list[Tensor] = []
+        cotangents: list[Tensor] = []
+        for tensor, v in zip(responses, found.cotangents[player], strict=True):
+            if v is not None:
+                reached.append(tensor)
+                cotangents.append(v)
+        if not reached:
+            continue
+        # Each player has cotangents of its own, and so solves of its own.
+        reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
+        implicit = torch.autograd.grad(
+            reached,
+            [reading.values[problem.name][name] for name in names],
+            grad_outputs=cotangents,
+            allow_unused=True,
+            retain_graph=player != players[-1],
+        )
+        for name, term in zip(names, implicit, strict=True):
+            direct_term = total[name]
+            if direct_term is None:
+                total[name] = term
+            elif term is not None:
+                total[name] = direct_term + term
+    return total
+
+
+def _kept_graph(
+    problem: Problem, parameters: Tensors, reads: dict[str, Tensors], found: GradientSums
+) -> GradientGraph:
+    of_player: dict[str, Tensors] = {}
+    for player, names in problem.player_parameters.items():
+        full = zeros_for_none(found.direct[player], [parameters[name] for name in names])
+        of_player[player] = dict(zip(names, full, strict=True))
+    return GradientGraph(parameters=parameters, reads=reads, gradients=of_player)
+
+
+@torch.no_grad()
+def _copy_changed(problem: Problem, parameters: Tensors) -> None:
+    """Repeats on the live parameters what the loss did in place to the copies of them.
+
+    (`nn.Embedding(max_norm=…)` renormalises its weights so.)
+    """
+    for key, tensor in parameters.items():
+        if tensor._version > 0:  # the copy was new, and has been changed since
+            problem.parameters[key].copy_(tensor)
+
+
+# ------------------------------ estimated gradients
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Estimated:
+    """The gradient of one evaluation, corrected by the problem's estimator.
+
+    Attributes:
+        evaluation: where it was taken, with the random states that it began from.
+        players: whose gradients.
+        estimates: what corrects them.
+    """
+
+    evaluation: Evaluation
+    players: tuple[str, ...]
+    estimates: Estimates
+
+    def terms(self, found: GradientSums, cut: _Cut) -> GradientSums:
+        """The direct gradients and cotangents as estimated, unless the total is."""
+        if self.estimates.of_total:
+            return found
+
+        def again(point: Point) -> dict[str, Tensor | None]:
+            there, elsewhere, reading = self._taken_at(point)
+            reading.responses.clear()  # as in `total_gradient`
+            return dict(self._named(there, elsewhere.names))
+
+        named = self._estimate("terms", dict(self._named(found, cut.names)), again)
+        rest = iter(named.values())
+        direct: dict[str, list[Tensor | None]] = {}
+        cotangents: dict[str, list[Tensor | None]] = {}
+        for player in found.direct:
+            direct[player] = [next(rest) for _ in found.direct[player]]
+            cotangents[player] = [next(rest) for _ in found.cotangents[player]]
+        return found.replaced(direct, cotangents)
+
+    def total(self, gradient: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """The total gradient as estimated, unless its terms were."""
+        if not self.estimates.of_total:
+            return gradient
+
+        def again(point: Point) -> dict[str, Tensor | None]:
+            there, elsewhere, reading = self._taken_at(point)
+            problem = self.evaluation.loss.problem
+            gradient = _with_implicit_term(problem, reading, there, elsewhere.responses)
+            reading.responses.clear()
+            return gradient
+
+        return self._estimate("total", gradient, again)
+
+    def _estimate(
+        self,
+        group: str,
+        found: Mapping[str, Tensor | None],
+        again: Callable[[Point], Mapping[str, Tensor | None]],
+    ) -> dict[str, Tensor | None]:
+        return self.estimates.estimate(
+            f"{group} {' '.join(self.players)}",
+            self.evaluation.batches,
+            found,
+            point=self._point,
+            again=again,
+        )
+
+    def _named(
+        self, found: GradientSums, leaves: Sequence[str]
+    ) -> Iterator[tuple[str, Tensor | None]]:
+        """Name → each direct gradient and cotangent, player by player."""
+        problem = self.evaluation.loss.problem
+        for player, direct in found.direct.items():
+            for key, value in zip(problem.player_parameters[player], direct, strict=True):
+                yield f"{player}/direct {key}", value
+            for key, value in zip(leaves, found.cotangents[player], strict=True):
+                yield f"{player}/cotangent {key}", value
+
+    def _point(self) -> Point:
+        """Where the evaluation was made: the tensors of all problems that it depends on."""
+        found: dict[str, Tensors] = {}
+        _collect_point(self.evaluation, found)
+        point: Point = {}
+        for name, tensors in found.items():
+            point |= {f"{name}/{key}": tensor for key, tensor in tensors.items()}
+        return point
+
+    def _taken_at(self, point: Point) -> tuple[GradientSums, _Cut, Reading]:
+        """The evaluation's terms on the same batches at another point; how it was read there."""
+        there: dict[str, Tensors] = {}
+        for name, tensor in point.items():
+            other, _, key = name.partition("/")
+            there.setdefault(other, {})[key] = tensor
+        moved = _moved(self.evaluation, there)
+        problem = moved.loss.problem
+        parameters = {k: t.detach().requires_grad_() for k, t in moved.parameters.items()}
+        reading = Reading(
+            values={**moved.values, problem.name: parameters},
+            solutions=moved.solutions,
+            reader=problem.name,
+        )
+        cut = _cut_reads(moved, reading, keep_graph=False)
+        found = GradientSums(problem, 1, cut.leaves)
+        with moved.losses(parameters, cut.tensors, players=self.players) as losses:
+            for player, loss in losses.items():
+                own = [parameters[key] for key in problem.player_parameters[player]]
+                found.add(player, loss, own, retain_graph=True, create_graph=False)
+        return found, cut, reading
+
+
+def _collect_point(evaluation: Evaluation, found: dict[str, Tensors]) -> None:
+    found.setdefault(evaluation.loss.problem.name, evaluation.parameters)
+    for name, tensors in evaluation.values.items():
+        found.setdefault(name, tensors)
+    for name, solution in evaluation.solutions.items():
+        found.setdefault(name, solution.constants())
+        if isinstance(solution, Stationary):
+            _collect_point(solution.evaluation, found)
+
+
+def _moved(evaluation: Evaluation, there: Mapping[str, Tensors]) -> Evaluation:
+    """The same evaluation, on the same batches and noise, at another point."""
+    solutions: dict[str, Solution] = {}
+    for name, solution in evaluation.solutions.items():
+        solution = replace(solution, value=there[name])
+        if isinstance(solution, Stationary):
+            solution = replace(
+                solution,
+                evaluation=_moved(solution.evaluation, there),
+                fresh=tuple([_moved(other, there) for other in solution.fresh]),
+                memory=dict(solution.memory),
+                graph=None,
+            )
+        solutions[name] = solution
+    return replace(
+        evaluation,
+        parameters=there[evaluation.loss.problem.name],
+        values={name: there[name] for name in evaluation.values},
+        solutions=solutions,
+    )
