@@ -720,7 +720,7 @@ def _learning_rates(problem: Problem) -> tuple[float, ...]:
     """The learning rates of all groups of a problem's optimizers."""
     rates: list[float] = []
     for optimizer in problem.optimizers.values():
-        rates += [float(group["lr"]) for group in optimizer.param_groups]
+        rates += [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
     return tuple(rates)
 
 

@@ -525,7 +525,7 @@ def check_settings(problem: str, group: Mapping[str, Any]) -> None:
             raise ProblemError(
                 f"Problem {problem!r}: its optimizer's {key} is a tensor that requires a gradient, "
                 "which a step of the optimizer would not pass on. Give it a number or a tensor "
-                "that requires none; a setting that is to be learned enters the loss instead."
+                "that requires none. A setting to be learned comes from Problem(settings=...)."
             )
 
 

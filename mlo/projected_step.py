@@ -103,6 +103,12 @@ class ProjectedStep:
 
 def _rate_at_rest(problem: str, optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """η of a group: its learning rate times what momentum makes of a constant gradient."""
+    if "lr" not in group:
+        raise EngineError(
+            f"Problem {problem!r}: its {type(optimizer).__name__} has no learning rate `lr`, and a "
+            "solution with after_step is a fixed point of steps of that length. Use "
+            "torch.optim.SGD, or mlo.implicit_solution with fixed_point= for a solver of your own."
+        )
     rate = -float(group["lr"]) if group.get("maximize") else float(group["lr"])
     if type(optimizer) is not torch.optim.SGD or not group["momentum"]:
         return rate

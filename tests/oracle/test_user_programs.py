@@ -586,3 +586,52 @@ def test_one_name_may_be_fixed_without_a_list():
         optimizer.gradient("x", held_constant="w")["v"],
         optimizer.gradient("x", held_constant=["w"])["v"],
     )
+
+
+# ------------------------------ a solver in the place of an optimizer
+
+
+class Solver(torch.optim.Optimizer):
+    """Puts the solution in place, whatever the gradient is; it has no learning rate."""
+
+    def __init__(self, parameters, solve):
+        super().__init__(parameters, {})
+        self.solve = solve
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.param_groups[0]["params"][0].copy_(self.solve())
+
+
+def solved(engine, **options):
+    """w solves M w = x by a solver of one's own; the upper loss is the sum of w."""
+    w, x = Vector(torch.zeros(2).double()), Vector(torch.tensor([1.0, 2.0]).double())
+    m = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=Solver(w.parameters(), lambda: torch.linalg.solve(m, x.v.detach())),
+        loss=lambda w, _, *, x: 0.5 * w.v @ m @ w.v - w.v @ x.v,
+        **options,
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.0),
+        loss=lambda x, _, *, w: w.v.sum(),
+    )
+    return mlo.MultilevelOptimizer([lower, upper], engine), torch.linalg.inv(m).sum(0)
+
+
+@pytest.mark.parametrize("engine", ["cg", "direct", "gmres"])
+def test_an_optimizer_may_have_no_learning_rate(engine):
+    optimizer, expected = solved(engine)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.gradient("x")["v"], expected, atol=1e-8, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fixed point:mlo.SolveWarning")
+def test_a_fixed_point_of_steps_needs_their_length():
+    optimizer, _ = solved("gmres", after_step=mlo.constraints.nonnegative)
+    with pytest.raises(mlo.EngineError, match="Solver has no learning rate"):
+        optimizer.step()
