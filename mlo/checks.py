@@ -703,7 +703,7 @@ class StepChecks:
         first = not self._schedule.was_noted(problem.name)
         at_power_of_two = self._schedule.is_due(problem.name)
         optimizers = problem.optimizers.values()
-        if first or any(map(_acts_around_step, optimizers)):
+        if first or any(map(_has_code_around_step, optimizers)):
             return True
         return at_power_of_two and any(map(is_foreign, optimizers))
 
@@ -763,7 +763,7 @@ class StepChecks:
             ProblemError: naming the optimizer.
         """
         for optimizer in problem.optimizers.values():
-            if _acts_around_step(optimizer):
+            if _has_code_around_step(optimizer):
                 raise ProblemError(
                     f"Problem {problem.name!r}: its {type(optimizer).__name__} has hooks around "
                     "its step, or a `step` of its own. With settings= the step is made by formula "
@@ -904,7 +904,7 @@ BESIDE = 1e-2
 """How far from the parameters `after_step` is examined, relative to their size."""
 
 
-def _acts_around_step(optimizer: Optimizer) -> bool:
+def _has_code_around_step(optimizer: Optimizer) -> bool:
     """Whether there is code around the optimizer's step: hooks, or a `step` put on the object."""
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return True
@@ -916,7 +916,7 @@ def _acts_around_step(optimizer: Optimizer) -> bool:
 def _suspect(problem: Problem) -> str:
     for optimizer in problem.optimizers.values():
         name = type(optimizer).__name__
-        if _acts_around_step(optimizer):
+        if _has_code_around_step(optimizer):
             return f"the step of {name} without the hooks around it (register_step_post_hook, say)"
     names = sorted({type(optimizer).__name__ for optimizer in problem.optimizers.values()})
     return f"a step of {', '.join(names)} by itself"

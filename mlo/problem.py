@@ -256,24 +256,19 @@ class Problem:
         # A solution depends on all that the three functions read, each of which is called with the
         # problems that it names, and on where it begins.
         self.after_step, self.settings = after_step, settings
-        found = _reads(name, "loss", loss, "module", "batch", reads=_names(name, reads))
-        self.loss_reads, self.ignored_defaults = found.names, found.ignored
-        self.after_step_reads: tuple[str, ...] = ()
-        self.settings_reads: tuple[str, ...] = ()
-        self.after_step_takes_count = self.settings_take_count = False
-        required, optional = list(found.required), list(found.optional)
+        of_loss = _reads(name, "loss", loss, "module", "batch", reads=_names(name, reads))
+        of_step = of_settings = NOTHING_READ
         if after_step is not None:
             of_step = _reads(name, "after_step", after_step, "parameters", "made", optional=1)
-            self.after_step_takes_count = of_step.positional == 2
-            self.after_step_reads = of_step.names
-            required, optional = [*required, *of_step.required], [*optional, *of_step.optional]
         if settings is not None:
             check_learned_settings(name, self.optimizers.values())
             of_settings = _reads(name, "settings", settings, "made", optional=1)
-            self.settings_take_count = of_settings.positional == 1
-            self.settings_reads = of_settings.names
-            required = [*required, *of_settings.required]
-            optional = [*optional, *of_settings.optional]
+        self.loss_reads, self.ignored_defaults = of_loss.names, of_loss.ignored
+        self.after_step_reads, self.settings_reads = of_step.names, of_settings.names
+        self.after_step_takes_count = of_step.positional == 2
+        self.settings_take_count = of_settings.positional == 1
+        required = [*of_loss.required, *of_step.required, *of_settings.required]
+        optional = [*of_loss.optional, *of_step.optional, *of_settings.optional]
         self.restart_from = _restart_source(name, restart_from)
         if self.restart_from is not None:
             required.append(self.restart_from.partition(".")[0])
@@ -554,6 +549,10 @@ class _Signature(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """All problems that it may be called with."""
         return self.required + self.optional
+
+
+NOTHING_READ = _Signature(required=(), optional=(), ignored=(), positional=0)
+"""Of a function that the problem does not have."""
 
 
 def _reads(

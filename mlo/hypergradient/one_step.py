@@ -132,11 +132,10 @@ class OneStep(Engine, StepEngine):
             )
         of_g, of_inputs = found[: len(g)], found[len(g) :]
         q = {name: -part for name, part in zip(g, of_g, strict=True) if part is not None}
-        direct = [None] * len(inputs) if not of_inputs else call.scatter(of_inputs)
         return Solve(
             q=[q.get(name) for name in system.names],
             report=self.report(system.problem),
-            direct=direct,
+            direct=call.scatter(of_inputs),
         )
 
     def _gradient(
