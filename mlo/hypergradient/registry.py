@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter, signature
 from typing import Any
@@ -154,9 +155,9 @@ def _advice(factory: Callable[..., AbstractEngine], options: Mapping[str, Any]) 
     if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
         return unlisted
     unknown = [option for option in options if option not in known]
-    close = f"{nearest(unknown[0], known)} " if unknown and known else ""
-    close = close if close.startswith("Did you mean") else ""
-    return f"{close}Its options: {', '.join(known) or 'none'}."
+    close = get_close_matches(unknown[0], list(known), n=1) if unknown else []
+    meant = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{meant}Its options: {', '.join(known) or 'none'}."
 
 
 def engines_for(
