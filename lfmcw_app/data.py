@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of, sent
 from lfmcw_app.errors import InputError
-from lfmcw_app.folders import ImageFiles, random_crops
+from lfmcw_app.image_files import ImageFiles, random_crops
 from lfmcw_app.readers import DATASETS, NOISE, Images, read_folder, read_noise, stratified
 from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.folders import ImageFiles, Listing, NoiseImages, common_size, list_split
+from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
+from lfmcw_app.listing import Listing, list_split
 
 __all__ = [
     "DATASETS",

@@ -1,7 +1,7 @@
 """Data sets that are wrong, on the command line: exit code 2, one paragraph that names what, no
 folder of a run.
 
-What is wrong with single images and files is tried in tests/unit/lfmcw_app: test_folders.py and
+What is wrong with single images and files is tried in tests/unit/lfmcw_app: test_image_files.py and
 test_readers.py.
 """
 

@@ -10,7 +10,7 @@ from PIL import Image
 from small_pictures import IMAGENET, load, write_classes
 from torchvision.transforms import functional as TF
 
-from lfmcw_app import folders
+from lfmcw_app import image_files
 from lfmcw_app.data import (
     Batches,
     PairedBatches,
@@ -113,7 +113,7 @@ def opened(monkeypatch):
         names.append(str(path))
         return original(path, *args, **kwargs)
 
-    monkeypatch.setattr(folders.Image, "open", spy)
+    monkeypatch.setattr(image_files.Image, "open", spy)
     return names
 
 
