@@ -40,7 +40,8 @@ from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
+from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.recipe import Recipe, validate_recipe
 
 __all__ = ["EVALUATED", "RunFolder"]
 
@@ -159,8 +160,8 @@ class RunFolder:
             raise InputError(
                 f"--resume {path}: its config.yaml cannot be read ({error})."
             ) from None
-        except ValueError:
-            raise InputError(f"--resume {path}: its config.yaml is damaged.") from None
+        except ValueError as error:
+            raise InputError(f"--resume {path}: its config.yaml cannot be read: {error}.") from None
         return cls(path, validate_recipe(tree))
 
     # ------------------------------ files

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lfmcw_app.errors import InputError
+from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype
@@ -82,13 +81,14 @@ def read_run(path: Path) -> RunData:
         InputError: if there is no run in it, or one of its files is damaged.
     """
     try:
-        recipe = validate_recipe(yaml.safe_load((path / "config.yaml").read_text("utf-8")))
+        tree = parse_yaml((path / "config.yaml").read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"There is no run in {path} ({error}). Name a run folder, as runs/NAME."
         ) from None
-    except yaml.YAMLError:
-        raise InputError(f"{path / 'config.yaml'} is damaged: it is not valid YAML.") from None
+    except ValueError as error:
+        raise InputError(f"{path / 'config.yaml'} is damaged: {error}.") from None
+    recipe = validate_recipe(tree)
     entries = _lines(path / "metrics.jsonl", ("phase", "round", "losses", "metrics"))
     by_phase: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
