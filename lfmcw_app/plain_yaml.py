@@ -11,7 +11,7 @@ PyYAML reads YAML 1.1 and keeps the last of two equal keys. Here
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -60,10 +60,10 @@ class _Refused(ValueError):
 class _Reader(yaml.SafeLoader):
     """Reads one document."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
-        event = self.peek_event()
+        event: yaml.ScalarEvent = self.peek_event()  # type: ignore[no-untyped-call]
         if event.implicit[0]:  # without quotes and without a tag
             for pattern, reason in AMBIGUOUS.items():
                 if re.fullmatch(pattern, event.value):
@@ -91,7 +91,7 @@ class _Reader(yaml.SafeLoader):
 class _Writer(yaml.SafeDumper):
     """Writes what `_Reader` reads back."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
 
 for _name, (_pattern, _beginnings) in PATTERNS.items():
@@ -129,8 +129,9 @@ def dump_yaml(data: Any) -> str:
 
 
 def _line(place: yaml.Node | yaml.ScalarEvent) -> str:
+    assert place.start_mark is not None
     return f"line {place.start_mark.line + 1}"
 
 
 def _shown(node: yaml.Node) -> str:
-    return str(node.value)[:80] if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    return str(node.value)[:80] if isinstance(node, yaml.ScalarNode) else "a list or a section"

@@ -32,6 +32,7 @@ __all__ = [
     "is_imagenet",
     "key_value",
     "load_recipe",
+    "read_config",
     "trial",
     "validate_recipe",
 ]
@@ -251,9 +252,7 @@ class Search(_Section):
         "memory)",
     )
     layers: Count = Field(default=8, ge=3, le=MOST_CELLS, description="cells of the supernet")
-    nodes: Count = Field(
-        default=4, ge=1, le=MOST_NODES, description="intermediate nodes of a cell"
-    )
+    nodes: Count = Field(default=4, ge=1, le=MOST_NODES, description="intermediate nodes of a cell")
     epochs: float | None = Field(
         default=None, gt=0, lt=2**53, description="passes over the search's training half"
     )
@@ -456,7 +455,7 @@ def load_recipe(
     preset: str,
     *,
     space: str = "darts",
-    config: Path | None = None,
+    config: Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
 ) -> Recipe:
@@ -468,7 +467,7 @@ def load_recipe(
     Args:
         preset: one of `PRESETS`.
         space: one of `SPACES`.
-        config: a YAML file with any part of a recipe.
+        config: any part of a recipe, or a YAML file with it.
         overrides: dotted key → value.
         assignments: `dotted.key=value`, the value in YAML.
 
@@ -476,9 +475,9 @@ def load_recipe(
         InputError: for an unknown preset or key, or a value of the wrong type or range.
     """
     if preset not in PRESETS:
-        raise InputError(f"Unknown preset {preset!r}. {nearest(preset, PRESETS)}")
+        raise InputError(f"Unknown preset {shown(preset)}. {nearest(str(preset), PRESETS)}")
     if space not in SPACES:
-        raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
+        raise InputError(f"Unknown search space {shown(space)}. {nearest(str(space), SPACES)}")
 
     # The preset's files, from the general to the special: what comes later overrides.
     tree: dict[str, Any] = {}
@@ -492,16 +491,25 @@ def load_recipe(
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
 
     if config is not None:
-        try:
-            text = config.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The configuration file {config} cannot be read ({error}).") from None
-        tree = _merged(tree, _read_yaml(text, str(config)))
+        tree = _merged(tree, read_config(config) if isinstance(config, Path) else dict(config))
     for key, value in (overrides or {}).items():
         _assign(tree, key, value)
     for assignment in assignments:
         _assign(tree, *key_value(assignment, "--set", "search.channels=8"))
     return validate_recipe(tree)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a YAML file with any part of a recipe.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The configuration file {path} cannot be read ({error}).") from None
+    return _read_yaml(text, str(path))
 
 
 def validate_recipe(tree: Any) -> Recipe:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lfmcw_app.data import check_dataset
-from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
 
 __all__ = ["default_preset", "resolve_recipe"]
 
@@ -33,21 +33,29 @@ def resolve_recipe(
     """Makes the recipe of a command line.
 
     Raises:
-        InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
+        InputError: for an unknown data set, preset or key, a value of the wrong type or range, or
+            options that contradict each other or the configuration file.
     """
     check_dataset(dataset)
+    tree = {} if config is None else read_config(config)
     assigned = {}  # the last of several assignments to a key counts
     for assignment in assign or ():
         key, _, value = assignment.partition("=")
         assigned[key.strip()] = value.strip()
 
-    # The space decides which of the preset's files are read, however it is given.
-    set_space = assigned.get("search.space")
-    if set_space is not None and space is not None and set_space != space:
-        raise InputError(
-            f"--space {space} and --set search.space={set_space} contradict each other; drop one."
-        )
-    space = space or set_space
+    # Preset and space decide which files are read, the data set what is: each is given once.
+    if tree.get("preset") != "custom":  # the name of a recipe that was made without a preset
+        preset = _agreed({"--preset": preset, f"preset in {config}": tree.get("preset")})
+    section = tree.get("search")
+    in_file = section.get("space") if isinstance(section, dict) else None
+    space = _agreed(
+        {
+            "--space": space,
+            "--set search.space": assigned.get("search.space"),
+            f"search.space in {config}": in_file,
+        }
+    )
+    _agreed({"the argument DATASET": dataset, f"dataset in {config}": tree.get("dataset")})
     if "dataset" in assigned:
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
     given: dict[str, Any] = {
@@ -59,7 +67,27 @@ def resolve_recipe(
     return load_recipe(
         preset or default_preset(dataset),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
-        config=config,
+        config=tree,
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
+
+
+def _agreed(given: dict[str, Any]) -> Any:
+    """The value that was given, or None; several places may give it if they agree.
+
+    Args:
+        given: place → value.
+
+    Raises:
+        InputError: naming two places that contradict each other.
+    """
+    found = [(place, value) for place, value in given.items() if value is not None]
+    for place, value in found[1:]:
+        first, before = found[0]
+        if value != before:
+            raise InputError(
+                f"{first} is {shown(before)}, and {place} is {shown(value)}. They contradict each "
+                "other; drop one."
+            )
+    return found[0][1] if found else None

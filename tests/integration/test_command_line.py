@@ -66,7 +66,7 @@ def invoke(monkeypatch, tmp_path):
         ),
         (["digits", "--set", "search.lambda=.inf"], ["'search.lambda'", "finite"]),
         (["digits", "--seed", "99999999999999999999"], ["'seed'", "less than"]),
-        (["digits", "--set", "seed=2020-13-45"], ["not valid YAML"]),
+        (["digits", "--set", "seed=2020-13-45"], ["valid integer", "2020-13-45"]),
         (["digits", "--set", "search.hypergradient={name: [1]}"], ["is a string", "[1]"]),
         (["digits", "--set", "dataset=cifar10"], ["DATASET"]),
         (["digits", "--preset", "paper"], ["cutout is 16", "8 pixels"]),

@@ -59,7 +59,7 @@ def test_what_has_one_meaning_is_read(text, value):
 
 @pytest.mark.parametrize("text", ["1: 2", "~: 2", "true: 2", "? [a]\n: 2", "? {a: 1}\n: 2"])
 def test_a_key_that_is_not_text_is_refused(text):
-    with pytest.raises(ValueError, match="^line 1: a key must be text"):
+    with pytest.raises(ValueError, match=r"^line 1: a key must be text"):
         parse_yaml(text)
 
 
@@ -69,7 +69,7 @@ def test_a_key_that_is_not_text_is_refused(text):
      "a: " + 5000 * "9", 3000 * "["],
 )  # fmt: skip
 def test_what_is_not_yaml_is_refused(text):
-    with pytest.raises(ValueError, match="^it is not valid YAML"):
+    with pytest.raises(ValueError, match=r"^it is not valid YAML"):
         parse_yaml(text)
 
 

@@ -47,7 +47,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, name, words):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no run in it"), ("search: [", "damaged"), (b"\xff", "be read")]
+    ("content", "words"),
+    [(None, "no run in it"), ("search: [", "not valid YAML"), (b"\xff", "be read")],
 )
 def test_a_folder_without_a_run_is_refused(tmp_path, content, words):
     if content is not None:
