@@ -11,7 +11,7 @@ PyYAML reads YAML 1.1 and keeps the last of two equal keys. Here
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -60,7 +60,7 @@ class _Refused(ValueError):
 class _Reader(yaml.SafeLoader):
     """Reads one document."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         event: yaml.ScalarEvent = self.peek_event()  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ class _Reader(yaml.SafeLoader):
 class _Writer(yaml.SafeDumper):
     """Writes what `_Reader` reads back."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
 
 
 for _name, (_pattern, _beginnings) in PATTERNS.items():

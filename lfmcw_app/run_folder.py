@@ -211,13 +211,21 @@ class RunFolder:
 
     @contextmanager
     def attempting(self, what: str) -> Iterator[None]:
-        """Downgrades a failure to write an optional file to a warning."""
+        """Downgrades a failure to make or to write an optional file to a warning.
+
+        Nothing that a picture or a report can fail at is worth a search of days.
+        """
         try:
             yield
         except OSError as error:
             self._warn(
                 f"{what} cannot be written in {self.path} ({error.strerror or error}); the run "
                 "goes on without it."
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is said
+            self._warn(
+                f"{what} cannot be made ({type(error).__name__}: {error}); the run goes on without "
+                "it."
             )
 
     def _write_pending(self, *, flush: bool = False) -> None:

@@ -52,10 +52,11 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     if not folder.writes:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
-    with folder.writing("The pictures"):
-        for name in ("cells.png", "cells.svg"):
+    for name in ("cells.png", "cells.svg"):
+        with folder.attempting(name):
             draw_genotype(genotype, folder.path / name, title)
-        if generator is not None:
+    if generator is not None:
+        with folder.attempting("samples.png"):
             save_samples(generator, dataset, folder.path / "samples.png", device)
     return genotype
 

@@ -143,6 +143,12 @@ def test_an_optional_file_that_cannot_be_written_is_warned_of(folder):
         full()
 
 
+def test_whatever_a_picture_fails_at_is_warned_of(folder):
+    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run goes on without it"
+    with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
+        1 / 0  # noqa: B018
+
+
 def test_diagnoses_of_lost_numbers_are_few(folder):
     said = []
     for number in range(DIAGNOSES + 1):
