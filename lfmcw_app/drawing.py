@@ -32,8 +32,10 @@ def drawing() -> Iterator[None]:
 
     Letters that no installed font has are drawn as boxes, without a warning.
     """
-    settings = {"text.parse_math": False, "text.usetex": False, "font.family": _fonts()}
-    with rc_context(settings), warnings.catch_warnings():
+    with (
+        rc_context({"text.parse_math": False, "text.usetex": False, "font.family": _fonts()}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
