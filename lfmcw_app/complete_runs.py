@@ -43,7 +43,7 @@ def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet."""
-    if folder.result is not None:
+    if folder.result is not None and not folder.changes:
         return folder.result
     with folder.locked():
         if folder.writes:

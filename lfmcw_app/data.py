@@ -20,7 +20,7 @@ from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest
 
 __all__ = [
-    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
+    "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
     "load_dataset", "resident", "search_counts", "search_split", "short_name", "stratified",
     "subset",
 ]  # fmt: skip

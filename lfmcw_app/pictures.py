@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.data import Dataset
+from lfmcw_app.data import FOLDER, Dataset
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
@@ -71,6 +71,9 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
     }
+    if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
+        place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
+        described["path"] = str(place.resolve())
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
     with folder.attempting("samples/real.png"):
         classes = min(dataset.num_classes, SNAPSHOT_CLASSES)

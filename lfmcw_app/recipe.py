@@ -29,6 +29,7 @@ __all__ = [
     "PRESETS",
     "SPACES",
     "Recipe",
+    "changed_recipe",
     "is_imagenet",
     "key_value",
     "load_recipe",
@@ -490,9 +491,34 @@ def load_recipe(
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
 
-    if config is not None:
-        tree = _merged(tree, read_config(config) if isinstance(config, Path) else dict(config))
-    for key, value in (overrides or {}).items():
+    over = read_config(config) if isinstance(config, Path) else config or {}
+    return _over(tree, over, overrides or {}, assignments)
+
+
+def changed_recipe(
+    recipe: Recipe,
+    *,
+    config: Path | None,
+    overrides: Mapping[str, Any],
+    assignments: tuple[str, ...],
+) -> Recipe:
+    """The recipe with a configuration file, options and assignments over it, as `load_recipe`'s.
+
+    Raises:
+        InputError: for an unknown key, or a value of the wrong type or range.
+    """
+    tree = recipe.model_dump(mode="json", by_alias=True)
+    return _over(tree, {} if config is None else read_config(config), overrides, assignments)
+
+
+def _over(
+    tree: dict[str, Any],
+    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    assignments: tuple[str, ...],
+) -> Recipe:
+    tree = _merged(tree, config)
+    for key, value in overrides.items():
         _assign(tree, key, value)
     for assignment in assignments:
         _assign(tree, *key_value(assignment, "--set", "search.channels=8"))
@@ -619,7 +645,7 @@ def is_imagenet(dataset: str) -> bool:
     return dataset.removeprefix("random:") == "imagenet"
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
     result = dict(base)
     for key, value in over.items():

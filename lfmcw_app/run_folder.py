@@ -1,7 +1,8 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
-config.yaml        the resolved recipe
-environment.json   versions and hardware
+config.yaml        the resolved recipe, as it is now
+environment.json   versions and hardware, and the recipe that the run began with
+changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
                    Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
@@ -42,6 +43,14 @@ import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.resuming import (
+    CHANGES,
+    Change,
+    change_lines,
+    known_recipes,
+    planned_changes,
+    read_changes,
+)
 
 __all__ = ["EVALUATED", "REPORT", "RunFolder"]
 
@@ -69,6 +78,7 @@ class RunFolder:
 
     Attributes:
         listeners: are called with each entry that is logged.
+        changes: settings that change with the next round; see `change` and `record_changes`.
     """
 
     writes = True
@@ -85,6 +95,7 @@ class RunFolder:
         self._failed_saves = 0
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.changes: tuple[Change, ...] = ()
 
     # ------------------------------ the folder
 
@@ -102,7 +113,8 @@ class RunFolder:
             with folder.locked():
                 folder._check_empty()  # another process may have come first
                 folder.write("config.yaml", recipe.to_yaml())
-                folder.write("environment.json", json.dumps(_environment(), indent=1))
+                began = {**_environment(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
+                folder.write("environment.json", json.dumps(began, indent=1))
         except OSError as error:
             raise InputError(
                 f"The run folder {path} cannot be written ({error}). Name another with --out."
@@ -163,6 +175,36 @@ class RunFolder:
         except ValueError as error:
             raise InputError(f"--resume {path}: its config.yaml cannot be read: {error}.") from None
         return cls(path, validate_recipe(tree))
+
+    # ------------------------------ changes
+
+    def change(self, wanted: Recipe, *, searches: bool) -> None:
+        """Takes over another recipe for the rounds to come, if the run may be resumed by it.
+
+        Args:
+            wanted: the recipe.
+            searches: whether the folder holds a search, not only a training.
+
+        Raises:
+            InputError: naming a setting that may not change.
+        """
+        self.changes = planned_changes(self.path, self.recipe, wanted, searches=searches)
+        self.recipe = wanted
+
+    def record_changes(self, phase: str, round_number: int) -> None:
+        """Writes down the changes that take effect after a round of a phase."""
+        if not self.changes:
+            return
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        lines = change_lines(self.changes, time=time, phase=phase, round_number=round_number)
+        before = (self.path / CHANGES).read_text("utf-8") if read_changes(self.path) else ""
+
+        # The recipe first: if the record is missing, the difference is found as an edit would be.
+        self.write("config.yaml", self.recipe.to_yaml())
+        self.write(CHANGES, before + lines)
+        with self.writing("result.json"):  # a result of the settings before
+            (self.path / "result.json").unlink(missing_ok=True)
+        self.changes = ()
 
     # ------------------------------ files
 
@@ -418,7 +460,7 @@ class RunFolder:
             recipe = validate_recipe(parse_yaml(state["recipe"]))
         except (KeyError, ValueError):  # an InputError is a ValueError
             recipe = None
-        if state.get("phase") != phase or recipe != self.recipe:
+        if state.get("phase") != phase or recipe not in known_recipes(self.path, self.recipe):
             raise mlo.CheckpointError(
                 f"{where} ({phase}.pt) is from another recipe than the config.yaml beside it. "
                 "Resume the run that it belongs to, or start again in a new folder."

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
+from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
 from lfmcw_app.tensorboard import check_tensorboard
@@ -66,15 +67,22 @@ def evaluate(
         # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
         if resume is not None:
-            others = (genotype, dataset, preset, space, config, assign, out, seed)
-            if any(value not in (None, []) for value in others):
-                raise InputError(
-                    "--resume takes the evaluation's own genotype, data set and recipe; drop the "
-                    "others."
-                )
             options.check_no_trial(max_steps)
-            folder = _evaluation(resume)
+            folder = resumed_folder(
+                resume,
+                searches=False,
+                dataset=dataset,
+                config=config,
+                options={"preset": preset, "search.space": space, "seed": seed},
+                assign=assign,
+                out=out,
+            )
             recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
+            if genotype is not None and _read_genotype(genotype, recipe.search.nodes) != cells:
+                raise InputError(
+                    f"{resume} holds the evaluation of another genotype than {genotype}. Resume it "
+                    f"with --resume {resume} alone, or start a new one."
+                )
         elif genotype is None or dataset is None:
             raise InputError(
                 "Name a genotype and a data set. For a first try: python -m lfmcw_app.evaluate "
@@ -103,17 +111,6 @@ def evaluate(
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
             carry_out(shared, console, "lfmcw_app.evaluate", work, tensorboard=tensorboard)
-
-
-def _evaluation(path: Path) -> RunFolder:
-    """Opens the folder of --resume."""
-    folder = RunFolder.open(path)
-    if not (path / EVALUATED).exists():
-        raise InputError(
-            f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
-            f"go on with it by python -m lfmcw_app.run --resume {path}"
-        )
-    return folder
 
 
 def _read_genotype(text: str, nodes: int) -> Genotype:
