@@ -154,10 +154,11 @@ def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFol
         return opened or RunFolder.create(out, recipe)
     # The first process decides on the path: by default it contains the time.
     folder = opened or RunFolder.create(out, recipe) if is_main() else None
-    path, changes = from_main(None if folder is None else (folder.path, folder.changes))
+    known = None if folder is None else (folder.path, folder.written_recipe, folder.changes)
+    path, written, changes = from_main(known)
     if folder is None:
         folder = FollowerFolder(path, recipe)
-        folder.changes = changes
+        folder.written_recipe, folder.changes = written, changes
     return folder
 
 

@@ -79,6 +79,7 @@ class RunFolder:
     Attributes:
         listeners: are called with each entry that is logged.
         changes: settings that change with the next round; see `change` and `record_changes`.
+        written_recipe: the recipe in config.yaml, which does not have these changes yet.
     """
 
     writes = True
@@ -96,6 +97,7 @@ class RunFolder:
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.changes: tuple[Change, ...] = ()
+        self.written_recipe = recipe
 
     # ------------------------------ the folder
 
@@ -188,7 +190,7 @@ class RunFolder:
         Raises:
             InputError: naming a setting that may not change.
         """
-        self.changes = planned_changes(self.path, self.recipe, wanted, searches=searches)
+        self.changes = planned_changes(self.path, self.written_recipe, wanted, searches=searches)
         self.recipe = wanted
 
     def record_changes(self, phase: str, round_number: int) -> None:
@@ -202,6 +204,7 @@ class RunFolder:
         # The recipe first: if the record is missing, the difference is found as an edit would be.
         self.write("config.yaml", self.recipe.to_yaml())
         self.write(CHANGES, before + lines)
+        self.written_recipe = self.recipe
         with self.writing("result.json"):  # a result of the settings before
             (self.path / "result.json").unlink(missing_ok=True)
         self.changes = ()
@@ -460,9 +463,10 @@ class RunFolder:
             recipe = validate_recipe(parse_yaml(state["recipe"]))
         except (KeyError, ValueError):  # an InputError is a ValueError
             recipe = None
-        if state.get("phase") != phase or recipe not in known_recipes(self.path, self.recipe):
+        known = known_recipes(self.path, self.written_recipe)
+        if state.get("phase") != phase or recipe not in known:
             raise mlo.CheckpointError(
-                f"{where} ({phase}.pt) is from another recipe than the config.yaml beside it. "
+                f"{where} ({phase}.pt) is from another recipe than any that this run has had. "
                 "Resume the run that it belongs to, or start again in a new folder."
             )
         there = self.metrics.stat().st_size if self.metrics.exists() else 0

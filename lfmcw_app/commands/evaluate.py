@@ -67,7 +67,6 @@ def evaluate(
         # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
         if resume is not None:
-            options.check_no_trial(max_steps)
             folder = resumed_folder(
                 resume,
                 searches=False,
@@ -77,6 +76,7 @@ def evaluate(
                 assign=assign,
                 out=out,
             )
+            options.check_no_trial(max_steps)
             recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
             if genotype is not None and _read_genotype(genotype, recipe.search.nodes) != cells:
                 raise InputError(

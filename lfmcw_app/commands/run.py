@@ -71,7 +71,6 @@ def run(
         # The recipe comes from the options, or from the folder that is resumed.
         folder = None
         if resume is not None:
-            options.check_no_trial(max_steps)
             given = {"preset": preset, "search.space": space, "search.order": order}
             folder = resumed_folder(
                 resume,
@@ -82,6 +81,7 @@ def run(
                 assign=assign,
                 out=out,
             )
+            options.check_no_trial(max_steps)
             recipe = folder.recipe
         elif dataset is None:
             raise InputError(
