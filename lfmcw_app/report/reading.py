@@ -11,6 +11,7 @@ from typing import Any
 from lfmcw_app.errors import InputError
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.stages import TRAINING
@@ -53,6 +54,7 @@ class RunData:
         dataset: dataset.json.
         timings: the lines of timings.jsonl.
         real: a sheet of real images, as the snapshots have them.
+        changes: settings that were changed on --resume and that numbers can depend on.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class RunData:
     timings: Sequence[dict[str, Any]]
     snapshots: Sequence[Snapshot]
     real: Path | None
+    changes: Sequence[dict[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -112,6 +115,7 @@ def read_run(path: Path) -> RunData:
         timings=_lines(path / TIMINGS, ("phase", "rounds", "seconds", "problems")),
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
+        changes=numbers_changed(path),
     )
 
 

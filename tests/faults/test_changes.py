@@ -1,4 +1,4 @@
-"""Runs that are resumed with other settings: what changes, what is written down, what is refused."""
+"""Runs that are resumed with other settings: what changes, is written down, and is refused."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_search_can_be_longer_until_it_has_ended(runs, tmp_path):
     folder = tmp_path / "run"
     runs.start(folder, die_after=3)
     runs.resume(folder, **{"search.steps": 8}, die_after=7)
-    assert [line["round"] for line in lines(folder)] == list(range(1, 9)) + [1]
+    assert [line["round"] for line in lines(folder)] == [*range(1, 9), 1]
     # It died before the training had a checkpoint.
     runs.resume(folder, die_after=4)
     for key, value in (("search.steps", 9), ("search.weights.lr", 0.1)):
