@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import Dataset
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -24,8 +25,9 @@ def run(
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        genotype = search(folder, dataset, console, device)
-        return train_derived(folder, genotype, dataset, console, device)
+        with enough_memory("search", folder.recipe, device, resumes=folder.path):
+            genotype = search(folder, dataset, console, device)
+        return _trained(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, both)
 
@@ -34,9 +36,14 @@ def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
-    return _completed(
-        folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device)
-    )
+    return _completed(folder, dataset, lambda: _trained(folder, genotype, dataset, console, device))
+
+
+def _trained(
+    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+) -> dict[str, Any]:
+    with enough_memory("training", folder.recipe, device, resumes=folder.path):
+        return train_derived(folder, genotype, dataset, console, device)
 
 
 def _completed(

@@ -170,9 +170,7 @@ class Phase:
         except NonFiniteError as error:
             told = f"{error} {self._folder.save_diagnosis(error)}"
             if not self._rolls_back:
-                raise InputError(
-                    f"{told} The run is stopped; the last checkpoint is older."
-                ) from error
+                raise InputError(f"{told} {self._way_out(error)}") from error
             self._roll_back(told)
             return None
         for skipped in record.skipped.values():
@@ -180,6 +178,20 @@ class Phase:
                 f"{skipped} {self._folder.save_diagnosis(skipped)}", NumbersWarning, stacklevel=3
             )
         return record
+
+    def _way_out(self, error: NonFiniteError) -> str:
+        """What can be done about numbers that a run has lost."""
+        if error.data["nonfinite_tensors"]:
+            return (
+                "The run is stopped. Its state was lost before this round, so its checkpoint may "
+                f"be of no use. To do {self._name} again from its beginning, delete "
+                f"{self._name}*.pt in {self._folder.path}, and resume with what is better, such as "
+                "--set search.weights.lr=…"
+            )
+        return (
+            "The run is stopped; the last checkpoint is older. It can be resumed from there with "
+            "other settings: --set on_nonfinite=rollback, or a lower learning rate."
+        )
 
     def _roll_back(self, told: str) -> None:
         """Returns to the last checkpoint, with other batches and noise than led away from it.

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import Dataset, search_split
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
@@ -57,18 +58,19 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
     )
     found = []
     dropped = 0
-    for stage in search_stages(how):
-        modules = build_modules(
-            how,
-            dataset,
-            primitives=_candidates(stage, how.nodes, dropped),
-            layers=stage.layers,
-            device=device,
-        )
-        optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-        found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
-        dropped += stage.drops.drops if stage.drops is not None else 0
-        del modules, optimizer  # the next stage is measured without their memory
+    with enough_memory("search", recipe, device):
+        for stage in search_stages(how):
+            modules = build_modules(
+                how,
+                dataset,
+                primitives=_candidates(stage, how.nodes, dropped),
+                layers=stage.layers,
+                device=device,
+            )
+            optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
+            found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
+            dropped += stage.drops.drops if stage.drops is not None else 0
+            del modules, optimizer  # the next stage is measured without their memory
     return [*found, *project_training(recipe, None, dataset, device)]
 
 
@@ -76,8 +78,9 @@ def project_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> list[Projection]:
     """Runs two rounds of a genotype's training, by default a random one's; returns its cost."""
-    optimizer, rounds = build_training(recipe, genotype, dataset, device)
-    return [_measured(TRAINING, rounds, optimizer, device)]
+    with enough_memory("training", recipe, device):
+        optimizer, rounds = build_training(recipe, genotype, dataset, device)
+        return [_measured(TRAINING, rounds, optimizer, device)]
 
 
 def after_projection(

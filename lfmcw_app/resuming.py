@@ -45,6 +45,7 @@ CHANGEABLE = {
     "detect_collapse": False,
     "dataset": False,  # only where a folder is, and its files are compared
     "search.gradient_terms_every": False,
+    "search.checkpointing": False,
     "search.epochs": True,
     "search.steps": True,
     "search.weights.lr": True,

@@ -96,7 +96,7 @@ def evaluate(
 
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
-            images = read_data(recipe, data, searches=False)
+            images = read_data(recipe, data, searches=False, device=target)
             measure = partial(project_training, recipe, cells, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

@@ -100,7 +100,7 @@ def run(
 
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
-            images = read_data(recipe, data)
+            images = read_data(recipe, data, device=target)
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
