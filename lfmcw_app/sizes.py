@@ -15,13 +15,19 @@ import torch
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import memory_of
-from lfmcw_app.recipe import Recipe, Search
+from lfmcw_app.recipe import Generator, Recipe, Search
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import reduction_layers
 from lfmcw_app.stages import search_stages
 from lfmcw_app.units import size
 
-__all__ = ["check_sizes", "least_memory", "network_weights", "supernet_weights"]
+__all__ = [
+    "check_sizes",
+    "generator_weights",
+    "least_memory",
+    "network_weights",
+    "supernet_weights",
+]
 
 FLOAT = 4
 STEM_MULTIPLIER = 3
@@ -98,8 +104,7 @@ def least_memory(
         # SGD keeps a momentum of every weight, Adam two; one gradient is there at a time.
         kept = weights * (2 if how.weights.momentum else 1)
         if how.method == "lfmcw":
-            made = 9 * how.generator.noise_dim * how.generator.channels
-            kept += kept + 3 * weights + 3 * made
+            kept += kept + 3 * weights + 3 * generator_weights(how.generator, image_size)
         outputs = _outputs(
             how.layers if how.space != "pdarts" else search_stages(how)[0].layers,
             how.nodes, how.channels, how.stem, image_size,
@@ -133,6 +138,19 @@ def supernet_weights(how: Search, classes: int) -> int:
     cells = sum(mixed(channels) for channels in widths)
     inputs = _preprocessing(widths, how.nodes, STEM_MULTIPLIER * how.channels)
     return cells + inputs + how.nodes * widths[-1] * classes
+
+
+def generator_weights(how: Generator, image_size: int) -> int:
+    """Number of a generator's weights, at least."""
+    side, doublings = image_size, 0
+    while side % 2 == 0 and side > 4:
+        side, doublings = side // 2, doublings + 1
+    if how.name != "dcgan" or doublings == 0:
+        # The linear layer, to at least 3×3 pixels, and one block of two convolutions.
+        return 9 * how.noise_dim * how.channels + 18 * how.channels**2
+    first = how.channels << (doublings - 1)
+    deconvolutions = sum(8 * (first // 2**step) ** 2 for step in range(doublings - 1))
+    return 2 * how.noise_dim * first * side**2 + deconvolutions
 
 
 def network_weights(recipe: Recipe, image_channels: int, classes: int) -> int:
