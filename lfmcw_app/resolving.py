@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from lfmcw_app.data import check_dataset
+import torch
+
+from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
 
@@ -13,10 +16,30 @@ __all__ = ["default_preset", "resolve_recipe"]
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
+LARGE_FOLDER = 5000
+"""Files of a folder for which a GPU is given the paper's settings, of days, by default."""
 
-def default_preset(dataset: str) -> str:
-    """The preset that is meant for a data set."""
-    return DEFAULT_PRESETS.get(dataset, "paper")
+
+def default_preset(dataset: str, *, cuda: bool | None = None) -> str:
+    """The preset that is meant for a data set: of a folder of images, for its size and the device.
+
+    Args:
+        dataset: its name.
+        cuda: whether there is a GPU to run on; by default whether the machine has one.
+    """
+    if not dataset.startswith(FOLDER):
+        return DEFAULT_PRESETS.get(dataset, "paper")
+    has_gpu = torch.cuda.is_available() if cuda is None else cuda
+    return "paper" if has_gpu and _is_large(dataset.removeprefix(FOLDER)) else "small"
+
+
+def _is_large(folder: str) -> bool:
+    files = 0
+    for _, _, names in os.walk(Path(folder).expanduser(), followlinks=True):
+        files += len(names)
+        if files >= LARGE_FOLDER:
+            return True
+    return False
 
 
 def resolve_recipe(
@@ -29,8 +52,11 @@ def resolve_recipe(
     space: str | None = None,
     order: str | None = None,
     method: str | None = None,
+    cuda: bool | None = None,
 ) -> Recipe:
-    """Makes the recipe of a command line.
+    """Makes the recipe of a command line; see its options.
+
+    `cuda` says whether there is a GPU to run on, which decides on the preset where none is given.
 
     Raises:
         InputError: for an unknown data set, preset or key, a value of the wrong type or range, or
@@ -65,7 +91,7 @@ def resolve_recipe(
         "seed": seed,
     }
     return load_recipe(
-        preset or default_preset(dataset),
+        preset or default_preset(dataset, cuda=cuda),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
         config=tree,
         overrides={key: value for key, value in given.items() if value is not None},

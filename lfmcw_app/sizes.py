@@ -149,8 +149,9 @@ def generator_weights(how: Generator, image_size: int) -> int:
         # The linear layer, to at least 3×3 pixels, and one block of two convolutions.
         return 9 * how.noise_dim * how.channels + 18 * how.channels**2
     first = how.channels << (doublings - 1)
-    deconvolutions = sum(8 * (first // 2**step) ** 2 for step in range(doublings - 1))
-    return 2 * how.noise_dim * first * side**2 + deconvolutions
+    widths = [first >> step for step in range(doublings - 1)]
+    deconvolutions = sum(8 * width * width for width in widths)
+    return 2 * how.noise_dim * first * side * side + deconvolutions
 
 
 def network_weights(recipe: Recipe, image_channels: int, classes: int) -> int:

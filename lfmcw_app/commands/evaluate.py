@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
@@ -57,7 +57,7 @@ def evaluate(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import read_data
-    from lfmcw_app.projection import after_projection, project_training
+    from lfmcw_app.projection import after_projection, print_choice, project_training
 
     console = Console(quiet=quiet and not dry_run)
     with reported_errors(Console(stderr=True)):
@@ -89,14 +89,26 @@ def evaluate(
                 "random:0 digits"
             )
         else:
-            recipe = resolve_recipe(dataset, preset, config, assign, seed, space=space)
+            recipe = resolve_recipe(
+                dataset,
+                preset,
+                config,
+                assign,
+                seed,
+                space=space,
+                cuda=options.pick_device(device).type == "cuda",
+            )
             cells = _read_genotype(genotype, recipe.search.nodes)
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
+            if not dry_run:
+                say(console, f"Reading {recipe.dataset} …")
             images = read_data(recipe, data, searches=False, device=target)
+            if folder is None and preset is None and not (dry_run or max_steps):
+                print_choice(recipe, images, target, console, searches=False)
             measure = partial(project_training, recipe, cells, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
@@ -58,7 +58,7 @@ def run(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data_checks import read_data
-    from lfmcw_app.projection import after_projection, project
+    from lfmcw_app.projection import after_projection, print_choice, project
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
@@ -90,7 +90,15 @@ def run(
             )
         else:
             recipe = resolve_recipe(
-                dataset, preset, config, assign, seed, space=space, order=order, method=method
+                dataset,
+                preset,
+                config,
+                assign,
+                seed,
+                space=space,
+                order=order,
+                method=method,
+                cuda=options.pick_device(device).type == "cuda",
             )
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
@@ -100,7 +108,11 @@ def run(
 
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
+            if not dry_run:
+                say(console, f"Reading {recipe.dataset} …")
             images = read_data(recipe, data, device=target)
+            if folder is None and preset is None and not (dry_run or max_steps):
+                print_choice(recipe, images, target, console, searches=True)
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

@@ -71,3 +71,18 @@ def test_preset_and_space_of_a_file_are_those_it_goes_over(tmp_path):
 def test_the_last_of_several_settings_of_a_key_counts():
     settings = ["search.steps=1", "search.steps=2"]
     assert resolve_recipe("digits", None, None, settings, None).search.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "cuda", "preset"), [(3, False, "small"), (3, True, "small"), (60, True, "paper"),
+                                  (60, False, "small")]
+)  # fmt: skip
+def test_a_folder_has_the_preset_of_its_size_and_device(tmp_path, monkeypatch, files, cuda, preset):
+    monkeypatch.setattr("lfmcw_app.resolving.LARGE_FOLDER", 50)
+    for index in range(files):
+        (tmp_path / str(index % 2)).mkdir(exist_ok=True)
+        (tmp_path / str(index % 2) / f"{index}.png").touch()
+    dataset = f"folder:{tmp_path}"
+    assert default_preset(dataset, cuda=cuda) == preset
+    assert resolve_recipe(dataset, None, None, None, None, cuda=cuda).preset == preset
+    assert resolve_recipe(dataset, "smoke", None, None, None, cuda=cuda).preset == "smoke"
