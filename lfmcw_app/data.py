@@ -57,6 +57,11 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def source(self) -> str:
+        """The folder or file that was read; "" for a data set of a package."""
+        return self.train.source
+
+    @property
     def channels(self) -> int:
         """Channels of an image."""
         return self.train.pixels.shape[1]
