@@ -29,6 +29,8 @@ __all__ = [
 
 FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
+STATISTICS_IMAGES = 4096
+"""Of a folder's images, at most so many are read for mean and standard deviation."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, as everybody uses them."""
 
@@ -62,6 +64,12 @@ class Dataset:
     def source(self) -> str:
         """The folder or file that was read; "" for a data set of a package."""
         return self.train.source
+
+    @property
+    def reading(self) -> str:
+        """Where the pixels are: in words."""
+        in_files = isinstance(self.train.pixels, ImageFiles)
+        return "read from files as needed" if in_files else "held in memory"
 
     @property
     def channels(self) -> int:
@@ -104,7 +112,12 @@ def short_name(name: str) -> str:
     return name.replace(":", "-")
 
 
-def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = None) -> Dataset:
+def load_dataset(
+    name: str,
+    root: Path = Path("data"),
+    image_size: int | None = None,
+    in_memory: bool | None = None,
+) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
@@ -113,6 +126,7 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
         root: folder of data files.
         image_size: larger images are reduced to this height and width; images in files are brought
             to it.
+        in_memory: for folder:PATH, whether the images are decoded at once; see `pixels_of`.
 
     Raises:
         InputError: for an unknown name, or a data set that is neither on disk nor can be
@@ -121,7 +135,7 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
     check_dataset(name)
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser()
-        train, test, class_names = read_folder(folder, image_size)
+        train, test, class_names = read_folder(folder, image_size, in_memory)
     elif name.startswith(RANDOM):
         train, test, class_names = read_noise(name.removeprefix(RANDOM))
     else:
@@ -163,15 +177,22 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
 def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, for pixels in [0, 1].
 
-    They come from histograms, which take no memory. Images in files have ImageNet's.
+    They come from histograms, which take no memory. ImageNet and random images have ImageNet's;
+    those of a large folder come from a part of its images, the same whether they are in memory or
+    in files.
     """
-    if isinstance(images.pixels, ImageFiles):
+    if name == "imagenet" or name.startswith(RANDOM):
         return IMAGENET_MEAN, IMAGENET_STD
+    pixels = images.pixels
+    if name.startswith(FOLDER) and len(images) > STATISTICS_IMAGES:
+        pixels = pixels[torch.linspace(0, len(images) - 1, STATISTICS_IMAGES).long()]
+    elif isinstance(pixels, ImageFiles):
+        pixels = pixels[torch.arange(len(images))]
     # In parts, since counting takes eight bytes per pixel.
     values = torch.arange(256, dtype=torch.float64) / 255.0
     mean, std = [], []
-    for channel in range(images.pixels.shape[1]):
-        parts = torch.split(images.pixels[:, channel], 4096)
+    for channel in range(pixels.shape[1]):
+        parts = torch.split(pixels[:, channel], 4096)
         histograms = [torch.bincount(part.flatten(), minlength=256) for part in parts]
         counts = torch.stack(histograms).sum(0)
         mean.append(float(counts.double() @ values / counts.sum()))

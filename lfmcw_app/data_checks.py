@@ -30,7 +30,9 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
     with main_first():
-        dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+        dataset = load_dataset(
+            recipe.dataset, root, recipe.data.image_size, in_memory=recipe.data.in_memory
+        )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
     available = len(dataset.train)

@@ -17,7 +17,8 @@ from torch import Tensor
 from lfmcw_app.cifar import read_cifar
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
-from lfmcw_app.listing import Listing, list_split
+from lfmcw_app.listing import list_split
+from lfmcw_app.memory import pixels_of
 from lfmcw_app.published_files import download, places
 
 __all__ = [
@@ -180,7 +181,7 @@ def _cifar(name: str) -> Callable[[Path], Parts]:
     return read
 
 
-def read_folder(folder: Path, image_size: int | None) -> Parts:
+def read_folder(folder: Path, image_size: int | None, in_memory: bool | None = None) -> Parts:
     """Reads a folder of images, one subfolder per class.
 
     Where it is not split, a fifth of the images is the test set.
@@ -189,6 +190,7 @@ def read_folder(folder: Path, image_size: int | None) -> Parts:
         folder: see `list_split`.
         image_size: the shorter side is brought to it and the centre is cut out; None if all images
             have one square size.
+        in_memory: whether all images are decoded at once; see `pixels_of`.
 
     Raises:
         InputError: if it cannot be used, or an image of it cannot be read.
@@ -196,15 +198,16 @@ def read_folder(folder: Path, image_size: int | None) -> Parts:
     train, test = list_split(folder)
     size = image_size or common_size([train] if test is None else [train, test])
 
-    def read(listing: Listing) -> Images:
-        files = ImageFiles.of(listing, size)
-        return Images(pixels=files[files.rows], labels=listing.labels)
-
-    images = read(train)
-    if test is not None:
-        return images, read(test), train.class_names
-    held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
-    return images[rest], images[held_out], train.class_names
+    listings = [train] if test is None else [train, test]
+    pixels = pixels_of([ImageFiles.of(listing, size) for listing in listings], in_memory)
+    images, *rest = (
+        Images(pixels=held, labels=listing.labels, source=str(folder))
+        for held, listing in zip(pixels, listings, strict=True)
+    )
+    if rest:
+        return images, rest[0], train.class_names
+    held_out, others = stratified(images.labels, max(1, len(images) // 5), seed=0)
+    return images[others], images[held_out], train.class_names
 
 
 NOISE = {
