@@ -44,8 +44,8 @@ def is_notation(text: str) -> bool:
 def read_notation(text: str) -> dict[str, list[list[Any]]]:
     """Reads one genotype: kind of cell → its edges as [primitive, source].
 
-    Before `Genotype` may stand `NAME =`, and before that what a line of a log begins with. Primitives and sources are
-    returned as they were found; `Genotype` checks them.
+    Before `Genotype` may stand `NAME =`, and before that what a line of a log begins with.
+    Primitives and sources are returned as they were found; `Genotype` checks them.
 
     Raises:
         InputError: if the text is not one genotype in this notation, or a cell does not return all

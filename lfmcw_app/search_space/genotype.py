@@ -153,7 +153,7 @@ def _file_of(folder: Path) -> Path:
     )
 
 
-def _by_node(edges: Sequence[Any]) -> list[Sequence[Any]]:
+def _by_node(edges: list[list[Any]]) -> list[list[list[Any]]]:
     """Edges in the order of the nodes, as one group per node."""
     starts = range(0, len(edges), EDGES_PER_NODE)
     return [edges[start : start + EDGES_PER_NODE] for start in starts]
