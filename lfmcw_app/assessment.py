@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def assessed(
     some = subset(train, STATISTICS_IMAGES, 0)
     mixed = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
     size = math.ceil(len(mixed) / math.ceil(len(mixed) / BATCH))  # no small batch at the end
-    recompute_statistics(network, (images for images, _ in in_order(mixed, dataset, size, device)))
+    batches = in_order(mixed, dataset, size, device)
+    recompute_statistics(network, (partial(network, images) for images, _ in batches))
 
     tested = answers_of(network, test, dataset, device)
     training_error = answers_of(network, some, dataset, device).error

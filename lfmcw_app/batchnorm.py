@@ -10,7 +10,7 @@ Johnson, Rethinking "Batch" in BatchNorm (2021), section 3, where it is called p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -56,16 +56,16 @@ class _Sums:
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Sets the running mean and variance of all BatchNorm layers to those over some batches.
+def recompute_statistics(network: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
+    """Sets the running mean and variance of all BatchNorm layers to those over some forward passes.
 
     Every layer normalises each batch by that batch's statistics meanwhile, as in training; dropout
     and drop-path are off, and layers that only run in training keep theirs. Nothing is sent between
-    processes and no random number is drawn. The network keeps its mode.
+    processes and no random number is drawn here. The network keeps its mode.
 
     Args:
         network: with the weights that are to be used.
-        batches: images [B, C, H, W], as many and as mixed as in the training's batches or more.
+        passes: each runs the network on a batch, as large and as mixed as the training's or more.
     """
     layers = [
         layer
@@ -77,8 +77,8 @@ def recompute_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     trained = network.training
     network.eval()
     try:
-        for images in batches:
-            network(images)
+        for run in passes:
+            run()
     finally:
         for hook in hooks:
             hook.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def images(count=12, seed=1):
 def test_one_batch_gives_its_own_statistics():
     """Of the first layer the mean and variance of its input; of all what training mode gives."""
     network, x = small_network(), images()
-    recompute_statistics(network, [x])
+    recompute_statistics(network, [partial(network, x)])
     seen = network[0](x)
     assert torch.allclose(network[1].running_mean, seen.mean((0, 2, 3)), atol=1e-6)
     assert torch.allclose(
@@ -43,8 +44,8 @@ def test_batches_of_any_size_count_by_their_pixels():
     """The first layer's statistics are those of all images together, however they are cut."""
     x = images(13)
     whole, cut = small_network(), small_network()
-    recompute_statistics(whole, [x])
-    recompute_statistics(cut, torch.split(x, 5))
+    recompute_statistics(whole, [partial(whole, x)])
+    recompute_statistics(cut, [partial(cut, part) for part in torch.split(x, 5)])
     assert torch.allclose(whole[1].running_mean, cut[1].running_mean, atol=1e-6)
     assert torch.allclose(whole[1].running_var, cut[1].running_var, rtol=1e-5, atol=0)
 
@@ -53,7 +54,7 @@ def test_batches_of_any_size_count_by_their_pixels():
 def test_nothing_else_of_the_network_changes(training):
     network = small_network().train(training)
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    recompute_statistics(network, [images()])
+    recompute_statistics(network, [partial(network, images())])
     after = network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"{layer}.running_{what}" for layer in (1, 4) for what in ("mean", "var")}
@@ -64,7 +65,9 @@ def test_nothing_else_of_the_network_changes(training):
 
 def test_a_single_image_and_equal_pixels_are_enough():
     network = small_network()
-    recompute_statistics(network, [torch.full((1, 2, 3, 3), 7.0)])  # maps of one pixel
+    recompute_statistics(
+        network, [partial(network, torch.full((1, 2, 3, 3), 7.0))]
+    )  # maps of one pixel
     assert network[1].running_var.tolist() == [0.0, 0.0, 0.0]
     assert bool(torch.isfinite(network.eval()(torch.full((1, 2, 3, 3), 7.0))).all())
 
@@ -76,7 +79,7 @@ def test_layers_that_no_image_reaches_keep_their_statistics():
         random_genotype(2, 0), in_channels=1, num_classes=3, channels=4, layers=3, auxiliary=True
     )
     head = copy.deepcopy(network.auxiliary.state_dict())
-    recompute_statistics(network, [torch.randn(4, 1, 8, 8)])
+    recompute_statistics(network, [partial(network, torch.randn(4, 1, 8, 8))])
     after = network.auxiliary.state_dict()
     assert all(torch.equal(head[name], value) for name, value in after.items())
 
@@ -84,8 +87,8 @@ def test_layers_that_no_image_reaches_keep_their_statistics():
 def test_synchronised_layers_take_no_part_of_other_processes():
     network, plain = small_network(), small_network()
     SyncBatchNorm.convert(network)
-    recompute_statistics(network, [images()])
-    recompute_statistics(plain, [images()])
+    recompute_statistics(network, [partial(network, images())])
+    recompute_statistics(plain, [partial(plain, images())])
     assert torch.equal(network[1].running_mean, plain[1].running_mean)
 
 
@@ -95,5 +98,5 @@ def test_few_steps_no_longer_leave_initial_statistics():
     network.train()(x)
     seen = network[0](x).mean((0, 2, 3))
     assert torch.allclose(network[1].running_mean, 0.1 * seen, atol=1e-6)
-    recompute_statistics(network, [x])
+    recompute_statistics(network, [partial(network, x)])
     assert torch.allclose(network[1].running_mean, seen, atol=1e-6)
