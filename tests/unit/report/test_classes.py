@@ -45,7 +45,7 @@ def test_ranks_are_correlated():
     assert rank_correlation([(1, 1), (1, 2), (1, 3)]) is None
 
 
-def test_few_classes_are_confused_in_numbers_and_many_in_a_picture(tmp_path):
+def test_confusion_has_numbers_or_is_a_picture(tmp_path):
     confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
     folder = folder_of(tmp_path, [30.0, 0.0, 10.0], confusion=confusion)
     found = class_errors(read_run(folder)).confusion
