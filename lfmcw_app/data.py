@@ -22,9 +22,9 @@ from lfmcw_app.recipe import Augmentation
 from mlo.errors import nearest
 
 __all__ = [
-    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
-    "load_dataset", "resident", "search_counts", "search_split", "short_name", "stratified",
-    "subset",
+    "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
+    "in_order", "load_dataset", "resident", "search_counts", "search_split", "short_name",
+    "stratified", "subset",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Dataset, load_dataset, search_counts
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_counts
 from lfmcw_app.errors import InputError
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.search_space.stem import image_divisor
+from lfmcw_app.sizes import check_sizes
 from lfmcw_app.stages import search_stages
 from lfmcw_app.training import training_images, training_rounds
 from mlo.randomness import preserved
@@ -18,21 +22,42 @@ from mlo.randomness import preserved
 __all__ = ["read_data"]
 
 
-def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
+def read_data(
+    recipe: Recipe,
+    root: Path,
+    *,
+    searches: bool = True,
+    device: torch.device | None = None,
+) -> Dataset:
     """Reads the data set of a recipe, at its image size.
 
     Args:
         recipe: the recipe.
         root: folder of data files.
         searches: whether a search is to run, not only the training of a derived network.
+        device: where it is to run; by default the CPU.
 
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    with main_first():
+    # What could not fit is refused by arithmetic: before anything is read with what is known then,
+    # and thereafter with the sizes of the images.
+    device = device or torch.device("cpu")
+    searches = searches and recipe.search.method != "random"
+    least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
+    check_sizes(recipe, image_size=least, device=device, searches=searches)
+    with enough_memory("data", recipe, device), main_first():
         dataset = load_dataset(
             recipe.dataset, root, recipe.data.image_size, in_memory=recipe.data.in_memory
         )
+    check_sizes(
+        recipe,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        classes=dataset.num_classes,
+        device=device,
+        searches=searches,
+    )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
     available = len(dataset.train)
@@ -43,7 +68,6 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
         ("search.batch_size", recipe.search.batch_size, min(searched)),
         ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
     )
-    searches = searches and recipe.search.method != "random"
     for key, batch, images in needs if searches else needs[1:]:
         if images < batch:
             raise InputError(
@@ -79,7 +103,7 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
             )
 
     # Modules check that their settings fit the images; the random state is left as it was.
-    with preserved():
+    with preserved(), enough_memory("search", recipe, torch.device("cpu")):
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 

@@ -1,77 +1,152 @@
-"""Whether the pixels of image files are held in memory, or read where they are used."""
+"""How much memory there is, and what to do where it ends."""
 
 from __future__ import annotations
 
-import math
 import os
-import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
-from lfmcw_app.image_files import ImageFiles
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe
 
-__all__ = ["SHARE", "pixels_of", "total_memory"]
+__all__ = ["enough_memory", "memory_of", "out_of_memory"]
 
-SHARE = 0.25
-"""Of the memory that this process may use: as much as the pixels of a data set may take."""
+SIGNS = (
+    "can't allocate memory",  # PyTorch on a CPU, below Linux
+    "not enough memory: you tried to allocate",  # below Windows
+    "out of memory",  # CUDA, in other errors than OutOfMemoryError
+    "std::bad_alloc",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+    "Cannot allocate memory",
+)
+"""What libraries say when memory ends, in errors of no type of their own."""
 
 
-def pixels_of(parts: Sequence[ImageFiles], in_memory: bool | None) -> list[Tensor | ImageFiles]:
-    """Returns the pixels of a data set's parts: all of them decoded, or all of them still in files.
+DOING = {
+    "data": "reading the data",
+    "search": "the search",
+    "training": "the training of the derived network",
+}
 
-    Both give the same batches, except that random windows (`resized_crop`) are cut out of the
-    original image where it is in a file, and out of the one brought to its size where it is not.
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has ended, of the machine or of a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and any(sign in str(error) for sign in SIGNS)
+
+
+@contextmanager
+def enough_memory(
+    phase: str, recipe: Recipe, device: torch.device, *, resumes: Path | None = None
+) -> Iterator[None]:
+    """Turns an end of memory in the body into an error that says what takes less.
 
     Args:
-        parts: the image files.
-        in_memory: what is wanted; None decodes them if that takes no more than `SHARE` of the
-            memory that there is. The answer is the same on each run on a machine: it depends on
-            the memory that is there, not on what is free.
+        phase: what the body does: "search", "training", or "data".
+        recipe: its settings.
+        device: where it runs.
+        resumes: the run folder whose last checkpoint stands.
 
     Raises:
-        InputError: naming a file that cannot be read.
+        InputError: naming the phase and the keys that decide its size, with their values.
     """
-    if in_memory is None:
-        in_memory = sum(math.prod(part.shape) for part in parts) <= SHARE * total_memory()
-    if not in_memory:
-        return list(parts)
-    return [part[part.rows] for part in parts]
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not out_of_memory(error):
+            raise
+        where = "The GPU" if device.type == "cuda" and phase != "data" else "This machine"
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        stands = "" if resumes is None else f" The last checkpoint in {resumes} stands."
+        raise InputError(
+            f"{where} has run out of memory in {DOING[phase]} ({said}). {_advice(phase, recipe)}"
+            f"{stands}"
+        ) from None
 
 
-def total_memory() -> float:
-    """Bytes of memory that this process may use: a share of the machine's, or what limits it.
+def _advice(phase: str, recipe: Recipe) -> str:
+    if phase == "data":
+        size = recipe.data.image_size
+        return f"Lower data.image_size (now {size or 'that of the files'}), or use fewer images."
+    if phase == "training":
+        how = recipe.evaluation
+        return (
+            f"Lower evaluation.batch_size (now {how.batch_size}), evaluation.channels "
+            f"({how.channels}) or evaluation.layers ({how.layers})."
+        )
+    searched = recipe.search
+    less = "" if searched.checkpointing else (
+        "Set search.checkpointing=true, which keeps fewer activations and changes no number (a run "
+        "that has begun can be resumed with it). Or lower "
+    )  # fmt: skip
+    sizes = (
+        f"search.batch_size (now {searched.batch_size}), search.channels ({searched.channels}) or "
+        f"search.generator.channels ({searched.generator.channels})."
+    )
+    order = " search.order=first takes less too." if searched.order == "second" else ""
+    return f"{less or 'Lower '}{sizes}{order}"
 
-    Limits are those of `ulimit -v` and of control groups, as containers and job schedulers set
-    them. Processes that `torchrun` starts on one machine have equal shares.
+
+# ------------------------------ how much there is
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of memory that this process can have at most; None if that is not known.
+
+    Of a GPU its memory. Of a CPU the least of the machine's memory with swap, what its control
+    group may use, and what its limits (ulimit -v) allow.
     """
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [machine, *_group_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]
-    own, _ = resource.getrlimit(resource.RLIMIT_AS)
-    shared = min(limits) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return shared if own == resource.RLIM_INFINITY else min(shared, own)
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    known = [size for size in (_machine(), _control_group(), _limit()) if size is not None]
+    return min(known, default=None)
 
 
-def _group_limits(groups: Path, root: Path) -> Iterator[int]:
-    """The limits of this process's control groups, and of those that they are part of.
+def _machine() -> int | None:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows; a system that does not say
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return total
+    swap = [line.split()[1] for line in lines if line.startswith("SwapTotal:")]
+    return total + sum(1024 * int(kilobytes) for kilobytes in swap)
 
-    A line of `groups` is "0::/path" (version 2) or "4:memory:/path" (version 1).
-    """
-    if not groups.is_file():  # not Linux
-        return
-    for line in groups.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            folder, name = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = root / "memory", "memory.limit_in_bytes"
-        else:
+
+def _control_group() -> int | None:
+    """The limit of this process's control group or of one above it (version 2), or of version 1."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    files = [root / "memory" / "memory.limit_in_bytes"]
+    for line in lines:
+        group = line.split(":", 2)[2].strip("/")
+        own = root / group
+        above = [folder for folder in own.parents if root in (folder, *folder.parents)]
+        files += [folder / "memory.max" for folder in (own, *above)]
+    limits = []
+    for file in files:
+        try:
+            text = file.read_text("ascii").strip()
+        except OSError:
             continue
-        group = folder / path.lstrip("/")
-        for parent in (group, *group.parents):
-            file = parent / name
-            if file.is_file() and (limit := file.read_text().strip()) != "max":
-                yield int(limit)
-            if parent == folder:
-                break
+        if text.isdecimal():  # it may be "max"
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _limit() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft

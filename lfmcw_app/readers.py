@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lfmcw_app.cifar import read_cifar
 from lfmcw_app.errors import InputError
+from lfmcw_app.held_pixels import pixels_of
 from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
 from lfmcw_app.listing import list_split
-from lfmcw_app.memory import pixels_of
 from lfmcw_app.published_files import download, places
 
 __all__ = [

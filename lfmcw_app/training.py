@@ -16,6 +16,7 @@ from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import all_gathered, parallelism
 from lfmcw_app.recipe import Evaluation, Recipe
+from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
@@ -131,6 +132,7 @@ def train_derived(
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
+        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
         "genotype": genotype.to_data(),
     }
     folder.write("result.json", json.dumps(result, indent=1) + "\n")
