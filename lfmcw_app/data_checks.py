@@ -47,7 +47,9 @@ def read_data(
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
     check_sizes(recipe, image_size=least, device=device, searches=searches)
     with enough_memory("data", recipe, device), main_first():
-        dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+        dataset = load_dataset(
+            recipe.dataset, root, recipe.data.image_size, in_memory=recipe.data.in_memory
+        )
     check_sizes(
         recipe,
         image_size=dataset.image_size,

@@ -110,6 +110,11 @@ class Data(_Section):
         default=None, ge=2, description="training images of the derived network"
     )
     test_images: Count | None = Field(default=None, ge=1, description="test images")
+    in_memory: bool | None = Field(
+        default=None,
+        description="folder: whether all images are decoded at the start; null: if they take at "
+        "most a quarter of the memory",
+    )
 
     @field_validator("search_fractions")
     @classmethod

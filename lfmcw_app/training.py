@@ -115,12 +115,8 @@ def train_derived(
     # The processes take the test batches in turns. Each image counts once, so their order, which
     # depends on the number of processes, does not matter.
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    rank, size = rank_and_size()
-    own = [
-        _ranks(network, batch)
-        for i, batch in enumerate(in_order(test, dataset, 256, device))
-        if i % size == rank
-    ]
+    batches = in_order(test, dataset, 256, device, part=rank_and_size())
+    own = [_ranks(network, batch) for batch in batches]
     ranks = torch.cat([part for parts in all_gathered(own) for part in parts])
 
     top5_error = None  # of five guesses: meaningless for fewer classes
