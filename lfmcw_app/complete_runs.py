@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lfmcw_app.data import Dataset
+from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.memory import enough_memory
-from lfmcw_app.pictures import describe_dataset
+from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Genotype
@@ -36,7 +36,13 @@ def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
-    return _completed(folder, dataset, lambda: _trained(folder, genotype, dataset, console, device))
+
+    def training() -> dict[str, Any]:
+        if folder.writes:
+            save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
+        return _trained(folder, genotype, dataset, console, device)
+
+    return _completed(folder, dataset, training)
 
 
 def _trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -12,14 +13,14 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.stages import search_stages
 from lfmcw_app.training import training_images, training_rounds
 from mlo.randomness import preserved
 
-__all__ = ["read_data"]
+__all__ = ["adaptations", "fitted", "read_data"]
 
 
 def read_data(
@@ -28,14 +29,17 @@ def read_data(
     *,
     searches: bool = True,
     device: torch.device | None = None,
-) -> Dataset:
-    """Reads the data set of a recipe, at its image size.
+) -> tuple[Recipe, Dataset]:
+    """Reads the data set of a recipe at its image size, and fits the recipe to it.
 
     Args:
         recipe: the recipe.
         root: folder of data files.
         searches: whether a search is to run, not only the training of a derived network.
         device: where it is to run; by default the CPU.
+
+    Returns:
+        The recipe, whose batches may be smaller (`fits_batch`), and the data set.
 
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
@@ -60,24 +64,75 @@ def read_data(
     )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
-    available = len(dataset.train)
-    searched = search_counts(
-        min(recipe.data.search_images or available, available), recipe.data.search_fractions
-    )
-    needs = (
-        ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
-    )
-    for key, batch, images in needs if searches else needs[1:]:
+    recipe = fitted(recipe, dataset)
+    for key, batch, images in _batches(recipe, dataset)[0 if searches else 1 :]:
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
-                f"to draw from. Lower {key}, or raise data.search_images or data.train_images."
+                f"to draw from. Set {key}={max(2, images)} or less, or use more images "
+                "(data.search_images, data.train_images)."
             )
     if searches:
         _check_search(recipe, dataset)
     _check_training(recipe, dataset)
-    return dataset
+    return recipe, dataset
+
+
+def _batches(recipe: Recipe, dataset: Dataset) -> tuple[tuple[str, int, int], ...]:
+    """For the search and the training the key of the batch size, its value, and the images."""
+    available = len(dataset.train)
+    searched = search_counts(
+        min(recipe.data.search_images or available, available), recipe.data.search_fractions
+    )
+    return (
+        ("search.batch_size", recipe.search.batch_size, min(searched)),
+        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
+    )
+
+
+def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with batches of as many images as there are, where it says that they may be.
+
+    Processes share a batch equally.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    tree = recipe.model_dump(mode="json", by_alias=True)
+    for key, batch, images in _batches(recipe, dataset):
+        section = tree[key.partition(".")[0]]
+        fitting = images // size * size
+        if section["fits_batch"] and 2 <= fitting < batch:
+            section["batch_size"] = fitting
+    return validate_recipe(tree)
+
+
+def adaptations(
+    asked: Recipe, recipe: Recipe, dataset: Dataset, *, searches: bool = True
+) -> list[str]:
+    """In words, what was adapted to the number of images.
+
+    Args:
+        asked: the recipe as it was asked for.
+        recipe: what `read_data` made of it.
+        dataset: whose images they are.
+        searches: whether a search is to run.
+    """
+    first = 0 if searches and recipe.search.method != "random" else 1
+    said = [
+        f"{key} is {now} instead of {before}: there are only {images} images to draw from."
+        for (key, before, _), (_, now, images) in zip(
+            _batches(asked, dataset)[first:], _batches(recipe, dataset)[first:], strict=True
+        )
+        if now != before
+    ]
+    how = recipe.evaluation
+    per_epoch = training_images(recipe, dataset) // how.batch_size
+    rounds = training_rounds(how, per_epoch)
+    if how.epochs is not None and how.steps is None and rounds > how.epochs * per_epoch:
+        said.append(
+            f"The training has {rounds // per_epoch} epochs instead of {how.epochs}, which would "
+            f"be only {how.epochs * per_epoch} rounds (evaluation.min_steps is {how.min_steps})."
+        )
+    return said
 
 
 def _check_search(recipe: Recipe, dataset: Dataset) -> None:

@@ -15,9 +15,11 @@ from lfmcw_app.data import FOLDER, Dataset
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.draw import draw_genotype
+from lfmcw_app.search_space.genotype import Genotype
 from mlo.randomness import preserved
 
-__all__ = ["describe_dataset", "save_samples", "save_snapshot", "snapshot_rounds"]
+__all__ = ["describe_dataset", "save_cells", "save_samples", "save_snapshot", "snapshot_rounds"]
 
 GENERATED, REAL = 8, 2
 MOST_CLASSES = 20
@@ -59,6 +61,13 @@ def save_snapshot(
     """
     classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
     _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)
+
+
+def save_cells(genotype: Genotype, folder: RunFolder, title: str) -> None:
+    """Draws a genotype's cells into cells.png and cells.svg."""
+    for name in ("cells.png", "cells.svg"):
+        with folder.attempting(name):
+            draw_genotype(genotype, folder.path / name, title)
 
 
 def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:

@@ -7,7 +7,8 @@ metrics.jsonl      one line per round of search and training, a function of reci
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
                    Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
                    .round-N.pt (docs/checkpoints.md)
-genotype.json      the derived cells; cells.png, cells.svg: their picture
+genotype.json      the derived cells; genotype.txt: in DARTS's notation
+cells.png          their picture, or that of the given cells; also cells.svg
 nonfinite-*.pt     what is known of a loss or gradient that was not finite, for the first few
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
 samples.png        generated images, one row per class; samples/: smaller ones of the rounds in
@@ -51,11 +52,9 @@ from lfmcw_app.resuming import (
     planned_changes,
     read_changes,
 )
+from lfmcw_app.search_space.genotype import EVALUATED
 
 __all__ = ["EVALUATED", "REPORT", "RunFolder"]
-
-EVALUATED = "evaluated.json"
-"""Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
 LOCK, REPORT = ".lock", "report.html"
 
