@@ -8,26 +8,36 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
+from lfmcw_app.groups import read_groups
 from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
-from lfmcw_app.listing import Listing, list_split
+from lfmcw_app.listing import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    FolderListing,
+    list_folder,
+    list_parts,
+)
+from lfmcw_app.splits import held_out_by_name, stratified
 
 __all__ = [
     "DATASETS",
     "FASHION_MNIST_FILES",
     "NOISE",
     "Images",
+    "Parts",
     "read_folder",
     "read_noise",
-    "stratified",
 ]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -55,10 +65,12 @@ class Images:
     Attributes:
         pixels: [N, C, H, W], uint8; files are decoded where `pixels` is indexed.
         labels: [N], int64.
+        groups: [N], int64; images of one group are in one part. None for no groups.
     """
 
     pixels: Tensor | ImageFiles
     labels: Tensor
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,41 +79,28 @@ class Images:
         """Returns the images at `indices`; of files none is read."""
         pixels = self.pixels
         chosen = pixels.select(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
-        return Images(pixels=chosen, labels=self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return Images(pixels=chosen, labels=self.labels[indices], groups=groups)
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits indices in two, the first part with `count` entries and every class in proportion.
+class Parts(NamedTuple):
+    """What a reader returns; the first three will do.
 
-    Args:
-        labels: [N].
-        count: size of the first part, at most N.
-        seed: seed of the shuffle.
-
-    Returns:
-        Indices of the first and of the second part, each in random order.
+    Attributes:
+        train: training images.
+        test: test images.
+        class_names: one name per class.
+        validation: images of D_val; None where D_val is a part of the training images.
+        fingerprint: None for images in memory: that of their pixels is made.
+        left_out: words on what else a folder holds.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
 
-    # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest
-    # positions takes every class in proportion, and rounds by fractions of an example.
-    _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
-    by_class = torch.argsort(of_class, stable=True)
-    within = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    position = torch.empty(len(labels), dtype=torch.float64)
-    position[by_class] = (within.double() + 0.5) / counts.repeat_interleave(counts)
-    by_position = torch.argsort(position, stable=True)
-
-    # By position the examples of the classes alternate; both parts are shuffled.
-    first, second = order[by_position[:count]], order[by_position[count:]]
-    return (
-        first[torch.randperm(len(first), generator=generator)],
-        second[torch.randperm(len(second), generator=generator)],
-    )
-
-
-Parts = tuple[Images, Images, tuple[str, ...]]
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    validation: Images | None = None
+    fingerprint: Fingerprint | None = None
+    left_out: str = ""
 
 
 def _digits(root: Path) -> Parts:
@@ -116,7 +115,7 @@ def _digits(root: Path) -> Parts:
     pixels = torch.from_numpy(np.round(data.images * 255.0 / 16.0).astype(np.uint8))[:, None]
     images = Images(pixels=pixels, labels=torch.from_numpy(data.target.astype(np.int64)))
     test, train = stratified(images.labels, len(images) // 5, seed=0)
-    return images[train], images[test], tuple(str(digit) for digit in range(10))
+    return Parts(images[train], images[test], tuple(str(digit) for digit in range(10)))
 
 
 def _fashion_mnist(root: Path) -> Parts:
@@ -141,7 +140,7 @@ def _fashion_mnist(root: Path) -> Parts:
         )
         for part in ("train", "t10k")
     )
-    return train, test, FASHION_CLASSES
+    return Parts(train, test, FASHION_CLASSES)
 
 
 def _idx(path: Path, dimensions: int) -> Tensor:
@@ -166,7 +165,7 @@ def _cifar10(root: Path) -> Parts:
     *train, test = _cifar_files(
         root, "cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", files
     )
-    return (
+    return Parts(
         _cifar_records(b"".join(train), 1, files[0]),
         _cifar_records(test, 1, files[-1]),
         CIFAR10_CLASSES,
@@ -186,7 +185,7 @@ def _cifar100(root: Path) -> Parts:
             "instead of 100."
         )
     # A record's first label is the coarse class, its second the fine one.
-    return _cifar_records(train, 2, files[0]), _cifar_records(test, 2, files[1]), class_names
+    return Parts(_cifar_records(train, 2, files[0]), _cifar_records(test, 2, files[1]), class_names)
 
 
 def _cifar_files(root: Path, dataset: str, archive: str, md5: str, files: list[str]) -> list[bytes]:
@@ -231,31 +230,61 @@ def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
     )
 
 
-def read_folder(folder: Path, image_size: int | None) -> Parts:
+def read_folder(folder: Path, image_size: int | None, groups: str | None = None) -> Parts:
     """Reads a folder of images, one subfolder per class.
 
-    Where it is not split, a fifth of the images is the test set.
+    Where it has no test part, about a fifth of the images is held out by name.
 
     Args:
-        folder: see `list_split`.
+        folder: see `list_folder`.
         image_size: the shorter side is brought to it and the centre is cut out; None if all images
             have one square size.
+        groups: a file that says which images stay together; see `read_groups`.
 
     Raises:
         InputError: if it cannot be used, or an image of it cannot be read.
     """
-    train, test = list_split(folder)
-    size = image_size or common_size([train] if test is None else [train, test])
+    listing = list_folder(folder)
+    of_group = None
+    if groups is not None:
+        of_group = read_groups(Path(groups).expanduser(), folder, listing)
+    if TEST not in listing.parts:
+        listing, of_group = _with_test_part(listing, of_group)
+    size = image_size or common_size(list(listing.parts.values()))
 
-    def read(listing: Listing) -> Images:
-        files = ImageFiles.of(listing, size)
-        return Images(pixels=files[files.rows], labels=listing.labels)
+    def read(part: str) -> Images:
+        files = ImageFiles.of(listing.parts[part], size)
+        return Images(pixels=files[files.rows], labels=listing.parts[part].labels)
 
-    images = read(train)
-    if test is not None:
-        return images, read(test), train.class_names
-    held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
-    return images[rest], images[held_out], train.class_names
+    train = read(TRAIN)
+    if of_group is not None:
+        _, numbers = np.unique(of_group[TRAIN], return_inverse=True)
+        train = replace(train, groups=torch.from_numpy(numbers))
+    return Parts(
+        train,
+        read(TEST),
+        listing.parts[TRAIN].class_names,
+        validation=read(VALIDATION) if VALIDATION in listing.parts else None,
+        fingerprint=Fingerprint.of_files(listing.parts, of_group),
+        left_out=listing.words(),
+    )
+
+
+def _with_test_part(
+    listing: FolderListing, groups: dict[str, list[str]] | None
+) -> tuple[FolderListing, dict[str, list[str]] | None]:
+    """Holds out the test images of a folder that is not split."""
+    images = listing.parts[TRAIN]
+    held_out = held_out_by_name(
+        images.names, images.labels, None if groups is None else groups[TRAIN]
+    )
+    masks = {TRAIN: ~held_out, TEST: held_out}
+    where = {part: mask.nonzero()[:, 0] for part, mask in masks.items()}
+    parts = {part: images.select(indices) for part, indices in where.items()}
+    if groups is not None:
+        names = groups[TRAIN]
+        groups = {part: [names[i] for i in indices.tolist()] for part, indices in where.items()}
+    return replace(listing, parts=parts), groups
 
 
 NOISE = {
@@ -279,7 +308,12 @@ def read_noise(name: str) -> Parts:
         return Images(pixels=pixels, labels=torch.arange(count) % classes)
 
     class_names = tuple(f"class {label}" for label in range(classes))
-    return images(train, 0), images(test, train), class_names
+    return Parts(
+        images(train, 0),
+        images(test, train),
+        class_names,
+        fingerprint=Fingerprint.of_name(f"random:{name}"),
+    )
 
 
 def _imagenet(root: Path) -> Parts:
@@ -294,19 +328,26 @@ def _imagenet(root: Path) -> Parts:
             f"account. Unpack it to {folder / 'train' / 'SYNSET'}/*.JPEG and "
             f"{folder / 'val' / 'SYNSET'}/*.JPEG."
         )
-    train, test = list_split(folder)
-    if test is None:
+    places = {TRAIN: folder / "train", TEST: folder / "val"}
+    if not all(place.is_dir() for place in places.values()):
         raise InputError(
             f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into "
             "these."
         )
+    listing = list_parts(folder, places)
 
     # As in DARTS (Liu et al., 2019) and elsewhere: the central 224 pixels of a shorter side of 256.
-    parts = (
+    train, test = (
         Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels)
-        for part in (train, test)
+        for part in (listing.parts[TRAIN], listing.parts[TEST])
     )
-    return next(parts), next(parts), train.class_names
+    return Parts(
+        train,
+        test,
+        listing.parts[TRAIN].class_names,
+        fingerprint=Fingerprint.of_files(listing.parts),
+        left_out=listing.words(),
+    )
 
 
 def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:

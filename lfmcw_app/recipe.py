@@ -84,6 +84,11 @@ class Data(_Section):
         default=None, ge=2, description="training images of the derived network"
     )
     test_images: int | None = Field(default=None, ge=1, description="test images")
+    groups: str | None = Field(
+        default=None,
+        description="folder:PATH: a CSV file with the columns file and group; images of one group "
+        "(a patient) stay together in D_tr, D_val or the test images",
+    )
 
     @field_validator("search_fractions")
     @classmethod
