@@ -1,23 +1,26 @@
-"""The rounds of one phase of a run, with checkpoints, stops by signals and lost numbers."""
+"""The one loop of a run: the rounds of a phase, with what each of them logs, saves and shows."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from lfmcw_app import stopping
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.processes import all_gathered, wait_for_all
+from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.timings import TIMINGS, Timings
 from mlo import MultilevelOptimizer, NonFiniteError, Record
 
-__all__ = ["Phase", "PhaseState", "entry_of"]
+__all__ = ["Phase", "PhaseState", "Round", "entry_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,23 @@ class PhaseState:
     rollbacks: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """A round of a phase that was run, and not yet logged, saved and shown.
+
+    Attributes:
+        record: what the optimizer says of it.
+        is_due: whether a checkpoint belongs to its end.
+        entry: its line in metrics.jsonl; what the loop adds is logged too.
+        shown: numbers that are shown beside the losses, by name; the loop fills them in.
+    """
+
+    record: Record
+    is_due: bool
+    entry: dict[str, Any]
+    shown: dict[str, float] = field(default_factory=dict)
+
+
 SAVE_AFTER = 120.0
 """Seconds without a checkpoint after which the next round ends with one, due or not."""
 
@@ -49,12 +69,13 @@ class Phase:
 
     Args:
         folder: of the run.
-        name: of the phase; its checkpoints are called so.
+        name: of the phase, everywhere: of its checkpoints, in metrics.jsonl, in timings.jsonl.
         optimizer: what is run; it is moved to the phase's checkpoint.
-        label: the phase's name in timings.jsonl.
         rounds: number of rounds of the phase.
         save_every: rounds between checkpoints.
         phases: all phases of the run, in their order.
+        judged_by: the problem whose mean loss decides which checkpoint is the best.
+        console: where progress is shown.
         device: where the updates run.
     """
 
@@ -64,18 +85,23 @@ class Phase:
         name: str,
         optimizer: MultilevelOptimizer,
         *,
-        label: str,
         rounds: int,
         save_every: int,
         phases: tuple[str, ...],
+        judged_by: str,
+        console: Console,
         device: torch.device,
     ) -> None:
         self._folder, self._name, self._optimizer = folder, name, optimizer
         self._rounds, self._save_every = rounds, save_every
+        self._judged_by, self._console = judged_by, console
         self._keep_every = folder.recipe.checkpoint_keep_every
         self._state = PhaseState(**folder.restore(name, optimizer, phases))
         self._saved_at = time.monotonic()
         wait_for_all()
+
+        # After `restore`: intervals are counted from the round that the phase resumes at.
+        self._timings = Timings(folder.path, name, optimizer, device)
 
         # The optimizer's own rollback would return to a state in memory, not to the checkpoint.
         self._rolls_back = folder.recipe.on_nonfinite == "rollback"
@@ -83,24 +109,39 @@ class Phase:
         if self._rolls_back and optimizer.round == 0:
             self._save(self._state, must=True)
 
-        # After `restore`: intervals are counted from the round that the phase resumes at.
-        self._timings = Timings(folder.path, label, optimizer, device)
-
-    def records(self, before_round: Callable[[], None]) -> Iterator[Record]:
-        """Runs the rounds that are left, and yields their records; each needs `finish_round`.
+    def rounds(
+        self,
+        before_round: Callable[[], None] | None = None,
+        cells: Callable[[], Genotype] | None = None,
+    ) -> Iterator[Round]:
+        """Runs the rounds that are left; each is logged and saved when the next is asked for.
 
         Args:
             before_round: is called at the beginning of each round.
+            cells: derives the cell that is shown beside the progress.
 
         Raises:
+            Stopped: after a checkpoint, if a signal asked for it.
             InputError: if a loss or gradient is not finite and the recipe says stop, or nothing
-                else helped.
+                else helped; if the state of the last round cannot be written, or none could be for
+                a long time.
         """
-        while self._optimizer.round < self._rounds:
-            before_round()
-            record = self._step()
-            if record is not None:
-                yield record
+        optimizer = self._optimizer
+        with PhaseProgress(self._console, self._name, self._rounds, optimizer.round) as progress:
+            while optimizer.round < self._rounds:
+                if before_round is not None:
+                    before_round()
+                record = self._step()
+                if record is None:
+                    continue
+                done = Round(
+                    record=record,
+                    is_due=self._is_due(record.round),
+                    entry={"phase": self._name, **entry_of(record)},
+                )
+                yield done
+                self._finish(done)
+                progress.update(record.round, record.losses, done.shown, cells)
 
     def _step(self) -> Record | None:
         """Runs a round; None if the run returned to its last checkpoint instead."""
@@ -144,29 +185,14 @@ class Phase:
             stacklevel=4,
         )
 
-    def is_due(self, round_number: int) -> bool:
-        """Whether a checkpoint belongs to the end of a round."""
+    def _is_due(self, round_number: int) -> bool:
         return round_number == self._rounds or round_number % self._save_every == 0
 
-    def finish_round(self, record: Record, entry: dict[str, Any], *, loss: float | None) -> None:
-        """Logs a round, writes what is due after it, and stops where a signal asked for it.
-
-        Args:
-            record: of the round.
-            entry: what is logged of it.
-            loss: the checkpoint with the lowest mean of it is kept as the best; None where there is
-                none.
-
-        Raises:
-            Stopped: after a checkpoint, if a signal asked for it.
-            InputError: if the state of the phase's last round cannot be written, or none could be
-                for a long time.
-        """
-        due = self.is_due(record.round)
-        if due and self._folder.writes:
-            with self._folder.attempting(TIMINGS):
-                self._timings.write()
-        self._folder.log(entry)
+    def _finish(self, done: Round) -> None:
+        """Logs a round, writes what is due after it, and stops where a signal asked for it."""
+        record, due = done.record, done.is_due
+        self._folder.log(done.entry)
+        loss = record.losses.get(self._judged_by)
         if loss is not None:
             state = self._state
             self._state = replace(
@@ -200,7 +226,11 @@ class Phase:
     def _save(
         self, state: PhaseState, *, must: bool, best: bool = False, keep_as: int | None = None
     ) -> bool:
+        """Saves a checkpoint, and with it what the rounds since the last one took."""
         self._saved_at = time.monotonic()
+        if self._folder.writes:
+            with self._folder.attempting(TIMINGS):
+                self._timings.write()
         return self._folder.save(
             self._name, self._optimizer, asdict(state), must=must, best=best, keep_as=keep_as
         )

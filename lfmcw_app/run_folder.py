@@ -3,7 +3,7 @@
 config.yaml        the resolved recipe
 environment.json   versions and hardware
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
-search.pt          last checkpoint of the search; evaluation.pt: of the derived network's training.
+search.pt          last checkpoint of the search; training.pt: of the derived network's training.
                    Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
                    .round-N.pt (docs/checkpoints.md)
 genotype.json      the derived cells; cells.png, cells.svg: their picture
@@ -42,12 +42,12 @@ import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
 
-__all__ = ["EVALUATED", "RunFolder"]
+__all__ = ["EVALUATED", "REPORT", "RunFolder"]
 
 EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
-LOCK = ".lock"
+LOCK, REPORT = ".lock", "report.html"
 
 FAILED_SAVES = 10
 """A run stops after so many checkpoints in a row that could not be written: it keeps nothing."""

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from lfmcw_app.recipe import Recipe, Search
 from lfmcw_app.search_space.pdarts import PDartsStage, pdarts_stages
 
-__all__ = ["EVALUATION", "TRAINING", "SearchStage", "phases_of", "search_stages"]
+__all__ = [
+    "METHOD_LABELS",
+    "SPACE_LABELS",
+    "TRAINING",
+    "SearchStage",
+    "phases_of",
+    "search_stages",
+]
 
-EVALUATION, TRAINING = "evaluation", "training"
-"""The training of the derived network: the name of its checkpoints, and its name in the logs."""
+SPACE_LABELS = {"darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS"}
+METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
+
+TRAINING = "training"
+"""The phase that trains the derived network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +28,7 @@ class SearchStage:
     """A stage of a search, with its own modules and optimizers: the only one, or P-DARTS's.
 
     Attributes:
-        name: of its checkpoint and in metrics.jsonl.
+        name: of the phase.
         layers: cells of its supernets.
         skip_dropout: initial dropout on identities.
         drops: what its end drops of each edge; None where the search ends with a genotype.
@@ -53,4 +63,4 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
     """The names of a run's phases in order: the stages of its search, then the training."""
-    return (*(stage.name for stage in search_stages(recipe.search)), EVALUATION)
+    return (*(stage.name for stage in search_stages(recipe.search)), TRAINING)

@@ -80,7 +80,9 @@ class Timings:
             taken.peak_bytes = max(peak, taken.peak_bytes or 0)
 
     def write(self) -> None:
-        """Adds a line for the rounds since the last one."""
+        """Adds a line for the rounds since the last one; none if no round has ended since."""
+        if self._optimizer.round <= self._round:
+            return  # also after a return to a checkpoint: its rounds have their line
         # Only now does the CPU wait for the GPU.
         for problem, begin, end in self._events:
             end.synchronize()

@@ -12,16 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.data import Batches, Dataset, in_order, resident, subset
-from lfmcw_app.phase import Phase, entry_of
+from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import all_gathered, parallelism
-from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.recipe import Evaluation, Recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
-from lfmcw_app.stages import EVALUATION, TRAINING, phases_of
+from lfmcw_app.stages import TRAINING, phases_of
 from mlo import MultilevelOptimizer, Problem
 from mlo.distributed import SyncBatchNorm, rank_and_size
 
@@ -106,37 +105,11 @@ def train_derived(
 ) -> dict[str, Any]:
     """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
-    how = recipe.evaluation
     torch.manual_seed(recipe.seed)
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
     assert isinstance(network, DerivedNetwork)
-    per_epoch = training_images(recipe, dataset) // how.batch_size
-    epochs = math.ceil(rounds / per_epoch)
-    phase = Phase(
-        folder,
-        EVALUATION,
-        optimizer,
-        label=TRAINING,
-        rounds=rounds,
-        save_every=per_epoch,
-        phases=phases_of(recipe),
-        device=device,
-    )
-
-    def set_drop_probability() -> None:
-        network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
-
-    accuracy: list[float] = []
-    with PhaseProgress(console, TRAINING, rounds, optimizer.round) as progress:
-        for record in phase.records(set_drop_probability):
-            entry = {"phase": TRAINING, **entry_of(record)}
-            phase.finish_round(record, entry, loss=record.losses.get("network"))
-            if record.skipped:
-                continue
-            accuracy = [*accuracy[-99:], record.metrics["network"]["accuracy"]]
-            error = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
-            progress.update(record.round, record.losses, {"training error %": error})
+    _train(folder, optimizer, network, dataset, rounds, console, device)
 
     # The processes take the test batches in turns. Each image counts once, so their order, which
     # depends on the number of processes, does not matter.
@@ -166,6 +139,41 @@ def train_derived(
     }
     folder.write("result.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _train(
+    folder: RunFolder,
+    optimizer: MultilevelOptimizer,
+    network: DerivedNetwork,
+    dataset: Dataset,
+    rounds: int,
+    console: Console,
+    device: torch.device,
+) -> None:
+    """Runs the rounds of the training, from where its checkpoint stands."""
+    how = folder.recipe.evaluation
+    per_epoch = training_images(folder.recipe, dataset) // how.batch_size
+    epochs = math.ceil(rounds / per_epoch)
+    phase = Phase(
+        folder,
+        TRAINING,
+        optimizer,
+        rounds=rounds,
+        save_every=per_epoch,
+        phases=phases_of(folder.recipe),
+        judged_by="network",
+        console=console,
+        device=device,
+    )
+
+    def set_drop_probability() -> None:
+        network.drop_probability = how.drop_path * (optimizer.round // per_epoch) / epochs
+
+    accuracy: list[float] = []
+    for done in phase.rounds(set_drop_probability):
+        if not done.record.skipped:
+            accuracy = [*accuracy[-99:], done.record.metrics["network"]["accuracy"]]
+            done.shown["training error %"] = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
 
 
 def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:

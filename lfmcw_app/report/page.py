@@ -35,14 +35,12 @@ from lfmcw_app.report.tables import (
     progress_text,
     solves,
 )
-from lfmcw_app.run_folder import EVALUATED
-from lfmcw_app.search import METHOD_LABELS, SPACE_LABELS
+from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
+from lfmcw_app.stages import METHOD_LABELS, SPACE_LABELS
 from lfmcw_app.units import duration, size
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
-
-REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:

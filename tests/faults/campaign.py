@@ -33,8 +33,8 @@ import torch
 import typer
 
 from lfmcw_app import search
+from lfmcw_app.commands.run import run
 from lfmcw_app.data import load_dataset
-from lfmcw_app.run import run
 
 RECIPE = {
     "search.channels": 4,
@@ -100,7 +100,7 @@ def ended(pid: int, seconds: float) -> int | None:
 def damage(folder: Path, rng: random.Random) -> str:
     """Does one thing to a folder that a run must survive; returns what."""
     checkpoints = [
-        path for name in ("search", "evaluation") if (path := folder / f"{name}.pt").exists()
+        path for name in ("search", "training") if (path := folder / f"{name}.pt").exists()
     ]
     # One that has another before it: where the only one is lost, the error is the right end.
     checkpoints = [path for path in checkpoints if path.with_suffix(".previous.pt").exists()]
@@ -129,7 +129,7 @@ def checkpointed(folder: Path) -> int:
     """When the last checkpoint was written."""
     found = [
         path.stat().st_mtime_ns
-        for name in ("search", "evaluation")
+        for name in ("search", "training")
         if (path := folder / f"{name}.pt").exists()
     ]
     return max(found, default=0)
@@ -139,7 +139,7 @@ def where(folder: Path) -> str:
     """Where a run stands."""
     if (folder / "result.json").exists():
         return "complete"
-    for name in ("evaluation", "search"):
+    for name in ("training", "search"):
         if (folder / f"{name}.pt").exists():
             return f"in the {name}"
     return "before the first checkpoint"

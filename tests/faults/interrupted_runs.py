@@ -12,6 +12,8 @@ import torch
 from rich.console import Console
 
 from lfmcw_app import search
+from lfmcw_app.complete_runs import run
+from lfmcw_app.data_checks import read_data
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 
@@ -73,14 +75,14 @@ class Runs:
     def _run(self, folder, die_after):
         # Nothing is left of the process before it.
         torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
-        dataset = search.read_data(folder.recipe, folder.path)
+        dataset = read_data(folder.recipe, folder.path)
         with self._monkeypatch.context() as patch:
             # Drawing takes longer than all else.
             patch.setattr(search, "draw_genotype", lambda *arguments: None)
             if die_after is not None:
                 kill_after(patch, die_after)
             try:
-                return search.run(folder, dataset, Console(file=self.printed), torch.device("cpu"))
+                return run(folder, dataset, Console(file=self.printed), torch.device("cpu"))
             except Killed:
                 return None
 

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from lfmcw_app.run import run
+from lfmcw_app.commands.run import run
 
 
 def images(folder, count=8, size=16, mode="RGB"):

@@ -21,7 +21,7 @@ def test_a_damaged_last_checkpoint_changes_nothing(runs, whole, tmp_path, lines,
     """A damaged last checkpoint falls back to the one before, and the run ends the same."""
     folder = tmp_path / "run"
     runs.start(folder, die_after=lines)
-    harm(folder / ("search.pt" if lines < 7 else "evaluation.pt"))
+    harm(folder / ("search.pt" if lines < 7 else "training.pt"))
     with pytest.warns(mlo.CheckpointWarning, match="takes its place"):
         runs.resume(folder)
     assert outcome(folder) == whole
@@ -36,7 +36,7 @@ def test_a_damaged_search_is_mended_beside_the_training(runs, whole, tmp_path):
         runs.resume(folder, die_after=3)
     assert mlo.load_checkpoint(folder / "search.pt")["optimizer"]["round"] == 6
     runs.resume(folder, die_after=2)
-    for name in ("evaluation.pt", "evaluation.previous.pt", "evaluation.best.pt"):
+    for name in ("training.pt", "training.previous.pt", "training.best.pt"):
         (
             folder / name
         ).unlink()  # the training from its beginning, where the mended search says that it began
@@ -81,10 +81,10 @@ def test_the_recipe_says_which_checkpoints_stay(runs, tmp_path):
     folder = tmp_path / "run"
     runs.start(folder, checkpoint_keep_every=2)
     kept = {path.name for path in folder.glob("*.round-*.pt")}
-    assert kept == {"search.round-4.pt", "evaluation.round-6.pt"}
+    assert kept == {"search.round-4.pt", "training.round-6.pt"}
     for path in (
-        folder / "evaluation.pt",
-        folder / "evaluation.previous.pt",
+        folder / "training.pt",
+        folder / "training.previous.pt",
         folder / "result.json",
     ):
         path.unlink()
@@ -98,7 +98,7 @@ def test_the_best_checkpoint_has_the_lowest_mean_loss(runs, tmp_path):
     runs.start(tmp_path / "run", die_after=3)
     runs.resume(tmp_path / "run", die_after=4)
     runs.resume(tmp_path / "run")
-    for phase in ("search", "evaluation"):
+    for phase in ("search", "training"):
         best = [
             mlo.load_checkpoint(tmp_path / run / f"{phase}.best.pt") for run in ("whole", "run")
         ]

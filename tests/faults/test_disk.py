@@ -115,7 +115,7 @@ def test_a_fault_that_stays_stops_the_run(runs, whole, disk, between, kind, firs
         InputError, match=f"cannot be written.*{kind.words}.*the last checkpoint stands.*--resume"
     ):
         runs.start(folder)
-    phase = "search" if first < 7 else "evaluation"
+    phase = "search" if first < 7 else "training"
     assert mlo.load_checkpoint(folder / f"{phase}.pt")["optimizer"]["round"] == resumes_from
     fault.end()
     runs.resume(folder)

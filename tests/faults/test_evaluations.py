@@ -9,8 +9,8 @@ import typer
 from interrupted_runs import RECIPE, Killed, kill_after
 from typer.testing import CliRunner
 
-from lfmcw_app.evaluate import evaluate
-from lfmcw_app.run import run
+from lfmcw_app.commands.evaluate import evaluate
+from lfmcw_app.commands.run import run
 from lfmcw_app.run_folder import RunFolder
 
 SETTINGS = [

@@ -9,10 +9,10 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from lfmcw_app import cli
+from lfmcw_app.commands import options
+from lfmcw_app.commands.run import run
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe
-from lfmcw_app.run import run
 from lfmcw_app.run_folder import RunFolder
 
 
@@ -247,7 +247,7 @@ def test_a_run_sets_its_threads(invoke, monkeypatch):
     def caught(threads, preset):
         raise InputError(f"{threads} of {preset}")
 
-    monkeypatch.setattr(cli, "set_threads", caught)
+    monkeypatch.setattr(options, "set_threads", caught)
     assert (
         "2 of small"
         in invoke(

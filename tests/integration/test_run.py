@@ -29,9 +29,9 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     folder, printed = whole
     expected = {
         ".lock", "cells.png", "cells.svg", "config.yaml", "dataset.json", "environment.json",
-        "evaluation.best.pt", "evaluation.pt", "evaluation.previous.pt", "genotype.json",
-        "metrics.jsonl", "report.html", "result.json", "samples", "samples.png", "search.best.pt",
-        "search.previous.pt", "search.pt", "timings.jsonl",
+        "genotype.json", "metrics.jsonl", "report.html", "result.json", "samples", "samples.png",
+        "search.best.pt", "search.previous.pt", "search.pt", "timings.jsonl", "training.best.pt",
+        "training.previous.pt", "training.pt",
     }  # fmt: skip
     assert {path.name for path in folder.iterdir()} == expected
     result = json.loads((folder / "result.json").read_text())

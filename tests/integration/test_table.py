@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from lfmcw_app.table import TABLES
+from lfmcw_app.arms import TABLES
 
 TINY = (
     "search.channels=4 search.nodes=1 search.steps=2 search.batch_size=8 "

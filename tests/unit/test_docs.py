@@ -16,10 +16,10 @@ import typer
 from code_blocks import BLOCKS, ROOT, require, run
 
 import mlo
-from lfmcw_app.cli import resolve_recipe
-from lfmcw_app.evaluate import evaluate as evaluate_command
-from lfmcw_app.run import run as run_command
-from lfmcw_app.table import table as table_command
+from lfmcw_app.commands.evaluate import evaluate as evaluate_command
+from lfmcw_app.commands.run import run as run_command
+from lfmcw_app.commands.table import table as table_command
+from lfmcw_app.resolving import resolve_recipe
 from mlo.hypergradient import registry
 
 CONTINUED = {"tutorial.md"}

@@ -7,12 +7,14 @@ import signal
 
 import pytest
 import torch
+from rich.console import Console
 
 import mlo
 from lfmcw_app import stopping
 from lfmcw_app.phase import Phase, entry_of
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.timings import TIMINGS
 from mlo.testing import bilevel_quadratic, identical, snapshot
 
 
@@ -23,18 +25,18 @@ def folder(tmp_path):
 
 def begun(folder, optimizer, rounds=7):
     return Phase(
-        folder, "search", optimizer, label="search", rounds=rounds, save_every=3,
-        phases=("search", "evaluation"), device=torch.device("cpu"),
+        folder, "search", optimizer, rounds=rounds, save_every=3, phases=("search", "training"),
+        judged_by="x", console=Console(quiet=True), device=torch.device("cpu"),
     )  # fmt: skip
 
 
 def run(phase, *, stop_after=None):
     """The numbers of the rounds that are run."""
     made = []
-    for record in phase.records(lambda: None):
-        phase.finish_round(record, entry_of(record), loss=record.losses["x"])
-        made.append(record.round)
-        if record.round == stop_after:
+    for done in phase.rounds():
+        made.append(done.record.round)
+        if len(made) > 1 and made[-2] == stop_after:
+            made.pop()  # the round before it is finished only when another is asked for
             break
     return made
 
@@ -46,18 +48,34 @@ def saved(folder, name="search"):
 def test_every_round_is_run_and_logged(folder):
     called = []
     phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
-    for record in phase.records(lambda: called.append(1)):
-        phase.finish_round(record, entry_of(record), loss=None)
+    for done in phase.rounds(lambda: called.append(1)):
+        done.entry["more"] = done.record.round
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [line["round"] for line in lines] == list(range(1, 8))
+    assert [line["more"] for line in lines] == list(range(1, 8))
+    assert {line["phase"] for line in lines} == {"search"}
     assert len(called) == 7
 
 
 def test_checkpoints_are_due_at_intervals_and_at_the_end(folder):
     phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
-    assert [number for number in range(1, 8) if phase.is_due(number)] == [3, 6, 7]
-    run(phase, stop_after=5)
-    assert saved(folder) == 3
+    found = []
+    for done in phase.rounds():
+        if done.is_due:
+            found.append(done.record.round)
+        if done.record.round == 6:
+            assert saved(folder) == 3
+    assert found == [3, 6, 7]
+    assert saved(folder) == 7
+
+
+def test_every_checkpoint_has_the_times_of_its_rounds(folder, monkeypatch):
+    monkeypatch.setattr(stopping, "requested", lambda: signal.SIGINT)
+    for _ in range(2):
+        with pytest.raises(stopping.Stopped):
+            run(begun(folder, bilevel_quadratic().optimizer("one_step")))
+    lines = [json.loads(line) for line in (folder.path / TIMINGS).read_text().splitlines()]
+    assert [line["rounds"] for line in lines] == [[1, 1], [2, 2]]
 
 
 def test_a_phase_is_resumed_at_its_checkpoint(folder):
@@ -74,11 +92,19 @@ def test_a_phase_is_resumed_at_its_checkpoint(folder):
     assert len(folder.metrics.read_text().splitlines()) == 7
 
 
-def test_the_best_checkpoint_has_the_lowest_mean_loss(folder):
-    phase = begun(folder, bilevel_quadratic().optimizer("one_step"))
-    losses = [3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 2.0]
-    for record, loss in zip(phase.records(lambda: None), losses, strict=True):
-        phase.finish_round(record, entry_of(record), loss=loss)
+def test_the_best_checkpoint_has_the_lowest_mean_loss(folder, monkeypatch):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    losses = iter([3.0, 3.0, 3.0, 1.0, 1.0, 1.0, 2.0])
+    step = optimizer.step
+
+    def with_a_known_loss():
+        record = mlo.Record(round=step().round)
+        loss = torch.tensor(next(losses))
+        record.add("x", loss=loss, metrics={}, gradient_norm=torch.tensor(1.0))
+        return record
+
+    monkeypatch.setattr(optimizer, "step", with_a_known_loss)
+    run(begun(folder, optimizer))
     assert saved(folder, "search.best") == 6
     assert saved(folder) == 7
 

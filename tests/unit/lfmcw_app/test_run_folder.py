@@ -15,7 +15,7 @@ from lfmcw_app.run_folder import DIAGNOSES, RunFolder
 from mlo.testing import bilevel_quadratic
 
 RECIPE = load_recipe("smoke")
-PHASES = ("search", "evaluation")
+PHASES = ("search", "training")
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_lines_since_the_checkpoint_are_dropped(folder):
 def test_a_phase_without_a_checkpoint_begins_anew(folder):
     optimizer = bilevel_quadratic().optimizer("one_step")
     assert folder.restore("search", optimizer, PHASES) == {}
-    folder.save("evaluation", optimizer, {})
+    folder.save("training", optimizer, {})
     with pytest.raises(mlo.CheckpointError, match="none of 'search' before it"):
         RunFolder.open(folder.path).restore("search", optimizer, PHASES)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.stages import EVALUATION, phases_of, search_stages
+from lfmcw_app.stages import TRAINING, phases_of, search_stages
 
 
 def search(space="darts", **changes):
@@ -30,8 +30,8 @@ def test_pdarts_searches_in_stages_that_drop_operations():
 def test_random_cells_have_no_search():
     recipe = search(method="random")
     assert search_stages(recipe.search) == ()
-    assert phases_of(recipe) == (EVALUATION,)
+    assert phases_of(recipe) == (TRAINING,)
 
 
 def test_the_training_is_the_last_phase():
-    assert phases_of(search("pdarts", layers=5)) == ("search-1", "search-2", "search-3", EVALUATION)
+    assert phases_of(search("pdarts", layers=5)) == ("search-1", "search-2", "search-3", TRAINING)

@@ -6,7 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lfmcw_app import evaluate as module
+from lfmcw_app.commands.evaluate import evaluate
+from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
@@ -19,16 +20,16 @@ def call(monkeypatch):
     that it would train.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(module.evaluate)
+    app.command()(evaluate)
 
     def run(*arguments):
         taken = []
 
         def train(recipe, genotype, dataset, device):
             taken.append(genotype)
-            raise module.InputError("caught")
+            raise InputError("caught")
 
-        monkeypatch.setattr(module, "project_training", train)
+        monkeypatch.setattr("lfmcw_app.projection.project_training", train)
         arguments = [*map(str, arguments), "--dry-run", "--threads=1"]
         result = CliRunner().invoke(app, arguments)
         return result.exit_code, " ".join(result.output.split()), taken

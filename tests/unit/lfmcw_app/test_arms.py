@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lfmcw_app.table import TABLES, arm_recipe
+from lfmcw_app.arms import TABLES, arm_recipe
 
 
 def test_the_arms_are_those_of_the_paper_and_its_controls():

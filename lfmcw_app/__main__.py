@@ -1,0 +1,24 @@
+"""`python -m lfmcw_app COMMAND`: all commands; each is a module of its own too."""
+
+import typer
+
+from lfmcw_app.commands.evaluate import evaluate
+from lfmcw_app.commands.report import report
+from lfmcw_app.commands.run import run
+from lfmcw_app.commands.table import table
+
+COMMANDS = (run, evaluate, report, table)
+
+
+def main() -> None:
+    """Entry point."""
+    app = typer.Typer(
+        pretty_exceptions_enable=False, help="LFM-CW: search a network cell, and use what is found."
+    )
+    for command in COMMANDS:
+        app.command()(command)
+    app()
+
+
+if __name__ == "__main__":
+    main()

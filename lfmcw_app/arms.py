@@ -1,0 +1,120 @@
+"""The tables of the paper: what each compares, and the recipes of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.resolving import resolve_recipe
+
+__all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What a table compares.
+
+    Attributes:
+        settings: recipe key → value.
+        length: the search has so many times the recipe's epochs or steps.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    length: float = 1.0
+
+
+EQUAL_TIME = 4.0
+"""LFM-CW takes 3.75 times as long as a first-order DARTS search in the paper, 3 to 5 times here."""
+
+TABLES: dict[str, dict[str, Arm]] = {
+    "table2": {
+        "no LFM-CW": Arm(settings={"search.method": "darts"}),
+        "LFM-CW": Arm(settings={"search.method": "lfmcw"}),
+    },
+    "table4": {
+        "generated images only": Arm(settings={"search.synthetic_only": True}),
+        "generated and real images": Arm(settings={"search.synthetic_only": False}),
+    },
+    "table5": {
+        "DCGAN": Arm(settings={"search.generator.name": "dcgan"}),
+        "WGAN-GP": Arm(settings={"search.generator.name": "wgan_gp"}),
+        "BigGAN": Arm(settings={"search.generator.name": "biggan"}),
+    },
+    "fig3": {
+        f"λ = {value:g}": Arm(settings={"search.lambda": value})
+        for value in (0.0, 0.1, 0.5, 1.0, 2.0, 3.0)
+    },
+    "controls": {
+        "LFM-CW": Arm(settings={"search.method": "lfmcw"}),
+        "random cells": Arm(settings={"search.method": "random"}),
+        "no LFM-CW": Arm(settings={"search.method": "darts"}),
+        "no LFM-CW, 4 times the rounds": Arm(
+            settings={"search.method": "darts"}, length=EQUAL_TIME
+        ),
+        "λ = 0": Arm(settings={"search.lambda": 0.0}),
+        "uniform class weights": Arm(settings={"search.class_weighting": "uniform"}),
+    },
+}
+"""Table → label → arm, the baseline of the comparison first."""
+
+
+def arm_recipe(
+    arm: Arm,
+    dataset: str,
+    preset: str | None,
+    config: Path | None,
+    assign: Sequence[str],
+    seed: int,
+    *,
+    space: str | None,
+    order: str | None,
+) -> Recipe:
+    """The recipe of a run of an arm."""
+    settings = [*assign, *(f"{key}={json.dumps(value)}" for key, value in arm.settings.items())]
+    recipe = resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+    if arm.length == 1.0:
+        return recipe
+
+    # Its length is known only now: the search has as many epochs or steps as its preset says.
+    how = recipe.search
+    longer = f"epochs={(how.epochs or 0) * arm.length}"
+    if how.steps:
+        longer = f"steps={round(how.steps * arm.length)}"
+    settings.append(f"search.{longer}")
+    return resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+
+
+def check_settings(name: str, assign: Sequence[str]) -> None:
+    """Refuses settings of what a table varies."""
+    owned = {"seed", *(key for arm in TABLES[name].values() for key in arm.settings)}
+    for assignment in assign:
+        key = assignment.partition("=")[0].strip()
+        if key in owned or key == "search":  # the latter replaces the whole section
+            raise InputError(
+                f"{name} sets {', '.join(sorted(owned))} itself; drop --set {assignment}."
+            )
+
+
+def check_arms(name: str, recipes: Mapping[tuple[str, int], Recipe]) -> None:
+    """Refuses settings that leave nothing to compare."""
+    first = next(iter(recipes.values()))
+    if name in ("table4", "table5", "fig3") and first.search.method != "lfmcw":
+        raise InputError(
+            f"{name} compares settings of LFM-CW; search.method must be lfmcw, got "
+            f"{first.search.method!r}."
+        )
+
+    # Two arms with one recipe would be one run, compared with itself.
+    known: dict[str, str] = {}
+    for (label, _), recipe in recipes.items():
+        same = known.setdefault(recipe.to_yaml(), label)
+        if same != label:
+            raise InputError(
+                f"With these settings the arms {same!r} and {label!r} of {name} are the same "
+                "search."
+            )

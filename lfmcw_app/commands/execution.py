@@ -1,0 +1,153 @@
+"""How every command works: errors as one paragraph, stops by signals, a report and the result."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.run_folder import REPORT, RunFolder
+from lfmcw_app.stopping import Stopped, stop_signals
+from mlo.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    ConfigurationError,
+    EngineError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+)
+
+__all__ = ["carry_out", "main_of", "reported_errors"]
+
+USER_ERRORS = (
+    InputError,
+    CheckpointError,
+    ConfigurationError,
+    EngineError,
+    GraphError,
+    NonFiniteError,
+    ProblemError,
+)
+
+
+@contextmanager
+def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
+    """Writes a run's event files while the body runs, if asked to."""
+    if not (tensorboard and folder.writes):
+        yield
+        return
+    from lfmcw_app.tensorboard import EventFiles
+
+    with closing(EventFiles(folder.path / "tensorboard")) as files:
+        folder.listeners.append(files)
+        yield
+
+
+def carry_out(
+    folder: RunFolder,
+    console: Console,
+    module: str,
+    work: Callable[[], dict[str, Any]],
+    *,
+    tensorboard: bool,
+) -> None:
+    """Does the work of a run folder, writes its report and prints the result.
+
+    Args:
+        folder: of the run.
+        console: where it is told.
+        module: whose `--resume` resumes it.
+        work: returns the result.
+        tensorboard: whether event files are written.
+    """
+    # matplotlib, which takes a second to import, is not there for `--help`.
+    from lfmcw_app.report import write_report
+    from lfmcw_app.result import print_result
+
+    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    go_on = f"python -m {module} --resume {folder.path}"
+    with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
+        result = work()
+
+    # The result is in the folder already: a report that cannot be written is no failure.
+    if folder.writes:
+        with folder.attempting(REPORT):
+            write_report(folder.path)
+        print_result(result, folder, console)
+
+
+@contextmanager
+def reported_errors(console: Console) -> Iterator[None]:
+    """Shows a user's error as one paragraph and exits with code 2.
+
+    Other errors are bugs and keep their traceback. Warnings are shown as one paragraph too.
+    """
+    number = int(os.environ.get("RANK", "0"))  # of this process, under torchrun
+
+    def paragraph(kind: str, text: object) -> None:
+        console.print(kind, end=" ")
+        console.print(
+            " ".join(str(text).split()),
+            highlight=False,
+            markup=False,
+            soft_wrap=not console.is_terminal,
+        )
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if number == 0:  # the others warn of the same
+            paragraph("[bold yellow]Warning:[/]", message)
+
+    with warnings.catch_warnings():
+        # Each of these is news, although its words may be the same.
+        for category in (CheckpointWarning, NumbersWarning):
+            warnings.simplefilter("always", category)
+        warnings.showwarning = shown
+        try:
+            yield
+        except USER_ERRORS as error:
+            paragraph(f"[bold red]Error{f' in process {number}' if number else ''}:[/]", error)
+            raise typer.Exit(2) from None
+
+
+@contextmanager
+def stoppable(console: Console, command: str) -> Iterator[None]:
+    """Ends the body at SIGTERM (exit code 0) or SIGINT (130), and says how to resume.
+
+    Args:
+        console: where it is said.
+        command: resumes the run.
+    """
+
+    def go_on(what: str) -> None:
+        console.print(
+            f"{what} Go on with: {command}", highlight=False, soft_wrap=True, markup=False
+        )
+
+    try:
+        with stop_signals(f"Go on with: {command}"):
+            yield
+    except Stopped as stop:
+        what = "Interrupted" if stop.exit_code else "Stopped"
+        go_on(f"{what}; the state is saved.")
+        raise typer.Exit(stop.exit_code) from None
+    except KeyboardInterrupt:
+        go_on("Interrupted at once; the last checkpoint stands.")
+        raise typer.Exit(130) from None
+
+
+def main_of(command: Callable[..., None]) -> None:
+    """Runs a function as a command line, with `--install-completion` for the shell."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,182 @@
+"""The options that command lines share, and what their values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from lfmcw_app.data import DATASETS
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import PRESETS, SPACES
+
+__all__ = [
+    "DATASET_HELP", "check_no_trial", "complete_dataset", "completing", "default_threads",
+    "fresh_folder", "pick_device", "set_threads",
+]  # fmt: skip
+
+DATASET_HELP = (
+    f"Data set: {', '.join(DATASETS)}, folder:PATH (your own images), random:NAME "
+    "(noise in its shape)."
+)
+
+
+def completing(*values: str) -> Callable[[str], list[str]]:
+    """Completes the beginning of one of some values, for the shell."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+complete_dataset = completing(*DATASETS, "folder:", "random:")
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=completing(*PRESETS),
+        help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' "
+        "programs). By default smoke for digits, small for fashion-mnist, else paper.",
+    ),
+]
+OrderOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=completing("first", "second"),
+        help="first drops the implicit terms (DARTS-1st), second keeps them. By default the "
+        "recipe's.",
+    ),
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=completing("lfmcw", "darts", "random"),
+        help="lfmcw; darts: the baseline without W1 and the generator; random: no search. By "
+        "default the recipe's.",
+    ),
+]
+SpaceOption = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=completing(*SPACES),
+        help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.",
+    ),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML file with any part of a recipe; goes over the preset.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Sets one key, for example search.channels=8. Can be repeated.",
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(help="Seed of split, initial values and noise. By default the recipe's."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Run folder, new or empty. By default a new one under runs/.")
+]
+ResumeOption = Annotated[
+    Path | None, typer.Option(help="Resumes what was interrupted in this run folder.")
+]
+DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        autocompletion=completing("auto", "cpu", "cuda"),
+        help="cpu, cuda, or auto: cuda where there is one.",
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", help="Prints nothing but errors; the result is in the run folder."),
+]
+TensorBoardOption = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard."
+    ),
+]
+MaxStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="A trial: so many rounds of each phase, without warm-ups, after a projection of the "
+        "whole run.",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Projects time and memory from two rounds of each phase, and stops."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="CPU threads. By default one for the presets smoke and small, else one for each core.",
+    ),
+]
+
+
+# ------------------------------ what their values mean
+
+
+def check_no_trial(max_steps: int | None) -> None:
+    """Refuses --max-steps beside --resume.
+
+    Raises:
+        InputError: if it is given.
+    """
+    if max_steps is not None:
+        raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+
+
+def fresh_folder(name: str) -> Path:
+    """A folder under runs/ that no other run has."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    # Several runs may start in one second.
+    path, count = Path("runs") / f"{name}-{stamp}", 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / f"{name}-{stamp}-{count}"
+    return path
+
+
+def pick_device(name: str) -> torch.device:
+    """Reads the --device option.
+
+    Raises:
+        InputError: for an unknown device, or CUDA where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"--device is cpu, cuda or auto, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "--device cuda: this machine (or this build of PyTorch) has no CUDA. Use --device cpu."
+        )
+    return torch.device(name)
+
+
+def default_threads(preset: str) -> int | None:
+    """CPU threads of a run of a preset: one for the small ones, else PyTorch's choice (None).
+
+    Small presets gain nothing from more threads. Where other work wants the cores, more threads
+    cost them much, since threads that wait for one another spin (docs/results.md).
+    """
+    return 1 if preset in ("smoke", "small") else None
+
+
+def set_threads(threads: int | None, preset: str) -> None:
+    """Sets the number of CPU threads to `threads`, or to the default of the preset."""
+    number = threads or default_threads(preset)
+    if number is not None:
+        torch.set_num_threads(number)

@@ -1,0 +1,61 @@
+"""`python -m lfmcw_app.report RUN_DIR`: write a run's report, or compare runs on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lfmcw_app.commands.execution import main_of, reported_errors
+from lfmcw_app.errors import InputError
+from lfmcw_app.run_folder import REPORT
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, complete or not.")
+    ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Lays the runs side by side, on one page.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"The file. By default {REPORT} in each run folder; with --compare, "
+            "comparison.html here."
+        ),
+    ] = None,
+) -> None:
+    """Writes the report of each run as one HTML file that needs no network."""
+    # Not needed for `--help`, and slow to import: matplotlib.
+    from lfmcw_app.report import comparison_page, read_run, run_page
+
+    console = Console()
+    with reported_errors(Console(stderr=True)):
+        if compare and len(runs) < 2:
+            raise InputError("--compare needs two run folders or more.")
+        if out is not None and not compare and len(runs) > 1:
+            raise InputError(
+                "--out names one file, but there are several runs. Drop it, or lay them side by "
+                "side: --compare."
+            )
+        read = [read_run(path) for path in runs]
+        if compare:
+            pages = {out or Path("comparison.html"): comparison_page(read)}
+        else:
+            pages = {out or run.path / REPORT: run_page(run) for run in read}
+        for path, page in pages.items():
+            try:
+                path.write_text(page, encoding="utf-8")
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be written ({error}). Name another file with --out."
+                ) from None
+            console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def main() -> None:
+    """Entry point."""
+    main_of(report)

@@ -1,0 +1,155 @@
+"""`python -m lfmcw_app.table NAME`: a table of the paper over several seeds, resumed if begun.
+
+    table2     LFM-CW against its baseline (the same search without LFM-CW)
+    table4     generated and real images against generated ones only (Eq. 19)
+    table5     the generators
+    fig3       the trade-off λ
+    controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0,
+               uniform class weights
+
+Every run has a folder of its own under --runs, named by its recipe. So tables share runs: those
+with a result are not run again, interrupted ones are resumed. A Markdown table, a CSV file with one
+row per run, and a figure are written after each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings
+from lfmcw_app.commands import options
+from lfmcw_app.commands.execution import main_of, reported_errors
+from lfmcw_app.data import short_name
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import key_value
+from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
+from mlo.errors import nearest
+
+
+def table(
+    name: Annotated[str, typer.Argument(help=f"Which: {', '.join(TABLES)}.")],
+    dataset: Annotated[
+        str, typer.Argument(autocompletion=options.complete_dataset, help=options.DATASET_HELP)
+    ] = "fashion-mnist",
+    preset: options.PresetOption = None,
+    space: options.SpaceOption = None,
+    order: options.OrderOption = None,
+    config: options.ConfigOption = None,
+    assign: options.SetOption = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Searches of each arm, with the seeds 0, 1, ...")
+    ] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the table. By default tables/NAME-DATASET-PRESET."),
+    ] = None,
+    runs: Annotated[
+        Path,
+        typer.Option(help="Folder of the runs, which tables share."),
+    ] = Path("tables/runs"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    launcher: Annotated[
+        str, typer.Option(help=f"Where they run: {', '.join(LAUNCHERS)}.")
+    ] = "local",
+    launcher_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Option of the launcher, such as num_gpus=1 or timeout_min=1440. Repeatable.",
+        ),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Tries of a failed run from its last checkpoint.")
+    ] = 2,
+    data: options.DataOption = Path("data"),
+    device: options.DeviceOption = "auto",
+    threads: options.ThreadsOption = None,
+) -> None:
+    """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
+    # Not needed for `--help`, and slow to import: the networks, and matplotlib.
+    from lfmcw_app.data_checks import read_data
+    from lfmcw_app.table_files import TableReport, claim, run_folder
+
+    console = Console()
+    with reported_errors(Console(stderr=True)):
+        if name not in TABLES:
+            raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
+        settings = assign or []
+        check_settings(name, settings)
+
+        # Seed by seed, so that an unfinished table compares arms of equal numbers of runs.
+        recipes = {}
+        for seed in range(seeds):
+            for label, arm in TABLES[name].items():
+                recipes[label, seed] = arm_recipe(
+                    arm, dataset, preset, config, settings, seed, space=space, order=order
+                )
+        check_arms(name, recipes)
+        first = next(iter(recipes.values()))
+        read_data(first, data)
+        of_launcher = dict(
+            key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
+        )
+        place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=of_launcher)
+
+        # What has run before is in the report already; the rest is missing.
+        folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
+        claim(folder, {label: recipes[label, 0] for label in TABLES[name]})
+        report = TableReport(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
+        folders = {key: run_folder(runs, recipe) for key, recipe in recipes.items()}
+        keys = {path: key for key, path in folders.items()}
+        missing = [path for key, path in folders.items() if not report.add(key, path)]
+        if len(missing) < len(folders):
+            report.write()
+        _say(
+            console,
+            f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to "
+            f"{runs}/*/log.txt",
+        )
+
+        # The runs share the processor, where they do not need only one thread each.
+        shared = max(1, (os.cpu_count() or 1) // jobs)
+        cpu_threads = threads or options.default_threads(first.preset) or shared
+        command = partial(resume_command, data=data, device=device, threads=cpu_threads)
+        signal.signal(signal.SIGTERM, _stop)
+        failures = []
+        with place as where:
+            for outcome in sweep(missing, command, where, retries=retries):
+                key = keys[outcome.folder]
+                run = f"{key[0]}, seed {key[1]}"
+                tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
+                if outcome.failure is None and report.add(key, outcome.folder):
+                    report.write()
+                    _say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
+                else:
+                    failures.append(f"{run}: {outcome.failure}{tries}")
+                    _say(console, f"Failed: {failures[-1]}")
+
+        if report.path.exists():
+            _say(console, report.path.read_text("utf-8"))
+            _say(console, f"In {folder}: table.md, runs.csv, figure.png")
+        if failures:
+            raise InputError(
+                f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: "
+                f"{'; '.join(failures)}"
+            )
+
+
+def _stop(*_: Any) -> NoReturn:
+    raise SystemExit(143)  # through the launcher's end, which stops what runs
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point."""
+    main_of(table)

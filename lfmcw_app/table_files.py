@@ -1,0 +1,101 @@
+"""The files of a table: its runs' folders, and the results in table.md, runs.csv and figure.png."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lfmcw_app.arms import TABLES
+from lfmcw_app.comparison import Summary, draw_comparison, summarise
+from lfmcw_app.data import short_name
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.run_folder import RunFolder
+
+__all__ = ["TableReport", "claim", "run_folder"]
+
+
+def run_folder(runs: Path, recipe: Recipe) -> Path:
+    """The folder of a recipe's run, named by a digest of the recipe; made where it is missing."""
+    how = recipe.search
+    digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]
+    name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
+    path = runs / name
+    if not (path / "config.yaml").exists():
+        RunFolder.create(path, recipe)
+    return path
+
+
+def claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
+    """Makes the table's folder, or sees that it belongs to the same table.
+
+    Raises:
+        InputError: if it holds a table of other settings.
+    """
+    described = {
+        label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
+        for label, recipe in recipes.items()
+    }
+    text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
+    file = folder / "recipes.yaml"
+    if file.exists():
+        if file.read_text("utf-8") != text:
+            raise InputError(
+                f"{folder} holds a table of other settings (recipes.yaml). Name another folder "
+                "with --out."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+class TableReport:
+    """The results of a table's runs, and its files."""
+
+    def __init__(self, name: str, folder: Path, title: str) -> None:
+        self._name, self._folder, self._title = name, folder, title
+        self._results: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {
+            label: {} for label in TABLES[name]
+        }
+        self.path = folder / "table.md"
+
+    def error(self, key: tuple[str, int]) -> float:
+        """The test error of a run, %."""
+        label, seed = key
+        return float(self._results[label][seed][1]["test_error_percent"])
+
+    def add(self, key: tuple[str, int], path: Path) -> bool:
+        """Takes up the result of a run, if it has one; says whether."""
+        result = RunFolder.open(path).result
+        if result is None:
+            return False
+        label, seed = key
+        self._results[label][seed] = (path, result)
+        return True
+
+    def write(self) -> None:
+        """Writes table.md, runs.csv and figure.png of the results so far."""
+        # An arm without a finished run is not in the table yet.
+        arms = []
+        for label, runs in self._results.items():
+            if runs:
+                by_seed = {seed: result for seed, (_, result) in sorted(runs.items())}
+                errors = {seed: r["test_error_percent"] for seed, r in by_seed.items()}
+                parameters = {seed: r["parameters"] for seed, r in by_seed.items()}
+                arms.append(Summary(label=label, errors=errors, parameters=parameters))
+
+        self.path.write_text(f"# {self._title}\n\n{summarise(arms)}", encoding="utf-8")
+        columns = ("test_error_percent", "parameters", "multiply_adds_millions")
+        with (self._folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["table", "arm", "seed", *columns, "run"])
+            for label, runs in self._results.items():
+                for seed, (path, result) in sorted(runs.items()):
+                    values = (result[key] for key in columns)
+                    writer.writerow([self._name, label, seed, *values, path.name])
+        draw_comparison(arms, self._title, self._folder / "figure.png")

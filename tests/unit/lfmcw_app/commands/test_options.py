@@ -1,0 +1,98 @@
+"""The options that command lines share, and what their values mean."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lfmcw_app.commands import options
+from lfmcw_app.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "expected"),
+    [
+        ("run", "lfmcw fash", "fashion-mnist"),
+        ("run", "lfmcw --preset sm", "small"),
+        ("run", "lfmcw --space pc", "pcdarts"),
+        ("evaluate", "lfmcw-evaluate DARTS", "DARTS_V2"),
+    ],
+)
+def test_the_shell_completes_options_and_values(module, words, expected):
+    program = words.split()[0]
+    variable = f"_{program.upper().replace('-', '_')}_COMPLETE"
+    environment = {
+        **os.environ,
+        variable: "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    code = f"import sys; sys.argv = [{program!r}]; from lfmcw_app.{module} import main; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert expected in finished.stdout.split()
+
+
+def test_completion_offers_only_what_begins_alike():
+    assert options.completing("smoke", "small", "paper")("sm") == ["smoke", "small"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "preset", "expected"),
+    [(None, "smoke", [1]), (None, "small", [1]), (None, "paper", []), (3, "smoke", [3])],
+)
+def test_small_presets_take_one_thread(threads, preset, expected, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    options.set_threads(threads, preset)
+    assert found == expected
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert options.pick_device("auto") == options.pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="has no CUDA"):
+        options.pick_device("cuda")
+    with pytest.raises(InputError, match="cpu, cuda or auto, got 'tpu'"):
+        options.pick_device("tpu")
+
+
+def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
+    class Noon(datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 1, 2, 12, 0, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "datetime", Noon)
+    first = options.fresh_folder("digits")
+    assert str(first) == "runs/digits-20260102-120000"
+    first.mkdir(parents=True)
+    assert str(options.fresh_folder("digits")) == "runs/digits-20260102-120000-2"
+
+
+def test_a_trial_is_a_run_of_its_own():
+    options.check_no_trial(None)
+    with pytest.raises(InputError, match="starts a trial of its own"):
+        options.check_no_trial(3)
+
+
+@pytest.mark.parametrize("module", ["run", "evaluate", "table"])
+def test_help_waits_for_no_pictures(module):
+    """matplotlib takes a second to import; `--help` does not need it."""
+    code = f"import lfmcw_app.{module}, sys; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_all_commands_are_listed_by_the_package():
+    finished = subprocess.run(
+        [sys.executable, "-m", "lfmcw_app", "--help"], capture_output=True, text=True, timeout=120
+    )
+    for command in ("run", "evaluate", "report", "table"):
+        assert f" {command} " in finished.stdout

@@ -1,0 +1,64 @@
+"""What a run needs of its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lfmcw_app.data_checks import read_data
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("fractions", "images", "batch"), [([0.6, 0.4], 99, 40), ([0.29, 0.71], 100, 29)]
+)
+def test_a_batch_may_take_all_images_of_a_part(fractions, images, batch):
+    """A batch as large as the smaller part of the search images is accepted.
+
+    59 and 40 of 99 images: the second part gets the rest; 0.29 · 100 is 28.999999999999996.
+    """
+    settings = {
+        "dataset": "digits",
+        "data.search_images": images,
+        "data.search_fractions": fractions,
+    }
+    read_data(load_recipe("smoke", overrides=settings | {"search.batch_size": batch}), Path("data"))
+    with pytest.raises(InputError, match=f"leaves only {batch} images"):
+        read_data(
+            load_recipe("smoke", overrides=settings | {"search.batch_size": batch + 1}),
+            Path("data"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"evaluation.batch_size": 4000}, "evaluation.batch_size is 4000"),
+        ({"search.architecture.warmup_epochs": 1000}, "search.architecture.warmup_epochs"),
+        ({"search.weights.warmup_epochs": 1000}, "search.weights.warmup_epochs"),
+        ({"evaluation.weights.warmup_epochs": 1000}, "evaluation.weights.warmup_epochs"),
+        ({"evaluation.stem": "imagenet"}, "evaluation.stem is imagenet.*multiple of 32"),
+        ({"evaluation.augmentation.cutout": 8}, "cutout is 8, which would erase images"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_the_data_is_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        read_data(load_recipe("smoke", overrides=changes), Path("data"))
+
+
+def test_a_training_alone_needs_no_batch_of_a_search():
+    recipe = load_recipe("smoke", overrides={"search.batch_size": 4000})
+    with pytest.raises(InputError, match=r"search\.batch_size is 4000"):
+        read_data(recipe, Path("data"))
+    assert read_data(recipe, Path("data"), searches=False).name == "digits"
+
+
+def test_looking_at_the_data_draws_no_random_numbers():
+    """It builds the modules of a search, to refuse those that do not fit."""
+    before = torch.get_rng_state()
+    read_data(load_recipe("smoke"), Path("data"))
+    assert torch.equal(torch.get_rng_state(), before)
