@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import Dataset
+from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -46,6 +47,7 @@ def _completed(
     if folder.result is not None:
         return folder.result
     with folder.locked():
+        check_unchanged(folder.path, dataset.fingerprint)
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()

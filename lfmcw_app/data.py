@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     validation: Images | None = None
-    fingerprint: Fingerprint = Fingerprint()
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
     left_out: str = ""
 
     @property

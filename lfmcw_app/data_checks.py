@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Dataset, load_dataset, search_counts
+from lfmcw_app.class_checks import check_classes
+from lfmcw_app.data import Dataset, load_dataset, search_labels, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
@@ -30,39 +31,51 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
     with main_first():
-        dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+        dataset = load_dataset(
+            recipe.dataset, root, recipe.data.image_size, groups=recipe.data.groups
+        )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
-    available = len(dataset.train)
-    searched = search_counts(
-        min(recipe.data.search_images or available, available), recipe.data.search_fractions
-    )
-    needs = (
-        ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
-    )
-    searches = searches and recipe.search.method != "random"
-    for key, batch, images in needs if searches else needs[1:]:
+    how, searches = recipe.data, searches and recipe.search.method != "random"
+    needs = [
+        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset))
+    ]
+    labels = {
+        "training": subset(dataset.train, how.train_images, recipe.seed).labels,
+        "test": subset(dataset.test, how.test_images, recipe.seed).labels,
+    }
+    if searches:
+        labels["D_tr"], labels["D_val"] = search_labels(
+            dataset, how.search_images, recipe.seed, how.search_fractions
+        )
+        searched = min(len(labels["D_tr"]), len(labels["D_val"]))
+        needs.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+    for key, batch, images in needs:
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
                 f"to draw from. Lower {key}, or raise data.search_images or data.train_images."
             )
+    matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"
+    check_classes(dataset, labels, matched=matched)
     if searches:
-        _check_search(recipe, dataset)
+        _check_search(recipe, dataset, len(labels["D_tr"]))
     _check_training(recipe, dataset)
     return dataset
 
 
-def _check_search(recipe: Recipe, dataset: Dataset) -> None:
+def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is searched on.
+        images: number of images of D_tr.
 
     Raises:
         InputError: naming the key that does not fit.
     """
-    how, data = recipe.search, recipe.data
-    available = min(data.search_images or len(dataset.train), len(dataset.train))
-    images, _ = search_counts(available, data.search_fractions)
+    how = recipe.search
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
     warmups = {
         "architecture": how.architecture.warmup_epochs,

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
@@ -89,6 +89,7 @@ def evaluate(
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
             images = read_data(recipe, data, searches=False)
+            say(console, images.summary)
             measure = partial(project_training, recipe, cells, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

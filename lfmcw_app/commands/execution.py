@@ -25,7 +25,7 @@ from mlo.errors import (
     ProblemError,
 )
 
-__all__ = ["carry_out", "main_of", "reported_errors"]
+__all__ = ["carry_out", "main_of", "reported_errors", "say"]
 
 USER_ERRORS = (
     InputError,
@@ -51,6 +51,11 @@ def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
         yield
 
 
+def say(console: Console, text: str) -> None:
+    """Prints text as it is: without markup, colours or line breaks."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 def carry_out(
     folder: RunFolder,
     console: Console,
@@ -72,7 +77,7 @@ def carry_out(
     from lfmcw_app.report import write_report
     from lfmcw_app.result import print_result
 
-    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"Run folder: {folder.path}")
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
