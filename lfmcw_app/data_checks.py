@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
-from lfmcw_app.data import Dataset, load_dataset, search_labels, subset
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.search_space.stem import image_divisor
+from lfmcw_app.sizes import check_sizes
 from lfmcw_app.stages import search_stages
 from lfmcw_app.training import training_images, training_rounds
 from mlo.randomness import preserved
@@ -19,36 +25,81 @@ from mlo.randomness import preserved
 __all__ = ["read_data"]
 
 
-def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
+def read_data(
+    recipe: Recipe,
+    root: Path,
+    *,
+    searches: bool = True,
+    device: torch.device | None = None,
+) -> Dataset:
     """Reads the data set of a recipe, at its image size.
 
     Args:
         recipe: the recipe.
         root: folder of data files.
         searches: whether a search is to run, not only the training of a derived network.
+        device: where it is to run; by default the CPU.
 
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    with main_first():
+    # What could not fit is refused by arithmetic: before anything is read with what is known then,
+    # and thereafter with the sizes of the images.
+    device = device or torch.device("cpu")
+    searches = searches and recipe.search.method != "random"
+    least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
+    check_sizes(recipe, image_size=least, device=device, searches=searches)
+    with enough_memory("data", recipe, device), main_first():
         dataset = load_dataset(
-            recipe.dataset, root, recipe.data.image_size, groups=recipe.data.groups
+            recipe.dataset,
+            root,
+            recipe.data.image_size,
+            in_memory=recipe.data.in_memory,
+            groups=recipe.data.groups,
         )
+    check_sizes(
+        recipe,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        classes=dataset.num_classes,
+        device=device,
+        searches=searches,
+    )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
-    how, searches = recipe.data, searches and recipe.search.method != "random"
-    needs = [
-        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset))
-    ]
+    labels = _labels(recipe, dataset, searches=searches)
+    _check_batches(recipe, dataset, {part: len(of_part) for part, of_part in labels.items()})
+    matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"
+    check_classes(dataset, labels, matched=matched)
+    if searches:
+        _check_search(recipe, dataset, len(labels["D_tr"]))
+    _check_training(recipe, dataset)
+    return dataset
+
+
+def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:
+    """The labels of the images of every part that a run uses."""
+    how = recipe.data
     labels = {
-        "training": subset(dataset.train, how.train_images, recipe.seed).labels,
-        "test": subset(dataset.test, how.test_images, recipe.seed).labels,
+        "training": subset_labels(dataset.train, how.train_images, recipe.seed),
+        "test": subset_labels(dataset.test, how.test_images, recipe.seed),
     }
     if searches:
         labels["D_tr"], labels["D_val"] = search_labels(
             dataset, how.search_images, recipe.seed, how.search_fractions
         )
-        searched = min(len(labels["D_tr"]), len(labels["D_val"]))
+    return labels
+
+
+def _check_batches(recipe: Recipe, dataset: Dataset, counts: Mapping[str, int]) -> None:
+    """Refuses batches that are larger than what they are drawn from.
+
+    Raises:
+        InputError: naming the key.
+    """
+    needs = [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
+    if "D_tr" in counts:
+        searched = min(counts["D_tr"], counts["D_val"])
         needs.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
     for key, batch, images in needs:
         if images < batch:
@@ -56,12 +107,6 @@ def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
                 f"to draw from. Lower {key}, or raise data.search_images or data.train_images."
             )
-    matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"
-    check_classes(dataset, labels, matched=matched)
-    if searches:
-        _check_search(recipe, dataset, len(labels["D_tr"]))
-    _check_training(recipe, dataset)
-    return dataset
 
 
 def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
@@ -90,7 +135,7 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
             )
 
     # Modules check that their settings fit the images; the random state is left as it was.
-    with preserved():
+    with preserved(), enough_memory("search", recipe, torch.device("cpu")):
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 

@@ -12,12 +12,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.data import Dataset
+from lfmcw_app.data import FOLDER, Dataset
+from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.draw import draw_genotype
+from lfmcw_app.search_space.genotype import Genotype
 from mlo.randomness import preserved
 
-__all__ = ["describe_dataset", "save_samples", "save_snapshot", "snapshot_rounds"]
+__all__ = ["describe_dataset", "save_cells", "save_samples", "save_snapshot", "snapshot_rounds"]
 
 GENERATED, REAL = 8, 2
 MOST_CLASSES = 20
@@ -61,6 +64,13 @@ def save_snapshot(
     _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)
 
 
+def save_cells(genotype: Genotype, folder: RunFolder, title: str) -> None:
+    """Draws a genotype's cells into cells.png and cells.svg."""
+    for name in ("cells.png", "cells.svg"):
+        with folder.attempting(name):
+            draw_genotype(genotype, folder.path / name, title)
+
+
 def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
     """Writes dataset.json, and real images in the layout of a snapshot."""
     described: dict[str, Any] = {
@@ -75,9 +85,13 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
     }
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)
+    if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
+        place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
+        described["path"] = str(place.resolve())
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
-    classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
-    _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
+    with folder.attempting("samples/real.png"):
+        classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
+        _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
 
 
 def _generated(
@@ -117,6 +131,7 @@ def _save_sheet(images: Tensor, path: Path) -> None:
     Image.fromarray(sheet.squeeze(-1).numpy()).save(path)
 
 
+@drawing()
 def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     """Draws images [rows, columns, C, H, W] in [0, 1], a white line between neighbours."""
     # The lines are a white pixel at the right and at the bottom of each image.
@@ -126,7 +141,7 @@ def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     figure = Figure(figsize=(1.4 + 0.6 * columns, 0.5 + 0.6 * rows), layout="constrained")
     ax = figure.subplots()
     ax.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(names))
+    ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(map(as_label, names)))
     middles = [GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width]
     ax.set_xticks(middles, labels=["generated", "real"])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

@@ -28,6 +28,7 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     optional = ("report.html", "cells.png", "samples.png", "metrics.jsonl")
     present = [name for name in optional if (folder.path / name).exists()]

@@ -79,6 +79,12 @@ class TableReport:
         result = RunFolder.open(path).result
         if result is None:
             return False
+        if result.get("changed"):
+            keys = sorted({change["key"] for change in result["changed"]})
+            raise InputError(
+                f"The run in {path} was resumed with other settings ({', '.join(keys)}), so it is "
+                "none of this table's arms. Move it away: the table then runs it anew."
+            )
         label, seed = key
         self._results[label][seed] = (path, result)
         return True

@@ -16,6 +16,7 @@ from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import all_gathered, parallelism
 from lfmcw_app.recipe import Evaluation, Recipe
+from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
@@ -114,12 +115,8 @@ def train_derived(
     # The processes take the test batches in turns. Each image counts once, so their order, which
     # depends on the number of processes, does not matter.
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    rank, size = rank_and_size()
-    own = [
-        _ranks(network, batch)
-        for i, batch in enumerate(in_order(test, dataset, 256, device))
-        if i % size == rank
-    ]
+    batches = in_order(test, dataset, 256, device, part=rank_and_size())
+    own = [_ranks(network, batch) for batch in batches]
     ranks = torch.cat([part for parts in all_gathered(own) for part in parts])
 
     top5_error = None  # of five guesses: meaningless for fewer classes
@@ -135,6 +132,7 @@ def train_derived(
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
+        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
         "genotype": genotype.to_data(),
     }
     folder.write("result.json", json.dumps(result, indent=1) + "\n")

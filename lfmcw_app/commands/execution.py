@@ -51,11 +51,6 @@ def listening(folder: RunFolder, *, tensorboard: bool) -> Iterator[None]:
         yield
 
 
-def say(console: Console, text: str) -> None:
-    """Prints text as it is: without markup, colours or line breaks."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
 def carry_out(
     folder: RunFolder,
     console: Console,
@@ -87,6 +82,11 @@ def carry_out(
         with folder.attempting(REPORT):
             write_report(folder.path)
         print_result(result, folder, console)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
