@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import Dataset, short_name
+from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
@@ -59,6 +60,7 @@ def _completed(
     if folder.result is not None and not folder.changes:
         return folder.result
     with folder.locked():
+        check_unchanged(folder.path, dataset.fingerprint)
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()

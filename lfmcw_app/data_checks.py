@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_counts
+from lfmcw_app.class_checks import check_classes
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
@@ -52,7 +55,11 @@ def read_data(
     check_sizes(recipe, image_size=least, device=device, searches=searches)
     with enough_memory("data", recipe, device), main_first():
         dataset = load_dataset(
-            recipe.dataset, root, recipe.data.image_size, in_memory=recipe.data.in_memory
+            recipe.dataset,
+            root,
+            recipe.data.image_size,
+            in_memory=recipe.data.in_memory,
+            groups=recipe.data.groups,
         )
     check_sizes(
         recipe,
@@ -64,30 +71,50 @@ def read_data(
     )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
-    recipe = fitted(recipe, dataset)
-    for key, batch, images in _batches(recipe, dataset)[0 if searches else 1 :]:
+    labels = _labels(recipe, dataset, searches=searches)
+    counts = {part: len(of_part) for part, of_part in labels.items()}
+    recipe = _fitted(recipe, counts)
+    for key, batch, images in _batches(recipe, counts):
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
                 f"to draw from. Set {key}={max(2, images)} or less, or use more images "
                 "(data.search_images, data.train_images)."
             )
+    matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"
+    check_classes(dataset, labels, matched=matched)
     if searches:
-        _check_search(recipe, dataset)
+        _check_search(recipe, dataset, counts["D_tr"])
     _check_training(recipe, dataset)
     return recipe, dataset
 
 
-def _batches(recipe: Recipe, dataset: Dataset) -> tuple[tuple[str, int, int], ...]:
-    """For the search and the training the key of the batch size, its value, and the images."""
-    available = len(dataset.train)
-    searched = search_counts(
-        min(recipe.data.search_images or available, available), recipe.data.search_fractions
-    )
-    return (
-        ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
-    )
+def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:
+    """The labels of the images of every part that a run uses."""
+    how = recipe.data
+    labels = {
+        "training": subset_labels(dataset.train, how.train_images, recipe.seed),
+        "test": subset_labels(dataset.test, how.test_images, recipe.seed),
+    }
+    if searches:
+        labels["D_tr"], labels["D_val"] = search_labels(
+            dataset, how.search_images, recipe.seed, how.search_fractions
+        )
+    return labels
+
+
+def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """For the search and the training the key of the batch size, its value, and the images.
+
+    Args:
+        recipe: the recipe.
+        counts: part → its number of images; D_tr and D_val only where there is a search.
+    """
+    found = [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
+    if "D_tr" in counts:
+        searched = min(counts["D_tr"], counts["D_val"])
+        found.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+    return found
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -95,9 +122,15 @@ def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
 
     Processes share a batch equally.
     """
+    searches = recipe.search.method != "random"
+    labels = _labels(recipe, dataset, searches=searches)
+    return _fitted(recipe, {part: len(of_part) for part, of_part in labels.items()})
+
+
+def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     tree = recipe.model_dump(mode="json", by_alias=True)
-    for key, batch, images in _batches(recipe, dataset):
+    for key, batch, images in _batches(recipe, counts):
         section = tree[key.partition(".")[0]]
         fitting = images // size * size
         if section["fits_batch"] and 2 <= fitting < batch:
@@ -116,16 +149,18 @@ def adaptations(
         dataset: whose images they are.
         searches: whether a search is to run.
     """
-    first = 0 if searches and recipe.search.method != "random" else 1
+    searches = searches and recipe.search.method != "random"
+    labels = _labels(recipe, dataset, searches=searches)
+    counts = {part: len(of_part) for part, of_part in labels.items()}
     said = [
         f"{key} is {now} instead of {before}: there are only {images} images to draw from."
         for (key, before, _), (_, now, images) in zip(
-            _batches(asked, dataset)[first:], _batches(recipe, dataset)[first:], strict=True
+            _batches(asked, counts), _batches(recipe, counts), strict=True
         )
         if now != before
     ]
     how = recipe.evaluation
-    per_epoch = training_images(recipe, dataset) // how.batch_size
+    per_epoch = counts["training"] // how.batch_size
     rounds = training_rounds(how, per_epoch)
     if how.epochs is not None and how.steps is None and rounds > how.epochs * per_epoch:
         said.append(
@@ -135,15 +170,18 @@ def adaptations(
     return said
 
 
-def _check_search(recipe: Recipe, dataset: Dataset) -> None:
+def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is searched on.
+        images: number of images of D_tr.
 
     Raises:
         InputError: naming the key that does not fit.
     """
-    how, data = recipe.search, recipe.data
-    available = min(data.search_images or len(dataset.train), len(dataset.train))
-    images, _ = search_counts(available, data.search_fractions)
+    how = recipe.search
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
     warmups = {
         "architecture": how.architecture.warmup_epochs,

@@ -108,7 +108,7 @@ def evaluate(
                 say(console, f"Reading {recipe.dataset} …")
             asked = recipe
             recipe, images = read_data(recipe, data, searches=False, device=target)
-            for said in adaptations(asked, recipe, images, searches=False):
+            for said in (images.summary, *adaptations(asked, recipe, images, searches=False)):
                 say(console, said)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=False)

@@ -112,7 +112,7 @@ def run(
                 say(console, f"Reading {recipe.dataset} …")
             asked = recipe
             recipe, images = read_data(recipe, data, device=target)
-            for said in adaptations(asked, recipe, images):
+            for said in (images.summary, *adaptations(asked, recipe, images)):
                 say(console, said)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
