@@ -17,9 +17,15 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.plugins import Table
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count
-from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
+from lfmcw_app.search_space.genotype import (
+    EDGES_PER_NODE,
+    Genotype,
+    derive_genotype,
+    random_genotype,
+)
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     PDartsStage,
     derive_restricted_genotype,
@@ -68,7 +74,7 @@ class Space:
 
     Attributes:
         title: for people.
-        drops_out: whether its supernets have dropout, of which each process draws its own.
+        drops_out: whether its supernets have dropout.
 
     Reference: Liu et al., DARTS: Differentiable Architecture Search (2019).
     """
@@ -95,6 +101,12 @@ class Space:
             ValueError: for unknown names, or a set that holds no operation.
         """
         return as_candidates(how.primitives, how.nodes)
+
+    def draws(self, how: Settings) -> bool:
+        """Whether its supernets draw random numbers, of which each process has its own."""
+        candidates = self.candidates(how)
+        edges = (*candidates.normal, *candidates.reduction)
+        return self.drops_out or any(PRIMITIVES[name].draws for edge in edges for name in edge)
 
     def partial_channels(self, how: Settings) -> int:
         """K: the operations see the first 1 / K of a node's channels."""
@@ -160,11 +172,22 @@ class PDarts(Space):
         super().check(how)
         if how.layers + min(how.progressive.added_layers) < 3:
             raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
-        drops = sum(how.progressive.dropped_operations)
-        if drops >= len(how.primitives):
+        candidates = self.candidates(how)
+        edges = (*candidates.normal, *candidates.reduction)
+        drops = how.progressive.dropped_operations
+        fewest = min(map(len, edges))
+        if sum(drops) >= fewest:
             raise ValueError(
-                f"progressive.dropped_operations drops {drops} of {len(how.primitives)}, "
-                "and must leave one"
+                f"progressive.dropped_operations drops {sum(drops)} of {fewest}, and must leave one"
+            )
+        # Otherwise the cells could have more skip connections than are allowed, after the search.
+        last = fewest - sum(drops[:-1])
+        limited = how.progressive.max_skips < EDGES_PER_NODE * how.nodes
+        if limited and any(last <= len({"none", "skip_connect"} & set(edge)) for edge in edges):
+            raise ValueError(
+                f"progressive.dropped_operations leaves {last} operations per edge to the last "
+                "stage, which may be none and skip_connect alone; drop fewer, or give more "
+                "primitives"
             )
 
     def stages(self, how: Settings) -> tuple[SearchStage, ...]:
