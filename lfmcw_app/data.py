@@ -119,7 +119,8 @@ def check_dataset(name: str) -> None:
     if not name.startswith(FOLDER) and name not in DATASETS and name not in dataset_names():
         raise InputError(
             f"Unknown data set {name!r}. {nearest(name, dataset_names())} Your own images: "
-            "folder:PATH; your own tensors: lfmcw_app.register_dataset; noise: random:NAME."
+            "folder:PATH; your own tensors: lfmcw_app.register_dataset, in the script that "
+            "runs them; noise: random:NAME."
         )
     if name.strip() == FOLDER:
         raise InputError(
