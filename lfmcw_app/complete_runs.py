@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import Dataset, short_name
+from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
@@ -56,6 +57,8 @@ def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet."""
+    # Also of a complete run, whose result would be told as that of these data.
+    check_unchanged(folder.path, dataset.fingerprint)
     if folder.result is not None and not folder.changes:
         return folder.result
     with folder.locked():

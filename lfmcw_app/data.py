@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,16 +15,19 @@ from torch.nn import functional as F
 
 from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of, sent
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
+from lfmcw_app.own_datasets import dataset_names, reader_of
 from lfmcw_app.prefetch import DEPTH, Prefetcher
-from lfmcw_app.readers import DATASETS, NOISE, Images, read_folder, read_noise, stratified
+from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
 from lfmcw_app.recipe import Augmentation
+from lfmcw_app.splits import search_indices, stratified
 from mlo.errors import nearest
 
 __all__ = [
     "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
-    "in_order", "load_dataset", "resident", "search_counts", "search_split", "short_name",
-    "stratified", "subset",
+    "in_order", "load_dataset", "resident", "search_labels", "search_split", "short_name",
+    "subset", "subset_labels",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"
@@ -46,6 +49,9 @@ class Dataset:
         mean: mean of each channel of the training images, for pixels in [0, 1].
         std: standard deviation of each channel.
         class_names: one name per class.
+        validation: images of D_val; None where D_val is a part of the training images.
+        fingerprint: what the data are known by; empty for data made in memory.
+        left_out: words on what else a folder holds.
     """
 
     name: str
@@ -54,6 +60,9 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Images | None = None
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    left_out: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -81,6 +90,19 @@ class Dataset:
         """Height and width of an image."""
         return self.train.pixels.shape[2]
 
+    @property
+    def summary(self) -> str:
+        """What was read, in one line."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes = {part: len(images) for part, images in parts.items() if images is not None}
+        channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        said = (
+            f"{sum(sizes.values()):,} images, {self.num_classes:,} classes, "
+            f"{' / '.join(f'{size:,} {part}' for part, size in sizes.items())}, "
+            f"{self.image_size}×{self.image_size}, {channels}"
+        )
+        return f"{said}; {self.left_out}" if self.left_out else said
+
 
 def check_dataset(name: str) -> None:
     """Raises an InputError for a name that `load_dataset` does not know.
@@ -94,10 +116,11 @@ def check_dataset(name: str) -> None:
                 f"{nearest(name.removeprefix(RANDOM), NOISE)}"
             )
         return
-    if name not in DATASETS and not name.startswith(FOLDER):
+    if not name.startswith(FOLDER) and name not in DATASETS and name not in dataset_names():
         raise InputError(
-            f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH; "
-            "noise: random:NAME."
+            f"Unknown data set {name!r}. {nearest(name, dataset_names())} Your own images: "
+            "folder:PATH; your own tensors: lfmcw_app.register_dataset, in the script that "
+            "runs them; noise: random:NAME."
         )
     if name.strip() == FOLDER:
         raise InputError(
@@ -117,32 +140,41 @@ def load_dataset(
     root: Path = Path("data"),
     image_size: int | None = None,
     in_memory: bool | None = None,
+    groups: str | None = None,
 ) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
-        name: one of `DATASETS`, folder:PATH for a folder of images (see `read_folder`), or
-            random:NAME for random ones in the shape of another data set (see `read_noise`).
+        name: one of `DATASETS` or of your own (`register_dataset`), folder:PATH for a folder of
+            images (see `read_folder`), or random:NAME for random ones in the shape of another data
+            set (see `read_noise`).
         root: folder of data files.
         image_size: larger images are reduced to this height and width; images in files are brought
             to it.
         in_memory: for folder:PATH, whether the images are decoded at once; see `pixels_of`.
+        groups: for folder:PATH, a file that says which images stay together; see `read_groups`.
 
     Raises:
         InputError: for an unknown name, or a data set that is neither on disk nor can be
             downloaded.
     """
     check_dataset(name)
+    if groups is not None and not name.startswith(FOLDER):
+        raise InputError(f"data.groups is for the images of a folder (folder:PATH), not {name}.")
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser()
-        train, test, class_names = read_folder(folder, image_size, in_memory)
+        read = read_folder(folder, image_size, in_memory, groups)
     elif name.startswith(RANDOM):
-        train, test, class_names = read_noise(name.removeprefix(RANDOM))
+        read = read_noise(name.removeprefix(RANDOM))
     else:
-        train, test, class_names = DATASETS[name](root)
+        read = reader_of(name)(root)
+    train, validation, test = read.train, read.validation, read.test
+    class_names = read.class_names
 
     # Checked before anything is computed: files may be damaged, or not what their name says.
     parts = {"training": train, "test": test}
+    if validation is not None:
+        parts["validation"] = validation
     for part, images in parts.items():
         if len(images.pixels) != len(images.labels) or len(images) == 0:
             raise InputError(
@@ -154,8 +186,10 @@ def load_dataset(
                 f"The {part} images of {name} are {tuple(images.pixels.shape[-2:])}; they must be "
                 "square."
             )
+    fingerprint = read.fingerprint or _fingerprint(read)
     if image_size is not None:
         train, test = _reduced(train, image_size), _reduced(test, image_size)
+        validation = None if validation is None else _reduced(validation, image_size)
     if train.pixels.shape[-1] % 4:
         raise InputError(
             f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be "
@@ -171,7 +205,28 @@ def load_dataset(
             )
 
     mean, std = _statistics(train, name)
-    return Dataset(name=name, train=train, test=test, class_names=class_names, mean=mean, std=std)
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        validation=validation,
+        fingerprint=fingerprint,
+        left_out=read.left_out,
+    )
+
+
+def _fingerprint(read: Parts) -> Fingerprint:
+    """Of images in memory, before they are reduced: rounding there depends on the machine."""
+    parts = {"train": read.train, "validation": read.validation, "test": read.test}
+    pixels = {}
+    for part, images in parts.items():
+        if images is not None:
+            assert isinstance(images.pixels, Tensor)
+            pixels[part] = (images.pixels, images.labels)
+    return Fingerprint.of_pixels(pixels, read.class_names)
 
 
 def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -208,49 +263,83 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
 # ------------------------------ the split
 
 
+HALVES = (0.5, 0.5)
+
+
 def search_split(
-    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = (0.5, 0.5)
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
 ) -> tuple[Images, Images]:
     """Splits the training images (or `limit` of them) in D_tr and D_val, stratified and seeded.
 
+    Where the data set has validation images of its own, these are D_val and all training images are
+    D_tr; `limit` takes as much of both.
+
     Args:
         dataset: the data set.
-        limit: number of training images that are split; None for all.
+        limit: number of images that are split; None for all.
         seed: decides which.
         fractions: of these images, the parts that D_tr and D_val get; halves by default. PC-DARTS
             takes 0.1 and 0.025 of ImageNet (Xu et al. (2020), section 4.3).
 
     Raises:
-        InputError: if the fractions are not positive, or sum to more than 1.
+        InputError: if the fractions are not positive, or sum to more than 1; or where there is
+            nothing to split.
     """
+    first, second = _search_places(dataset, limit, seed, fractions)
+    return dataset.train[first], (dataset.validation or dataset.train)[second]
+
+
+def search_labels(
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
+) -> tuple[Tensor, Tensor]:
+    """The labels of D_tr and of D_val, without touching an image; see `search_split`."""
+    first, second = _search_places(dataset, limit, seed, fractions)
+    return dataset.train.labels[first], (dataset.validation or dataset.train).labels[second]
+
+
+def _search_places(
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """The places of the images of D_tr among the training images, and of those of D_val."""
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
             "The fractions of the training images for the search must be positive and sum to at "
             f"most 1, got {fractions}."
         )
-    train = subset(dataset.train, limit, seed)
-    first_count, second_count = search_counts(len(train), fractions)
-    first, rest = stratified(train.labels, first_count, seed)
-    if first_count + second_count < len(train):
-        rest = rest[stratified(train.labels[rest], second_count, seed)[0]]
-    return train[first], train[rest]
-
-
-def search_counts(images: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """How many of the `images` are in D_tr and in D_val.
-
-    Where the fractions sum to 1, D_val has all that is not in D_tr.
-    """
-    # + 1e-6: as floats 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996.
-    first, second = (int(fraction * images + 1e-6) for fraction in fractions)
-    return first, second if sum(fractions) < 1 - 1e-9 else images - first
+    train, validation = dataset.train, dataset.validation
+    if validation is None:
+        return search_indices(train.labels, limit, seed, fractions, train.groups)
+    if tuple(fractions) != HALVES:
+        raise InputError(
+            f"data.search_fractions is {list(fractions)}, but {dataset.name} has validation images "
+            "of its own, so that there is nothing to split. Drop it."
+        )
+    both = len(train) + len(validation)
+    share = 1.0 if limit is None else min(1.0, limit / both)
+    first, second = (
+        stratified(labels, max(1, round(share * len(labels))), seed, least=(1, 0))[0]
+        for labels in (train.labels, validation.labels)
+    )
+    return first, second
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:
-    """Returns at most `limit` images, stratified."""
+    """Returns at most `limit` images, stratified, with every class as far as there is room."""
+    chosen = _subset_places(images, limit, seed)
+    return images if chosen is None else images[chosen]
+
+
+def subset_labels(images: Images, limit: int | None, seed: int) -> Tensor:
+    """The labels of a `subset`, without touching an image."""
+    chosen = _subset_places(images, limit, seed)
+    return images.labels if chosen is None else images.labels[chosen]
+
+
+def _subset_places(images: Images, limit: int | None, seed: int) -> Tensor | None:
+    """The places of the images of a subset, None for all."""
     if limit is None or limit >= len(images):
-        return images
-    return images[stratified(images.labels, limit, seed)[0]]
+        return None
+    return stratified(images.labels, limit, seed, least=(1, 0))[0]
 
 
 # ------------------------------ batches

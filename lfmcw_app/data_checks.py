@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_counts
+from lfmcw_app.class_checks import check_classes
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
@@ -48,7 +51,11 @@ def read_data(
     check_sizes(recipe, image_size=least, device=device, searches=searches)
     with enough_memory("data", recipe, device), main_first():
         dataset = load_dataset(
-            recipe.dataset, root, recipe.data.image_size, in_memory=recipe.data.in_memory
+            recipe.dataset,
+            root,
+            recipe.data.image_size,
+            in_memory=recipe.data.in_memory,
+            groups=recipe.data.groups,
         )
     check_sizes(
         recipe,
@@ -60,35 +67,60 @@ def read_data(
     )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
-    available = len(dataset.train)
-    searched = search_counts(
-        min(recipe.data.search_images or available, available), recipe.data.search_fractions
-    )
-    needs = (
-        ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
-    )
-    for key, batch, images in needs if searches else needs[1:]:
+    labels = _labels(recipe, dataset, searches=searches)
+    _check_batches(recipe, dataset, {part: len(of_part) for part, of_part in labels.items()})
+    matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"
+    check_classes(dataset, labels, matched=matched)
+    if searches:
+        _check_search(recipe, dataset, len(labels["D_tr"]))
+    _check_training(recipe, dataset)
+    return dataset
+
+
+def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:
+    """The labels of the images of every part that a run uses."""
+    how = recipe.data
+    labels = {
+        "training": subset_labels(dataset.train, how.train_images, recipe.seed),
+        "test": subset_labels(dataset.test, how.test_images, recipe.seed),
+    }
+    if searches:
+        labels["D_tr"], labels["D_val"] = search_labels(
+            dataset, how.search_images, recipe.seed, how.search_fractions
+        )
+    return labels
+
+
+def _check_batches(recipe: Recipe, dataset: Dataset, counts: Mapping[str, int]) -> None:
+    """Refuses batches that are larger than what they are drawn from.
+
+    Raises:
+        InputError: naming the key.
+    """
+    needs = [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
+    if "D_tr" in counts:
+        searched = min(counts["D_tr"], counts["D_val"])
+        needs.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+    for key, batch, images in needs:
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
                 f"to draw from. Lower {key}, or raise data.search_images or data.train_images."
             )
-    if searches:
-        _check_search(recipe, dataset)
-    _check_training(recipe, dataset)
-    return dataset
 
 
-def _check_search(recipe: Recipe, dataset: Dataset) -> None:
+def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is searched on.
+        images: number of images of D_tr.
 
     Raises:
         InputError: naming the key that does not fit.
     """
-    how, data = recipe.search, recipe.data
-    available = min(data.search_images or len(dataset.train), len(dataset.train))
-    images, _ = search_counts(available, data.search_fractions)
+    how = recipe.search
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
     warmups = {
         "architecture": how.architecture.warmup_epochs,

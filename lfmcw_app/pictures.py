@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -72,14 +73,18 @@ def save_cells(genotype: Genotype, folder: RunFolder, title: str) -> None:
 
 def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
     """Writes dataset.json, and real images in the layout of a snapshot."""
-    described = {
+    described: dict[str, Any] = {
         "name": dataset.name,
         "class_names": dataset.class_names,
         "image_size": dataset.image_size,
         "channels": dataset.channels,
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
+        "summary": dataset.summary,
+        "fingerprint": dataset.fingerprint.to_data(),
     }
+    if dataset.validation is not None:
+        described["validation_images"] = len(dataset.validation)
     if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
         place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
         described["path"] = str(place.resolve())

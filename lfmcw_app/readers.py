@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,29 @@ from torch import Tensor
 
 from lfmcw_app.cifar import read_cifar
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
+from lfmcw_app.groups import read_groups
 from lfmcw_app.held_pixels import pixels_of
 from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
-from lfmcw_app.listing import list_split
+from lfmcw_app.listing import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    FolderListing,
+    list_folder,
+    list_parts,
+)
 from lfmcw_app.published_files import download, places
+from lfmcw_app.splits import held_out_by_name, stratified
 
 __all__ = [
     "DATASETS",
     "FASHION_MNIST_FILES",
     "NOISE",
     "Images",
+    "Parts",
     "read_folder",
     "read_noise",
-    "stratified",
 ]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -53,11 +63,13 @@ class Images:
         pixels: [N, C, H, W], uint8; files are decoded where `pixels` is indexed.
         labels: [N], int64.
         source: the folder or file that they come from; "" for those of a package.
+        groups: [N], int64; images of one group are in one part. None for no groups.
     """
 
     pixels: Tensor | ImageFiles
     labels: Tensor
     source: str = ""
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,41 +78,28 @@ class Images:
         """Returns the images at `indices`; of files none is read."""
         pixels = self.pixels
         chosen = pixels.select(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
-        return replace(self, pixels=chosen, labels=self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(self, pixels=chosen, labels=self.labels[indices], groups=groups)
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits indices in two, the first part with `count` entries and every class in proportion.
+class Parts(NamedTuple):
+    """What a reader returns; the first three will do.
 
-    Args:
-        labels: [N].
-        count: size of the first part, at most N.
-        seed: seed of the shuffle.
-
-    Returns:
-        Indices of the first and of the second part, each in random order.
+    Attributes:
+        train: training images.
+        test: test images.
+        class_names: one name per class.
+        validation: images of D_val; None where D_val is a part of the training images.
+        fingerprint: None for images in memory: that of their pixels is made.
+        left_out: words on what else a folder holds.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
 
-    # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest
-    # positions takes every class in proportion, and rounds by fractions of an example.
-    _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
-    by_class = torch.argsort(of_class, stable=True)
-    within = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    position = torch.empty(len(labels), dtype=torch.float64)
-    position[by_class] = (within.double() + 0.5) / counts.repeat_interleave(counts)
-    by_position = torch.argsort(position, stable=True)
-
-    # By position the examples of the classes alternate; both parts are shuffled.
-    first, second = order[by_position[:count]], order[by_position[count:]]
-    return (
-        first[torch.randperm(len(first), generator=generator)],
-        second[torch.randperm(len(second), generator=generator)],
-    )
-
-
-Parts = tuple[Images, Images, tuple[str, ...]]
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    validation: Images | None = None
+    fingerprint: Fingerprint | None = None
+    left_out: str = ""
 
 
 def _digits(root: Path) -> Parts:
@@ -115,7 +114,7 @@ def _digits(root: Path) -> Parts:
     pixels = torch.from_numpy(np.round(data.images * 255.0 / 16.0).astype(np.uint8))[:, None]
     images = Images(pixels=pixels, labels=torch.from_numpy(data.target.astype(np.int64)))
     test, train = stratified(images.labels, len(images) // 5, seed=0)
-    return images[train], images[test], tuple(str(digit) for digit in range(10))
+    return Parts(images[train], images[test], tuple(str(digit) for digit in range(10)))
 
 
 def _fashion_mnist(root: Path) -> Parts:
@@ -144,7 +143,7 @@ def _fashion_mnist(root: Path) -> Parts:
         )
         for part in ("train", "t10k")
     )
-    return train, test, FASHION_CLASSES
+    return Parts(train, test, FASHION_CLASSES)
 
 
 def _either(path: Path) -> Path:
@@ -176,38 +175,74 @@ def _cifar(name: str) -> Callable[[Path], Parts]:
             Images(pixels=pixels, labels=labels, source=str(held.source))
             for pixels, labels in (held.train, held.test)
         )
-        return train, test, held.class_names
+        return Parts(train, test, held.class_names)
 
     return read
 
 
-def read_folder(folder: Path, image_size: int | None, in_memory: bool | None = None) -> Parts:
+def read_folder(
+    folder: Path,
+    image_size: int | None,
+    in_memory: bool | None = None,
+    groups: str | None = None,
+) -> Parts:
     """Reads a folder of images, one subfolder per class.
 
-    Where it is not split, a fifth of the images is the test set.
+    Where it has no test part, about a fifth of the images is held out by name.
 
     Args:
-        folder: see `list_split`.
+        folder: see `list_folder`.
         image_size: the shorter side is brought to it and the centre is cut out; None if all images
             have one square size.
         in_memory: whether all images are decoded at once; see `pixels_of`.
+        groups: a file that says which images stay together; see `read_groups`.
 
     Raises:
         InputError: if it cannot be used, or an image of it cannot be read.
     """
-    train, test = list_split(folder)
-    size = image_size or common_size([train] if test is None else [train, test])
+    listing = list_folder(folder)
+    of_group = None
+    if groups is not None:
+        of_group = read_groups(Path(groups).expanduser(), folder, listing)
+    if TEST not in listing.parts:
+        listing, of_group = _with_test_part(listing, of_group)
+    size = image_size or common_size(list(listing.parts.values()))
 
-    listings = [train] if test is None else [train, test]
-    pixels = pixels_of([ImageFiles.of(listing, size) for listing in listings], in_memory)
-    images, *rest = (
-        Images(pixels=held, labels=listing.labels, source=str(folder))
-        for held, listing in zip(pixels, listings, strict=True)
+    pixels = pixels_of(
+        [ImageFiles.of(images, size) for images in listing.parts.values()], in_memory
     )
-    if rest:
-        return images, rest[0], train.class_names
-    held_out, others = stratified(images.labels, max(1, len(images) // 5), seed=0)
-    return images[others], images[held_out], train.class_names
+    read = {
+        part: Images(pixels=held, labels=images.labels, source=str(folder))
+        for held, (part, images) in zip(pixels, listing.parts.items(), strict=True)
+    }
+    if of_group is not None:
+        _, numbers = np.unique(of_group[TRAIN], return_inverse=True)
+        read[TRAIN] = replace(read[TRAIN], groups=torch.from_numpy(numbers))
+    return Parts(
+        read[TRAIN],
+        read[TEST],
+        listing.parts[TRAIN].class_names,
+        validation=read.get(VALIDATION),
+        fingerprint=Fingerprint.of_files(listing.parts, of_group),
+        left_out=listing.words(),
+    )
+
+
+def _with_test_part(
+    listing: FolderListing, groups: dict[str, list[str]] | None
+) -> tuple[FolderListing, dict[str, list[str]] | None]:
+    """Holds out the test images of a folder that is not split."""
+    images = listing.parts[TRAIN]
+    held_out = held_out_by_name(
+        images.names, images.labels, None if groups is None else groups[TRAIN]
+    )
+    masks = {TRAIN: ~held_out, TEST: held_out}
+    where = {part: mask.nonzero()[:, 0] for part, mask in masks.items()}
+    parts = {part: images.select(indices) for part, indices in where.items()}
+    if groups is not None:
+        names = groups[TRAIN]
+        groups = {part: [names[i] for i in indices.tolist()] for part, indices in where.items()}
+    return replace(listing, parts=parts), groups
 
 
 NOISE = {
@@ -231,7 +266,12 @@ def read_noise(name: str) -> Parts:
         return Images(pixels=pixels, labels=torch.arange(count) % classes)
 
     class_names = tuple(f"class {label}" for label in range(classes))
-    return images(train, 0), images(test, train), class_names
+    return Parts(
+        images(train, 0),
+        images(test, train),
+        class_names,
+        fingerprint=Fingerprint.of_name(f"random:{name}"),
+    )
 
 
 def _imagenet(root: Path) -> Parts:
@@ -246,19 +286,26 @@ def _imagenet(root: Path) -> Parts:
             f"account. Unpack it to {folder / 'train' / 'SYNSET'}/*.JPEG and "
             f"{folder / 'val' / 'SYNSET'}/*.JPEG."
         )
-    train, test = list_split(folder)
-    if test is None:
+    places = {TRAIN: folder / "train", TEST: folder / "val"}
+    if not all(place.is_dir() for place in places.values()):
         raise InputError(
             f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into "
             "these."
         )
+    listing = list_parts(folder, places)
 
     # As in DARTS (Liu et al., 2019) and elsewhere: the central 224 pixels of a shorter side of 256.
-    parts = (
+    train, test = (
         Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels)
-        for part in (train, test)
+        for part in (listing.parts[TRAIN], listing.parts[TEST])
     )
-    return next(parts), next(parts), train.class_names
+    return Parts(
+        train,
+        test,
+        listing.parts[TRAIN].class_names,
+        fingerprint=Fingerprint.of_files(listing.parts),
+        left_out=listing.words(),
+    )
 
 
 DATASETS: dict[str, Callable[[Path], Parts]] = {

@@ -115,6 +115,11 @@ class Data(_Section):
         description="folder: whether all images are decoded at the start; null: if they take at "
         "most a quarter of the memory",
     )
+    groups: str | None = Field(
+        default=None,
+        description="folder: a CSV file with the columns file and group; images of one group (a "
+        "patient) stay together in D_tr, D_val or the test images",
+    )
 
     @field_validator("search_fractions")
     @classmethod

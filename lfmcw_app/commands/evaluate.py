@@ -107,6 +107,7 @@ def evaluate(
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
             images = read_data(recipe, data, searches=False, device=target)
+            say(console, images.summary)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=False)
             measure = partial(project_training, recipe, cells, images, target)

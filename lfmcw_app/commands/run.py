@@ -111,6 +111,7 @@ def run(
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
             images = read_data(recipe, data, device=target)
+            say(console, images.summary)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
             measure = partial(project, recipe, images, target)

@@ -13,7 +13,7 @@ from lfmcw_app.augmentation import CROP_DRAWS, crop_box
 from lfmcw_app.data import Batches, in_order, load_dataset, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_files import ImageFiles, random_crops
-from lfmcw_app.listing import list_split
+from lfmcw_app.listing import list_folder
 
 
 def test_images_of_any_kind_become_rgb(tmp_path):
@@ -37,7 +37,7 @@ def test_images_of_any_kind_become_rgb(tmp_path):
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (37, 23), (16, 16), (6, 5)])
 def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, size):
     write_classes(tmp_path, {"a": 2, "b": 2}, size=size)
-    listing, _ = list_split(tmp_path)
+    listing = list_folder(tmp_path).parts["train"]
     for margin in (1.0, 256 / 224):
         files = ImageFiles.of(listing, 16, margin)
         for path, pixels in zip(listing.paths, files[files.rows], strict=True):
