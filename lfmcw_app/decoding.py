@@ -1,4 +1,4 @@
-"""How an image file becomes pixels: turned upright, flattened, scaled to 8 bits, cut to a square."""
+"""How an image file becomes pixels: turned upright, flattened, scaled to 8 bits, made square."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lfmcw_app.augmentation import crop_box
 from lfmcw_app.deep_pixels import Depth, Values, deep_values, depth_of
-from lfmcw_app.errors import InputError, shown
+from lfmcw_app.errors import InputError, listed, shown
 
 __all__ = [
     "Background", "DamagedImage", "Decoding", "Fit", "damaged_images", "opened", "orientation_of",
@@ -262,11 +262,8 @@ def _damage(damaged: Sequence[tuple[str, str]]) -> str:
     if len(damaged) == 1:
         name, reason = damaged[0]
         return f"The image {name} cannot be read ({reason}). Replace it, remove it, {skip}"
-    named = "; ".join(f"{name} ({reason})" for name, reason in damaged[:NAMED])
-    more = f"; and {len(damaged) - NAMED:,} more" if len(damaged) > NAMED else ""
-    return (
-        f"{len(damaged):,} images cannot be read: {named}{more}. Replace them, remove them, {skip}"
-    )
+    named = listed([f"{name} ({reason})" for name, reason in damaged], most=NAMED)
+    return f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
 
 
 @contextmanager
@@ -276,8 +273,8 @@ def opened(source: Source) -> Iterator[Image.Image]:
         if isinstance(source, Image.Image):
             yield source
             return
-        # Opened here and not by Pillow, which maps files opened by their names into memory, and then
-        # takes the height of an uncompressed TIFF that lies on its side for the width.
+        # Pillow maps files that it opens by their names into memory, where it takes the height of
+        # an uncompressed TIFF that lies on its side for the width. So they are opened here.
         with open(source, "rb") as file, Image.open(file) as image:
             yield image
     except InputError:

@@ -120,6 +120,30 @@ class Data(_Section):
         description="folder: a CSV file with the columns file and group; images of one group (a "
         "patient) stay together in D_tr, D_val or the test images",
     )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        default="crop",
+        description="folder: how an image becomes square: its centre is cut out, it is padded with "
+        "black, or stretched",
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None,
+        description="folder: 1 for grey, 3 for colours; null: 1 where all training images are grey",
+    )
+    bits: Count | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="folder, more than 8 bits: values from 0 to 2 ** bits - 1 become 0 to 255; "
+        "null: those from the lowest to the highest value of the training images",
+    )
+    background: Literal["white", "black"] = Field(
+        default="white", description="folder: what is seen through transparency"
+    )
+    on_damaged: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="folder: skip leaves out files that cannot be read; every file is read at the "
+        "start to find them",
+    )
 
     @field_validator("search_fractions")
     @classmethod
