@@ -20,6 +20,7 @@ from torch import Tensor
 from lfmcw_app.augmentation import crop_box
 from lfmcw_app.deep_pixels import Depth, Values, deep_values, depth_of
 from lfmcw_app.errors import InputError, listed, shown
+from lfmcw_app.recipe import Channels
 
 __all__ = [
     "Background", "DamagedImage", "Decoding", "Fit", "damaged_images", "opened", "orientation_of",
@@ -29,7 +30,7 @@ __all__ = [
 Fit = Literal["crop", "pad", "stretch"]
 Background = Literal["white", "black"]
 Source = Image.Image | str | Path
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 NAMED = 10
 """Of damaged files, as many are named."""
@@ -57,15 +58,15 @@ class Decoding:
         background: what is seen through transparency.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    size: Annotated[int, Field(ge=1, le=2**14)]
+    size: Annotated[int, Field(strict=True, ge=1, le=2**14)]
     fit: Fit = "crop"
-    channels: Literal[1, 3] = 3
+    channels: Channels = 3
     low: Finite | None = None
     high: Finite | None = None
-    takes_8_bits: bool = True
-    margin: Annotated[float, Field(ge=1, le=16)] = 1.0
+    takes_8_bits: Annotated[bool, Field(strict=True)] = True
+    margin: Annotated[float, Field(strict=True, ge=1, le=16)] = 1.0
     background: Background = "white"
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ class Decoding:
     def _planes(self, image: Image.Image) -> list[Image.Image]:
         """An image of 8 bits without transparency, in the mode of the channels."""
         image.load()
-        if image.has_transparency_data or image.mode in PREMULTIPLIED:
+        if image.has_transparency_data:
             colours = image.convert("RGBA")
             behind = Image.new("RGBA", image.size, (*[self._behind] * 3, 255))
             image = Image.alpha_composite(behind, colours)
@@ -220,7 +221,6 @@ def _pixels(image: Image.Image) -> Tensor:
 # ------------------------------ opening a file
 
 
-PREMULTIPLIED = ("La", "RGBa")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -301,7 +301,10 @@ def orientation_of(image: Image.Image) -> int:
 
     Pillow turns a TIFF as it loads it, after which its orientation is 1.
     """
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except UNREADABLE:  # pictures with damaged EXIF data are shown as they are, by all programs
+        return 1
     return found if isinstance(found, int) and found in UPRIGHT else 1
 
 

@@ -28,6 +28,7 @@ from mlo.errors import nearest
 __all__ = [
     "PRESETS",
     "SPACES",
+    "Channels",
     "Recipe",
     "changed_recipe",
     "is_imagenet",
@@ -63,6 +64,17 @@ Whole = Annotated[int, BeforeValidator(_without_point)]
 
 Count = Annotated[Whole, Field(lt=2**53)]
 """A number of things. Products with fractions of them are floats, which are exact below 2**53."""
+
+
+def _no_truth_value(value: Any) -> Any:
+    """The value, unless it is true or false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"1 or 3, got {str(value).lower()}")  # noqa: TRY004 - pydantic's rule
+    return value
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)]
+"""Of an image: grey, or red, green and blue."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -125,7 +137,7 @@ class Data(_Section):
         description="folder: how an image becomes square: its centre is cut out, it is padded with "
         "black, or stretched",
     )
-    channels: Literal[1, 3] | None = Field(
+    channels: Channels | None = Field(
         default=None,
         description="folder: 1 for grey, 3 for colours; null: 1 where all training images are grey",
     )
