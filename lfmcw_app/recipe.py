@@ -22,12 +22,13 @@ from pydantic import (
 
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
+from lfmcw_app.spaces import SPACES
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
 __all__ = [
     "PRESETS",
-    "SPACES",
     "Channels",
     "Recipe",
     "changed_recipe",
@@ -40,7 +41,12 @@ __all__ = [
 ]
 
 PRESETS = ("smoke", "small", "paper", "original")
-SPACES = ("darts", "pdarts", "pcdarts")
+ADAPTED: dict[str, tuple[str, Any]] = {
+    "evaluation.epochs": ("evaluation.min_steps", 0),
+    "evaluation.batch_size": ("evaluation.fits_batch", False),
+    "search.batch_size": ("search.fits_batch", False),
+}
+"""What presets adapt to the data → the key that says so, and its value where one is given."""
 OVERLAYS = {"original": ("paper", "original")}
 """Presets that go over another one; the others stand for themselves."""
 
@@ -102,6 +108,13 @@ class Augmentation(_Section):
         strict=False,
         description="largest change of brightness, contrast, saturation and hue",
     )
+
+
+FITS_BATCH: Any = Field(
+    default=False,
+    description="where there are fewer images than a batch, it has as many as there are; false "
+    "where batch_size is given beside a preset",
+)
 
 
 class Data(_Section):
@@ -266,11 +279,8 @@ class Progressive(_Section):
             raise ValueError(f"added_layers may add at most {MOST_CELLS} cells")
         if not all(0 <= rate < 1 for rate in self.skip_dropout):
             raise ValueError("skip_dropout holds probabilities below 1")
-        if sum(self.dropped_operations) >= 8 or min(self.dropped_operations) < 1:
-            raise ValueError(
-                "dropped_operations must leave one of the 8 operations, and drop at least one a "
-                "stage"
-            )
+        if min(self.dropped_operations) < 1:
+            raise ValueError("dropped_operations must drop at least one operation per stage")
         return self
 
 
@@ -282,7 +292,14 @@ class Search(_Section):
         description="darts: the baseline, without W1 and the generator; random: cells drawn by the "
         "seed, no search",
     )
-    space: Literal["darts", "pdarts", "pcdarts"] = "darts"
+    space: str = Field(default="darts", description="a name in spaces.py")
+    primitives: tuple[str, ...] = Field(
+        default=DARTS_PRIMITIVES,
+        strict=False,
+        min_length=1,
+        description="candidate operations of every edge, names in search_space/operations.py; "
+        "spaces with candidates of their own do not read it",
+    )
     partial_channels: Count = Field(
         default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
     )
@@ -305,6 +322,7 @@ class Search(_Section):
     )
     steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: Count = Field(default=64, ge=2)
+    fits_batch: bool = FITS_BATCH
     order: Literal["first", "second"] = Field(
         default="second", description="first: drop all implicit terms"
     )
@@ -377,18 +395,10 @@ class Search(_Section):
         return self
 
     @model_validator(mode="after")
-    def _stages_have_cells(self) -> Search:
-        if self.space == "pdarts" and self.layers + min(self.progressive.added_layers) < 3:
-            raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> Search:
-        if self.space == "pcdarts" and self.channels % self.partial_channels:
-            raise ValueError(
-                f"channels ({self.channels}) must be a multiple of partial_channels "
-                f"({self.partial_channels})"
-            )
+    def _fits_its_space(self) -> Search:
+        if len(set(self.primitives)) < len(self.primitives):
+            raise ValueError(f"primitives names one twice: {list(self.primitives)}")
+        SPACES.named(self.space).check(self)
         return self
 
     @model_validator(mode="after")
@@ -418,7 +428,14 @@ class Evaluation(_Section):
     layers: Count = Field(default=20, ge=3, le=MOST_CELLS)
     epochs: Count | None = Field(default=600, ge=1)
     steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    min_steps: Count = Field(
+        default=0,
+        ge=0,
+        description="least number of rounds: epochs are added until there are so many; 0 where "
+        "epochs are given beside a preset",
+    )
     batch_size: Count = Field(default=96, ge=2)
+    fits_batch: bool = FITS_BATCH
     weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar", description="imagenet: to an eighth of the resolution"
@@ -513,7 +530,7 @@ def load_recipe(
 
     Args:
         preset: one of `PRESETS`.
-        space: one of `SPACES`.
+        space: a name in `lfmcw_app.spaces.SPACES`.
         config: any part of a recipe, or a YAML file with it.
         overrides: dotted key → value.
         assignments: `dotted.key=value`, the value in YAML.
@@ -524,7 +541,9 @@ def load_recipe(
     if preset not in PRESETS:
         raise InputError(f"Unknown preset {shown(preset)}. {nearest(str(preset), PRESETS)}")
     if space not in SPACES:
-        raise InputError(f"Unknown search space {shown(space)}. {nearest(str(space), SPACES)}")
+        raise InputError(
+            f"Unknown search space {shown(space)}. {nearest(str(space), list(SPACES))}"
+        )
 
     # The preset's files, from the general to the special: what comes later overrides.
     tree: dict[str, Any] = {}
@@ -564,11 +583,24 @@ def _over(
     assignments: tuple[str, ...],
 ) -> Recipe:
     tree = _merged(tree, config)
-    for key, value in overrides.items():
+    assigned = [key_value(assignment, "--set", "search.channels=8") for assignment in assignments]
+    for key, value in (*overrides.items(), *assigned):
         _assign(tree, key, value)
-    for assignment in assignments:
-        _assign(tree, *key_value(assignment, "--set", "search.channels=8"))
+
+    given = {*_dotted(config), *overrides, *(key for key, _ in assigned)}
+    for key, (adapter, off) in ADAPTED.items():
+        if key in given and adapter not in given:
+            _assign(tree, adapter, off)
     return validate_recipe(tree)
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of a tree's values."""
+    found = set()
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= _dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

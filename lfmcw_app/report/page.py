@@ -15,6 +15,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
 from lfmcw_app.report.cells import cell_svg, primitive_label, state_label
 from lfmcw_app.report.charts import Series, line_chart, short
+from lfmcw_app.report.classes import class_errors
 from lfmcw_app.report.curves import (
     Rounds,
     at,
@@ -37,7 +38,8 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
-from lfmcw_app.stages import METHOD_LABELS, SPACE_LABELS
+from lfmcw_app.spaces import space_named
+from lfmcw_app.stages import METHOD_LABELS
 from lfmcw_app.units import duration, size
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
@@ -71,6 +73,7 @@ def run_page(run: RunData) -> str:
         losses=loss_charts(rounds),
         errors=error_charts(rounds),
         weights=class_weights(run),
+        classes=class_errors(run),
         sheet_names=names,
         sheets=pictures,
         gradients=gradient_charts(rounds),
@@ -169,7 +172,7 @@ def _what(run: RunData) -> str:
     how = run.recipe.search
     order = "" if how.method == "random" else f", {how.order} order"
     return (
-        f"{METHOD_LABELS[how.method]}, {SPACE_LABELS[how.space]} space{order}, preset "
+        f"{METHOD_LABELS[how.method]}, {space_named(how.space).title} space{order}, preset "
         f"{run.recipe.preset}, seed {run.recipe.seed}"
     )
 
