@@ -43,7 +43,7 @@ def test_a_patient_is_in_one_part_only(tmp_path):
     data = load_dataset(f"folder:{tmp_path}", groups=str(path))
     train, validation = search_split(data, None, 0)
     parts = [patients_of(data, images) for images in (train, validation, data.test)]
-    assert sorted(sum(map(list, parts), [])) == list(range(10))
+    assert sorted([*parts[0], *parts[1], *parts[2]]) == list(range(10))
     assert all(parts)
     alone = load(tmp_path)
     assert patients_of(alone, alone.train) & patients_of(alone, alone.test)
@@ -60,7 +60,7 @@ def test_the_file_is_also_looked_for_in_the_folder(tmp_path):
         load_dataset(f"folder:{tmp_path}", groups="patients.csv")
 
 
-def test_files_without_a_group_and_groups_without_a_file_are_named(tmp_path):
+def test_files_without_group_and_lines_without_file_are_named(tmp_path):
     write_classes(tmp_path, {"a": 20, "bb": 21})
     path = write_groups(tmp_path)
     with pytest.raises(InputError, match=r"no group of 1 images: bb/020\.png"):
