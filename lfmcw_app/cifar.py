@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.published_files import download, places
+from lfmcw_app.published_files import download, places, places_said
 
 __all__ = ["CIFAR10_CLASSES", "CifarData", "read_cifar"]
 
@@ -159,8 +159,8 @@ def read_cifar(name: str, root: Path) -> CifarData:
             whose files are not the published ones.
     """
     cifar = _CIFARS[name]
-    looked = places(root, (".", name, name.upper()))
-    for place in looked:
+    folders = (".", name, name.upper())
+    for place in places(root, folders):
         for version in (cifar.binary, cifar.python):
             for source in (place / version.folder, place / version.archive):
                 if _is_complete(source, version):
@@ -172,7 +172,7 @@ def read_cifar(name: str, root: Path) -> CifarData:
         CIFAR_URL + archive,
         root,
         cifar.binary_md5,
-        looked=looked,
+        looked=places_said(root, folders),
         otherwise=f"put the file {archive} or {cifar.python.archive} into {root}",
     )
     return _read(cifar, cifar.binary, root / archive)

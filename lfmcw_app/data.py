@@ -364,8 +364,8 @@ class Batches:
     """An endless stream of normalised batches; batch k of a stream depends on the seed and k alone.
 
     So streams with one seed are synchronised without sharing anything, and the position in a stream
-    is one number. Files are read ahead, in threads; what is done with their pixels is done where
-    the batch is asked for.
+    is one number. Files are read ahead, and random windows cut out, in threads; what else is done
+    with the pixels is done where the batch is asked for.
 
     Args:
         images: the images; at least one batch of them. Streams share those that are on the device
@@ -414,8 +414,9 @@ class Batches:
     def _reads(self, choose: Callable[[int], Tensor]) -> None:
         """Makes this the stream of the images that `choose` gives for the index of a batch."""
         self._chosen = choose
-        in_files = isinstance(self._images.pixels, ImageFiles)
-        self._read = Prefetcher(self._photographs, depth=DEPTH if in_files else 0)
+        # Indexing a tensor takes less time than handing it over (docs/benchmarks.md).
+        slow = isinstance(self._images.pixels, ImageFiles) or self._augmentation.resized_crop
+        self._read = Prefetcher(self._photographs, depth=DEPTH if slow else 0)
         self.position = 0
 
     def alike(self) -> Batches:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfmcw_app.batchnorm import recompute_statistics
 from lfmcw_app.data import FOLDER, Dataset
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
@@ -25,6 +28,7 @@ __all__ = ["describe_dataset", "save_cells", "save_samples", "save_snapshot", "s
 GENERATED, REAL = 8, 2
 MOST_CLASSES = 20
 SNAPSHOTS = 8
+STATISTICS_BATCH, STATISTICS_BATCHES = 100, 4
 SNAPSHOT_CLASSES, SNAPSHOT_COLUMNS = 10, 2
 
 
@@ -94,17 +98,32 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
 
 
+def with_settled_statistics(
+    generator: ImageGenerator, num_classes: int, device: torch.device
+) -> ImageGenerator:
+    """A copy in evaluation mode, with the statistics that its norms have in batches for W2.
+
+    After few rounds the running ones still hold their initial values. Noise is drawn from the
+    global random state.
+    """
+    copied = copy.deepcopy(generator)
+    labels = torch.arange(STATISTICS_BATCH, device=device) % num_classes
+    passes = (partial(copied.show, labels) for _ in range(STATISTICS_BATCHES))
+    recompute_statistics(copied, passes)
+    return copied.eval()
+
+
 def _generated(
     generator: ImageGenerator, dataset: Dataset, classes: int, columns: int, device: torch.device
 ) -> Tensor:
     """Generated images of the first classes with pixels in [0, 1], [classes, columns, C, H, W]."""
     # The same noise every time, so that snapshots of different rounds show what has changed.
     labels = torch.arange(classes).repeat_interleave(columns).to(device)
-    was_training = generator.training
     with preserved():
         torch.manual_seed(0)
-        images = generator.eval().show(labels).cpu()
-    generator.train(was_training)
+        settled = with_settled_statistics(generator, dataset.num_classes, device)
+        torch.manual_seed(0)
+        images = settled.show(labels).cpu()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     return (images * std + mean).clamp(0, 1).view(classes, columns, *images.shape[1:])
 

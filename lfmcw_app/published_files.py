@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lfmcw_app.errors import InputError
 
-__all__ = ["PLACES", "download", "places"]
+__all__ = ["PLACES", "download", "places", "places_said"]
 
 PLACES = (".", "data", "../data", "~/data", "~/datasets")
 """Where people keep data sets for torchvision, which has no place of its own."""
@@ -29,8 +29,14 @@ def places(root: Path, folders: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
+def places_said(root: Path, folders: Sequence[str]) -> str:
+    """The same places in words, which are fewer than their paths."""
+    within = " or ".join("the folder itself" if folder == "." else folder for folder in folders)
+    return f"{', '.join(dict.fromkeys((str(root), *PLACES)))} ({within})"
+
+
 def download(
-    dataset: str, url: str, folder: Path, md5: str, *, looked: Sequence[Path], otherwise: str
+    dataset: str, url: str, folder: Path, md5: str, *, looked: str, otherwise: str
 ) -> None:
     """Downloads a file into a folder, where it gets its name once its checksum is right.
 
@@ -39,7 +45,7 @@ def download(
         url: where it is published.
         folder: where it goes; it is made.
         md5: of the file, as published.
-        looked: folders in which it is not, for the message.
+        looked: where it is not, in words; see `places_said`.
         otherwise: what the user can do without a download.
 
     Raises:
@@ -64,7 +70,7 @@ def download(
             with contextlib.suppress(OSError):
                 made.rmdir()  # only where it is empty
         raise InputError(
-            f"The data set {dataset} is not on this machine (looked in "
-            f"{', '.join(map(str, looked))}) and could not be downloaded from {url} ({error}). "
-            f"Connect to the internet, or {otherwise}; or try the embedded data set: digits."
+            f"The data set {dataset} is not in {looked}, and could not be downloaded from {url} "
+            f"({error}). Connect to the internet, or {otherwise}; or try the embedded data set: "
+            "digits."
         ) from None

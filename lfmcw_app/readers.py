@@ -28,7 +28,7 @@ from lfmcw_app.listing import (
     list_folder,
     list_parts,
 )
-from lfmcw_app.published_files import download, places
+from lfmcw_app.published_files import download, places, places_said
 from lfmcw_app.splits import held_out_by_name, stratified
 
 __all__ = [
@@ -119,8 +119,8 @@ def _digits(root: Path) -> Parts:
 
 def _fashion_mnist(root: Path) -> Parts:
     # torchvision keeps the files as they are fetched, and unpacked ones beside them.
-    looked = places(root, ("fashion-mnist", "FashionMNIST/raw"))
-    for folder in (*looked, FASHION_MNIST_PACKAGE):
+    folders = ("fashion-mnist", "FashionMNIST/raw")
+    for folder in (*places(root, folders), FASHION_MNIST_PACKAGE):
         found = {file: _either(folder / file) for file in FASHION_MNIST_FILES}
         if all(path.is_file() for path in found.values()):
             break
@@ -131,6 +131,7 @@ def _fashion_mnist(root: Path) -> Parts:
             f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install "
             "Debian's package dataset-fashion-mnist)"
         )
+        looked = places_said(root, folders)
         for file, md5 in FASHION_MNIST_FILES.items():
             url = FASHION_MNIST_URL + file
             download("fashion-mnist", url, folder, md5, looked=looked, otherwise=otherwise)

@@ -40,6 +40,12 @@ __all__ = [
 
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts")
+ADAPTED: dict[str, tuple[str, Any]] = {
+    "evaluation.epochs": ("evaluation.min_steps", 0),
+    "evaluation.batch_size": ("evaluation.fits_batch", False),
+    "search.batch_size": ("search.fits_batch", False),
+}
+"""What presets adapt to the data → the key that says so, and its value where one is given."""
 OVERLAYS = {"original": ("paper", "original")}
 """Presets that go over another one; the others stand for themselves."""
 
@@ -90,6 +96,13 @@ class Augmentation(_Section):
         strict=False,
         description="largest change of brightness, contrast, saturation and hue",
     )
+
+
+FITS_BATCH: Any = Field(
+    default=False,
+    description="where there are fewer images than a batch, it has as many as there are; false "
+    "where batch_size is given beside a preset",
+)
 
 
 class Data(_Section):
@@ -269,6 +282,7 @@ class Search(_Section):
     )
     steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: Count = Field(default=64, ge=2)
+    fits_batch: bool = FITS_BATCH
     order: Literal["first", "second"] = Field(
         default="second", description="first: drop all implicit terms"
     )
@@ -382,7 +396,14 @@ class Evaluation(_Section):
     layers: Count = Field(default=20, ge=3, le=MOST_CELLS)
     epochs: Count | None = Field(default=600, ge=1)
     steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    min_steps: Count = Field(
+        default=0,
+        ge=0,
+        description="least number of rounds: epochs are added until there are so many; 0 where "
+        "epochs are given beside a preset",
+    )
     batch_size: Count = Field(default=96, ge=2)
+    fits_batch: bool = FITS_BATCH
     weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar", description="imagenet: to an eighth of the resolution"
@@ -528,11 +549,24 @@ def _over(
     assignments: tuple[str, ...],
 ) -> Recipe:
     tree = _merged(tree, config)
-    for key, value in overrides.items():
+    assigned = [key_value(assignment, "--set", "search.channels=8") for assignment in assignments]
+    for key, value in (*overrides.items(), *assigned):
         _assign(tree, key, value)
-    for assignment in assignments:
-        _assign(tree, *key_value(assignment, "--set", "search.channels=8"))
+
+    given = {*_dotted(config), *overrides, *(key for key, _ in assigned)}
+    for key, (adapter, off) in ADAPTED.items():
+        if key in given and adapter not in given:
+            _assign(tree, adapter, off)
     return validate_recipe(tree)
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of a tree's values."""
+    found = set()
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= _dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:

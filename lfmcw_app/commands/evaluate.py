@@ -56,7 +56,7 @@ def evaluate(
     """Trains the network of GENOTYPE on DATASET from scratch and reports its test error."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
-    from lfmcw_app.data_checks import read_data
+    from lfmcw_app.data_checks import adaptations, read_data
     from lfmcw_app.projection import after_projection, print_choice, project_training
 
     console = Console(quiet=quiet and not dry_run)
@@ -106,8 +106,10 @@ def evaluate(
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
-            images = read_data(recipe, data, searches=False, device=target)
-            say(console, images.summary)
+            asked = recipe
+            recipe, images = read_data(recipe, data, searches=False, device=target)
+            for said in (images.summary, *adaptations(asked, recipe, images, searches=False)):
+                say(console, said)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=False)
             measure = partial(project_training, recipe, cells, images, target)

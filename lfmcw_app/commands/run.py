@@ -57,7 +57,7 @@ def run(
     """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
-    from lfmcw_app.data_checks import read_data
+    from lfmcw_app.data_checks import adaptations, read_data
     from lfmcw_app.projection import after_projection, print_choice, project
 
     # A recipe or a projection that is asked for is printed in any case.
@@ -110,8 +110,10 @@ def run(
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
-            images = read_data(recipe, data, device=target)
-            say(console, images.summary)
+            asked = recipe
+            recipe, images = read_data(recipe, data, device=target)
+            for said in (images.summary, *adaptations(asked, recipe, images)):
+                say(console, said)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
             measure = partial(project, recipe, images, target)

@@ -74,7 +74,7 @@ def table(
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
-    from lfmcw_app.data_checks import read_data
+    from lfmcw_app.data_checks import adaptations, fitted, read_data
     from lfmcw_app.table_files import TableReport, claim, run_folder
 
     console = Console()
@@ -93,8 +93,10 @@ def table(
                 )
         check_arms(name, recipes)
         first = next(iter(recipes.values()))
-        images = read_data(first, data)
-        say(console, images.summary)
+        _, images = read_data(first, data)
+        for said in (images.summary, *adaptations(first, fitted(first, images), images)):
+            say(console, said)
+        recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
         of_launcher = dict(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )

@@ -78,7 +78,7 @@ class Runs:
     def _run(self, folder, die_after):
         # Nothing is left of the process before it.
         torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
-        dataset = read_data(folder.recipe, folder.path)
+        _, dataset = read_data(folder.recipe, folder.path)
         with self._monkeypatch.context() as patch:
             # Drawing takes longer than all else.
             patch.setattr(search, "draw_genotype", lambda *arguments: None)
