@@ -102,7 +102,7 @@ def test_an_image_that_moves_to_another_part_is_named(tmp_path):
 def test_other_groups_are_other_data(folder):
     def grouped(shift):
         rows = [
-            f"{name}/{i:03d}.png,{(i + shift) // 2}" for name in ("cat", "dog") for i in range(12)
+            f"{name}/{i:03d}.png,{(i + shift) // 2}" for name in ("cat", "dog") for i in range(24)
         ]
         (folder / "groups.csv").write_text("file,group\n" + "\n".join(rows))
         return load_dataset(f"folder:{folder}", groups="groups.csv").fingerprint
