@@ -1,1 +1,23 @@
 """LFM-CW: learning from mistakes by class weighting, for differentiable architecture search."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lfmcw_app.from_python import run_search
+    from lfmcw_app.own_datasets import register_dataset
+
+__all__ = ["register_dataset", "run_search"]
+
+PLACES = {
+    "register_dataset": "lfmcw_app.own_datasets",
+    "run_search": "lfmcw_app.from_python",
+}
+"""Public name → its module."""
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is used, when it is: the package alone imports no torch."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PLACES[name]), name)

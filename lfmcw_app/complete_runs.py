@@ -57,10 +57,11 @@ def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet."""
+    # Also of a complete run, whose result would be told as that of these data.
+    check_unchanged(folder.path, dataset.fingerprint)
     if folder.result is not None and not folder.changes:
         return folder.result
     with folder.locked():
-        check_unchanged(folder.path, dataset.fingerprint)
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()
