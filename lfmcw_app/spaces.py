@@ -7,7 +7,7 @@ any of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,7 +25,7 @@ from lfmcw_app.search_space.genotype import (
 )
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.network import DerivedNetwork
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     PDartsStage,
     derive_restricted_genotype,
@@ -41,7 +41,7 @@ class Settings(Protocol):
     """What a space reads of a recipe's section `search`."""
 
     space: str
-    primitives: tuple[str, ...]
+    primitives: tuple[str, ...] | Mapping[str, tuple[tuple[str, ...], ...]]
     channels: int
     layers: int
     nodes: int
@@ -100,7 +100,11 @@ class Space:
         Raises:
             ValueError: for unknown names, or a set that holds no operation.
         """
-        return as_candidates(how.primitives, how.nodes)
+        names = how.primitives
+        if isinstance(names, Mapping):
+            of_edges = Candidates(normal=names["normal"], reduction=names["reduction"])
+            return as_candidates(of_edges, how.nodes)
+        return as_candidates(names, how.nodes)
 
     def draws(self, how: Settings) -> bool:
         """Whether its supernets draw random numbers, of which each process has its own."""
@@ -247,6 +251,14 @@ class Restricted(Space):
 
     normal: Sequence[tuple[str, ...]]
     reduction: Sequence[tuple[str, ...]]
+
+    def check(self, how: Settings) -> None:
+        super().check(how)
+        if how.primitives != DARTS_PRIMITIVES:
+            raise ValueError(
+                f"the space {self.title} has operations of its own, so that primitives would do "
+                "nothing; drop it, or set space to darts"
+            )
 
     def candidates(self, how: Settings) -> Candidates:
         edges = edge_count(how.nodes)
