@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import Dataset, load_dataset, search_counts
 from lfmcw_app.errors import InputError
@@ -78,7 +79,8 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
 
     # Modules check that their settings fit the images; the random state is left as it was.
     with preserved():
-        build_modules(how, dataset, layers=search_stages(how)[0].layers)
+        modules = build_modules(how, dataset, layers=search_stages(how)[0].layers)
+        check_budget(recipe, dataset, modules.arch.primitives)
 
 
 def _check_training(recipe: Recipe, dataset: Dataset) -> None:

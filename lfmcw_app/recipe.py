@@ -165,6 +165,20 @@ class Generator(_Section):
     )
 
 
+class Budget(_Section):
+    """What the derived network may cost at most, in millions; null: any."""
+
+    parameters: float | None = Field(
+        default=None, gt=0, description="millions of trainable parameters"
+    )
+    multiply_adds: float | None = Field(
+        default=None, gt=0, description="millions of multiply-adds for one image"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="weight of the penalty in the architecture's loss"
+    )
+
+
 class Progressive(_Section):
     """The stages of P-DARTS: deeper supernets with fewer operations per edge."""
 
@@ -273,6 +287,7 @@ class Search(_Section):
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
     generator: Generator = Generator()
+    budget: Budget = Budget()
     augmentation: Augmentation = Augmentation()
 
     model_config = ConfigDict(validate_by_name=True)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lfmcw_app.budget import warn_of_excess
 from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.collapse import CollapseDetector, observe
 from lfmcw_app.data import Dataset, search_split, short_name
@@ -47,6 +48,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     how = folder.recipe.search
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
+    warn_of_excess(folder.recipe, genotype, dataset)
     folder.write("genotype.txt", genotype.to_darts() + "\n")
     title = f"{SPACE_LABELS[how.space]}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     if not folder.writes:

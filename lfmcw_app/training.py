@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfmcw_app.budget import budget_result
 from lfmcw_app.data import Batches, Dataset, in_order, resident, subset
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
@@ -126,6 +127,7 @@ def train_derived(
     if dataset.num_classes > 5:
         top5_error = 100.0 * float((ranks >= 5).double().mean())
     cost = network_cost(network, dataset.image_size, dataset.channels)
+    budget = budget_result(recipe, cost)
     result = {
         "dataset": dataset.name,
         "test_error_percent": 100.0 * float((ranks >= 1).double().mean()),
@@ -133,6 +135,7 @@ def train_derived(
         "test_images": len(test),
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
+        **({"budget": budget} if budget else {}),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
         "genotype": genotype.to_data(),
