@@ -9,6 +9,8 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import Dataset, short_name
+from lfmcw_app.fingerprint import check_unchanged
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -24,8 +26,9 @@ def run(
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        genotype = search(folder, dataset, console, device)
-        return train_derived(folder, genotype, dataset, console, device)
+        with enough_memory("search", folder.recipe, device, resumes=folder.path):
+            genotype = search(folder, dataset, console, device)
+        return _trained(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, both)
 
@@ -38,18 +41,26 @@ def evaluate_genotype(
     def training() -> dict[str, Any]:
         if folder.writes:
             save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
-        return train_derived(folder, genotype, dataset, console, device)
+        return _trained(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, training)
+
+
+def _trained(
+    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+) -> dict[str, Any]:
+    with enough_memory("training", folder.recipe, device, resumes=folder.path):
+        return train_derived(folder, genotype, dataset, console, device)
 
 
 def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet."""
-    if folder.result is not None:
+    if folder.result is not None and not folder.changes:
         return folder.result
     with folder.locked():
+        check_unchanged(folder.path, dataset.fingerprint)
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()

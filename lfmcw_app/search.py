@@ -48,15 +48,15 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     how = folder.recipe.search
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
-    warn_of_excess(folder.recipe, genotype, dataset)
     folder.write("genotype.txt", genotype.to_darts() + "\n")
+    warn_of_excess(folder.recipe, genotype, dataset)
     title = f"{SPACE_LABELS[how.space]}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     if not folder.writes:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
-    with folder.writing("The pictures"):
-        if generator is not None:
+    if generator is not None:
+        with folder.attempting("samples.png"):
             save_samples(generator, dataset, folder.path / "samples.png", device)
     return genotype
 

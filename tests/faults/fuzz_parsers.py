@@ -21,7 +21,8 @@ with atheris.instrument_imports(
     include=["lfmcw_app.recipe", "lfmcw_app.search_space.genotype", "yaml", "json"]
 ):
     from lfmcw_app.errors import InputError
-    from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
+    from lfmcw_app.plain_yaml import parse_yaml
+    from lfmcw_app.recipe import Recipe, validate_recipe
     from lfmcw_app.search_space.genotype import Genotype
 
 GENOTYPES = (Genotype.from_json, Genotype.from_darts)
