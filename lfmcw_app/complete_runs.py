@@ -9,10 +9,12 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import Dataset
+from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.stages import TRAINING
 from lfmcw_app.training import train_derived
 
 __all__ = ["evaluate_genotype", "run"]
@@ -42,9 +44,16 @@ def evaluate_genotype(
 def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The result of a folder, from `work` where it has none yet."""
-    if folder.result is not None:
-        return folder.result
+    """The result of a folder, from `work` where it has none yet.
+
+    A folder of an earlier version may have a result and no network.pt. `work` then tests the
+    network of its last checkpoint once more, and writes both.
+    """
+    result = folder.result
+    checkpoints = folder.checkpoints(TRAINING)
+    can_be_written = checkpoints.exists() and not (folder.path / NETWORK).exists()
+    if result is not None and not can_be_written:
+        return result
     with folder.locked():
         if folder.writes:
             describe_dataset(dataset, folder)

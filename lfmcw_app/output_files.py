@@ -1,0 +1,50 @@
+"""Files that commands make where the user says: new ones, there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lfmcw_app.errors import InputError
+
+__all__ = ["check_new", "new_file"]
+
+
+def check_new(path: Path) -> None:
+    """Checks that a file can be made, before anything is computed for it.
+
+    Raises:
+        InputError: if it exists, or its folder does not.
+    """
+    if path.exists():
+        raise InputError(
+            f"{path} exists already, and nothing is overwritten. Name another file, or remove it."
+        )
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, which takes the name `path` when the body has ended.
+
+    If the body fails, nothing is left.
+
+    Raises:
+        InputError: if the file exists, or cannot be written.
+    """
+    check_new(path)
+    # In the same folder, so that it can be renamed; with the same ending, which some writers read.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}). Make room or give the "
+            "permission, or name another file."
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
