@@ -2,12 +2,13 @@
 
 import typer
 
+from lfmcw_app.commands.draw import draw
 from lfmcw_app.commands.evaluate import evaluate
 from lfmcw_app.commands.report import report
 from lfmcw_app.commands.run import run
 from lfmcw_app.commands.table import table
 
-COMMANDS = (run, evaluate, report, table)
+COMMANDS = (run, evaluate, report, draw, table)
 
 
 def main() -> None:

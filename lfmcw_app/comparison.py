@@ -11,6 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from lfmcw_app.drawing import as_label, drawing
+
 __all__ = ["Comparison", "Summary", "compare", "draw_comparison", "holm", "summarise"]
 
 POWER = 0.8
@@ -143,6 +145,7 @@ def _against(found: Comparison, p_value: float) -> tuple[str, str, str]:
     )
 
 
+@drawing()
 def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
     """Draws the runs of each arm, their mean and standard deviation."""
     figure = Figure(figsize=(1.6 + 1.25 * max(2, len(arms)), 4.2), layout="constrained")
@@ -153,10 +156,10 @@ def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
         axes.plot(places, errors, "o", color="#1f77b4", alpha=0.45)
         deviation = 0.0 if math.isnan(arm.deviation) else arm.deviation
         axes.errorbar(position, arm.mean, deviation, fmt="_", color="black", capsize=6, ms=18)
-    axes.set_xticks(range(len(arms)), [_wrapped(arm.label) for arm in arms])
+    axes.set_xticks(range(len(arms)), [_wrapped(as_label(arm.label)) for arm in arms])
     axes.set_xlim(-0.6, len(arms) - 0.4)
     axes.set_ylabel("test error, %  (mean ± SD, runs)")
-    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_title(as_label(title, longest=90), fontsize=11, loc="left")
     figure.savefig(path, dpi=110)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from lfmcw_app.data import Dataset
+from lfmcw_app.data import Dataset, short_name
+from lfmcw_app.fingerprint import check_unchanged
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
-from lfmcw_app.pictures import describe_dataset
+from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Genotype
@@ -26,8 +28,9 @@ def run(
     """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
 
     def both() -> dict[str, Any]:
-        genotype = search(folder, dataset, console, device)
-        return train_derived(folder, genotype, dataset, console, device)
+        with enough_memory("search", folder.recipe, device, resumes=folder.path):
+            genotype = search(folder, dataset, console, device)
+        return _trained(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, both)
 
@@ -36,9 +39,20 @@ def evaluate_genotype(
     folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
-    return _completed(
-        folder, dataset, lambda: train_derived(folder, genotype, dataset, console, device)
-    )
+
+    def training() -> dict[str, Any]:
+        if folder.writes:
+            save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
+        return _trained(folder, genotype, dataset, console, device)
+
+    return _completed(folder, dataset, training)
+
+
+def _trained(
+    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+) -> dict[str, Any]:
+    with enough_memory("training", folder.recipe, device, resumes=folder.path):
+        return train_derived(folder, genotype, dataset, console, device)
 
 
 def _completed(
@@ -49,12 +63,11 @@ def _completed(
     A folder of an earlier version may have a result and no network.pt. `work` then tests the
     network of its last checkpoint once more, and writes both.
     """
-    result = folder.result
-    checkpoints = folder.checkpoints(TRAINING)
-    can_be_written = checkpoints.exists() and not (folder.path / NETWORK).exists()
-    if result is not None and not can_be_written:
-        return result
+    lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
+    if folder.result is not None and not folder.changes and not lacks_network:
+        return folder.result
     with folder.locked():
+        check_unchanged(folder.path, dataset.fingerprint)
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()

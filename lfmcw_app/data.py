@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,19 +15,25 @@ from torch.nn import functional as F
 
 from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of, sent
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
-from lfmcw_app.readers import DATASETS, NOISE, Images, read_folder, read_noise, stratified
+from lfmcw_app.own_datasets import dataset_names, reader_of
+from lfmcw_app.prefetch import DEPTH, Prefetcher
+from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
 from lfmcw_app.recipe import Augmentation
+from lfmcw_app.splits import search_indices, stratified
 from mlo.errors import nearest
 
 __all__ = [
-    "DATASETS", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset", "in_order",
-    "load_dataset", "resident", "search_counts", "search_split", "short_name", "stratified",
-    "subset",
+    "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
+    "in_order", "load_dataset", "resident", "search_labels", "search_split", "short_name",
+    "subset", "subset_labels",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
+STATISTICS_IMAGES = 4096
+"""Of a folder's images, at most so many are read for mean and standard deviation."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, as everybody uses them."""
 
@@ -42,6 +49,9 @@ class Dataset:
         mean: mean of each channel of the training images, for pixels in [0, 1].
         std: standard deviation of each channel.
         class_names: one name per class.
+        validation: images of D_val; None where D_val is a part of the training images.
+        fingerprint: what the data are known by; empty for data made in memory.
+        left_out: words on what else a folder holds.
     """
 
     name: str
@@ -50,11 +60,25 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Images | None = None
+    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    left_out: str = ""
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    @property
+    def source(self) -> str:
+        """The folder or file that was read; "" for a data set of a package."""
+        return self.train.source
+
+    @property
+    def reading(self) -> str:
+        """Where the pixels are: in words."""
+        in_files = isinstance(self.train.pixels, ImageFiles)
+        return "read from files as needed" if in_files else "held in memory"
 
     @property
     def channels(self) -> int:
@@ -65,6 +89,19 @@ class Dataset:
     def image_size(self) -> int:
         """Height and width of an image."""
         return self.train.pixels.shape[2]
+
+    @property
+    def summary(self) -> str:
+        """What was read, in one line."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes = {part: len(images) for part, images in parts.items() if images is not None}
+        channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        said = (
+            f"{sum(sizes.values()):,} images, {self.num_classes:,} classes, "
+            f"{' / '.join(f'{size:,} {part}' for part, size in sizes.items())}, "
+            f"{self.image_size}×{self.image_size}, {channels}"
+        )
+        return f"{said}; {self.left_out}" if self.left_out else said
 
 
 def check_dataset(name: str) -> None:
@@ -79,10 +116,10 @@ def check_dataset(name: str) -> None:
                 f"{nearest(name.removeprefix(RANDOM), NOISE)}"
             )
         return
-    if name not in DATASETS and not name.startswith(FOLDER):
+    if not name.startswith(FOLDER) and name not in DATASETS and name not in dataset_names():
         raise InputError(
-            f"Unknown data set {name!r}. {nearest(name, DATASETS)} Your own images: folder:PATH; "
-            "noise: random:NAME."
+            f"Unknown data set {name!r}. {nearest(name, dataset_names())} Your own images: "
+            "folder:PATH; your own tensors: lfmcw_app.register_dataset; noise: random:NAME."
         )
     if name.strip() == FOLDER:
         raise InputError(
@@ -97,31 +134,46 @@ def short_name(name: str) -> str:
     return name.replace(":", "-")
 
 
-def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = None) -> Dataset:
+def load_dataset(
+    name: str,
+    root: Path = Path("data"),
+    image_size: int | None = None,
+    in_memory: bool | None = None,
+    groups: str | None = None,
+) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
     Args:
-        name: one of `DATASETS`, folder:PATH for a folder of images (see `read_folder`), or
-            random:NAME for random ones in the shape of another data set (see `read_noise`).
+        name: one of `DATASETS` or of your own (`register_dataset`), folder:PATH for a folder of
+            images (see `read_folder`), or random:NAME for random ones in the shape of another data
+            set (see `read_noise`).
         root: folder of data files.
         image_size: larger images are reduced to this height and width; images in files are brought
             to it.
+        in_memory: for folder:PATH, whether the images are decoded at once; see `pixels_of`.
+        groups: for folder:PATH, a file that says which images stay together; see `read_groups`.
 
     Raises:
         InputError: for an unknown name, or a data set that is neither on disk nor can be
             downloaded.
     """
     check_dataset(name)
+    if groups is not None and not name.startswith(FOLDER):
+        raise InputError(f"data.groups is for the images of a folder (folder:PATH), not {name}.")
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser()
-        train, test, class_names = read_folder(folder, image_size)
+        read = read_folder(folder, image_size, in_memory, groups)
     elif name.startswith(RANDOM):
-        train, test, class_names = read_noise(name.removeprefix(RANDOM))
+        read = read_noise(name.removeprefix(RANDOM))
     else:
-        train, test, class_names = DATASETS[name](root)
+        read = reader_of(name)(root)
+    train, validation, test = read.train, read.validation, read.test
+    class_names = read.class_names
 
     # Checked before anything is computed: files may be damaged, or not what their name says.
     parts = {"training": train, "test": test}
+    if validation is not None:
+        parts["validation"] = validation
     for part, images in parts.items():
         if len(images.pixels) != len(images.labels) or len(images) == 0:
             raise InputError(
@@ -133,8 +185,10 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
                 f"The {part} images of {name} are {tuple(images.pixels.shape[-2:])}; they must be "
                 "square."
             )
+    fingerprint = read.fingerprint or _fingerprint(read)
     if image_size is not None:
         train, test = _reduced(train, image_size), _reduced(test, image_size)
+        validation = None if validation is None else _reduced(validation, image_size)
     if train.pixels.shape[-1] % 4:
         raise InputError(
             f"Images of {name} are {train.pixels.shape[-1]} pixels wide; the size must be "
@@ -150,21 +204,49 @@ def load_dataset(name: str, root: Path = Path("data"), image_size: int | None = 
             )
 
     mean, std = _statistics(train, name)
-    return Dataset(name=name, train=train, test=test, class_names=class_names, mean=mean, std=std)
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        validation=validation,
+        fingerprint=fingerprint,
+        left_out=read.left_out,
+    )
+
+
+def _fingerprint(read: Parts) -> Fingerprint:
+    """Of images in memory, before they are reduced: rounding there depends on the machine."""
+    parts = {"train": read.train, "validation": read.validation, "test": read.test}
+    pixels = {}
+    for part, images in parts.items():
+        if images is not None:
+            assert isinstance(images.pixels, Tensor)
+            pixels[part] = (images.pixels, images.labels)
+    return Fingerprint.of_pixels(pixels, read.class_names)
 
 
 def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, for pixels in [0, 1].
 
-    They come from histograms, which take no memory. Images in files have ImageNet's.
+    They come from histograms, which take no memory. ImageNet and random images have ImageNet's;
+    those of a large folder come from a part of its images, the same whether they are in memory or
+    in files.
     """
-    if isinstance(images.pixels, ImageFiles):
+    if name == "imagenet" or name.startswith(RANDOM):
         return IMAGENET_MEAN, IMAGENET_STD
+    pixels = images.pixels
+    if name.startswith(FOLDER) and len(images) > STATISTICS_IMAGES:
+        pixels = pixels[torch.linspace(0, len(images) - 1, STATISTICS_IMAGES).long()]
+    elif isinstance(pixels, ImageFiles):
+        pixels = pixels[torch.arange(len(images))]
     # In parts, since counting takes eight bytes per pixel.
     values = torch.arange(256, dtype=torch.float64) / 255.0
     mean, std = [], []
-    for channel in range(images.pixels.shape[1]):
-        parts = torch.split(images.pixels[:, channel], 4096)
+    for channel in range(pixels.shape[1]):
+        parts = torch.split(pixels[:, channel], 4096)
         histograms = [torch.bincount(part.flatten(), minlength=256) for part in parts]
         counts = torch.stack(histograms).sum(0)
         mean.append(float(counts.double() @ values / counts.sum()))
@@ -180,49 +262,83 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
 # ------------------------------ the split
 
 
+HALVES = (0.5, 0.5)
+
+
 def search_split(
-    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = (0.5, 0.5)
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
 ) -> tuple[Images, Images]:
     """Splits the training images (or `limit` of them) in D_tr and D_val, stratified and seeded.
 
+    Where the data set has validation images of its own, these are D_val and all training images are
+    D_tr; `limit` takes as much of both.
+
     Args:
         dataset: the data set.
-        limit: number of training images that are split; None for all.
+        limit: number of images that are split; None for all.
         seed: decides which.
         fractions: of these images, the parts that D_tr and D_val get; halves by default. PC-DARTS
             takes 0.1 and 0.025 of ImageNet (Xu et al. (2020), section 4.3).
 
     Raises:
-        InputError: if the fractions are not positive, or sum to more than 1.
+        InputError: if the fractions are not positive, or sum to more than 1; or where there is
+            nothing to split.
     """
+    first, second = _search_places(dataset, limit, seed, fractions)
+    return dataset.train[first], (dataset.validation or dataset.train)[second]
+
+
+def search_labels(
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
+) -> tuple[Tensor, Tensor]:
+    """The labels of D_tr and of D_val, without touching an image; see `search_split`."""
+    first, second = _search_places(dataset, limit, seed, fractions)
+    return dataset.train.labels[first], (dataset.validation or dataset.train).labels[second]
+
+
+def _search_places(
+    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """The places of the images of D_tr among the training images, and of those of D_val."""
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
             "The fractions of the training images for the search must be positive and sum to at "
             f"most 1, got {fractions}."
         )
-    train = subset(dataset.train, limit, seed)
-    first_count, second_count = search_counts(len(train), fractions)
-    first, rest = stratified(train.labels, first_count, seed)
-    if first_count + second_count < len(train):
-        rest = rest[stratified(train.labels[rest], second_count, seed)[0]]
-    return train[first], train[rest]
-
-
-def search_counts(images: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """How many of the `images` are in D_tr and in D_val.
-
-    Where the fractions sum to 1, D_val has all that is not in D_tr.
-    """
-    # + 1e-6: as floats 0.1 · 30 is 3.0000000000000004, but 0.29 · 100 is 28.999999999999996.
-    first, second = (int(fraction * images + 1e-6) for fraction in fractions)
-    return first, second if sum(fractions) < 1 - 1e-9 else images - first
+    train, validation = dataset.train, dataset.validation
+    if validation is None:
+        return search_indices(train.labels, limit, seed, fractions, train.groups)
+    if tuple(fractions) != HALVES:
+        raise InputError(
+            f"data.search_fractions is {list(fractions)}, but {dataset.name} has validation images "
+            "of its own, so that there is nothing to split. Drop it."
+        )
+    both = len(train) + len(validation)
+    share = 1.0 if limit is None else min(1.0, limit / both)
+    first, second = (
+        stratified(labels, max(1, round(share * len(labels))), seed, least=(1, 0))[0]
+        for labels in (train.labels, validation.labels)
+    )
+    return first, second
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:
-    """Returns at most `limit` images, stratified."""
+    """Returns at most `limit` images, stratified, with every class as far as there is room."""
+    chosen = _subset_places(images, limit, seed)
+    return images if chosen is None else images[chosen]
+
+
+def subset_labels(images: Images, limit: int | None, seed: int) -> Tensor:
+    """The labels of a `subset`, without touching an image."""
+    chosen = _subset_places(images, limit, seed)
+    return images.labels if chosen is None else images.labels[chosen]
+
+
+def _subset_places(images: Images, limit: int | None, seed: int) -> Tensor | None:
+    """The places of the images of a subset, None for all."""
     if limit is None or limit >= len(images):
-        return images
-    return images[stratified(images.labels, limit, seed)[0]]
+        return None
+    return stratified(images.labels, limit, seed, least=(1, 0))[0]
 
 
 # ------------------------------ batches
@@ -247,7 +363,8 @@ class Batches:
     """An endless stream of normalised batches; batch k of a stream depends on the seed and k alone.
 
     So streams with one seed are synchronised without sharing anything, and the position in a stream
-    is one number.
+    is one number. Files are read ahead, and random windows cut out, in threads; what else is done
+    with the pixels is done where the batch is asked for.
 
     Args:
         images: the images; at least one batch of them. Streams share those that are on the device
@@ -291,7 +408,36 @@ class Batches:
         self._normalise = _Normaliser(dataset, device, dtype)
         self._order: tuple[int, Tensor] | None = None
         self.per_epoch = len(images) // batch_size
+        self._reads(self._shuffled)
+
+    def _reads(self, choose: Callable[[int], Tensor]) -> None:
+        """Makes this the stream of the images that `choose` gives for the index of a batch."""
+        self._chosen = choose
+        # Indexing a tensor takes less time than handing it over (docs/benchmarks.md).
+        slow = isinstance(self._images.pixels, ImageFiles) or self._augmentation.resized_crop
+        self._read = Prefetcher(self._photographs, depth=DEPTH if slow else 0)
         self.position = 0
+
+    def alike(self) -> Batches:
+        """Returns the stream of the same batches, with a position of its own.
+
+        Both share what is read ahead, so that a batch which both come to is read once.
+        """
+        other = copy.copy(self)
+        other.position = 0
+        return other
+
+    def matched_to(self, training: Batches) -> Batches:
+        """Returns a stream whose images have the labels of the training batch of the same index.
+
+        For each label one random image of its class is taken.
+
+        Raises:
+            InputError: where a batch is asked for, if a class has no image.
+        """
+        other = copy.copy(self)
+        other._reads(lambda index: self._of_classes(training.labels(index), index))
+        return other
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -304,26 +450,35 @@ class Batches:
 
         Images [B, C, H, W] are normalised; labels are [B].
         """
-        return self._prepared(self._chosen(index), index)
+        chosen, pixels = self._read.get(index, id(self))
+        # The order of the images, their windows and colours, and the other changes each have random
+        # numbers of their own, so that one of them does not shift the draws of another.
+        how, (_, colours) = self._augmentation, self._windows_and_colours(index)
+        images = self._normalise.scaled(pixels)
+        images = self._normalise.centred(jittered(images, how.color_jitter, colours, self._part))
+        generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
+        images = augmented(images, how, generator, self._normalise.black, self._part)
+        return images, self._labels[sent(chosen, self._device)]
 
     def labels(self, index: int) -> Tensor:
         """The labels of batch `index`, [B], on the CPU."""
         return self._images.labels[self._chosen(index)]
 
-    def _chosen(self, index: int) -> Tensor:
+    def _shuffled(self, index: int) -> Tensor:
         """The positions of the images of batch `index`, [B]."""
-        # Every epoch has an order of its own, a function of the seed. The last one is kept.
+        # Every epoch has an order of its own, a function of the seed. The last one is kept; threads
+        # that prepare batches of two epochs may replace it at any time.
         epoch, within = divmod(index, self.per_epoch)
-        if self._order is None or self._order[0] != epoch:
+        order = self._order
+        if order is None or order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self._seed, epoch, 0))
-            self._order = (epoch, torch.randperm(len(self._images), generator=generator))
-        whole = self._order[1][within * self._batch_size : (within + 1) * self._batch_size]
+            order = (epoch, torch.randperm(len(self._images), generator=generator))
+            self._order = order
+        whole = order[1][within * self._batch_size : (within + 1) * self._batch_size]
         return rows_of(whole, self._part)
 
-    def of_classes(self, labels: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Returns a batch like `batch(index)`, with one random image per label, of its class.
-
-        `labels` are [B], on the CPU.
+    def _of_classes(self, labels: Tensor, index: int) -> Tensor:
+        """The position of one random image per label, of its class; `labels` are [B], on the CPU.
 
         Raises:
             InputError: if a class has no image.
@@ -342,7 +497,7 @@ class Batches:
         draws = rows_of(whole, self._part)
         ranks = (draws * counts[labels]).long()  # of the image among those of its class
         firsts = counts.cumsum(0) - counts
-        return self._prepared(by_class[firsts[labels] + ranks], index)
+        return by_class[firsts[labels] + ranks]
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor]:
@@ -350,30 +505,23 @@ class Batches:
         labels = self._images.labels
         return labels.argsort(stable=True), torch.bincount(labels, minlength=self._num_classes)
 
-    def _prepared(self, chosen: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """The chosen images, [B] positions, normalised and augmented.
+    def _photographs(self, index: int) -> tuple[Tensor, Tensor]:
+        """The positions of the images of batch `index`, [B], and their pixels, uint8.
 
-        The random numbers are those of batch `index`.
+        The pixels are those of random windows, where these are asked for. This is what threads do:
+        it reads files, and leaves the device and the global random state alone.
         """
-        # The order of the images, their windows and colours, and the other changes each have random
-        # numbers of their own, so that one of them does not shift the draws of another.
-        images = self._normalise.centred(self._photographs(chosen, index))
-        generator = torch.Generator().manual_seed(_mixed(self._seed, index, 1))
-        images = augmented(images, self._augmentation, generator, self._normalise.black, self._part)
-        return images, self._labels[sent(chosen, self._device)]
+        chosen, pixels = self._chosen(index), self._images.pixels
+        if self._augmentation.resized_crop:
+            return chosen, random_crops(pixels, chosen, self._windows_and_colours(index)[0])
+        places = sent(chosen, pixels.device) if isinstance(pixels, Tensor) else chosen
+        return chosen, pixels[places]
 
-    def _photographs(self, chosen: Tensor, index: int) -> Tensor:
-        """The chosen images in [0, 1], after random changes of window and colours."""
-        how = self._augmentation
+    def _windows_and_colours(self, index: int) -> tuple[Tensor, torch.Generator]:
+        """The draws of the windows of batch `index`, and the generator of its colours."""
         generator = torch.Generator().manual_seed(_mixed(self._seed, index, 2))
-        draws = rows_of(torch.rand(self._batch_size, *CROP_DRAWS, generator=generator), self._part)
-        pixels = self._images.pixels
-        if how.resized_crop:
-            images = random_crops(pixels, chosen, draws)
-        else:
-            places = sent(chosen, pixels.device) if isinstance(pixels, Tensor) else chosen
-            images = pixels[places]
-        return jittered(self._normalise.scaled(images), how.color_jitter, generator, self._part)
+        draws = torch.rand(self._batch_size, *CROP_DRAWS, generator=generator)
+        return rows_of(draws, self._part), generator
 
     def state_dict(self) -> dict[str, int]:
         """The position."""
@@ -395,17 +543,14 @@ class PairedBatches:
     """
 
     def __init__(self, train: Batches, validation: Batches, *, matched: bool = False) -> None:
-        self._train, self._validation, self._matched = train, validation, matched
+        self._train = train
+        self._validation = validation.matched_to(train) if matched else validation
         self.position = 0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         while True:
             images, labels = self._train.batch(self.position)
-            if self._matched:
-                of_training = self._train.labels(self.position)
-                validation = self._validation.of_classes(of_training, self.position)
-            else:
-                validation = self._validation.batch(self.position)
+            validation = self._validation.batch(self.position)
             self.position += 1
             yield (images, labels, *validation)
 
@@ -419,13 +564,29 @@ class PairedBatches:
 
 
 def in_order(
-    images: Images, dataset: Dataset, batch_size: int, device: torch.device | str = "cpu"
+    images: Images,
+    dataset: Dataset,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    part: Part = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields every image once, normalised, in order: for testing."""
+    """Yields every image once, normalised, in order: for testing. Files are read ahead.
+
+    Args:
+        images: the images.
+        dataset: gives the normalisation.
+        batch_size: images in a batch; the last one may have fewer.
+        device: where batches go.
+        part: which batches: those whose number is part[0] modulo part[1]. The others are not read.
+    """
     normalise = _Normaliser(dataset, device, torch.float32)
-    for start in range(0, len(images), batch_size):
-        chosen = torch.arange(start, min(start + batch_size, len(images)))
-        pixels = normalise.centred(normalise.scaled(images.pixels[chosen]))
+    parts = torch.split(torch.arange(len(images)), batch_size)[part[0] :: part[1]]
+    in_files = isinstance(images.pixels, ImageFiles)
+    read = Prefetcher(
+        lambda k: images.pixels[parts[k]], depth=DEPTH if in_files else 0, end=len(parts)
+    )
+    for k, chosen in enumerate(parts):
+        pixels = normalise.centred(normalise.scaled(read.get(k)))
         yield pixels, images.labels[chosen].to(device)
 
 

@@ -2,67 +2,186 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Dataset, load_dataset, search_counts
+from lfmcw_app.class_checks import check_classes
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
+from lfmcw_app.sizes import check_sizes
 from lfmcw_app.stages import search_stages
 from lfmcw_app.training import training_images, training_rounds
 from mlo.randomness import preserved
 
-__all__ = ["read_data"]
+__all__ = ["adaptations", "fitted", "read_data"]
 
 
-def read_data(recipe: Recipe, root: Path, *, searches: bool = True) -> Dataset:
-    """Reads the data set of a recipe, at its image size.
+def read_data(
+    recipe: Recipe,
+    root: Path,
+    *,
+    searches: bool = True,
+    device: torch.device | None = None,
+) -> tuple[Recipe, Dataset]:
+    """Reads the data set of a recipe at its image size, and fits the recipe to it.
 
     Args:
         recipe: the recipe.
         root: folder of data files.
         searches: whether a search is to run, not only the training of a derived network.
+        device: where it is to run; by default the CPU.
+
+    Returns:
+        The recipe, whose batches may be smaller (`fits_batch`), and the data set.
 
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    with main_first():
-        dataset = load_dataset(recipe.dataset, root, recipe.data.image_size)
+    # What could not fit is refused by arithmetic: before anything is read with what is known then,
+    # and thereafter with the sizes of the images.
+    device = device or torch.device("cpu")
+    searches = searches and recipe.search.method != "random"
+    least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
+    check_sizes(recipe, image_size=least, device=device, searches=searches)
+    with enough_memory("data", recipe, device), main_first():
+        dataset = load_dataset(
+            recipe.dataset,
+            root,
+            recipe.data.image_size,
+            in_memory=recipe.data.in_memory,
+            groups=recipe.data.groups,
+        )
+    check_sizes(
+        recipe,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        classes=dataset.num_classes,
+        device=device,
+        searches=searches,
+    )
 
     # Whatever does not fit the data is refused here, before a run folder is made.
-    available = len(dataset.train)
-    searched = search_counts(
-        min(recipe.data.search_images or available, available), recipe.data.search_fractions
-    )
-    needs = (
-        ("search.batch_size", recipe.search.batch_size, min(searched)),
-        ("evaluation.batch_size", recipe.evaluation.batch_size, training_images(recipe, dataset)),
-    )
-    searches = searches and recipe.search.method != "random"
-    for key, batch, images in needs if searches else needs[1:]:
+    labels = _labels(recipe, dataset, searches=searches)
+    counts = {part: len(of_part) for part, of_part in labels.items()}
+    recipe = _fitted(recipe, counts)
+    for key, batch, images in _batches(recipe, counts):
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
-                f"to draw from. Lower {key}, or raise data.search_images or data.train_images."
+                f"to draw from. Set {key}={max(2, images)} or less, or use more images "
+                "(data.search_images, data.train_images)."
             )
+    matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"
+    check_classes(dataset, labels, matched=matched)
     if searches:
-        _check_search(recipe, dataset)
+        _check_search(recipe, dataset, counts["D_tr"])
     _check_training(recipe, dataset)
-    return dataset
+    return recipe, dataset
 
 
-def _check_search(recipe: Recipe, dataset: Dataset) -> None:
+def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:
+    """The labels of the images of every part that a run uses."""
+    how = recipe.data
+    labels = {
+        "training": subset_labels(dataset.train, how.train_images, recipe.seed),
+        "test": subset_labels(dataset.test, how.test_images, recipe.seed),
+    }
+    if searches:
+        labels["D_tr"], labels["D_val"] = search_labels(
+            dataset, how.search_images, recipe.seed, how.search_fractions
+        )
+    return labels
+
+
+def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """For the search and the training the key of the batch size, its value, and the images.
+
+    Args:
+        recipe: the recipe.
+        counts: part → its number of images; D_tr and D_val only where there is a search.
+    """
+    found = [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
+    if "D_tr" in counts:
+        searched = min(counts["D_tr"], counts["D_val"])
+        found.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+    return found
+
+
+def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with batches of as many images as there are, where it says that they may be.
+
+    Processes share a batch equally.
+    """
+    searches = recipe.search.method != "random"
+    labels = _labels(recipe, dataset, searches=searches)
+    return _fitted(recipe, {part: len(of_part) for part, of_part in labels.items()})
+
+
+def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    tree = recipe.model_dump(mode="json", by_alias=True)
+    for key, batch, images in _batches(recipe, counts):
+        section = tree[key.partition(".")[0]]
+        fitting = images // size * size
+        if section["fits_batch"] and 2 <= fitting < batch:
+            section["batch_size"] = fitting
+    return validate_recipe(tree)
+
+
+def adaptations(
+    asked: Recipe, recipe: Recipe, dataset: Dataset, *, searches: bool = True
+) -> list[str]:
+    """In words, what was adapted to the number of images.
+
+    Args:
+        asked: the recipe as it was asked for.
+        recipe: what `read_data` made of it.
+        dataset: whose images they are.
+        searches: whether a search is to run.
+    """
+    searches = searches and recipe.search.method != "random"
+    labels = _labels(recipe, dataset, searches=searches)
+    counts = {part: len(of_part) for part, of_part in labels.items()}
+    said = [
+        f"{key} is {now} instead of {before}: there are only {images} images to draw from."
+        for (key, before, _), (_, now, images) in zip(
+            _batches(asked, counts), _batches(recipe, counts), strict=True
+        )
+        if now != before
+    ]
+    how = recipe.evaluation
+    per_epoch = counts["training"] // how.batch_size
+    rounds = training_rounds(how, per_epoch)
+    if how.epochs is not None and how.steps is None and rounds > how.epochs * per_epoch:
+        said.append(
+            f"The training has {rounds // per_epoch} epochs instead of {how.epochs}, which would "
+            f"be only {how.epochs * per_epoch} rounds (evaluation.min_steps is {how.min_steps})."
+        )
+    return said
+
+
+def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is searched on.
+        images: number of images of D_tr.
 
     Raises:
         InputError: naming the key that does not fit.
     """
-    how, data = recipe.search, recipe.data
-    available = min(data.search_images or len(dataset.train), len(dataset.train))
-    images, _ = search_counts(available, data.search_fractions)
+    how = recipe.search
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
     warmups = {
         "architecture": how.architecture.warmup_epochs,
@@ -77,7 +196,7 @@ def _check_search(recipe: Recipe, dataset: Dataset) -> None:
             )
 
     # Modules check that their settings fit the images; the random state is left as it was.
-    with preserved():
+    with preserved(), enough_memory("search", recipe, torch.device("cpu")):
         build_modules(how, dataset, layers=search_stages(how)[0].layers)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["InputError", "NumbersWarning", "shown"]
+__all__ = ["DataWarning", "InputError", "NumbersWarning", "listed", "shown"]
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -26,3 +27,13 @@ def shown(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # an integer of more digits than Python prints
         return f"a {type(value).__name__} too long to print"
+
+
+class DataWarning(UserWarning):
+    """Data can be used, but not for all that a run does with them; the message says for what."""
+
+
+def listed(items: Sequence[str], *, most: int = 4) -> str:
+    """The first few items, separated by commas, and how many more there are."""
+    more = len(items) - most
+    return ", ".join(items[:most]) + (f" and {more:,} more" if more > 0 else "")

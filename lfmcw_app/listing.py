@@ -1,20 +1,43 @@
-"""Which image files a folder holds: one subfolder per class, split into parts or not."""
+"""Which image files a folder holds: their classes, their parts, and what is left out."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image, features
 from torch import Tensor
 
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, listed
 
-__all__ = ["Listing", "list_split"]
+__all__ = ["FolderListing", "Listing", "image_suffixes", "list_folder", "list_parts"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-TEST_FOLDERS = ("test", "val", "validation")
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+PARTS = {
+    "train": TRAIN, "training": TRAIN,
+    "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "dev": VALIDATION,
+    "test": TEST, "testing": TEST,
+}  # fmt: skip
+"""Name of a part's folder, in lower case → the part."""
+
+SYSTEM_FOLDERS = {
+    "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found",
+    "system volume information",
+}  # fmt: skip
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+
+NEEDS_OTHERS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+"""What Pillow knows the name of, but decodes only with other programs, if at all."""
+
+OPTIONAL = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Format → what Pillow must have been built with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,87 +45,427 @@ class Listing:
     """The image files of a folder with one subfolder per class.
 
     Attributes:
-        paths: N files, class by class.
+        paths: N files, class by class, in each class by name.
         labels: [N], int64: positions in `class_names`.
         class_names: names of the subfolders, sorted.
+        names: N paths relative to the class's folder, with "/": what they are known by wherever
+            the folder is.
+        sizes: [N], int64: bytes.
     """
 
     paths: tuple[str, ...]
     labels: Tensor
     class_names: tuple[str, ...]
+    names: tuple[str, ...]
+    sizes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, indices: Tensor) -> Listing:
+        """The files at `indices`, [M]."""
+        chosen = indices.tolist()
+        return Listing(
+            paths=tuple(self.paths[index] for index in chosen),
+            labels=self.labels[indices],
+            class_names=self.class_names,
+            names=tuple(self.names[index] for index in chosen),
+            sizes=self.sizes[indices],
+        )
 
 
-def list_split(folder: Path) -> tuple[Listing, Listing | None]:
-    """Lists training and test images.
+@dataclass(frozen=True, kw_only=True)
+class FolderListing:
+    """What a folder holds.
 
-    They are in folder/train/CLASS/* and folder/test/CLASS/* (or val, validation), or all in
-    folder/CLASS/*.
-
-    Returns:
-        The training images and the test images; all images and None for a folder that is not split.
-
-    Raises:
-        InputError: if there are no images, a class is empty, or the two parts have different
-            classes.
+    Attributes:
+        parts: "train", "validation" or "test" → its images. A folder that is not split has
+            "train" only.
+        folders: part → the name of its folder; empty for a folder that is not split.
+        skipped: kind (".txt", "hidden", …) → number of files that are left out.
+        skipped_folders: names of folders that are left out, sorted.
+        notes: what else a user should know of how the folder was understood.
     """
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
-    if not _class_folders(folder / "train"):
-        return _list_classes(folder), None
-    held_out = next((folder / name for name in TEST_FOLDERS if _class_folders(folder / name)), None)
-    if held_out is None:
-        raise InputError(
-            f"{folder} has classes in its folder train, but none in {', '.join(TEST_FOLDERS)}. Put "
-            "the test images into one of these, one folder a class; or put all class folders into "
-            f"{folder} itself, to have a fifth held out."
-        )
-    train, test = _list_classes(folder / "train"), _list_classes(held_out)
-    if train.class_names != test.class_names:
-        name = min(set(train.class_names) ^ set(test.class_names))
-        has, lacks = "train", held_out.name
-        if name not in train.class_names:
-            has, lacks = lacks, has
-        raise InputError(
-            f"{folder} has different classes in train ({len(train.class_names)}) and "
-            f"{held_out.name} ({len(test.class_names)}): {name!r} is in {has} and not in {lacks}."
-        )
-    return train, test
+
+    parts: Mapping[str, Listing]
+    folders: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped_folders: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def words(self) -> str:
+        """What was left out, as words; empty where there is nothing."""
+        said = []
+        if self.skipped:
+            total = sum(self.skipped.values())
+            kinds = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+            said.append(
+                f"{total:,} file{'s' * (total > 1)} skipped: "
+                f"{listed([f'{count:,} {kind}' for kind, count in kinds], most=6)}"
+            )
+        if self.skipped_folders:
+            count = len(self.skipped_folders)
+            names = listed(sorted(set(self.skipped_folders)), most=3)
+            said.append(f"{count:,} folder{'s' * (count > 1)} skipped: {names}")
+        return "; ".join([*said, *self.notes])
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The endings of files that Pillow reads as it is built here, in lower case."""
+    known = Image.registered_extensions()  # loads all of Pillow's readers
+    return frozenset(
+        suffix
+        for suffix, kind in known.items()
+        if kind in Image.OPEN
+        and kind not in NEEDS_OTHERS
+        and (kind not in OPTIONAL or features.check(OPTIONAL[kind]))
     )
 
 
-def _list_classes(folder: Path) -> Listing:
-    classes = _class_folders(folder)
-    if len(classes) < 2:
+# ------------------------------ a folder as a user has it
+
+
+def list_folder(folder: Path) -> FolderListing:
+    """Lists the images of a folder.
+
+    They are in folder/CLASS/…, or in folder/PART/CLASS/… where the folder holds parts and nothing
+    else. A part is called train or training; val, valid, validation or dev; test or testing, in any
+    capitals. Folders within a class belong to it. Links are followed.
+
+    Without a test part the validation part is the test part, as ImageNet has it.
+
+    Raises:
+        InputError: if there are no images, a class is empty, parts have different classes, or the
+            folder cannot be understood.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    found = _Skipped()
+    children = _folders(folder, found)
+    parts = _find_parts(folder, children)
+    if parts:
+        return list_parts(folder, parts, found)
+
+    found.beside(folder)
+    listing = _list_classes({TRAIN: folder}, {TRAIN: children}, found)[TRAIN]
+    return found.told({TRAIN: listing}, {}, ())
+
+
+def list_parts(
+    folder: Path, parts: Mapping[str, Path], found: _Skipped | None = None
+) -> FolderListing:
+    """Lists the images of parts, each a folder with one subfolder per class.
+
+    Args:
+        folder: what holds the parts; for messages.
+        parts: "train" and at least one of "validation" and "test" → folder.
+        found: what was left out already.
+
+    Raises:
+        InputError: if a class is empty, or the parts have different classes.
+    """
+    found = found or _Skipped()
+    found.beside(folder, besides=parts.values())
+    notes: tuple[str, ...] = ()
+    if TEST not in parts:
+        name = parts[VALIDATION].name
+        notes = (f"{name} is the test part, since there is no folder test",)
+        parts = {TRAIN: parts[TRAIN], TEST: parts[VALIDATION]}
+    classes = {}
+    for part, path in parts.items():
+        classes[part] = _folders(path, found)
+        found.beside(path)
+    listings = _list_classes(parts, classes, found)
+    _check_classes(folder, parts, listings)
+    return found.told(listings, {part: path.name for part, path in parts.items()}, notes)
+
+
+def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
+    """Part → its folder; empty where the children are classes.
+
+    Raises:
+        InputError: if there are parts, but not those that can be used.
+    """
+    named = [path for path in children if path.name.lower() in PARTS]
+    split = [path for path in named if _folders(path)]
+    others = [path for path in children if path not in named and (not split or _has_image(path))]
+    if not named or (others and len(split) < 2) or len(children) == len(named) == 1 > len(split):
+        return {}  # a class may be called train
+
+    if others:
         raise InputError(
-            f"{folder} needs at least two folders of images, one a class, and has {len(classes)}. "
-            f"For example: {folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}."
+            f"{folder} holds parts ({listed([path.name for path in split])}) beside other folders "
+            f"with images ({listed([path.name for path in others])}). Move the others away, or "
+            "move all class folders into one of the parts."
         )
-    paths: list[str] = []
-    counts = []
-    for path in classes:
-        # `scandir` knows what is a file without asking the system for each of a million.
-        with os.scandir(path) as entries:
-            files = sorted(
-                entry.path
-                for entry in entries
-                if entry.name.lower().endswith(SUFFIXES) and entry.is_file()
-            )
-        files = [file for file in files if not os.path.basename(file).startswith(".")]
-        if not files:
+    flat = [path.name for path in named if path not in split]
+    if flat:
+        raise InputError(
+            f"{folder} holds parts ({listed([path.name for path in named])}), but "
+            f"{listed(flat)} has no class folders, so that no image of it has a class. Put its "
+            "images into one folder per class, or move it away."
+        )
+    parts: dict[str, Path] = {}
+    for path in named:
+        part = PARTS[path.name.lower()]
+        if part in parts:
             raise InputError(
-                f"The class folder {path} has no images (files ending in {', '.join(SUFFIXES)}). "
-                "Add some, or remove it."
+                f"{folder} holds two folders for one part: {parts[part].name} and {path.name}. "
+                "Merge them, or move one away."
             )
-        paths += files
-        counts.append(len(files))
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
+        parts[part] = path
+    if TRAIN not in parts:
+        raise InputError(
+            f"{folder} has classes in {listed([path.name for path in named])}, but no folder train "
+            "beside it. Put the training images there, one folder per class; or name the folder "
+            f"of the classes itself (folder:{named[0]}), to have a fifth of it held out."
+        )
+    if len(parts) == 1:
+        raise InputError(
+            f"{folder} has classes in its folder {parts[TRAIN].name}, but there is no folder test "
+            "or val beside it. Put the test images into one of these, one folder per class; or "
+            f"name the training folder itself (folder:{parts[TRAIN]}), to have a fifth held out."
+        )
+    return parts
+
+
+def _check_classes(
+    folder: Path, parts: Mapping[str, Path], listings: Mapping[str, Listing]
+) -> None:
+    """Sees that all parts have the classes of the training part.
+
+    Raises:
+        InputError: naming those that are in one only.
+    """
+    train = listings[TRAIN]
+    for part, listing in listings.items():
+        both = ((train, parts[TRAIN].name), (listing, parts[part].name))
+        for (one, has), (other, lacks) in (both, both[::-1]):
+            only = sorted(set(one.class_names) - set(other.class_names))
+            if only:
+                counts = f"{len(one.class_names)} and {len(other.class_names)}"
+                raise InputError(
+                    f"{folder} has different classes in {has} and {lacks} ({counts}): "
+                    f"{listed(list(map(repr, only)))} {'is' if len(only) == 1 else 'are'} in "
+                    f"{has} and not in {lacks}. Every part needs every class."
+                )
+
+
+# ------------------------------ what is left out
+
+
+class _Skipped:
+    """What the listing of a folder leaves out."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.folders: list[str] = []
+
+    def beside(self, folder: Path, besides: Iterable[Path] = ()) -> None:
+        """Counts the files of a folder that are in no class folder of it.
+
+        Args:
+            folder: holds class folders, or parts.
+            besides: its parts. What is in other folders of it is counted too.
+        """
+        parts = [path.name for path in besides]
+        for entry in _entries(folder):
+            if not entry.is_dir():
+                kind = _kind(entry)
+                self.kinds[f"{kind} outside of class folders" if _is_image(entry) else kind] += 1
+            elif parts and entry.name not in parts and not _is_ignored(entry.name):
+                self.folders.append(_text(entry.name))
+
+    def add(self, other: _Skipped) -> None:
+        """Adds what another one holds."""
+        self.kinds += other.kinds
+        self.folders += other.folders
+
+    def told(
+        self, parts: Mapping[str, Listing], folders: Mapping[str, str], notes: tuple[str, ...]
+    ) -> FolderListing:
+        """Returns the listing with what was left out of it."""
+        nested = sum("/" in name for listing in parts.values() for name in listing.names)
+        if nested:
+            notes = (*notes, f"{nested:,} of the images are in folders within class folders")
+        return FolderListing(
+            parts=parts,
+            folders=folders,
+            skipped=dict(self.kinds),
+            skipped_folders=tuple(sorted(self.folders)),
+            notes=notes,
+        )
+
+
+def _is_ignored(name: str) -> bool:
+    """Whether a folder of this name is hidden, or made by a system."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    hidden = entry.name.startswith(".")
+    return not hidden and _suffix(entry.name) in image_suffixes() and entry.is_file()
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """How a file that is left out is counted."""
+    if entry.name.lower() in SYSTEM_FILES:
+        return "of the system"
+    if entry.name.startswith("."):
+        return "hidden"
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return "broken links"
+    return _text(_suffix(entry.name)) or "without an ending"
+
+
+def _text(name: str) -> str:
+    """A file's name as text: one spelling on all systems, and always printable.
+
+    Some systems write é as e with an accent; names that are no UTF-8 get replacement characters.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+
+
+# ------------------------------ reading folders
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    # `scandir` knows what is a file without asking the system for each of a million.
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: _text(entry.name))
+    except OSError as error:
+        raise InputError(
+            f"The folder {folder} cannot be read ({error.strerror or error})."
+        ) from None
+
+
+def _folders(folder: Path, found: _Skipped | None = None) -> list[Path]:
+    """The folders in a folder that may be classes or parts, sorted; counts the others."""
+    chosen = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            if not _is_ignored(entry.name):
+                chosen.append(folder / entry.name)
+            elif found is not None:
+                found.folders.append(_text(entry.name))
+    return chosen
+
+
+def _has_image(folder: Path) -> bool:
+    """Whether there is an image below a folder."""
+    return next(_files(folder, {_identity(folder)}, _Skipped()), None) is not None
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """What is equal for all names of one folder."""
+    state = os.stat(path)
+    return state.st_dev, state.st_ino
+
+
+def _files(
+    folder: str | Path, seen: set[tuple[int, int]], found: _Skipped, prefix: str = ""
+) -> Iterator[tuple[str, str, int]]:
+    """Yields the images below a folder: name relative to it, path, size in bytes.
+
+    Args:
+        folder: where.
+        seen: folders that are not entered: those that were read already, or hold this one. A link
+            may lead back.
+        found: gets what is left out.
+        prefix: of the names.
+    """
+    for entry in _entries(folder):
+        if entry.is_dir():
+            if _is_ignored(entry.name) or _identity(entry.path) in seen:
+                found.folders.append(_text(entry.name))
+                continue
+            seen.add(_identity(entry.path))
+            yield from _files(entry.path, seen, found, f"{prefix}{_text(entry.name)}/")
+        elif _is_image(entry):
+            yield f"{prefix}{_text(entry.name)}", entry.path, entry.stat().st_size
+        else:
+            found.kinds[_kind(entry)] += 1
+
+
+def _list_classes(
+    roots: Mapping[str, Path], classes: Mapping[str, Sequence[Path]], found: _Skipped
+) -> dict[str, Listing]:
+    """Lists the images of the class folders of each part.
+
+    Raises:
+        InputError: if a part has fewer than two classes, a class has no images, or two class
+            folders are one.
+    """
+    for part, folder in roots.items():
+        _check_number(folder, classes[part])
+    folders = [path for paths in classes.values() for path in paths]
+    places: dict[tuple[int, int], Path] = {}
+    for path in folders:
+        same = places.setdefault(_identity(path), path)
+        if same is not path:
+            raise InputError(
+                f"The class folders {same} and {path} are one folder under two names. Remove one "
+                "of them."
+            )
+    # A link may lead to another class, or to what holds this folder: neither is in the class.
+    above = {place for root in roots.values() for place in (root, *root.resolve().parents)}
+    outside = {*places, *map(_identity, above)}
+
+    def read(path: Path) -> tuple[list[tuple[str, str, int]], _Skipped]:
+        left_out = _Skipped()
+        return list(_files(path, set(outside), left_out)), left_out
+
+    # In threads: a network file system answers slowly, for each file.
+    with ThreadPoolExecutor(16) as pool:
+        results = dict(zip(folders, pool.map(read, folders), strict=True))
+    _check_not_empty({path: left_out for path, (files, left_out) in results.items() if not files})
+    for _, left_out in results.values():
+        found.add(left_out)
+    return {
+        part: _joined([path.name for path in paths], [results[path][0] for path in paths])
+        for part, paths in classes.items()
+    }
+
+
+def _joined(names: Sequence[str], files: Sequence[list[tuple[str, str, int]]]) -> Listing:
+    """The listing of classes with their files."""
+    counts = torch.tensor([len(of_class) for of_class in files])
+    flat = [file for of_class in files for file in of_class]
     return Listing(
-        paths=tuple(paths), labels=labels, class_names=tuple(path.name for path in classes)
+        paths=tuple(path for _, path, _ in flat),
+        labels=torch.arange(len(names)).repeat_interleave(counts),
+        class_names=tuple(map(_text, names)),
+        names=tuple(name for name, _, _ in flat),
+        sizes=torch.tensor([size for _, _, size in flat], dtype=torch.int64),
+    )
+
+
+def _check_number(folder: Path, classes: Sequence[Path]) -> None:
+    if len(classes) >= 2:
+        return
+    instead = ""
+    if classes and len(_folders(classes[0])) >= 2:
+        instead = f" Did you mean folder:{classes[0]}?"
+    raise InputError(
+        f"{folder} needs at least two folders of images, one per class, and has {len(classes)}. "
+        f"For example: {folder / 'cat' / '1.png'}, {folder / 'dog' / '1.png'}.{instead}"
+    )
+
+
+def _check_not_empty(empty: Mapping[Path, _Skipped]) -> None:
+    if not empty:
+        return
+    kinds: Counter[str] = sum((left_out.kinds for left_out in empty.values()), Counter())
+    holds = listed([f"{count} {kind}" for kind, count in kinds.most_common()], most=6)
+    one = len(empty) == 1
+    raise InputError(
+        f"The class folder{'' if one else 's'} {listed(list(map(str, empty)))} "
+        f"{'has' if one else 'have'} no images{f' (but {holds})' if holds else ''}. Add some (PNG, "
+        "JPEG, TIFF, WebP and what else Pillow reads), or remove the folder."
     )

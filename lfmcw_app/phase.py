@@ -15,6 +15,7 @@ from lfmcw_app import stopping
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
+from lfmcw_app.resuming import learning_rates, set_learning_rates
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.timings import TIMINGS, Timings
@@ -96,7 +97,10 @@ class Phase:
         self._rounds, self._save_every = rounds, save_every
         self._judged_by, self._console = judged_by, console
         self._keep_every = folder.recipe.checkpoint_keep_every
+        self._rates = learning_rates(optimizer)
         self._state = PhaseState(**folder.restore(name, optimizer, phases))
+        set_learning_rates(optimizer, self._rates)
+        self._take_up_changes(last=name == phases[-1])
         self._saved_at = time.monotonic()
         wait_for_all()
 
@@ -108,6 +112,22 @@ class Phase:
         optimizer.on_nonfinite = "skip" if folder.recipe.on_nonfinite == "skip" else "stop"
         if self._rolls_back and optimizer.round == 0:
             self._save(self._state, must=True)
+
+    def _take_up_changes(self, *, last: bool) -> None:
+        """Records what was changed, where the phase has rounds to come."""
+        done = self._optimizer.round
+        if done > self._rounds:
+            raise InputError(
+                f"{self._name} has {done} rounds behind it, and {self._rounds} would be all of "
+                "them. A phase can be made longer, or end where it stands, but not before."
+            )
+        if self._folder.changes and (last or done < self._rounds):
+            for change in self._folder.changes:
+                self._console.print(
+                    f"Changed after round {done} of {self._name}: {change}",
+                    highlight=False, markup=False, soft_wrap=True,
+                )  # fmt: skip
+            self._folder.record_changes(self._name, done)
 
     def rounds(
         self,
@@ -150,9 +170,7 @@ class Phase:
         except NonFiniteError as error:
             told = f"{error} {self._folder.save_diagnosis(error)}"
             if not self._rolls_back:
-                raise InputError(
-                    f"{told} The run is stopped; the last checkpoint is older."
-                ) from error
+                raise InputError(f"{told} {self._way_out(error)}") from error
             self._roll_back(told)
             return None
         for skipped in record.skipped.values():
@@ -161,12 +179,27 @@ class Phase:
             )
         return record
 
+    def _way_out(self, error: NonFiniteError) -> str:
+        """What can be done about numbers that a run has lost."""
+        if error.data["nonfinite_tensors"]:
+            return (
+                "The run is stopped. Its state was lost before this round, so its checkpoint may "
+                f"be of no use. To do {self._name} again from its beginning, delete "
+                f"{self._name}*.pt in {self._folder.path}, and resume with what is better, such as "
+                "--set search.weights.lr=…"
+            )
+        return (
+            "The run is stopped; the last checkpoint is older. It can be resumed from there with "
+            "other settings: --set on_nonfinite=rollback, or a lower learning rate."
+        )
+
     def _roll_back(self, told: str) -> None:
         """Returns to the last checkpoint, with other batches and noise than led away from it.
 
         See `roll_back` of mlo.
         """
         state = self._folder.roll_back(self._name, self._optimizer)
+        set_learning_rates(self._optimizer, self._rates)
         wait_for_all()
         self._state = PhaseState(**state)
         if self._state.rollbacks == ROLLBACKS:

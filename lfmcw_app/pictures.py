@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -11,16 +14,21 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.data import Dataset
+from lfmcw_app.batchnorm import recompute_statistics
+from lfmcw_app.data import FOLDER, Dataset
+from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.draw import draw_genotype
+from lfmcw_app.search_space.genotype import Genotype
 from mlo.randomness import preserved
 
-__all__ = ["describe_dataset", "save_samples", "save_snapshot", "snapshot_rounds"]
+__all__ = ["describe_dataset", "save_cells", "save_samples", "save_snapshot", "snapshot_rounds"]
 
 GENERATED, REAL = 8, 2
 MOST_CLASSES = 20
 SNAPSHOTS = 8
+STATISTICS_BATCH, STATISTICS_BATCHES = 100, 4
 SNAPSHOT_CLASSES, SNAPSHOT_COLUMNS = 10, 2
 
 
@@ -60,19 +68,49 @@ def save_snapshot(
     _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)
 
 
+def save_cells(genotype: Genotype, folder: RunFolder, title: str) -> None:
+    """Draws a genotype's cells into cells.png and cells.svg."""
+    for name in ("cells.png", "cells.svg"):
+        with folder.attempting(name):
+            draw_genotype(genotype, folder.path / name, title)
+
+
 def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
     """Writes dataset.json, and real images in the layout of a snapshot."""
-    described = {
+    described: dict[str, Any] = {
         "name": dataset.name,
         "class_names": dataset.class_names,
         "image_size": dataset.image_size,
         "channels": dataset.channels,
         "train_images": len(dataset.train),
         "test_images": len(dataset.test),
+        "summary": dataset.summary,
+        "fingerprint": dataset.fingerprint.to_data(),
     }
+    if dataset.validation is not None:
+        described["validation_images"] = len(dataset.validation)
+    if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
+        place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
+        described["path"] = str(place.resolve())
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
-    classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
-    _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
+    with folder.attempting("samples/real.png"):
+        classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
+        _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
+
+
+def with_settled_statistics(
+    generator: ImageGenerator, num_classes: int, device: torch.device
+) -> ImageGenerator:
+    """A copy in evaluation mode, with the statistics that its norms have in batches for W2.
+
+    After few rounds the running ones still hold their initial values. Noise is drawn from the
+    global random state.
+    """
+    copied = copy.deepcopy(generator)
+    labels = torch.arange(STATISTICS_BATCH, device=device) % num_classes
+    passes = (partial(copied.show, labels) for _ in range(STATISTICS_BATCHES))
+    recompute_statistics(copied, passes)
+    return copied.eval()
 
 
 def _generated(
@@ -81,11 +119,11 @@ def _generated(
     """Generated images of the first classes with pixels in [0, 1], [classes, columns, C, H, W]."""
     # The same noise every time, so that snapshots of different rounds show what has changed.
     labels = torch.arange(classes).repeat_interleave(columns).to(device)
-    was_training = generator.training
     with preserved():
         torch.manual_seed(0)
-        images = generator.eval().show(labels).cpu()
-    generator.train(was_training)
+        settled = with_settled_statistics(generator, dataset.num_classes, device)
+        torch.manual_seed(0)
+        images = settled.show(labels).cpu()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     return (images * std + mean).clamp(0, 1).view(classes, columns, *images.shape[1:])
 
@@ -112,6 +150,7 @@ def _save_sheet(images: Tensor, path: Path) -> None:
     Image.fromarray(sheet.squeeze(-1).numpy()).save(path)
 
 
+@drawing()
 def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     """Draws images [rows, columns, C, H, W] in [0, 1], a white line between neighbours."""
     # The lines are a white pixel at the right and at the bottom of each image.
@@ -121,7 +160,7 @@ def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     figure = Figure(figsize=(1.4 + 0.6 * columns, 0.5 + 0.6 * rows), layout="constrained")
     ax = figure.subplots()
     ax.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(names))
+    ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(map(as_label, names)))
     middles = [GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width]
     ax.set_xticks(middles, labels=["generated", "real"])
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)

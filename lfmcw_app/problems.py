@@ -196,14 +196,11 @@ def build_search(
             part=rank_and_size(),
         )
 
-    def training() -> Batches:
-        return batches(train, 0)
-
-    def validating(stream: int = 1) -> Batches:
-        return batches(validation, stream)
+    # Each problem has a stream of its own; streams of one kind read each file once (`alike`).
+    training, validating = batches(train, 0), batches(validation, 1)
 
     # Learning rates and warm-ups are counted in epochs of the training half.
-    per_epoch = training().per_epoch
+    per_epoch = training.per_epoch
     rounds = search_rounds(search, len(train))
 
     def weights_problem(
@@ -239,7 +236,7 @@ def build_search(
         grad_clip=search.architecture.grad_clip,
         precision=search.precision,
         loss=arch_loss,
-        data=validating(),
+        data=validating.alike(),
         warmup_steps=search.architecture.warmup_epochs * per_epoch,
     )
     engines = "first_order" if search.order == "first" else search.hypergradient
@@ -253,7 +250,7 @@ def build_search(
             engines = {
                 name: engine for name, engine in engines.items() if name in ("default", "w2")
             }
-        problems = [weights_problem("w2", modules.w2, plain_w2_loss, training()), arch]
+        problems = [weights_problem("w2", modules.w2, plain_w2_loss, training.alike()), arch]
         return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
 
     how = search.generator
@@ -273,19 +270,19 @@ def build_search(
         },
         precision=search.precision,
         loss=make_gan_loss(how.name),
-        data=training(),
+        data=training.alike(),
     )
 
     # w2 reads the validation batch on which arch moves, or one that is independent of it.
     own_stream = search.validation_batch == "independent"
     w2_batches = PairedBatches(
-        training(),
-        validating(INDEPENDENT_STREAM if own_stream else 1),
+        training.alike(),
+        batches(validation, INDEPENDENT_STREAM) if own_stream else validating.alike(),
         matched=search.validation_batch == "matched",
     )
     return MultilevelOptimizer(
         [
-            weights_problem("w1", modules.w1, w1_loss, training()),
+            weights_problem("w1", modules.w1, w1_loss, training.alike()),
             gan,
             weights_problem("w2", modules.w2, make_w2_loss(search), w2_batches),
             arch,

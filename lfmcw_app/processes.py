@@ -154,8 +154,12 @@ def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFol
         return opened or RunFolder.create(out, recipe)
     # The first process decides on the path: by default it contains the time.
     folder = opened or RunFolder.create(out, recipe) if is_main() else None
-    path: Path = from_main(None if folder is None else folder.path)
-    return FollowerFolder(path, recipe) if folder is None else folder
+    known = None if folder is None else (folder.path, folder.written_recipe, folder.changes)
+    path, written, changes = from_main(known)
+    if folder is None:
+        folder = FollowerFolder(path, recipe)
+        folder.written_recipe, folder.changes = written, changes
+    return folder
 
 
 class FollowerFolder(RunFolder):
@@ -165,6 +169,10 @@ class FollowerFolder(RunFolder):
 
     def write(self, name: str, text: str) -> None:
         """Writes nothing."""
+
+    def record_changes(self, phase: str, round_number: int) -> None:
+        """Writes nothing."""
+        self.changes = ()
 
     def log(self, entry: dict[str, Any]) -> None:
         """Writes nothing."""

@@ -65,6 +65,8 @@ class PhaseProgress:
     def __enter__(self) -> PhaseProgress:
         if self._live is not None:
             self._live.start()
+        elif not self._console.quiet and self._begun_at < self._total:
+            self._print(f"{self._name}: {self._total - self._begun_at} rounds to come")
         return self
 
     def __exit__(

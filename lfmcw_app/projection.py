@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Dataset, search_split
+from lfmcw_app.data import FOLDER, Dataset, search_split
+from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
@@ -23,8 +26,17 @@ from lfmcw_app.stages import TRAINING, SearchStage, search_stages
 from lfmcw_app.training import build_training
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
+from mlo.distributed import rank_and_size
+from mlo.randomness import preserved
 
-__all__ = ["Projection", "after_projection", "project", "project_training"]
+__all__ = [
+    "Projection",
+    "after_projection",
+    "print_choice",
+    "project",
+    "project_training",
+    "rough_seconds",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +69,19 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
     )
     found = []
     dropped = 0
-    for stage in search_stages(how):
-        modules = build_modules(
-            how,
-            dataset,
-            primitives=_candidates(stage, how.nodes, dropped),
-            layers=stage.layers,
-            device=device,
-        )
-        optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-        found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
-        dropped += stage.drops.drops if stage.drops is not None else 0
-        del modules, optimizer  # the next stage is measured without their memory
+    with enough_memory("search", recipe, device):
+        for stage in search_stages(how):
+            modules = build_modules(
+                how,
+                dataset,
+                primitives=_candidates(stage, how.nodes, dropped),
+                layers=stage.layers,
+                device=device,
+            )
+            optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
+            found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
+            dropped += stage.drops.drops if stage.drops is not None else 0
+            del modules, optimizer  # the next stage is measured without their memory
     return [*found, *project_training(recipe, None, dataset, device)]
 
 
@@ -76,8 +89,79 @@ def project_training(
     recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
 ) -> list[Projection]:
     """Runs two rounds of a genotype's training, by default a random one's; returns its cost."""
-    optimizer, rounds = build_training(recipe, genotype, dataset, device)
-    return [_measured(TRAINING, rounds, optimizer, device)]
+    with enough_memory("training", recipe, device):
+        optimizer, rounds = build_training(recipe, genotype, dataset, device)
+        return [_measured(TRAINING, rounds, optimizer, device)]
+
+
+PASSES = {
+    ("lfmcw", "first"): 8, ("lfmcw", "second"): 17, ("darts", "first"): 2, ("darts", "second"): 5,
+}  # fmt: skip
+"""Method and order → passes through a supernet per round, forward and backward; W1, both moves of
+the discriminator and of the generator, W2 on real and generated images, and A take one or two each.
+"""
+
+LONG_PASS = 0.2
+"""Seconds of a pass that is long enough to tell the time of one image from it."""
+
+
+def rough_seconds(
+    recipe: Recipe, dataset: Dataset, device: torch.device, *, searches: bool = True
+) -> float:
+    """What a run takes, roughly, from one pass through each of its networks, in seconds.
+
+    `project` knows it better, but two rounds of each phase can take minutes. The random state is
+    left as it was.
+    """
+    how, trained = recipe.search, recipe.evaluation
+    shape = (dataset.channels, dataset.image_size, dataset.image_size)
+    seconds = 0.0
+    with preserved():
+        if searches and how.method != "random":
+            half, _ = search_split(
+                dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
+            )
+            passes = PASSES[how.method, how.order] * search_rounds(how, len(half)) * how.batch_size
+            plain = how.model_copy(update={"method": "darts"})
+            for stage in search_stages(how):
+                modules = build_modules(plain, dataset, layers=stage.layers, device=device)
+                searched = partial(_searched, modules.w2.network, modules.arch)
+                seconds += passes * _seconds_per_image(searched, shape, how.batch_size, device)
+        optimizer, rounds = build_training(recipe, None, dataset, device)
+        derived = partial(_derived, optimizer.problems["network"].module)
+        per_image = _seconds_per_image(derived, shape, trained.batch_size, device)
+    return seconds + rounds * trained.batch_size * per_image
+
+
+def _searched(network: nn.Module, arch: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = network(images, arch())
+    return logits
+
+
+def _derived(network: nn.Module, images: Tensor) -> Tensor:
+    logits: Tensor = network(images)[0]
+    return logits
+
+
+def _seconds_per_image(
+    forward: Callable[[Tensor], Tensor],
+    shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+) -> float:
+    """Seconds that a pass, forward and backward, takes per image of a batch."""
+    # On growing batches, since small ones take long per image, until a pass takes long enough.
+    size = 2
+    while True:
+        images = torch.randn(size, *shape, device=device)
+        _synchronize(device)
+        began = time.perf_counter()
+        forward(images).square().mean().backward()  # type: ignore[no-untyped-call]
+        _synchronize(device)
+        seconds = time.perf_counter() - began
+        if seconds > LONG_PASS or size >= batch_size:
+            return seconds / size
+        size = min(4 * size, batch_size)
 
 
 def after_projection(
@@ -150,6 +234,30 @@ def _peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else kB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def print_choice(
+    recipe: Recipe, dataset: Dataset, device: torch.device, console: Console, *, searches: bool
+) -> None:
+    """Says which preset was chosen where none was named, and what it takes, roughly.
+
+    Only where the choice is not obvious: of a folder, and of the paper's settings, which take days.
+    """
+    alone = rank_and_size()[1] == 1  # processes that wait for one another have other times
+    if not alone or not (recipe.dataset.startswith(FOLDER) or recipe.preset == "paper"):
+        return
+    on = "a GPU" if device.type == "cuda" else "a CPU"
+    time_taken = " ".join(duration(rough_seconds(recipe, dataset, device, searches=searches)))
+    others = {
+        "small": "--preset paper has the paper's settings, which take days on a GPU",
+        "paper": "--preset small is a complete experiment in miniature",
+        "smoke": "--preset small is a complete experiment in miniature",
+    }
+    console.print(
+        f"Preset {recipe.preset}, chosen for {len(dataset.train):,} training images on {on}: about "
+        f"{time_taken}. {others[recipe.preset]}; --dry-run projects time and memory.",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _print(projections: list[Projection], console: Console) -> None:

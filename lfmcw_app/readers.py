@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import struct
-import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lfmcw_app.cifar import read_cifar
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
+from lfmcw_app.groups import read_groups
+from lfmcw_app.held_pixels import pixels_of
 from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
-from lfmcw_app.listing import Listing, list_split
+from lfmcw_app.listing import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    FolderListing,
+    list_folder,
+    list_parts,
+)
+from lfmcw_app.published_files import download, places, places_said
+from lfmcw_app.splits import held_out_by_name, stratified
 
 __all__ = [
     "DATASETS",
     "FASHION_MNIST_FILES",
     "NOISE",
     "Images",
+    "Parts",
     "read_folder",
     "read_noise",
-    "stratified",
 ]
 
 FASHION_MNIST_PACKAGE = Path("/usr/share/datasets/fashion-mnist")  # Debian: dataset-fashion-mnist
@@ -38,10 +49,6 @@ FASHION_MNIST_FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
-CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
-CIFAR10_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
@@ -55,10 +62,14 @@ class Images:
     Attributes:
         pixels: [N, C, H, W], uint8; files are decoded where `pixels` is indexed.
         labels: [N], int64.
+        source: the folder or file that they come from; "" for those of a package.
+        groups: [N], int64; images of one group are in one part. None for no groups.
     """
 
     pixels: Tensor | ImageFiles
     labels: Tensor
+    source: str = ""
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,41 +78,28 @@ class Images:
         """Returns the images at `indices`; of files none is read."""
         pixels = self.pixels
         chosen = pixels.select(indices) if isinstance(pixels, ImageFiles) else pixels[indices]
-        return Images(pixels=chosen, labels=self.labels[indices])
+        groups = None if self.groups is None else self.groups[indices]
+        return replace(self, pixels=chosen, labels=self.labels[indices], groups=groups)
 
 
-def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits indices in two, the first part with `count` entries and every class in proportion.
+class Parts(NamedTuple):
+    """What a reader returns; the first three will do.
 
-    Args:
-        labels: [N].
-        count: size of the first part, at most N.
-        seed: seed of the shuffle.
-
-    Returns:
-        Indices of the first and of the second part, each in random order.
+    Attributes:
+        train: training images.
+        test: test images.
+        class_names: one name per class.
+        validation: images of D_val; None where D_val is a part of the training images.
+        fingerprint: None for images in memory: that of their pixels is made.
+        left_out: words on what else a folder holds.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
 
-    # The k-th of a class's n examples gets the position (k + 1/2) / n: taking the smallest
-    # positions takes every class in proportion, and rounds by fractions of an example.
-    _, of_class, counts = torch.unique(labels[order], return_inverse=True, return_counts=True)
-    by_class = torch.argsort(of_class, stable=True)
-    within = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    position = torch.empty(len(labels), dtype=torch.float64)
-    position[by_class] = (within.double() + 0.5) / counts.repeat_interleave(counts)
-    by_position = torch.argsort(position, stable=True)
-
-    # By position the examples of the classes alternate; both parts are shuffled.
-    first, second = order[by_position[:count]], order[by_position[count:]]
-    return (
-        first[torch.randperm(len(first), generator=generator)],
-        second[torch.randperm(len(second), generator=generator)],
-    )
-
-
-Parts = tuple[Images, Images, tuple[str, ...]]
+    train: Images
+    test: Images
+    class_names: tuple[str, ...]
+    validation: Images | None = None
+    fingerprint: Fingerprint | None = None
+    left_out: str = ""
 
 
 def _digits(root: Path) -> Parts:
@@ -116,39 +114,50 @@ def _digits(root: Path) -> Parts:
     pixels = torch.from_numpy(np.round(data.images * 255.0 / 16.0).astype(np.uint8))[:, None]
     images = Images(pixels=pixels, labels=torch.from_numpy(data.target.astype(np.int64)))
     test, train = stratified(images.labels, len(images) // 5, seed=0)
-    return images[train], images[test], tuple(str(digit) for digit in range(10))
+    return Parts(images[train], images[test], tuple(str(digit) for digit in range(10)))
 
 
 def _fashion_mnist(root: Path) -> Parts:
-    def is_complete(folder: Path) -> bool:
-        return all((folder / file).is_file() for file in FASHION_MNIST_FILES)
-
-    folders = (root / "fashion-mnist", root / "FashionMNIST" / "raw", FASHION_MNIST_PACKAGE)
-    folder = next(filter(is_complete, folders), None)
-    if folder is None:
-        folder = folders[0]
+    # torchvision keeps the files as they are fetched, and unpacked ones beside them.
+    folders = ("fashion-mnist", "FashionMNIST/raw")
+    for folder in (*places(root, folders), FASHION_MNIST_PACKAGE):
+        found = {file: _either(folder / file) for file in FASHION_MNIST_FILES}
+        if all(path.is_file() for path in found.values()):
+            break
+    else:
+        folder = root / "fashion-mnist"
+        found = {file: folder / file for file in FASHION_MNIST_FILES}
         otherwise = (
             f"put the four files {', '.join(FASHION_MNIST_FILES)} into {folder} (or install "
             "Debian's package dataset-fashion-mnist)"
         )
+        looked = places_said(root, folders)
         for file, md5 in FASHION_MNIST_FILES.items():
-            _download("fashion-mnist", FASHION_MNIST_URL + file, folder, md5, otherwise)
+            url = FASHION_MNIST_URL + file
+            download("fashion-mnist", url, folder, md5, looked=looked, otherwise=otherwise)
 
     train, test = (
         Images(
-            pixels=_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)[:, None],
-            labels=_idx(folder / f"{part}-labels-idx1-ubyte.gz", 1).long(),
+            pixels=_idx(found[f"{part}-images-idx3-ubyte.gz"], 3)[:, None],
+            labels=_idx(found[f"{part}-labels-idx1-ubyte.gz"], 1).long(),
+            source=str(folder),
         )
         for part in ("train", "t10k")
     )
-    return train, test, FASHION_CLASSES
+    return Parts(train, test, FASHION_CLASSES)
+
+
+def _either(path: Path) -> Path:
+    """The gzipped file, or the unpacked one where that is what there is."""
+    return path if path.is_file() else path.with_suffix("")
 
 
 def _idx(path: Path, dimensions: int) -> Tensor:
-    """Reads a gzipped IDX file of bytes."""
+    """Reads an IDX file of bytes, gzipped or not."""
     try:
-        with gzip.open(path) as file:
-            content = file.read()
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
         magic, *shape = struct.unpack(f">{1 + dimensions}I", content[: 4 * (1 + dimensions)])
         if magic != 0x800 + dimensions:
             raise ValueError(f"it begins with {magic:#x}")
@@ -160,102 +169,81 @@ def _idx(path: Path, dimensions: int) -> Tensor:
         ) from None
 
 
-def _cifar10(root: Path) -> Parts:
-    files = [f"cifar-10-batches-bin/data_batch_{index}.bin" for index in range(1, 6)]
-    files.append("cifar-10-batches-bin/test_batch.bin")
-    *train, test = _cifar_files(
-        root, "cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", files
-    )
-    return (
-        _cifar_records(b"".join(train), 1, files[0]),
-        _cifar_records(test, 1, files[-1]),
-        CIFAR10_CLASSES,
-    )
-
-
-def _cifar100(root: Path) -> Parts:
-    names = ("train.bin", "test.bin", "fine_label_names.txt")
-    files = [f"cifar-100-binary/{name}" for name in names]
-    train, test, classes = _cifar_files(
-        root, "cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", files
-    )
-    class_names = tuple(classes.decode("utf-8", errors="replace").split())
-    if len(class_names) != 100:
-        raise InputError(
-            f"The CIFAR file {files[2]} is damaged: it holds {len(class_names)} class names "
-            "instead of 100."
+def _cifar(name: str) -> Callable[[Path], Parts]:
+    def read(root: Path) -> Parts:
+        held = read_cifar(name, root)
+        train, test = (
+            Images(pixels=pixels, labels=labels, source=str(held.source))
+            for pixels, labels in (held.train, held.test)
         )
-    # A record's first label is the coarse class, its second the fine one.
-    return _cifar_records(train, 2, files[0]), _cifar_records(test, 2, files[1]), class_names
+        return Parts(train, test, held.class_names)
+
+    return read
 
 
-def _cifar_files(root: Path, dataset: str, archive: str, md5: str, files: list[str]) -> list[bytes]:
-    """Reads files of CIFAR's binary version, from its folder or from the archive.
-
-    Nothing is unpickled or unpacked.
-    """
-    if all((root / file).is_file() for file in files):
-        return [(root / file).read_bytes() for file in files]
-    path = root / archive
-    if not path.is_file():
-        otherwise = f"put the file {archive} (the binary version) into {root}"
-        _download(dataset, CIFAR_URL + archive, root, md5, otherwise)
-    try:
-        with tarfile.open(path) as tar:
-            return [_member(tar, file) for file in files]
-    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
-        raise InputError(
-            f"The file {path} is damaged ({error}). Delete it and fetch it again."
-        ) from None
-
-
-def _member(tar: tarfile.TarFile, name: str) -> bytes:
-    file = tar.extractfile(name)
-    if file is None:
-        raise KeyError(f"{name} is not a file")
-    return file.read()
-
-
-def _cifar_records(content: bytes, label_bytes: int, name: str) -> Images:
-    """Records of label bytes (the last one is the class) and 3·32·32 pixels."""
-    size = label_bytes + 3 * 32 * 32
-    if not content or len(content) % size:
-        raise InputError(
-            f"The CIFAR file {name} is damaged: its {len(content)} bytes are not whole records of "
-            f"{size}."
-        )
-    records = torch.from_numpy(np.frombuffer(content, np.uint8).reshape(-1, size).copy())
-    return Images(
-        pixels=records[:, label_bytes:].reshape(-1, 3, 32, 32).contiguous(),
-        labels=records[:, label_bytes - 1].long(),
-    )
-
-
-def read_folder(folder: Path, image_size: int | None) -> Parts:
+def read_folder(
+    folder: Path,
+    image_size: int | None,
+    in_memory: bool | None = None,
+    groups: str | None = None,
+) -> Parts:
     """Reads a folder of images, one subfolder per class.
 
-    Where it is not split, a fifth of the images is the test set.
+    Where it has no test part, about a fifth of the images is held out by name.
 
     Args:
-        folder: see `list_split`.
+        folder: see `list_folder`.
         image_size: the shorter side is brought to it and the centre is cut out; None if all images
             have one square size.
+        in_memory: whether all images are decoded at once; see `pixels_of`.
+        groups: a file that says which images stay together; see `read_groups`.
 
     Raises:
         InputError: if it cannot be used, or an image of it cannot be read.
     """
-    train, test = list_split(folder)
-    size = image_size or common_size([train] if test is None else [train, test])
+    listing = list_folder(folder)
+    of_group = None
+    if groups is not None:
+        of_group = read_groups(Path(groups).expanduser(), folder, listing)
+    if TEST not in listing.parts:
+        listing, of_group = _with_test_part(listing, of_group)
+    size = image_size or common_size(list(listing.parts.values()))
 
-    def read(listing: Listing) -> Images:
-        files = ImageFiles.of(listing, size)
-        return Images(pixels=files[files.rows], labels=listing.labels)
+    pixels = pixels_of(
+        [ImageFiles.of(images, size) for images in listing.parts.values()], in_memory
+    )
+    read = {
+        part: Images(pixels=held, labels=images.labels, source=str(folder))
+        for held, (part, images) in zip(pixels, listing.parts.items(), strict=True)
+    }
+    if of_group is not None:
+        _, numbers = np.unique(of_group[TRAIN], return_inverse=True)
+        read[TRAIN] = replace(read[TRAIN], groups=torch.from_numpy(numbers))
+    return Parts(
+        read[TRAIN],
+        read[TEST],
+        listing.parts[TRAIN].class_names,
+        validation=read.get(VALIDATION),
+        fingerprint=Fingerprint.of_files(listing.parts, of_group),
+        left_out=listing.words(),
+    )
 
-    images = read(train)
-    if test is not None:
-        return images, read(test), train.class_names
-    held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
-    return images[rest], images[held_out], train.class_names
+
+def _with_test_part(
+    listing: FolderListing, groups: dict[str, list[str]] | None
+) -> tuple[FolderListing, dict[str, list[str]] | None]:
+    """Holds out the test images of a folder that is not split."""
+    images = listing.parts[TRAIN]
+    held_out = held_out_by_name(
+        images.names, images.labels, None if groups is None else groups[TRAIN]
+    )
+    masks = {TRAIN: ~held_out, TEST: held_out}
+    where = {part: mask.nonzero()[:, 0] for part, mask in masks.items()}
+    parts = {part: images.select(indices) for part, indices in where.items()}
+    if groups is not None:
+        names = groups[TRAIN]
+        groups = {part: [names[i] for i in indices.tolist()] for part, indices in where.items()}
+    return replace(listing, parts=parts), groups
 
 
 NOISE = {
@@ -279,7 +267,12 @@ def read_noise(name: str) -> Parts:
         return Images(pixels=pixels, labels=torch.arange(count) % classes)
 
     class_names = tuple(f"class {label}" for label in range(classes))
-    return images(train, 0), images(test, train), class_names
+    return Parts(
+        images(train, 0),
+        images(test, train),
+        class_names,
+        fingerprint=Fingerprint.of_name(f"random:{name}"),
+    )
 
 
 def _imagenet(root: Path) -> Parts:
@@ -294,51 +287,32 @@ def _imagenet(root: Path) -> Parts:
             f"account. Unpack it to {folder / 'train' / 'SYNSET'}/*.JPEG and "
             f"{folder / 'val' / 'SYNSET'}/*.JPEG."
         )
-    train, test = list_split(folder)
-    if test is None:
+    places = {TRAIN: folder / "train", TEST: folder / "val"}
+    if not all(place.is_dir() for place in places.values()):
         raise InputError(
             f"{folder} has no folders train/SYNSET and val/SYNSET. Unpack ImageNet's archives into "
             "these."
         )
+    listing = list_parts(folder, places)
 
     # As in DARTS (Liu et al., 2019) and elsewhere: the central 224 pixels of a shorter side of 256.
-    parts = (
+    train, test = (
         Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels)
-        for part in (train, test)
+        for part in (listing.parts[TRAIN], listing.parts[TEST])
     )
-    return next(parts), next(parts), train.class_names
-
-
-def _download(dataset: str, url: str, folder: Path, md5: str, otherwise: str) -> None:
-    # Takes seconds to import, so it is imported only where it is used.
-    from torchvision.datasets.utils import download_url
-
-    missing = [made for made in (folder, *folder.parents) if not made.exists()]
-    name = url.rpartition("/")[2]
-    partial = folder / f"{name}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Under another name until its checksum is right: later runs read the file unchecked.
-        download_url(url, str(folder), filename=partial.name, md5=md5)
-        partial.replace(folder / name)
-    except (OSError, RuntimeError) as error:
-        # urllib's errors are OSErrors; a wrong checksum is a RuntimeError.
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        for made in missing:
-            with contextlib.suppress(OSError):
-                made.rmdir()  # only where it is empty
-        raise InputError(
-            f"The data set {dataset} is not in {folder} and could not be downloaded from {url} "
-            f"({error}). Connect to the internet, or {otherwise}; or try the embedded data set: "
-            "digits."
-        ) from None
+    return Parts(
+        train,
+        test,
+        listing.parts[TRAIN].class_names,
+        fingerprint=Fingerprint.of_files(listing.parts),
+        left_out=listing.words(),
+    )
 
 
 DATASETS: dict[str, Callable[[Path], Parts]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
-    "cifar10": _cifar10,
-    "cifar100": _cifar100,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
     "imagenet": _imagenet,
 }

@@ -10,10 +10,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
@@ -21,16 +29,23 @@ __all__ = [
     "PRESETS",
     "SPACES",
     "Recipe",
+    "changed_recipe",
     "is_imagenet",
     "key_value",
     "load_recipe",
-    "parse_yaml",
+    "read_config",
     "trial",
     "validate_recipe",
 ]
 
 PRESETS = ("smoke", "small", "paper", "original")
 SPACES = ("darts", "pdarts", "pcdarts")
+ADAPTED: dict[str, tuple[str, Any]] = {
+    "evaluation.epochs": ("evaluation.min_steps", 0),
+    "evaluation.batch_size": ("evaluation.fits_batch", False),
+    "search.batch_size": ("search.fits_batch", False),
+}
+"""What presets adapt to the data → the key that says so, and its value where one is given."""
 OVERLAYS = {"original": ("paper", "original")}
 """Presets that go over another one; the others stand for themselves."""
 
@@ -40,22 +55,37 @@ OVERLAYS = {"original": ("paper", "original")}
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
     )
 
 
+def _without_point(value: Any) -> Any:
+    """3.0 and 1e4 as the integers that they are; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_without_point)]
+"""A whole number: 3, 3.0 or 1e4, but no truth value, and no text that reads like a number."""
+
+Count = Annotated[Whole, Field(lt=2**53)]
+"""A number of things. Products with fractions of them are floats, which are exact below 2**53."""
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Betas = tuple[Beta, Beta]
+Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
+"""strict=False: of YAML, which has no tuples, a list is taken; what is in it stays strict."""
+
+MOST_CELLS, MOST_NODES = 1000, 64
+"""A cell of n nodes has n(n + 3)/2 edges of 8 operations: 64 nodes are 17,152 of them."""
 
 
 class Augmentation(_Section):
     """Random changes of training images."""
 
-    crop_padding: int = Field(
+    crop_padding: Count = Field(
         default=0, ge=0, description="pixels of zero padding before a random crop"
     )
     flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
-    cutout: int = Field(
+    cutout: Count = Field(
         default=0, ge=0, description="side of a square that is set to the mean; evaluation only"
     )
     resized_crop: bool = Field(
@@ -63,27 +93,46 @@ class Augmentation(_Section):
     )
     color_jitter: tuple[float, float, float, float] = Field(
         default=(0.0, 0.0, 0.0, 0.0),
+        strict=False,
         description="largest change of brightness, contrast, saturation and hue",
     )
+
+
+FITS_BATCH: Any = Field(
+    default=False,
+    description="where there are fewer images than a batch, it has as many as there are; false "
+    "where batch_size is given beside a preset",
+)
 
 
 class Data(_Section):
     """What is read, and how much of it."""
 
-    image_size: int | None = Field(
+    image_size: Count | None = Field(
         default=None, ge=8, description="images larger than this are reduced to it"
     )
-    search_images: int | None = Field(
+    search_images: Count | None = Field(
         default=None, ge=2, description="training images that the search uses, both halves"
     )
     search_fractions: tuple[float, float] = Field(
         default=(0.5, 0.5),
+        strict=False,
         description="of these images, the parts that weights and architecture learn on",
     )
-    train_images: int | None = Field(
+    train_images: Count | None = Field(
         default=None, ge=2, description="training images of the derived network"
     )
-    test_images: int | None = Field(default=None, ge=1, description="test images")
+    test_images: Count | None = Field(default=None, ge=1, description="test images")
+    in_memory: bool | None = Field(
+        default=None,
+        description="folder: whether all images are decoded at the start; null: if they take at "
+        "most a quarter of the memory",
+    )
+    groups: str | None = Field(
+        default=None,
+        description="folder: a CSV file with the columns file and group; images of one group (a "
+        "patient) stay together in D_tr, D_val or the test images",
+    )
 
     @field_validator("search_fractions")
     @classmethod
@@ -106,7 +155,7 @@ class WeightOptimizer(_Section):
     """SGD with momentum, and a schedule that steps with the epochs."""
 
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="from lr to min_lr")
-    warmup_epochs: int = Field(
+    warmup_epochs: Count = Field(
         default=0, ge=0, description="first epochs in which the rate grows linearly to lr"
     )
     lr: float = Field(default=0.025, gt=0)
@@ -129,7 +178,7 @@ class ArchitectureOptimizer(_Section):
     weight_decay: float = Field(default=1e-3, ge=0)
     betas: Betas = (0.5, 0.999)
     grad_clip: float | None = Field(default=None, gt=0)
-    warmup_epochs: int = Field(
+    warmup_epochs: Count = Field(
         default=0, ge=0, description="first epochs in which only the weights move"
     )
     moves_first: bool = Field(
@@ -143,11 +192,11 @@ class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
     name: Literal["dcgan", "wgan_gp", "biggan"] = "dcgan"
-    noise_dim: int = Field(default=64, ge=1)
-    channels: int = Field(default=32, ge=1)
+    noise_dim: Count = Field(default=64, ge=1)
+    channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     discriminator_lr: float = Field(default=2e-4, gt=0)
-    discriminator_steps: int = Field(
+    discriminator_steps: Count = Field(
         default=1,
         ge=1,
         description="moves of the discriminator per move of the generator, each on a batch of its "
@@ -168,16 +217,18 @@ class Generator(_Section):
 class Progressive(_Section):
     """The stages of P-DARTS: deeper supernets with fewer operations per edge."""
 
-    added_layers: tuple[int, ...] = Field(
-        default=(0, 6, 12), description="cells that each stage has more than `layers`"
+    added_layers: tuple[Count, ...] = Field(
+        default=(0, 6, 12),
+        strict=False,
+        description="cells that each stage has more than `layers`",
     )
-    dropped_operations: tuple[int, ...] = Field(
-        default=(3, 2, 2), description="operations that each edge loses after it"
+    dropped_operations: tuple[Count, ...] = Field(
+        default=(3, 2, 2), strict=False, description="operations that each edge loses after it"
     )
     skip_dropout: tuple[float, ...] = Field(
-        default=(0.1, 0.4, 0.7), description="initial dropout on identities"
+        default=(0.1, 0.4, 0.7), strict=False, description="initial dropout on identities"
     )
-    max_skips: int = Field(
+    max_skips: Count = Field(
         default=2, ge=0, description="skip connections in the derived normal cell, at most"
     )
 
@@ -188,6 +239,8 @@ class Progressive(_Section):
             raise ValueError(
                 "added_layers, dropped_operations and skip_dropout need one entry for each stage"
             )
+        if max(self.added_layers) > MOST_CELLS:
+            raise ValueError(f"added_layers may add at most {MOST_CELLS} cells")
         if not all(0 <= rate < 1 for rate in self.skip_dropout):
             raise ValueError("skip_dropout holds probabilities below 1")
         if sum(self.dropped_operations) >= 8 or min(self.dropped_operations) < 1:
@@ -207,7 +260,7 @@ class Search(_Section):
         "seed, no search",
     )
     space: Literal["darts", "pdarts", "pcdarts"] = "darts"
-    partial_channels: int = Field(
+    partial_channels: Count = Field(
         default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
     )
     progressive: Progressive = Field(
@@ -216,19 +269,20 @@ class Search(_Section):
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar", description="imagenet: to an eighth of the resolution"
     )
-    channels: int = Field(
+    channels: Count = Field(
         default=16,
         ge=4,
         description="channels of a node in the first cell (with 2, oneDNN of torch 2.14.1 corrupts "
         "memory)",
     )
-    layers: int = Field(default=8, ge=3, description="cells of the supernet")
-    nodes: int = Field(default=4, ge=1, description="intermediate nodes of a cell")
+    layers: Count = Field(default=8, ge=3, le=MOST_CELLS, description="cells of the supernet")
+    nodes: Count = Field(default=4, ge=1, le=MOST_NODES, description="intermediate nodes of a cell")
     epochs: float | None = Field(
-        default=None, gt=0, description="passes over the search's training half"
+        default=None, gt=0, lt=2**53, description="passes over the search's training half"
     )
-    steps: int | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
-    batch_size: int = Field(default=64, ge=2)
+    steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    batch_size: Count = Field(default=64, ge=2)
+    fits_batch: bool = FITS_BATCH
     order: Literal["first", "second"] = Field(
         default="second", description="first: drop all implicit terms"
     )
@@ -256,7 +310,7 @@ class Search(_Section):
     synthetic_only: bool = Field(
         default=False, description="W2 learns on generated images only (Eq. 19)"
     )
-    gradient_terms_every: int = Field(
+    gradient_terms_every: Count = Field(
         default=0,
         ge=0,
         description="rounds between records of the parts of A's gradient (through W2, W1, G); 0: "
@@ -338,11 +392,18 @@ class Search(_Section):
 class Evaluation(_Section):
     """Training of the derived network from scratch."""
 
-    channels: int = Field(default=36, ge=2)
-    layers: int = Field(default=20, ge=3)
-    epochs: int | None = Field(default=600, ge=1)
-    steps: int | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
-    batch_size: int = Field(default=96, ge=2)
+    channels: Count = Field(default=36, ge=2)
+    layers: Count = Field(default=20, ge=3, le=MOST_CELLS)
+    epochs: Count | None = Field(default=600, ge=1)
+    steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    min_steps: Count = Field(
+        default=0,
+        ge=0,
+        description="least number of rounds: epochs are added until there are so many; 0 where "
+        "epochs are given beside a preset",
+    )
+    batch_size: Count = Field(default=96, ge=2)
+    fits_batch: bool = FITS_BATCH
     weights: WeightOptimizer = WeightOptimizer(min_lr=0.0)
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar", description="imagenet: to an eighth of the resolution"
@@ -385,14 +446,14 @@ class Recipe(_Section):
 
     preset: str = "custom"
     dataset: str = "digits"
-    seed: int = Field(default=0, ge=0, lt=2**62)
+    seed: Whole = Field(default=0, ge=0, lt=2**62)
     trial: bool = Field(
         default=False, description="cut short by --max-steps, so that the result says nothing"
     )
-    checkpoint_every: int = Field(
+    checkpoint_every: Count = Field(
         default=50, ge=1, description="rounds of the search between checkpoints"
     )
-    checkpoint_keep_every: int = Field(
+    checkpoint_keep_every: Count = Field(
         default=0,
         ge=0,
         description="every so-many-th checkpoint of a phase stays; 0: only the last two and the "
@@ -416,7 +477,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `load_recipe` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json", by_alias=True))
 
 
 # ------------------------------ reading
@@ -426,7 +487,7 @@ def load_recipe(
     preset: str,
     *,
     space: str = "darts",
-    config: Path | None = None,
+    config: Path | Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     assignments: tuple[str, ...] = (),
 ) -> Recipe:
@@ -438,7 +499,7 @@ def load_recipe(
     Args:
         preset: one of `PRESETS`.
         space: one of `SPACES`.
-        config: a YAML file with any part of a recipe.
+        config: any part of a recipe, or a YAML file with it.
         overrides: dotted key → value.
         assignments: `dotted.key=value`, the value in YAML.
 
@@ -446,9 +507,9 @@ def load_recipe(
         InputError: for an unknown preset or key, or a value of the wrong type or range.
     """
     if preset not in PRESETS:
-        raise InputError(f"Unknown preset {preset!r}. {nearest(preset, PRESETS)}")
+        raise InputError(f"Unknown preset {shown(preset)}. {nearest(str(preset), PRESETS)}")
     if space not in SPACES:
-        raise InputError(f"Unknown search space {space!r}. {nearest(space, SPACES)}")
+        raise InputError(f"Unknown search space {shown(space)}. {nearest(str(space), SPACES)}")
 
     # The preset's files, from the general to the special: what comes later overrides.
     tree: dict[str, Any] = {}
@@ -461,17 +522,64 @@ def load_recipe(
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
 
-    if config is not None:
-        try:
-            text = config.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The configuration file {config} cannot be read ({error}).") from None
-        tree = _merged(tree, _read_yaml(text, str(config)))
-    for key, value in (overrides or {}).items():
+    over = read_config(config) if isinstance(config, Path) else config or {}
+    return _over(tree, over, overrides or {}, assignments)
+
+
+def changed_recipe(
+    recipe: Recipe,
+    *,
+    config: Path | None,
+    overrides: Mapping[str, Any],
+    assignments: tuple[str, ...],
+) -> Recipe:
+    """The recipe with a configuration file, options and assignments over it, as `load_recipe`'s.
+
+    Raises:
+        InputError: for an unknown key, or a value of the wrong type or range.
+    """
+    tree = recipe.model_dump(mode="json", by_alias=True)
+    return _over(tree, {} if config is None else read_config(config), overrides, assignments)
+
+
+def _over(
+    tree: dict[str, Any],
+    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    assignments: tuple[str, ...],
+) -> Recipe:
+    tree = _merged(tree, config)
+    assigned = [key_value(assignment, "--set", "search.channels=8") for assignment in assignments]
+    for key, value in (*overrides.items(), *assigned):
         _assign(tree, key, value)
-    for assignment in assignments:
-        _assign(tree, *key_value(assignment, "--set", "search.channels=8"))
+
+    given = {*_dotted(config), *overrides, *(key for key, _ in assigned)}
+    for key, (adapter, off) in ADAPTED.items():
+        if key in given and adapter not in given:
+            _assign(tree, adapter, off)
     return validate_recipe(tree)
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys of a tree's values."""
+    found = set()
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found |= _dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a YAML file with any part of a recipe.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The configuration file {path} cannot be read ({error}).") from None
+    return _read_yaml(text, str(path))
 
 
 def validate_recipe(tree: Any) -> Recipe:
@@ -514,8 +622,21 @@ def _explain(error: ValidationError) -> str:
     got = f", got {shown(value)}" if not isinstance(value, (dict, BaseModel)) else ""
     return (
         f"Configuration key {where or 'recipe'!r}: "
-        f"{first['msg'][0].lower()}{first['msg'][1:]}{got}."
+        f"{first['msg'][0].lower()}{first['msg'][1:]}{got}.{_how_to_write(value, first['type'])}"
     )
+
+
+def _how_to_write(value: Any, problem: str) -> str:
+    """The sentence that follows a value of a wrong type, where what was meant can be told."""
+    if not isinstance(value, str) or problem not in ("int_type", "float_type", "bool_type"):
+        return ""
+    if value == "None":
+        return " Nothing is written null."
+    try:
+        meant = parse_yaml(value)
+    except ValueError:
+        return ""
+    return f" Write {value.strip()} without quotes." if isinstance(meant, int | float) else ""
 
 
 def _keys_at(path: list[str]) -> list[str]:
@@ -529,29 +650,11 @@ def _keys_at(path: list[str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-YAML_ERRORS = (
-    yaml.YAMLError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError,
-)  # fmt: skip
-"""What PyYAML raises for text that is not YAML; an AttributeError, for instance, for a bad time."""
-
-
-def parse_yaml(text: str) -> Any:
-    """Reads YAML without making anything but plain data of it.
-
-    Raises:
-        ValueError: if it is not YAML.
-    """
-    try:
-        return yaml.safe_load(text)
-    except YAML_ERRORS as error:
-        raise ValueError(" ".join(str(error).split())[:500]) from None
-
-
 def _read_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         tree = parse_yaml(text)
     except ValueError as error:
-        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{source} cannot be read: {error}.") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -577,8 +680,8 @@ def key_value(setting: str, option: str, example: str) -> tuple[str, Any]:
         raise InputError(f"{option} takes key=value, for example {example}, got {setting!r}.")
     try:
         return key.strip(), parse_yaml(text)
-    except ValueError:
-        raise InputError(f"The value in {option} {setting!r} is not valid YAML.") from None
+    except ValueError as error:
+        raise InputError(f"The value in {option} {setting!r} cannot be read: {error}.") from None
 
 
 def is_imagenet(dataset: str) -> bool:
@@ -586,7 +689,7 @@ def is_imagenet(dataset: str) -> bool:
     return dataset.removeprefix("random:") == "imagenet"
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
     result = dict(base)
     for key, value in over.items():

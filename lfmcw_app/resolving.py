@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from lfmcw_app.data import check_dataset
-from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe
+import torch
+
+from lfmcw_app.data import FOLDER, check_dataset
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
 
 __all__ = ["default_preset", "resolve_recipe"]
 
 DEFAULT_PRESETS = {"digits": "smoke", "fashion-mnist": "small"}
 
+LARGE_FOLDER = 5000
+"""Files of a folder for which a GPU is given the paper's settings, of days, by default."""
 
-def default_preset(dataset: str) -> str:
-    """The preset that is meant for a data set."""
-    return DEFAULT_PRESETS.get(dataset, "paper")
+
+def default_preset(dataset: str, *, cuda: bool | None = None) -> str:
+    """The preset that is meant for a data set: of a folder of images, for its size and the device.
+
+    Args:
+        dataset: its name.
+        cuda: whether there is a GPU to run on; by default whether the machine has one.
+    """
+    if not dataset.startswith(FOLDER):
+        return DEFAULT_PRESETS.get(dataset, "paper")
+    has_gpu = torch.cuda.is_available() if cuda is None else cuda
+    return "paper" if has_gpu and _is_large(dataset.removeprefix(FOLDER)) else "small"
+
+
+def _is_large(folder: str) -> bool:
+    files = 0
+    for _, _, names in os.walk(Path(folder).expanduser(), followlinks=True):
+        files += len(names)
+        if files >= LARGE_FOLDER:
+            return True
+    return False
 
 
 def resolve_recipe(
@@ -29,25 +52,36 @@ def resolve_recipe(
     space: str | None = None,
     order: str | None = None,
     method: str | None = None,
+    cuda: bool | None = None,
 ) -> Recipe:
-    """Makes the recipe of a command line.
+    """Makes the recipe of a command line; see its options.
+
+    `cuda` says whether there is a GPU to run on, which decides on the preset where none is given.
 
     Raises:
-        InputError: for an unknown data set, preset or key, or a value of the wrong type or range.
+        InputError: for an unknown data set, preset or key, a value of the wrong type or range, or
+            options that contradict each other or the configuration file.
     """
     check_dataset(dataset)
+    tree = {} if config is None else read_config(config)
     assigned = {}  # the last of several assignments to a key counts
     for assignment in assign or ():
         key, _, value = assignment.partition("=")
         assigned[key.strip()] = value.strip()
 
-    # The space decides which of the preset's files are read, however it is given.
-    set_space = assigned.get("search.space")
-    if set_space is not None and space is not None and set_space != space:
-        raise InputError(
-            f"--space {space} and --set search.space={set_space} contradict each other; drop one."
-        )
-    space = space or set_space
+    # Preset and space decide which files are read, the data set what is: each is given once.
+    if tree.get("preset") != "custom":  # the name of a recipe that was made without a preset
+        preset = _agreed({"--preset": preset, f"preset in {config}": tree.get("preset")})
+    section = tree.get("search")
+    in_file = section.get("space") if isinstance(section, dict) else None
+    space = _agreed(
+        {
+            "--space": space,
+            "--set search.space": assigned.get("search.space"),
+            f"search.space in {config}": in_file,
+        }
+    )
+    _agreed({"the argument DATASET": dataset, f"dataset in {config}": tree.get("dataset")})
     if "dataset" in assigned:
         raise InputError("The data set is the argument DATASET; drop --set dataset=….")
     given: dict[str, Any] = {
@@ -57,9 +91,29 @@ def resolve_recipe(
         "seed": seed,
     }
     return load_recipe(
-        preset or default_preset(dataset),
+        preset or default_preset(dataset, cuda=cuda),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
-        config=config,
+        config=tree,
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
+
+
+def _agreed(given: dict[str, Any]) -> Any:
+    """The value that was given, or None; several places may give it if they agree.
+
+    Args:
+        given: place → value.
+
+    Raises:
+        InputError: naming two places that contradict each other.
+    """
+    found = [(place, value) for place, value in given.items() if value is not None]
+    for place, value in found[1:]:
+        first, before = found[0]
+        if value != before:
+            raise InputError(
+                f"{first} is {shown(before)}, and {place} is {shown(value)}. They contradict each "
+                "other; drop one."
+            )
+    return found[0][1] if found else None

@@ -1,7 +1,8 @@
-"""The result of a run, printed."""
+"""The result of a run: as a file, and printed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,22 @@ from rich.table import Table
 
 from lfmcw_app.run_folder import RunFolder
 
-__all__ = ["edge_names", "print_result"]
+__all__ = ["as_json", "edge_names", "print_result"]
+
+WORST = 3
+"""Classes that are named with the result."""
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """The text of result.json: one line per entry; of lists of classes one line per class."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
+            rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in value)
+            lines.append(f" {json.dumps(key)}: [\n{rows}\n ]")
+        else:
+            lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
@@ -28,11 +44,30 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
+    _print_classes(result.get("classes", []), console)
+    if "doubt" in result:
+        console.print("[bold yellow]Doubtful:[/]", end=" ")
+        console.print(result["doubt"], highlight=False, soft_wrap=True, markup=False)
     optional = ("report.html", "cells.png", "samples.png", "metrics.jsonl")
     present = [name for name in optional if (folder.path / name).exists()]
     found = ", ".join([*present, "result.json"])
     console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
+    """Names the classes with the largest errors."""
+    wrong = [entry for entry in classes if entry["error_percent"]]
+    worst = sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]
+    if len(classes) <= 2 or not worst:
+        return
+    named = ", ".join(
+        f"{entry['name']} {entry['error_percent']:.1f}% of {entry['images']:,}" for entry in worst
+    )
+    console.print(
+        f"largest errors by class: {named}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def edge_names(edges: Iterable[Any]) -> list[str]:

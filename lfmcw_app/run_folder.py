@@ -1,12 +1,14 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
-config.yaml        the resolved recipe
-environment.json   versions and hardware
+config.yaml        the resolved recipe, as it is now
+environment.json   versions and hardware, and the recipe that the run began with
+changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
                    Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
                    .round-N.pt (docs/checkpoints.md)
-genotype.json      the derived cells; cells.png, cells.svg: their picture
+genotype.json      the derived cells; genotype.txt: in DARTS's notation
+cells.png          their picture, or that of the given cells; also cells.svg
 nonfinite-*.pt     what is known of a loss or gradient that was not finite, for the first few
 evaluated.json     in a folder of lfmcw_app.evaluate, the genotype that was given
 samples.png        generated images, one row per class; samples/: smaller ones of the rounds in
@@ -40,12 +42,19 @@ from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
+from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.resuming import (
+    CHANGES,
+    Change,
+    change_lines,
+    known_recipes,
+    planned_changes,
+    read_changes,
+)
+from lfmcw_app.search_space.genotype import EVALUATED
 
 __all__ = ["EVALUATED", "REPORT", "RunFolder"]
-
-EVALUATED = "evaluated.json"
-"""Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
 LOCK, REPORT = ".lock", "report.html"
 
@@ -68,6 +77,8 @@ class RunFolder:
 
     Attributes:
         listeners: are called with each entry that is logged.
+        changes: settings that change with the next round; see `change` and `record_changes`.
+        written_recipe: the recipe in config.yaml, which does not have these changes yet.
     """
 
     writes = True
@@ -84,6 +95,8 @@ class RunFolder:
         self._failed_saves = 0
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.changes: tuple[Change, ...] = ()
+        self.written_recipe = recipe
 
     # ------------------------------ the folder
 
@@ -101,7 +114,8 @@ class RunFolder:
             with folder.locked():
                 folder._check_empty()  # another process may have come first
                 folder.write("config.yaml", recipe.to_yaml())
-                folder.write("environment.json", json.dumps(_environment(), indent=1))
+                began = {**_environment(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
+                folder.write("environment.json", json.dumps(began, indent=1))
         except OSError as error:
             raise InputError(
                 f"The run folder {path} cannot be written ({error}). Name another with --out."
@@ -159,9 +173,40 @@ class RunFolder:
             raise InputError(
                 f"--resume {path}: its config.yaml cannot be read ({error})."
             ) from None
-        except ValueError:
-            raise InputError(f"--resume {path}: its config.yaml is damaged.") from None
+        except ValueError as error:
+            raise InputError(f"--resume {path}: its config.yaml cannot be read: {error}.") from None
         return cls(path, validate_recipe(tree))
+
+    # ------------------------------ changes
+
+    def change(self, wanted: Recipe, *, searches: bool) -> None:
+        """Takes over another recipe for the rounds to come, if the run may be resumed by it.
+
+        Args:
+            wanted: the recipe.
+            searches: whether the folder holds a search, not only a training.
+
+        Raises:
+            InputError: naming a setting that may not change.
+        """
+        self.changes = planned_changes(self.path, self.written_recipe, wanted, searches=searches)
+        self.recipe = wanted
+
+    def record_changes(self, phase: str, round_number: int) -> None:
+        """Writes down the changes that take effect after a round of a phase."""
+        if not self.changes:
+            return
+        time = datetime.now().astimezone().isoformat(timespec="seconds")
+        lines = change_lines(self.changes, time=time, phase=phase, round_number=round_number)
+        before = (self.path / CHANGES).read_text("utf-8") if read_changes(self.path) else ""
+
+        # The recipe first: if the record is missing, the difference is found as an edit would be.
+        self.write("config.yaml", self.recipe.to_yaml())
+        self.write(CHANGES, before + lines)
+        self.written_recipe = self.recipe
+        with self.writing("result.json"):  # a result of the settings before
+            (self.path / "result.json").unlink(missing_ok=True)
+        self.changes = ()
 
     # ------------------------------ files
 
@@ -210,13 +255,21 @@ class RunFolder:
 
     @contextmanager
     def attempting(self, what: str) -> Iterator[None]:
-        """Downgrades a failure to write an optional file to a warning."""
+        """Downgrades a failure to make or to write an optional file to a warning.
+
+        Nothing that a picture or a report can fail at is worth a search of days.
+        """
         try:
             yield
         except OSError as error:
             self._warn(
                 f"{what} cannot be written in {self.path} ({error.strerror or error}); the run "
                 "goes on without it."
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is said
+            self._warn(
+                f"{what} cannot be made ({type(error).__name__}: {error}); the run goes on without "
+                "it."
             )
 
     def _write_pending(self, *, flush: bool = False) -> None:
@@ -409,9 +462,10 @@ class RunFolder:
             recipe = validate_recipe(parse_yaml(state["recipe"]))
         except (KeyError, ValueError):  # an InputError is a ValueError
             recipe = None
-        if state.get("phase") != phase or recipe != self.recipe:
+        known = known_recipes(self.path, self.written_recipe)
+        if state.get("phase") != phase or recipe not in known:
             raise mlo.CheckpointError(
-                f"{where} ({phase}.pt) is from another recipe than the config.yaml beside it. "
+                f"{where} ({phase}.pt) is from another recipe than any that this run has had. "
                 "Resume the run that it belongs to, or start again in a new folder."
             )
         there = self.metrics.stat().st_size if self.metrics.exists() else 0

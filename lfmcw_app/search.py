@@ -18,12 +18,11 @@ from lfmcw_app.errors import NumbersWarning
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.phase import Phase, Round
-from lfmcw_app.pictures import save_samples, save_snapshot, snapshot_rounds
+from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
-from lfmcw_app.search_space.draw import draw_genotype
-from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
+from lfmcw_app.search_space.genotype import FOUND, Genotype, derive_genotype, random_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     derive_restricted_genotype,
@@ -41,21 +40,21 @@ STAGE_SEEDS = 1_000_003
 
 
 def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
-    """Searches a cell; writes genotype.json and its pictures.
+    """Searches a cell; writes genotype.json, genotype.txt and their pictures.
 
     The pictures are cells.png and cells.svg and, with a generator, samples.png and samples/.
     """
     how = folder.recipe.search
     genotype, generator = _searched(folder, dataset, console, device)
-    folder.write("genotype.json", genotype.to_json())
+    folder.write(FOUND, genotype.to_json())
+    folder.write("genotype.txt", genotype.to_darts() + "\n")
     title = f"{SPACE_LABELS[how.space]}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     if not folder.writes:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
-    with folder.writing("The pictures"):
-        for name in ("cells.png", "cells.svg"):
-            draw_genotype(genotype, folder.path / name, title)
-        if generator is not None:
+    save_cells(genotype, folder, title)
+    if generator is not None:
+        with folder.attempting("samples.png"):
             save_samples(generator, dataset, folder.path / "samples.png", device)
     return genotype
 

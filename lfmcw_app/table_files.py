@@ -12,44 +12,49 @@ import yaml
 
 from lfmcw_app.arms import TABLES
 from lfmcw_app.comparison import Summary, draw_comparison, summarise
-from lfmcw_app.data import short_name
+from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
 
 __all__ = ["TableReport", "claim", "run_folder"]
 
 
-def run_folder(runs: Path, recipe: Recipe) -> Path:
-    """The folder of a recipe's run, named by a digest of the recipe; made where it is missing."""
+def run_folder(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
+    """The folder of a recipe's run on these data, named by a digest of both; made if missing."""
     how = recipe.search
-    digest = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]
+    content = f"{recipe.to_yaml()}{dataset.fingerprint.digest}"
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
     path = runs / name
     if not (path / "config.yaml").exists():
-        RunFolder.create(path, recipe)
+        describe_dataset(dataset, RunFolder.create(path, recipe))
     return path
 
 
-def claim(folder: Path, recipes: Mapping[str, Recipe]) -> None:
+def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None:
     """Makes the table's folder, or sees that it belongs to the same table.
 
     Raises:
-        InputError: if it holds a table of other settings.
+        InputError: if it holds a table of other settings, or of other data.
     """
-    described = {
+    settings = {
         label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
         for label, recipe in recipes.items()
     }
+    described = {"data": dataset.fingerprint.digest, **settings}
     text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
     file = folder / "recipes.yaml"
     if file.exists():
-        if file.read_text("utf-8") != text:
-            raise InputError(
-                f"{folder} holds a table of other settings (recipes.yaml). Name another folder "
-                "with --out."
-            )
-        return
+        held = file.read_text("utf-8")
+        if held == text:
+            return
+        same_settings = held.partition("\n")[2] == text.partition("\n")[2]
+        what = f"other data ({dataset.name} has changed)" if same_settings else "other settings"
+        raise InputError(
+            f"{folder} holds a table of {what} (recipes.yaml). Name another folder with --out."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
 
@@ -74,6 +79,12 @@ class TableReport:
         result = RunFolder.open(path).result
         if result is None:
             return False
+        if result.get("changed"):
+            keys = sorted({change["key"] for change in result["changed"]})
+            raise InputError(
+                f"The run in {path} was resumed with other settings ({', '.join(keys)}), so it is "
+                "none of this table's arms. Move it away: the table then runs it anew."
+            )
         label, seed = key
         self._results[label][seed] = (path, result)
         return True

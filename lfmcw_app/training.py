@@ -1,8 +1,7 @@
-"""The second phase of a run: the training of the derived network, and its test error."""
+"""The second phase of a run: the training of the derived network, and its result."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,12 +10,15 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from lfmcw_app.data import Batches, Dataset, in_order, resident, subset
+from lfmcw_app.assessment import assessed
+from lfmcw_app.data import Batches, Dataset, resident, subset
 from lfmcw_app.network_file import NetworkPlan, write_network
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
-from lfmcw_app.processes import all_gathered, parallelism
+from lfmcw_app.processes import parallelism
 from lfmcw_app.recipe import Evaluation, Recipe
+from lfmcw_app.result import as_json
+from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
@@ -38,7 +40,8 @@ def training_rounds(how: Evaluation, per_epoch: int) -> int:
     if how.steps is not None:
         return how.steps
     assert how.epochs is not None
-    return how.epochs * per_epoch
+    # Small data: more epochs, so that the learning rate and drop-path run their whole course.
+    return max(how.epochs, math.ceil(how.min_steps / per_epoch)) * per_epoch
 
 
 def build_training(
@@ -105,35 +108,23 @@ def train_derived(
     assert isinstance(network, DerivedNetwork)
     _train(folder, optimizer, network, dataset, rounds, console, device)
 
-    # The processes take the test batches in turns. Each image counts once, so their order, which
-    # depends on the number of processes, does not matter.
+    train = subset(dataset.train, recipe.data.train_images, recipe.seed)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    rank, size = rank_and_size()
-    own = [
-        _ranks(network, batch)
-        for i, batch in enumerate(in_order(test, dataset, 256, device))
-        if i % size == rank
-    ]
-    ranks = torch.cat([part for parts in all_gathered(own) for part in parts])
-
-    top5_error = None  # of five guesses: meaningless for fewer classes
-    if dataset.num_classes > 5:
-        top5_error = 100.0 * float((ranks >= 5).double().mean())
+    measured = assessed(network, train, test, dataset, device)
     cost = network_cost(network, dataset.image_size, dataset.channels)
     result = {
         "dataset": dataset.name,
-        "test_error_percent": 100.0 * float((ranks >= 1).double().mean()),
-        "test_top5_error_percent": top5_error,
-        "test_images": len(test),
+        **measured,
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
+        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
         "genotype": genotype.to_data(),
     }
     plan = NetworkPlan.of(recipe, genotype, dataset)
     write_network(folder, network, plan, dataset, result)
-    folder.write("result.json", json.dumps(result, indent=1) + "\n")
+    folder.write("result.json", as_json(result))
     return result
 
 
@@ -187,21 +178,3 @@ def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
         return total, {"accuracy": (logits.detach().argmax(1) == labels).float().mean()}
 
     return loss
-
-
-@torch.no_grad()
-def _ranks(network: DerivedNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """For each image, the number of classes found likelier than the right one, [B]."""
-    images, labels = batch
-    network.eval()
-    logits, _ = network(images)
-    network.train()
-    right = logits.gather(1, labels.unsqueeze(1))
-
-    # Of equal logits the class listed first counts as likelier, as argmax has it.
-    earlier = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
-    ranks = ((logits > right) | ((logits == right) & earlier)).sum(1)
-
-    # Comparisons with NaN are all false, which would give rank 0: the right answer.
-    lost = logits.isnan().any(1)
-    return torch.where(lost, logits.shape[1], ranks).cpu()

@@ -10,14 +10,16 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
+from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.run_folder import EVALUATED, RunFolder
-from lfmcw_app.search_space.genotype import Genotype, random_genotype
-from lfmcw_app.search_space.named import NAMED_GENOTYPES, named_genotype
+from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.named import NAMED_GENOTYPES
 from lfmcw_app.tensorboard import check_tensorboard
 
 
@@ -26,8 +28,7 @@ def evaluate(
         str | None,
         typer.Argument(
             autocompletion=options.completing(*NAMED_GENOTYPES, "random:"),
-            help=f"A genotype.json, a published one ({', '.join(NAMED_GENOTYPES)}), or random:N. "
-            "Needed unless --resume is given.",
+            help=f"{GENOTYPE_HELP} Needed unless --resume is given.",
         ),
     ] = None,
     dataset: Annotated[
@@ -55,8 +56,8 @@ def evaluate(
     """Trains the network of GENOTYPE on DATASET from scratch and reports its test error."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
-    from lfmcw_app.data_checks import read_data
-    from lfmcw_app.projection import after_projection, project_training
+    from lfmcw_app.data_checks import adaptations, read_data
+    from lfmcw_app.projection import after_projection, print_choice, project_training
 
     console = Console(quiet=quiet and not dry_run)
     with reported_errors(Console(stderr=True)):
@@ -66,29 +67,51 @@ def evaluate(
         # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
         if resume is not None:
-            others = (genotype, dataset, preset, space, config, assign, out, seed)
-            if any(value not in (None, []) for value in others):
-                raise InputError(
-                    "--resume takes the evaluation's own genotype, data set and recipe; drop the "
-                    "others."
-                )
+            folder = resumed_folder(
+                resume,
+                searches=False,
+                dataset=dataset,
+                config=config,
+                options={"preset": preset, "search.space": space, "seed": seed},
+                assign=assign,
+                out=out,
+            )
             options.check_no_trial(max_steps)
-            folder = _evaluation(resume)
             recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
+            if genotype is not None and read_genotype(genotype, recipe.search.nodes) != cells:
+                raise InputError(
+                    f"{resume} holds the evaluation of another genotype than {genotype}. Resume it "
+                    f"with --resume {resume} alone, or start a new one."
+                )
         elif genotype is None or dataset is None:
             raise InputError(
                 "Name a genotype and a data set. For a first try: python -m lfmcw_app.evaluate "
                 "random:0 digits"
             )
         else:
-            recipe = resolve_recipe(dataset, preset, config, assign, seed, space=space)
-            cells = _read_genotype(genotype, recipe.search.nodes)
+            recipe = resolve_recipe(
+                dataset,
+                preset,
+                config,
+                assign,
+                seed,
+                space=space,
+                cuda=options.pick_device(device).type == "cuda",
+            )
+            cells = read_genotype(genotype, recipe.search.nodes)
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
-            images = read_data(recipe, data, searches=False)
+            if not dry_run:
+                say(console, f"Reading {recipe.dataset} …")
+            asked = recipe
+            recipe, images = read_data(recipe, data, searches=False, device=target)
+            for said in (images.summary, *adaptations(asked, recipe, images, searches=False)):
+                say(console, said)
+            if folder is None and preset is None and not (dry_run or max_steps):
+                print_choice(recipe, images, target, console, searches=False)
             measure = partial(project_training, recipe, cells, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
@@ -103,32 +126,6 @@ def evaluate(
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
             carry_out(shared, console, "lfmcw_app.evaluate", work, tensorboard=tensorboard)
-
-
-def _evaluation(path: Path) -> RunFolder:
-    """Opens the folder of --resume."""
-    folder = RunFolder.open(path)
-    if not (path / EVALUATED).exists():
-        raise InputError(
-            f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
-            f"go on with it by python -m lfmcw_app.run --resume {path}"
-        )
-    return folder
-
-
-def _read_genotype(text: str, nodes: int) -> Genotype:
-    kind, colon, number = text.partition(":")
-    if text in NAMED_GENOTYPES:
-        return NAMED_GENOTYPES[text]
-    if not colon or kind != "random":
-        # A name that is neither a file nor published is more likely a mistyped name.
-        is_file = Path(text).suffix or Path(text).exists()
-        return Genotype.load(text) if is_file else named_genotype(text)
-    if not number.isascii() or not number.isdecimal() or int(number) >= 2**62:
-        raise InputError(
-            f"A random genotype is random:N with a whole number N below 2**62, got {text!r}."
-        )
-    return random_genotype(nodes, int(number))
 
 
 def main() -> None:

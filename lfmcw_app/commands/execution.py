@@ -25,7 +25,7 @@ from mlo.errors import (
     ProblemError,
 )
 
-__all__ = ["carry_out", "main_of", "reported_errors"]
+__all__ = ["carry_out", "main_of", "reported_errors", "say"]
 
 USER_ERRORS = (
     InputError,
@@ -72,7 +72,7 @@ def carry_out(
     from lfmcw_app.report import write_report
     from lfmcw_app.result import print_result
 
-    console.print(f"Run folder: {folder.path}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"Run folder: {folder.path}")
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
@@ -82,6 +82,11 @@ def carry_out(
         with folder.attempting(REPORT):
             write_report(folder.path)
         print_result(result, folder, console)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ PresetOption = Annotated[
     typer.Option(
         autocompletion=completing(*PRESETS),
         help="Recipe: smoke, small, paper (its Tables 6 and 7) or original (the original methods' "
-        "programs). By default smoke for digits, small for fashion-mnist, else paper.",
+        "programs). By default smoke for digits, small for fashion-mnist and for small folders or "
+        "without a GPU, else paper.",
     ),
 ]
 OrderOption = Annotated[

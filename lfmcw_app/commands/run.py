@@ -10,13 +10,12 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
+from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-from lfmcw_app.recipe import Recipe
 from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.tensorboard import check_tensorboard
 
 
@@ -58,36 +57,49 @@ def run(
     """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
-    from lfmcw_app.data_checks import read_data
-    from lfmcw_app.projection import after_projection, project
+    from lfmcw_app.data_checks import adaptations, read_data
+    from lfmcw_app.projection import after_projection, print_choice, project
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
-        if dataset is None and resume is None:
-            raise InputError(
-                f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run "
-                "digits"
-            )
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
 
         # The recipe comes from the options, or from the folder that is resumed.
-        recipe = None
-        if dataset is not None:
-            recipe = resolve_recipe(
-                dataset, preset, config, assign, seed, space=space, order=order, method=method
-            )
         folder = None
         if resume is not None:
-            changes = (preset, space, order, method, config, assign, seed)
-            has_changes = any(value not in (None, []) for value in changes)
-            folder = _resumed(resume, out, recipe, has_changes=has_changes)
+            given = {"preset": preset, "search.space": space, "search.order": order}
+            folder = resumed_folder(
+                resume,
+                searches=True,
+                dataset=dataset,
+                config=config,
+                options={**given, "search.method": method, "seed": seed},
+                assign=assign,
+                out=out,
+            )
             options.check_no_trial(max_steps)
-        recipe = folder.recipe if folder is not None else recipe
-        assert recipe is not None
+            recipe = folder.recipe
+        elif dataset is None:
+            raise InputError(
+                f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run "
+                "digits"
+            )
+        else:
+            recipe = resolve_recipe(
+                dataset,
+                preset,
+                config,
+                assign,
+                seed,
+                space=space,
+                order=order,
+                method=method,
+                cuda=options.pick_device(device).type == "cuda",
+            )
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
@@ -96,44 +108,26 @@ def run(
 
         with joined(options.pick_device(device)) as target:
             console = quiet_unless_main(console)
-            images = read_data(recipe, data)
+            if not dry_run:
+                say(console, f"Reading {recipe.dataset} …")
+            asked = recipe
+            recipe, images = read_data(recipe, data, device=target)
+            for said in (images.summary, *adaptations(asked, recipe, images)):
+                say(console, said)
+            if folder is None and preset is None and not (dry_run or max_steps):
+                print_choice(recipe, images, target, console, searches=True)
             measure = partial(project, recipe, images, target)
-            recipe = after_projection(
+            planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
             )
-            if recipe is None:
+            if planned is None:
                 return
+            recipe = planned
 
             out = out or options.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
             work = partial(run_phases, shared, images, console, target)
             carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)
-
-
-def _resumed(
-    path: Path, out: Path | None, recipe: Recipe | None, *, has_changes: bool
-) -> RunFolder:
-    """Opens the folder of --resume; options given beside it must be those of the run."""
-    folder = RunFolder.open(path)
-    if (path / EVALUATED).exists():
-        raise InputError(
-            f"{path} holds the evaluation of a given genotype, which has no search to go on with. "
-            f"Go on with it by python -m lfmcw_app.evaluate --resume {path}"
-        )
-    if out is not None and out.resolve() != path.resolve():
-        raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
-    if recipe is None:
-        if has_changes:
-            raise InputError(
-                "--resume takes the run's own recipe; drop the options that change it."
-            )
-    elif recipe.dataset != folder.recipe.dataset or (has_changes and recipe != folder.recipe):
-        raise InputError(
-            f"The run in {path} has another recipe ({folder.recipe.dataset}, preset "
-            f"{folder.recipe.preset}, seed {folder.recipe.seed}) than these options ask for. "
-            f"Resume it with --resume {path} alone, or start a new run."
-        )
-    return folder
 
 
 def main() -> None:

@@ -7,9 +7,9 @@
     controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0,
                uniform class weights
 
-Every run has a folder of its own under --runs, named by its recipe. So tables share runs: those
-with a result are not run again, interrupted ones are resumed. A Markdown table, a CSV file with one
-row per run, and a figure are written after each.
+Every run has a folder of its own under --runs, named by its recipe and its data. So tables share
+runs: those with a result are not run again, interrupted ones are resumed. A Markdown table, a CSV
+file with one row per run, and a figure are written after each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.console import Console
 
 from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import main_of, reported_errors
+from lfmcw_app.commands.execution import main_of, reported_errors, say
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import key_value
@@ -74,7 +74,7 @@ def table(
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
-    from lfmcw_app.data_checks import read_data
+    from lfmcw_app.data_checks import adaptations, fitted, read_data
     from lfmcw_app.table_files import TableReport, claim, run_folder
 
     console = Console()
@@ -93,7 +93,10 @@ def table(
                 )
         check_arms(name, recipes)
         first = next(iter(recipes.values()))
-        read_data(first, data)
+        _, images = read_data(first, data)
+        for said in (images.summary, *adaptations(first, fitted(first, images), images)):
+            say(console, said)
+        recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
         of_launcher = dict(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )
@@ -101,14 +104,14 @@ def table(
 
         # What has run before is in the report already; the rest is missing.
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
-        claim(folder, {label: recipes[label, 0] for label in TABLES[name]})
+        claim(folder, {label: recipes[label, 0] for label in TABLES[name]}, images)
         report = TableReport(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
-        folders = {key: run_folder(runs, recipe) for key, recipe in recipes.items()}
+        folders = {key: run_folder(runs, recipe, images) for key, recipe in recipes.items()}
         keys = {path: key for key, path in folders.items()}
         missing = [path for key, path in folders.items() if not report.add(key, path)]
         if len(missing) < len(folders):
             report.write()
-        _say(
+        say(
             console,
             f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to "
             f"{runs}/*/log.txt",
@@ -127,14 +130,14 @@ def table(
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
                     report.write()
-                    _say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
+                    say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
                 else:
                     failures.append(f"{run}: {outcome.failure}{tries}")
-                    _say(console, f"Failed: {failures[-1]}")
+                    say(console, f"Failed: {failures[-1]}")
 
         if report.path.exists():
-            _say(console, report.path.read_text("utf-8"))
-            _say(console, f"In {folder}: table.md, runs.csv, figure.png")
+            say(console, report.path.read_text("utf-8"))
+            say(console, f"In {folder}: table.md, runs.csv, figure.png")
         if failures:
             raise InputError(
                 f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: "
@@ -144,10 +147,6 @@ def table(
 
 def _stop(*_: Any) -> NoReturn:
     raise SystemExit(143)  # through the launcher's end, which stops what runs
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

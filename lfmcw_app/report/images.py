@@ -15,7 +15,15 @@ from PIL import Image
 
 from lfmcw_app.report.reading import RunData
 
-__all__ = ["ClassWeights", "Sheet", "class_weights", "gradient_bar", "sheets"]
+__all__ = [
+    "ClassWeights",
+    "Sheet",
+    "class_weights",
+    "data_url",
+    "gradient_bar",
+    "last_class_weights",
+    "sheets",
+]
 
 MOST_ROWS = 30
 MOST_COLUMNS = 240
@@ -67,17 +75,10 @@ class ClassWeights:
 
 def class_weights(run: RunData) -> ClassWeights | None:
     """The heat map of a run's class weights; None where there are none (plain DARTS)."""
-    rows = [
-        entry["metrics"]["w2"]["class_weights"]
-        for stage in run.searched
-        for entry in stage.entries
-        if "class_weights" in entry["metrics"].get("w2", {})
-    ]
-    if not rows:
+    values = _weights_of_rounds(run)
+    if values is None:
         return None
-
-    values = np.array(rows, dtype=float).T  # [classes, rounds]
-    last = values[:, -max(1, values.shape[1] // 10) :].mean(axis=1)
+    last = _last(values)
     names = class_names(run, len(values))
 
     # The classes that weigh most in the end, and as many columns as a screen shows: each is a mean.
@@ -90,11 +91,33 @@ def class_weights(run: RunData) -> ClassWeights | None:
     return ClassWeights(
         names=[names[index] for index in shown],
         last=[float(last[index]) for index in shown],
-        source=_data_url(Image.fromarray(np.ascontiguousarray(coloured))),
+        source=data_url(Image.fromarray(np.ascontiguousarray(coloured))),
         low=low,
         high=high,
         classes=len(values),
     )
+
+
+def last_class_weights(run: RunData) -> list[float] | None:
+    """Each class's weight at the end of the search: the mean over the last tenth of the rounds."""
+    values = _weights_of_rounds(run)
+    return None if values is None else [float(value) for value in _last(values)]
+
+
+def _weights_of_rounds(run: RunData) -> np.ndarray | None:
+    """The class weights, [classes, rounds]."""
+    rows = [
+        entry["metrics"]["w2"]["class_weights"]
+        for stage in run.searched
+        for entry in stage.entries
+        if "class_weights" in entry["metrics"].get("w2", {})
+    ]
+    return np.array(rows, dtype=float).T if rows else None
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    last: np.ndarray = values[:, -max(1, values.shape[1] // 10) :].mean(axis=1)
+    return last
 
 
 def class_names(run: RunData, count: int) -> list[str]:
@@ -133,10 +156,10 @@ def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
             image = opened.resize(
                 (columns * LARGEST_TILE, rows * LARGEST_TILE), Image.Resampling.LANCZOS
             )
-        return Sheet(phase=phase, label=label, source=_data_url(image), rows=rows, columns=columns)
+        return Sheet(phase=phase, label=label, source=data_url(image), rows=rows, columns=columns)
 
 
-def _data_url(image: Image.Image) -> str:
+def data_url(image: Image.Image) -> str:
     """A picture as a data URL: exact where that is small, else nearly."""
     # PNG is exact; where it is too large for a page, WebP is small and nearly the same.
     buffer = io.BytesIO()

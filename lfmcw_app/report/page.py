@@ -15,6 +15,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
 from lfmcw_app.report.cells import cell_svg, primitive_label, state_label
 from lfmcw_app.report.charts import Series, line_chart, short
+from lfmcw_app.report.classes import class_errors
 from lfmcw_app.report.curves import (
     Rounds,
     at,
@@ -71,6 +72,7 @@ def run_page(run: RunData) -> str:
         losses=loss_charts(rounds),
         errors=error_charts(rounds),
         weights=class_weights(run),
+        classes=class_errors(run),
         sheet_names=names,
         sheets=pictures,
         gradients=gradient_charts(rounds),

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lfmcw_app.errors import InputError
+from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.stages import TRAINING
@@ -54,6 +54,7 @@ class RunData:
         dataset: dataset.json.
         timings: the lines of timings.jsonl.
         real: a sheet of real images, as the snapshots have them.
+        changes: settings that were changed on --resume and that numbers can depend on.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class RunData:
     timings: Sequence[dict[str, Any]]
     snapshots: Sequence[Snapshot]
     real: Path | None
+    changes: Sequence[dict[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -82,13 +84,14 @@ def read_run(path: Path) -> RunData:
         InputError: if there is no run in it, or one of its files is damaged.
     """
     try:
-        recipe = validate_recipe(yaml.safe_load((path / "config.yaml").read_text("utf-8")))
+        tree = parse_yaml((path / "config.yaml").read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"There is no run in {path} ({error}). Name a run folder, as runs/NAME."
         ) from None
-    except yaml.YAMLError:
-        raise InputError(f"{path / 'config.yaml'} is damaged: it is not valid YAML.") from None
+    except ValueError as error:
+        raise InputError(f"{path / 'config.yaml'} is damaged: {error}.") from None
+    recipe = validate_recipe(tree)
     entries = _lines(path / "metrics.jsonl", ("phase", "round", "losses", "metrics"))
     by_phase: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
@@ -112,6 +115,7 @@ def read_run(path: Path) -> RunData:
         timings=_lines(path / TIMINGS, ("phase", "rounds", "seconds", "problems")),
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
+        changes=numbers_changed(path),
     )
 
 

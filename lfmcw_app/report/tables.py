@@ -197,9 +197,9 @@ def _count(number: int) -> str:
 
 
 def environment_rows(environment: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """The environment as names and values; the command has a place of its own."""
+    """The environment as names and values; command and recipe have places of their own."""
     return [
         (key.replace("_", " "), str(value))
         for key, value in environment.items()
-        if key != "command" and value is not None
+        if key not in ("command", "recipe") and value is not None
     ]

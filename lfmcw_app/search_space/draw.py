@@ -9,6 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
+from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ PRIMITIVE_COLOURS = {
 }
 
 
+@drawing()
 def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
     """Draws the normal and the reduction cell into an image file (PNG, SVG or PDF by its name)."""
     figure = Figure(figsize=(2.2 + COLUMN * (genotype.nodes + 1), 8.2), layout="constrained")
@@ -42,7 +44,7 @@ def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
         _draw_cell(ax, edges)
         ax.set_title(f"{kind} cell", fontsize=13, loc="left")
     if title:
-        figure.suptitle(title, fontsize=13)
+        figure.suptitle(as_label(title, longest=90), fontsize=13)
     # Equal cells give equal files: SVG would hold the date, and identifiers drawn at random.
     with rc_context({"svg.hashsalt": "lfmcw"}):
         figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -118,6 +120,6 @@ def _arrow(
     )
     box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
     ax.text(
-        x, y, primitive.replace("_", " "), ha="center", va="center", fontsize=8.5, color=colour,
-        zorder=5, bbox=box,
+        x, y, as_label(primitive.replace("_", " ")), ha="center", va="center", fontsize=8.5,
+        color=colour, zorder=5, bbox=box,
     )  # fmt: skip

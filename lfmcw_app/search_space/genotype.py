@@ -14,13 +14,22 @@ from torch import Tensor
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_index
+from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
-__all__ = ["Edge", "Genotype", "derive_genotype", "random_genotype"]
+__all__ = [
+    "EVALUATED", "FOUND", "Edge", "Genotype", "derive_genotype", "random_genotype",
+]  # fmt: skip
 
 EDGES_PER_NODE = 2
+
+FOUND = "genotype.json"
+"""In a run folder, the genotype that its search found."""
+
+EVALUATED = "evaluated.json"
+"""Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,33 @@ class Genotype:
         """Returns kind of cell → for each node its two edges as [primitive, source]."""
         return {"normal": _nodes(self.normal), "reduction": _nodes(self.reduction)}
 
+    def to_darts(self) -> str:
+        """Returns the genotype on one line in DARTS's notation: Genotype(normal=[…], …)."""
+        cells = {"normal": self.normal, "reduction": self.reduction}
+        return write_notation(
+            {kind: [(e.primitive, e.source) for e in edges] for kind, edges in cells.items()}
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> Genotype:
+        """Reads a genotype in JSON or in DARTS's notation.
+
+        Raises:
+            InputError: if the text is neither; the message names the first thing that is wrong.
+        """
+        return cls.from_darts(text) if is_notation(text) else cls.from_json(text)
+
+    @classmethod
+    def from_darts(cls, text: str) -> Genotype:
+        """Reads DARTS's notation, with or without `NAME =` before it.
+
+        Raises:
+            InputError: if the text is not one genotype; the message names the first thing that is
+                wrong.
+        """
+        cells = read_notation(text)
+        return cls._of({kind: _by_node(edges) for kind, edges in cells.items()})
+
     @classmethod
     def from_json(cls, text: str) -> Genotype:
         """Reads what `to_json` wrote.
@@ -73,6 +109,11 @@ class Genotype:
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
+        return cls._of(data)
+
+    @classmethod
+    def _of(cls, data: dict[str, Any]) -> Genotype:
+        """Checks what `to_data` describes, and makes a genotype of it."""
         genotype = cls(
             normal=_cell("normal", data["normal"]), reduction=_cell("reduction", data["reduction"])
         )
@@ -84,23 +125,43 @@ class Genotype:
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
-        """Reads a genotype file.
+        """Reads a genotype file in JSON or DARTS's notation, or that of a run folder.
 
         Raises:
             InputError: if the file is missing or not a genotype.
         """
+        path = Path(path)
+        file = _file_of(path) if path.is_dir() else path
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The genotype file {path} cannot be read ({error}).") from None
-        return cls.from_json(text)
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+            raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
+        try:
+            return cls.from_text(text)
+        except InputError as error:
+            raise InputError(f"{file} is no genotype. {error}") from None
+
+
+def _file_of(folder: Path) -> Path:
+    """The genotype in a run folder: the one that was found, or that was given to evaluate."""
+    for name in (FOUND, EVALUATED):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"{folder} holds no genotype ({FOUND}). If it is a run whose search has not ended, resume "
+        "it first; else name a genotype's file."
+    )
+
+
+def _by_node(edges: list[list[Any]]) -> list[list[list[Any]]]:
+    """Edges in the order of the nodes, as one group per node."""
+    starts = range(0, len(edges), EDGES_PER_NODE)
+    return [edges[start : start + EDGES_PER_NODE] for start in starts]
 
 
 def _nodes(cell: Sequence[Edge]) -> list[list[list[str | int]]]:
     """For each node of a cell its two edges as [primitive, source]."""
-    edges: list[list[str | int]] = [[edge.primitive, edge.source] for edge in cell]
-    starts = range(0, len(edges), EDGES_PER_NODE)
-    return [edges[start : start + EDGES_PER_NODE] for start in starts]
+    return _by_node([[edge.primitive, edge.source] for edge in cell])
 
 
 def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
@@ -122,7 +183,8 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
                     f"An edge of the genotype is a pair [primitive, source], got {shown(edge)}."
                 )
             primitive, source = edge
-            if primitive not in PRIMITIVES or primitive == "none":
+            known = isinstance(primitive, str) and primitive in PRIMITIVES
+            if not known or primitive == "none":
                 raise InputError(
                     f"Unknown primitive {shown(primitive)} in the genotype. "
                     f"{nearest(shown(primitive), PRIMITIVES[1:])}"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import Edge, Genotype
-from mlo.errors import nearest
 
-__all__ = ["NAMED_GENOTYPES", "named_genotype"]
+__all__ = ["NAMED_GENOTYPES"]
 
 
 def _cell(*nodes: Sequence[tuple[str, int]]) -> tuple[Edge, ...]:
@@ -94,16 +92,3 @@ NAMED_GENOTYPES: dict[str, Genotype] = {
     ),
 }
 """Name → genotype, as in the authors' programs; the order of a node's two edges means nothing."""
-
-
-def named_genotype(name: str) -> Genotype:
-    """Returns a published genotype.
-
-    Raises:
-        InputError: for a name that is not in `NAMED_GENOTYPES`.
-    """
-    if name not in NAMED_GENOTYPES:
-        raise InputError(
-            f"No published genotype is called {name!r}. {nearest(name, NAMED_GENOTYPES)}"
-        )
-    return NAMED_GENOTYPES[name]

@@ -21,23 +21,30 @@ with atheris.instrument_imports(
     include=["lfmcw_app.recipe", "lfmcw_app.search_space.genotype", "yaml", "json"]
 ):
     from lfmcw_app.errors import InputError
-    from lfmcw_app.recipe import Recipe, parse_yaml, validate_recipe
+    from lfmcw_app.plain_yaml import parse_yaml
+    from lfmcw_app.recipe import Recipe, validate_recipe
     from lfmcw_app.search_space.genotype import Genotype
 
-SEEDS = (Recipe().to_yaml(), '{"normal": [[["skip_connect", 0], ["none", 1]]], "reduction": []}')
+GENOTYPES = (Genotype.from_json, Genotype.from_darts)
+SEEDS = (
+    Recipe().to_yaml(),
+    '{"normal": [[["skip_connect", 0], ["none", 1]]], "reduction": []}',
+    "Genotype(normal=[('skip_connect', 0), ('max_pool_3x3', 1)], normal_concat=range(2, 3), "
+    "reduce=[('skip_connect', 0), ('max_pool_3x3', 1)], reduce_concat=[2])",
+)
 
 
 def one_input(data: bytes) -> None:
     """Gives one input to both parsers."""
     text = atheris.FuzzedDataProvider(data).ConsumeUnicode(len(data))
-    for parse in (Genotype.from_json, lambda text: validate_recipe(parse_yaml(text))):
+    for parse in (*GENOTYPES, lambda text: validate_recipe(parse_yaml(text))):
         try:
             parse(text)
         except InputError:
             continue
         except ValueError as error:
             # parse_yaml's own, which its callers turn into an InputError.
-            if type(error) is not ValueError or parse is Genotype.from_json:
+            if type(error) is not ValueError or parse in GENOTYPES:
                 raise
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from lfmcw_app import search
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_data
-from lfmcw_app.recipe import load_recipe
+from lfmcw_app.recipe import changed_recipe, load_recipe
 from lfmcw_app.run_folder import RunFolder
 
 RECIPE = {
@@ -68,14 +68,17 @@ class Runs:
         """Runs in a new folder; dies after so many lines of metrics."""
         return self._run(RunFolder.create(path, self.recipe(**changes)), die_after)
 
-    def resume(self, path: Path, *, die_after: int | None = None):
-        """Resumes the run of a folder, as a new process would."""
-        return self._run(RunFolder.open(path), die_after)
+    def resume(self, path: Path, *, die_after: int | None = None, **changes):
+        """Resumes the run of a folder, as a new process would, with other settings."""
+        folder = RunFolder.open(path)
+        wanted = changed_recipe(folder.recipe, config=None, overrides=changes, assignments=())
+        folder.change(wanted, searches=True)
+        return self._run(folder, die_after)
 
     def _run(self, folder, die_after):
         # Nothing is left of the process before it.
         torch.manual_seed(int.from_bytes(os.urandom(4), "big"))
-        dataset = read_data(folder.recipe, folder.path)
+        _, dataset = read_data(folder.recipe, folder.path)
         with self._monkeypatch.context() as patch:
             # Drawing takes longer than all else.
             patch.setattr(search, "draw_genotype", lambda *arguments: None)

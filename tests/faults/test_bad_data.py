@@ -91,8 +91,8 @@ def refused(tmp_path, *arguments):
     app.command()(run)
     result = CliRunner().invoke(app, [*map(str, arguments), f"--out={tmp_path / 'run'}"])
     assert result.exit_code == 2, result.output
-    assert result.output.strip().startswith("Error:")
-    assert result.output.strip().count("\n") == 0
+    assert result.stderr.strip().startswith("Error:")
+    assert result.stderr.strip().count("\n") == 0
     assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
     return result.output

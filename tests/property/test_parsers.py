@@ -100,6 +100,47 @@ def test_a_changed_character_leaves_a_genotype_or_an_input_error(nodes, seed, dr
     genotype(text[:place] + draw.draw(st.sampled_from(string.printable)) + text[place + 1 :])
 
 
+# ------------------------------ genotypes in DARTS's notation
+
+
+def from_darts(text):
+    """What the parser makes of a text in DARTS's notation; None for an InputError."""
+    try:
+        found = Genotype.from_text(text)
+    except InputError as error:
+        return bounded(error)
+    assert Genotype.from_text(found.to_darts()) == found
+    return found
+
+
+source = st.text(alphabet="Genotyp([{}])=,*.'\"\\0123456789 \n\t#:;-+~xrangelistnpreduce_conat")
+
+
+@plenty
+@given(
+    st.text().map(lambda text: f"Genotype({text})") | source.map(lambda text: f"Genotype({text}")
+)
+@example("Genotype(" + "(" * 99_000)
+@example("Genotype(normal=" + "~" * 90_000 + "1)")
+@example("Genotype(normal=" + "a." * 40_000 + "a)")
+@example("Genotype(normal=" + "9" * 10_000 + ")")
+@example("Genotype(normal=f'{" + "1" * 5000 + "}')")
+@example("Genotype(normal=lambda: (yield))")
+@example("Genotype" + "(1)" * 30_000)
+def test_any_notation_is_a_genotype_or_an_input_error(text):
+    from_darts(text)
+
+
+@plenty
+@given(st.integers(1, 5), st.integers(0, 10**6), st.data())
+def test_a_changed_letter_of_the_notation_is_read_or_refused(nodes, seed, draw):
+    text = random_genotype(nodes, seed).to_darts()
+    assert from_darts(text) == random_genotype(nodes, seed)
+    place = draw.draw(st.integers(0, len(text) - 1))
+    length = draw.draw(st.integers(0, 30))
+    from_darts(text[:place] + draw.draw(source) + text[place + length :])
+
+
 # ------------------------------ recipes
 
 

@@ -12,3 +12,9 @@ def imagenet(tmp_path):
     write_classes(root / "train", {"n01": 20, "n0002": 40}, "JPEG", size=(40, 30))
     write_classes(root / "val", {"n01": 3, "n0002": 4}, "JPEG", size=(30, 40))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_usual_places(monkeypatch):
+    """Data sets that this machine happens to have are not found."""
+    monkeypatch.setattr("lfmcw_app.published_files.PLACES", ())

@@ -141,7 +141,8 @@ def test_names_of_data_sets():
     assert short_name("folder:pictures/pets/") == "pets"
 
 
-def test_imagenet_is_listed_without_reading_an_image(imagenet, opened):
+def test_imagenet_is_listed_without_reading_an_image(imagenet, opened, monkeypatch):
+    monkeypatch.setattr("lfmcw_app.data.DEPTH", 0)
     data = load_dataset("imagenet", imagenet)
     assert data.class_names == ("n0002", "n01")
     assert data.train.pixels.shape == (60, 3, 224, 224)
@@ -229,9 +230,9 @@ def test_the_validation_batch_can_match_the_training_batch():
     for _, labels, images, validation_labels in paired:
         assert torch.equal(labels, validation_labels)
         assert len(torch.unique(images.flatten(1), dim=0)) > 8
-    known = parts[1].of_classes(torch.tensor([3, 3, 7]), 0)[0]
-    assert torch.equal(known, parts[1].of_classes(torch.tensor([3, 3, 7]), 0)[0])
-    assert not torch.equal(known, parts[1].of_classes(torch.tensor([3, 3, 7]), 1)[0])
+    again = parts[1].matched_to(parts[0])
+    assert torch.equal(again.batch(2)[0], paired[2][2])
+    assert torch.equal(again.batch(0)[0], paired[0][2])
     # Each is an image of D_val with that label.
     everything = Batches(validation, dataset, batch_size=len(validation), seed=0).batch(0)
     for image, label in zip(paired[0][2], paired[0][3], strict=True):
@@ -242,5 +243,7 @@ def test_the_validation_batch_can_match_the_training_batch():
 def test_a_class_without_validation_images_cannot_be_matched():
     dataset = load_dataset("digits")
     images = dataset.train[dataset.train.labels != 4]
+    training = Batches(dataset.train, dataset, batch_size=64, seed=0)
+    matched = Batches(images, dataset, batch_size=64, seed=0).matched_to(training)
     with pytest.raises(InputError, match="class 4 of the training batch"):
-        Batches(images, dataset, batch_size=8, seed=0).of_classes(torch.tensor([1, 4]), 0)
+        matched.batch(0)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lfmcw_app.data_checks import read_data
+from lfmcw_app.data import Dataset, Images
+from lfmcw_app.data_checks import adaptations, fitted, read_data
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
 
@@ -54,7 +55,7 @@ def test_a_training_alone_needs_no_batch_of_a_search():
     recipe = load_recipe("smoke", overrides={"search.batch_size": 4000})
     with pytest.raises(InputError, match=r"search\.batch_size is 4000"):
         read_data(recipe, Path("data"))
-    assert read_data(recipe, Path("data"), searches=False).name == "digits"
+    assert read_data(recipe, Path("data"), searches=False)[1].name == "digits"
 
 
 def test_looking_at_the_data_draws_no_random_numbers():
@@ -62,3 +63,47 @@ def test_looking_at_the_data_draws_no_random_numbers():
     before = torch.get_rng_state()
     read_data(load_recipe("smoke"), Path("data"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def made(count):
+    """A data set of so many training images in three classes."""
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(256, (count, 1, 8, 8), dtype=torch.uint8)
+    images = Images(pixels=pixels, labels=labels)
+    return Dataset(
+        name="made", train=images, test=images, class_names=("a", "b", "c"), mean=(0.5,), std=(0.2,)
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "processes", "batches", "words"),
+    [
+        (24, 1, (12, 24), ["search.batch_size is 12 instead of 32", "300 epochs instead of 6"]),
+        (31, 2, (14, 30), ["search.batch_size is 14 instead of 32", "300 epochs instead of 6"]),
+        (240, 1, (32, 64), ["100 epochs instead of 6, which would be only 18 rounds"]),
+        (64 * 60, 1, (32, 64), []),
+    ],
+)
+def test_a_preset_adapts_to_few_images(count, processes, batches, words, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    asked, dataset = load_recipe("small"), made(count)
+    recipe = fitted(asked, dataset)
+    assert (recipe.search.batch_size, recipe.evaluation.batch_size) == batches
+    said = " ".join(adaptations(asked, recipe, dataset))
+    assert all(text in said for text in words)
+    assert bool(said) is bool(words)
+    assert ("search" in " ".join(adaptations(asked, recipe, dataset, searches=False))) is False
+    assert fitted(recipe, dataset) == recipe
+
+
+def test_what_is_given_beside_a_preset_is_not_adapted():
+    settings = {"search.batch_size": 32, "evaluation.batch_size": 64, "evaluation.epochs": 6}
+    for key in settings:
+        recipe = load_recipe("small", overrides={key: settings[key]})
+        now = fitted(recipe, made(24))
+        section, name = key.split(".")
+        assert getattr(getattr(now, section), name) == settings[key]
+    assert load_recipe("small", overrides=settings).evaluation.min_steps == 0
+    assert load_recipe("small", assignments=("evaluation.epochs=6",)).evaluation.min_steps == 0
+    both = ("evaluation.epochs=6", "evaluation.min_steps=7")
+    assert load_recipe("small", assignments=both).evaluation.min_steps == 7

@@ -8,8 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from lfmcw_app import projection
 from lfmcw_app.data import load_dataset
-from lfmcw_app.projection import Projection, after_projection, project
+from lfmcw_app.projection import Projection, after_projection, print_choice, project, rough_seconds
 from lfmcw_app.recipe import load_recipe
 
 MEASURED = [
@@ -74,3 +75,49 @@ def test_every_phase_is_measured():
     found = project(recipe, load_dataset("digits"), torch.device("cpu"))
     assert [(phase.name, phase.rounds) for phase in found] == [("search", 11), ("training", 6)]
     assert all(phase.seconds > 0 and phase.memory > 0 for phase in found)
+
+
+@pytest.mark.parametrize("settings", [{}, {"search.method": "darts"}, {"search.method": "random"}])
+def test_a_rough_projection_changes_nothing(settings):
+    """It builds networks of its own, and leaves the random state as it was."""
+    recipe = load_recipe("smoke", overrides={"search.order": "first", **settings})
+    dataset = load_dataset("digits", image_size=8)
+    before = torch.get_rng_state()
+    seconds = rough_seconds(recipe, dataset, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seconds > 0
+    alone = rough_seconds(recipe, dataset, torch.device("cpu"), searches=False)
+    assert alone > 0
+
+
+def test_a_rough_projection_counts_passes_and_images(monkeypatch):
+    """With a second per image and pass, it is the number of passes of all images."""
+    monkeypatch.setattr(projection, "_seconds_per_image", lambda *arguments: 1.0)
+    settings = {
+        "search.order": "first",
+        "search.steps": 10,
+        "search.batch_size": 8,
+        "evaluation": {"epochs": None, "steps": 5, "batch_size": 16},
+    }
+    dataset = load_dataset("digits", image_size=8)
+    for method, passes in (("lfmcw", 8), ("darts", 2), ("random", 0)):
+        recipe = load_recipe("smoke", overrides={**settings, "search.method": method})
+        seconds = rough_seconds(recipe, dataset, torch.device("cpu"))
+        assert seconds == passes * 10 * 8 + 5 * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "words"),
+    [
+        ("folder:pictures", "small", r"Preset small, chosen for 1,438 training images on a CPU: "),
+        ("cifar10", "paper", "about 2.0 days. --preset small is a complete experiment"),
+        ("digits", "smoke", None),
+    ],
+)
+def test_the_chosen_preset_is_said(console, output, monkeypatch, name, preset, words):
+    monkeypatch.setattr(projection, "rough_seconds", lambda *arguments, **options: 172800.0)
+    recipe = load_recipe(preset, overrides={"dataset": name})
+    dataset = load_dataset("digits")
+    print_choice(recipe, dataset, torch.device("cpu"), console, searches=True)
+    text = " ".join(output.getvalue().split())
+    assert text == "" if words is None else words in text

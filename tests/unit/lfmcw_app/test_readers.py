@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import io
 import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -50,50 +48,19 @@ def test_a_damaged_file_is_named(tmp_path):
             load_dataset("fashion-mnist", tmp_path)
 
 
-def cifar_record(label_bytes, labels):
-    rng = np.random.default_rng(1)
-    return b"".join(
-        bytes(label_bytes) + rng.integers(0, 256, 3072, dtype=np.uint8).tobytes()
-        for label_bytes in labels
-    )
-
-
-def test_cifar_is_read_from_its_folder_and_its_archive(tmp_path):
-    """CIFAR is read from its folder and from its archive without unpickling."""
-    files = {
-        f"cifar-10-batches-bin/data_batch_{k}.bin": cifar_record(1, [[k], [9]]) for k in range(1, 6)
-    }
-    files["cifar-10-batches-bin/test_batch.bin"] = cifar_record(1, [[3]])
-    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    archived = load_dataset("cifar10", tmp_path)
-    assert archived.train.labels.tolist() == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]
-    assert archived.train.pixels.shape == (10, 3, 32, 32)
-    for name, content in files.items():
-        (tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "plain" / name).write_bytes(content)
-    plain = load_dataset("cifar10", tmp_path / "plain")
-    assert torch.equal(plain.train.pixels, archived.train.pixels)
-
-
-def test_cifar100_takes_the_fine_label(tmp_path):
-    folder = tmp_path / "cifar-100-binary"
-    folder.mkdir()
-    (folder / "train.bin").write_bytes(cifar_record(2, [[19, 99], [0, 7]]))
-    (folder / "test.bin").write_bytes(cifar_record(2, [[1, 2]]))
-    (folder / "fine_label_names.txt").write_text("\n".join(f"name{k}" for k in range(100)) + "\n")
-    data = load_dataset("cifar100", tmp_path)
-    assert data.train.labels.tolist() == [99, 7]
-    assert data.class_names[99] == "name99"
-    (folder / "train.bin").write_bytes(cifar_record(2, [[19, 200]]))
-    with pytest.raises(InputError, match="must lie in 0 to 99"):
-        load_dataset("cifar100", tmp_path)
-    (folder / "train.bin").write_bytes(b"short")
-    with pytest.raises(InputError, match="whole records"):
-        load_dataset("cifar100", tmp_path)
+def test_fashion_mnist_is_read_as_torchvision_keeps_it(tmp_path):
+    """torchvision's raw folder holds the files gzipped, unpacked, or both."""
+    write_fashion(tmp_path / "fashion-mnist")
+    expected = load_dataset("fashion-mnist", tmp_path)
+    raw = tmp_path / "vision" / "FashionMNIST" / "raw"
+    write_fashion(raw)
+    for path in sorted(raw.glob("t*-images*.gz")):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    data = load_dataset("fashion-mnist", tmp_path / "vision")
+    assert torch.equal(data.train.pixels, expected.train.pixels)
+    assert torch.equal(data.test.labels, expected.test.labels)
+    assert data.source == str(raw)
 
 
 def test_images_index_together():

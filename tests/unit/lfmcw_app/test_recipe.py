@@ -119,3 +119,50 @@ def test_the_original_recipes_are_those_of_the_programs(space, dataset, values):
         search.architecture.warmup_epochs
         == {"cifar10": {"pdarts": 10, "pcdarts": 15}[space], "imagenet": 35}[dataset]
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("seed=true", "'seed': input should be a valid integer, got True"),
+        ("search.layers=3.5", "valid integer, got 3.5"),
+        ("search.layers='8'", "valid integer, got '8'. Write 8 without quotes"),
+        ("search.layers=.inf", "valid integer, got inf"),
+        ("search.progressive.added_layers=[0, true, 1]", "added_layers.1.*valid integer, got True"),
+        ("search.weights.lr=true", "valid number, got True"),
+        ("search.weights.lr='1e-3'", "valid number, got '1e-3'. Write 1e-3 without quotes"),
+        ("search.weights.grad_clip=None", "valid number, got 'None'. Nothing is written null"),
+        ("search.weights.lr=.nan", "finite number"),
+        ("detect_collapse=1", "valid boolean, got 1"),
+        ("detect_collapse='true'", "valid boolean, got 'true'"),
+        ("detect_collapse=yes", "detect_collapse=yes' cannot be read: line 1: yes is"),
+        ("seed=010", "seed=010' cannot be read: line 1: 010 is an octal"),
+        ("preset=8", "valid string, got 8"),
+        ("search={steps: 3, steps: 4}", "line 1: the key 'steps' stands in the same section"),
+        ("search.steps=1e20", "less than 9007199254740992"),
+        ("search.layers=1001", "less than or equal to 1000"),
+        ("search.nodes=65", "less than or equal to 64"),
+        ("search.progressive.added_layers=[0, 1, 1001]", "at most 1000 cells"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused(setting, words):
+    with pytest.raises(InputError, match=words):
+        load_recipe("smoke", assignments=(setting,))
+
+
+def test_numbers_have_one_meaning_however_they_are_written():
+    settings = ("search.weights.lr=1e-1", "search.layers=4.0", "search.steps=1e3", "seed=0x10",
+                "evaluation.drop_path=0", "search.generator.betas=[0, 1e-1]")  # fmt: skip
+    recipe = load_recipe("smoke", assignments=settings)
+    assert recipe.search.weights.lr == 0.1
+    assert [recipe.search.layers, recipe.search.steps, recipe.seed] == [4, 1000, 16]
+    assert type(recipe.search.layers) is int
+    assert recipe.evaluation.drop_path == 0.0
+    assert recipe.search.generator.betas == (0.0, 0.1)
+
+
+def test_a_section_that_stands_twice_in_a_file_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("search: {channels: 6}\nseed: 3\nsearch: {layers: 4}\n")
+    with pytest.raises(InputError, match=r"c\.yaml cannot be read: line 3: .*'search'.* line 1"):
+        load_recipe("smoke", config=path)

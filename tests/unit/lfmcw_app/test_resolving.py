@@ -25,7 +25,7 @@ def test_imagenet_is_searched_with_partial_channels():
 @pytest.mark.parametrize(
     ("assign", "space", "words"),
     [
-        (["search.space=darts"], "pdarts", "contradict each other"),
+        (["search.space=darts"], "pdarts", "contradict each *other"),
         (["dataset=cifar10"], None, "drop --set dataset="),
         (["search.chanels=8"], None, "Did you mean 'channels'"),
     ],
@@ -39,3 +39,50 @@ def test_a_space_by_set_has_the_presets_settings_for_it():
     by_option = resolve_recipe("digits", None, None, None, None, space="pdarts")
     by_set = resolve_recipe("digits", None, None, ["search.space=pdarts"], None)
     assert by_option == by_set
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dataset: cifar10", "DATASET is 'digits', and dataset in .* is 'cifar10'"),
+        ("preset: paper", "--preset is 'small', and preset in .* is 'paper'"),
+        ("search: {space: darts}", "--space is 'pdarts', and search.space in .* is 'darts'"),
+    ],
+)
+def test_a_file_that_contradicts_an_option_is_refused(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        resolve_recipe("digits", "small", path, None, None, space="pdarts")
+
+
+def test_preset_and_space_of_a_file_are_those_it_goes_over(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("preset: small\nsearch: {space: pdarts}\ndataset: digits")
+    by_file = resolve_recipe("digits", None, path, None, None)
+    assert by_file == resolve_recipe("digits", "small", None, None, None, space="pdarts")
+    path.write_text("preset: custom")  # what Recipe() is called
+    assert resolve_recipe("digits", None, path, None, None).search.steps == 15
+    path.write_text("preset: [small]")
+    with pytest.raises(InputError, match=r"Unknown preset \['small'\]"):
+        resolve_recipe("digits", None, path, None, None)
+
+
+def test_the_last_of_several_settings_of_a_key_counts():
+    settings = ["search.steps=1", "search.steps=2"]
+    assert resolve_recipe("digits", None, None, settings, None).search.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "cuda", "preset"), [(3, False, "small"), (3, True, "small"), (60, True, "paper"),
+                                  (60, False, "small")]
+)  # fmt: skip
+def test_a_folder_has_the_preset_of_its_size_and_device(tmp_path, monkeypatch, files, cuda, preset):
+    monkeypatch.setattr("lfmcw_app.resolving.LARGE_FOLDER", 50)
+    for index in range(files):
+        (tmp_path / str(index % 2)).mkdir(exist_ok=True)
+        (tmp_path / str(index % 2) / f"{index}.png").touch()
+    dataset = f"folder:{tmp_path}"
+    assert default_preset(dataset, cuda=cuda) == preset
+    assert resolve_recipe(dataset, None, None, None, None, cuda=cuda).preset == preset
+    assert resolve_recipe(dataset, "smoke", None, None, None, cuda=cuda).preset == "smoke"

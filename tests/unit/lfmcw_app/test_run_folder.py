@@ -47,7 +47,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, name, words):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no run in it"), ("search: [", "damaged"), (b"\xff", "be read")]
+    ("content", "words"),
+    [(None, "no run in it"), ("search: [", "not valid YAML"), (b"\xff", "be read")],
 )
 def test_a_folder_without_a_run_is_refused(tmp_path, content, words):
     if content is not None:
@@ -140,6 +141,12 @@ def test_an_optional_file_that_cannot_be_written_is_warned_of(folder):
     words = "the run goes on without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         full()
+
+
+def test_whatever_a_picture_fails_at_is_warned_of(folder):
+    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run goes on without it"
+    with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
+        1 / 0  # noqa: B018
 
 
 def test_diagnoses_of_lost_numbers_are_few(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lfmcw_app.errors import InputError
@@ -31,3 +33,12 @@ def test_runs_without_a_result_are_not_in_the_table(tmp_path):
     RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
     assert report.add(("LFM-CW", 0), folder)
     assert report.error(("LFM-CW", 0)) == 1.5
+
+
+def test_a_run_that_was_changed_in_its_middle_is_refused(tmp_path):
+    folder = run_folder(tmp_path, load_recipe("smoke"))
+    change = {"phase": "search", "round": 3, "key": "search.weights.lr", "old": 0.1, "new": 0.2}
+    result = {"test_error_percent": 1.5, "changed": [change]}
+    RunFolder.open(folder).write("result.json", json.dumps(result))
+    with pytest.raises(InputError, match=r"resumed with other settings \(search\.weights\.lr\)"):
+        TableReport("table2", tmp_path, "a title").add(("LFM-CW", 0), folder)

@@ -39,7 +39,7 @@ def test_the_recipe_of_the_options_is_printed():
     ("arguments", "words"),
     [
         (("--out", "elsewhere"), "goes on in its own folder"),
-        (("--seed", "3"), "drop the options that change it"),
+        (("--seed", "3"), "seed 0 → 3. This cannot change"),
         (("digits", "--seed", "3"), "has another recipe"),
         (("cifar10",), "has another recipe"),
         (("--max-steps", "2"), "starts a trial of its own"),

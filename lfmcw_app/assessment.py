@@ -1,0 +1,203 @@
+"""What a trained network is worth: its errors on the test images, class by class, and in training.
+
+Before anything is measured the running statistics of its norms are computed anew (batchnorm.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmcw_app.batchnorm import recompute_statistics
+from lfmcw_app.data import Dataset, Images, in_order, subset
+from lfmcw_app.processes import all_gathered
+from lfmcw_app.search_space.network import DerivedNetwork
+from mlo.distributed import rank_and_size
+
+__all__ = ["Answers", "answers_of", "assessed", "interval"]
+
+BATCH = 256
+STATISTICS_IMAGES = 10_000
+"""Training images that statistics and the training error are taken of, at most.
+
+A mean over 10,000 images with hundreds of positions each differs from that over a million by far
+less than the batches of a training do from one another, and takes seconds on ImageNet.
+"""
+
+MOST_CLASSES = 100
+"""Classes of which the confusion matrix is in the result; of more it would be a million numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a network makes of some images.
+
+    Attributes:
+        labels: the right classes, [N].
+        predictions: the likeliest classes, [N]; −1 where the logits are not numbers.
+        ranks: the number of classes found likelier than the right one, [N].
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    ranks: Tensor
+
+    @property
+    def error(self) -> float:
+        """The share of wrong answers, %."""
+        return 100.0 * float((self.ranks >= 1).double().mean())
+
+
+def assessed(
+    network: DerivedNetwork,
+    train: Images,
+    test: Images,
+    dataset: Dataset,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Recomputes the network's running statistics, and measures it; what goes into the result.
+
+    Args:
+        network: trained; its running statistics are replaced.
+        train: what it was trained on.
+        test: what it is tested on.
+        dataset: gives normalisation and class names.
+        device: where.
+    """
+    # Without augmentation, as test images are: cut-out squares would shift the means (measured in
+    # docs/results.md). Each batch takes images from all over the set, whatever its order.
+    some = subset(train, STATISTICS_IMAGES, 0)
+    mixed = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
+    size = math.ceil(len(mixed) / math.ceil(len(mixed) / BATCH))  # no small batch at the end
+    batches = in_order(mixed, dataset, size, device)
+    recompute_statistics(network, (partial(network, images) for images, _ in batches))
+
+    tested = answers_of(network, test, dataset, device)
+    training_error = answers_of(network, some, dataset, device).error
+    by_class = _by_class(tested, dataset.class_names)
+    known = [entry["error_percent"] for entry in by_class if entry["images"]]
+    top5_error = None  # of five guesses: meaningless for fewer classes
+    if dataset.num_classes > 5:
+        top5_error = 100.0 * float((tested.ranks >= 5).double().mean())
+    result = {
+        "test_error_percent": tested.error,
+        "test_top5_error_percent": top5_error,
+        "test_images": len(test),
+        "balanced_error_percent": sum(known) / len(known),
+        "training_error_percent": training_error,
+        "classes": by_class,
+    }
+    if dataset.num_classes <= MOST_CLASSES:
+        result["confusion"] = _confusion(tested, dataset.num_classes)
+    doubt = _doubt(tested, training_error)
+    return {**result, **({"doubt": doubt} if doubt else {})}
+
+
+def answers_of(
+    network: DerivedNetwork, images: Images, dataset: Dataset, device: torch.device
+) -> Answers:
+    """What the network makes of images; the processes take the batches in turns."""
+    part = rank_and_size()
+    own = [_answered(network, batch) for batch in in_order(images, dataset, BATCH, device, part)]
+
+    # Each image counts once, so their order, which depends on the number of processes, does not
+    # matter.
+    found = [batch for batches in all_gathered(own) for batch in batches]
+    labels, predictions, ranks = (torch.cat(column) for column in zip(*found, strict=True))
+    return Answers(labels=labels, predictions=predictions, ranks=ranks)
+
+
+@torch.no_grad()
+def _answered(
+    network: DerivedNetwork, batch: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, predictions and ranks of a batch, each [B], on the CPU."""
+    images, labels = batch
+    trained = network.training
+    network.eval()
+    logits, _ = network(images)
+    network.train(trained)
+    right = logits.gather(1, labels.unsqueeze(1))
+
+    # Of equal logits the class listed first counts as likelier, as argmax has it.
+    earlier = torch.arange(logits.shape[1], device=logits.device) < labels.unsqueeze(1)
+    ranks = ((logits > right) | ((logits == right) & earlier)).sum(1)
+
+    # Comparisons with NaN are all false, which would give rank 0: the right answer.
+    lost = logits.isnan().any(1)
+    ranks = torch.where(lost, logits.shape[1], ranks)
+    predictions = torch.where(lost, -1, logits.argmax(1))
+    return labels.cpu(), predictions.cpu(), ranks.cpu()
+
+
+# ------------------------------ by class
+
+
+def _by_class(answers: Answers, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each class its name, its number of test images, its error and the error's interval, %."""
+    counts = torch.bincount(answers.labels, minlength=len(class_names)).tolist()
+    wrong = torch.bincount(answers.labels[answers.ranks >= 1], minlength=len(class_names)).tolist()
+    found = []
+    for name, count, errors in zip(class_names, counts, wrong, strict=True):
+        low, high = interval(errors, count)
+        found.append(
+            {
+                "name": name,
+                "images": count,
+                "error_percent": 100.0 * errors / count if count else None,
+                "interval_percent": [round(low, 3), round(high, 3)],
+            }
+        )
+    return found
+
+
+def _confusion(answers: Answers, classes: int) -> list[list[int]]:
+    """Rows: the right class; columns: the predicted one. Answers that are no numbers are in none.
+
+    [classes][classes], counts.
+    """
+    given = answers.predictions >= 0
+    pairs = answers.labels[given] * classes + answers.predictions[given]
+    counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, -1).tolist()
+    return counts
+
+
+def interval(errors: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of an error rate, in %, from `errors` wrong answers of `count`.
+
+    Reference: Wilson, Probable Inference, the Law of Succession (1927).
+    """
+    if count == 0:
+        return 0.0, 100.0
+    share, square = errors / count, z * z
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    half /= 1 + square / count
+    return 100.0 * max(0.0, centre - half), 100.0 * min(1.0, centre + half)
+
+
+# ------------------------------ doubt
+
+NEAR_CHANCE, LEARNED = 0.8, 0.25
+"""Shares of the error at chance: what a test error must reach, and a training error stay below."""
+
+
+def _doubt(tested: Answers, training_error: float) -> str | None:
+    """What is suspicious: the training images are known, and the test images are guessed."""
+    shares = torch.bincount(tested.labels).double() / len(tested.labels)
+    chance = 100.0 * (1.0 - float(shares.max()))
+    if not (training_error < LEARNED * chance and tested.error > NEAR_CHANCE * chance):
+        return None
+    return (
+        f"The network is wrong on {training_error:.1f}% of its training images and on "
+        f"{tested.error:.1f}% of the test images, where always naming the largest class would give "
+        f"{chance:.1f}%. It has learned its images by heart, or the test images are of another "
+        "kind: look for labels that were mixed up, for test images that were made or prepared "
+        "differently, and for too few training images."
+    )

@@ -1,0 +1,53 @@
+"""`python -m lfmcw_app.draw GENOTYPE --out FILE`: a picture of a genotype's two cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lfmcw_app.commands import options
+from lfmcw_app.commands.execution import main_of, reported_errors
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
+from lfmcw_app.search_space.named import NAMED_GENOTYPES
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def draw(
+    genotype: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=options.completing(*NAMED_GENOTYPES, "random:"), help=GENOTYPE_HELP
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help=f"A new file: {', '.join(FORMATS)} by its name.")
+    ] = Path("cells.png"),
+    title: Annotated[str, typer.Option(help="Is written over the cells.")] = "",
+    nodes: Annotated[int, typer.Option(min=1, max=12, help="Nodes of a random genotype.")] = 4,
+) -> None:
+    """Draws the normal and the reduction cell of GENOTYPE, and prints it in DARTS's notation."""
+    # matplotlib, which takes a second to import, is not there for `--help`.
+    from lfmcw_app.output_files import new_file
+    from lfmcw_app.search_space.draw import draw_genotype
+
+    console = Console()
+    with reported_errors(Console(stderr=True)):
+        if out.suffix.lower() not in FORMATS:
+            raise InputError(
+                f"--out names a file that ends in {', '.join(FORMATS)}, got {shown(str(out))}."
+            )
+        cells = read_genotype(genotype, nodes)
+        with new_file(out) as path:
+            draw_genotype(cells, path, title)
+        for text in (cells.to_darts(), f"In {out}: the picture of its cells"):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point."""
+    main_of(draw)

@@ -1,0 +1,83 @@
+"""What --resume does with the options beside it: they change the run's recipe, where they may."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lfmcw_app.data import FOLDER, check_dataset
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import changed_recipe
+from lfmcw_app.run_folder import EVALUATED, RunFolder
+
+__all__ = ["resumed_folder"]
+
+
+def resumed_folder(
+    path: Path,
+    *,
+    searches: bool,
+    dataset: str | None,
+    config: Path | None,
+    options: Mapping[str, Any],
+    assign: Sequence[str] | None,
+    out: Path | None,
+) -> RunFolder:
+    """Opens the folder of --resume, with the recipe that the options beside it ask for.
+
+    Options that the run has already change nothing, so the command that started it can be
+    repeated.
+
+    Args:
+        path: the run folder.
+        searches: whether a search is resumed, not the evaluation of a given genotype.
+        dataset: the argument DATASET.
+        config: the option --config.
+        options: dotted key → value of other options that set a key; None where not given.
+        assign: of --set.
+        out: the option --out.
+
+    Raises:
+        InputError: if there is no such run in the folder, or a setting that may not change would.
+    """
+    folder = RunFolder.open(path)
+    evaluated = (path / EVALUATED).exists()
+    if searches and evaluated:
+        raise InputError(
+            f"{path} holds the evaluation of a given genotype, which has no search to go on with. "
+            f"Go on with it by python -m lfmcw_app.evaluate --resume {path}"
+        )
+    if not searches and not evaluated:
+        raise InputError(
+            f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
+            f"go on with it by python -m lfmcw_app.run --resume {path}"
+        )
+    if out is not None and out.resolve() != path.resolve():
+        raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
+    if dataset is not None:
+        check_dataset(dataset)
+    given = {**options, "dataset": dataset or _place(folder)}
+    wanted = changed_recipe(
+        folder.recipe,
+        config=config,
+        overrides={key: value for key, value in given.items() if value is not None},
+        assignments=tuple(assign or ()),
+    )
+    folder.change(wanted, searches=searches)
+    return folder
+
+
+def _place(folder: RunFolder) -> str | None:
+    """Where the folder of images of a run is, if its name leads elsewhere from here."""
+    name = folder.recipe.dataset
+    try:
+        described = json.loads((folder.path / "dataset.json").read_text("utf-8"))
+        began = Path(described["path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # not yet written, or of data that are not in a folder
+    here = Path(name.removeprefix(FOLDER)).expanduser().resolve()
+    return (
+        f"{FOLDER}{began}" if name.startswith(FOLDER) and began != here and began.is_dir() else None
+    )

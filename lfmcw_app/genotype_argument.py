@@ -1,0 +1,60 @@
+"""What the argument GENOTYPE of a command may be: a name, random:N, a file, a run, or a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.search_space.darts_notation import is_notation
+from lfmcw_app.search_space.genotype import Genotype, random_genotype
+from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from mlo.errors import nearest
+
+__all__ = ["GENOTYPE_HELP", "read_genotype"]
+
+GENOTYPE_HELP = (
+    f"A published genotype ({', '.join(NAMED_GENOTYPES)}), random:N, a file (JSON, or DARTS's "
+    "notation), a run folder, or a text Genotype(normal=[…], …)."
+)
+
+
+def read_genotype(text: str, nodes: int) -> Genotype:
+    """Reads the argument.
+
+    Args:
+        text: what was given.
+        nodes: intermediate nodes of a random genotype.
+
+    Raises:
+        InputError: if it is none of these; the message names the first thing that is wrong.
+    """
+    if text in NAMED_GENOTYPES:
+        return NAMED_GENOTYPES[text]
+    kind, colon, number = text.partition(":")
+    if colon and kind == "random":
+        return _random(number, nodes)
+    if is_notation(text) or text.lstrip().startswith("{"):
+        return Genotype.from_text(text)
+    # A name that is neither a file nor published is more likely a mistyped name.
+    if Path(text).suffix or _exists(text):
+        return Genotype.load(text)
+    raise InputError(
+        f"No file, run folder or published genotype is called {shown(text)}. "
+        f"{nearest(shown(text), NAMED_GENOTYPES)}"
+    )
+
+
+def _random(number: str, nodes: int) -> Genotype:
+    if not number.isascii() or not number.isdecimal() or len(number) > 19 or int(number) >= 2**62:
+        raise InputError(
+            "A random genotype is random:N with a whole number N below 2**62, got "
+            f"{shown(f'random:{number}')}."
+        )
+    return random_genotype(nodes, int(number))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # longer than a file's name can be
+        return False

@@ -1,0 +1,124 @@
+"""A file that says which images belong together (a patient's, say) and must not be separated."""
+
+from __future__ import annotations
+
+import csv
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lfmcw_app.errors import DataWarning, InputError, listed
+from lfmcw_app.listing import FolderListing
+
+__all__ = ["read_groups"]
+
+COLUMNS = ("file", "group")
+
+
+def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, list[str]]:
+    """Reads the group of every image of a folder.
+
+    Args:
+        file: CSV, UTF-8, with the columns file and group. The files are relative to the folder:
+            CLASS/NAME or PART/CLASS/NAME. It is looked for in the working directory, then in the
+            folder.
+        folder: holds the images.
+        listing: of the folder.
+
+    Returns:
+        Part → the name of the group of each of its images, in their order.
+
+    Raises:
+        InputError: if the file cannot be used, lacks an image, or a group is in two parts.
+    """
+    path = next((place for place in (file, folder / file) if place.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"data.groups: there is no file {file}, here or in {folder}. It is a CSV file with the "
+            "columns file and group."
+        )
+    known = _read(path)
+    names = _names(listing)
+    missing = [name for part in names.values() for name in part if name not in known]
+    if missing:
+        raise InputError(
+            f"data.groups: {path} gives no group of {len(missing):,} images: "
+            f"{listed(missing)}. Add a line for each, with its path relative to {folder}."
+        )
+    unknown = known.keys() - {name for part in names.values() for name in part}
+    if unknown:
+        warnings.warn(
+            f"data.groups: {path} names {len(unknown):,} files that are no images of {folder}: "
+            f"{listed(sorted(unknown))}.",
+            DataWarning,
+            stacklevel=2,
+        )
+    groups = {part: [known[name] for name in of_part] for part, of_part in names.items()}
+    _check_apart(groups, listing.folders)
+    return groups
+
+
+def _names(listing: FolderListing) -> dict[str, list[str]]:
+    """Part → the paths of its images, relative to the folder."""
+    found = {}
+    for part, images in listing.parts.items():
+        folders = [listing.folders[part]] if part in listing.folders else []
+        found[part] = [
+            "/".join([*folders, images.class_names[label], name])
+            for label, name in zip(images.labels.tolist(), images.names, strict=True)
+        ]
+    return found
+
+
+def _read(path: Path) -> dict[str, str]:
+    """File → group."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(_rows(path, csv.DictReader(lines)))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"data.groups: {path} cannot be read ({error}). It is a CSV file in UTF-8 with the "
+            "columns file and group."
+        ) from None
+    groups: dict[str, str] = {}
+    for line, name, group in rows:
+        if groups.setdefault(name, group) != group:
+            raise InputError(
+                f"data.groups: line {line} of {path} gives {name} the group {group!r}; an earlier "
+                f"line gives it {groups[name]!r}."
+            )
+    return groups
+
+
+def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, str, str]]:
+    """Yields line, file and group of each row."""
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    if not set(COLUMNS) <= set(columns):
+        raise InputError(
+            f"data.groups: {path} needs the columns file and group in its first line, separated by "
+            f"a comma, and has {', '.join(columns) or 'none'}."
+        )
+    reader.fieldnames = columns
+    for row in reader:
+        name, group = ((row[column] or "").strip() for column in COLUMNS)
+        if not name or not group:
+            raise InputError(
+                f"data.groups: line {reader.line_num} of {path} lacks a file or a group."
+            )
+        name = unicodedata.normalize("NFC", name.replace("\\", "/")).removeprefix("./")
+        yield reader.line_num, name, group
+
+
+def _check_apart(groups: Mapping[str, list[str]], folders: Mapping[str, str]) -> None:
+    """Refuses a group that is in two parts."""
+    parts = [(folders.get(part, part), set(names)) for part, names in groups.items()]
+    for index, (one, names) in enumerate(parts):
+        for other, others in parts[index + 1 :]:
+            both = sorted(names & others)
+            if both:
+                raise InputError(
+                    f"data.groups: {len(both):,} group{'s are' if len(both) > 1 else ' is'} in "
+                    f"{one} and in {other}: {listed(both)}. Move the images of a group into one "
+                    "part, or drop data.groups."
+                )

@@ -1,0 +1,143 @@
+"""Your own data sets by name: registered in a script, or offered by an installed package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.readers import DATASETS, Images, Parts
+from lfmcw_app.splits import stratified
+
+__all__ = ["ENTRY_POINTS", "dataset_names", "reader_of", "register_dataset"]
+
+ENTRY_POINTS = "lfmcw_app.datasets"
+"""The entry-point group of data sets in installed packages: name → function."""
+
+_REGISTERED: dict[str, Callable[[Path], Any]] = {}
+
+FORM = (
+    "((train_images, train_labels), (test_images, test_labels), class_names), with images uint8 "
+    "[N, C, H, W] and labels integers [N]; or None in place of the test images, to have a fifth "
+    "held out"
+)
+
+
+def register_dataset(name: str, function: Callable[[Path], Any]) -> None:
+    """Makes your own images available by a name, as a data set in this process.
+
+    Args:
+        name: what commands and recipes call it; letters, digits, "-", "_" and ".".
+        function: called with the folder of data files (`--data`). It returns `((images, labels),
+            (test_images, test_labels), class_names)`: images are uint8 tensors or arrays
+            [N, C, H, W] with C = 1 or 3, labels are integers [N]. In place of the test images it
+            may return None; then a fifth is held out, stratified.
+
+    Raises:
+        InputError: if the name is taken by a data set of the application, or cannot be used.
+    """
+    if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
+        raise InputError(
+            f"The name of a data set has letters, digits, -, _ and . only, got {shown(name)}."
+        )
+    if name in DATASETS:
+        raise InputError(f"{name} is a data set of the application. Choose another name.")
+    _REGISTERED[name] = function
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names of the application's data sets, registered ones, and those of packages."""
+    return (*DATASETS, *dict.fromkeys([*_REGISTERED, *_installed()]))
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def reader_of(name: str) -> Callable[[Path], Parts]:
+    """The reader of a data set, one of `dataset_names`."""
+    if name in DATASETS:
+        return DATASETS[name]
+    return lambda root: _parts(name, _function(name)(root))
+
+
+def _function(name: str) -> Callable[[Path], Any]:
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    point = _installed()[name]
+    try:
+        function: Callable[[Path], Any] = point.load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"The data set {name} of {point.value} cannot be imported ({error!r}). Mend or remove "
+            "the package that offers it."
+        ) from None
+    return function
+
+
+def _parts(name: str, returned: Any) -> Parts:
+    """What a user's function returned, checked.
+
+    Raises:
+        InputError: saying what it should be.
+    """
+    try:
+        train, test, names = returned
+    except (TypeError, ValueError):
+        raise InputError(
+            f"The data set {name} must return {FORM}; got {shown(returned)}."
+        ) from None
+    class_names = tuple(map(str, names))
+    if len(set(class_names)) != len(class_names) or len(class_names) < 2:
+        raise InputError(
+            f"The data set {name} needs at least two class names, all different, got "
+            f"{shown(class_names)}."
+        )
+    images = _images(name, "training", train, len(class_names))
+    if test is not None:
+        tested = _images(name, "test", test, len(class_names))
+        if images.pixels.shape[1:] != tested.pixels.shape[1:]:
+            raise InputError(
+                f"The data set {name} has training images of shape "
+                f"{tuple(images.pixels.shape[1:])} and test images of shape "
+                f"{tuple(tested.pixels.shape[1:])}. Bring them to one."
+            )
+        return Parts(images, tested, class_names)
+    held_out, rest = stratified(images.labels, max(1, len(images) // 5), seed=0)
+    return Parts(images[rest], images[held_out], class_names)
+
+
+def _images(name: str, part: str, given: Any, classes: int) -> Images:
+    where = f"The {part} images of the data set {name}"
+    if isinstance(given, Images):
+        given = (given.pixels, given.labels)
+    try:
+        pixels, labels = (torch.as_tensor(value).cpu() for value in given)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{where}: expected {FORM}; got {shown(given)}.") from None
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        raise InputError(
+            f"{where} must be uint8 [N, C, H, W] with C = 1 or 3, values 0 to 255; got "
+            f"{_described(pixels)}."
+        )
+    integer = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not integer or labels.shape != pixels.shape[:1]:
+        raise InputError(
+            f"{where}: labels must be integers [N], one for each of the {len(pixels):,} images; "
+            f"got {_described(labels)}."
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(
+            f"{where}: labels must be 0 to {classes - 1}, since there are {classes} class names; "
+            f"got {int(labels.min())} to {int(labels.max())}."
+        )
+    return Images(pixels=pixels.contiguous(), labels=labels.long())
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

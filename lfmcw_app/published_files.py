@@ -1,0 +1,76 @@
+"""Files of published data sets: where they are looked for, and how they are downloaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from lfmcw_app.errors import InputError
+
+__all__ = ["PLACES", "download", "places", "places_said"]
+
+PLACES = (".", "data", "../data", "~/data", "~/datasets")
+"""Where people keep data sets for torchvision, which has no place of its own."""
+
+
+def places(root: Path, folders: Sequence[str]) -> list[Path]:
+    """Returns the folders in which the files of a data set are looked for, in this order.
+
+    Args:
+        root: folder of data files, the first place; those of `PLACES` follow.
+        folders: where the files lie in such a place, "." for the place itself.
+    """
+    found: dict[Path, Path] = {}  # real path → the first one that leads there
+    for place in (root, *map(Path, PLACES)):
+        for folder in folders:
+            path = place.expanduser() / folder
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def places_said(root: Path, folders: Sequence[str]) -> str:
+    """The same places in words, which are fewer than their paths."""
+    within = " or ".join("the folder itself" if folder == "." else folder for folder in folders)
+    return f"{', '.join(dict.fromkeys((str(root), *PLACES)))} ({within})"
+
+
+def download(
+    dataset: str, url: str, folder: Path, md5: str, *, looked: str, otherwise: str
+) -> None:
+    """Downloads a file into a folder, where it gets its name once its checksum is right.
+
+    Args:
+        dataset: whose file it is.
+        url: where it is published.
+        folder: where it goes; it is made.
+        md5: of the file, as published.
+        looked: where it is not, in words; see `places_said`.
+        otherwise: what the user can do without a download.
+
+    Raises:
+        InputError: if it cannot be downloaded, or is another file. Nothing of it is kept.
+    """
+    # Takes seconds to import, so it is imported only where it is used.
+    from torchvision.datasets.utils import download_url
+
+    missing = [made for made in (folder, *folder.parents) if not made.exists()]
+    name = url.rpartition("/")[2]
+    partial = folder / f"{name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Under another name until its checksum is right: later runs read the file unchecked.
+        download_url(url, str(folder), filename=partial.name, md5=md5)
+        partial.replace(folder / name)
+    except (OSError, RuntimeError) as error:
+        # urllib's errors are OSErrors; a wrong checksum is a RuntimeError.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()  # only where it is empty
+        raise InputError(
+            f"The data set {dataset} is not in {looked}, and could not be downloaded from {url} "
+            f"({error}). Connect to the internet, or {otherwise}; or try the embedded data set: "
+            "digits."
+        ) from None

@@ -1,0 +1,138 @@
+"""What a run gets wrong, class by class, beside the weights that the search gave the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from lfmcw_app.report.images import COLOURS, data_url, last_class_weights
+from lfmcw_app.report.reading import RunData
+
+__all__ = ["ClassRow", "Classes", "Confusion", "class_errors", "rank_correlation"]
+
+MOST_ROWS = 40
+MOST_NUMBERS = 20
+"""Classes of which the confusion is written in numbers; of more it is a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """A class.
+
+    Attributes:
+        error: on the test images, %; None where there are none.
+        interval: its 95% interval.
+        weight: l_c, the mean over the last tenth of the search; None without LFM-CW.
+    """
+
+    name: str
+    images: int
+    error: float | None
+    interval: tuple[float, float]
+    weight: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """How often a class (row) was taken for another (column).
+
+    Attributes:
+        names: of the classes.
+        rows: for each its counts, with their shares of the row.
+        source: the shares as a picture, where there are too many classes for numbers.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[tuple[int, float]]]
+    source: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The errors of all classes.
+
+    Attributes:
+        rows: those with the largest errors, first.
+        count: number of classes.
+        balanced: the mean error of the classes, %.
+        correlation: of errors and class weights, by ranks; None where it is not defined.
+        confusion: None where the result has none.
+    """
+
+    rows: Sequence[ClassRow]
+    count: int
+    balanced: float
+    correlation: float | None
+    confusion: Confusion | None
+
+
+def class_errors(run: RunData) -> Classes | None:
+    """The errors of a run's classes; None where its result has none (earlier versions)."""
+    result = run.result or {}
+    if not result.get("classes"):
+        return None
+    entries = result["classes"]
+    weights = last_class_weights(run)
+    known: Sequence[float | None] = [None] * len(entries)
+    if weights is not None and len(weights) == len(entries):
+        known = weights
+    rows = [
+        ClassRow(
+            name=str(entry["name"]),
+            images=entry["images"],
+            error=entry["error_percent"],
+            interval=tuple(entry["interval_percent"]),
+            weight=weight,
+        )
+        for entry, weight in zip(entries, known, strict=True)
+    ]
+    pairs = [(row.error, row.weight) for row in rows if row.error is not None]
+    worst = sorted(rows, key=lambda row: -1.0 if row.error is None else row.error, reverse=True)
+    return Classes(
+        rows=worst[:MOST_ROWS],
+        count=len(rows),
+        balanced=result["balanced_error_percent"],
+        correlation=rank_correlation([(e, w) for e, w in pairs if w is not None]),
+        confusion=_confusion([row.name for row in rows], result.get("confusion")),
+    )
+
+
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """The correlation of the ranks of two numbers; None for fewer than three pairs or equal ranks.
+
+    Reference: Spearman (1904); equal numbers share their mean rank.
+    """
+    if len(pairs) < 3:
+        return None
+    first, second = (_ranks(np.array(column)) for column in zip(*pairs, strict=True))
+    if first.std() == 0 or second.std() == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[places]
+    return ranks
+
+
+def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]] | None) -> Confusion | None:
+    if not counts:
+        return None
+    matrix = np.array(counts, dtype=float)
+    shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1.0)
+    if len(names) <= MOST_NUMBERS:
+        rows = [
+            list(zip(row, share, strict=True))
+            for row, share in zip(counts, shares.tolist(), strict=True)
+        ]
+        return Confusion(names=names, rows=rows, source=None)
+    # Right answers would outshine all others: the scale ends at the largest mistake.
+    largest = float((shares * (1.0 - np.eye(len(names)))).max()) or 1.0
+    coloured = colormaps[COLOURS](np.minimum(shares / largest, 1.0), bytes=True)[:, :, :3]
+    source = data_url(Image.fromarray(np.ascontiguousarray(coloured)))
+    return Confusion(names=names, rows=[], source=source)

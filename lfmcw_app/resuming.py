@@ -1,0 +1,280 @@
+"""Resuming a run with other settings: which may change in the middle, and the record of changes.
+
+A run is a function of its recipe, unless settings that decide numbers changed in its middle. Each
+change is a line of changes.jsonl: when it was made, from which round of which phase on, and what.
+The recipe that the run began with is in environment.json. So all recipes that a run ever had are
+known, a checkpoint must be of one of them, and an edit of config.yaml is a change as any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.stages import TRAINING, phases_of, search_stages
+from mlo import MultilevelOptimizer
+
+__all__ = [
+    "CHANGEABLE",
+    "CHANGES",
+    "Change",
+    "known_recipes",
+    "learning_rates",
+    "numbers_changed",
+    "planned_changes",
+    "read_changes",
+    "set_learning_rates",
+]
+
+CHANGES = "changes.jsonl"
+"""The file of a run folder with a line per change."""
+
+FOLDER = "folder:"
+
+CHANGEABLE = {
+    "on_nonfinite": True,
+    "checkpoint_every": False,
+    "checkpoint_keep_every": False,
+    "detect_collapse": False,
+    "dataset": False,  # only where a folder is, and its files are compared
+    "search.gradient_terms_every": False,
+    "search.checkpointing": False,
+    "search.epochs": True,
+    "search.steps": True,
+    "search.weights.lr": True,
+    "search.weights.min_lr": True,
+    "search.weights.grad_clip": True,
+    "search.architecture.lr": True,
+    "search.architecture.grad_clip": True,
+    "search.generator.lr": True,
+    "search.generator.discriminator_lr": True,
+    "evaluation.epochs": True,
+    "evaluation.steps": True,
+    "evaluation.weights.lr": True,
+    "evaluation.weights.min_lr": True,
+    "evaluation.weights.grad_clip": True,
+}
+"""Key that may change in the middle of a run → whether numbers of the run can depend on it."""
+
+LENGTHS = {
+    "search": ("search.epochs", "search.steps"),
+    "evaluation": ("evaluation.epochs", "evaluation.steps"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A setting that changes.
+
+    Attributes:
+        key: dotted.
+        old: its value until then, as plain data.
+        new: its value from then on.
+    """
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} {shown(self.old)} → {shown(self.new)}"
+
+
+# ------------------------------ what changes
+
+
+def planned_changes(
+    path: Path, current: Recipe, wanted: Recipe, *, searches: bool
+) -> tuple[Change, ...]:
+    """What changes if the run in a folder is resumed by another recipe.
+
+    Args:
+        path: the run folder.
+        current: the recipe in its config.yaml.
+        wanted: the recipe.
+        searches: whether the folder holds a search, not the evaluation of a given genotype.
+
+    Raises:
+        InputError: naming a setting that may not change, or would change nothing any more.
+    """
+    changes = _differences(_recorded(path, current)[-1], wanted)
+    for change in changes:
+        if change.key not in CHANGEABLE:
+            raise InputError(
+                f"The run in {path} has another recipe: {change}. This cannot change in the middle "
+                f"of a run. What can: {', '.join(CHANGEABLE)}. Resume without it, or start a new "
+                "run."
+            )
+        _check_in_time(path, change, wanted, searches=searches)
+    of_numbers = [change for change in changes if CHANGEABLE[change.key]]
+    if (path / "result.json").exists():
+        if not of_numbers:
+            return ()
+        if not any(change.key in LENGTHS["evaluation"] for change in changes):
+            raise InputError(
+                f"The run in {path} is complete, so {of_numbers[0]} would change nothing. To train "
+                "the derived network longer, raise evaluation.epochs or evaluation.steps."
+            )
+    return changes
+
+
+def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool) -> None:
+    """Raises an InputError for a change that comes too late to have its meaning."""
+    if change.key == "dataset":
+        if not all(str(name).startswith(FOLDER) for name in (change.old, change.new)):
+            raise InputError(
+                f"The run in {path} has another recipe: {change}. Only the place of a folder of "
+                "images can change; its files stay the same."
+            )
+        return
+    if not change.key.startswith("search."):
+        return
+    later = [name for name in phases_of(wanted)[1:] if (path / f"{name}.pt").exists()]
+    if not searches or TRAINING in later or not search_stages(wanted.search):
+        has = "has no search" if not searches else "has ended its search"
+        raise InputError(f"The run in {path} {has}, so {change} would change nothing. Drop it.")
+    if later and change.key in LENGTHS["search"]:
+        raise InputError(
+            f"The run in {path} is in its stage {later[-1]}: {change} would change the stages "
+            "before it too, whose result is used already. Drop it."
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Recipe) -> tuple[Change, ...]:
+    before, after = dict(_leaves(old)), dict(_leaves(_tree(new)))
+    keys = [*after, *(key for key in before if key not in after)]
+    return tuple(
+        Change(key=key, old=before.get(key), new=after.get(key))
+        for key in keys
+        if before.get(key) != after.get(key)
+    )
+
+
+def _tree(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", by_alias=True)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key → value; engines are one value."""
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        if isinstance(value, Mapping) and name != "hypergradient":
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+# ------------------------------ the record
+
+
+def read_changes(path: Path) -> list[dict[str, Any]]:
+    """The changes of a run so far, the earliest first: time, phase, round, key, old and new.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
+    file = path / CHANGES
+    if not file.exists():
+        return []
+    try:
+        entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        for entry in entries:
+            Change(**{name: entry[name] for name in ("key", "old", "new")})
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(
+            f"{file} is damaged ({error}). It says which settings the run had when. Put it back, "
+            "or start a new run."
+        ) from None
+    return entries
+
+
+def numbers_changed(path: Path) -> list[dict[str, Any]]:
+    """The changes so far that numbers of the run can depend on, without their times."""
+    return [
+        {name: entry[name] for name in ("phase", "round", "key", "old", "new")}
+        for entry in read_changes(path)
+        if CHANGEABLE.get(entry["key"], True)
+    ]
+
+
+def change_lines(changes: Sequence[Change], *, time: str, phase: str, round_number: int) -> str:
+    """The lines of changes that take effect after a round."""
+    where = {"time": time, "phase": phase, "round": round_number}
+    return "".join(json.dumps({**where, **asdict(change)}) + "\n" for change in changes)
+
+
+def known_recipes(path: Path, current: Recipe) -> list[Recipe]:
+    """All recipes that the run in a folder has had, the last one at the end.
+
+    Args:
+        path: the run folder.
+        current: the recipe in its config.yaml.
+    """
+    return [validate_recipe(tree) for tree in _recorded(path, current)]
+
+
+def _recorded(path: Path, current: Recipe) -> list[dict[str, Any]]:
+    changes = read_changes(path)
+    try:
+        began = json.loads((path / "environment.json").read_text("utf-8"))["recipe"]
+        trees = [_tree(validate_recipe(began))]  # with the defaults of keys that are new since
+    except (OSError, LookupError, TypeError, ValueError):
+        # A folder of an earlier version: from the recipe that it has now, change by change, back.
+        trees = [_tree(current)]
+        for entry in reversed(changes):
+            trees.append(_with(trees[-1], entry["key"], entry["old"]))
+        return trees[::-1]
+    for entry in changes:
+        trees.append(_with(trees[-1], entry["key"], entry["new"]))
+    return trees
+
+
+def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a tree with another value of a dotted key."""
+    name, dot, rest = key.partition(".")
+    return {**tree, name: _with(tree[name], rest, value) if dot else value}
+
+
+# ------------------------------ learning rates
+
+
+def learning_rates(optimizer: MultilevelOptimizer) -> dict[tuple[str, str], list[float]]:
+    """The rates that a recipe gave, of (problem, optimizer), before any state was loaded."""
+    return {
+        (name, key): [float(group.get("initial_lr", group["lr"])) for group in own.param_groups]
+        for name, problem in optimizer.problems.items()
+        for key, own in problem.optimizers.items()
+    }
+
+
+def set_learning_rates(
+    optimizer: MultilevelOptimizer, rates: Mapping[tuple[str, str], Sequence[float]]
+) -> None:
+    """Sets the rates of `learning_rates` after a state was loaded, which brings its own.
+
+    A schedule stands where the state left it, and continues from the new rates. Where none has
+    changed, all stay what they are, to the last bit.
+    """
+    for (name, key), initial in rates.items():
+        problem = optimizer.problems[name]
+        groups = problem.optimizers[key].param_groups
+        factors = [1.0] * len(groups)
+        for scheduler in problem.schedulers.values():
+            if scheduler.optimizer is problem.optimizers[key]:
+                assert isinstance(scheduler, LambdaLR)
+                scheduler.base_lrs = list(initial)
+                factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+                scheduler._last_lr = [
+                    rate * factor for rate, factor in zip(initial, factors, strict=True)
+                ]
+        for group, rate, factor in zip(groups, initial, factors, strict=True):
+            group["lr"] = rate * factor
+            if "initial_lr" in group:
+                group["initial_lr"] = rate

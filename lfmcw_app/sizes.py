@@ -1,0 +1,217 @@
+"""What a recipe takes at least, by arithmetic, before anything is built.
+
+All numbers are lower bounds, so that nothing that works is refused: convolutions without norms and
+biases, of activations the outputs of cells alone. What comes close to the limit is seen by
+`--dry-run`, or ends with the message of memory.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.memory import memory_of
+from lfmcw_app.recipe import Generator, Recipe, Search
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.supernet import reduction_layers
+from lfmcw_app.stages import search_stages
+from lfmcw_app.units import size
+
+__all__ = [
+    "check_sizes",
+    "generator_weights",
+    "least_memory",
+    "network_weights",
+    "supernet_weights",
+]
+
+FLOAT = 4
+STEM_MULTIPLIER = 3
+
+CONVOLUTIONS = {
+    "sep_conv_3x3": (2, 2 * 9), "sep_conv_5x5": (2, 2 * 25),
+    "dil_conv_3x3": (1, 9), "dil_conv_5x5": (1, 25),
+}  # fmt: skip
+"""Primitive → (a, b): on c channels it has a·c² + b·c weights, pointwise and depthwise."""
+
+SMALLEST = {
+    "search.channels": 4, "search.layers": 3, "search.nodes": 1, "search.batch_size": 2,
+    "search.generator.channels": 1, "search.generator.noise_dim": 1,
+    "evaluation.channels": 2, "evaluation.layers": 3, "evaluation.batch_size": 2,
+    "data.image_size": 8,
+}  # fmt: skip
+"""Key that decides what a recipe takes → a value with which it takes little."""
+
+
+def check_sizes(
+    recipe: Recipe,
+    *,
+    image_size: int,
+    image_channels: int = 1,
+    classes: int = 2,
+    device: torch.device,
+    searches: bool,
+) -> None:
+    """Refuses a recipe that cannot fit into the memory of a device.
+
+    Args:
+        recipe: the recipe.
+        image_size: height and width of an image, at least.
+        image_channels: channels of an image, at least.
+        classes: number of classes, at least.
+        device: where it is to run.
+        searches: whether a search is to run, not only the training of a derived network.
+
+    Raises:
+        InputError: naming the key that makes it too large.
+    """
+    limit = memory_of(device)
+    shape = (image_size, image_channels, classes)
+    needed = least_memory(recipe, *shape, searches=searches)
+    phase = max(needed, key=needed.__getitem__)
+    if limit is None or needed[phase] <= limit:
+        return
+
+    # The key to blame is the one without whose size the least is left.
+    def left(key: str) -> int:
+        smaller = image_size if key != "data.image_size" else SMALLEST[key]
+        of_key = least_memory(
+            _with(recipe, key), smaller, image_channels, classes, searches=searches
+        )
+        return of_key[phase]
+
+    key = min(SMALLEST, key=left)
+    has = "the GPU has" if device.type == "cuda" else "this machine has, with its limits,"
+    raise InputError(
+        f"{key} is {_value(recipe, key) or image_size:,}, with which the {phase} takes at least "
+        f"{' '.join(size(needed[phase]))} of memory for weights, optimizers and the outputs of "
+        f"cells; {has} {' '.join(size(limit))}. Lower {key}."
+    )
+
+
+def least_memory(
+    recipe: Recipe, image_size: int, image_channels: int, classes: int, *, searches: bool
+) -> dict[str, int]:
+    """Phase → bytes that it takes at least."""
+    found = {}
+    how = recipe.search
+    if searches and how.method != "random":
+        weights = supernet_weights(how, classes)
+        # SGD keeps a momentum of every weight, Adam two; one gradient is there at a time.
+        kept = weights * (2 if how.weights.momentum else 1)
+        if how.method == "lfmcw":
+            kept += kept + 3 * weights + 3 * generator_weights(how.generator, image_size)
+        outputs = _outputs(
+            how.layers if how.space != "pdarts" else search_stages(how)[0].layers,
+            how.nodes, how.channels, how.stem, image_size,
+        )  # fmt: skip
+        passed = _batch(how.batch_size) * (outputs + image_channels * image_size**2)
+        found["search"] = FLOAT * (kept + weights) + _bytes(how.precision) * passed
+
+    trained = recipe.evaluation
+    weights = network_weights(recipe, image_channels, classes)
+    kept = weights * (3 if trained.weights.momentum else 2)
+    outputs = _outputs(trained.layers, how.nodes, trained.channels, trained.stem, image_size)
+    passed = _batch(trained.batch_size) * (outputs + image_channels * image_size**2)
+    found["training"] = FLOAT * kept + _bytes(trained.precision) * passed
+    return found
+
+
+def supernet_weights(how: Search, classes: int) -> int:
+    """Number of a supernet's weights, at least; of P-DARTS's the first stage's."""
+    layers = search_stages(how)[0].layers if how.space == "pdarts" else how.layers
+    part = how.partial_channels if how.space == "pcdarts" else 1
+    edges = how.nodes * (how.nodes + 3) // 2
+    square, single = (
+        sum(CONVOLUTIONS.get(name, (0, 0))[index] for name in PRIMITIVES) for index in (0, 1)
+    )
+
+    def mixed(channels: int) -> int:
+        seen = channels // part
+        return edges * (square * seen**2 + single * seen)
+
+    widths = list(_widths(layers, how.channels))
+    cells = sum(mixed(channels) for channels in widths)
+    inputs = _preprocessing(widths, how.nodes, STEM_MULTIPLIER * how.channels)
+    return cells + inputs + how.nodes * widths[-1] * classes
+
+
+def generator_weights(how: Generator, image_size: int) -> int:
+    """Number of a generator's weights, at least."""
+    side, doublings = image_size, 0
+    while side % 2 == 0 and side > 4:
+        side, doublings = side // 2, doublings + 1
+    if how.name != "dcgan" or doublings == 0:
+        # The linear layer, to at least 3×3 pixels, and one block of two convolutions.
+        return 9 * how.noise_dim * how.channels + 18 * how.channels**2
+    first = how.channels << (doublings - 1)
+    widths = [first >> step for step in range(doublings - 1)]
+    deconvolutions = sum(8 * width * width for width in widths)
+    return 2 * how.noise_dim * first * side * side + deconvolutions
+
+
+def network_weights(recipe: Recipe, image_channels: int, classes: int) -> int:
+    """Number of a derived network's weights, at least, whatever its cells are."""
+    how, nodes = recipe.evaluation, recipe.search.nodes
+    widths = list(_widths(how.layers, how.channels))
+    stem = how.channels * (STEM_MULTIPLIER if how.stem == "cifar" else 1)
+    inputs = _preprocessing(widths, nodes, stem)
+    return 9 * stem * image_channels // 2 + inputs + nodes * widths[-1] * classes
+
+
+def _widths(layers: int, channels: int) -> Iterator[int]:
+    """Channels of a node of each cell: doubled where the resolution is halved."""
+    reductions = reduction_layers(layers)
+    for layer in range(layers):
+        yield channels * 2 ** sum(layer >= reduction for reduction in reductions)
+
+
+def _preprocessing(widths: list[int], nodes: int, stem: int) -> int:
+    """Weights of the 1×1 convolutions that bring both inputs of each cell to its channels."""
+    outputs = [stem, stem, *(nodes * channels for channels in widths)]
+    return sum(
+        (outputs[layer] + outputs[layer + 1]) * channels for layer, channels in enumerate(widths)
+    )
+
+
+def _outputs(layers: int, nodes: int, channels: int, stem: str, image_size: int) -> int:
+    """Numbers in the outputs of all cells for an image, which a backward pass needs."""
+    reductions = reduction_layers(layers)
+    side = image_size if stem == "cifar" else image_size // 8
+    total = 0
+    for layer, width in enumerate(_widths(layers, channels)):
+        halvings = sum(layer >= reduction for reduction in reductions)
+        total += nodes * width * (side // 2**halvings) ** 2
+    return total
+
+
+def _batch(examples: int) -> int:
+    """Examples of a batch that this process works on."""
+    return examples // int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _bytes(precision: str | None) -> int:
+    return FLOAT if precision is None else 2
+
+
+def _value(recipe: Recipe, key: str) -> int | None:
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value  # type: ignore[no-any-return]
+
+
+def _with(recipe: Recipe, key: str) -> Recipe:
+    """The recipe with a small value of a key; it is not to be run, so it is not validated."""
+    *sections, last = key.split(".")
+    parts: list[Any] = [recipe]
+    for name in sections:
+        parts.append(getattr(parts[-1], name))
+    changed = parts.pop().model_copy(update={last: SMALLEST[key]})
+    for part, name in zip(reversed(parts), reversed(sections), strict=True):
+        changed = part.model_copy(update={name: changed})
+    return changed  # type: ignore[no-any-return]

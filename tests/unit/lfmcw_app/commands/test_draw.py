@@ -1,0 +1,47 @@
+"""The command that draws a genotype."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lfmcw_app.commands.draw import draw
+from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.named import NAMED_GENOTYPES
+
+
+def call(*arguments):
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(draw)
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_genotype_is_drawn_and_printed(tmp_path, suffix):
+    out = tmp_path / f"cells.{suffix}"
+    code, printed = call("PDARTS", "--out", out)
+    assert code == 0
+    assert out.stat().st_size > 5000
+    first, *_ = printed.splitlines()
+    assert Genotype.from_darts(first) == NAMED_GENOTYPES["PDARTS"]
+
+
+def test_no_title_fails(tmp_path):
+    out = tmp_path / "cells.png"
+    assert call("random:0", "--nodes=2", "--out", out, "--title", r"$x_{ 細胞 \frac €50$")[0] == 0
+    assert out.exists()
+
+
+def test_only_new_files_of_known_formats_are_written(tmp_path):
+    out = tmp_path / "cells.png"
+    out.write_text("mine")
+    code, printed = call("PDARTS", "--out", out)
+    assert (code, out.read_text()) == (2, "mine")
+    assert "exists already" in printed
+    code, printed = call("PDARTS", "--out", tmp_path / "cells.docx")
+    assert code == 2
+    assert ".png, .svg, .pdf" in printed
+    assert call("PDART", "--out", tmp_path / "new.png")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.png"]

@@ -1,0 +1,120 @@
+"""The errors of a trained network, class by class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lfmcw_app.assessment import answers_of, assessed, interval
+from lfmcw_app.data import Dataset, Images
+
+CPU = torch.device("cpu")
+
+
+class ByBrightness(nn.Module):
+    """Says class k of an image whose pixels are k, but for what it is told to say instead."""
+
+    def __init__(self, classes, instead=()):
+        super().__init__()
+        self.classes, self.instead = classes, dict(instead)
+
+    def forward(self, images):
+        shown = images[:, 0, 0, 0].mul(255.0).round().long()
+        said = torch.tensor([self.instead.get(int(value), int(value)) for value in shown])
+        logits = nn.functional.one_hot(said.clamp(min=0), self.classes).float()
+        logits[said < 0] = float("nan")
+        return logits, None
+
+
+def pictures(values, labels):
+    pixels = torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    return Images(pixels=pixels.contiguous(), labels=torch.tensor(labels))
+
+
+def dataset(train, test, classes=3):
+    return Dataset(
+        name="made",
+        train=train,
+        test=test,
+        class_names=tuple("abcdefgh"[:classes]),
+        mean=(0.0,),
+        std=(1.0,),
+    )
+
+
+TEST = pictures([0, 0, 1, 1, 2, 7, 7], [0, 0, 1, 1, 2, 2, 2])  # a picture of 7 is one of class 2
+TRAIN = pictures([0, 1, 2], [0, 1, 2])
+
+
+def measure(instead, train=TRAIN, test=TEST, classes=3):
+    network = ByBrightness(classes, instead)
+    return assessed(network, train, test, dataset(train, test, classes), CPU)
+
+
+def test_errors_are_told_by_class():
+    found = measure({7: 0, 1: 1})
+    assert found["test_error_percent"] == pytest.approx(100 * 2 / 7)
+    assert [entry["error_percent"] for entry in found["classes"]] == [0.0, 0.0, 100 * 2 / 3]
+    assert [entry["images"] for entry in found["classes"]] == [2, 2, 3]
+    assert found["balanced_error_percent"] == pytest.approx(100 * 2 / 9)
+    assert found["confusion"] == [[2, 0, 0], [0, 2, 0], [2, 0, 1]]
+    assert found["training_error_percent"] == 0.0
+    assert found["test_top5_error_percent"] is None
+
+
+def test_the_classes_make_up_the_whole():
+    found = measure({7: 1, 0: 2})
+    wrong = sum(entry["error_percent"] * entry["images"] for entry in found["classes"])
+    assert found["test_error_percent"] == pytest.approx(wrong / found["test_images"], abs=1e-12)
+    confused = torch.tensor(found["confusion"])
+    off = int(confused.sum() - confused.diagonal().sum())
+    assert found["test_error_percent"] == pytest.approx(100 * off / found["test_images"])
+
+
+def test_logits_that_are_no_numbers_are_wrong():
+    found = measure({7: -1, 0: -1})
+    assert [entry["error_percent"] for entry in found["classes"]] == [100.0, 0.0, 100 * 2 / 3]
+    assert found["confusion"] == [[0, 0, 0], [0, 2, 0], [0, 0, 1]]
+
+
+def test_of_equal_logits_the_first_class_is_the_answer():
+    class Undecided(nn.Module):
+        def forward(self, images):
+            return torch.zeros(len(images), 3), None
+
+    answers = answers_of(Undecided(), TEST, dataset(TRAIN, TEST), CPU)
+    assert answers.predictions.tolist() == [0] * 7
+    assert answers.ranks.tolist() == [0, 0, 1, 1, 2, 2, 2]
+
+
+def test_a_class_without_test_images_has_no_error():
+    found = measure({}, test=pictures([0, 1], [0, 1]))
+    assert found["classes"][2] == {
+        "name": "c", "images": 0, "error_percent": None, "interval_percent": [0.0, 100.0],
+    }  # fmt: skip
+    assert found["balanced_error_percent"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("instead", "doubtful"),
+    [
+        ({10: 1, 11: 2, 12: 0}, True),  # knows its images, and no other ones
+        ({10: 0, 11: 1, 12: 0}, False),  # wrong on a third
+        ({0: 1, 1: 2, 2: 0, 10: 1, 11: 2, 12: 0}, False),  # has not learned anything
+    ],
+)
+def test_a_network_that_knows_only_its_images_is_doubted(instead, doubtful):
+    test = pictures([10, 11, 12] * 4, [0, 1, 2] * 4)
+    found = measure(instead, test=test)
+    assert ("doubt" in found) is doubtful
+    if doubtful:
+        assert "0.0% of its training images and on 100.0% of the test images" in found["doubt"]
+        assert "would give 66.7%" in found["doubt"]
+
+
+def test_intervals_are_those_of_wilson():
+    """10 wrong of 100: 5.523% to 17.437% (the formula in exact arithmetic)."""
+    assert interval(10, 100) == pytest.approx((5.5229, 17.4367), abs=1e-3)
+    assert interval(0, 50)[0] == 0.0
+    assert interval(50, 50)[1] == 100.0

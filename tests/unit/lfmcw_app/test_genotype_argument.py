@@ -1,0 +1,65 @@
+"""The argument GENOTYPE: a name, a number, a file, a run folder, a text, and what is neither."""
+
+from __future__ import annotations
+
+import pytest
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.genotype_argument import read_genotype
+from lfmcw_app.search_space.genotype import EVALUATED, FOUND, random_genotype
+from lfmcw_app.search_space.named import NAMED_GENOTYPES
+
+GENOTYPE = random_genotype(3, 5)
+
+
+def test_names_and_numbers_are_genotypes():
+    assert read_genotype("PDARTS", 2) is NAMED_GENOTYPES["PDARTS"]
+    assert read_genotype("random:17", 2) == random_genotype(2, 17)
+
+
+@pytest.mark.parametrize("write", [GENOTYPE.to_json, GENOTYPE.to_darts])
+def test_a_file_and_its_text_are_read_in_both_notations(tmp_path, write):
+    path = tmp_path / "cell"
+    path.write_text("\ufeff" + write(), encoding="utf-8")  # as Windows's editors begin a file
+    assert read_genotype(str(path), 2) == GENOTYPE
+    assert read_genotype(write(), 2) == GENOTYPE
+
+
+@pytest.mark.parametrize("name", [FOUND, EVALUATED])
+def test_a_run_folder_has_the_genotype_found_or_given(tmp_path, name):
+    (tmp_path / name).write_text(GENOTYPE.to_json())
+    assert read_genotype(str(tmp_path), 2) == GENOTYPE
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("PDART", "Did you mean 'PDARTS'"),
+        ("x" * 5000, "No file, run folder or published genotype"),
+        ("", "No file, run folder or published genotype|cannot be read|holds no genotype"),
+        ("random:x", "random:N with a whole number N"),
+        ("random:" + "9" * 6000, "below 2\\*\\*62"),
+        ("random:²", "random:N"),
+        ("missing.json", "missing.json cannot be read"),
+        ("a\0b.json", "cannot be read"),
+        ("Genotype(", "DARTS's notation"),
+        ("{", "JSON"),
+    ],
+)
+def test_what_is_no_genotype_is_refused(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message) as raised:
+        read_genotype(text, 2)
+    assert len(str(raised.value)) < 600
+
+
+def test_a_folder_without_a_genotype_says_so(tmp_path):
+    with pytest.raises(InputError, match="holds no genotype"):
+        read_genotype(str(tmp_path), 2)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "cell.txt"
+    path.write_text("Genotype(normal=3)")
+    with pytest.raises(InputError, match=r"cell\.txt is no genotype\. A genotype in DARTS's"):
+        read_genotype(str(path), 2)

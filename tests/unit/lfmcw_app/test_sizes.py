@@ -1,0 +1,126 @@
+"""What a recipe takes at least: never more than it does, and enough to refuse what cannot fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lfmcw_app import sizes
+from lfmcw_app.errors import InputError
+from lfmcw_app.generators import GAMES
+from lfmcw_app.recipe import PRESETS, SPACES, load_recipe
+from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.supernet import Supernet
+from lfmcw_app.sizes import (
+    check_sizes,
+    generator_weights,
+    least_memory,
+    network_weights,
+    supernet_weights,
+)
+from lfmcw_app.stages import search_stages
+
+CPU = torch.device("cpu")
+SHAPES = {"cifar10": (32, 3, 10), "imagenet": (224, 3, 1000)}
+
+
+def counted(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("dataset", SHAPES)
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
+def test_weights_are_never_overestimated(preset, space, dataset):
+    recipe = load_recipe(preset, space=space, overrides={"dataset": dataset})
+    how, trained = recipe.search, recipe.evaluation
+    _, channels, classes = SHAPES[dataset]
+    genotype = random_genotype(how.nodes, 0)
+    with torch.device("meta"):  # nothing is allocated
+        supernet = Supernet(
+            in_channels=channels,
+            num_classes=classes,
+            channels=how.channels,
+            layers=search_stages(how)[0].layers,
+            nodes=how.nodes,
+            stem=how.stem,
+            partial_channels=how.partial_channels if space == "pcdarts" else 1,
+        )
+        network = DerivedNetwork(
+            genotype,
+            in_channels=channels,
+            num_classes=classes,
+            channels=trained.channels,
+            layers=trained.layers,
+            auxiliary=False,
+            stem=trained.stem,
+        )
+    assert 0.9 < supernet_weights(how, classes) / counted(supernet) <= 1.0
+    assert 0.2 < network_weights(recipe, channels, classes) / counted(network) <= 1.0
+
+
+@pytest.mark.parametrize("image_size", [8, 12, 16, 32])
+@pytest.mark.parametrize("game", GAMES)
+def test_a_generator_is_never_overestimated(game, image_size):
+    settings = {"search.generator.name": game, "search.generator.channels": 16}
+    how = load_recipe("small", overrides=settings).search.generator
+    with torch.device("meta"):
+        generator = GAMES[game].generator(
+            num_classes=2, image_size=image_size, image_channels=1, mean=(0.5,), std=(0.5,),
+            noise_dim=how.noise_dim, channels=how.channels,
+        )  # fmt: skip
+    assert 0.01 < generator_weights(how, image_size) / counted(generator) <= 1.0
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("dataset", SHAPES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_recipe_passes_with_eight_gigabytes(monkeypatch, preset, dataset, space):
+    recipe = load_recipe(preset, space=space, overrides={"dataset": dataset})
+    monkeypatch.setattr(sizes, "memory_of", lambda device: 8 * 10**9)
+    size, channels, classes = SHAPES[dataset]
+    check_sizes(
+        recipe,
+        image_size=size,
+        image_channels=channels,
+        classes=classes,
+        device=CPU,
+        searches=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("search.channels", 10**6),
+        ("search.batch_size", 10**9),
+        ("search.generator.channels", 10**6),
+        ("search.generator.noise_dim", 10**9),
+        ("evaluation.channels", 10**6),
+        ("evaluation.batch_size", 10**9),
+        ("data.image_size", 10**6),
+    ],
+)
+def test_what_cannot_fit_is_refused_by_its_key(monkeypatch, key, value):
+    monkeypatch.setattr(sizes, "memory_of", lambda device: 64 * 10**9)
+    recipe = load_recipe("smoke", overrides={key: value})
+    size = value if key == "data.image_size" else 16
+    with pytest.raises(InputError, match=rf"^{key} is {value:,}, .*64 GB. Lower {key}\.$"):
+        check_sizes(recipe, image_size=size, device=CPU, searches=True)
+
+
+def test_only_what_is_run_counts(monkeypatch):
+    monkeypatch.setattr(sizes, "memory_of", lambda device: 64 * 10**9)
+    recipe = load_recipe("smoke", overrides={"search.channels": 10**6})
+    check_sizes(recipe, image_size=16, device=CPU, searches=False)
+    monkeypatch.setattr(sizes, "memory_of", lambda device: None)  # not known: nothing is refused
+    check_sizes(recipe, image_size=16, device=CPU, searches=True)
+
+
+def test_a_batch_is_shared_by_the_processes(monkeypatch):
+    recipe = load_recipe("smoke", overrides={"evaluation.batch_size": 4096})
+    alone = least_memory(recipe, 16, 1, 10, searches=False)["training"]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    shared = least_memory(recipe, 16, 1, 10, searches=False)["training"]
+    assert 3.5 < alone / shared < 4.0

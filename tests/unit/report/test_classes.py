@@ -1,0 +1,83 @@
+"""The errors by class in a report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from made_run_folders import make_folder
+
+from lfmcw_app.report.classes import MOST_NUMBERS, MOST_ROWS, class_errors, rank_correlation
+from lfmcw_app.report.page import run_page
+from lfmcw_app.report.reading import read_run
+
+
+def folder_of(tmp_path, errors, names=("cat", "dog", "cow"), **more):
+    tmp_path.mkdir(exist_ok=True)
+    folder = make_folder(tmp_path / "run", {"search": (8, 4)}, names=names)
+    result = json.loads((folder / "result.json").read_text())
+    result["balanced_error_percent"] = sum(errors) / len(errors)
+    result["classes"] = [
+        {"name": name, "images": 10, "error_percent": error, "interval_percent": [0.0, 50.0]}
+        for name, error in zip(names, errors, strict=True)
+    ]
+    (folder / "result.json").write_text(json.dumps(result | more))
+    return folder
+
+
+def test_classes_stand_beside_their_weights_the_worst_first(tmp_path):
+    """The weights end at 4, 0.5, 2.5 (cat, dog, cow)."""
+    found = class_errors(read_run(folder_of(tmp_path, [30.0, 0.0, 10.0])))
+    assert [(row.name, row.error, row.weight) for row in found.rows] == [
+        ("cat", 30.0, 4.0),
+        ("cow", 10.0, 2.5),
+        ("dog", 0.0, 0.5),
+    ]
+    assert found.correlation == pytest.approx(1.0)
+    assert found.balanced == pytest.approx(40 / 3)
+    assert found.confusion is None
+
+
+def test_ranks_are_correlated():
+    assert rank_correlation([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1.0)
+    assert rank_correlation([(1, 1), (1, 2), (2, 3), (4, 9)]) == pytest.approx(0.9486832980505138)
+    assert rank_correlation([(1, 1), (2, 2)]) is None
+    assert rank_correlation([(1, 1), (1, 2), (1, 3)]) is None
+
+
+def test_confusion_has_numbers_or_is_a_picture(tmp_path):
+    confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
+    folder = folder_of(tmp_path, [30.0, 0.0, 10.0], confusion=confusion)
+    found = class_errors(read_run(folder)).confusion
+    assert found.rows[0] == [(7, 0.7), (3, 0.3), (0, 0.0)]
+    assert found.source is None
+    many = MOST_NUMBERS + 1
+    rows = [[10 if row == column else row % 2 for column in range(many)] for row in range(many)]
+    names = [f"class {k}" for k in range(many)]
+    folder = folder_of(tmp_path / "many", [1.0] * many, names=names, confusion=rows)
+    assert class_errors(read_run(folder)).confusion.source.startswith("data:image/png")
+
+
+def test_the_page_shows_classes_with_any_name(tmp_path):
+    names = ("$10_$20", "häß lich 猫" * 12, "<b>&")
+    confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
+    folder = folder_of(tmp_path, [30.0, 0.0, 10.0], names=names, confusion=confusion, doubt="Why?")
+    page = run_page(read_run(folder))
+    assert 'data-class-error="$10_$20"' in page
+    assert "&lt;b&gt;&amp;" in page
+    assert '<p class="doubt" data-doubt>Why?</p>' in page
+
+
+def test_a_result_of_an_earlier_version_has_no_classes(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 4)})
+    assert class_errors(read_run(folder)) is None
+    assert 'id="classes"' not in run_page(read_run(folder))
+
+
+def test_of_very_many_classes_the_worst_are_shown(tmp_path):
+    count = MOST_ROWS + 5
+    names = [f"class {k}" for k in range(count)]
+    found = class_errors(read_run(folder_of(tmp_path, list(map(float, range(count))), names=names)))
+    assert len(found.rows) == MOST_ROWS
+    assert found.rows[0].error == count - 1
+    assert found.count == count
