@@ -54,9 +54,9 @@ class Preprocess:
         """Returns an image as the network takes it, [C, S, S], float32.
 
         Args:
-            image: a file, an image of Pillow, a NumPy array of uint8 ([H, W] or [H, W, C], as
-                Pillow and OpenCV have it) or a tensor of uint8 ([H, W] or [C, H, W], as torchvision
-                has it). OpenCV's order of channels is not RGB: turn it round first.
+            image: a file, an image of Pillow, a NumPy array ([H, W] or [H, W, C], as Pillow has it)
+                or a tensor ([H, W] or [C, H, W], as torchvision has it) of uint8, grey ones also of
+                uint16. OpenCV has blue first, so its arrays are to be turned: `array[..., ::-1]`.
 
         Raises:
             InputError: if it cannot be read, or is none of these.
@@ -68,25 +68,28 @@ class Preprocess:
         if isinstance(image, str | PathLike):
             return self.decoding.decode(Path(image))
         if isinstance(image, Image.Image):
-            return self.decoding.of_image(image)
-        if isinstance(image, np.ndarray):
+            return self.decoding.decode(image)
+        if isinstance(image, Tensor):
+            array = image.detach().cpu().numpy()
+            array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        elif isinstance(image, np.ndarray):
             array = image
-        elif isinstance(image, Tensor):
-            array = image.cpu().numpy() if image.ndim == 2 else image.cpu().movedim(0, -1).numpy()
         else:
             raise InputError(
-                "An image is a path, an image of Pillow, or an array or tensor of uint8, got "
+                "An image is a path, an image of Pillow, or an array or tensor of its pixels, got "
                 f"{shown(image)}."
             )
-        channels = array.shape[2] if array.ndim == 3 else 1
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[..., 0]
+        is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+        if not is_colour and not (array.ndim == 2 and array.dtype in (np.uint8, np.uint16)):
             raise InputError(
-                "An array of an image has uint8 values and the shape [H, W] or [H, W, C], a tensor "
-                f"[C, H, W], with 1, 3 or 4 channels; got {array.dtype} {list(image.shape)}. Give "
-                "one image at a time, and its pixels of 0 to 255."
+                "An array of an image has the shape [H, W] or [H, W, C], a tensor [H, W] or "
+                "[C, H, W], with 1, 3 or 4 channels of uint8, or grey ones of uint16; got "
+                f"{array.dtype} {list(image.shape)}. Give one image at a time, and its pixels as "
+                "the file has them."
             )
-        grey = array[..., 0] if array.ndim == 3 and channels == 1 else array
-        return self.decoding.of_image(Image.fromarray(np.ascontiguousarray(grey)))
+        return self.decoding.decode(Image.fromarray(np.ascontiguousarray(array)))
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Maps pixels [..., C, S, S] of 0 to 255 to zero mean and unit variance, float32."""
@@ -136,8 +139,8 @@ def network_path(run: str | PathLike[str]) -> Path:
         return path / NETWORK
     if not (path / "config.yaml").exists():
         raise InputError(
-            f"{path} is no run folder: it has neither {NETWORK} nor config.yaml. Name the folder of "
-            "a run or an evaluation."
+            f"{path} is no run folder: it has neither {NETWORK} nor config.yaml. Name the folder "
+            "of a run or an evaluation."
         )
     command = "evaluate" if (path / EVALUATED).exists() else "run"
     resume = f"python -m lfmcw_app.{command} --resume {path}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.classifier import Classifier, Preprocess
-from lfmcw_app.errors import InputError
-from lfmcw_app.listing import SUFFIXES
+from lfmcw_app.errors import InputError, listed
+from lfmcw_app.listing import images_below
 
-__all__ = ["ClassScore", "ImageFile", "Prediction", "Predictions", "find_images", "predict"]
+__all__ = [
+    "ClassScore", "FoundImages", "ImageFile", "Prediction", "Predictions", "find_images", "predict",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +102,24 @@ class Predictions:
         ]
 
 
-def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> list[ImageFile]:
-    """The images that are named, and those in the folders that are named, each once.
+@dataclass(frozen=True, kw_only=True)
+class FoundImages:
+    """The images of some files and folders.
 
-    In a folder, files count that end as images do; an image is of the class that the outermost of
-    the folders between is named after. A file that is named by itself may end in anything.
+    Attributes:
+        images: each once.
+        skipped: kind of file → how many in the folders are no images.
+    """
+
+    images: tuple[ImageFile, ...]
+    skipped: dict[str, int]
+
+
+def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundImages:
+    """Finds the images that are named, and those in the folders that are named.
+
+    An image in a folder is of the class that the outermost of the folders between is named after.
+    A file that is named by itself may end in anything.
 
     Args:
         sources: files and folders, which are searched through all their levels.
@@ -112,31 +128,24 @@ def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> list[Ima
     Raises:
         InputError: if one does not exist, or there is no image.
     """
-    missing = [path for path in sources if not path.exists()]
+    missing = [str(path) for path in sources if not path.exists()]
     if missing:
-        raise InputError(f"There is no file or folder {', '.join(map(str, missing))}.")
+        raise InputError(f"There is no file or folder {listed(missing)}.")
     labels = {name: label for label, name in enumerate(class_names)}
     found: dict[Path, ImageFile] = {}
+    skipped: Counter[str] = Counter()
     for source in sources:
-        for path in _files_below(source) if source.is_dir() else [source]:
-            folders = path.relative_to(source).parts[:-1] if source.is_dir() else ()
-            known = (labels[name] for name in folders if name in labels)
-            found.setdefault(path, ImageFile(path=path, label=next(known, None)))
+        if not source.is_dir():
+            found.setdefault(source, ImageFile(path=source))
+            continue
+        images, others = images_below(source)
+        skipped += Counter(others)
+        for name, path in images:
+            known = (labels[folder] for folder in name.split("/")[:-1] if folder in labels)
+            found.setdefault(Path(path), ImageFile(path=Path(path), label=next(known, None)))
     if not found:
-        raise InputError(
-            f"There are no images in {', '.join(map(str, sources))} (files ending in "
-            f"{', '.join(SUFFIXES)})."
-        )
-    return list(found.values())
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """The image files of a folder and those below it, sorted, without hidden ones."""
-    for path, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(path, name)
+        raise InputError(f"There are no images in {listed(list(map(str, sources)))}.")
+    return FoundImages(images=tuple(found.values()), skipped=dict(skipped))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,28 +161,37 @@ def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Pat
     # Slow to import, and not needed without a picture.
     from matplotlib.figure import Figure
 
+    from lfmcw_app.drawing import as_label, drawing
+
     drawn = predictions.done[:MOST_DRAWN]
     rows = -(-len(drawn) // COLUMNS)
     height = 0.75 + 0.2 * min(count, len(predictions.class_names))
-    figure = Figure(figsize=(4.2 * COLUMNS, height * rows), layout="constrained")
-    axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 2] * COLUMNS)
-    for ax in axes.flat:
-        ax.axis("off")
-    for index, prediction in enumerate(drawn):
-        row, column = divmod(index, COLUMNS)
-        left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
-        pixels = preprocess.pixels(prediction.image.path).movedim(0, -1).numpy()
-        left.imshow(_colours(pixels), interpolation="nearest")
-        _draw_bars(right, prediction, predictions.class_names, count)
-    figure.savefig(path, dpi=110, format="png")
+    with drawing():
+        figure = Figure(figsize=(4.2 * COLUMNS, height * rows), layout="constrained")
+        axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 2] * COLUMNS)
+        for ax in axes.flat:
+            ax.axis("off")
+        for index, prediction in enumerate(drawn):
+            row, column = divmod(index, COLUMNS)
+            left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
+            pixels = preprocess.pixels(prediction.image.path).movedim(0, -1).numpy()
+            left.imshow(_colours(pixels), interpolation="nearest")
+            _draw_bars(right, prediction, list(map(as_label, predictions.class_names)), count)
+            right.set_title(as_label(_title(prediction, predictions)), fontsize=8, loc="left")
+        figure.savefig(path, dpi=110, format="png")
 
 
 def _colours(pixels: np.ndarray[Any, Any]) -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
 
 
-def _draw_bars(ax: Axes, prediction: Prediction, names: tuple[str, ...], count: int) -> None:
-    """Bars of the likeliest classes; of a known class, green where it is the first."""
+def _title(prediction: Prediction, predictions: Predictions) -> str:
+    name, label = prediction.image.path.name, prediction.image.label
+    return name if label is None else f"{name} ({predictions.class_names[label]})"
+
+
+def _draw_bars(ax: Axes, prediction: Prediction, names: Sequence[str], count: int) -> None:
+    """Bars of the likeliest classes; of a known class, the first is green where it is right."""
     best = prediction.top(count)
     label = prediction.image.label
     colours = ["tab:blue"] * len(best)
@@ -196,14 +205,6 @@ def _draw_bars(ax: Axes, prediction: Prediction, names: tuple[str, ...], count: 
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-
-    # Names as they are written: a `$` begins no formula.
-    title = prediction.image.path.name + (f" ({names[label]})" if label is not None else "")
-    ax.set_title(_short(title), fontsize=8, loc="left", parse_math=False)
     for place, (of_class, share) in zip(places, best, strict=True):
-        text = f" {_short(names[of_class])} {100 * share:.1f}%"
-        ax.text(0.0, place, text, va="center", fontsize=8, parse_math=False)
-
-
-def _short(text: str, letters: int = 36) -> str:
-    return text if len(text) <= letters else text[: letters - 1] + "…"
+        text = f" {names[of_class]} {100 * share:.1f}%"
+        ax.text(0.0, place, text, va="center", fontsize=8)

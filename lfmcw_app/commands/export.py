@@ -29,8 +29,8 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A new file. By default network.onnx or network.pt2 beside "
-            "network.pt.",
+            metavar="FILE",
+            help="A new file. By default network.onnx or network.pt2 beside network.pt.",
         ),
     ] = None,
     takes: Annotated[

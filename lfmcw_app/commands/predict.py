@@ -67,16 +67,18 @@ def predict(
                 check_new(path)
         sources = [*(images or []), *(_lines(listed) if listed is not None else [])]
         if not sources:
-            raise InputError("Name images or folders of images, or a text file of them with --list.")
+            raise InputError(
+                "Name images or folders of images, or a text file of them with --list."
+            )
         network, preprocess, class_names = load_network(run, device=target)
         found = prediction.find_images(sources, class_names)
         made = prediction.predict(
-            network, preprocess, class_names, found, batch_size=batch_size
+            network, preprocess, class_names, found.images, batch_size=batch_size
         )
         if made.failed:
             told = " ".join(made.failed.values())
             if not made.done:
-                raise InputError(f"None of the {len(found)} images can be read. {told}")
+                raise InputError(f"None of the {len(found.images)} images can be read. {told}")
             errors.print("[bold red]Not predicted:[/]", end=" ")
             errors.print(told, highlight=False, markup=False, soft_wrap=not errors.is_terminal)
 
@@ -91,6 +93,9 @@ def predict(
             print(json.dumps({"run": str(run), **data}, indent=1))
         else:
             prediction_output.print_predictions(made, top, console)
+            if found.skipped:
+                kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
+                console.print(f"files that are no images: {kinds}", highlight=False, markup=False)
         if made.failed:
             raise typer.Exit(UNREADABLE_CODE)
 
