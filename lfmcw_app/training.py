@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lfmcw_app.assessment import assessed
 from lfmcw_app.budget import budget_result
 from lfmcw_app.data import Batches, Dataset, resident, subset
+from lfmcw_app.network_file import NetworkPlan, write_network
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import parallelism
@@ -60,15 +61,8 @@ def build_training(
     how = recipe.evaluation
 
     # Drawn from the global random state before anything else draws from it.
-    network = DerivedNetwork(
-        genotype or random_genotype(recipe.search.nodes, 0),
-        in_channels=dataset.channels,
-        num_classes=dataset.num_classes,
-        channels=how.channels,
-        layers=how.layers,
-        auxiliary=how.auxiliary_weight > 0,
-        stem=how.stem,
-    ).to(device)
+    plan = NetworkPlan.of(recipe, genotype or random_genotype(recipe.search.nodes, 0), dataset)
+    network = plan.build(auxiliary=how.auxiliary_weight > 0).to(device)
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
 
@@ -131,6 +125,8 @@ def train_derived(
         **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
         "genotype": genotype.to_data(),
     }
+    plan = NetworkPlan.of(recipe, genotype, dataset)
+    write_network(folder, network, plan, dataset, result)
     folder.write("result.json", as_json(result))
     return result
 
