@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lfmcw_app.data import Dataset
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.network_file import NetworkPlan
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cost import Cost, network_cost
@@ -185,13 +186,5 @@ def _costs(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequence[s
 
 def _network(recipe: Recipe, dataset: Dataset, genotype: Genotype) -> DerivedNetwork:
     """The derived network of a recipe on the meta device, without memory and without numbers."""
-    how = recipe.evaluation
     with torch.device("meta"):
-        return DerivedNetwork(
-            genotype,
-            in_channels=dataset.channels,
-            num_classes=dataset.num_classes,
-            channels=how.channels,
-            layers=how.layers,
-            stem=how.stem,
-        )
+        return NetworkPlan.of(recipe, genotype, dataset).build()

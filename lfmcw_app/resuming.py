@@ -44,6 +44,8 @@ CHANGEABLE = {
     "checkpoint_keep_every": False,
     "detect_collapse": False,
     "dataset": False,  # only where a folder is, and its files are compared
+    "search.init.run": False,  # the digest of its weights is checked
+    "evaluation.init.run": False,
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
     "search.epochs": True,

@@ -32,6 +32,7 @@ from lfmcw_app.search_space.pdarts import (
     surviving,
 )
 from lfmcw_app.stages import METHOD_LABELS, SPACE_LABELS, SearchStage, phases_of, search_stages
+from lfmcw_app.starting_weights import load_into_supernets
 from mlo import Record
 
 __all__ = ["search"]
@@ -77,6 +78,8 @@ def _searched(
         modules = build_modules(
             how, dataset, primitives=primitives, layers=stage.layers, device=device
         )
+        if index == 0 and not folder.checkpoints(stage.name).exists():
+            load_into_supernets(modules, folder.recipe)
         _run_stage(stage, modules, folder, dataset, console, device)
         if stage.drops is not None:
             candidates = surviving(modules.arch(), candidates, stage.drops)

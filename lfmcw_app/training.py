@@ -25,6 +25,7 @@ from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
 from lfmcw_app.stages import TRAINING, phases_of
+from lfmcw_app.starting_weights import load_into_network
 from mlo import MultilevelOptimizer, Problem
 from mlo.distributed import SyncBatchNorm, rank_and_size
 
@@ -107,6 +108,8 @@ def train_derived(
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
     assert isinstance(network, DerivedNetwork)
+    if not folder.checkpoints(TRAINING).exists():
+        load_into_network(network, recipe, dataset)
     _train(folder, optimizer, network, dataset, rounds, console, device)
 
     train = subset(dataset.train, recipe.data.train_images, recipe.seed)
@@ -120,6 +123,7 @@ def train_derived(
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         **({"budget": budget} if budget else {}),
+        **({"init": recipe.evaluation.init.model_dump()} if recipe.evaluation.init.run else {}),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
         **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
