@@ -28,8 +28,8 @@ from lfmcw_app.stages import search_stages
 from mlo.randomness import preserved
 
 __all__ = [
-    "check_network_fits", "check_supernets_fit", "load_into_network", "load_into_supernets", "weights_digest",
-    "with_digests",
+    "check_network_fits", "check_supernets_fit", "load_into_network", "load_into_supernets",
+    "weights_digest", "with_digests",
 ]  # fmt: skip
 
 SEARCHES = ("search", "search-1")
@@ -46,7 +46,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -262,10 +262,8 @@ def _load(
         InputError: naming the first weight that does not fit.
     """
     own = network.state_dict()
-    skipped = missing if with_classifier else (*missing, CLASSIFIER)
-    wanted = {
-        name: tensor for name, tensor in own.items() if not name.startswith(skipped or ("\0",))
-    }
+    kept = missing if with_classifier else (*missing, CLASSIFIER)
+    wanted = {name: tensor for name, tensor in own.items() if not name.startswith(kept)}
     given = {
         name: tensor
         for name, tensor in weights.items()
