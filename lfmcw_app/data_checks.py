@@ -187,11 +187,12 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
         "architecture": how.architecture.warmup_epochs,
         "weights": how.weights.warmup_epochs,
     }
+    each = " per stage" if len(search_stages(how)) > 1 else ""
     for key, warmup in warmups.items():
         if warmup * per_epoch >= rounds:
             raise InputError(
                 f"search.{key}.warmup_epochs ({warmup} epochs of {per_epoch} rounds) lasts as long "
-                f"as the search ({rounds} rounds{' a stage' if how.space == 'pdarts' else ''}). "
+                f"as the search ({rounds} rounds{each}). "
                 "Lower it, or search longer."
             )
 

@@ -22,12 +22,13 @@ from pydantic import (
 
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
+from lfmcw_app.spaces import SPACES
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
 __all__ = [
     "PRESETS",
-    "SPACES",
     "Recipe",
     "changed_recipe",
     "is_imagenet",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 PRESETS = ("smoke", "small", "paper", "original")
-SPACES = ("darts", "pdarts", "pcdarts")
 ADAPTED: dict[str, tuple[str, Any]] = {
     "evaluation.epochs": ("evaluation.min_steps", 0),
     "evaluation.batch_size": ("evaluation.fits_batch", False),
@@ -243,11 +243,8 @@ class Progressive(_Section):
             raise ValueError(f"added_layers may add at most {MOST_CELLS} cells")
         if not all(0 <= rate < 1 for rate in self.skip_dropout):
             raise ValueError("skip_dropout holds probabilities below 1")
-        if sum(self.dropped_operations) >= 8 or min(self.dropped_operations) < 1:
-            raise ValueError(
-                "dropped_operations must leave one of the 8 operations, and drop at least one a "
-                "stage"
-            )
+        if min(self.dropped_operations) < 1:
+            raise ValueError("dropped_operations must drop at least one operation per stage")
         return self
 
 
@@ -259,7 +256,14 @@ class Search(_Section):
         description="darts: the baseline, without W1 and the generator; random: cells drawn by the "
         "seed, no search",
     )
-    space: Literal["darts", "pdarts", "pcdarts"] = "darts"
+    space: str = Field(default="darts", description="a name in spaces.py")
+    primitives: tuple[str, ...] = Field(
+        default=DARTS_PRIMITIVES,
+        strict=False,
+        min_length=1,
+        description="candidate operations of every edge, names in search_space/operations.py; "
+        "spaces with candidates of their own do not read it",
+    )
     partial_channels: Count = Field(
         default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
     )
@@ -355,18 +359,10 @@ class Search(_Section):
         return self
 
     @model_validator(mode="after")
-    def _stages_have_cells(self) -> Search:
-        if self.space == "pdarts" and self.layers + min(self.progressive.added_layers) < 3:
-            raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> Search:
-        if self.space == "pcdarts" and self.channels % self.partial_channels:
-            raise ValueError(
-                f"channels ({self.channels}) must be a multiple of partial_channels "
-                f"({self.partial_channels})"
-            )
+    def _fits_its_space(self) -> Search:
+        if len(set(self.primitives)) < len(self.primitives):
+            raise ValueError(f"primitives names one twice: {list(self.primitives)}")
+        SPACES.named(self.space).check(self)
         return self
 
     @model_validator(mode="after")
@@ -498,7 +494,7 @@ def load_recipe(
 
     Args:
         preset: one of `PRESETS`.
-        space: one of `SPACES`.
+        space: a name in `lfmcw_app.spaces.SPACES`.
         config: any part of a recipe, or a YAML file with it.
         overrides: dotted key → value.
         assignments: `dotted.key=value`, the value in YAML.
@@ -509,7 +505,9 @@ def load_recipe(
     if preset not in PRESETS:
         raise InputError(f"Unknown preset {shown(preset)}. {nearest(str(preset), PRESETS)}")
     if space not in SPACES:
-        raise InputError(f"Unknown search space {shown(space)}. {nearest(str(space), SPACES)}")
+        raise InputError(
+            f"Unknown search space {shown(space)}. {nearest(str(space), list(SPACES))}"
+        )
 
     # The preset's files, from the general to the special: what comes later overrides.
     tree: dict[str, Any] = {}

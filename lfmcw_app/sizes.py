@@ -16,8 +16,8 @@ import torch
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import memory_of
 from lfmcw_app.recipe import Generator, Recipe, Search
-from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import reduction_layers
+from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import search_stages
 from lfmcw_app.units import size
 
@@ -106,7 +106,7 @@ def least_memory(
         if how.method == "lfmcw":
             kept += kept + 3 * weights + 3 * generator_weights(how.generator, image_size)
         outputs = _outputs(
-            how.layers if how.space != "pdarts" else search_stages(how)[0].layers,
+            search_stages(how)[0].layers,
             how.nodes, how.channels, how.stem, image_size,
         )  # fmt: skip
         passed = _batch(how.batch_size) * (outputs + image_channels * image_size**2)
@@ -123,19 +123,18 @@ def least_memory(
 
 def supernet_weights(how: Search, classes: int) -> int:
     """Number of a supernet's weights, at least; of P-DARTS's the first stage's."""
-    layers = search_stages(how)[0].layers if how.space == "pdarts" else how.layers
-    part = how.partial_channels if how.space == "pcdarts" else 1
-    edges = how.nodes * (how.nodes + 3) // 2
-    square, single = (
-        sum(CONVOLUTIONS.get(name, (0, 0))[index] for name in PRIMITIVES) for index in (0, 1)
-    )
+    space = space_named(how.space)
+    layers, part = space.stages(how)[0].layers, space.partial_channels(how)
+    candidates = space.candidates(how)
 
-    def mixed(channels: int) -> int:
+    def mixed(layer: int, channels: int) -> int:
         seen = channels // part
-        return edges * (square * seen**2 + single * seen)
+        cell = candidates.reduction if layer in reduction_layers(layers) else candidates.normal
+        known = [CONVOLUTIONS.get(name, (0, 0)) for edge in cell for name in edge]
+        return sum(square * seen**2 + single * seen for square, single in known)
 
     widths = list(_widths(layers, how.channels))
-    cells = sum(mixed(channels) for channels in widths)
+    cells = sum(mixed(layer, channels) for layer, channels in enumerate(widths))
     inputs = _preprocessing(widths, how.nodes, STEM_MULTIPLIER * how.channels)
     return cells + inputs + how.nodes * widths[-1] * classes
 

@@ -12,7 +12,7 @@ from lfmcw_app.generators.biggan import ConditionalBigGAN
 from lfmcw_app.generators.dcgan import ConditionalDCGAN
 from lfmcw_app.generators.discriminator import SpectralNorm
 from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
-from lfmcw_app.search_space.operations import Norm
+from lfmcw_app.search_space.layers import Norm
 
 __all__ = ["GAMES", "Game"]
 

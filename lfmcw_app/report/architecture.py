@@ -15,7 +15,7 @@ from lfmcw_app.report.reading import RunData
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count, edge_index
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, derive_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
 
 __all__ = ["KINDS", "Evolution", "Frame", "evolution"]
@@ -25,7 +25,7 @@ Rows = list[list[float | None]]
 """[edges, primitives]; None where a primitive was dropped."""
 MOST_FRAMES = 60
 LEFT, TOP, WIDTH, ROW = 92, 34, 360, 22
-COLUMN = (WIDTH - LEFT) / len(PRIMITIVES)
+COLUMN = (WIDTH - LEFT) / len(DARTS_PRIMITIVES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +118,10 @@ def relative(rows: Rows) -> Rows:
 
 def _chart(kind: str, frames: Sequence[Frame], boundaries: Sequence[tuple[float, str]]) -> Markup:
     """The mean relative weight of each operation over the rounds."""
-    points: dict[str, list[Point]] = {primitive: [] for primitive in PRIMITIVES}
+    points: dict[str, list[Point]] = {primitive: [] for primitive in DARTS_PRIMITIVES}
     for frame in frames:
         columns = zip(*relative(frame.weights[kind]), strict=True)
-        for primitive, column in zip(PRIMITIVES, columns, strict=True):
+        for primitive, column in zip(DARTS_PRIMITIVES, columns, strict=True):
             mean = _mean(column)
             if mean is not None:
                 points[primitive].append((frame.round, mean))
@@ -139,7 +139,7 @@ def _frames(run: RunData, offsets: dict[str, int]) -> list[Frame]:
     frames = []
     # A stage logs its candidates in its first round; α has a column for each of them.
     for stage in run.searched:
-        candidates = as_candidates(PRIMITIVES, nodes)
+        candidates = as_candidates(DARTS_PRIMITIVES, nodes)
         for entry in stage.entries:
             if "candidates" in entry:
                 found = entry["candidates"].items()
@@ -161,14 +161,14 @@ def _frame(
     for kind in KINDS:
         for row, names in zip(alpha[kind], getattr(candidates, kind), strict=True):
             by_name = dict(zip(names, row, strict=False))
-            weights[kind].append([by_name.get(primitive) for primitive in PRIMITIVES])
+            weights[kind].append([by_name.get(primitive) for primitive in DARTS_PRIMITIVES])
     chosen = {kind: _places(getattr(genotype, kind)) for kind in KINDS}
     return Frame(stage=stage, round=number, weights=weights, chosen=chosen)
 
 
 def _places(edges: Sequence[Edge]) -> list[list[int]]:
     return [
-        [edge_index(index // EDGES_PER_NODE, edge.source), PRIMITIVES.index(edge.primitive)]
+        [edge_index(index // EDGES_PER_NODE, edge.source), DARTS_PRIMITIVES.index(edge.primitive)]
         for index, edge in enumerate(edges)
     ]
 
@@ -212,7 +212,7 @@ def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> 
         head = Markup('<text class="row" x="{}" y="{}">{} → {}</text>')
         parts.append(head.format(LEFT - 6, y + 15, state_label(source), node))
 
-        for column in range(len(PRIMITIVES)):
+        for column in range(len(DARTS_PRIMITIVES)):
             weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)
             classes = "w chosen" if [row, column] in frame.chosen[kind] else "w"
             if weight is None:
@@ -238,7 +238,7 @@ def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> 
 def _column_heads() -> list[Markup]:
     """The primitives' names over the columns, in one line or two."""
     parts = []
-    for column, primitive in enumerate(PRIMITIVES):
+    for column, primitive in enumerate(DARTS_PRIMITIVES):
         first, _, second = primitive_label(primitive).rpartition(" ")
         first, second = (first, second) if first else (second, "")
         first = first.removesuffix(" conv").removesuffix(" pool")

@@ -38,7 +38,8 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
-from lfmcw_app.stages import METHOD_LABELS, SPACE_LABELS
+from lfmcw_app.spaces import space_named
+from lfmcw_app.stages import METHOD_LABELS
 from lfmcw_app.units import duration, size
 
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
@@ -171,7 +172,7 @@ def _what(run: RunData) -> str:
     how = run.recipe.search
     order = "" if how.method == "random" else f", {how.order} order"
     return (
-        f"{METHOD_LABELS[how.method]}, {SPACE_LABELS[how.space]} space{order}, preset "
+        f"{METHOD_LABELS[how.method]}, {space_named(how.space).title} space{order}, preset "
         f"{run.recipe.preset}, seed {run.recipe.seed}"
     )
 

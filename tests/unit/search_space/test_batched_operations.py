@@ -15,7 +15,7 @@ from lfmcw_app.search_space.batched_operations import (
     ReduceBank,
     blocks_of_convolutions,
 )
-from lfmcw_app.search_space.operations import OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
 
 STYLES = {norm: OperationStyle(norm=norm) for norm in ("batch", "group", "instance", "none")}
 

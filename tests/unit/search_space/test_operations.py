@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle, make_operation
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, make_operation
 from lfmcw_app.search_space.supernet import Supernet
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("primitive", PRIMITIVES[1:])
+@pytest.mark.parametrize("primitive", DARTS_PRIMITIVES[1:])
 def test_every_primitive_keeps_or_halves_the_resolution(primitive, stride, norm):
     operation = make_operation(primitive, 6, stride, OperationStyle(norm=norm))
     assert operation(torch.randn(2, 6, 8, 8)).shape == (2, 6, 8 // stride, 8 // stride)
