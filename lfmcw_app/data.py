@@ -75,12 +75,6 @@ class Dataset:
         return self.train.source
 
     @property
-    def reading(self) -> str:
-        """Where the pixels are: in words."""
-        in_files = isinstance(self.train.pixels, ImageFiles)
-        return "read from files as needed" if in_files else "held in memory"
-
-    @property
     def channels(self) -> int:
         """Channels of an image."""
         return self.train.pixels.shape[1]
@@ -101,6 +95,10 @@ class Dataset:
             f"{' / '.join(f'{size:,} {part}' for part, size in sizes.items())}, "
             f"{self.image_size}×{self.image_size}, {channels}"
         )
+        if self.source and not self.name.startswith(FOLDER):  # whose name says where it is
+            said += f", from {self.source}"
+        if isinstance(self.train.pixels, ImageFiles):
+            said += ", read from files as needed"
         return f"{said}; {self.left_out}" if self.left_out else said
 
 
