@@ -45,6 +45,7 @@ CHANGEABLE = {
     "detect_collapse": False,
     "dataset": False,  # only where a folder is, and its files are compared
     "data.groups": False,  # only where the file is: the groups are compared too
+    "data.in_memory": True,
     "search.init.run": False,  # the digest of its weights is checked
     "evaluation.init.run": False,
     "search.gradient_terms_every": False,
