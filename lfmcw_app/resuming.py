@@ -61,6 +61,7 @@ CHANGEABLE = {
     "search.generator.discriminator_lr": True,
     "evaluation.epochs": True,
     "evaluation.steps": True,
+    "evaluation.min_steps": True,
     "evaluation.weights.lr": True,
     "evaluation.weights.min_lr": True,
     "evaluation.weights.grad_clip": True,
@@ -69,7 +70,7 @@ CHANGEABLE = {
 
 LENGTHS = {
     "search": ("search.epochs", "search.steps"),
-    "evaluation": ("evaluation.epochs", "evaluation.steps"),
+    "evaluation": ("evaluation.epochs", "evaluation.steps", "evaluation.min_steps"),
 }
 
 
