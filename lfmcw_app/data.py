@@ -88,12 +88,6 @@ class Dataset:
         return self.train.source
 
     @property
-    def reading(self) -> str:
-        """Where the pixels are: in words."""
-        in_files = isinstance(self.train.pixels, ImageFiles)
-        return "read from files as needed" if in_files else "held in memory"
-
-    @property
     def channels(self) -> int:
         """Channels of an image."""
         return self.train.pixels.shape[1]

@@ -257,6 +257,35 @@ class Generator(_Section):
         return value
 
 
+class StartingWeights(_Section):
+    """Weights of another run to start from, instead of random ones."""
+
+    run: str | None = Field(default=None, description="run folder that they are taken from")
+    digest: str | None = Field(
+        default=None, description="of the weights; filled in, and checked where it is given"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> StartingWeights:
+        if self.run is None and self.digest is not None:
+            raise ValueError("digest needs run, the folder whose weights it is of")
+        return self
+
+
+class Budget(_Section):
+    """What the derived network may cost at most, in millions; null: any."""
+
+    parameters: float | None = Field(
+        default=None, gt=0, description="millions of trainable parameters"
+    )
+    multiply_adds: float | None = Field(
+        default=None, gt=0, description="millions of multiply-adds for one image"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="weight of the penalty in the architecture's loss"
+    )
+
+
 class Progressive(_Section):
     """The stages of P-DARTS: deeper supernets with fewer operations per edge."""
 
@@ -379,6 +408,10 @@ class Search(_Section):
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
     generator: Generator = Generator()
+    budget: Budget = Budget()
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the supernets: from the search of a run"
+    )
     augmentation: Augmentation = Augmentation()
 
     model_config = ConfigDict(validate_by_name=True)
@@ -475,6 +508,9 @@ class Evaluation(_Section):
     )
     drop_path: float = Field(
         default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch"
+    )
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the network: from the trained one of a run"
     )
     augmentation: Augmentation = Augmentation()
 
