@@ -63,11 +63,12 @@ def _completed(
     A folder of an earlier version may have a result and no network.pt. `work` then tests the
     network of its last checkpoint once more, and writes both.
     """
+    # Also of a complete run, whose result would be told as that of these data.
+    check_unchanged(folder.path, dataset.fingerprint)
     lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
     if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
     with folder.locked():
-        check_unchanged(folder.path, dataset.fingerprint)
         if folder.writes:
             describe_dataset(dataset, folder)
         return work()

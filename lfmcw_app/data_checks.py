@@ -13,6 +13,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
 from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
+from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
@@ -60,6 +61,7 @@ def read_data(
             recipe.data.image_size,
             in_memory=recipe.data.in_memory,
             groups=recipe.data.groups,
+            options=DecodingOptions.of(recipe.data),
         )
     check_sizes(
         recipe,

@@ -29,6 +29,7 @@ from mlo.errors import nearest
 
 __all__ = [
     "PRESETS",
+    "Channels",
     "Recipe",
     "changed_recipe",
     "is_imagenet",
@@ -69,6 +70,17 @@ Whole = Annotated[int, BeforeValidator(_without_point)]
 
 Count = Annotated[Whole, Field(lt=2**53)]
 """A number of things. Products with fractions of them are floats, which are exact below 2**53."""
+
+
+def _no_truth_value(value: Any) -> Any:
+    """The value, unless it is true or false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"1 or 3, got {str(value).lower()}")  # noqa: TRY004 - pydantic's rule
+    return value
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)]
+"""Of an image: grey, or red, green and blue."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -132,6 +144,30 @@ class Data(_Section):
         default=None,
         description="folder: a CSV file with the columns file and group; images of one group (a "
         "patient) stay together in D_tr, D_val or the test images",
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        default="crop",
+        description="folder: how an image becomes square: its centre is cut out, it is padded with "
+        "black, or stretched",
+    )
+    channels: Channels | None = Field(
+        default=None,
+        description="folder: 1 for grey, 3 for colours; null: 1 where all training images are grey",
+    )
+    bits: Count | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="folder, more than 8 bits: values from 0 to 2 ** bits - 1 become 0 to 255; "
+        "null: those from the lowest to the highest value of the training images",
+    )
+    background: Literal["white", "black"] = Field(
+        default="white", description="folder: what is seen through transparency"
+    )
+    on_damaged: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="folder: skip leaves out files that cannot be read; every file is read at the "
+        "start to find them",
     )
 
     @field_validator("search_fractions")

@@ -44,6 +44,7 @@ CHANGEABLE = {
     "checkpoint_keep_every": False,
     "detect_collapse": False,
     "dataset": False,  # only where a folder is, and its files are compared
+    "data.groups": False,  # only where the file is: the groups are compared too
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
     "search.epochs": True,

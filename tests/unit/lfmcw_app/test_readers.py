@@ -8,18 +8,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from small_pictures import load, write_classes
+from small_pictures import write_classes
 
-from lfmcw_app.data import Images, load_dataset, stratified
+from lfmcw_app.data import Images, load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.readers import FASHION_MNIST_FILES, read_folder
-
-
-def test_stratified_takes_every_class_in_proportion():
-    labels = torch.cat([torch.zeros(60), torch.ones(30), torch.full((10,), 2)]).long()
-    first, second = stratified(labels, 50, seed=3)
-    assert labels[first].bincount().tolist() == [30, 15, 5]
-    assert sorted(torch.cat([first, second]).tolist()) == list(range(100))
 
 
 def write_fashion(folder, count=20):
@@ -69,16 +62,6 @@ def test_images_index_together():
     assert chosen.pixels.flatten().tolist() == chosen.labels.tolist() == [2, 0]
 
 
-def test_an_unsplit_folder_has_a_stratified_fifth_held_out(tmp_path):
-    write_classes(tmp_path, {"a": 20, "bb": 10})
-    data, again = load(tmp_path), load(tmp_path)
-    assert data.train.labels.bincount().tolist() == [16, 8]
-    assert data.test.labels.bincount().tolist() == [4, 2]
-    assert torch.equal(data.train.pixels, again.train.pixels)
-    everything = torch.cat([data.train.pixels, data.test.pixels]).flatten(1)
-    assert len(everything.unique(dim=0)) == 30
-
-
 def test_imagenet_must_be_unpacked(tmp_path):
     with pytest.raises(InputError, match="cannot be downloaded without an account"):
         load_dataset("imagenet", tmp_path)
@@ -87,26 +70,9 @@ def test_imagenet_must_be_unpacked(tmp_path):
         load_dataset("imagenet", tmp_path)
 
 
-def test_the_split_is_the_one_that_earlier_versions_made():
-    # The definition, written out: a class's k-th of n examples, in shuffled order, has the position
-    # (k + 1/2) / n.
-    labels = torch.randint(7, (500,), generator=torch.Generator().manual_seed(5)) ** 2
-    generator = torch.Generator().manual_seed(3)
-    order = torch.randperm(len(labels), generator=generator)
-    position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = (labels[order] == label).nonzero().squeeze(1)
-        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    by_position = torch.argsort(position, stable=True)
-    first = order[by_position[:200]]
-    assert torch.equal(
-        stratified(labels, 200, 3)[0], first[torch.randperm(200, generator=generator)]
-    )
-
-
 def test_read_folder_gives_images_in_memory(tmp_path):
     write_classes(tmp_path, {"a": 5, "b": 5})
-    train, test, names = read_folder(tmp_path, None)
+    train, test, names, *_ = read_folder(tmp_path, None)
     assert isinstance(train, Images)
     assert isinstance(train.pixels, torch.Tensor)
     assert (len(train), len(test), names) == (8, 2, ("a", "b"))

@@ -1,0 +1,91 @@
+"""A run from a script: `run_search` does what `python -m lfmcw_app.run` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lfmcw_app.commands.execution import say
+from lfmcw_app.commands.options import pick_device
+from lfmcw_app.commands.resumption import resumed_folder
+from lfmcw_app.complete_runs import run
+from lfmcw_app.data_checks import adaptations, read_data
+from lfmcw_app.report import write_report
+from lfmcw_app.resolving import resolve_recipe
+from lfmcw_app.result import print_result
+from lfmcw_app.run_folder import REPORT, RunFolder
+from lfmcw_app.stopping import Stopped, stop_signals
+
+__all__ = ["run_search"]
+
+
+def run_search(
+    dataset: str,
+    folder: str | Path,
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    data: str | Path = "data",
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Searches a cell, trains its network, and writes a report; or resumes where the folder stands.
+
+    Args:
+        dataset: name of a data set; of your own, what it was registered by (`register_dataset`).
+        folder: of the run. If a run is in it, that run is resumed: a script can be run again after
+            an interruption as it is.
+        preset: the recipe; by default the one for the data set.
+        settings: dotted key of the recipe → value, for example {"search.epochs": 10}.
+        seed: of the run; by default the recipe's.
+        data: folder of data files.
+        device: "cpu", "cuda", or "auto".
+        quiet: whether nothing is printed.
+
+    Returns:
+        What is in result.json: the test error, the genotype, and more.
+
+    Raises:
+        InputError: if something cannot be used, or the data are not those that the run began with.
+        SystemExit: after SIGTERM or Ctrl-C, when the state is saved.
+    """
+    path, target = Path(folder), pick_device(device)
+    console = Console(quiet=quiet)
+    assign = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
+    opened = None
+    if (path / "config.yaml").exists():
+        opened = resumed_folder(
+            path,
+            searches=True,
+            dataset=dataset,
+            config=None,
+            options={"preset": preset, "seed": seed},
+            assign=assign,
+            out=None,
+        )
+        recipe = opened.recipe
+    else:
+        cuda = target.type == "cuda"
+        recipe = resolve_recipe(dataset, preset, None, assign, seed, cuda=cuda)
+
+    asked = recipe
+    recipe, images = read_data(recipe, Path(data), device=target)
+    for said in (images.summary, *adaptations(asked, recipe, images)):
+        say(console, said)
+    held = opened or RunFolder.create(path, recipe)
+    again = "Run the same script again to resume."
+    try:
+        with stop_signals(again):
+            result = run(held, images, console, target)
+    except Stopped as stop:
+        say(console, f"Stopped; the state is saved. {again}")
+        raise SystemExit(stop.exit_code) from None
+    with held.attempting(REPORT):
+        write_report(path)
+    print_result(result, held, console)
+    return result
