@@ -227,7 +227,7 @@ class ArchitectureOptimizer(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: Literal["dcgan", "wgan_gp", "biggan"] = "dcgan"
+    name: str = Field(default="dcgan", description="a name in generators/games.py")
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
@@ -247,6 +247,35 @@ class Generator(_Section):
         default=None,
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
+    )
+
+
+class StartingWeights(_Section):
+    """Weights of another run to start from, instead of random ones."""
+
+    run: str | None = Field(default=None, description="run folder that they are taken from")
+    digest: str | None = Field(
+        default=None, description="of the weights; filled in, and checked where it is given"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> StartingWeights:
+        if self.run is None and self.digest is not None:
+            raise ValueError("digest needs run, the folder whose weights it is of")
+        return self
+
+
+class Budget(_Section):
+    """What the derived network may cost at most, in millions; null: any."""
+
+    parameters: float | None = Field(
+        default=None, gt=0, description="millions of trainable parameters"
+    )
+    multiply_adds: float | None = Field(
+        default=None, gt=0, description="millions of multiply-adds for one image"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="weight of the penalty in the architecture's loss"
     )
 
 
@@ -367,6 +396,10 @@ class Search(_Section):
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
     generator: Generator = Generator()
+    budget: Budget = Budget()
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the supernets: from the search of a run"
+    )
     augmentation: Augmentation = Augmentation()
 
     model_config = ConfigDict(validate_by_name=True)
@@ -449,6 +482,9 @@ class Evaluation(_Section):
     )
     drop_path: float = Field(
         default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch"
+    )
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the network: from the trained one of a run"
     )
     augmentation: Augmentation = Augmentation()
 
@@ -555,6 +591,7 @@ def load_recipe(
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
+    _assign(tree, "search.space", space)
 
     over = read_config(config) if isinstance(config, Path) else config or {}
     return _over(tree, over, overrides or {}, assignments)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, listed
 
 NAMED = 10
 """Images that cannot be read are named up to so many; JSON and CSV have all of them."""
@@ -82,7 +82,7 @@ def predict(
             told = listed([f"{path} ({why})" for path, why in made.failed.items()], most=NAMED)
             if not made.done:
                 raise InputError(f"None of the {len(found.images):,} images can be read: {told}.")
-            errors.print(f"[bold red]Not predicted:[/]", end=" ")
+            errors.print("[bold red]Not predicted:[/]", end=" ")
             errors.print(told, highlight=False, markup=False, soft_wrap=not errors.is_terminal)
 
         if csv is not None:

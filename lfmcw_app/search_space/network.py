@@ -15,7 +15,7 @@ from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.stem import image_divisor, make_stem
 from lfmcw_app.search_space.supernet import reduction_layers
 
-__all__ = ["DerivedCell", "DerivedNetwork", "drop_path"]
+__all__ = ["STYLE", "DerivedCell", "DerivedNetwork", "drop_path"]
 
 STYLE = OperationStyle(affine=True)
 
