@@ -44,14 +44,15 @@ def check_classes(dataset: Dataset, labels: Mapping[str, Tensor], *, matched: bo
         if unmatched:
             raise InputError(
                 f"search.validation_batch is matched, but {_classes(unmatched)} of {dataset.name} "
-                "with images in D_tr have none in D_val to match. Add images, raise "
+                "with images in D_tr: there is none in D_val to match. Add images, raise "
                 "data.search_images, or take another validation_batch."
             )
     for part, of_part in counts.items():
         lacking = _names(dataset, of_part == 0)
         if lacking:
             warnings.warn(
-                f"{_classes(lacking)} of {dataset.name} have no images in the {part} part. "
+                f"{_classes(lacking)} of {dataset.name} {'has' if len(lacking) == 1 else 'have'} "
+                f"no images in the {part} part. "
                 f"{MEANINGS[part]}",
                 DataWarning,
                 stacklevel=2,

@@ -65,6 +65,11 @@ class Preprocess:
 
     def pixels(self, image: ImageLike) -> Tensor:
         """Returns an image's pixels at the network's size, [C, S, S], uint8."""
+        if self.decoding.channels != len(self.mean):  # tensors of a data set made in Python
+            raise InputError(
+                f"The network takes {len(self.mean)} channels, which no image file has. Normalise "
+                "their pixels [C, S, S] with preprocess.normalised."
+            )
         if isinstance(image, str | PathLike):
             return self.decoding.decode(Path(image))
         if isinstance(image, Image.Image):

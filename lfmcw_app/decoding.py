@@ -302,7 +302,8 @@ def orientation_of(image: Image.Image) -> int:
     Pillow turns a TIFF as it loads it, after which its orientation is 1.
     """
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # A PNG's own `getexif` reads all of the file, in case that EXIF data follow the pixels.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except UNREADABLE:  # pictures with damaged EXIF data are shown as they are, by all programs
         return 1
     return found if isinstance(found, int) and found in UPRIGHT else 1

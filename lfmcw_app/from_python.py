@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
+from lfmcw_app.commands.execution import say
 from lfmcw_app.commands.options import pick_device
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import run
-from lfmcw_app.data_checks import read_data
+from lfmcw_app.data_checks import adaptations, read_data
 from lfmcw_app.report import write_report
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.result import print_result
@@ -72,15 +73,17 @@ def run_search(
         cuda = target.type == "cuda"
         recipe = resolve_recipe(dataset, preset, None, assign, seed, cuda=cuda)
 
+    asked = recipe
     recipe, images = read_data(recipe, Path(data), device=target)
-    console.print(images.summary, highlight=False, soft_wrap=True, markup=False)
+    for said in (images.summary, *adaptations(asked, recipe, images)):
+        say(console, said)
     held = opened or RunFolder.create(path, recipe)
     again = "Run the same script again to resume."
     try:
         with stop_signals(again):
             result = run(held, images, console, target)
     except Stopped as stop:
-        console.print(f"Stopped; the state is saved. {again}", highlight=False, markup=False)
+        say(console, f"Stopped; the state is saved. {again}")
         raise SystemExit(stop.exit_code) from None
     with held.attempting(REPORT):
         write_report(path)

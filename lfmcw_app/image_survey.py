@@ -97,9 +97,10 @@ class Reading:
     def words(self) -> str:
         """All of it, as a part of a sentence."""
         how = self.decoding
-        sizes = [f"{width}×{height}" for width, height in (self.smallest, self.largest)]
+        sizes = " to ".join(dict.fromkeys(map(_shown, (self.smallest, self.largest))))
+        made = _shown((how.size, how.size))
         said = [
-            f"{' to '.join(dict.fromkeys(sizes))} → {how.size}×{how.size}",
+            made if sizes == made else f"{sizes} → {made}",
             f"{how.channels} channel{'s' * (how.channels > 1)}",
             f"values {self._values()}",
         ]
@@ -279,6 +280,10 @@ def _all_read(results: Sequence[Result | DamagedImage], paths: Sequence[str]) ->
 # ------------------------------ what is decided
 
 
+def _shown(size: Size) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
 def _area(size: Size) -> tuple[int, Size]:
     return size[0] * size[1], size
 
@@ -288,8 +293,8 @@ def _common_size(paths: Sequence[str], sizes: Sequence[Size], fit: Fit) -> int:
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise InputError(
-                f"The images have no common size ({path} has {size[0]}×{size[1]}, the first one "
-                f"{sizes[0][0]}×{sizes[0][1]}). Say to which size they are to be brought: --set "
+                f"The images have no common size ({path} has {_shown(size)}, the first one "
+                f"{_shown(sizes[0])}). Say to which size they are to be brought: --set "
                 "data.image_size=64."
             )
     return min(sizes[0]) if fit == "crop" else max(sizes[0])

@@ -229,7 +229,7 @@ def _find_parts(folder: Path, children: Sequence[Path]) -> dict[str, Path]:
             "or val beside it. Put the test images into one of these, one folder per class; or "
             f"name the training folder itself (folder:{parts[TRAIN]}), to have a fifth held out."
         )
-    return parts
+    return {part: parts[part] for part in (TRAIN, VALIDATION, TEST) if part in parts}
 
 
 def _check_classes(
@@ -321,7 +321,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_symlink() and not os.path.exists(entry.path):
-        return "broken links"
+        return "linked to nothing"
     return _text(_suffix(entry.name)) or "without an ending"
 
 

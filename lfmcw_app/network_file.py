@@ -228,8 +228,8 @@ class NetworkFile:
             layers=content.layers,
             stem=content.stem,
         )
-        if {len(content.mean), len(content.std), decoding.channels} != {plan.in_channels}:
-            raise _damaged(path, "mean, std and decoding must have one entry per channel")
+        if {len(content.mean), len(content.std)} != {plan.in_channels}:
+            raise _damaged(path, "mean and std must have one entry per channel")
         _check_weights(path, plan, content.weights)
         return cls(
             plan=plan,

@@ -227,7 +227,7 @@ class ArchitectureOptimizer(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: Literal["dcgan", "wgan_gp", "biggan"] = "dcgan"
+    name: str = Field(default="dcgan", description="a name in generators/games.py")
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
@@ -591,6 +591,7 @@ def load_recipe(
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
+    _assign(tree, "search.space", space)
 
     over = read_config(config) if isinstance(config, Path) else config or {}
     return _over(tree, over, overrides or {}, assignments)

@@ -129,23 +129,21 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
     shape = (1, described.channels, 1, 1)
     if any(weights[name].shape != shape for name in ("mean", "std")):
         raise _unfit(run, stage.name, "mean and std do not have the channels of dataset.json")
-    generator = make_generator(
-        how.generator,
-        num_classes=len(described.class_names),
-        image_size=described.image_size,
-        image_channels=described.channels,
-        mean=tuple(weights["mean"].flatten().tolist()),
-        std=tuple(weights["std"].flatten().tolist()),
-    )
-    expected = generator.state_dict()
-    if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in weights.items()}:
-        raise _unfit(run, stage.name, "its weights have other names or shapes")
-    generator.load_state_dict(weights)
+    classes = len(described.class_names)
     with preserved():
-        torch.manual_seed(0)
-        settled = with_settled_statistics(
-            generator.to(device), len(described.class_names), torch.device(device)
+        generator = make_generator(
+            how.generator,
+            num_classes=classes,
+            image_size=described.image_size,
+            image_channels=described.channels,
+            mean=tuple(weights["mean"].flatten().tolist()),
+            std=tuple(weights["std"].flatten().tolist()),
         )
+        if _shapes(generator.state_dict()) != _shapes(weights):
+            raise _unfit(run, stage.name, "its weights have other names or shapes")
+        generator.load_state_dict(weights)
+        torch.manual_seed(0)
+        settled = with_settled_statistics(generator.to(device), classes, torch.device(device))
     return TrainedGenerator(
         generator=settled,
         class_names=tuple(described.class_names),
@@ -180,6 +178,10 @@ def _weights(state: Mapping[str, Any], run: Path, stage: str) -> tuple[dict[str,
     if not {"mean", "std"} <= set(weights):
         raise _unfit(run, stage, "it has no generator")
     return weights, rounds
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def _unfit(run: Path, stage: str, why: str) -> InputError:

@@ -13,6 +13,9 @@ __all__ = ["held_out_by_name", "search_counts", "search_indices", "stratified"]
 TEST_SHARE = 0.2
 """About this share of the images is for testing where a data set does not say which."""
 
+SMALL_CLASS = 20
+"""Names alone can leave a class of fewer images with far more than a fifth for testing."""
+
 
 # ------------------------------ by seed
 
@@ -153,9 +156,11 @@ def held_out_by_name(
     """Which images are for testing, as a function of their names: about a fifth of each class.
 
     An image is a test image if the hash of its name lies in the lowest fifth. So files that are
-    added move no other, and neither a renamed class nor a moved folder does. Two rules for small
-    classes are exceptions: a class of two or more has at least one test image (that with the lowest
-    hash), and at most half of it.
+    added move no other, and neither a renamed class nor a moved folder does.
+
+    Small classes are an exception: a class of two or more has at least one test image, that with
+    the lowest hash. At most half of a class is for testing, and of fewer than 20 images a quarter,
+    rounded: those with the lowest hashes.
 
     With groups the hash is that of the group's name, and whole groups are held out. A class whose
     images are all in one group cannot have both; it then has training images.
@@ -178,7 +183,9 @@ def held_out_by_name(
     by_class = by_hash[torch.argsort(labels[by_hash], stable=True)]
     for members in torch.split(by_class, counts):
         count = int((hashes[members] < TEST_SHARE).sum())
-        count = min(max(count, 1), len(members) // 2)
+        size = len(members)
+        most = (size + 2) // 4 if size < SMALL_CLASS else size // 2
+        count = min(max(count, 1), most)
         held_out[members[:count]] = True
     return held_out
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 from rich.console import Console
 
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data import load_dataset
+from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
+from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 
@@ -17,3 +23,14 @@ def test_a_complete_run_is_not_run_again(tmp_path):
     found = run(folder, load_dataset("digits"), Console(quiet=True), torch.device("cpu"))
     assert found == {"test_error_percent": 1.5}
     assert not folder.metrics.exists()
+
+
+def test_a_complete_run_is_not_shown_as_that_of_other_data(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    folder.write("result.json", '{"test_error_percent": 1.5}')
+    digits = load_dataset("digits")
+    describe_dataset(digits, folder)
+    other = replace(digits, fingerprint=Fingerprint.of_name("other"))
+    with pytest.raises(InputError, match="The data have changed"):
+        run(folder, other, Console(quiet=True), torch.device("cpu"))
+    assert run(folder, digits, Console(quiet=True), torch.device("cpu"))

@@ -13,12 +13,16 @@ from torchvision.transforms import functional as TF
 from lfmcw_app import image_files
 from lfmcw_app.data import (
     Batches,
+    Images,
     PairedBatches,
     check_dataset,
     in_order,
     load_dataset,
+    search_labels,
     search_split,
     short_name,
+    subset,
+    subset_labels,
 )
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Augmentation
@@ -247,3 +251,43 @@ def test_a_class_without_validation_images_cannot_be_matched():
     matched = Batches(images, dataset, batch_size=64, seed=0).matched_to(training)
     with pytest.raises(InputError, match="class 4 of the training batch"):
         matched.batch(0)
+
+
+def test_validation_images_of_a_folder_are_d_val(tmp_path):
+    for part, count in {"train": 12, "val": 6, "test": 3}.items():
+        write_classes(tmp_path / part, {"a": count, "bb": count})
+    data = load(tmp_path)
+    train, validation = search_split(data, None, seed=0)
+    for found, whole in ((train, data.train), (validation, data.validation)):
+        assert sorted(found.pixels.flatten(1).tolist()) == sorted(whole.pixels.flatten(1).tolist())
+    train, validation = search_split(data, 18, seed=0)
+    assert train.labels.bincount().tolist() == [6, 6]
+    assert validation.labels.bincount().tolist() == [3, 3]
+    labels = search_labels(data, 18, seed=0)
+    assert [of_part.tolist() for of_part in labels] == [
+        train.labels.tolist(), validation.labels.tolist(),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="there is nothing to split"):
+        search_split(data, None, 0, (0.8, 0.2))
+
+
+def test_one_line_says_what_was_read(tmp_path):
+    write_classes(tmp_path, {"a": 3, "bb": 3})
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    assert load(tmp_path).summary == (
+        "6 images, 2 classes, 4 train / 2 test, 8×8, 3 channels, values 0–255; 1 file skipped: "
+        "1 .txt"
+    )
+    assert load_dataset("random:cifar10").summary == (
+        "60,000 images, 10 classes, 50,000 train / 10,000 test, 32×32, 3 channels"
+    )
+
+
+def test_a_subset_has_every_class():
+    digits = load_dataset("digits")
+    labels = torch.cat([torch.zeros(500), torch.arange(1, 10)]).long()
+    few = Images(pixels=digits.train.pixels[:509], labels=labels)
+    for seed in range(5):
+        chosen = subset(few, 40, seed)
+        assert chosen.labels.unique().tolist() == list(range(10))
+        assert torch.equal(chosen.labels, subset_labels(few, 40, seed))

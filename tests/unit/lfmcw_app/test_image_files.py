@@ -43,8 +43,9 @@ def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
     parts = list_folder(tmp_path).parts
     files = [ImageFiles.of(parts[part], decoding) for part in ("train", "test")]
     for read in (lambda: all_pixels(files), lambda: load(tmp_path)):
-        with pytest.raises(InputError, match=r"2 images .*a.001\.png .*b.002\.png"):
+        with pytest.raises(InputError, match=r"^2 images cannot be read") as caught:
             read()
+        assert all(str(path) in str(caught.value) for path in truncated)
     rows, draws = torch.arange(6), torch.rand(6, *CROP_DRAWS)
     for read in (lambda: files[0][rows], lambda: files[0].random_crops(rows, draws)):
         with pytest.raises(InputError, match=r"a.001\.png cannot be read .*truncated"):

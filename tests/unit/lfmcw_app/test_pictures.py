@@ -4,12 +4,15 @@ time.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lfmcw_app.data import load_dataset
+from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.generators import GAMES
 from lfmcw_app.pictures import describe_dataset, save_snapshot, snapshot_rounds
 from lfmcw_app.recipe import load_recipe
@@ -69,3 +72,14 @@ def test_the_real_images_are_those_of_the_data_set(digits, tmp_path):
         tile = torch.from_numpy(np.array(image.crop((8, 24, 16, 32))))
     second_three = digits.train.pixels[(digits.train.labels == 3).nonzero()[1, 0], 0]
     assert torch.equal(tile, second_three)
+
+
+def test_a_run_says_what_its_data_are_known_by(digits, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    describe_dataset(digits, folder)
+    described = json.loads((folder.path / "dataset.json").read_text())
+    assert described["summary"] == digits.summary
+    assert Fingerprint.from_data(described["fingerprint"]) == digits.fingerprint
+    assert described["fingerprint"]["parts"]["train"]["3"]["count"] == int(
+        (digits.train.labels == 3).sum()
+    )

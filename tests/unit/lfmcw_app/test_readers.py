@@ -72,7 +72,7 @@ def test_imagenet_must_be_unpacked(tmp_path):
 
 def test_read_folder_gives_images_in_memory(tmp_path):
     write_classes(tmp_path, {"a": 5, "b": 5})
-    train, test, names = read_folder(tmp_path, None)
+    train, test, names, *_ = read_folder(tmp_path, None)
     assert isinstance(train, Images)
     assert isinstance(train.pixels, torch.Tensor)
     assert (len(train), len(test), names) == (8, 2, ("a", "b"))

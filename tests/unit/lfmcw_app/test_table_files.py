@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint, check_unchanged
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.table_files import TableReport, claim, run_folder
 
 
-def test_a_recipe_has_one_run_folder(tmp_path):
+@pytest.fixture
+def digits():
+    return load_dataset("digits")
+
+
+def changed(dataset):
+    """The data set with another fingerprint."""
+    return replace(dataset, fingerprint=Fingerprint.of_name("other"))
+
+
+def test_a_recipe_has_one_run_folder(tmp_path, digits):
     first, second = (load_recipe("smoke", overrides={"seed": seed}) for seed in (0, 1))
-    assert run_folder(tmp_path, first) == run_folder(tmp_path, first)
-    assert run_folder(tmp_path, first) != run_folder(tmp_path, second)
-    assert RunFolder.open(run_folder(tmp_path, second)).recipe == second
+    assert run_folder(tmp_path, first, digits) == run_folder(tmp_path, first, digits)
+    assert run_folder(tmp_path, first, digits) != run_folder(tmp_path, second, digits)
+    assert RunFolder.open(run_folder(tmp_path, second, digits)).recipe == second
 
 
-def test_a_folder_holds_one_table(tmp_path):
-    claim(tmp_path / "table", {"arm": load_recipe("smoke")})
-    claim(tmp_path / "table", {"arm": load_recipe("smoke", overrides={"seed": 5})})
+def test_other_data_have_another_run_folder(tmp_path, digits):
+    recipe = load_recipe("smoke")
+    path = run_folder(tmp_path, recipe, digits)
+    assert run_folder(tmp_path, recipe, changed(digits)) != path
+    # Written when it is made: the run starts later, and the data may have changed by then.
+    check_unchanged(path, digits.fingerprint)
+    with pytest.raises(InputError, match="data have changed"):
+        check_unchanged(path, changed(digits).fingerprint)
+
+
+def test_a_folder_holds_one_table(tmp_path, digits):
+    claim(tmp_path / "table", {"arm": load_recipe("smoke")}, digits)
+    claim(tmp_path / "table", {"arm": load_recipe("smoke", overrides={"seed": 5})}, digits)
     with pytest.raises(InputError, match="a table of other settings"):
-        claim(tmp_path / "table", {"arm": load_recipe("small")})
+        claim(tmp_path / "table", {"arm": load_recipe("small")}, digits)
+    with pytest.raises(InputError, match=r"a table of other data \(digits has changed\)"):
+        claim(tmp_path / "table", {"arm": load_recipe("smoke")}, changed(digits))
 
 
-def test_runs_without_a_result_are_not_in_the_table(tmp_path):
-    folder = run_folder(tmp_path, load_recipe("smoke"))
+def test_runs_without_a_result_are_not_in_the_table(tmp_path, digits):
+    folder = run_folder(tmp_path, load_recipe("smoke"), digits)
     report = TableReport("table2", tmp_path, "a title")
     assert not report.add(("LFM-CW", 0), folder)
     RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
@@ -35,8 +60,8 @@ def test_runs_without_a_result_are_not_in_the_table(tmp_path):
     assert report.error(("LFM-CW", 0)) == 1.5
 
 
-def test_a_run_that_was_changed_in_its_middle_is_refused(tmp_path):
-    folder = run_folder(tmp_path, load_recipe("smoke"))
+def test_a_run_that_was_changed_in_its_middle_is_refused(tmp_path, digits):
+    folder = run_folder(tmp_path, load_recipe("smoke"), digits)
     change = {"phase": "search", "round": 3, "key": "search.weights.lr", "old": 0.1, "new": 0.2}
     result = {"test_error_percent": 1.5, "changed": [change]}
     RunFolder.open(folder).write("result.json", json.dumps(result))

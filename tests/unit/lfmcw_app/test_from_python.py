@@ -1,0 +1,94 @@
+"""Runs from a script. Whole ones on own tensors are tried in tests/integration."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import lfmcw_app
+from lfmcw_app import own_datasets
+from lfmcw_app.errors import InputError
+
+SETTINGS = {
+    "search.steps": 2,
+    "search.order": "first",
+    "search.batch_size": 8,
+    "search.channels": 4,
+    "search.layers": 3,
+    "search.nodes": 1,
+    "evaluation.epochs": 1,
+    "evaluation.batch_size": 32,
+    "evaluation.channels": 4,
+    "evaluation.layers": 3,
+}
+
+
+def squares(shift=0):
+    """Images of two classes: bright on the left, or on the right."""
+    labels = torch.arange(80) % 2
+    images = torch.randint(60, (80, 1, 8, 8), generator=torch.Generator().manual_seed(shift))
+    images[labels == 0, :, :, :4] += 150
+    images[labels == 1, :, :, 4:] += 150
+    return (images.byte(), labels), None, ("left", "right")
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(own_datasets, "_REGISTERED", {})
+    lfmcw_app.register_dataset("squares", lambda root: squares())
+
+
+def searched(folder, **options):
+    return lfmcw_app.run_search(
+        "squares", folder, preset="smoke", settings=SETTINGS, device="cpu", **options
+    )
+
+
+def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
+    """Stopped after a round by SIGTERM, it goes on from there, to the result of a run in one go."""
+    whole = searched(tmp_path / "whole", quiet=True)
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "whole" / "report.html").exists()
+    assert whole == json.loads((tmp_path / "whole" / "result.json").read_text())
+
+    from lfmcw_app.progress import PhaseProgress
+
+    update = PhaseProgress.update
+
+    def stopping(self, *args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        update(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PhaseProgress, "update", stopping)
+        with pytest.raises(SystemExit) as stop:
+            searched(tmp_path / "run")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "80 images, 2 classes, 64 train / 16 test, 8×8, 1 channel" in shown
+    assert "Run the same script again to resume." in shown
+    assert not (tmp_path / "run" / "result.json").exists()
+
+    lfmcw_app.register_dataset("squares", lambda root: squares(shift=1))
+    with pytest.raises(InputError, match="class 'left' has other images"):
+        searched(tmp_path / "run")
+    lfmcw_app.register_dataset("squares", lambda root: squares())
+    assert searched(tmp_path / "run") == whole
+
+
+def test_settings_that_cannot_change_are_refused(tmp_path):
+    searched(tmp_path / "run", quiet=True)
+    with pytest.raises(InputError, match="another recipe: seed"):
+        searched(tmp_path / "run", seed=3)
+
+
+def test_names_of_the_package_are_found():
+    assert set(lfmcw_app.PLACES) == set(lfmcw_app.__all__)
+    for name in lfmcw_app.__all__:
+        assert callable(getattr(lfmcw_app, name))
+    with pytest.raises(AttributeError, match="no attribute 'run_serach'"):
+        lfmcw_app.run_serach  # noqa: B018

@@ -1,0 +1,132 @@
+"""Your own tensors: registered by name, checked, and offered by installed packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+
+import lfmcw_app
+from lfmcw_app import own_datasets
+from lfmcw_app.data import check_dataset, load_dataset
+from lfmcw_app.errors import InputError
+from lfmcw_app.readers import DATASETS, Images
+
+NAMES = ("round", "square")
+
+
+def images(count, channels=1, size=8):
+    generator = torch.Generator().manual_seed(count)
+    pixels = torch.randint(256, (count, channels, size, size), generator=generator).byte()
+    return pixels, torch.arange(count) % 2
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setattr(own_datasets, "_REGISTERED", {})
+
+
+def loaded(returned):
+    lfmcw_app.register_dataset("mine", lambda root: returned)
+    return load_dataset("mine")
+
+
+def test_tensors_are_a_data_set_by_name():
+    train, test = images(20), images(6)
+    data = loaded((train, test, NAMES))
+    assert torch.equal(data.train.pixels, train[0])
+    assert torch.equal(data.test.labels, test[1])
+    assert data.class_names == NAMES
+    assert data.summary == "26 images, 2 classes, 20 train / 6 test, 8×8, 1 channel"
+    assert data.fingerprint != loaded((images(22), test, NAMES)).fingerprint
+
+
+def test_arrays_and_images_will_do():
+    pixels, labels = images(10, channels=3)
+    arrays = (pixels.numpy(), labels.numpy().astype(np.int32))
+    one = loaded((arrays, Images(pixels=pixels, labels=labels), list(NAMES)))
+    assert torch.equal(one.train.pixels, one.test.pixels)
+    assert one.train.labels.dtype == torch.int64
+
+
+def test_a_fifth_is_held_out_without_test_images():
+    data = loaded((images(50), None, NAMES))
+    assert data.train.labels.bincount().tolist() == [20, 20]
+    assert data.test.labels.bincount().tolist() == [5, 5]
+
+
+def test_the_function_is_given_the_data_folder(tmp_path):
+    torch.save({"images": images(10)[0]}, tmp_path / "mine.pt")
+
+    def read(root):
+        pixels = torch.load(root / "mine.pt", weights_only=True)["images"]
+        return (pixels, torch.arange(10) % 2), None, NAMES
+
+    lfmcw_app.register_dataset("mine", read)
+    assert load_dataset("mine", tmp_path).num_classes == 2
+
+
+FLOATS = (torch.rand(4, 1, 8, 8), torch.arange(4) % 2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, "must return .*got None"),
+        ((images(4), images(4)), "must return"),
+        ((images(4), None, ("one",)), "at least two class names"),
+        ((images(4), None, ("one", "one")), "all different"),
+        ((FLOATS, None, NAMES), r"uint8 \[N, C, H, W\] .* got float32 \[4, 1, 8, 8\]"),
+        ((images(4, channels=4), None, NAMES), r"C = 1 or 3.*got uint8 \[4, 4, 8, 8\]"),
+        (((images(4)[0][0], images(4)[1]), None, NAMES), r"got uint8 \[1, 8, 8\]"),
+        (((images(4)[0], torch.rand(4)), None, NAMES), r"labels must be integers.*got float32"),
+        (((images(4)[0], torch.arange(3)), None, NAMES), r"each of the 4 images; got int64 \[3\]"),
+        (((images(4)[0], torch.arange(4)), None, NAMES), "0 to 1, since .* got 0 to 3"),
+        (("ab", None, NAMES), "training images of the data set mine: expected"),
+        ((images(8), images(8, size=12), NAMES), r"\(1, 8, 8\) and test images of shape \(1, 12"),
+        ((images(8), images(0), NAMES), "test set of mine has 0 images"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(returned, words):
+    with pytest.raises(InputError, match=words):
+        loaded(returned)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "folder:x", "a/b"])
+def test_a_name_that_commands_cannot_take_is_refused(name):
+    with pytest.raises(InputError, match="letters, digits"):
+        lfmcw_app.register_dataset(name, lambda root: None)
+
+
+def test_the_names_of_the_application_are_taken():
+    for name in DATASETS:
+        with pytest.raises(InputError, match="a data set of the application"):
+            lfmcw_app.register_dataset(name, lambda root: None)
+
+
+def offered(root):
+    return images(10), images(4), NAMES
+
+
+def test_an_installed_package_offers_a_data_set(monkeypatch):
+    group = own_datasets.ENTRY_POINTS
+    points = [
+        EntryPoint("theirs", f"{__name__}:offered", group),
+        EntryPoint("broken", "no_such_module:f", group),
+    ]
+    with pytest.raises(InputError, match="Unknown data set 'theirs'"):
+        check_dataset("theirs")
+    monkeypatch.setattr(own_datasets, "entry_points", lambda group: points)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: _loaded(self))
+    check_dataset("theirs")
+    assert load_dataset("theirs").test.labels.tolist() == [0, 1, 0, 1]
+    with pytest.raises(InputError, match="broken of no_such_module:f cannot be imported"):
+        load_dataset("broken")
+
+
+def _loaded(point):
+    if point.name == "broken":
+        raise ModuleNotFoundError("No module named 'no_such_module'")
+    return offered
