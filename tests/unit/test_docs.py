@@ -16,6 +16,7 @@ import typer
 from code_blocks import BLOCKS, ROOT, require, run
 
 import mlo
+from lfmcw_app.commands.draw import draw as draw_command
 from lfmcw_app.commands.evaluate import evaluate as evaluate_command
 from lfmcw_app.commands.run import run as run_command
 from lfmcw_app.commands.table import table as table_command
@@ -209,7 +210,12 @@ def is_text(node):
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-COMMANDS = {"run": run_command, "evaluate": evaluate_command, "table": table_command}
+COMMANDS = {
+    "run": run_command,
+    "evaluate": evaluate_command,
+    "draw": draw_command,
+    "table": table_command,
+}
 
 
 def test_commands_that_the_docs_write_out_are_understood():
@@ -218,7 +224,7 @@ def test_commands_that_the_docs_write_out_are_understood():
         for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
         for block in re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
         for line in block.splitlines()
-        if re.match(r"\S*python -m lfmcw_app\.(run|evaluate|table) ", line)
+        if re.match(r"\S*python -m lfmcw_app\.(run|evaluate|draw|table) ", line)
     ]
     assert {page for page, *_ in lines} >= {"README.md", "reproducing.md"}
     for page, module, text in lines:
@@ -226,7 +232,7 @@ def test_commands_that_the_docs_write_out_are_understood():
         app.command()(COMMANDS[module.rpartition(".")[2]])
         text = re.sub(r"\b[KS]\b", "0", text).replace("TABLE", "table2")  # what is to be filled in
         given = typer.main.get_command(app).make_context(page, shlex.split(text)).params
-        if given["dataset"] is not None:
+        if given.get("dataset") is not None:
             options = (given.get(key) for key in ("dataset", "preset", "config", "assign", "seed"))
             resolve_recipe(*options, space=given["space"])
 

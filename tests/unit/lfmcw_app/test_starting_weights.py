@@ -125,7 +125,7 @@ def test_a_network_that_does_not_fit_is_refused_by_name(trained, changes, genoty
 def test_images_with_other_channels_are_refused(trained):
     made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}))
     dataset = load_dataset("random:cifar10", image_size=8)
-    with pytest.raises(InputError, match="channels of an image.* is 3, and there 1"):
+    with pytest.raises(InputError, match=r"channels of an image.* is 3, and there 1"):
         check_network_fits(made, GENOTYPE, dataset)
 
 
@@ -148,7 +148,7 @@ def test_the_recipe_holds_the_digest_and_refuses_other_weights(trained):
     file = NetworkFile.load(folder / "network.pt")
     changed = {**file.weights, "classifier.bias": file.weights["classifier.bias"] + 1e-3}
     replace(file, weights=changed).save(folder / "network.pt")
-    with pytest.raises(InputError, match="are not those of the recipe: evaluation.init.digest"):
+    with pytest.raises(InputError, match=r"are not those of the recipe: evaluation.init.digest"):
         with_digests(made)
     with pytest.raises(InputError, match="are not those of the recipe"):
         check_network_fits(made, GENOTYPE, digits())
@@ -238,7 +238,7 @@ def test_supernets_that_do_not_fit_are_refused_by_name(tmp_path):
     searched(tmp_path, recipe(), digits())
     for key, value in (("search.channels", 8), ("search.layers", 4), ("search.nodes", 2)):
         made = with_digests(recipe(**{"search.init.run": str(tmp_path), key: value}))
-        with pytest.raises(InputError, match="do not fit: .*Channels, layers, nodes, stem"):
+        with pytest.raises(InputError, match=r"do not fit: .*Channels, layers, nodes, stem"):
             check_supernets_fit(made, digits())
 
 
@@ -252,7 +252,7 @@ def test_checking_draws_no_random_numbers(tmp_path):
 
 def test_a_search_refuses_a_network_to_start_from(trained):
     made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}))
-    with pytest.raises(InputError, match="python -m lfmcw_app.evaluate"):
+    with pytest.raises(InputError, match=r"python -m lfmcw_app.evaluate"):
         check_supernets_fit(made, digits())
 
 
