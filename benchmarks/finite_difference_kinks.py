@@ -21,11 +21,11 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from mlo import MultilevelOptimizer
 from mlo.hypergradient import Cotangent, EngineChoice, LinearSystem, OneStep, Solve
 
-SMOOTH = tuple(primitive for primitive in PRIMITIVES if primitive != "max_pool_3x3")
+SMOOTH = tuple(primitive for primitive in DARTS_PRIMITIVES if primitive != "max_pool_3x3")
 STEPS = ("adaptive", "darts", 1e-4, 1.0)
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     """Prints the table."""
     print("| network | dtype | rounds | step rule | relative error | cosine |")
     print("|---|---|---|---|---|---|")
-    for activation, primitives in (("silu", SMOOTH), ("relu", PRIMITIVES)):
+    for activation, primitives in (("silu", SMOOTH), ("relu", DARTS_PRIMITIVES)):
         name = "SiLU, average pooling" if activation == "silu" else "ReLU, all primitives"
         for dtype in (torch.float32, torch.float64):
             optimizer = make(activation, primitives, dtype)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights, Supernet, reduction_layers
 
 __all__ = ["ReferenceSupernet", "split_by_edge"]
@@ -189,7 +190,7 @@ class ReferenceSupernet(nn.Module):
         channels: int = 16,
         layers: int = 8,
         nodes: int = 4,
-        primitives: tuple[str, ...] | Candidates = PRIMITIVES,
+        primitives: tuple[str, ...] | Candidates = DARTS_PRIMITIVES,
         style: OperationStyle | None = None,
         stem: str = "cifar",
         partial_channels: int = 1,

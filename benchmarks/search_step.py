@@ -41,7 +41,8 @@ from lfmcw_app.data import Dataset, Images, search_split
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import Recipe, load_recipe
 from lfmcw_app.search_space.candidates import as_candidates
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo import MultilevelOptimizer
 from mlo.testing import relative_error
@@ -121,10 +122,10 @@ def search(
 ) -> MultilevelOptimizer:
     """The search of a recipe on random images, as `lfmcw_app.run` builds it."""
     recipe, dataset = _recipe(size, options), _random_images(size)
-    primitives, layers = as_candidates(PRIMITIVES, size["nodes"]), size["layers"]
+    primitives, layers = as_candidates(DARTS_PRIMITIVES, size["nodes"]), size["layers"]
     if recipe.search.space == "pdarts":
         # Its third stage has three operations per edge; the convolutions cost most.
-        primitives = as_candidates(PRIMITIVES[3:6], size["nodes"])
+        primitives = as_candidates(DARTS_PRIMITIVES[3:6], size["nodes"])
         layers += 9 if layers == 8 else 2
 
     torch.manual_seed(0)
@@ -353,7 +354,7 @@ def check(size: dict[str, int], device: torch.device) -> None:
     """
     smooth = {
         "style": OperationStyle(activation="silu"),
-        "primitives": tuple(p for p in PRIMITIVES if p != "max_pool_3x3"),
+        "primitives": tuple(p for p in DARTS_PRIMITIVES if p != "max_pool_3x3"),
     }
     print("| type | values | gradient in W | gradient in α |\n|---|---|---|---|")
     worst = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,9 +15,10 @@ from lfmcw_app.generators import GAMES, Discriminator, ImageGenerator
 from lfmcw_app.ops import classwise_cross_entropy
 from lfmcw_app.recipe import Generator, Search
 from lfmcw_app.search_space.candidates import Candidates
-from lfmcw_app.search_space.operations import PRIMITIVES, Norm, OperationStyle
+from lfmcw_app.search_space.layers import Norm, OperationStyle
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.search_space.supernet import Architecture, Supernet
+from lfmcw_app.spaces import space_named
 from mlo.distributed import global_mean, rank_and_size
 
 __all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
@@ -104,7 +105,7 @@ def build_modules(
     search: Search,
     dataset: Dataset,
     *,
-    primitives: Sequence[str] | Candidates = PRIMITIVES,
+    candidates: Candidates | None = None,
     layers: int | None = None,
     activation: Literal["relu", "silu"] = "relu",
     device: torch.device | str = "cpu",
@@ -115,7 +116,7 @@ def build_modules(
     Args:
         search: the recipe of the search.
         dataset: gives classes, channels and image size.
-        primitives: the candidate operations, of all edges or of each.
+        candidates: the candidate operations of each edge; by default all of the space.
         layers: cells of the supernets; by default the recipe's.
         activation: "relu", or "silu" for smooth networks in tests.
         device: where they go.
@@ -132,18 +133,17 @@ def build_modules(
             f"pixels, got {dataset.image_size}. Set data.image_size."
         )
 
+    space = space_named(search.space)
+    operations = candidates or space.candidates(search)
+
     def supernet(norm: Norm) -> Supernet:
-        return Supernet(
+        return space.supernet(
+            search,
+            operations,
+            layers=search.layers if layers is None else layers,
             in_channels=dataset.channels,
             num_classes=dataset.num_classes,
-            channels=search.channels,
-            layers=search.layers if layers is None else layers,
-            nodes=search.nodes,
-            primitives=primitives,
             style=OperationStyle(norm=norm, activation=activation),
-            stem=search.stem,
-            partial_channels=search.partial_channels if search.space == "pcdarts" else 1,
-            checkpointing=search.checkpointing,
         )
 
     # The order decides which numbers each module draws from the random state.
@@ -156,7 +156,7 @@ def build_modules(
         w1=w1,
         gan=gan,
         w2=WeightedLearner(supernet("batch"), dataset.num_classes),
-        arch=Architecture(search.nodes, primitives, edge_weights=search.space == "pcdarts"),
+        arch=space.architecture(search, operations),
     )
     for module in modules:
         if module is not None:

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.augmentation import CROP_DRAWS, Part, augmented, jittered, rows_of, sent
+from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.image_files import ImageFiles, random_crops
+from lfmcw_app.image_survey import DecodingOptions, Reading
 from lfmcw_app.own_datasets import dataset_names, reader_of
 from lfmcw_app.prefetch import DEPTH, Prefetcher
 from lfmcw_app.readers import DATASETS, NOISE, Images, Parts, read_folder, read_noise
@@ -52,6 +54,7 @@ class Dataset:
         validation: images of D_val; None where D_val is a part of the training images.
         fingerprint: what the data are known by; empty for data made in memory.
         left_out: words on what else a folder holds.
+        files: what was read of a folder's files.
     """
 
     name: str
@@ -63,6 +66,16 @@ class Dataset:
     validation: Images | None = None
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
     left_out: str = ""
+    files: Reading | None = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """How a file becomes an image like those of the data set."""
+        if isinstance(self.train.pixels, ImageFiles):
+            return self.train.pixels.decoding
+        if self.files is not None:
+            return self.files.decoding
+        return Decoding(size=self.image_size, channels=1 if self.channels == 1 else 3)
 
     @property
     def num_classes(self) -> int:
@@ -96,10 +109,11 @@ class Dataset:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         sizes = {part: len(images) for part, images in parts.items() if images is not None}
         channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
+        shape = f"{self.image_size}×{self.image_size}, {channels}"
         said = (
             f"{sum(sizes.values()):,} images, {self.num_classes:,} classes, "
             f"{' / '.join(f'{size:,} {part}' for part, size in sizes.items())}, "
-            f"{self.image_size}×{self.image_size}, {channels}"
+            f"{shape if self.files is None else self.files.words()}"
         )
         if isinstance(self.train.pixels, ImageFiles) and not self.name.startswith(RANDOM):
             said += f", {self.reading}"
@@ -145,6 +159,7 @@ def load_dataset(
     image_size: int | None = None,
     in_memory: bool | None = None,
     groups: str | None = None,
+    options: DecodingOptions | None = None,
 ) -> Dataset:
     """Reads a data set from `root`, from where the system keeps it, or from its authors' site.
 
@@ -157,6 +172,7 @@ def load_dataset(
             to it.
         in_memory: for folder:PATH, whether the images are decoded at once; see `pixels_of`.
         groups: for folder:PATH, a file that says which images stay together; see `read_groups`.
+        options: for folder:PATH, how files become pixels; None for the defaults.
 
     Raises:
         InputError: for an unknown name, or a data set that is neither on disk nor can be
@@ -165,9 +181,14 @@ def load_dataset(
     check_dataset(name)
     if groups is not None and not name.startswith(FOLDER):
         raise InputError(f"data.groups is for the images of a folder (folder:PATH), not {name}.")
+    if not name.startswith(FOLDER) and options not in (None, DecodingOptions()):
+        raise InputError(
+            "data.fit, data.channels, data.bits, data.background and data.on_damaged are for the "
+            f"images of a folder (folder:PATH), not {name}."
+        )
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER)).expanduser()
-        read = read_folder(folder, image_size, in_memory, groups)
+        read = read_folder(folder, image_size, in_memory, groups, options)
     elif name.startswith(RANDOM):
         read = read_noise(name.removeprefix(RANDOM))
     else:
@@ -219,6 +240,7 @@ def load_dataset(
         validation=validation,
         fingerprint=fingerprint,
         left_out=read.left_out,
+        files=read.reading,
     )
 
 
@@ -259,7 +281,7 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
         if not std[-1] > 0:
             raise InputError(
                 f"All training images of {name} are one colour in channel {channel}. Are the files "
-                "right?"
+                "right? If they are pictures by their transparency alone, set data.background."
             )
     return tuple(mean), tuple(std)
 

@@ -13,6 +13,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
 from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
+from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
@@ -60,6 +61,7 @@ def read_data(
             recipe.data.image_size,
             in_memory=recipe.data.in_memory,
             groups=recipe.data.groups,
+            options=DecodingOptions.of(recipe.data),
         )
     check_sizes(
         recipe,
@@ -187,11 +189,12 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
         "architecture": how.architecture.warmup_epochs,
         "weights": how.weights.warmup_epochs,
     }
+    each = " per stage" if len(search_stages(how)) > 1 else ""
     for key, warmup in warmups.items():
         if warmup * per_epoch >= rounds:
             raise InputError(
                 f"search.{key}.warmup_epochs ({warmup} epochs of {per_epoch} rounds) lasts as long "
-                f"as the search ({rounds} rounds{' a stage' if how.space == 'pdarts' else ''}). "
+                f"as the search ({rounds} rounds{each}). "
                 "Lower it, or search longer."
             )
 

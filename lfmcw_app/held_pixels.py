@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lfmcw_app.image_files import ImageFiles
+from lfmcw_app.image_files import ImageFiles, all_pixels
 from lfmcw_app.memory import memory_of
 
 __all__ = ["SHARE", "pixels_of", "total_memory"]
@@ -31,13 +31,13 @@ def pixels_of(parts: Sequence[ImageFiles], in_memory: bool | None) -> list[Tenso
             the memory that is there, not on what is free.
 
     Raises:
-        InputError: naming a file that cannot be read.
+        InputError: naming all files that cannot be read.
     """
     if in_memory is None:
         in_memory = sum(math.prod(part.shape) for part in parts) <= SHARE * total_memory()
     if not in_memory:
         return list(parts)
-    return [part[part.rows] for part in parts]
+    return list(all_pixels(parts))
 
 
 def total_memory() -> float:

@@ -29,6 +29,7 @@ from lfmcw_app.ops import class_weighted_cross_entropy
 from lfmcw_app.processes import parallelism
 from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
 from lfmcw_app.search_space.supernet import Architecture, Supernet
+from lfmcw_app.spaces import space_named
 from mlo import MultilevelOptimizer, Problem
 from mlo.distributed import SyncBatchNorm, rank_and_size
 
@@ -175,7 +176,7 @@ def build_search(
     `validation_batch` says otherwise.
     """
     search = recipe.search
-    parallel = parallelism(recipe, own_noise=search.space == "pdarts")
+    parallel = parallelism(recipe, own_noise=space_named(search.space).drops_out)
     if recipe.distributed.sync_batchnorm:
         for module in modules:
             if module is not None:

@@ -19,10 +19,10 @@ from lfmcw_app.data import FOLDER, Dataset, search_split
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
-from lfmcw_app.search_space.candidates import Candidates, as_candidates
+from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
-from lfmcw_app.stages import TRAINING, SearchStage, search_stages
+from lfmcw_app.spaces import space_named
+from lfmcw_app.stages import TRAINING, search_stages
 from lfmcw_app.training import build_training
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
@@ -74,7 +74,7 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
             modules = build_modules(
                 how,
                 dataset,
-                primitives=_candidates(stage, how.nodes, dropped),
+                candidates=_most_costly(space_named(how.space).candidates(how), dropped),
                 layers=stage.layers,
                 device=device,
             )
@@ -204,11 +204,12 @@ def _without_warmup(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"search": search})
 
 
-def _candidates(stage: SearchStage, nodes: int, dropped: int) -> tuple[str, ...] | Candidates:
-    """As many operations as the stage has: the last ones, the convolutions, which cost most."""
-    if stage.name == "search":
-        return PRIMITIVES
-    return as_candidates(PRIMITIVES[dropped:], nodes)
+def _most_costly(candidates: Candidates, dropped: int) -> Candidates:
+    """As many operations of each edge as are left, the last ones: convolutions, which cost most."""
+    return Candidates(
+        normal=tuple(edge[dropped:] for edge in candidates.normal),
+        reduction=tuple(edge[dropped:] for edge in candidates.reduction),
+    )
 
 
 def _measured(

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.cifar import read_cifar
+from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.groups import read_groups
 from lfmcw_app.held_pixels import pixels_of
-from lfmcw_app.image_files import ImageFiles, NoiseImages, common_size
+from lfmcw_app.image_files import ImageFiles, NoiseImages
+from lfmcw_app.image_survey import DecodingOptions, Reading, survey, without_damaged
 from lfmcw_app.listing import (
     TEST,
     TRAIN,
@@ -92,6 +94,7 @@ class Parts(NamedTuple):
         validation: images of D_val; None where D_val is a part of the training images.
         fingerprint: None for images in memory: that of their pixels is made.
         left_out: words on what else a folder holds.
+        reading: what was read of a folder's files.
     """
 
     train: Images
@@ -100,6 +103,7 @@ class Parts(NamedTuple):
     validation: Images | None = None
     fingerprint: Fingerprint | None = None
     left_out: str = ""
+    reading: Reading | None = None
 
 
 def _digits(root: Path) -> Parts:
@@ -186,6 +190,7 @@ def read_folder(
     image_size: int | None,
     in_memory: bool | None = None,
     groups: str | None = None,
+    options: DecodingOptions | None = None,
 ) -> Parts:
     """Reads a folder of images, one subfolder per class.
 
@@ -193,24 +198,29 @@ def read_folder(
 
     Args:
         folder: see `list_folder`.
-        image_size: the shorter side is brought to it and the centre is cut out; None if all images
-            have one square size.
+        image_size: height and width that images are brought to; None if all have one size.
         in_memory: whether all images are decoded at once; see `pixels_of`.
         groups: a file that says which images stay together; see `read_groups`.
+        options: how files become pixels; None for the defaults.
 
     Raises:
-        InputError: if it cannot be used, or an image of it cannot be read.
+        InputError: if it cannot be used, or images of it cannot be read.
     """
+    options = options or DecodingOptions()
     listing = list_folder(folder)
+    if options.on_damaged == "skip":
+        listing = without_damaged(listing)
     of_group = None
     if groups is not None:
         of_group = read_groups(Path(groups).expanduser(), folder, listing)
     if TEST not in listing.parts:
         listing, of_group = _with_test_part(listing, of_group)
-    size = image_size or common_size(list(listing.parts.values()))
+    others = [images for part, images in listing.parts.items() if part != TRAIN]
+    other_paths = [path for images in others for path in images.paths]
+    decoding, reading = survey(listing.parts[TRAIN].paths, other_paths, options, image_size)
 
     pixels = pixels_of(
-        [ImageFiles.of(images, size) for images in listing.parts.values()], in_memory
+        [ImageFiles.of(images, decoding) for images in listing.parts.values()], in_memory
     )
     read = {
         part: Images(pixels=held, labels=images.labels, source=str(folder))
@@ -226,6 +236,7 @@ def read_folder(
         validation=read.get(VALIDATION),
         fingerprint=Fingerprint.of_files(listing.parts, of_group),
         left_out=listing.words(),
+        reading=reading,
     )
 
 
@@ -296,8 +307,9 @@ def _imagenet(root: Path) -> Parts:
     listing = list_parts(folder, places)
 
     # As in DARTS (Liu et al., 2019) and elsewhere: the central 224 pixels of a shorter side of 256.
+    decoding = Decoding(size=224, margin=256 / 224)
     train, test = (
-        Images(pixels=ImageFiles.of(part, 224, 256 / 224), labels=part.labels)
+        Images(pixels=ImageFiles.of(part, decoding), labels=part.labels)
         for part in (listing.parts[TRAIN], listing.parts[TEST])
     )
     return Parts(

@@ -22,12 +22,14 @@ from pydantic import (
 
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
+from lfmcw_app.spaces import SPACES
 from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
 __all__ = [
     "PRESETS",
-    "SPACES",
+    "Channels",
     "Recipe",
     "changed_recipe",
     "is_imagenet",
@@ -39,7 +41,6 @@ __all__ = [
 ]
 
 PRESETS = ("smoke", "small", "paper", "original")
-SPACES = ("darts", "pdarts", "pcdarts")
 ADAPTED: dict[str, tuple[str, Any]] = {
     "evaluation.epochs": ("evaluation.min_steps", 0),
     "evaluation.batch_size": ("evaluation.fits_batch", False),
@@ -69,6 +70,17 @@ Whole = Annotated[int, BeforeValidator(_without_point)]
 
 Count = Annotated[Whole, Field(lt=2**53)]
 """A number of things. Products with fractions of them are floats, which are exact below 2**53."""
+
+
+def _no_truth_value(value: Any) -> Any:
+    """The value, unless it is true or false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"1 or 3, got {str(value).lower()}")  # noqa: TRY004 - pydantic's rule
+    return value
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_truth_value)]
+"""Of an image: grey, or red, green and blue."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Beta, Beta], Field(strict=False)]
@@ -133,6 +145,30 @@ class Data(_Section):
         description="folder: a CSV file with the columns file and group; images of one group (a "
         "patient) stay together in D_tr, D_val or the test images",
     )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        default="crop",
+        description="folder: how an image becomes square: its centre is cut out, it is padded with "
+        "black, or stretched",
+    )
+    channels: Channels | None = Field(
+        default=None,
+        description="folder: 1 for grey, 3 for colours; null: 1 where all training images are grey",
+    )
+    bits: Count | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="folder, more than 8 bits: values from 0 to 2 ** bits - 1 become 0 to 255; "
+        "null: those from the lowest to the highest value of the training images",
+    )
+    background: Literal["white", "black"] = Field(
+        default="white", description="folder: what is seen through transparency"
+    )
+    on_damaged: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="folder: skip leaves out files that cannot be read; every file is read at the "
+        "start to find them",
+    )
 
     @field_validator("search_fractions")
     @classmethod
@@ -191,7 +227,7 @@ class ArchitectureOptimizer(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: Literal["dcgan", "wgan_gp", "biggan"] = "dcgan"
+    name: str = Field(default="dcgan", description="a name in generators/games.py")
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
@@ -243,11 +279,8 @@ class Progressive(_Section):
             raise ValueError(f"added_layers may add at most {MOST_CELLS} cells")
         if not all(0 <= rate < 1 for rate in self.skip_dropout):
             raise ValueError("skip_dropout holds probabilities below 1")
-        if sum(self.dropped_operations) >= 8 or min(self.dropped_operations) < 1:
-            raise ValueError(
-                "dropped_operations must leave one of the 8 operations, and drop at least one a "
-                "stage"
-            )
+        if min(self.dropped_operations) < 1:
+            raise ValueError("dropped_operations must drop at least one operation per stage")
         return self
 
 
@@ -259,7 +292,14 @@ class Search(_Section):
         description="darts: the baseline, without W1 and the generator; random: cells drawn by the "
         "seed, no search",
     )
-    space: Literal["darts", "pdarts", "pcdarts"] = "darts"
+    space: str = Field(default="darts", description="a name in spaces.py")
+    primitives: tuple[str, ...] = Field(
+        default=DARTS_PRIMITIVES,
+        strict=False,
+        min_length=1,
+        description="candidate operations of every edge, names in search_space/operations.py; "
+        "spaces with candidates of their own do not read it",
+    )
     partial_channels: Count = Field(
         default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
     )
@@ -355,18 +395,10 @@ class Search(_Section):
         return self
 
     @model_validator(mode="after")
-    def _stages_have_cells(self) -> Search:
-        if self.space == "pdarts" and self.layers + min(self.progressive.added_layers) < 3:
-            raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> Search:
-        if self.space == "pcdarts" and self.channels % self.partial_channels:
-            raise ValueError(
-                f"channels ({self.channels}) must be a multiple of partial_channels "
-                f"({self.partial_channels})"
-            )
+    def _fits_its_space(self) -> Search:
+        if len(set(self.primitives)) < len(self.primitives):
+            raise ValueError(f"primitives names one twice: {list(self.primitives)}")
+        SPACES.named(self.space).check(self)
         return self
 
     @model_validator(mode="after")
@@ -498,7 +530,7 @@ def load_recipe(
 
     Args:
         preset: one of `PRESETS`.
-        space: one of `SPACES`.
+        space: a name in `lfmcw_app.spaces.SPACES`.
         config: any part of a recipe, or a YAML file with it.
         overrides: dotted key → value.
         assignments: `dotted.key=value`, the value in YAML.
@@ -509,7 +541,9 @@ def load_recipe(
     if preset not in PRESETS:
         raise InputError(f"Unknown preset {shown(preset)}. {nearest(str(preset), PRESETS)}")
     if space not in SPACES:
-        raise InputError(f"Unknown search space {shown(space)}. {nearest(str(space), SPACES)}")
+        raise InputError(
+            f"Unknown search space {shown(space)}. {nearest(str(space), list(SPACES))}"
+        )
 
     # The preset's files, from the general to the special: what comes later overrides.
     tree: dict[str, Any] = {}
@@ -521,6 +555,7 @@ def load_recipe(
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
+    _assign(tree, "search.space", space)
 
     over = read_config(config) if isinstance(config, Path) else config or {}
     return _over(tree, over, overrides or {}, assignments)

@@ -22,15 +22,13 @@ from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.candidates import as_candidates
-from lfmcw_app.search_space.genotype import FOUND, Genotype, derive_genotype, random_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.genotype import FOUND, Genotype, derive_genotype
 from lfmcw_app.search_space.pdarts import (
-    derive_restricted_genotype,
     set_skip_drop_probability,
     skip_drop_probability,
-    surviving,
 )
-from lfmcw_app.stages import METHOD_LABELS, SPACE_LABELS, SearchStage, phases_of, search_stages
+from lfmcw_app.spaces import SearchStage, space_named
+from lfmcw_app.stages import METHOD_LABELS, phases_of
 from mlo import Record
 
 __all__ = ["search"]
@@ -48,7 +46,9 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
     folder.write("genotype.txt", genotype.to_darts() + "\n")
-    title = f"{SPACE_LABELS[how.space]}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
+    title = (
+        f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
+    )
     if not folder.writes:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
@@ -64,25 +64,20 @@ def _searched(
 ) -> tuple[Genotype, ImageGenerator | None]:
     """Runs all stages; returns the genotype, and the generator that was learned with it."""
     how = folder.recipe.search
+    space = space_named(how.space)
     if how.method == "random":
-        return random_genotype(how.nodes, folder.recipe.seed), None
+        return space.random(how, folder.recipe.seed), None
 
-    # A stage of P-DARTS begins with the candidates that the one before left, and with new modules.
-    candidates = as_candidates(PRIMITIVES, how.nodes)
-    for index, stage in enumerate(search_stages(how)):
+    # A stage begins with the candidates that the one before left, and with new modules.
+    candidates = space.candidates(how)
+    for index, stage in enumerate(space.stages(how)):
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
-        primitives = candidates if how.space == "pdarts" else PRIMITIVES
         modules = build_modules(
-            how, dataset, primitives=primitives, layers=stage.layers, device=device
+            how, dataset, candidates=candidates, layers=stage.layers, device=device
         )
         _run_stage(stage, modules, folder, dataset, console, device)
-        if stage.drops is not None:
-            candidates = surviving(modules.arch(), candidates, stage.drops)
-
-    if how.space == "pdarts":
-        genotype = derive_restricted_genotype(modules.arch(), candidates, how.progressive.max_skips)
-    else:
-        genotype = derive_genotype(modules.arch(), modules.arch.primitives)
+        found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
+    genotype = space.derive(how, modules.arch(), found)
     return genotype, modules.gan.generator if modules.gan is not None else None
 
 

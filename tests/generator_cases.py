@@ -10,7 +10,7 @@ from lfmcw_app.generators import (
     ConditionalWGANGP,
     Discriminator,
 )
-from lfmcw_app.search_space.operations import OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 
 GRAY = {"image_channels": 1, "mean": (0.5,), "std": (0.25,)}

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.genotype import random_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 
 
 def alpha(nodes, width, value):
@@ -22,7 +22,7 @@ def alpha(nodes, width, value):
 def entry(phase, number, *, method="lfmcw", width=8, nodes=2):
     """A line of metrics.jsonl of a search."""
     both = {kind: alpha(nodes, width, number) for kind in ("normal", "reduction")}
-    names = [list(PRIMITIVES[-width:])] * len(both["normal"])
+    names = [list(DARTS_PRIMITIVES[-width:])] * len(both["normal"])
     solve = {"engine": "cg", "iterations": 5, "residual": 0.125, "converged": number != 2}
     result = {
         "phase": phase, "round": number, "losses": {"w2": 2.0 / number, "arch": 2.5 / number},

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from lfmcw_app.data import load_dataset
+from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.recipe import Augmentation
 
 IMAGENET = Augmentation(flip=True, resized_crop=True, color_jitter=(0.4, 0.4, 0.4, 0.2))
@@ -27,5 +28,6 @@ def write_classes(folder, counts, suffix="png", size=(8, 8)):
             write(folder / name / f"{index:03d}.{suffix}", size, seed=len(name) * 1000 + index)
 
 
-def load(folder, size=None):
-    return load_dataset(f"folder:{folder}", image_size=size)
+def load(folder, size=None, **options):
+    how = DecodingOptions(**options)
+    return load_dataset(f"folder:{folder}", image_size=size, options=how)

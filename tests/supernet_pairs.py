@@ -9,7 +9,8 @@ from reference_supernet import ReferenceSupernet, split_by_edge
 
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 
 SMALL = {"in_channels": 2, "num_classes": 4, "channels": 4, "layers": 3, "nodes": 2}
@@ -17,7 +18,7 @@ SMALL = {"in_channels": 2, "num_classes": 4, "channels": 4, "layers": 3, "nodes"
 
 def windows(count):
     """Candidates that differ from edge to edge, as in the later stages of P-DARTS."""
-    ring = itertools.cycle(PRIMITIVES)
+    ring = itertools.cycle(DARTS_PRIMITIVES)
     edges = tuple(tuple(itertools.islice(ring, count)) for _ in range(edge_count(2)))
     return Candidates(normal=edges, reduction=edges[::-1])
 
@@ -51,7 +52,7 @@ def pair(dtype=torch.float64, **options):
     edge_weights = options.get("partial_channels", 1) > 1
     arch = Architecture(
         options["nodes"],
-        options.get("primitives", PRIMITIVES),
+        options.get("primitives", DARTS_PRIMITIVES),
         scale=0.5,
         edge_weights=edge_weights,
     )

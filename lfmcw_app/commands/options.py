@@ -12,7 +12,8 @@ import typer
 
 from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import PRESETS, SPACES
+from lfmcw_app.recipe import PRESETS
+from lfmcw_app.spaces import SPACES
 
 __all__ = [
     "DATASET_HELP", "check_no_trial", "complete_dataset", "completing", "default_threads",
@@ -61,7 +62,7 @@ SpaceOption = Annotated[
     str | None,
     typer.Option(
         autocompletion=completing(*SPACES),
-        help="Search space: darts, pdarts or pcdarts, with the preset's settings for it.",
+        help=f"Search space: {', '.join(SPACES)}, with the preset's settings for it.",
     ),
 ]
 ConfigOption = Annotated[

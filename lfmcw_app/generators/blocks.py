@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import register_parametrization
 
-from lfmcw_app.search_space.batched_operations import blocks_of_convolutions
+from lfmcw_app.search_space.outgoing_edges import blocks_of_convolutions
 
 __all__ = ["ConditionalBatchNorm", "SelfAttention", "UpBlock", "initialize", "normalize_spectrally"]
 

@@ -1,35 +1,49 @@
-"""Operations of one kind on several edges out of a state, as one grouped convolution and norm.
+"""Banks: operations of one kind on several edges out of a state, evaluated together.
 
-The edges that leave a state read the same maps. Their activation and pools are computed once, and a
-bank holds the weights of one primitive of all these edges in the order of the edges, so that
-channels [e·C, (e+1)·C) belong to edge e.
+A bank holds the weights of one primitive of all these edges in the order of the edges, so that
+channels [e·C, (e+1)·C) of its maps belong to edge e. Those of convolutions are one grouped
+convolution and norm. `LayerBank` makes a bank of any layer: right, and not fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lfmcw_app.search_space.depthwise import DepthwiseConv
+from lfmcw_app.search_space.layers import OperationStyle, pool
 from lfmcw_app.search_space.norms import GainBatchNorm, GainGroupNorm, GainOnly
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
 from lfmcw_app.search_space.pointwise import PointwiseConv
-from mlo.errors import nearest
 
 __all__ = [
-    "CONVOLUTIONS", "ConvolutionBank", "OutgoingEdges", "ReduceBank", "blocks_of_convolutions",
-    "make_gain_norm",
+    "Bank", "ConvolutionBank", "LayerBank", "Reads", "ReduceBank", "SharedMaps", "make_gain_norm",
+    "pooled",
 ]  # fmt: skip
 
-CONVOLUTIONS = {
-    "sep_conv_3x3": (3, 1),
-    "sep_conv_5x5": (5, 1),
-    "dil_conv_3x3": (3, 2),
-    "dil_conv_5x5": (5, 2),
-}
-"""Kernel and dilation of the primitives with convolutions; those with dilation 1 come twice."""
+Reads = Literal["state", "activated", "repeated"]
+"""What a bank is given: the state [B, C, H, W]; the activated state, [B, C, H, W]; or the activated
+state repeated for each edge, [B, E·C, H, W]. The activation is shared by all edges out of a state.
+"""
+
+
+class Bank(nn.Module):
+    """The weights of one primitive on several edges.
+
+    It is called with what it reads and the mixing weight of every channel, [E·C], and returns
+    weight · operation for every edge, [B, E·C, H', W'].
+    """
+
+    reads: ClassVar[Reads] = "state"
+
+
+class SharedMaps(nn.Sequential):
+    """A primitive without weights: what it makes of a state is the same on all edges.
+
+    It maps [B, C, H, W] → [B, C, H', W']; each edge's mixing weight is applied in its node.
+    """
 
 
 def make_gain_norm(style: OperationStyle, channels: int, edges: int) -> nn.Module:
@@ -42,24 +56,32 @@ def make_gain_norm(style: OperationStyle, channels: int, edges: int) -> nn.Modul
     return GainGroupNorm(edges if style.norm == "group" else width, width)
 
 
-class ConvolutionBank(nn.Module):
+class ConvolutionBank(Bank):
     """A separable or dilated convolution of each of several edges.
 
     The activation in front of it is not part of it, since all edges out of a state share it.
 
     Args:
-        primitive: one of `CONVOLUTIONS`.
+        kernel: its size.
+        dilation: of the kernel; with 1 there are two convolutions in a row.
         channels: C, of one edge.
         edges: E.
         stride: of the edges.
         style: norms and activation.
     """
 
+    reads = "repeated"
+
     def __init__(
-        self, primitive: str, channels: int, edges: int, stride: int, style: OperationStyle
+        self,
+        kernel: int,
+        dilation: int,
+        channels: int,
+        edges: int,
+        stride: int,
+        style: OperationStyle,
     ) -> None:
         super().__init__()
-        kernel, dilation = CONVOLUTIONS[primitive]
         self.edges = edges
         width = edges * channels
         # One convolution in groups does for all edges what each would do by itself.
@@ -90,7 +112,7 @@ class ConvolutionBank(nn.Module):
         return out
 
 
-class ReduceBank(nn.Module):
+class ReduceBank(Bank):
     """The factorized reduce of each of several edges: a skip connection of stride 2.
 
     Args:
@@ -98,6 +120,8 @@ class ReduceBank(nn.Module):
         edges: E.
         style: norms.
     """
+
+    reads = "activated"
 
     def __init__(self, channels: int, edges: int, style: OperationStyle) -> None:
         super().__init__()
@@ -121,112 +145,42 @@ class ReduceBank(nn.Module):
         return out
 
 
-class OutgoingEdges(nn.Module):
-    """All edges that leave one state of a cell.
+class LayerBank(Bank):
+    """Any layer on each of several edges, one after the other.
 
     Args:
-        channels: C, of the state.
+        layer: (channels, stride, style) → the layer of one edge.
+        channels: C, of one edge.
+        edges: E.
         stride: of the edges.
-        primitives: the candidates of each edge.
         style: norms and activation.
-
-    Raises:
-        ValueError: for an unknown primitive.
-
-    Attributes:
-        banks: primitive → the weights of it on all edges that have it.
-        edges: primitive → the positions of these edges.
-        shared: the primitives without weights, which are the same on all edges.
     """
 
     def __init__(
-        self, channels: int, stride: int, primitives: Sequence[Sequence[str]], style: OperationStyle
+        self,
+        layer: Callable[[int, int, OperationStyle], nn.Module],
+        channels: int,
+        edges: int,
+        stride: int,
+        style: OperationStyle,
     ) -> None:
         super().__init__()
-        # `none` adds zero to every sum and gradient: it takes part in the softmax only.
-        found = {name for edge in primitives for name in edge if name != "none"}
-        self.edges: dict[str, tuple[int, ...]] = {}
-        for name in sorted(found):
-            self.edges[name] = tuple(e for e, names in enumerate(primitives) if name in names)
+        self.channels = channels
+        self.layers = nn.ModuleList(layer(channels, stride, style) for _ in range(edges))
 
-        self.channels, self.stride = channels, stride
-        self.activation = style.make_activation()
-        self.banks = nn.ModuleDict()
-        self.pools = nn.ModuleDict()
-        for name, edges in self.edges.items():
-            if name in CONVOLUTIONS:
-                self.banks[name] = ConvolutionBank(name, channels, len(edges), stride, style)
-            elif name == "skip_connect" and stride == 2:
-                self.banks[name] = ReduceBank(channels, len(edges), style)
-            elif name == "max_pool_3x3":
-                self.pools[name] = nn.Sequential(
-                    nn.MaxPool2d(3, stride, padding=1), make_gain_norm(style, channels, 1)
-                )
-            elif name == "avg_pool_3x3":
-                pool = nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
-                self.pools[name] = nn.Sequential(pool, make_gain_norm(style, channels, 1))
-            elif name != "skip_connect":  # with stride 1 it is the state itself
-                raise ValueError(f"Unknown primitive {name!r}. {nearest(name, PRIMITIVES)}")
-        self.shared = tuple(name for name in self.edges if name not in self.banks)
-
-    def forward(
-        self, state: Tensor, weights: Sequence[Tensor]
-    ) -> tuple[dict[tuple[int, ...], Tensor], dict[str, Tensor]]:
-        """Evaluates the operations.
+    def forward(self, state: Tensor, gain: Tensor) -> Tensor:
+        """Returns weight · operation for every edge, [B, E·C, H', W'].
 
         Args:
             state: [B, C, H, W].
-            weights: for every bank the mixing weights of its edges.
-
-        Returns:
-            edges → the weighted sum of the operations that have weights, for every set of edges
-            that some of them are on, [B, len(edges)·C, H', W']; and primitive → what it makes of
-            the state, for those without weights.
+            gain: the mixing weight of every channel, [E·C].
         """
-        # Operations with weights: the weights of a bank are applied by its norm, and banks on the
-        # same edges are added up.
-        sums: dict[tuple[int, ...], Tensor] = {}
-        if self.banks:
-            activated = self.activation(state)
-            repeated: dict[tuple[int, ...], Tensor] = {}
-            for (name, bank), chosen in zip(self.banks.items(), weights, strict=True):
-                edges = self.edges[name]
-                gain = chosen.repeat_interleave(self.channels)
-                if isinstance(bank, ReduceBank):
-                    out = bank(activated, gain)
-                else:
-                    if edges not in repeated:
-                        repeated[edges] = _repeated(activated, len(edges))
-                    out = bank(repeated[edges], gain)
-                sums[edges] = sums[edges] + out if edges in sums else out
-
-        # The others give every edge the same maps; each edge's weights are applied in its node.
-        shared = {
-            name: self.pools[name](state) if name in self.pools else state for name in self.shared
-        }
-        return sums, shared
+        maps = torch.cat([layer(state) for layer in self.layers], dim=1)
+        return maps * gain.view(1, -1, 1, 1)
 
 
-def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:
-    """Returns, for every convolution of a bank in `root`, the number of its edges.
-
-    The edges' weights stand below one another in its own.
-    """
-    return {
-        layer: bank.edges
-        for bank in root.modules()
-        if isinstance(bank, (ConvolutionBank, ReduceBank))
-        for layer in bank.modules()
-        if isinstance(layer, nn.Conv2d)
-    }
-
-
-def _repeated(x: Tensor, times: int) -> Tensor:
-    """[B, C, H, W] → [B, times·C, H, W], with the channels last in memory.
-
-    (`Tensor.repeat` would put them first.)
-    """
-    if times == 1:
-        return x
-    pixels = x.permute(0, 2, 3, 1).unsqueeze(3)
-    return pixels.expand(-1, -1, -1, times, -1).flatten(3).permute(0, 3, 1, 2)
+def pooled(
+    kind: Literal["max", "avg"], channels: int, stride: int, style: OperationStyle
+) -> SharedMaps:
+    """A pool of the supernet: with a norm behind it, since pools win by the scale of their maps."""
+    return SharedMaps(pool(kind, stride), make_gain_norm(style, channels, 1))

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lfmcw_app.search_space.cell import edge_count
-from lfmcw_app.search_space.operations import PRIMITIVES
-from mlo.errors import nearest
+from lfmcw_app.search_space.operations import primitive_named
 
 __all__ = ["Candidates", "as_candidates"]
 
@@ -41,10 +40,7 @@ class Candidates:
                 )
             for row, edge in enumerate(edges):
                 for primitive in edge:
-                    if primitive not in PRIMITIVES:
-                        raise ValueError(
-                            f"Unknown primitive {primitive!r}. {nearest(primitive, PRIMITIVES)}"
-                        )
+                    primitive_named(primitive)
                 if set(edge) <= {"none"}:
                     raise ValueError(
                         f"Edge {row} of the {kind} cell needs a primitive other than 'none', got "

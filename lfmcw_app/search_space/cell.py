@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.batched_operations import OutgoingEdges
-from lfmcw_app.search_space.operations import FactorizedReduce, OperationStyle, ReLUConvNorm
+from lfmcw_app.search_space.layers import FactorizedReduce, OperationStyle, ReLUConvNorm
+from lfmcw_app.search_space.outgoing_edges import OutgoingEdges
 from lfmcw_app.search_space.pcdarts import channel_shuffle
 from lfmcw_app.search_space.weighted_sum import weighted_sum
 

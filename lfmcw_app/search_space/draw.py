@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
+from lfmcw_app.search_space.operations import primitive_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,15 +24,6 @@ Place = tuple[float, float]
 COLUMN = 1.75
 ROWS = (0.0, 0.95, -0.95, 0.0)
 INPUT_COLOUR, NODE_COLOUR, OUTPUT_COLOUR = "#cfe8cf", "#cfe0f5", "#f5e3b3"
-PRIMITIVE_COLOURS = {
-    "max_pool_3x3": "#8c564b",
-    "avg_pool_3x3": "#b07aa1",
-    "skip_connect": "#7f7f7f",
-    "sep_conv_3x3": "#1f77b4",
-    "sep_conv_5x5": "#08457e",
-    "dil_conv_3x3": "#d65f00",
-    "dil_conv_5x5": "#8a3d00",
-}
 
 
 @drawing()
@@ -100,7 +92,7 @@ def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
 def _arrow(
     ax: Axes, start: Place, end: Place, primitive: str | None, *, bend: float, slot: int
 ) -> None:
-    colour = PRIMITIVE_COLOURS.get(primitive or "", "#bbbbbb")
+    colour = primitive_named(primitive).colour if primitive else "#bbbbbb"
     ax.add_patch(
         FancyArrowPatch(
             start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=13,

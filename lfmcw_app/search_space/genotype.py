@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError, shown
-from lfmcw_app.search_space.candidates import Candidates
+from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
@@ -187,7 +187,7 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
             if not known or primitive == "none":
                 raise InputError(
                     f"Unknown primitive {shown(primitive)} in the genotype. "
-                    f"{nearest(shown(primitive), PRIMITIVES[1:])}"
+                    f"{nearest(shown(primitive), [name for name in PRIMITIVES if name != 'none'])}"
                 )
             is_number = isinstance(source, int) and not isinstance(source, bool)
             if not is_number or not 0 <= source < 2 + node:
@@ -200,7 +200,7 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
 
 
 def derive_genotype(
-    mixing: MixingWeights, primitives: Sequence[str] | Candidates = PRIMITIVES
+    mixing: MixingWeights, primitives: Sequence[str] | Candidates = DARTS_PRIMITIVES
 ) -> Genotype:
     """Derives the discrete cells: the two strongest edges per node, each with its best primitive.
 
@@ -248,22 +248,30 @@ def _derive_cell(weights: Tensor, primitives: Sequence[Sequence[str]]) -> tuple[
     return tuple(edges)
 
 
-def random_genotype(nodes: int, seed: int, primitives: tuple[str, ...] = PRIMITIVES) -> Genotype:
+def random_genotype(
+    nodes: int, seed: int, primitives: Sequence[str] | Candidates = DARTS_PRIMITIVES
+) -> Genotype:
     """Draws a genotype uniformly: two different sources per node, a primitive per edge.
 
     The primitive `none` is never drawn.
+
+    Args:
+        nodes: intermediate nodes of a cell.
+        seed: decides which.
+        primitives: names to draw from, for all edges or for each.
     """
     # A generator of its own: the genotype is a function of the seed alone.
     generator = torch.Generator().manual_seed(seed)
-    candidates = [primitive for primitive in primitives if primitive != "none"]
+    candidates = as_candidates(primitives, nodes)
 
-    def cell() -> tuple[Edge, ...]:
+    def cell(names: Sequence[Sequence[str]]) -> tuple[Edge, ...]:
         edges: list[Edge] = []
         for node in range(nodes):
             drawn = torch.randperm(2 + node, generator=generator)[:EDGES_PER_NODE]
             for source in sorted(drawn.tolist()):
-                choice = int(torch.randint(len(candidates), (), generator=generator))
-                edges.append(Edge(candidates[choice], source))
+                operations = [n for n in names[edge_index(node, source)] if n != "none"]
+                choice = int(torch.randint(len(operations), (), generator=generator))
+                edges.append(Edge(operations[choice], source))
         return tuple(edges)
 
-    return Genotype(normal=cell(), reduction=cell())
+    return Genotype(normal=cell(candidates.normal), reduction=cell(candidates.reduction))

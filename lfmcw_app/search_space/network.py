@@ -10,12 +10,8 @@ from torch.nn import functional as F
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
-from lfmcw_app.search_space.operations import (
-    FactorizedReduce,
-    OperationStyle,
-    ReLUConvNorm,
-    make_operation,
-)
+from lfmcw_app.search_space.layers import FactorizedReduce, OperationStyle, ReLUConvNorm
+from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.stem import image_divisor, make_stem
 from lfmcw_app.search_space.supernet import reduction_layers
 

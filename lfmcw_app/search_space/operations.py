@@ -1,150 +1,157 @@
-"""The candidate operations (primitives) of DARTS, as layers of one edge.
+"""The primitives: the candidate operations of edges, with all that there is to know of each.
 
-With them stands what the cells of all networks share.
-
-Reference: Liu et al., DARTS (2019), section 3 and appendix A.
+A new one is one entry of `PRIMITIVES`, here or by `register_primitive` in a package of one's own
+(docs/adding-an-operation.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lfmcw_app.search_space.pointwise import PointwiseConv
-
-__all__ = ["PRIMITIVES", "FactorizedReduce", "OperationStyle", "ReLUConvNorm", "make_operation"]
-
-PRIMITIVES = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
+from lfmcw_app.plugins import Table
+from lfmcw_app.search_space.batched_operations import (
+    Bank,
+    ConvolutionBank,
+    LayerBank,
+    ReduceBank,
+    SharedMaps,
+    pooled,
 )
-"""The eight primitives, in the order of the columns of α."""
+from lfmcw_app.search_space.layers import (
+    FactorizedReduce,
+    GaussianNoise,
+    OperationStyle,
+    dilated,
+    pool,
+    separable,
+)
 
+__all__ = [
+    "DARTS_PRIMITIVES", "PRIMITIVES", "Primitive", "make_operation", "primitive_named",
+    "register_primitive",
+]  # fmt: skip
 
-Norm = Literal["batch", "group", "instance", "none"]
+Layer = Callable[[int, int, OperationStyle], nn.Module]
+"""(channels C, stride s, style) → the layer of one edge, [B, C, H, W] → [B, C, H/s, W/s]."""
+
+OfSupernet = Callable[[int, int, int, OperationStyle], Bank | SharedMaps]
+"""(channels, edges, stride, style) → the operation on several edges of a supernet."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperationStyle:
-    """What the layers of all operations of a network have in common.
+class Primitive:
+    """A candidate operation.
 
     Attributes:
-        norm: "batch" for classifiers. "group" (one group) for the discriminator: BatchNorm without
-            affine parameters fixes the mean feature of a batch, so that separately fed real and
-            generated batches look alike.
-        affine: whether norms learn scale and shift: in a derived network; not in a supernet, where
-            they would undo the mixing weights.
-        activation: "relu", or "silu" for a smooth network in which finite differences of gradients
-            are accurate.
+        layer: the operation on one edge; in a derived network it is the edge. None for `none`.
+        supernet: the operation on several edges of a supernet: a bank, or maps that are the same
+            on all edges. None makes a bank of the layer, edge by edge: right, and not fast.
+        colour: in pictures on white.
+        dark_colour: in pictures on black; None is the same.
+
+    What it costs is counted from its layer (search_space/cost.py).
     """
 
-    norm: Norm = "batch"
-    affine: bool = False
-    activation: Literal["relu", "silu"] = "relu"
+    layer: Layer | None
+    supernet: OfSupernet | None = None
+    colour: str
+    dark_colour: str | None = None
 
-    def make_norm(self, channels: int) -> nn.Module:
-        """A normalisation layer over `channels`."""
-        if self.norm == "batch":
-            return nn.BatchNorm2d(channels, affine=self.affine)
-        if self.norm == "none":
-            return nn.Identity()
-        # Over all channels of an image, or over each by itself.
-        return nn.GroupNorm(1 if self.norm == "group" else channels, channels, affine=self.affine)
+    def in_supernet(
+        self, channels: int, edges: int, stride: int, style: OperationStyle
+    ) -> Bank | SharedMaps:
+        """The operation on `edges` edges of a supernet.
 
-    def make_activation(self) -> nn.Module:
-        """An activation; not in place, since several edges read the same node."""
-        return nn.ReLU() if self.activation == "relu" else nn.SiLU()
-
-
-class ReLUConvNorm(nn.Sequential):
-    """Activation, 1×1 convolution, norm: [B, C_in, H, W] → [B, C_out, H, W]."""
-
-    def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
-        super().__init__(
-            style.make_activation(),
-            PointwiseConv(channels_in, channels_out),
-            style.make_norm(channels_out),
-        )
+        Raises:
+            ValueError: for `none`, which a supernet leaves out.
+        """
+        if self.supernet is not None:
+            return self.supernet(channels, edges, stride, style)
+        if self.layer is None:
+            raise ValueError("'none' is no operation that can be evaluated.")
+        return LayerBank(self.layer, channels, edges, stride, style)
 
 
-class FactorizedReduce(nn.Module):
-    """Halves the resolution by two 1×1 convolutions on pixel grids one apart.
-
-    It maps [B, C, H, W] → [B, C', H/2, W/2].
-    """
-
-    def __init__(self, channels_in: int, channels_out: int, style: OperationStyle) -> None:
-        super().__init__()
-        self.activation = style.make_activation()
-        self.even = PointwiseConv(channels_in, channels_out // 2, stride=2)
-        self.odd = PointwiseConv(channels_in, channels_out - channels_out // 2, stride=2)
-        self.norm = style.make_norm(channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Reduces `x`, whose height and width must be even."""
-        x = self.activation(x)
-        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
-        return out
-
-
-def _depthwise(channels: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
-    """A depthwise convolution that keeps (or halves) the resolution, and a pointwise one."""
-    padding = dilation * (kernel // 2)
-    return [
-        nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
-        ),
-        nn.Conv2d(channels, channels, 1, bias=False),
-    ]
-
-
-def _separable(channels: int, kernel: int, stride: int, style: OperationStyle) -> nn.Module:
-    """Activation, depthwise, pointwise, norm, twice; the stride is in the first."""
-    layers: list[nn.Module] = []
-    for s in (stride, 1):
-        layers += [
-            style.make_activation(),
-            *_depthwise(channels, kernel, s, 1),
-            style.make_norm(channels),
-        ]
-    return nn.Sequential(*layers)
-
-
-def _dilated(channels: int, kernel: int, stride: int, style: OperationStyle) -> nn.Module:
-    """Activation, depthwise with dilation 2, pointwise, norm."""
-    return nn.Sequential(
-        style.make_activation(), *_depthwise(channels, kernel, stride, 2), style.make_norm(channels)
+def _pool(kind: Literal["max", "avg"], colour: str, dark_colour: str) -> Primitive:
+    return Primitive(
+        layer=lambda channels, stride, style: pool(kind, stride),
+        supernet=lambda channels, edges, stride, style: pooled(kind, channels, stride, style),
+        colour=colour,
+        dark_colour=dark_colour,
     )
 
 
-def _pool(kind: str, stride: int) -> nn.Module:
-    """A 3×3 pool."""
-    if kind == "max":
-        return nn.MaxPool2d(3, stride=stride, padding=1)
-    return nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False)
+def _convolution(kernel: int, dilation: int, colour: str, dark_colour: str) -> Primitive:
+    """A separable convolution, twice in a row, or a dilated one."""
+    made = separable if dilation == 1 else dilated
+    return Primitive(
+        layer=lambda channels, stride, style: made(channels, kernel, stride, style),
+        supernet=partial(ConvolutionBank, kernel, dilation),
+        colour=colour,
+        dark_colour=dark_colour,
+    )
 
 
-_MAKERS: dict[str, Callable[[int, int, OperationStyle], nn.Module]] = {
-    "max_pool_3x3": lambda channels, stride, style: _pool("max", stride),
-    "avg_pool_3x3": lambda channels, stride, style: _pool("avg", stride),
-    "skip_connect": lambda channels, stride, style: (
-        nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, style)
-    ),
-    "sep_conv_3x3": lambda channels, stride, style: _separable(channels, 3, stride, style),
-    "sep_conv_5x5": lambda channels, stride, style: _separable(channels, 5, stride, style),
-    "dil_conv_3x3": lambda channels, stride, style: _dilated(channels, 3, stride, style),
-    "dil_conv_5x5": lambda channels, stride, style: _dilated(channels, 5, stride, style),
-}
+def _convolution_3x3(channels: int, stride: int, style: OperationStyle) -> nn.Module:
+    """Activation, full 3×3 convolution, norm."""
+    return nn.Sequential(
+        style.make_activation(),
+        nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False),
+        style.make_norm(channels),
+    )
+
+
+def _skip_layer(channels: int, stride: int, style: OperationStyle) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, style)
+
+
+def _skips(channels: int, edges: int, stride: int, style: OperationStyle) -> Bank | SharedMaps:
+    return SharedMaps() if stride == 1 else ReduceBank(channels, edges, style)
+
+
+PRIMITIVES: Table[Primitive] = Table(
+    "primitive",
+    "lfmcw_app.primitives",
+    Primitive,
+    {
+        "none": Primitive(layer=None, colour="#9aa2ad", dark_colour="#77808c"),
+        "max_pool_3x3": _pool("max", "#8c564b", "#d39a8d"),
+        "avg_pool_3x3": _pool("avg", "#9b4f96", "#dd9bd8"),
+        "skip_connect": Primitive(
+            layer=_skip_layer, supernet=_skips, colour="#5d6570", dark_colour="#b4bcc6"
+        ),
+        "sep_conv_3x3": _convolution(3, 1, "#1f77b4", "#6db8ee"),
+        "sep_conv_5x5": _convolution(5, 1, "#0b3f78", "#9ecbff"),
+        "dil_conv_3x3": _convolution(3, 2, "#d65f00", "#ff9d4d"),
+        "dil_conv_5x5": _convolution(5, 2, "#8a3d00", "#ffc48f"),
+        "conv_3x3": Primitive(layer=_convolution_3x3, colour="#2c7a3f", dark_colour="#7ed494"),
+        "noise": Primitive(
+            layer=lambda channels, stride, style: GaussianNoise(stride),
+            colour="#b00020",
+            dark_colour="#ff8a9a",
+        ),
+    },
+)
+"""Name → primitive. The first eight are DARTS's."""
+
+DARTS_PRIMITIVES = tuple(PRIMITIVES)[:8]
+"""The candidates of DARTS, in the order of the columns of α."""
+
+register_primitive = PRIMITIVES.register
+
+
+def primitive_named(name: str) -> Primitive:
+    """The primitive of a name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return PRIMITIVES.named(name)
 
 
 def make_operation(primitive: str, channels: int, stride: int, style: OperationStyle) -> nn.Module:
@@ -152,6 +159,10 @@ def make_operation(primitive: str, channels: int, stride: int, style: OperationS
 
     It maps [B, C, H, W] → [B, C, H / stride, W / stride].
 
-    In a supernet, `batched_operations.py` evaluates a primitive on several edges at once.
+    Raises:
+        ValueError: for an unknown name, and for `none`.
     """
-    return _MAKERS[primitive](channels, stride, style)
+    layer = primitive_named(primitive).layer
+    if layer is None:
+        raise ValueError(f"{primitive!r} is no operation of a derived network.")
+    return layer(channels, stride, style)

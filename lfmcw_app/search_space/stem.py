@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from lfmcw_app.search_space.operations import OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
 
 __all__ = ["image_divisor", "make_stem"]
 

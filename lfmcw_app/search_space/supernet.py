@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import Cell
 from lfmcw_app.search_space.checkpointing import checkpointed
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.pcdarts import edge_softmax
 from lfmcw_app.search_space.stem import make_stem
 
@@ -48,7 +49,7 @@ class Architecture(nn.Module):
     def __init__(
         self,
         nodes: int = 4,
-        primitives: Sequence[str] | Candidates = PRIMITIVES,
+        primitives: Sequence[str] | Candidates = DARTS_PRIMITIVES,
         scale: float = 1e-3,
         *,
         edge_weights: bool = False,
@@ -124,7 +125,7 @@ class Supernet(nn.Module):
         channels: int = 16,
         layers: int = 8,
         nodes: int = 4,
-        primitives: Sequence[str] | Candidates = PRIMITIVES,
+        primitives: Sequence[str] | Candidates = DARTS_PRIMITIVES,
         style: OperationStyle | None = None,
         stem_multiplier: int = 3,
         stem: Literal["cifar", "imagenet"] = "cifar",

@@ -19,7 +19,7 @@ from lfmcw_app.data import Batches, load_dataset, resident, search_split
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import Augmentation, load_recipe
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo.testing import relative_error
 
@@ -101,12 +101,12 @@ def test_a_supernet_and_its_derivatives_equal_those_on_the_cpu(
     options = {
         "partial_channels": partial_channels,
         "checkpointing": checkpointing,
-        "primitives": PRIMITIVES,
+        "primitives": DARTS_PRIMITIVES,
     }
     network = Supernet(
         in_channels=3, num_classes=10, channels=8, layers=3, nodes=3, **options
     ).double()
-    arch = Architecture(3, PRIMITIVES, edge_weights=partial_channels > 1, scale=0.5).double()
+    arch = Architecture(3, DARTS_PRIMITIVES, edge_weights=partial_channels > 1, scale=0.5).double()
     images, labels = torch.randn(6, 3, 16, 16, dtype=torch.float64), torch.arange(6)
     found = []
     for where in (CPU, device):

@@ -18,7 +18,7 @@ from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.pdarts import set_skip_drop_probability
 from mlo.testing import check_gradient_changes_nothing, relative_error
 
@@ -27,7 +27,7 @@ SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3"
 
 def make(
     *,
-    primitives=PRIMITIVES,
+    primitives=DARTS_PRIMITIVES,
     activation="relu",
     engine="one_step",
     grad_clip=None,
@@ -136,7 +136,7 @@ def test_an_architecture_that_moves_first_looks_ahead(method, rounds):
 
 def candidates():
     """Different primitives on every edge, as a stage of P-DARTS leaves them."""
-    kept = [PRIMITIVES[1 + k % 4 :][:3] for k in range(edge_count(2))]
+    kept = [DARTS_PRIMITIVES[1 + k % 4 :][:3] for k in range(edge_count(2))]
     return Candidates(normal=tuple(kept), reduction=tuple(reversed(kept)))
 
 
@@ -145,7 +145,7 @@ def candidates():
 def test_every_space_equals_the_equations(space, method):
     options = {"space": space, "method": method}
     recipe, modules, optimizer = make(
-        primitives=candidates() if space == "pdarts" else PRIMITIVES, **options
+        primitives=candidates() if space == "pdarts" else DARTS_PRIMITIVES, **options
     )
     if space == "pdarts":
         for module in modules:

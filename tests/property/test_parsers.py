@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe, load_recipe, validate_recipe
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 
 plenty = settings(
     max_examples=100,
@@ -63,7 +63,9 @@ data = st.recursive(
 )
 edges = st.lists(
     st.lists(
-        st.tuples(st.sampled_from(PRIMITIVES) | scalars, st.integers(-1, 4) | scalars).map(list),
+        st.tuples(st.sampled_from(DARTS_PRIMITIVES) | scalars, st.integers(-1, 4) | scalars).map(
+            list
+        ),
         min_size=2,
         max_size=2,
     ),

@@ -275,7 +275,8 @@ def test_one_line_says_what_was_read(tmp_path):
     write_classes(tmp_path, {"a": 3, "bb": 3})
     (tmp_path / "a" / "notes.txt").write_text("x")
     assert load(tmp_path).summary == (
-        "6 images, 2 classes, 4 train / 2 test, 8×8, 3 channels; 1 file skipped: 1 .txt"
+        "6 images, 2 classes, 4 train / 2 test, 8×8, 3 channels, values 0–255; 1 file skipped: "
+        "1 .txt"
     )
     assert load_dataset("random:cifar10").summary == (
         "60,000 images, 10 classes, 50,000 train / 10,000 test, 32×32, 3 channels"

@@ -1,77 +1,55 @@
-"""Images in files: decoding, sizes, random crops, every error."""
+"""Images in files: read like a tensor of pixels, whole or as random crops."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
-from small_pictures import IMAGENET, load, write, write_classes
+from small_pictures import IMAGENET, load, write_classes
 from torchvision.transforms import functional as TF
 
 from lfmcw_app.augmentation import CROP_DRAWS, crop_box
 from lfmcw_app.data import Batches, in_order, load_dataset, subset
+from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
-from lfmcw_app.image_files import ImageFiles, random_crops
+from lfmcw_app.image_files import ImageFiles, all_pixels, random_crops
 from lfmcw_app.listing import list_folder
 
 
-def test_images_of_any_kind_become_rgb(tmp_path):
-    write_classes(tmp_path / "train", {"a": 1, "b": 1}, "jpg")
-    write_classes(tmp_path / "test", {"a": 1, "b": 1})
-    folder = tmp_path / "train" / "a"
-    grey = np.asarray(write(folder / "grey.png", mode="L"))
-    write(folder / "alpha.PNG", mode="RGBA")
-    write(folder / "cmyk.jpeg", mode="CMYK")
-    write(folder / "palette.gif").quantize(16).save(folder / "palette.gif")
-    Image.fromarray(np.full((8, 8), 0x1234, dtype=np.uint16)).save(folder / "sixteen.png")
-    (folder / "notes.txt").write_text("no image")
-    (folder / ".hidden.png").write_text("no image")
-    data = load(tmp_path)
-    names = ["000.jpg", "alpha.PNG", "cmyk.jpeg", "grey.png", "palette.gif", "sixteen.png"]
-    assert len(data.train) == len(names) + 1
-    assert torch.equal(data.train.pixels[3], torch.from_numpy(grey.copy()).expand(3, 8, 8))
-    assert data.train.pixels[5].unique().tolist() == [0x12]
-
-
-@pytest.mark.parametrize("size", [(40, 20), (20, 40), (37, 23), (16, 16), (6, 5)])
-def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, size):
-    write_classes(tmp_path, {"a": 2, "b": 2}, size=size)
+def test_files_are_read_in_the_order_of_the_listing(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2}, size=(40, 20))
     listing = list_folder(tmp_path).parts["train"]
-    for margin in (1.0, 256 / 224):
-        files = ImageFiles.of(listing, 16, margin)
-        for path, pixels in zip(listing.paths, files[files.rows], strict=True):
-            image = TF.center_crop(TF.resize(Image.open(path), round(16 * margin)), [16, 16])
-            assert torch.equal(pixels, TF.pil_to_tensor(image))
+    decoding = Decoding(size=16, margin=256 / 224)
+    files = ImageFiles.of(listing, decoding)
+    assert files.shape == (4, 3, 16, 16)
+    expected = torch.stack([decoding.decode(path) for path in listing.paths])
+    assert torch.equal(files[files.rows], expected)
+    assert torch.equal(all_pixels([files])[0], expected)
+    small = files.at_size(8).select(torch.tensor([3, 1]))
+    eight = replace(decoding, size=8)
+    assert torch.equal(small[torch.tensor([0])][0], eight.decode(listing.paths[3]))
+    assert ImageFiles.of(listing, Decoding(size=8, channels=1))[torch.tensor([0])].shape[1] == 1
 
 
-def test_sizes_that_differ_need_one(tmp_path):
-    write_classes(tmp_path, {"a": 5}, size=(8, 8))
-    write_classes(tmp_path, {"b": 5}, size=(12, 8))
-    with pytest.raises(InputError, match=r"no common square size .*12×8.*8×8.*data\.image_size"):
-        load(tmp_path)
-    assert load(tmp_path, 12).image_size == 12
-    write_classes(tmp_path, {"a": 5}, size=(12, 8))
-    with pytest.raises(InputError, match=r"no common square size .*12×8.*12×8"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", None])
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_an_image_that_cannot_be_read_is_named(tmp_path, content, suffix):
-    write_classes(tmp_path, {"a": 3, "b": 3}, suffix)
-    path = tmp_path / "b" / f"001.{suffix}"
-    path.write_bytes(path.read_bytes()[:-60] if content is None else content)
-    for size in (None, 8):
-        with pytest.raises(InputError, match=rf"b.001\.{suffix} cannot be read"):
-            load(tmp_path, size)
-
-
-def test_pixels_of_unknown_range_are_refused(tmp_path):
-    write_classes(tmp_path, {"a": 2, "b": 2})
-    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "a" / "float.tiff")
-    with pytest.raises(InputError, match=r"float\.tiff cannot be read .*32 bits"):
-        load(tmp_path)
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
+    for part in ("train", "test"):
+        write_classes(tmp_path / part, {"a": 3, "b": 3}, size=(40, 40))
+    truncated = [tmp_path / "train" / "a" / "001.png", tmp_path / "test" / "b" / "002.png"]
+    for path in truncated:
+        path.write_bytes(path.read_bytes()[:-3000])
+    decoding = Decoding(size=8)
+    parts = list_folder(tmp_path).parts
+    files = [ImageFiles.of(parts[part], decoding) for part in ("train", "test")]
+    for read in (lambda: all_pixels(files), lambda: load(tmp_path)):
+        with pytest.raises(InputError, match=r"^2 images cannot be read") as caught:
+            read()
+        assert all(str(path) in str(caught.value) for path in truncated)
+    rows, draws = torch.arange(6), torch.rand(6, *CROP_DRAWS)
+    for read in (lambda: files[0][rows], lambda: files[0].random_crops(rows, draws)):
+        with pytest.raises(InputError, match=r"a.001\.png cannot be read .*truncated"):
+            read()
 
 
 def test_images_in_files_are_used_like_a_tensor_of_pixels(imagenet):

@@ -70,7 +70,7 @@ def test_a_generator_is_never_overestimated(game, image_size):
             num_classes=2, image_size=image_size, image_channels=1, mean=(0.5,), std=(0.5,),
             noise_dim=how.noise_dim, channels=how.channels,
         )  # fmt: skip
-    assert 0.01 < generator_weights(how, image_size) / counted(generator) <= 1.0
+    assert 0.01 < generator_weights(how) / counted(generator) <= 1.0
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_supernets import alternating, both
 
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture
 
 
@@ -27,4 +27,4 @@ def test_candidates_for_another_number_of_nodes_are_refused():
     with pytest.raises(
         ValueError, match=r"3 nodes has 9 edges, but there are candidates for 5 \(normal\)"
     ):
-        Architecture(3, alternating(PRIMITIVES, 2, 3))
+        Architecture(3, alternating(DARTS_PRIMITIVES, 2, 3))

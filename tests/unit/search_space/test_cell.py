@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lfmcw_app.search_space.cell import Cell, edge_count, edge_index
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Supernet
 
 
@@ -55,7 +56,7 @@ def test_skip_dropout_is_drawn_for_each_edge():
 @pytest.mark.parametrize("part", [1, 2])
 @pytest.mark.parametrize(
     ("primitives", "reduces"),
-    [(tuple(p for p in PRIMITIVES if p != "skip_connect"), False), (PRIMITIVES, True)],
+    [(tuple(p for p in DARTS_PRIMITIVES if p != "skip_connect"), False), (DARTS_PRIMITIVES, True)],
 )
 def test_skip_dropout_leaves_everything_but_identities_alone(primitives, reduces, part):
     cell = bare_cell(primitives, reduces=reduces, part=part)

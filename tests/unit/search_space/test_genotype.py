@@ -10,7 +10,7 @@ from small_supernets import both
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.search_space.genotype import Edge, Genotype, derive_genotype, random_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, MixingWeights
 
 
@@ -20,7 +20,7 @@ def mixing(rows):
 
 
 def row(**values):
-    return [values.get(primitive, 0.0) for primitive in PRIMITIVES]
+    return [values.get(primitive, 0.0) for primitive in DARTS_PRIMITIVES]
 
 
 def test_derivation_takes_the_two_strongest_edges():
@@ -39,7 +39,7 @@ def test_derivation_takes_the_two_strongest_edges():
 
 
 def test_derivation_breaks_ties_by_order():
-    rows = [row(**dict.fromkeys(PRIMITIVES, 0.125))] * 5
+    rows = [row(**dict.fromkeys(DARTS_PRIMITIVES, 0.125))] * 5
     genotype = derive_genotype(mixing(rows))
     assert genotype.normal == tuple(Edge("max_pool_3x3", source) for source in (0, 1, 0, 1))
 
@@ -130,7 +130,7 @@ def test_derivation_ranks_by_the_product_of_both_softmaxes():
 
 
 def test_derivation_with_edge_weights_breaks_ties_by_order():
-    arch = Architecture(2, PRIMITIVES, scale=0.0, edge_weights=True)
+    arch = Architecture(2, DARTS_PRIMITIVES, scale=0.0, edge_weights=True)
     assert derive_genotype(arch(), arch.primitives).normal == tuple(
         Edge("max_pool_3x3", s) for s in (0, 1, 0, 1)
     )

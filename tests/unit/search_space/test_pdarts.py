@@ -13,7 +13,7 @@ from small_supernets import both, tiny
 from lfmcw_app.generators import Discriminator
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.genotype import Edge, derive_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     derive_restricted_genotype,
     pdarts_stages,
@@ -44,7 +44,7 @@ def test_the_stages_are_the_papers():
 def test_the_weakest_operations_are_dropped_in_stages():
     """The weakest operations of each edge are dropped stage by stage."""
     first, second, third = pdarts_stages()
-    names = as_candidates(PRIMITIVES, 1)
+    names = as_candidates(DARTS_PRIMITIVES, 1)
     weights = mixing([
         [0.30, 0.02, 0.05, 0.20, 0.15, 0.13, 0.05, 0.10],
         [0.01, 0.02, 0.03, 0.04, 0.10, 0.20, 0.25, 0.35],
@@ -70,14 +70,18 @@ def test_operations_are_dropped_for_each_kind_of_cell_by_itself():
     stage = pdarts_stages()[0]
     rising, falling = torch.arange(8.0).expand(2, 8), torch.arange(8.0).flip(0).expand(2, 8)
     names = surviving(
-        MixingWeights(normal=rising, reduction=falling), as_candidates(PRIMITIVES, 1), stage
+        MixingWeights(normal=rising, reduction=falling), as_candidates(DARTS_PRIMITIVES, 1), stage
     )
-    assert names == Candidates(normal=(PRIMITIVES[3:],) * 2, reduction=(PRIMITIVES[:5],) * 2)
+    assert names == Candidates(
+        normal=(DARTS_PRIMITIVES[3:],) * 2, reduction=(DARTS_PRIMITIVES[:5],) * 2
+    )
 
 
 def test_nothing_is_dropped_by_lost_numbers():
     with pytest.raises(ValueError, match="not finite"):
-        surviving(mixing([[math.nan] * 8] * 2), as_candidates(PRIMITIVES, 1), pdarts_stages()[0])
+        surviving(
+            mixing([[math.nan] * 8] * 2), as_candidates(DARTS_PRIMITIVES, 1), pdarts_stages()[0]
+        )
 
 
 def test_dropping_that_would_leave_only_none_is_refused():

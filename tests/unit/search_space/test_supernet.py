@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import mlo
 from lfmcw_app.generators.blocks import normalize_spectrally
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
-from lfmcw_app.search_space.operations import PRIMITIVES, OperationStyle
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, Supernet, reduction_layers
 from mlo.testing import relative_error
 
@@ -76,7 +77,7 @@ def supernet_parameters(*, candidates, layers, num_classes, part=1, stem="cifar"
     return total + (before[1] + 1) * num_classes
 
 
-ALL = as_candidates(PRIMITIVES, 4)
+ALL = as_candidates(DARTS_PRIMITIVES, 4)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,14 @@ ALL = as_candidates(PRIMITIVES, 4)
         # 15).
         ({"layers": 8, "num_classes": 1000, "partial_channels": 2, "stem": "imagenet"}, 956_512),
         ({"layers": 5, "num_classes": 10}, 1_275_834),  # P-DARTS, first stage
-        ({"layers": 11, "num_classes": 10, "primitives": alternating(PRIMITIVES, 4, 5)}, None),
-        ({"layers": 17, "num_classes": 10, "primitives": alternating(PRIMITIVES, 4, 3)}, None),
+        (
+            {"layers": 11, "num_classes": 10, "primitives": alternating(DARTS_PRIMITIVES, 4, 5)},
+            None,
+        ),
+        (
+            {"layers": 17, "num_classes": 10, "primitives": alternating(DARTS_PRIMITIVES, 4, 3)},
+            None,
+        ),
     ],
     ids=["darts", "pc-darts", "pc-darts-imagenet", "p-darts-1", "p-darts-2", "p-darts-3"],
 )
@@ -115,7 +122,7 @@ def test_architectures_have_one_row_per_edge():
         "normal": (14, 8), "reduction": (14, 8), "normal_edges": (14,), "reduction_edges": (14,),
     }  # fmt: skip
     assert all(0.0 < float(p.detach().abs().max()) < 0.01 for p in arch.parameters())
-    fewer = Architecture(2, alternating(PRIMITIVES, 2, 3))
+    fewer = Architecture(2, alternating(DARTS_PRIMITIVES, 2, 3))
     assert {name: tuple(p.shape) for name, p in fewer.named_parameters()} == {
         "normal": (5, 3),
         "reduction": (5, 3),
@@ -298,7 +305,7 @@ def test_single_precision_is_as_near_as_its_rounding():
     # hides a mistake.
     smooth = {
         "style": OperationStyle(activation="silu"),
-        "primitives": tuple(p for p in PRIMITIVES if "max" not in p),
+        "primitives": tuple(p for p in DARTS_PRIMITIVES if "max" not in p),
     }
     supernet, reference, arch = pair(torch.float32, channels=12, **smooth)
     assert_alike(supernet, reference, arch, torch.randn(4, 2, 8, 8), 1e-5)

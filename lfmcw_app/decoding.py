@@ -1,0 +1,322 @@
+"""How an image file becomes pixels: turned upright, flattened, scaled to 8 bits, made square."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from lfmcw_app.augmentation import crop_box
+from lfmcw_app.deep_pixels import Depth, Values, deep_values, depth_of
+from lfmcw_app.errors import InputError, listed, shown
+from lfmcw_app.recipe import Channels
+
+__all__ = [
+    "Background", "DamagedImage", "Decoding", "Fit", "damaged_images", "opened", "orientation_of",
+    "value_range", "window",
+]  # fmt: skip
+
+Fit = Literal["crop", "pad", "stretch"]
+Background = Literal["white", "black"]
+Source = Image.Image | str | Path
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+NAMED = 10
+"""Of damaged files, as many are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How an image file becomes pixels; kept with a network, so that new files become the same.
+
+    An image is turned upright as its EXIF data say. Transparency is laid over the background.
+    Pixels of more than 8 bits are mapped linearly: `low` to 0 and `high` to 255. Of several
+    pictures in a file the first one is read.
+
+    Attributes:
+        size: height and width of what is made.
+        fit: "crop" brings the shorter side to margin · size and cuts out the centre; "pad" brings
+            the longer side to size and fills the rest with black; "stretch" changes the ratio.
+        channels: 1 for grey, 3 for red, green and blue.
+        low: of pixels of more than 8 bits, the value that becomes 0, as do lower ones; None where
+            the files have 8 bits.
+        high: the value that becomes 255, as do higher ones.
+        takes_8_bits: whether files of 8 bits are taken beside others, with their values as they
+            are. With a range that was measured these would not be comparable.
+        margin: for "crop"; ImageNet's is 256 / 224.
+        background: what is seen through transparency.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    size: Annotated[int, Field(strict=True, ge=1, le=2**14)]
+    fit: Fit = "crop"
+    channels: Channels = 3
+    low: Finite | None = None
+    high: Finite | None = None
+    takes_8_bits: Annotated[bool, Field(strict=True)] = True
+    margin: Annotated[float, Field(strict=True, ge=1, le=16)] = 1.0
+    background: Background = "white"
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high are given together")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.margin != 1.0 and self.fit != "crop":
+            raise ValueError(f"margin is for fit crop, not {self.fit}")
+
+    def decode(self, image: Source) -> Tensor:
+        """Returns the pixels of an image: [channels, size, size], uint8.
+
+        Args:
+            image: a file, or an image of Pillow.
+
+        Raises:
+            DamagedImage: if it cannot be read.
+            InputError: if its pixels have another depth than those of the training images.
+        """
+        return self._read(image, self._fitted)
+
+    def decode_window(self, image: Source, draws: Tensor) -> Tensor:
+        """Returns a random window of an image in its own resolution, brought to the size.
+
+        Args:
+            image: a file, or an image of Pillow.
+            draws: `CROP_DRAWS` numbers, uniform in [0, 1).
+
+        Returns:
+            [channels, size, size], uint8.
+
+        Raises:
+            DamagedImage: if it cannot be read.
+            InputError: if its pixels have another depth than those of the training images.
+        """
+        return self._read(image, lambda plane: window(plane, draws, self.size))
+
+    def to_data(self) -> dict[str, Any]:
+        """Returns it as plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Decoding:
+        """Makes it of the data that `to_data` returns.
+
+        Raises:
+            InputError: naming the entry that is wrong.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "all"
+            raise InputError(
+                "What says how images are decoded is damaged: "
+                f"{where}: {first['msg']}, got {shown(first['input'])}. Take the file from the run "
+                "again."
+            ) from None
+
+    # ------------------------------ from a file to planes, and from planes to pixels
+
+    def _read(self, source: Source, view: Callable[[Image.Image], Image.Image]) -> Tensor:
+        with opened(source) as image:
+            depth = depth_of(image)
+            self._check(depth, source)
+            planes = self._planes(image) if depth == "8 bits" else self._scaled(deep_values(image))
+            method = UPRIGHT.get(orientation_of(image))
+        if method is not None:
+            planes = [plane.transpose(method) for plane in planes]
+        pixels = torch.cat([_pixels(view(plane)) for plane in planes])
+        return pixels.expand(self.channels, -1, -1).contiguous()
+
+    def _check(self, depth: Depth, source: Source) -> None:
+        name = "The image" if isinstance(source, Image.Image) else f"The image {source}"
+        if depth != "8 bits" and self.low is None:
+            raise InputError(
+                f"{name} has {depth} of more than 8 bits, and the training images have 8 bits. "
+                "Save it with 8 bits, as these were."
+            )
+        if depth == "8 bits" and self.low is not None and not self.takes_8_bits:
+            raise InputError(
+                f"{name} has 8 bits, and the training images have values from {self.low:g} to "
+                f"{self.high:g}. Give it with its original values."
+            )
+
+    def _planes(self, image: Image.Image) -> list[Image.Image]:
+        """An image of 8 bits without transparency, in the mode of the channels."""
+        image.load()
+        if image.has_transparency_data:
+            colours = image.convert("RGBA")
+            behind = Image.new("RGBA", image.size, (*[self._behind] * 3, 255))
+            image = Image.alpha_composite(behind, colours)
+        if self.channels == 1 and image.mode == "LAB":
+            image = image.convert("RGB")
+        return [image.convert("L" if self.channels == 1 else "RGB")]
+
+    def _scaled(self, values: Values) -> list[Image.Image]:
+        """Planes of floating-point numbers from 0 to 255; one for grey."""
+        assert self.low is not None and self.high is not None
+        colours = np.clip(values.colours, self.low, self.high) - self.low
+        colours *= 255.0 / (self.high - self.low)
+        if values.opacity is not None:
+            colours = values.opacity * colours + (1.0 - values.opacity) * self._behind
+        if self.channels == 1 and colours.shape[2] == 3:
+            colours = colours @ np.array([[0.299], [0.587], [0.114]])  # as Pillow's, ITU-R 601-2
+        return [Image.fromarray(plane.astype(np.float32)) for plane in np.moveaxis(colours, 2, 0)]
+
+    @property
+    def _behind(self) -> int:
+        return 255 if self.background == "white" else 0
+
+    # ------------------------------ the size
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        size = self.size
+        if self.fit == "crop":
+            return _centre(image, size, round(self.margin * size))
+        if self.fit == "stretch":
+            return _resized(image, (size, size))
+        longer = max(image.size)
+        width, height = (max(1, round(size * side / longer)) for side in image.size)
+        whole = Image.new(image.mode, (size, size))
+        whole.paste(_resized(image, (width, height)), ((size - width) // 2, (size - height) // 2))
+        return whole
+
+
+def window(image: Image.Image, draws: Tensor, size: int) -> Image.Image:
+    """A random window of an image, brought to a size; see `Decoding.decode_window`."""
+    return image.crop(crop_box(*image.size, draws)).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _centre(image: Image.Image, size: int, shorter: int) -> Image.Image:
+    """Resizes the shorter side to `shorter` pixels and crops the centre, as torchvision does."""
+    width, height = (int(shorter * side / min(image.size)) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return _resized(image, (width, height)).crop((left, top, left + size, top + size))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """[H, W] or [H, W, C] of Pillow → [C, H, W], uint8."""
+    array = np.array(image)
+    if image.mode == "F":
+        array = np.rint(array).clip(0, 255).astype(np.uint8)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).movedim(-1, 0)
+
+
+# ------------------------------ opening a file
+
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation of EXIF → what turns the picture upright, as in Pillow's ImageOps."""
+
+# What Pillow raises for files that are damaged, no images, or too large to be harmless.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class DamagedImage(InputError):
+    """An image that cannot be read.
+
+    Args:
+        name: of the file.
+        reason: why.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(_damage([(name, reason)]))
+        self.name, self.reason = name, reason
+
+
+def damaged_images(damaged: Sequence[DamagedImage]) -> InputError:
+    """One error for all of them; the first ones are named."""
+    return InputError(_damage([(image.name, image.reason) for image in damaged]))
+
+
+def _damage(damaged: Sequence[tuple[str, str]]) -> str:
+    skip = "or leave such files out with --set data.on_damaged=skip."
+    if len(damaged) == 1:
+        name, reason = damaged[0]
+        return f"The image {name} cannot be read ({reason}). Replace it, remove it, {skip}"
+    named = listed([f"{name} ({reason})" for name, reason in damaged], most=NAMED)
+    return f"{len(damaged):,} images cannot be read: {named}. Replace them, remove them, {skip}"
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[Image.Image]:
+    """Opens an image; what its format lacks or its file has lost becomes a `DamagedImage`."""
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        # Pillow maps files that it opens by their names into memory, where it takes the height of
+        # an uncompressed TIFF that lies on its side for the width. So they are opened here.
+        with open(source, "rb") as file, Image.open(file) as image:
+            yield image
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        name = "that was given" if isinstance(source, Image.Image) else str(source)
+        raise DamagedImage(name, _reason(error, source)) from None
+
+
+def _reason(error: BaseException, source: Source) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        empty = not isinstance(source, Image.Image) and Path(source).stat().st_size == 0
+        return "it is empty" if empty else "it is no image of a kind that is known"
+    if isinstance(error, Image.DecompressionBombError):
+        most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
+        return f"it has more than {most:,.0f} pixels; save it smaller"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that a file's EXIF data give; 1 (upright) where they give none.
+
+    Pillow turns a TIFF as it loads it, after which its orientation is 1.
+    """
+    try:
+        # A PNG's own `getexif` reads all of the file, in case that EXIF data follow the pixels.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except UNREADABLE:  # pictures with damaged EXIF data are shown as they are, by all programs
+        return 1
+    return found if isinstance(found, int) and found in UPRIGHT else 1
+
+
+def value_range(path: str) -> tuple[float, float]:
+    """The lowest and the highest value of a file of more than 8 bits, where it is not transparent.
+
+    Raises:
+        DamagedImage: if it cannot be read.
+    """
+    with opened(path) as image:
+        colours, opacity = deep_values(image)
+    if opacity is not None and opacity.any():
+        colours = colours[(opacity > 0)[..., 0]]
+    return float(colours.min()), float(colours.max())

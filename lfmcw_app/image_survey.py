@@ -1,0 +1,363 @@
+"""What the image files of a folder are, by their heads: decides how all of them are decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import compress
+from typing import Literal, TypeVar
+
+import torch
+
+from lfmcw_app.decoding import (
+    Background,
+    DamagedImage,
+    Decoding,
+    Fit,
+    damaged_images,
+    opened,
+    orientation_of,
+    value_range,
+)
+from lfmcw_app.deep_pixels import Depth, deep_values, depth_of, is_grey
+from lfmcw_app.errors import InputError
+from lfmcw_app.listing import FolderListing
+from lfmcw_app.recipe import Data
+
+__all__ = ["DecodingOptions", "Reading", "in_threads", "survey", "without_damaged"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Size = tuple[int, int]
+
+CHECKED = 20_000
+"""Once a file is damaged, as many others are read to name all that are."""
+FEW_LEVELS = 1 / 8
+"""Of the range: where half of the images stay below it, single values stretch the range."""
+ON_THEIR_SIDE = (5, 6, 7, 8)
+"""Orientations of EXIF with width and height exchanged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """What a recipe says of how files become pixels; the keys of its section `data`.
+
+    Attributes:
+        fit: how an image becomes square; see `Decoding`.
+        channels: 1 or 3; None for 1 where all training images are grey, and 3 otherwise.
+        bits: 2 ** bits - 1 becomes white; None for the highest value of the training images.
+        background: what is seen through transparency.
+        on_damaged: whether files that cannot be read are an error, or left out.
+    """
+
+    fit: Fit = "crop"
+    channels: Literal[1, 3] | None = None
+    bits: int | None = None
+    background: Background = "white"
+    on_damaged: Literal["stop", "skip"] = "stop"
+
+    @classmethod
+    def of(cls, data: Data) -> DecodingOptions:
+        """Those of a recipe's section."""
+        return cls(**{field.name: getattr(data, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What was read of a folder's files.
+
+    Attributes:
+        smallest: width and height of the smallest image, turned upright.
+        largest: width and height of the largest image.
+        not_square: number of images that are cropped, padded or stretched.
+        turned: number of images that their EXIF data turn.
+        transparent: number of images that may have transparency.
+        several: number of files with several pictures, of which the first is read.
+        made_grey: number of images whose colours are dropped.
+        decoding: how they become pixels.
+        measured: the lowest and the highest value of the training images, where they have more
+            than 8 bits.
+        mostly_below: the value that half of the training images stay below, where that leaves them
+            few levels; None otherwise.
+    """
+
+    smallest: Size
+    largest: Size
+    not_square: int
+    turned: int
+    transparent: int
+    several: int
+    made_grey: int
+    decoding: Decoding
+    measured: tuple[float, float] | None = None
+    mostly_below: float | None = None
+
+    def words(self) -> str:
+        """All of it, as a part of a sentence."""
+        how = self.decoding
+        sizes = " to ".join(dict.fromkeys(map(_shown, (self.smallest, self.largest))))
+        made = _shown((how.size, how.size))
+        said = [
+            made if sizes == made else f"{sizes} → {made}",
+            f"{how.channels} channel{'s' * (how.channels > 1)}",
+            f"values {self._values()}",
+        ]
+        fitted = {"crop": "cropped to a square", "pad": "padded with black", "stretch": "stretched"}
+        counts = {
+            fitted[how.fit]: self.not_square,
+            "turned upright by their EXIF data": self.turned,
+            f"with transparency, laid over {how.background}": self.transparent,
+            "with several pictures, of which the first is read": self.several,
+            "with colours, made grey": self.made_grey,
+        }
+        said += [f"{count:,} {words}" for words, count in counts.items() if count]
+        return ", ".join(said)
+
+    def _values(self) -> str:
+        low, high = self.decoding.low, self.decoding.high
+        if low is None or high is None or self.measured is None:
+            return "0–255"
+        said = f"{low:,.6g} to {high:,.6g} → 0–255"
+        if self.measured[0] < low or self.measured[1] > high:
+            found = f"{self.measured[0]:,.6g} to {self.measured[1]:,.6g}"
+            said += f" (the training images have {found}: what lies outside is cut off)"
+        if self.mostly_below is not None:
+            said += (
+                f" (half of the training images stay below {self.mostly_below:,.6g}: set data.bits "
+                "to cut higher values off)"
+            )
+        return said
+
+
+def survey(
+    train: Sequence[str], others: Sequence[str], options: DecodingOptions, size: int | None
+) -> tuple[Decoding, Reading]:
+    """Decides how the files of a folder are decoded.
+
+    The heads of all files are read, and files of more than 8 bits whole where their range is
+    measured. Channels and range are those of the training images.
+
+    Args:
+        train: the files of the training images.
+        others: those of validation and test images.
+        options: what the recipe says.
+        size: of what is made; None for that of the files.
+
+    Raises:
+        InputError: naming files that cannot be read, or that do not go together.
+    """
+    paths = [*train, *others]
+    headers = _all_read(in_threads(_header, paths), paths)
+    depths = _depths(paths, headers, options)
+    channels: Literal[1, 3] = 1 if all(header.grey for header in headers[: len(train)]) else 3
+    if options.channels is not None:
+        channels = options.channels
+    low = high = measured = mostly_below = None
+    if depths != {"8 bits"}:
+        deep = [header.depth != "8 bits" for header in headers[: len(train)]]
+        measured, mostly_below = _measured(list(compress(train, deep)), paths)
+        low, high = measured
+    if options.bits is not None:
+        low, high = 0.0, 2.0**options.bits - 1
+    sizes = [header.size for header in headers]
+    decoding = Decoding(
+        size=size or _common_size(paths, sizes, options.fit),
+        fit=options.fit,
+        channels=channels,
+        low=low,
+        high=high,
+        takes_8_bits=low is None or options.bits is not None,
+        background=options.background,
+    )
+    return decoding, Reading(
+        smallest=min(sizes, key=_area),
+        largest=max(sizes, key=_area),
+        not_square=sum(width != height for width, height in sizes),
+        turned=sum(header.turned for header in headers),
+        transparent=sum(header.transparent for header in headers),
+        several=sum(header.several for header in headers),
+        made_grey=sum(not header.grey for header in headers) if channels == 1 else 0,
+        decoding=decoding,
+        measured=measured,
+        mostly_below=mostly_below if options.bits is None else None,
+    )
+
+
+def without_damaged(listing: FolderListing) -> FolderListing:
+    """The listing without the files that cannot be read, each of which is read whole for this.
+
+    Raises:
+        InputError: if a class has no other files.
+    """
+    parts, skipped = {}, 0
+    for part, images in listing.parts.items():
+        found = in_threads(_check, images.paths)
+        damaged = [result for result in found if isinstance(result, DamagedImage)]
+        sound = torch.tensor([not isinstance(result, DamagedImage) for result in found])
+        parts[part] = images.select(sound.nonzero()[:, 0])
+        skipped += len(damaged)
+        left = torch.bincount(parts[part].labels, minlength=len(images.class_names))
+        if int(left.min()) == 0:
+            name = images.class_names[int(left.argmin())]
+            raise InputError(f"No image of class {name!r} can be read. {damaged_images(damaged)}")
+    kinds = dict(listing.skipped)
+    if skipped:
+        kinds["damaged"] = skipped
+    return replace(listing, parts=parts, skipped=kinds)
+
+
+def in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result | DamagedImage]:
+    """The results of a function that reads files, in the items' order; its error if one is damaged.
+
+    Any other error is raised.
+    """
+
+    def result(item: Item) -> Result | DamagedImage:
+        try:
+            return function(item)
+        except DamagedImage as error:
+            return error
+
+    # Pillow releases the interpreter's lock while it decodes.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(result, items))
+
+
+# ------------------------------ heads of files
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    size: Size
+    depth: Depth
+    grey: bool
+    turned: bool
+    transparent: bool
+    several: bool
+
+
+def _header(path: str) -> _Header:
+    with opened(path) as image:
+        orientation = orientation_of(image)
+        # Pillow gives the size of a TIFF as it is once the picture is turned.
+        lies = orientation in ON_THEIR_SIDE and image.format != "TIFF"
+        return _Header(
+            size=(image.height, image.width) if lies else image.size,
+            depth=depth_of(image),
+            grey=is_grey(image),
+            turned=orientation != 1,
+            transparent=image.has_transparency_data,
+            several=getattr(image, "is_animated", False),
+        )
+
+
+def _check(path: str) -> None:
+    """Reads a file whole."""
+    with opened(path) as image:
+        if depth_of(image) == "8 bits":
+            image.load()
+        else:
+            deep_values(image)
+
+
+def _all_read(results: Sequence[Result | DamagedImage], paths: Sequence[str]) -> list[Result]:
+    """The results, if no file is damaged.
+
+    Raises:
+        InputError: naming the damaged ones, also those that show it only when they are read whole.
+    """
+    read = [result for result in results if not isinstance(result, DamagedImage)]
+    if len(read) == len(results):
+        return read
+    found = in_threads(_check, paths) if len(paths) <= CHECKED else results
+    raise damaged_images([result for result in found if isinstance(result, DamagedImage)])
+
+
+# ------------------------------ what is decided
+
+
+def _shown(size: Size) -> str:
+    return f"{size[0]}×{size[1]}"
+
+
+def _area(size: Size) -> tuple[int, Size]:
+    return size[0] * size[1], size
+
+
+def _common_size(paths: Sequence[str], sizes: Sequence[Size], fit: Fit) -> int:
+    """The side of the square that images of one size become."""
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise InputError(
+                f"The images have no common size ({path} has {_shown(size)}, the first one "
+                f"{_shown(sizes[0])}). Say to which size they are to be brought: --set "
+                "data.image_size=64."
+            )
+    return min(sizes[0]) if fit == "crop" else max(sizes[0])
+
+
+def _depths(
+    paths: Sequence[str], headers: Sequence[_Header], options: DecodingOptions
+) -> set[Depth]:
+    """The kinds of pixels that there are.
+
+    Raises:
+        InputError: if they have no common range.
+    """
+    first: dict[Depth, str] = {}
+    counts: dict[Depth, int] = {}
+    for path, header in zip(paths, headers, strict=True):
+        first.setdefault(header.depth, path)
+        counts[header.depth] = counts.get(header.depth, 0) + 1
+    has_floats = "floating-point numbers" in first
+    if options.bits is not None and (has_floats or first.keys() == {"8 bits"}):
+        what = "floating-point numbers have none" if has_floats else "all files have 8 bits"
+        raise InputError(
+            f"data.bits is {options.bits}, but it is for whole numbers of more than 8 bits, and "
+            f"{what} ({first['floating-point numbers' if has_floats else '8 bits']}). Drop it."
+        )
+    if len(first) > (2 if options.bits is not None else 1):
+        kinds = "; ".join(
+            f"{counts[depth]:,} files have {_described(depth)}, such as {path}"
+            for depth, path in first.items()
+        )
+        advice = "" if has_floats else (
+            " Or set data.bits, to take 2 ** bits - 1 for white in the deeper ones."
+        )  # fmt: skip
+        raise InputError(
+            f"The values of the images have no common range: {kinds}. Save all of them in one "
+            f"way.{advice}"
+        )
+    return set(first)
+
+
+def _described(depth: Depth) -> str:
+    return "whole numbers of more than 8 bits" if depth == "integers" else depth
+
+
+def _measured(
+    train: Sequence[str], paths: Sequence[str]
+) -> tuple[tuple[float, float], float | None]:
+    """The lowest and highest value, and the value that half of the images stay below if it is low.
+
+    Raises:
+        InputError: if all values are one.
+    """
+    if not train:
+        raise InputError(
+            "Of the training images none has more than 8 bits, but others have. Save all of them "
+            "in one way."
+        )
+    ranges = _all_read(in_threads(value_range, train), paths)
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if low == high:
+        raise InputError(
+            f"All pixels of all training images have the value {low:g} ({train[0]} and others). "
+            "Are the files right?"
+        )
+    median = sorted(high for _, high in ranges)[len(ranges) // 2]
+    return (low, high), median if median - low < FEW_LEVELS * (high - low) else None

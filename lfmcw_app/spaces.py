@@ -1,0 +1,303 @@
+"""The search spaces: what is searched, in which stages, and how a cell is derived from it.
+
+A new one is a class here, or in a package of one's own, and an entry of `SPACES`
+(docs/adding-an-operation.md). Its settings for a preset are in recipes/PRESET.NAME.yaml, if it has
+any of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.plugins import Table
+from lfmcw_app.search_space.candidates import Candidates, as_candidates
+from lfmcw_app.search_space.cell import edge_count
+from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.pdarts import (
+    PDartsStage,
+    derive_restricted_genotype,
+    pdarts_stages,
+    surviving,
+)
+from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet
+
+__all__ = ["SPACES", "SearchStage", "Settings", "Space", "register_space", "space_named"]
+
+
+class Settings(Protocol):
+    """What a space reads of a recipe's section `search`."""
+
+    space: str
+    primitives: tuple[str, ...]
+    channels: int
+    layers: int
+    nodes: int
+    stem: Literal["cifar", "imagenet"]
+    partial_channels: int
+    progressive: Any
+    checkpointing: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStage:
+    """A stage of a search, with its own modules and optimizers: the only one, or P-DARTS's.
+
+    Attributes:
+        name: of the phase.
+        layers: cells of its supernets.
+        skip_dropout: initial dropout on identities.
+        drops: what its end drops of each edge; None where the search ends with a genotype.
+    """
+
+    name: str
+    layers: int
+    skip_dropout: float = 0.0
+    drops: PDartsStage | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The space of DARTS; others override what they do in another way.
+
+    Attributes:
+        title: for people.
+        drops_out: whether its supernets have dropout, of which each process draws its own.
+
+    Reference: Liu et al., DARTS: Differentiable Architecture Search (2019).
+    """
+
+    title: str
+    drops_out: bool = False
+
+    def check(self, how: Settings) -> None:
+        """Refuses settings that do not fit the space.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        self.candidates(how)
+
+    def stages(self, how: Settings) -> tuple[SearchStage, ...]:
+        """The stages of a search, in their order."""
+        return (SearchStage(name="search", layers=how.layers),)
+
+    def candidates(self, how: Settings) -> Candidates:
+        """The operations that the search begins with, of each edge.
+
+        Raises:
+            ValueError: for unknown names, or a set that holds no operation.
+        """
+        return as_candidates(how.primitives, how.nodes)
+
+    def partial_channels(self, how: Settings) -> int:
+        """K: the operations see the first 1 / K of a node's channels."""
+        return 1
+
+    def supernet(
+        self,
+        how: Settings,
+        candidates: Candidates,
+        *,
+        layers: int,
+        in_channels: int,
+        num_classes: int,
+        style: OperationStyle,
+    ) -> Supernet:
+        """Weights W1 or W2, or the trunk of the discriminator; called with (images, mixing)."""
+        return Supernet(
+            in_channels=in_channels,
+            num_classes=num_classes,
+            channels=how.channels,
+            layers=layers,
+            nodes=how.nodes,
+            primitives=candidates,
+            style=style,
+            stem=how.stem,
+            partial_channels=self.partial_channels(how),
+            checkpointing=how.checkpointing,
+        )
+
+    def architecture(self, how: Settings, candidates: Candidates) -> Architecture:
+        """The architecture A; called without arguments it gives the mixing weights."""
+        return Architecture(how.nodes, candidates)
+
+    def surviving(
+        self, mixing: MixingWeights, candidates: Candidates, stage: SearchStage
+    ) -> Candidates:
+        """The candidates of the stage after `stage`."""
+        return candidates if stage.drops is None else surviving(mixing, candidates, stage.drops)
+
+    def derive(self, how: Settings, mixing: MixingWeights, candidates: Candidates) -> Genotype:
+        """The genotype at the end of the last stage."""
+        return derive_genotype(mixing, candidates)
+
+    def random(self, how: Settings, seed: int) -> Genotype:
+        """A genotype drawn from the space."""
+        return random_genotype(how.nodes, seed, self.candidates(how))
+
+    def network(self, genotype: Genotype, **sizes: Any) -> nn.Module:
+        """The derived network; see `DerivedNetwork` for the sizes."""
+        return DerivedNetwork(genotype, **sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PDarts(Space):
+    """P-DARTS: deeper supernets with fewer operations from stage to stage.
+
+    Reference: Chen et al., Progressive Differentiable Architecture Search (2019).
+    """
+
+    drops_out: bool = True
+
+    def check(self, how: Settings) -> None:
+        super().check(how)
+        if how.layers + min(how.progressive.added_layers) < 3:
+            raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
+        drops = sum(how.progressive.dropped_operations)
+        if drops >= len(how.primitives):
+            raise ValueError(
+                f"progressive.dropped_operations drops {drops} of {len(how.primitives)}, "
+                "and must leave one"
+            )
+
+    def stages(self, how: Settings) -> tuple[SearchStage, ...]:
+        progressive = how.progressive
+        planned = pdarts_stages(
+            how.layers, progressive.added_layers, progressive.dropped_operations
+        )
+        return tuple(
+            SearchStage(
+                name=f"search-{index + 1}",
+                layers=stage.layers,
+                skip_dropout=rate,
+                drops=None if stage.drops_none else stage,
+            )
+            for index, (stage, rate) in enumerate(
+                zip(planned, progressive.skip_dropout, strict=True)
+            )
+        )
+
+    def derive(self, how: Settings, mixing: MixingWeights, candidates: Candidates) -> Genotype:
+        return derive_restricted_genotype(mixing, candidates, how.progressive.max_skips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCDarts(Space):
+    """PC-DARTS: operations on a part of the channels, and weights of the edges.
+
+    Reference: Xu et al., PC-DARTS: Partial Channel Connections (2020).
+    """
+
+    def check(self, how: Settings) -> None:
+        super().check(how)
+        if how.channels % how.partial_channels:
+            raise ValueError(
+                f"channels ({how.channels}) must be a multiple of partial_channels "
+                f"({how.partial_channels})"
+            )
+
+    def partial_channels(self, how: Settings) -> int:
+        return how.partial_channels
+
+    def architecture(self, how: Settings, candidates: Candidates) -> Architecture:
+        return Architecture(how.nodes, candidates, edge_weights=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restricted(Space):
+    """The space of DARTS with candidates of its own.
+
+    Attributes:
+        normal: of each edge of the normal cell, or one tuple for all edges.
+        reduction: likewise of the reduction cell.
+
+    Reference: Zela et al., Understanding and Robustifying Differentiable Architecture Search
+    (2020), section 3.1: S1 to S4.
+    """
+
+    normal: Sequence[tuple[str, ...]]
+    reduction: Sequence[tuple[str, ...]]
+
+    def candidates(self, how: Settings) -> Candidates:
+        edges = edge_count(how.nodes)
+
+        def of_cell(names: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+            if len(names) not in (1, edges):
+                raise ValueError(
+                    f"the space {self.title} has candidates for cells of 4 nodes; nodes is "
+                    f"{how.nodes}"
+                )
+            return tuple(names) * (edges if len(names) == 1 else 1)
+
+        return Candidates(normal=of_cell(self.normal), reduction=of_cell(self.reduction))
+
+
+def _with_skip(*names: str) -> list[tuple[str, ...]]:
+    return [("skip_connect", name) for name in names]
+
+
+POOLS = ("max_pool_3x3", "avg_pool_3x3")
+S1_NORMAL = (
+    *_with_skip("dil_conv_3x3", "dil_conv_5x5", "dil_conv_5x5", "sep_conv_3x3", "dil_conv_3x3"),
+    ("max_pool_3x3", "skip_connect"),
+    *_with_skip("sep_conv_3x3", "sep_conv_3x3", "dil_conv_3x3", "sep_conv_3x3"),
+    ("max_pool_3x3", "skip_connect"),
+    *_with_skip("dil_conv_3x3"),
+    ("dil_conv_3x3", "dil_conv_5x5"),
+    ("dil_conv_3x3", "dil_conv_5x5"),
+)
+S1_REDUCTION = (
+    POOLS,
+    ("max_pool_3x3", "dil_conv_3x3"),
+    POOLS,
+    POOLS,
+    *_with_skip("dil_conv_5x5"),
+    POOLS,
+    ("max_pool_3x3", "sep_conv_3x3"),
+    *_with_skip("dil_conv_3x3", "dil_conv_5x5"),
+    POOLS,
+    POOLS,
+    *_with_skip("dil_conv_5x5", "dil_conv_5x5", "dil_conv_5x5"),
+)
+
+
+def _same(title: str, *names: str) -> Restricted:
+    return Restricted(title=title, normal=[names], reduction=[names])
+
+
+SPACES: Table[Space] = Table(
+    "search space",
+    "lfmcw_app.spaces",
+    Space,
+    {
+        "darts": Space(title="DARTS"),
+        "pdarts": PDarts(title="P-DARTS"),
+        "pcdarts": PCDarts(title="PC-DARTS"),
+        "s1": Restricted(title="S1", normal=S1_NORMAL, reduction=S1_REDUCTION),
+        "s2": _same("S2", "skip_connect", "sep_conv_3x3"),
+        "s3": _same("S3", "none", "skip_connect", "sep_conv_3x3"),
+        "s4": _same("S4", "noise", "sep_conv_3x3"),
+    },
+)
+"""Name → space."""
+
+register_space = SPACES.register
+
+
+def space_named(name: str) -> Space:
+    """The space of a name.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    try:
+        return SPACES.named(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
