@@ -4,12 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lfmcw_app.classifier import load_network
     from lfmcw_app.from_python import run_search
     from lfmcw_app.own_datasets import register_dataset
 
-__all__ = ["register_dataset", "run_search"]
+__all__ = ["load_network", "register_dataset", "run_search"]
 
 PLACES = {
+    "load_network": "lfmcw_app.classifier",
     "register_dataset": "lfmcw_app.own_datasets",
     "run_search": "lfmcw_app.from_python",
 }

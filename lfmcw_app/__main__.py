@@ -4,11 +4,14 @@ import typer
 
 from lfmcw_app.commands.draw import draw
 from lfmcw_app.commands.evaluate import evaluate
+from lfmcw_app.commands.export import export
+from lfmcw_app.commands.predict import predict
 from lfmcw_app.commands.report import report
 from lfmcw_app.commands.run import run
+from lfmcw_app.commands.sample import sample
 from lfmcw_app.commands.table import table
 
-COMMANDS = (run, evaluate, report, draw, table)
+COMMANDS = (run, evaluate, predict, export, sample, report, draw, table)
 
 
 def main() -> None:

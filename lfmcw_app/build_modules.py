@@ -21,7 +21,7 @@ from lfmcw_app.search_space.supernet import Architecture, Supernet
 from lfmcw_app.spaces import space_named
 from mlo.distributed import global_mean, rank_and_size
 
-__all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules"]
+__all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules", "make_generator"]
 
 CLASS_LOSS_MOMENTUM = 0.9
 
@@ -164,6 +164,29 @@ def build_modules(
     return modules
 
 
+def make_generator(
+    how: Generator,
+    *,
+    num_classes: int,
+    image_size: int,
+    image_channels: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> ImageGenerator:
+    """Builds the generator of a recipe for images as they are described; see `ImageGenerator`."""
+    generator = GAMES[how.name].generator(
+        num_classes=num_classes,
+        image_size=image_size,
+        image_channels=image_channels,
+        mean=mean,
+        std=std,
+        noise_dim=how.noise_dim,
+        channels=how.channels,
+    )
+    generator.evaluations_per_update = how.discriminator_steps
+    return generator
+
+
 def _players(
     how: Generator, dataset: Dataset, supernet: Callable[[Norm], Supernet], feature_size: int
 ) -> tuple[ImageGenerator, Discriminator]:
@@ -175,16 +198,14 @@ def _players(
             f"search.generator.discriminator_norm is {norm!r}; the game of {how.name} takes "
             f"{', '.join(game.trunk_norms)}."
         )
-    generator = game.generator(
+    generator = make_generator(
+        how,
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,
         image_channels=dataset.channels,
         mean=dataset.mean,
         std=dataset.std,
-        noise_dim=how.noise_dim,
-        channels=how.channels,
     )
-    generator.evaluations_per_update = how.discriminator_steps
 
     # A norm behind a convolution would undo spectral norm in the trunk, so that is refused.
     undone = game.spectral_norm == "all" and norm != "none"

@@ -20,12 +20,12 @@ in the run.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lfmcw_app.generators import GAMES
 from lfmcw_app.search_space.genotype import Genotype
 from mlo import Record
 
@@ -36,9 +36,6 @@ WINDOW = 50
 
 SKIP_SHARE = 0.5
 """Share of skip connections among the edges of the derived normal cell."""
-
-COIN_LOSS: dict[str, float | None] = {"dcgan": 2.0 * math.log(2.0), "biggan": 2.0, "wgan_gp": None}
-"""The discriminator's loss if it cannot tell real from generated images; WGAN-GP's is unbounded."""
 
 WON = 0.01
 """Share of the coin's loss below which the discriminator has won."""
@@ -126,7 +123,7 @@ class CollapseDetector:
                 "collapse. Search for fewer epochs, or with more decay."
             )
 
-        coin = COIN_LOSS[self.game]
+        coin = GAMES[self.game].coin_loss
         if coin is not None and self._all("discriminator_loss", lambda loss: loss < WON * coin):
             met["won"] = (
                 f"The discriminator's loss was below {WON * coin:.3g} for {self.window} rounds: it "

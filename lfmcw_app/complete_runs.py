@@ -11,10 +11,12 @@ from rich.console import Console
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.stages import TRAINING
 from lfmcw_app.training import train_derived
 
 __all__ = ["evaluate_genotype", "run"]
@@ -56,10 +58,15 @@ def _trained(
 def _completed(
     folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The result of a folder, from `work` where it has none yet."""
+    """The result of a folder, from `work` where it has none yet.
+
+    A folder of an earlier version may have a result and no network.pt. `work` then tests the
+    network of its last checkpoint once more, and writes both.
+    """
     # Also of a complete run, whose result would be told as that of these data.
     check_unchanged(folder.path, dataset.fingerprint)
-    if folder.result is not None and not folder.changes:
+    lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
+    if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
     with folder.locked():
         if folder.writes:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
 from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
@@ -200,7 +201,8 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
 
     # Modules check that their settings fit the images; the random state is left as it was.
     with preserved(), enough_memory("search", recipe, torch.device("cpu")):
-        build_modules(how, dataset, layers=search_stages(how)[0].layers)
+        modules = build_modules(how, dataset, layers=search_stages(how)[0].layers)
+    check_budget(recipe, dataset, modules.arch.primitives)
 
 
 def _check_training(recipe: Recipe, dataset: Dataset) -> None:

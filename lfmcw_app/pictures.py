@@ -23,7 +23,10 @@ from lfmcw_app.search_space.draw import draw_genotype
 from lfmcw_app.search_space.genotype import Genotype
 from mlo.randomness import preserved
 
-__all__ = ["describe_dataset", "save_cells", "save_samples", "save_snapshot", "snapshot_rounds"]
+__all__ = [
+    "describe_dataset", "save_cells", "save_samples", "save_snapshot", "snapshot_rounds",
+    "with_settled_statistics",
+]  # fmt: skip
 
 GENERATED, REAL = 8, 2
 MOST_CLASSES = 20
@@ -61,8 +64,6 @@ def save_snapshot(
 
     The noise is the same each time. The generator's statistics and the random state are left as
     they are.
-
-    The generator's statistics and the random state are left as they are.
     """
     classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
     _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)

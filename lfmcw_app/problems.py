@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 import mlo
+from lfmcw_app.budget import BudgetPenalty, make_penalty
 from lfmcw_app.build_modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches, resident
 from lfmcw_app.generators import GAMES, PlayerLosses
@@ -113,13 +114,25 @@ def plain_w2_loss(
     return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
 
 
-def arch_loss(
-    arch: Architecture, batch: tuple[Tensor, Tensor], *, w2: WeightedLearner
-) -> tuple[Tensor, dict[str, Any]]:
-    """Cross entropy of W2 on a validation batch (Eq. 4)."""
-    images, labels = batch
-    logits = w2.network(images, arch())
-    return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
+def make_arch_loss(
+    penalty: BudgetPenalty | None = None,
+) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    """Makes the loss of A: W2's cross entropy on a validation batch (Eq. 4), and any penalty."""
+
+    def arch_loss(
+        arch: Architecture, batch: tuple[Tensor, Tensor], *, w2: WeightedLearner
+    ) -> tuple[Tensor, dict[str, Any]]:
+        images, labels = batch
+        mixing = arch()
+        logits = w2.network(images, mixing)
+        loss = F.cross_entropy(logits, labels)
+        metrics: dict[str, Any] = {"accuracy": _accuracy(logits, labels)}
+        if penalty is None:
+            return loss, metrics
+        excess, costs = penalty(mixing)
+        return loss + excess, metrics | costs
+
+    return arch_loss
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -176,7 +189,7 @@ def build_search(
     `validation_batch` says otherwise.
     """
     search = recipe.search
-    parallel = parallelism(recipe, own_noise=space_named(search.space).drops_out)
+    parallel = parallelism(recipe, own_noise=space_named(search.space).draws(search))
     if recipe.distributed.sync_batchnorm:
         for module in modules:
             if module is not None:
@@ -225,6 +238,7 @@ def build_search(
         )
 
     # α moves on the validation half. In the warm-up it rests, and only the weights move.
+    penalty = make_penalty(recipe, dataset, modules.arch.primitives, device)
     arch = Problem(
         "arch",
         module=modules.arch,
@@ -236,7 +250,7 @@ def build_search(
         ),
         grad_clip=search.architecture.grad_clip,
         precision=search.precision,
-        loss=arch_loss,
+        loss=make_arch_loss(penalty),
         data=validating.alike(),
         warmup_steps=search.architecture.warmup_epochs * per_epoch,
     )

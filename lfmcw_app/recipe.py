@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.generators import GAMES
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
@@ -227,7 +228,7 @@ class ArchitectureOptimizer(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: Literal["dcgan", "wgan_gp", "biggan"] = "dcgan"
+    name: str = Field(default="dcgan", description="a name in generators/games.py")
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
@@ -247,6 +248,41 @@ class Generator(_Section):
         default=None,
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        GAMES.named(value)
+        return value
+
+
+class StartingWeights(_Section):
+    """Weights of another run to start from, instead of random ones."""
+
+    run: str | None = Field(default=None, description="run folder that they are taken from")
+    digest: str | None = Field(
+        default=None, description="of the weights; filled in, and checked where it is given"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> StartingWeights:
+        if self.run is None and self.digest is not None:
+            raise ValueError("digest needs run, the folder whose weights it is of")
+        return self
+
+
+class Budget(_Section):
+    """What the derived network may cost at most, in millions; null: any."""
+
+    parameters: float | None = Field(
+        default=None, gt=0, description="millions of trainable parameters"
+    )
+    multiply_adds: float | None = Field(
+        default=None, gt=0, description="millions of multiply-adds for one image"
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="weight of the penalty in the architecture's loss"
     )
 
 
@@ -284,6 +320,13 @@ class Progressive(_Section):
         return self
 
 
+def _names_in(value: Any) -> tuple[str, ...]:
+    """A list of names as a tuple."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"a list of names of primitives is needed, got {shown(value)}")
+    return tuple(value)
+
+
 class Search(_Section):
     """The architecture search."""
 
@@ -293,12 +336,10 @@ class Search(_Section):
         "seed, no search",
     )
     space: str = Field(default="darts", description="a name in spaces.py")
-    primitives: tuple[str, ...] = Field(
+    primitives: Any = Field(
         default=DARTS_PRIMITIVES,
-        strict=False,
-        min_length=1,
-        description="candidate operations of every edge, names in search_space/operations.py; "
-        "spaces with candidates of their own do not read it",
+        description="candidate operations, names in search_space/operations.py: a list for every "
+        "edge, or {normal: […], reduction: […]} with a list for each",
     )
     partial_channels: Count = Field(
         default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
@@ -367,6 +408,10 @@ class Search(_Section):
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
     generator: Generator = Generator()
+    budget: Budget = Budget()
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the supernets: from the search of a run"
+    )
     augmentation: Augmentation = Augmentation()
 
     model_config = ConfigDict(validate_by_name=True)
@@ -394,10 +439,24 @@ class Search(_Section):
             raise ValueError("give either epochs or steps (set the other to null)")
         return self
 
+    @field_validator("primitives")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return _names_in(value)
+        if set(value) != {"normal", "reduction"}:
+            raise ValueError(
+                "primitives has the keys normal and reduction, each a list with the names of each "
+                f"edge, or is one list of names; got {shown(value)}"
+            )
+        if not all(isinstance(edges, (list, tuple)) for edges in value.values()):
+            raise ValueError(
+                f"primitives.normal and .reduction are lists of lists, got {shown(value)}"
+            )
+        return {kind: tuple(map(_names_in, value[kind])) for kind in ("normal", "reduction")}
+
     @model_validator(mode="after")
     def _fits_its_space(self) -> Search:
-        if len(set(self.primitives)) < len(self.primitives):
-            raise ValueError(f"primitives names one twice: {list(self.primitives)}")
         SPACES.named(self.space).check(self)
         return self
 
@@ -449,6 +508,9 @@ class Evaluation(_Section):
     )
     drop_path: float = Field(
         default=0.3, ge=0, lt=1, description="drop-path probability of the last epoch"
+    )
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the network: from the trained one of a run"
     )
     augmentation: Augmentation = Augmentation()
 
@@ -555,6 +617,7 @@ def load_recipe(
             file = resources.files("lfmcw_app").joinpath("recipes", f"{name}{part}.yaml")
             if file.is_file():
                 tree = _merged(tree, _read_yaml(file.read_text("utf-8"), f"{name}{part}"))
+    _assign(tree, "search.space", space)
 
     over = read_config(config) if isinstance(config, Path) else config or {}
     return _over(tree, over, overrides or {}, assignments)

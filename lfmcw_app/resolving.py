@@ -11,6 +11,7 @@ import torch
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
+from lfmcw_app.starting_weights import with_digests
 
 __all__ = ["default_preset", "resolve_recipe"]
 
@@ -90,13 +91,14 @@ def resolve_recipe(
         "search.method": method,
         "seed": seed,
     }
-    return load_recipe(
+    recipe = load_recipe(
         preset or default_preset(dataset, cuda=cuda),
         space=space or ("pcdarts" if is_imagenet(dataset) else "darts"),
         config=tree,
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
+    return with_digests(recipe)
 
 
 def _agreed(given: dict[str, Any]) -> Any:

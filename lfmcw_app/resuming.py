@@ -45,6 +45,9 @@ CHANGEABLE = {
     "detect_collapse": False,
     "dataset": False,  # only where a folder is, and its files are compared
     "data.groups": False,  # only where the file is: the groups are compared too
+    "data.in_memory": True,
+    "search.init.run": False,  # the digest of its weights is checked
+    "evaluation.init.run": False,
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
     "search.epochs": True,
@@ -58,6 +61,7 @@ CHANGEABLE = {
     "search.generator.discriminator_lr": True,
     "evaluation.epochs": True,
     "evaluation.steps": True,
+    "evaluation.min_steps": True,
     "evaluation.weights.lr": True,
     "evaluation.weights.min_lr": True,
     "evaluation.weights.grad_clip": True,
@@ -66,7 +70,7 @@ CHANGEABLE = {
 
 LENGTHS = {
     "search": ("search.epochs", "search.steps"),
-    "evaluation": ("evaluation.epochs", "evaluation.steps"),
+    "evaluation": ("evaluation.epochs", "evaluation.steps", "evaluation.min_steps"),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lfmcw_app.budget import warn_of_excess
 from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.collapse import CollapseDetector, observe
 from lfmcw_app.data import Dataset, search_split, short_name
@@ -29,6 +30,7 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.spaces import SearchStage, space_named
 from lfmcw_app.stages import METHOD_LABELS, phases_of
+from lfmcw_app.starting_weights import load_into_supernets
 from mlo import Record
 
 __all__ = ["search"]
@@ -46,6 +48,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
     folder.write("genotype.txt", genotype.to_darts() + "\n")
+    warn_of_excess(folder.recipe, genotype, dataset)
     title = (
         f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     )
@@ -75,6 +78,8 @@ def _searched(
         modules = build_modules(
             how, dataset, candidates=candidates, layers=stage.layers, device=device
         )
+        if index == 0 and not folder.checkpoints(stage.name).exists():
+            load_into_supernets(modules, folder.recipe)
         _run_stage(stage, modules, folder, dataset, console, device)
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)

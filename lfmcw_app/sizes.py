@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ import torch
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import memory_of
 from lfmcw_app.recipe import Generator, Recipe, Search
+from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.supernet import reduction_layers
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import search_stages
@@ -26,17 +29,12 @@ __all__ = [
     "generator_weights",
     "least_memory",
     "network_weights",
+    "primitive_weights",
     "supernet_weights",
 ]
 
 FLOAT = 4
 STEM_MULTIPLIER = 3
-
-CONVOLUTIONS = {
-    "sep_conv_3x3": (2, 2 * 9), "sep_conv_5x5": (2, 2 * 25),
-    "dil_conv_3x3": (1, 9), "dil_conv_5x5": (1, 25),
-}  # fmt: skip
-"""Primitive → (a, b): on c channels it has a·c² + b·c weights, pointwise and depthwise."""
 
 SMALLEST = {
     "search.channels": 4, "search.layers": 3, "search.nodes": 1, "search.batch_size": 2,
@@ -104,7 +102,7 @@ def least_memory(
         # SGD keeps a momentum of every weight, Adam two; one gradient is there at a time.
         kept = weights * (2 if how.weights.momentum else 1)
         if how.method == "lfmcw":
-            kept += kept + 3 * weights + 3 * generator_weights(how.generator, image_size)
+            kept += kept + 3 * weights + 3 * generator_weights(how.generator)
         outputs = _outputs(
             search_stages(how)[0].layers,
             how.nodes, how.channels, how.stem, image_size,
@@ -130,8 +128,7 @@ def supernet_weights(how: Search, classes: int) -> int:
     def mixed(layer: int, channels: int) -> int:
         seen = channels // part
         cell = candidates.reduction if layer in reduction_layers(layers) else candidates.normal
-        known = [CONVOLUTIONS.get(name, (0, 0)) for edge in cell for name in edge]
-        return sum(square * seen**2 + single * seen for square, single in known)
+        return sum(primitive_weights(name, seen) for edge in cell for name in edge)
 
     widths = list(_widths(layers, how.channels))
     cells = sum(mixed(layer, channels) for layer, channels in enumerate(widths))
@@ -139,18 +136,19 @@ def supernet_weights(how: Search, classes: int) -> int:
     return cells + inputs + how.nodes * widths[-1] * classes
 
 
-def generator_weights(how: Generator, image_size: int) -> int:
-    """Number of a generator's weights, at least."""
-    side, doublings = image_size, 0
-    while side % 2 == 0 and side > 4:
-        side, doublings = side // 2, doublings + 1
-    if how.name != "dcgan" or doublings == 0:
-        # The linear layer, to at least 3×3 pixels, and one block of two convolutions.
-        return 9 * how.noise_dim * how.channels + 18 * how.channels**2
-    first = how.channels << (doublings - 1)
-    widths = [first >> step for step in range(doublings - 1)]
-    deconvolutions = sum(8 * width * width for width in widths)
-    return 2 * how.noise_dim * first * side * side + deconvolutions
+@cache
+def primitive_weights(name: str, channels: int) -> int:
+    """Number of weights of a primitive on one edge that keeps the resolution, at least."""
+    if name == "none":
+        return 0
+    with torch.device("meta"):  # nothing is allocated
+        layer = make_operation(name, channels, 1, OperationStyle())
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def generator_weights(how: Generator) -> int:
+    """Number of a generator's weights, at least: a linear layer to 3×3 pixels, two convolutions."""
+    return 9 * how.noise_dim * how.channels + 18 * how.channels**2
 
 
 def network_weights(recipe: Recipe, image_channels: int, classes: int) -> int:

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.assessment import assessed
+from lfmcw_app.budget import budget_result
 from lfmcw_app.data import Batches, Dataset, resident, subset
+from lfmcw_app.network_file import NetworkPlan, write_network
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import parallelism
@@ -23,6 +25,7 @@ from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
 from lfmcw_app.stages import TRAINING, phases_of
+from lfmcw_app.starting_weights import load_into_network
 from mlo import MultilevelOptimizer, Problem
 from mlo.distributed import SyncBatchNorm, rank_and_size
 
@@ -59,15 +62,8 @@ def build_training(
     how = recipe.evaluation
 
     # Drawn from the global random state before anything else draws from it.
-    network = DerivedNetwork(
-        genotype or random_genotype(recipe.search.nodes, 0),
-        in_channels=dataset.channels,
-        num_classes=dataset.num_classes,
-        channels=how.channels,
-        layers=how.layers,
-        auxiliary=how.auxiliary_weight > 0,
-        stem=how.stem,
-    ).to(device)
+    plan = NetworkPlan.of(recipe, genotype or random_genotype(recipe.search.nodes, 0), dataset)
+    network = plan.build(auxiliary=how.auxiliary_weight > 0).to(device)
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
 
@@ -112,22 +108,29 @@ def train_derived(
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
     assert isinstance(network, DerivedNetwork)
+    if not folder.checkpoints(TRAINING).exists():
+        load_into_network(network, recipe, dataset)
     _train(folder, optimizer, network, dataset, rounds, console, device)
 
     train = subset(dataset.train, recipe.data.train_images, recipe.seed)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     measured = assessed(network, train, test, dataset, device)
     cost = network_cost(network, dataset.image_size, dataset.channels)
+    budget = budget_result(recipe, cost)
     result = {
         "dataset": dataset.name,
         **measured,
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
+        **({"budget": budget} if budget else {}),
+        **({"init": recipe.evaluation.init.model_dump()} if recipe.evaluation.init.run else {}),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
         **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
         "genotype": genotype.to_data(),
     }
+    plan = NetworkPlan.of(recipe, genotype, dataset)
+    write_network(folder, network, plan, dataset, result)
     folder.write("result.json", as_json(result))
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from lfmcw_app.stages import TRAINING
 from lfmcw_app.tensorboard import check_tensorboard
 
 
@@ -44,6 +46,7 @@ def evaluate(
     assign: options.SetOption = None,
     out: options.OutOption = None,
     seed: options.SeedOption = None,
+    init: options.InitOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -58,11 +61,14 @@ def evaluate(
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import adaptations, read_data
     from lfmcw_app.projection import after_projection, print_choice, project_training
+    from lfmcw_app.starting_weights import check_network_fits
 
     console = Console(quiet=quiet and not dry_run)
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
+        if init is not None:
+            assign = [*(assign or []), f"evaluation.init.run={json.dumps(str(init))}"]
 
         # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
@@ -112,6 +118,9 @@ def evaluate(
                 say(console, said)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=False)
+            begins = folder is None or not folder.checkpoints(TRAINING).exists()
+            if begins and (told := check_network_fits(recipe, cells, images)):
+                say(console, told)
             measure = partial(project_training, recipe, cells, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

@@ -86,6 +86,14 @@ OutOption = Annotated[
 ResumeOption = Annotated[
     Path | None, typer.Option(help="Resumes what was interrupted in this run folder.")
 ]
+InitOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN",
+        help="Starts from the weights of this run instead of random ones: run takes those of its "
+        "search, evaluate those of its trained network.",
+    ),
+]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[
     str,

@@ -78,6 +78,13 @@ def _place(folder: RunFolder) -> str | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder
     here = Path(name.removeprefix(FOLDER)).expanduser().resolve()
-    return (
-        f"{FOLDER}{began}" if name.startswith(FOLDER) and began != here and began.is_dir() else None
+    if not name.startswith(FOLDER) or began == here:
+        return None
+    if began.is_dir():
+        return f"{FOLDER}{began}"
+    if here.is_dir():
+        return None  # all was moved together
+    raise InputError(
+        f"The images of the run in {folder.path} were in {began}, which is not there any more. If "
+        f"they have moved, name the place: folder:PATH --resume {folder.path}"
     )

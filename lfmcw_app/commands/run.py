@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,7 @@ def run(
     assign: options.SetOption = None,
     out: options.OutOption = None,
     seed: options.SeedOption = None,
+    init: options.InitOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -59,12 +61,15 @@ def run(
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data_checks import adaptations, read_data
     from lfmcw_app.projection import after_projection, print_choice, project
+    from lfmcw_app.starting_weights import check_supernets_fit
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
+        if init is not None:
+            assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
 
@@ -116,6 +121,8 @@ def run(
                 say(console, said)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
+            if folder is None and (told := check_supernets_fit(recipe, images)):
+                say(console, told)
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

@@ -13,7 +13,7 @@ from lfmcw_app.generators.base import ImageGenerator
 from lfmcw_app.generators.biggan import ConditionalBigGAN
 from lfmcw_app.generators.dcgan import ConditionalDCGAN
 from lfmcw_app.generators.discriminator import Discriminator
-from lfmcw_app.generators.games import GAMES, Game
+from lfmcw_app.generators.games import GAMES, Game, register_generator
 from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "gradient_penalty",
     "hinge",
     "non_saturating",
+    "register_generator",
     "wasserstein_gp",
 ]

@@ -1,7 +1,11 @@
-"""The games by name: a generator, its loss, and the discriminator that belongs to them."""
+"""The games by name: a generator, its loss, and the discriminator that belongs to them.
+
+A new one is one entry of `GAMES`, here or in a package of one's own (docs/adding-an-operation.md).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +16,10 @@ from lfmcw_app.generators.biggan import ConditionalBigGAN
 from lfmcw_app.generators.dcgan import ConditionalDCGAN
 from lfmcw_app.generators.discriminator import SpectralNorm
 from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
+from lfmcw_app.plugins import Table
 from lfmcw_app.search_space.layers import Norm
 
-__all__ = ["GAMES", "Game"]
+__all__ = ["GAMES", "Game", "register_generator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,8 @@ class Game:
         head: the discriminator's head.
         spectral_norm: of the discriminator, for a trunk with the first of `trunk_norms`.
         trunk_norms: the norms that the discriminator's trunk may have, the recommended one first.
+        coin_loss: the discriminator's loss if it cannot tell real from generated images; None where
+            that is not bounded.
     """
 
     generator: Callable[..., ImageGenerator]
@@ -35,28 +42,40 @@ class Game:
     head: Literal["flatten", "sum"]
     spectral_norm: SpectralNorm
     trunk_norms: tuple[Norm, ...]
+    coin_loss: float | None
 
 
-GAMES: dict[str, Game] = {
-    "dcgan": Game(
-        generator=ConditionalDCGAN,
-        loss=non_saturating,
-        head="flatten",
-        spectral_norm="none",
-        trunk_norms=("group", "instance", "batch"),
-    ),
-    "wgan_gp": Game(
-        generator=ConditionalWGANGP,
-        loss=wasserstein_gp,
-        head="flatten",
-        spectral_norm="none",
-        trunk_norms=("group", "instance", "none"),
-    ),
-    "biggan": Game(
-        generator=ConditionalBigGAN,
-        loss=hinge,
-        head="sum",
-        spectral_norm="all",
-        trunk_norms=("none", "group", "instance"),
-    ),
-}
+GAMES: Table[Game] = Table(
+    "generator",
+    "lfmcw_app.generators",
+    Game,
+    {
+        "dcgan": Game(
+            generator=ConditionalDCGAN,
+            loss=non_saturating,
+            head="flatten",
+            spectral_norm="none",
+            trunk_norms=("group", "instance", "batch"),
+            coin_loss=2.0 * math.log(2.0),
+        ),
+        "wgan_gp": Game(
+            generator=ConditionalWGANGP,
+            loss=wasserstein_gp,
+            head="flatten",
+            spectral_norm="none",
+            trunk_norms=("group", "instance", "none"),
+            coin_loss=None,
+        ),
+        "biggan": Game(
+            generator=ConditionalBigGAN,
+            loss=hinge,
+            head="sum",
+            spectral_norm="all",
+            trunk_norms=("none", "group", "instance"),
+            coin_loss=2.0,
+        ),
+    },
+)
+"""Name → game."""
+
+register_generator = GAMES.register

@@ -12,11 +12,12 @@ from markupsafe import Markup
 from lfmcw_app.report.cells import primitive_label, state_label
 from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
-from lfmcw_app.search_space.candidates import Candidates, as_candidates
+from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count, edge_index
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, derive_genotype
-from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
+from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
+from lfmcw_app.spaces import space_named
 
 __all__ = ["KINDS", "Evolution", "Frame", "evolution"]
 
@@ -25,7 +26,6 @@ Rows = list[list[float | None]]
 """[edges, primitives]; None where a primitive was dropped."""
 MOST_FRAMES = 60
 LEFT, TOP, WIDTH, ROW = 92, 34, 360, 22
-COLUMN = (WIDTH - LEFT) / len(DARTS_PRIMITIVES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,8 @@ def evolution(
         offsets: stage → the rounds before it.
         boundaries: where stages begin, for the charts.
     """
-    frames = _frames(run, offsets)
+    names = _columns(run)
+    frames = _frames(run, offsets, names)
     if not frames:
         return None
 
@@ -95,8 +96,8 @@ def evolution(
     ranges = {kind: _range(kind, shown) for kind in KINDS}
     return Evolution(
         frames=shown,
-        pictures={kind: _picture(kind, shown[-1], ranges[kind], nodes) for kind in KINDS},
-        charts={kind: _chart(kind, frames, boundaries) for kind in KINDS},
+        pictures={kind: _picture(kind, shown[-1], ranges[kind], nodes, names) for kind in KINDS},
+        charts={kind: _chart(kind, frames, boundaries, names) for kind in KINDS},
         ranges=ranges,
     )
 
@@ -116,12 +117,17 @@ def relative(rows: Rows) -> Rows:
     return result
 
 
-def _chart(kind: str, frames: Sequence[Frame], boundaries: Sequence[tuple[float, str]]) -> Markup:
+def _chart(
+    kind: str,
+    frames: Sequence[Frame],
+    boundaries: Sequence[tuple[float, str]],
+    names: Sequence[str],
+) -> Markup:
     """The mean relative weight of each operation over the rounds."""
-    points: dict[str, list[Point]] = {primitive: [] for primitive in DARTS_PRIMITIVES}
+    points: dict[str, list[Point]] = {primitive: [] for primitive in names}
     for frame in frames:
         columns = zip(*relative(frame.weights[kind]), strict=True)
-        for primitive, column in zip(DARTS_PRIMITIVES, columns, strict=True):
+        for primitive, column in zip(names, columns, strict=True):
             mean = _mean(column)
             if mean is not None:
                 points[primitive].append((frame.round, mean))
@@ -134,24 +140,46 @@ def _chart(kind: str, frames: Sequence[Frame], boundaries: Sequence[tuple[float,
     )
 
 
-def _frames(run: RunData, offsets: dict[str, int]) -> list[Frame]:
-    nodes = run.recipe.search.nodes
-    frames = []
-    # A stage logs its candidates in its first round; α has a column for each of them.
+def _columns(run: RunData) -> list[str]:
+    """The primitives that some edge could have, in the order of their table."""
+    found = {name for stage in _candidates(run) for cell in _cells(stage) for name in cell}
+    return [name for name in PRIMITIVES if name in found]
+
+
+def _cells(candidates: Candidates) -> list[tuple[str, ...]]:
+    return [*candidates.normal, *candidates.reduction]
+
+
+def _candidates(run: RunData) -> list[Candidates]:
+    """The candidates of each stage that has begun."""
+    stages = []
     for stage in run.searched:
-        candidates = as_candidates(DARTS_PRIMITIVES, nodes)
+        found = space_named(run.recipe.search.space).candidates(run.recipe.search)
         for entry in stage.entries:
             if "candidates" in entry:
-                found = entry["candidates"].items()
-                candidates = Candidates(**{kind: tuple(map(tuple, edges)) for kind, edges in found})
+                cells = entry["candidates"].items()
+                found = Candidates(**{kind: tuple(map(tuple, edges)) for kind, edges in cells})
+        stages.append(found)
+    return stages
+
+
+def _frames(run: RunData, offsets: dict[str, int], names: Sequence[str]) -> list[Frame]:
+    frames = []
+    # A stage logs its candidates in its first round; α has a column for each of them.
+    for stage, candidates in zip(run.searched, _candidates(run), strict=True):
+        for entry in stage.entries:
             if "alpha" in entry:
                 number = offsets[stage.name] + entry["round"]
-                frames.append(_frame(stage.name, number, entry["alpha"], candidates))
+                frames.append(_frame(stage.name, number, entry["alpha"], candidates, names))
     return frames
 
 
 def _frame(
-    stage: str, number: int, alpha: dict[str, list[list[float]]], candidates: Candidates
+    stage: str,
+    number: int,
+    alpha: dict[str, list[list[float]]],
+    candidates: Candidates,
+    columns: Sequence[str],
 ) -> Frame:
     mixing = MixingWeights(**{kind: torch.tensor(alpha[kind]) for kind in KINDS})
     genotype = derive_genotype(mixing, candidates)
@@ -161,14 +189,14 @@ def _frame(
     for kind in KINDS:
         for row, names in zip(alpha[kind], getattr(candidates, kind), strict=True):
             by_name = dict(zip(names, row, strict=False))
-            weights[kind].append([by_name.get(primitive) for primitive in DARTS_PRIMITIVES])
-    chosen = {kind: _places(getattr(genotype, kind)) for kind in KINDS}
+            weights[kind].append([by_name.get(primitive) for primitive in columns])
+    chosen = {kind: _places(getattr(genotype, kind), columns) for kind in KINDS}
     return Frame(stage=stage, round=number, weights=weights, chosen=chosen)
 
 
-def _places(edges: Sequence[Edge]) -> list[list[int]]:
+def _places(edges: Sequence[Edge], columns: Sequence[str]) -> list[list[int]]:
     return [
-        [edge_index(index // EDGES_PER_NODE, edge.source), DARTS_PRIMITIVES.index(edge.primitive)]
+        [edge_index(index // EDGES_PER_NODE, edge.source), columns.index(edge.primitive)]
         for index, edge in enumerate(edges)
     ]
 
@@ -202,17 +230,20 @@ def _range(kind: str, frames: Sequence[Frame]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> Markup:
+def _picture(
+    kind: str, frame: Frame, span: tuple[float, float], nodes: int, names: Sequence[str]
+) -> Markup:
     """One row per edge, one column per primitive; the page's script changes its cells."""
     shades = relative(frame.weights[kind])
-    parts = _column_heads()
+    wide = (WIDTH - LEFT) / len(names)
+    parts = _column_heads(names, wide)
     rows = [(node, source) for node in range(nodes) for source in range(2 + node)]
     for row, (node, source) in enumerate(rows):
         y = TOP + row * ROW
         head = Markup('<text class="row" x="{}" y="{}">{} → {}</text>')
         parts.append(head.format(LEFT - 6, y + 15, state_label(source), node))
 
-        for column in range(len(DARTS_PRIMITIVES)):
+        for column in range(len(names)):
             weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)
             classes = "w chosen" if [row, column] in frame.chosen[kind] else "w"
             if weight is None:
@@ -222,9 +253,9 @@ def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> 
                 'style="fill-opacity:{:.3f}"/><text x="{:.1f}" y="{}">{}</text></g>'
             )
             text = "" if weight is None else f"{100 * weight:.1f}"
-            left, middle = LEFT + column * COLUMN + 1, LEFT + (column + 0.5) * COLUMN
+            left, middle = LEFT + column * wide + 1, LEFT + (column + 0.5) * wide
             parts.append(
-                box.format(classes, left, y + 1, COLUMN - 2, ROW - 2, shade, middle, y + 15, text)
+                box.format(classes, left, y + 1, wide - 2, ROW - 2, shade, middle, y + 15, text)
             )
 
     height = TOP + edge_count(nodes) * ROW + 2
@@ -235,10 +266,10 @@ def _picture(kind: str, frame: Frame, span: tuple[float, float], nodes: int) -> 
     return picture.format(WIDTH, height, kind, kind, Markup("").join(parts))
 
 
-def _column_heads() -> list[Markup]:
+def _column_heads(names: Sequence[str], wide: float) -> list[Markup]:
     """The primitives' names over the columns, in one line or two."""
     parts = []
-    for column, primitive in enumerate(DARTS_PRIMITIVES):
+    for column, primitive in enumerate(names):
         first, _, second = primitive_label(primitive).rpartition(" ")
         first, second = (first, second) if first else (second, "")
         first = first.removesuffix(" conv").removesuffix(" pool")
@@ -246,7 +277,7 @@ def _column_heads() -> list[Markup]:
         for y, text in ((TOP - 20, first), (TOP - 8, second)):
             if text:
                 head = Markup('<text class="head" x="{:.1f}" y="{}">{}</text>')
-                parts.append(head.format(LEFT + (column + 0.5) * COLUMN, y, text))
+                parts.append(head.format(LEFT + (column + 0.5) * wide, y, text))
     return parts
 
 

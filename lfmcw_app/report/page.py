@@ -38,6 +38,7 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
+from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
 from lfmcw_app.units import duration, size
@@ -157,8 +158,22 @@ def _rendered(template: str, **context: Any) -> str:
     environment.filters["short"] = short
     environment.filters["duration"] = lambda seconds: " ".join(duration(seconds))
     environment.filters["size"] = lambda count: " ".join(size(count))
-    environment.globals.update(colours=gradient_bar(), problem_names=PROBLEM_NAMES)
+    environment.globals.update(
+        colours=gradient_bar(),
+        problem_names=PROBLEM_NAMES,
+        operation_colours=_operation_colours(dark=False),
+        dark_operation_colours=_operation_colours(dark=True),
+    )
     return environment.get_template(template).render(context)
+
+
+def _operation_colours(*, dark: bool) -> Markup:
+    """The colours of all primitives, as CSS variables."""
+    found = []
+    for name, primitive in PRIMITIVES.items():
+        colour = primitive.dark_colour if dark and primitive.dark_colour else primitive.colour
+        found.append(Markup("--op-{}: {};").format(name, colour))
+    return Markup(" ").join(found)
 
 
 def _title(run: RunData) -> str:

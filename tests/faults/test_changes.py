@@ -110,6 +110,24 @@ def test_a_run_that_met_a_nan_can_be_finished(runs, tmp_path, monkeypatch, polic
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
+def test_a_rollback_keeps_the_new_rates(runs, tmp_path, monkeypatch):
+    """The checkpoint that it returns to was written under the old ones."""
+    batch = Batches.batch
+
+    def poisoned(self, index):
+        found, labels = batch(self, index)
+        if len(self._images) == 40 and index == 3:
+            found[0, 0, 0, 0] = float("nan")
+        return found, labels
+
+    monkeypatch.setattr(Batches, "batch", poisoned)
+    folder = tmp_path / "run"
+    runs.start(folder, die_after=3)
+    runs.resume(folder, on_nonfinite="rollback", **{"search.architecture.lr": 0.5}, die_after=4)
+    assert rates(folder / "search.pt", "arch") == [0.5]
+
+
 def test_an_edit_of_what_may_not_change_is_refused(runs, tmp_path):
     folder = tmp_path / "run"
     runs.start(folder, die_after=3)
@@ -131,6 +149,15 @@ def test_a_complete_run_can_train_longer(runs, whole, tmp_path):
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     assert lines(folder)[:15] == [json.loads(line) for line in whole["metrics.jsonl"].splitlines()]
+
+
+def test_a_result_is_gone_while_the_training_is_longer(runs, tmp_path):
+    folder = tmp_path / "run"
+    runs.start(folder)
+    runs.resume(folder, **{"evaluation.epochs": 5}, die_after=2)
+    assert not (folder / "result.json").exists()
+    runs.resume(folder)
+    assert (folder / "result.json").exists()
 
 
 def test_a_search_can_be_longer_until_it_has_ended(runs, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from small_pictures import write_classes
+from trained_runs import trained_run
 
 
 @pytest.fixture
@@ -18,3 +19,10 @@ def imagenet(tmp_path):
 def no_usual_places(monkeypatch):
     """Data sets that this machine happens to have are not found."""
     monkeypatch.setattr("lfmcw_app.published_files.PLACES", ())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished evaluation, for tests that leave it as it is."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return trained_run(tmp_path_factory.mktemp("trained"), monkeypatch)

@@ -234,6 +234,7 @@ def test_the_usual_places_come_after_the_given_folder(tmp_path, monkeypatch):
     write_files(elsewhere, binary_files("cifar10", random_parts("cifar10", seed=1)))
     data = load_dataset("cifar10", tmp_path / "given")
     assert data.source == str(elsewhere / "cifar-10-batches-bin")
+    assert f", from {data.source}" in data.summary
     write_files(tmp_path / "given", binary_files("cifar10", random_parts("cifar10", seed=2)))
     given = load_dataset("cifar10", tmp_path / "given")
     assert given.source == str(tmp_path / "given" / "cifar-10-batches-bin")

@@ -23,12 +23,12 @@ def test_pixels_that_fit_are_decoded_and_others_stay_in_files(pictures, monkeypa
     monkeypatch.setattr(held_pixels, "total_memory", lambda: size / held_pixels.SHARE)
     data = load(pictures)
     assert isinstance(data.train.pixels, torch.Tensor)
-    assert data.reading == "held in memory"
+    assert "read from files" not in data.summary
     monkeypatch.setattr(held_pixels, "total_memory", lambda: size / held_pixels.SHARE - 4)
     data = load(pictures)
     assert isinstance(data.train.pixels, ImageFiles)
     assert isinstance(data.test.pixels, ImageFiles)
-    assert data.reading == "read from files as needed"
+    assert ", read from files as needed" in data.summary
 
 
 def test_what_is_wanted_goes_before_what_fits(pictures, monkeypatch):

@@ -10,8 +10,8 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
 from lfmcw_app.recipe import PRESETS, SPACES, load_recipe
 from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.network import DerivedNetwork
-from lfmcw_app.search_space.supernet import Supernet
 from lfmcw_app.sizes import (
     check_sizes,
     generator_weights,
@@ -38,14 +38,14 @@ def test_weights_are_never_overestimated(preset, space, dataset):
     _, channels, classes = SHAPES[dataset]
     genotype = random_genotype(how.nodes, 0)
     with torch.device("meta"):  # nothing is allocated
-        supernet = Supernet(
+        entry = SPACES[space]
+        supernet = entry.supernet(
+            how,
+            entry.candidates(how),
+            layers=search_stages(how)[0].layers,
             in_channels=channels,
             num_classes=classes,
-            channels=how.channels,
-            layers=search_stages(how)[0].layers,
-            nodes=how.nodes,
-            stem=how.stem,
-            partial_channels=how.partial_channels if space == "pcdarts" else 1,
+            style=OperationStyle(),
         )
         network = DerivedNetwork(
             genotype,
@@ -70,7 +70,7 @@ def test_a_generator_is_never_overestimated(game, image_size):
             num_classes=2, image_size=image_size, image_channels=1, mean=(0.5,), std=(0.5,),
             noise_dim=how.noise_dim, channels=how.channels,
         )  # fmt: skip
-    assert 0.01 < generator_weights(how, image_size) / counted(generator) <= 1.0
+    assert 0.01 < generator_weights(how) / counted(generator) <= 1.0
 
 
 @pytest.mark.parametrize("space", SPACES)

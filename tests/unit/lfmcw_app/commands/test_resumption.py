@@ -94,6 +94,9 @@ def test_a_folder_of_images_is_found_from_another_place(tmp_path, monkeypatch):
     assert resumed(path).recipe.dataset == f"folder:{tmp_path}/home/pictures"
     monkeypatch.chdir(tmp_path / "home")
     assert resumed(path).changes == ()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "home" / "pictures").rmdir()
+    with pytest.raises(InputError, match=r"were in .*home/pictures.*folder:PATH --resume"):
+        resumed(path)
     monkeypatch.chdir(tmp_path / "away")  # all was moved together
     assert resumed(path).changes == ()

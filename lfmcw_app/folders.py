@@ -17,7 +17,9 @@ from torch import Tensor
 
 from lfmcw_app.errors import InputError, listed
 
-__all__ = ["FolderListing", "Listing", "image_suffixes", "list_folder", "list_parts"]
+__all__ = [
+    "FolderListing", "Listing", "image_suffixes", "images_below", "list_folder", "list_parts",
+]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 PARTS = {
@@ -355,6 +357,21 @@ def _folders(folder: Path, found: _Skipped | None = None) -> list[Path]:
             elif found is not None:
                 found.folders.append(_text(entry.name))
     return chosen
+
+
+def images_below(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """All images in a folder and the folders below it, whatever these mean.
+
+    Returns:
+        images: pairs of the name relative to the folder, with "/", and the path.
+        skipped: kind of file → how many are no images.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+    found = _Skipped()
+    images = [(name, path) for name, path, _ in _files(folder, {_identity(folder)}, found)]
+    return images, dict(found.kinds)
 
 
 def _has_image(folder: Path) -> bool:

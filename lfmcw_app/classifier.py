@@ -1,0 +1,160 @@
+"""A run's trained network as a function of images, with the preprocessing of its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lfmcw_app.decoding import Decoding
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.network_file import NETWORK, NetworkFile
+from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.search_space.network import DerivedNetwork
+
+__all__ = ["Classifier", "Preprocess", "load_network", "network_path"]
+
+ImageLike = str | PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
+
+
+class Classifier(nn.Module):
+    """A derived network that returns its logits alone, without those of an auxiliary head."""
+
+    def __init__(self, network: DerivedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the logits [B, classes] of normalised images [B, C, S, S]."""
+        logits: Tensor = self.network(images)[0]
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Makes of an image what the network was trained on.
+
+    Attributes:
+        decoding: how a file becomes pixels.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
+    """
+
+    decoding: Decoding
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        """Returns an image as the network takes it, [C, S, S], float32.
+
+        Args:
+            image: a file, an image of Pillow, a NumPy array ([H, W] or [H, W, C], as Pillow has it)
+                or a tensor ([H, W] or [C, H, W], as torchvision has it) of uint8, grey ones also of
+                uint16. OpenCV has blue first, so its arrays are to be turned: `array[..., ::-1]`.
+
+        Raises:
+            InputError: if it cannot be read, or is none of these.
+        """
+        return self.normalised(self.pixels(image))
+
+    def pixels(self, image: ImageLike) -> Tensor:
+        """Returns an image's pixels at the network's size, [C, S, S], uint8."""
+        if self.decoding.channels != len(self.mean):  # tensors of a data set made in Python
+            raise InputError(
+                f"The network takes {len(self.mean)} channels, which no image file has. Normalise "
+                "their pixels [C, S, S] with preprocess.normalised."
+            )
+        if isinstance(image, str | PathLike):
+            return self.decoding.decode(Path(image))
+        if isinstance(image, Image.Image):
+            return self.decoding.decode(image)
+        if isinstance(image, Tensor):
+            array = image.detach().cpu().numpy()
+            array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+        elif isinstance(image, np.ndarray):
+            array = image
+        else:
+            raise InputError(
+                "An image is a path, an image of Pillow, or an array or tensor of its pixels, got "
+                f"{shown(image)}."
+            )
+        if array.ndim == 3 and array.shape[2] == 1:
+            array = array[..., 0]
+        is_colour = array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8
+        if not is_colour and not (array.ndim == 2 and array.dtype in (np.uint8, np.uint16)):
+            raise InputError(
+                "An array of an image has the shape [H, W] or [H, W, C], a tensor [H, W] or "
+                "[C, H, W], with 1, 3 or 4 channels of uint8, or grey ones of uint16; got "
+                f"{array.dtype} {list(image.shape)}. Give one image at a time, and its pixels as "
+                "the file has them."
+            )
+        return self.decoding.decode(Image.fromarray(np.ascontiguousarray(array)))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Maps pixels [..., C, S, S] of 0 to 255 to zero mean and unit variance, float32."""
+        mean, std = (
+            torch.tensor(values, device=pixels.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (pixels.float() / 255.0 - mean) / std
+
+
+def load_network(
+    run: str | PathLike[str], *, device: torch.device | str = "cpu"
+) -> tuple[Classifier, Preprocess, tuple[str, ...]]:
+    """Loads the trained network of a run.
+
+    Args:
+        run: a run folder of a search or an evaluation, or its network.pt.
+        device: where the network goes.
+
+    Returns:
+        network: maps normalised images [B, C, S, S] to logits [B, classes]; in evaluation mode.
+        preprocess: maps one image (a path, an image of Pillow, an array or a tensor of uint8) to
+            [C, S, S], as for the training.
+        class_names: one name per logit.
+
+    Raises:
+        InputError: if the run has no trained network yet, or the file cannot be used.
+        CheckpointError: if the file is damaged.
+    """
+    file = NetworkFile.load(network_path(run))
+    preprocess = Preprocess(decoding=file.decoding, mean=file.mean, std=file.std)
+    return Classifier(file.network()).eval().to(device), preprocess, file.class_names
+
+
+def network_path(run: str | PathLike[str]) -> Path:
+    """The file of a run's network.
+
+    Raises:
+        InputError: if there is none, saying what to do.
+    """
+    path = Path(run)
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        raise InputError(f"There is no run folder and no file {path}.")
+    if (path / NETWORK).exists():
+        return path / NETWORK
+    if not (path / "config.yaml").exists():
+        raise InputError(
+            f"{path} is no run folder: it has neither {NETWORK} nor config.yaml. Name the folder "
+            "of a run or an evaluation."
+        )
+    command = "evaluate" if (path / EVALUATED).exists() else "run"
+    resume = f"python -m lfmcw_app.{command} --resume {path}"
+    if (path / "result.json").exists():
+        raise InputError(
+            f"The run in {path} is complete but has no {NETWORK}: an earlier version did not write "
+            f"one, or it was removed. Make it from the last checkpoint: {resume}"
+        )
+    raise InputError(
+        f"The run in {path} has no trained network yet ({NETWORK}), which it writes when the "
+        f"training has ended. Wait for it, or resume it: {resume}"
+    )

@@ -1,0 +1,121 @@
+"""`python -m lfmcw_app.predict RUN IMAGE...`: the classes that a run's network sees in images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lfmcw_app.commands.execution import main_of, reported_errors
+from lfmcw_app.commands.options import DeviceOption, pick_device
+from lfmcw_app.errors import InputError, listed
+
+NAMED = 10
+"""Images that cannot be read are named up to so many; JSON and CSV have all of them."""
+
+UNREADABLE_CODE = 1
+"""Exit code where some images could not be read, and the others were predicted."""
+
+
+def predict(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder, or the network.pt of one.")
+    ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Files, and folders, which are searched through all their levels. Where folders "
+            "in them are named after classes, the error is printed too.",
+        ),
+    ] = None,
+    list_file: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="Text file with more images, one per line."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 3,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Prints JSON, and nothing else, to standard output.")
+    ] = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Also writes a table for programs.")
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png", help="Also draws the first images, with their classes as bars."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Predicts the classes of images with the trained network of RUN.
+
+    The exit code is 0 if all images were predicted, 1 if some could not be read (they are named,
+    and the others predicted), and 2 if nothing could be predicted.
+    """
+    # Not needed for `--help`, and slow to import.
+    from lfmcw_app import prediction, prediction_output
+    from lfmcw_app.classifier import load_network
+    from lfmcw_app.output_files import check_new, new_file
+
+    console, errors = Console(), Console(stderr=True)
+    with reported_errors(errors):
+        target = pick_device(device)
+        for path in (csv, picture):
+            if path is not None:
+                check_new(path)
+        sources = [*(images or []), *(_lines(list_file) if list_file is not None else [])]
+        if not sources:
+            raise InputError(
+                "Name images or folders of images, or a text file of them with --list."
+            )
+        network, preprocess, class_names = load_network(run, device=target)
+        found = prediction.find_images(sources, class_names)
+        made = prediction.predict(
+            network, preprocess, class_names, found.images, batch_size=batch_size
+        )
+        if made.failed:
+            told = listed([f"{path} ({why})" for path, why in made.failed.items()], most=NAMED)
+            if not made.done:
+                raise InputError(f"None of the {len(found.images):,} images can be read: {told}.")
+            errors.print("[bold red]Not predicted:[/]", end=" ")
+            errors.print(told, highlight=False, markup=False, soft_wrap=not errors.is_terminal)
+
+        if csv is not None:
+            with new_file(csv) as path:
+                path.write_text(prediction_output.as_csv(made, top), encoding="utf-8")
+        if picture is not None:
+            with new_file(picture) as path:
+                prediction_output.draw(made, preprocess, top, path)
+        if as_json:
+            data = prediction_output.as_data(made, top)
+            print(json.dumps({"run": str(run), **data}, indent=1))
+        else:
+            prediction_output.print_predictions(made, top, console)
+            if found.skipped:
+                kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
+                console.print(f"files that are no images: {kinds}", highlight=False, markup=False)
+        if made.failed:
+            raise typer.Exit(UNREADABLE_CODE)
+
+
+def _lines(path: Path) -> list[Path]:
+    """The paths in a text file, one per line; empty lines do not count.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The list {path} cannot be read ({error}).") from None
+    return [Path(line.strip()) for line in lines if line.strip()]
+
+
+def main() -> None:
+    """Entry point."""
+    main_of(predict)

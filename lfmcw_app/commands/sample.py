@@ -1,0 +1,80 @@
+"""`python -m lfmcw_app.sample RUN`: more images from a run's generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lfmcw_app.commands.execution import main_of, reported_errors
+from lfmcw_app.commands.options import DeviceOption, pick_device
+from lfmcw_app.errors import InputError, listed
+
+
+def sample(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run folder of a search, which may still be running."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE.png|FOLDER",
+            help="A new PNG file, for a sheet of all images; or a new folder, for one file per "
+            "image at FOLDER/CLASS/0000.png, as folder:FOLDER reads them.",
+        ),
+    ],
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", metavar="NAME", help="Only this class. Can be repeated. By default all."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per class.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=2**40, help="Seed of the noise.")] = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draws images from the generator of the search in RUN, as it was last saved.
+
+    Image k of a class depends on the seed alone, not on the count or the other classes.
+    """
+    # Not needed for `--help`, and slow to import.
+    from lfmcw_app.output_files import check_new, new_file
+    from lfmcw_app.sampling import MOST_ON_A_SHEET, draw_sheet, load_generator, save_images
+
+    console = Console()
+    with reported_errors(Console(stderr=True)):
+        target = pick_device(device)
+        check_new(out)
+        trained = load_generator(run, target)
+        names = list(dict.fromkeys(classes or trained.class_names))
+        labels = [trained.label(name) for name in names]
+        is_sheet = out.suffix.lower() == ".png"
+        if is_sheet and len(names) * count > MOST_ON_A_SHEET:
+            raise InputError(
+                f"{len(names) * count:,} images are too many for one sheet (at most "
+                f"{MOST_ON_A_SHEET:,}). Lower --count, or name a folder with --out."
+            )
+        images = {
+            name: trained.images(label, count, seed)
+            for name, label in zip(names, labels, strict=True)
+        }
+        if is_sheet:
+            with new_file(out) as path:
+                draw_sheet(images, path)
+        else:
+            save_images(images, out)
+        console.print(
+            f"{out}: {sum(map(len, images.values())):,} images of {listed(names)}, from the "
+            f"generator after round {trained.rounds:,} of {trained.stage}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def main() -> None:
+    """Entry point."""
+    main_of(sample)

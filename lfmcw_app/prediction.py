@@ -1,0 +1,208 @@
+"""Predictions of a trained network for image files, and its error where their classes are known."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lfmcw_app.classifier import Classifier, Preprocess
+from lfmcw_app.decoding import DamagedImage
+from lfmcw_app.errors import InputError, listed
+from lfmcw_app.folders import images_below
+
+__all__ = [
+    "ClassScore", "FoundImages", "ImageFile", "Prediction", "Predictions", "find_images", "predict",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """An image to predict.
+
+    Attributes:
+        path: of the file.
+        label: its class, where it is in a folder that is named after one; else None.
+    """
+
+    path: Path
+    label: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What the network says of an image.
+
+    Attributes:
+        image: which.
+        probabilities: [classes], the softmax of the logits.
+    """
+
+    image: ImageFile
+    probabilities: Tensor
+
+    def top(self, count: int) -> list[tuple[int, float]]:
+        """The likeliest classes with their probabilities; of equal ones the class listed first."""
+        order = self.probabilities.argsort(descending=True, stable=True)[:count]
+        return [(label, float(self.probabilities[label])) for label in order.tolist()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """How the images of a class were predicted.
+
+    Attributes:
+        label: the class.
+        images: number of its images.
+        wrong: how many of them were taken for another class.
+    """
+
+    label: int
+    images: int
+    wrong: int
+
+    @property
+    def error_percent(self) -> float:
+        """Of the class."""
+        return 100.0 * self.wrong / self.images
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """The predictions of several images.
+
+    Attributes:
+        class_names: one name per class.
+        done: of the images that could be read, in their order.
+        failed: image → why it could not be read.
+    """
+
+    class_names: tuple[str, ...]
+    done: tuple[Prediction, ...]
+    failed: dict[Path, str]
+
+    def scores(self) -> list[ClassScore]:
+        """For each class that has images whose class is known."""
+        images = [0] * len(self.class_names)
+        wrong = list(images)
+        for prediction in self.done:
+            label = prediction.image.label
+            if label is not None:
+                images[label] += 1
+                wrong[label] += prediction.top(1)[0][0] != label
+        return [
+            ClassScore(label=label, images=images[label], wrong=wrong[label])
+            for label in range(len(images))
+            if images[label]
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundImages:
+    """The images of some files and folders.
+
+    Attributes:
+        images: each once.
+        skipped: kind of file → how many in the folders are no images.
+    """
+
+    images: tuple[ImageFile, ...]
+    skipped: dict[str, int]
+
+
+def find_images(sources: Sequence[Path], class_names: Sequence[str]) -> FoundImages:
+    """Finds the images that are named, and those in the folders that are named.
+
+    An image in a folder is of the class that the outermost of the folders between is named after.
+    A file that is named by itself may end in anything.
+
+    Args:
+        sources: files and folders, which are searched through all their levels.
+        class_names: of the network.
+
+    Raises:
+        InputError: if one does not exist, or there is no image.
+    """
+    missing = [str(path) for path in sources if not path.exists()]
+    if missing:
+        raise InputError(f"There is no file or folder {listed(missing)}.")
+    labels = {name: label for label, name in enumerate(class_names)}
+    found: dict[Path, ImageFile] = {}
+    skipped: Counter[str] = Counter()
+    for source in sources:
+        if not source.is_dir():
+            found.setdefault(source, ImageFile(path=source))
+            continue
+        images, others = images_below(source)
+        skipped += Counter(others)
+        for name, path in images:
+            known = (labels[folder] for folder in name.split("/")[:-1] if folder in labels)
+            found.setdefault(Path(path), ImageFile(path=Path(path), label=next(known, None)))
+    if not found:
+        raise InputError(f"There are no images in {listed(list(map(str, sources)))}.")
+    return FoundImages(images=tuple(found.values()), skipped=dict(skipped))
+
+
+@torch.no_grad()
+def predict(
+    network: Classifier,
+    preprocess: Preprocess,
+    class_names: tuple[str, ...],
+    images: Sequence[ImageFile],
+    *,
+    batch_size: int = 64,
+) -> Predictions:
+    """Predicts images; those that cannot be read are told together, with the reasons.
+
+    Args:
+        network: on the device that computes.
+        preprocess: decodes the files.
+        class_names: one name per logit.
+        images: which.
+        batch_size: images at a time; memory grows with it, and results do not depend on it beyond
+            rounding.
+
+    Raises:
+        InputError: if the network returns numbers that are not finite.
+    """
+    device = next(network.parameters()).device
+    done: list[Prediction] = []
+    failed: dict[Path, str] = {}
+
+    def decoded(image: ImageFile) -> Tensor | str:
+        try:
+            return preprocess.pixels(image.path)
+        except DamagedImage as error:
+            return error.reason
+        except InputError as error:  # of another depth than the training images
+            return str(error)
+
+    # Pillow releases the interpreter's lock while it decodes.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            pixels: list[Tensor] = []
+            read: list[ImageFile] = []
+            for image, result in zip(batch, pool.map(decoded, batch), strict=True):
+                if isinstance(result, str):
+                    failed[image.path] = result
+                else:
+                    pixels.append(result)
+                    read.append(image)
+            if not read:
+                continue
+            logits = network(preprocess.normalised(torch.stack(pixels).to(device)))
+            if not bool(torch.isfinite(logits).all()):
+                raise InputError(
+                    f"The network's output for {read[0].path} and {len(read) - 1} more is not "
+                    "finite. Its weights are too large: see the run's report, and train it again."
+                )
+            for image, row in zip(read, logits.double().softmax(1).cpu(), strict=True):
+                done.append(Prediction(image=image, probabilities=row))
+    return Predictions(class_names=class_names, done=tuple(done), failed=failed)

@@ -1,0 +1,210 @@
+"""Predictions as tables for people, as JSON and CSV for programs, and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lfmcw_app.classifier import Preprocess
+from lfmcw_app.prediction import Prediction, Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["as_csv", "as_data", "draw", "print_predictions"]
+
+MOST_DRAWN, COLUMNS = 60, 3
+"""Images of a picture, at most, and beside each other."""
+
+
+def print_predictions(predictions: Predictions, count: int, console: Console) -> None:
+    """Prints the likeliest classes of each image, and the errors where classes are known.
+
+    Args:
+        predictions: of the images.
+        count: classes per image.
+        console: where they are printed.
+    """
+    names, known = predictions.class_names, predictions.scores()
+    table = Table(show_edge=False)
+    table.add_column("image", overflow="fold")
+    if known:
+        table.add_column("class")
+    for rank in range(1, min(count, len(names)) + 1):
+        table.add_column("prediction" if rank == 1 else f"{rank}.")
+    for prediction in predictions.done:
+        label = prediction.image.label
+        row = [Text(str(prediction.image.path))]
+        best = prediction.top(count)
+        if known:
+            wrong = label is not None and best[0][0] != label
+            row.append(Text("" if label is None else names[label], style="red" if wrong else ""))
+        row += [Text(f"{names[label]} {100 * share:.1f}%") for label, share in best]
+        table.add_row(*row)
+    if predictions.done:
+        console.print(table)
+    if known:
+        _print_scores(predictions, console)
+
+
+def _print_scores(predictions: Predictions, console: Console) -> None:
+    scores = predictions.scores()
+    table = Table(show_edge=False)
+    for column in ("class", "images", "wrong", "error"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for score in scores:
+        table.add_row(
+            Text(predictions.class_names[score.label]),
+            f"{score.images:,}",
+            f"{score.wrong:,}",
+            f"{score.error_percent:.2f}%",
+        )
+    images, wrong = (sum(getattr(s, name) for s in scores) for name in ("images", "wrong"))
+    console.print()
+    console.print(table)
+    console.print(
+        f"error {100 * wrong / images:.2f}% on {images:,} images in folders of known classes",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def as_data(predictions: Predictions, count: int) -> dict[str, Any]:
+    """Predictions as plain data.
+
+    `images` has an entry per image, in their order: path, class (null where unknown) and the
+    `count` likeliest classes; `failed` the images that could not be read, with the reasons; `error`
+    what `print_predictions` prints of it, null where no class is known.
+    """
+    names, scores = predictions.class_names, predictions.scores()
+    images = [
+        {
+            "path": str(prediction.image.path),
+            "class": _name(names, prediction.image.label),
+            "top": [
+                {"class": names[label], "probability": share}
+                for label, share in prediction.top(count)
+            ],
+        }
+        for prediction in predictions.done
+    ]
+    error = None
+    if scores:
+        total, wrong = sum(score.images for score in scores), sum(score.wrong for score in scores)
+        error = {
+            "images": total,
+            "error_percent": 100.0 * wrong / total,
+            "classes": {
+                names[score.label]: {
+                    "images": score.images,
+                    "wrong": score.wrong,
+                    "error_percent": score.error_percent,
+                }
+                for score in scores
+            },
+        }
+    failed = [{"path": str(path), "reason": why} for path, why in predictions.failed.items()]
+    return {"class_names": list(names), "images": images, "failed": failed, "error": error}
+
+
+def as_csv(predictions: Predictions, count: int) -> str:
+    """Predictions as CSV: a line per image with path, class, and `count` pairs of class and share.
+
+    Images that could not be read have a line with their path alone.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ranks = range(1, min(count, len(predictions.class_names)) + 1)
+    header = ["path", "class"]
+    for rank in ranks:
+        header += [f"class_{rank}", f"probability_{rank}"]
+    writer.writerow(header)
+    writer.writerows(_csv_rows(predictions, count))
+    writer.writerows([str(path)] + [""] * (len(header) - 1) for path in predictions.failed)
+    return text.getvalue()
+
+
+def _csv_rows(predictions: Predictions, count: int) -> Iterator[list[str]]:
+    names = predictions.class_names
+    for prediction in predictions.done:
+        row = [str(prediction.image.path), _name(names, prediction.image.label) or ""]
+        for label, share in prediction.top(count):
+            row += [names[label], repr(share)]
+        yield row
+
+
+def _name(names: tuple[str, ...], label: int | None) -> str | None:
+    return None if label is None else names[label]
+
+
+# ------------------------------ picture
+
+
+def draw(predictions: Predictions, preprocess: Preprocess, count: int, path: Path) -> None:
+    """Draws the images as the network sees them, each with its likeliest classes as bars.
+
+    Args:
+        predictions: of the images; the first `MOST_DRAWN` are drawn.
+        preprocess: decodes the files.
+        count: classes per image.
+        path: of the picture, a PNG file.
+    """
+    # Slow to import, and not needed without a picture.
+    from matplotlib.figure import Figure
+
+    from lfmcw_app.drawing import as_label, drawing
+
+    drawn = predictions.done[:MOST_DRAWN]
+    rows = -(-len(drawn) // COLUMNS)
+    height = 0.75 + 0.2 * min(count, len(predictions.class_names))
+    with drawing():
+        figure = Figure(figsize=(4.2 * COLUMNS, height * rows), layout="constrained")
+        axes = figure.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 2] * COLUMNS)
+        for ax in axes.flat:
+            ax.axis("off")
+        for index, prediction in enumerate(drawn):
+            row, column = divmod(index, COLUMNS)
+            left, right = axes[row, 2 * column], axes[row, 2 * column + 1]
+            pixels = preprocess.pixels(prediction.image.path).movedim(0, -1).numpy()
+            left.imshow(_colours(pixels), interpolation="nearest")
+            _draw_bars(right, prediction, list(map(as_label, predictions.class_names)), count)
+            right.set_title(as_label(_title(prediction, predictions)), fontsize=8, loc="left")
+        figure.savefig(path, dpi=110, format="png")
+
+
+def _colours(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+
+
+def _title(prediction: Prediction, predictions: Predictions) -> str:
+    name, label = prediction.image.path.name, prediction.image.label
+    return name if label is None else f"{name} ({predictions.class_names[label]})"
+
+
+def _draw_bars(ax: Axes, prediction: Prediction, names: Sequence[str], count: int) -> None:
+    """Bars of the likeliest classes; of a known class, the first is green where it is right."""
+    best = prediction.top(count)
+    label = prediction.image.label
+    colours = ["tab:blue"] * len(best)
+    if label is not None:
+        colours[0] = "tab:green" if best[0][0] == label else "tab:red"
+    places = range(len(best))
+    ax.axis("on")
+    ax.barh(places, [share for _, share in best], color=colours, alpha=0.5)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    for place, (of_class, share) in zip(places, best, strict=True):
+        text = f" {names[of_class]} {100 * share:.1f}%"
+        ax.text(0.0, place, text, va="center", fontsize=8)

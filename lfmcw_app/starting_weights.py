@@ -1,0 +1,282 @@
+"""Starting weights from another run: of a derived network's training, or of a search's supernets.
+
+`evaluation.init` takes the network of a run (its network.pt), `search.init` the weights W1 and W2
+of a search (the checkpoint of its first stage). All weights must fit but those of a classifier for
+other classes, which is drawn anew and said; nothing is loaded in part. The recipe holds a digest of
+the weights, so that a run is still a function of its recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import mlo
+from lfmcw_app.build_modules import SearchModules, build_modules
+from lfmcw_app.classifier import network_path
+from lfmcw_app.data import Dataset
+from lfmcw_app.errors import InputError, shown
+from lfmcw_app.network_file import NetworkFile, NetworkPlan
+from lfmcw_app.recipe import Recipe, StartingWeights
+from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.stages import search_stages
+from mlo.randomness import preserved
+
+__all__ = [
+    "check_network_fits", "check_supernets_fit", "load_into_network", "load_into_supernets",
+    "weights_digest", "with_digests",
+]  # fmt: skip
+
+SEARCHES = ("search", "search-1")
+"""Checkpoints of a search's first stage, whose candidates are those of any search of its space."""
+
+CLASSIFIER = "classifier."
+
+
+# ------------------------------ digests
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A digest of named tensors: of names, types, shapes and values, in no order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def with_digests(recipe: Recipe) -> Recipe:
+    """The recipe with the digests of the weights that it starts from.
+
+    Raises:
+        InputError: if there are no such weights, or the recipe has another digest of them.
+        CheckpointError: if their file is damaged.
+    """
+    if recipe.search.init.run is not None:
+        init = _named(recipe.search.init, "search", _supernets(recipe.search.init.run))
+        recipe = recipe.model_copy(
+            update={"search": recipe.search.model_copy(update={"init": init})}
+        )
+    if recipe.evaluation.init.run is not None:
+        init = _named(
+            recipe.evaluation.init, "evaluation", _network(recipe.evaluation.init.run).weights
+        )
+        recipe = recipe.model_copy(
+            update={"evaluation": recipe.evaluation.model_copy(update={"init": init})}
+        )
+    return recipe
+
+
+def _named(init: StartingWeights, section: str, weights: Mapping[str, Tensor]) -> StartingWeights:
+    """The section with the digest of the weights, which must be the one that it has already."""
+    digest = weights_digest(weights)
+    if init.digest not in (None, digest):
+        raise InputError(
+            f"The weights in {init.run} are not those of the recipe: {section}.init.digest is "
+            f"{init.digest}, and theirs is {digest}. Name the run that it was with "
+            f"{section}.init.run, or set {section}.init.digest to null."
+        )
+    return StartingWeights(run=init.run, digest=digest)
+
+
+# ------------------------------ the derived network
+
+
+def _network(run: str) -> NetworkFile:
+    return NetworkFile.load(network_path(run))
+
+
+def check_network_fits(recipe: Recipe, genotype: Genotype, dataset: Dataset) -> str:
+    """Compares the network of `evaluation.init` with the one that is to be trained.
+
+    Returns:
+        What is taken, in words; empty where nothing is.
+
+    Raises:
+        InputError: naming the first thing that differs, or that there are no such weights.
+        CheckpointError: if their file is damaged.
+    """
+    init = recipe.evaluation.init
+    if init.run is None:
+        return ""
+    file = _network(init.run)
+    _named(init, "evaluation", file.weights)
+    plan, theirs = NetworkPlan.of(recipe, genotype, dataset), file.plan
+    if theirs.genotype != plan.genotype:
+        raise InputError(
+            f"The network in {init.run} has other cells than the genotype that is to be trained. "
+            f"Give that run as the genotype too: python -m lfmcw_app.evaluate {init.run} …"
+        )
+    for key, own, other in (
+        ("evaluation.channels", plan.channels, theirs.channels),
+        ("evaluation.layers", plan.layers, theirs.layers),
+        ("evaluation.stem", plan.stem, theirs.stem),
+        ("the channels of an image (data.channels)", plan.in_channels, theirs.in_channels),
+    ):
+        if own != other:
+            raise InputError(
+                f"The network in {init.run} does not fit: {key} is {own}, and there {other}. Set "
+                "it to that, or train from scratch without --init."
+            )
+    kept = file.class_names == dataset.class_names
+    classifier = (
+        "its classifier too"
+        if kept
+        else (f"a new classifier for {dataset.num_classes} classes, as its classes are others")
+    )
+    return (
+        f"Starting weights: the network in {init.run} (digest {init.digest}), trained on "
+        f"{file.about['dataset']} to {file.about['test_error_percent']:.2f}% test error; "
+        f"{classifier}."
+    )
+
+
+def load_into_network(network: DerivedNetwork, recipe: Recipe, dataset: Dataset) -> None:
+    """Loads the weights of `evaluation.init`; an auxiliary head keeps its own, as no file has any.
+
+    Args:
+        network: of the recipe, with weights of its own.
+        recipe: says which weights.
+        dataset: whose classes are compared with theirs.
+
+    Raises:
+        InputError: if there are no such weights any more, or they do not fit.
+        CheckpointError: if their file is damaged.
+    """
+    init = recipe.evaluation.init
+    if init.run is None:
+        return
+    file = _network(init.run)
+    _named(init, "evaluation", file.weights)
+    kept = file.class_names == dataset.class_names
+    _load(network, file.weights, init.run, with_classifier=kept, missing=("auxiliary.",))
+
+
+# ------------------------------ supernets
+
+
+def _supernets(run: str) -> dict[str, Tensor]:
+    """The supernet weights in a run's search, as w1.NAME (not in plain DARTS) and w2.NAME."""
+    stores = [mlo.CheckpointStore(Path(run), name) for name in SEARCHES]
+    store = next((store for store in stores if store.exists()), None)
+    if store is None:
+        raise InputError(
+            f"{run} has no search to take weights from (no {SEARCHES[0]}.pt). Name the folder of a "
+            "run that has searched."
+        )
+    state = store.load(lambda _: None)
+    found = {}
+    try:
+        problems = state["optimizer"]["problems"] if state is not None else {}
+        for name, prefix in (("w1", ""), ("w2", "network.")):
+            for key, tensor in problems.get(name, {}).get("module", {}).items():
+                if key.startswith(prefix) and isinstance(tensor, Tensor):
+                    found[f"{name}.{key.removeprefix(prefix)}"] = tensor
+    except (KeyError, TypeError, AttributeError):
+        found = {}
+    if not any(key.startswith("w2.") for key in found):
+        raise InputError(f"The checkpoint of the search in {run} holds no weights of supernets.")
+    return found
+
+
+def check_supernets_fit(recipe: Recipe, dataset: Dataset) -> str:
+    """Compares the supernets of `search.init` with those of a search.
+
+    Returns:
+        What is taken, in words; empty where nothing is.
+
+    Raises:
+        InputError: naming the first weight that does not fit, or that there are none; also if the
+            recipe has a network to start from, whose cells a search does not know.
+        CheckpointError: if their file is damaged.
+    """
+    if recipe.evaluation.init.run is not None:
+        raise InputError(
+            "evaluation.init gives a network to start from, but which cells a search will find is "
+            "not known before. Use it with python -m lfmcw_app.evaluate, or drop it."
+        )
+    if recipe.search.init.run is None or recipe.search.method == "random":
+        return ""
+    with preserved():
+        modules = build_modules(
+            recipe.search, dataset, layers=search_stages(recipe.search)[0].layers
+        )
+    return load_into_supernets(modules, recipe)
+
+
+def load_into_supernets(modules: SearchModules, recipe: Recipe) -> str:
+    """Loads the weights of `search.init` into W1 and W2; both take W2's from a plain DARTS run.
+
+    Returns:
+        What was taken, in words; empty where nothing is.
+
+    Raises:
+        InputError: if there are no such weights any more, or they do not fit, naming the first one.
+        CheckpointError: if their file is damaged.
+    """
+    init = recipe.search.init
+    if init.run is None:
+        return ""
+    weights = _supernets(init.run)
+    _named(init, "search", weights)
+    own = "w1" if any(key.startswith("w1.") for key in weights) else "w2"
+    said = ""
+    for source, network in ((own, modules.w1), ("w2", modules.w2.network)):
+        if network is None:
+            continue
+        taken = {
+            key.removeprefix(f"{source}."): tensor
+            for key, tensor in weights.items()
+            if key.startswith(f"{source}.")
+        }
+        classifier = taken.get(f"{CLASSIFIER}weight")
+        kept = classifier is not None and classifier.shape == network.classifier.weight.shape
+        _load(network, taken, init.run, with_classifier=kept)
+        said = "their classifiers too" if kept else "new classifiers, for another number of classes"
+    return f"Starting weights: the supernets in {init.run} (digest {init.digest}); {said}."
+
+
+def _load(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    where: str,
+    *,
+    with_classifier: bool,
+    missing: tuple[str, ...] = (),
+) -> None:
+    """Loads all weights, or none.
+
+    Args:
+        network: what they go into.
+        weights: name → tensor.
+        where: they are from, for messages.
+        with_classifier: whether the classifier is among them.
+        missing: beginnings of names that the network has and nobody gives.
+
+    Raises:
+        InputError: naming the first weight that does not fit.
+    """
+    own = network.state_dict()
+    kept = missing if with_classifier else (*missing, CLASSIFIER)
+    wanted = {name: tensor for name, tensor in own.items() if not name.startswith(kept)}
+    given = {
+        name: tensor
+        for name, tensor in weights.items()
+        if with_classifier or not name.startswith(CLASSIFIER)
+    }
+    for name in sorted({*wanted, *given}):
+        here, there = (
+            f"has the shape {list(table[name].shape)}" if name in table else "is missing"
+            for table in (wanted, given)
+        )
+        if here != there:
+            raise InputError(
+                f"The weights in {where} do not fit: {shown(name)} {there} there, and here it "
+                f"{here}. Channels, layers, nodes, stem and candidate operations must be the same."
+            )
+    network.load_state_dict({**own, **given})

@@ -1,0 +1,99 @@
+"""The command that predicts images: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from lfmcw_app.commands.predict import predict
+
+
+def invoke(*arguments):
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(predict)
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return path
+
+
+def test_the_error_on_a_test_folder_is_the_runs(trained):
+    result = invoke(trained.path, trained.pictures / "test")
+    assert result.exit_code == 0
+    error = json.loads((trained.path / "result.json").read_text("utf-8"))["test_error_percent"]
+    assert f"error {error:.2f}% on 12 images" in words(result.stdout)
+    assert result.stderr == ""
+
+
+def test_json_is_alone_on_standard_output(trained, broken):
+    """With warnings and errors elsewhere; images that fail give exit code 1."""
+    good = sorted((trained.pictures / "test" / "cat").iterdir())[0]
+    result = invoke(trained.path / "network.pt", good, broken, "--json", "--top", 1)
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    assert [entry["path"] for entry in data["images"]] == [str(good)]
+    assert len(data["images"][0]["top"]) == 1
+    assert [entry["path"] for entry in data["failed"]] == [str(broken)]
+    assert data["error"] is None
+    assert "Not predicted:" in result.stderr
+    assert "broken.png" in words(result.stderr)
+
+
+def test_nothing_predicted_is_exit_code_2(trained, broken):
+    result = invoke(trained.path, broken, "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "None of the 1 images can be read: " in words(result.stderr)
+
+
+def test_images_can_be_listed_in_a_file(trained, tmp_path):
+    files = sorted((trained.pictures / "test" / "dog").iterdir())
+    (tmp_path / "list.txt").write_text("\n".join(map(str, files)) + "\n\n")
+    result = invoke(trained.path, "--list", tmp_path / "list.txt", "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)["images"]
+    assert [entry["path"] for entry in found] == list(map(str, files))
+
+
+def test_tables_and_pictures_are_written_whole(trained, tmp_path):
+    table, picture = tmp_path / "table.csv", tmp_path / "picture.png"
+    arguments = [trained.path, trained.pictures / "test", "--csv", table, "--picture", picture]
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert len(list(csv.reader(table.read_text("utf-8").splitlines()))) == 13
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    again = invoke(*arguments)
+    assert again.exit_code == 2
+    assert "nothing is overwritten" in words(again.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["picture.png", "table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Name images or folders"),
+        (["nowhere.png"], "There is no file or folder nowhere.png"),
+        (["--list", "nowhere.txt"], "nowhere.txt cannot be read"),
+        (["x", "--device", "tpu"], "--device is cpu, cuda or auto"),
+    ],
+)
+def test_what_cannot_be_done_is_one_paragraph(arguments, said, trained):
+    result = invoke(trained.path, *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert said in words(result.stderr)
+    assert "Traceback" not in result.stderr

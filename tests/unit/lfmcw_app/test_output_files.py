@@ -1,0 +1,39 @@
+"""Files of commands: new, and whole or not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from lfmcw_app.errors import InputError
+from lfmcw_app.output_files import check_new, new_file
+
+
+def test_a_file_has_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / "table.csv"
+    with new_file(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.suffix == ".csv"
+        assert not path.exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["table.csv"]
+    assert path.read_text() == "half"
+
+
+def test_nothing_is_left_of_what_failed(tmp_path):
+    def fail(error):
+        with new_file(tmp_path / "a.csv") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(InputError, match="wrong"):
+        fail(InputError("wrong"))
+    with pytest.raises(InputError, match=r"a\.csv cannot be written \(No space left"):
+        fail(OSError(28, "No space left on device"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "mine.png").write_text("mine")
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        check_new(tmp_path / "mine.png")
+    with pytest.raises(InputError, match="there is no folder"):
+        check_new(tmp_path / "nowhere" / "a.png")
