@@ -110,7 +110,7 @@ class Dataset:
             f"{shape if self.files is None else self.files.words()}"
         )
         if isinstance(self.train.pixels, ImageFiles) and not self.name.startswith(RANDOM):
-            said += f", {self.reading}"
+            said += ", read from files as needed"
         if self.source and not self.name.startswith(FOLDER):
             said += f", from {self.source}"
         return f"{said}; {self.left_out}" if self.left_out else said

@@ -209,7 +209,7 @@ class NetworkFile:
 
     @classmethod
     def _of(cls, path: Path, content: _Content) -> NetworkFile:
-        unknown = sorted(set(content.primitives) - set(PRIMITIVES))
+        unknown = [name for name in content.primitives if name not in PRIMITIVES]
         if unknown:
             raise InputError(
                 f"{path} is a network with the operation {shown(unknown[0])}, which is not known "

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.classifier import Classifier, Preprocess
+from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
-from lfmcw_app.listing import images_below
+from lfmcw_app.folders import images_below
 
 __all__ = [
     "ClassScore", "FoundImages", "ImageFile", "Prediction", "Predictions", "find_images", "predict",
@@ -177,7 +178,9 @@ def predict(
     def decoded(image: ImageFile) -> Tensor | str:
         try:
             return preprocess.pixels(image.path)
-        except InputError as error:
+        except DamagedImage as error:
+            return error.reason
+        except InputError as error:  # of another depth than the training images
             return str(error)
 
     # Pillow releases the interpreter's lock while it decodes.

@@ -189,7 +189,7 @@ def build_search(
     `validation_batch` says otherwise.
     """
     search = recipe.search
-    parallel = parallelism(recipe, own_noise=space_named(search.space).drops_out)
+    parallel = parallelism(recipe, own_noise=space_named(search.space).draws(search))
     if recipe.distributed.sync_batchnorm:
         for module in modules:
             if module is not None:

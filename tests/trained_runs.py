@@ -51,7 +51,7 @@ def trained_run(folder, monkeypatch, *, settings=()):
     """Trains a network on pictures of 12×10 pixels, in `folder`/run."""
     pictures = folder / "pictures"
     write_classes(pictures / "train", CLASSES, size=(12, 10))
-    write_classes(pictures / "test", {name: 4 for name in CLASSES}, size=(10, 12))
+    write_classes(pictures / "test", dict.fromkeys(CLASSES, 4), size=(10, 12))
     recipe = load_recipe(
         "smoke",
         overrides={"dataset": f"folder:{pictures}"},

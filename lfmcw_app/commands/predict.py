@@ -11,7 +11,10 @@ from rich.console import Console
 
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, listed
+
+NAMED = 10
+"""Images that cannot be read are named up to so many; JSON and CSV have all of them."""
 
 UNREADABLE_CODE = 1
 """Exit code where some images could not be read, and the others were predicted."""
@@ -29,7 +32,7 @@ def predict(
             "in them are named after classes, the error is printed too.",
         ),
     ] = None,
-    listed: Annotated[
+    list_file: Annotated[
         Path | None,
         typer.Option("--list", metavar="FILE", help="Text file with more images, one per line."),
     ] = None,
@@ -65,7 +68,7 @@ def predict(
         for path in (csv, picture):
             if path is not None:
                 check_new(path)
-        sources = [*(images or []), *(_lines(listed) if listed is not None else [])]
+        sources = [*(images or []), *(_lines(list_file) if list_file is not None else [])]
         if not sources:
             raise InputError(
                 "Name images or folders of images, or a text file of them with --list."
@@ -76,9 +79,9 @@ def predict(
             network, preprocess, class_names, found.images, batch_size=batch_size
         )
         if made.failed:
-            told = " ".join(made.failed.values())
+            told = listed([f"{path} ({why})" for path, why in made.failed.items()], most=NAMED)
             if not made.done:
-                raise InputError(f"None of the {len(found.images)} images can be read. {told}")
+                raise InputError(f"None of the {len(found.images):,} images can be read: {told}.")
             errors.print("[bold red]Not predicted:[/]", end=" ")
             errors.print(told, highlight=False, markup=False, soft_wrap=not errors.is_terminal)
 

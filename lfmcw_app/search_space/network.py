@@ -33,7 +33,15 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
 
 
 class DerivedCell(nn.Module):
-    """One cell of the derived network: two edges per node, and the concatenation of the nodes."""
+    """One cell of the derived network: two edges per node, and the concatenation of the nodes.
+
+    Args:
+        edges: of a genotype's normal or reduction cell.
+        channels_before: channels of the outputs of the cell before the last and of the last cell.
+        channels: channels of each node; the cell returns nodes · channels.
+        reduces: whether this cell halves the resolution.
+        reduced_before: whether the last cell did, so that the two outputs differ in size.
+    """
 
     def __init__(
         self,
@@ -55,8 +63,8 @@ class DerivedCell(nn.Module):
             for edge in edges
         )
 
-    def forward(self, before_last: Tensor, last: Tensor, drop_probability: float) -> Tensor:
-        """Returns [B, nodes · channels, H', W']."""
+    def forward(self, before_last: Tensor, last: Tensor, drop_probability: float = 0.0) -> Tensor:
+        """Returns [B, nodes · channels, H', W']; while training, edges drop out by drop-path."""
         states = [self.preprocess0(before_last), self.preprocess1(last)]
         outputs = []
         for source, operation in zip(self.sources, self.operations, strict=True):

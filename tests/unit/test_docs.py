@@ -8,22 +8,38 @@ import importlib.util
 import inspect
 import re
 import shlex
+import shutil
 from dataclasses import is_dataclass
 
 import pytest
 import torch
 import typer
 from code_blocks import BLOCKS, ROOT, require, run
+from trained_runs import trained_run
 
 import mlo
+from lfmcw_app.commands.draw import draw as draw_command
 from lfmcw_app.commands.evaluate import evaluate as evaluate_command
+from lfmcw_app.commands.export import export as export_command
+from lfmcw_app.commands.predict import predict as predict_command
 from lfmcw_app.commands.run import run as run_command
+from lfmcw_app.commands.sample import sample as sample_command
 from lfmcw_app.commands.table import table as table_command
 from lfmcw_app.resolving import resolve_recipe
 from mlo.hypergradient import registry
 
 CONTINUED = {"tutorial.md"}
 """Pages whose blocks continue each other; each is followed by what it prints."""
+
+
+NEEDS_A_RUN = {"using-the-network.md"}
+"""Pages whose blocks use a finished run, runs/pictures, of the images in pictures."""
+
+
+def prepare_run(folder, monkeypatch):
+    trained = trained_run(folder, monkeypatch)
+    shutil.copytree(trained.path, folder / "runs" / "pictures")
+    shutil.copy(trained.path / "evaluated.json", folder / "runs" / "pictures" / "genotype.json")
 
 
 @pytest.mark.parametrize(
@@ -35,6 +51,8 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     if needed := re.match(r"# needs (\S+)", code):
         require(needed[1])
     monkeypatch.chdir(tmp_path)
+    if path.name in NEEDS_A_RUN:
+        prepare_run(tmp_path, monkeypatch)
     # A block may register an engine.
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     run(code, f"{path}:{number}")
@@ -209,7 +227,15 @@ def is_text(node):
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-COMMANDS = {"run": run_command, "evaluate": evaluate_command, "table": table_command}
+COMMANDS = {
+    "run": run_command,
+    "evaluate": evaluate_command,
+    "draw": draw_command,
+    "table": table_command,
+    "predict": predict_command,
+    "export": export_command,
+    "sample": sample_command,
+}
 
 
 def test_commands_that_the_docs_write_out_are_understood():
@@ -218,15 +244,16 @@ def test_commands_that_the_docs_write_out_are_understood():
         for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
         for block in re.findall(r"```bash\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
         for line in block.splitlines()
-        if re.match(r"\S*python -m lfmcw_app\.(run|evaluate|table) ", line)
+        if re.match(rf"\S*python -m lfmcw_app\.({'|'.join(COMMANDS)}) ", line)
     ]
     assert {page for page, *_ in lines} >= {"README.md", "reproducing.md"}
     for page, module, text in lines:
         app = typer.Typer()
         app.command()(COMMANDS[module.rpartition(".")[2]])
+        text = re.sub(r" > \S+", "", text)  # the shell's
         text = re.sub(r"\b[KS]\b", "0", text).replace("TABLE", "table2")  # what is to be filled in
         given = typer.main.get_command(app).make_context(page, shlex.split(text)).params
-        if given["dataset"] is not None:
+        if given.get("dataset") is not None:
             options = (given.get(key) for key in ("dataset", "preset", "config", "assign", "seed"))
             resolve_recipe(*options, space=given["space"])
 

@@ -69,7 +69,7 @@ def test_an_image_is_taken_in_every_form(trained):
 )  # fmt: skip
 def test_what_is_no_image_is_refused(wrong, trained):
     _, preprocess, _ = load_network(trained.path)
-    with pytest.raises(InputError, match="An (array of an )?image"):
+    with pytest.raises(InputError, match=r"An (array of an )?image"):
         preprocess(wrong)
 
 

@@ -13,8 +13,8 @@ from lfmcw_app import image_survey
 from lfmcw_app.data import load_dataset
 from lfmcw_app.decoding import DamagedImage, Decoding
 from lfmcw_app.errors import InputError
+from lfmcw_app.folders import list_folder
 from lfmcw_app.image_survey import DecodingOptions, in_threads, survey, without_damaged
-from lfmcw_app.listing import list_folder
 from lfmcw_app.recipe import Data
 
 CLASSES = {"a": 5, "b": 5}

@@ -17,7 +17,6 @@ from lfmcw_app.network_file import NETWORK, NetworkFile
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.genotype import Genotype
 
-
 CPU = torch.device("cpu")
 
 

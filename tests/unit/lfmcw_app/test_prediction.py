@@ -74,7 +74,8 @@ def test_damaged_images_are_told_and_the_others_predicted(trained, loaded, tmp_p
     made = predict(*loaded, images, batch_size=2)
     assert [prediction.image.path for prediction in made.done] == [good]
     assert list(made.failed) == bad
-    assert all(str(path) in reason for path, reason in made.failed.items())
+    assert all(made.failed.values())
+    assert "on_damaged" not in " ".join(made.failed.values())  # a setting of runs
 
 
 def test_numbers_that_are_lost_are_no_prediction(trained, loaded):

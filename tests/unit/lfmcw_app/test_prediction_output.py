@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -30,10 +31,9 @@ def made(*labels):
 
 
 def printed(predictions, count=2):
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))
-    with console.file:
-        print_predictions(predictions, count, console)
-        return console.export_text()
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_predictions(predictions, count, console)
+    return console.export_text()
 
 
 def test_a_table_has_a_row_per_image():

@@ -56,7 +56,7 @@ def test_nothing_predicted_is_exit_code_2(trained, broken):
     result = invoke(trained.path, broken, "--json")
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "None of the 1 images can be read" in words(result.stderr)
+    assert "None of the 1 images can be read: " in words(result.stderr)
 
 
 def test_images_can_be_listed_in_a_file(trained, tmp_path):

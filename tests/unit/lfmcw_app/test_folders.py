@@ -13,7 +13,7 @@ from small_pictures import load, write, write_classes
 
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
-from lfmcw_app.listing import image_suffixes, list_folder
+from lfmcw_app.folders import image_suffixes, list_folder
 
 
 def write_parts(folder, *names, classes=("a", "b"), count=2):
