@@ -31,7 +31,7 @@ less than the batches of a training do from one another, and takes seconds on Im
 """
 
 MOST_CLASSES = 100
-"""Classes of which the confusion matrix is in the result; of more it would be a million numbers."""
+"""Classes of which the whole confusion matrix is in the result; of more only its mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,8 @@ def assessed(
     }
     if dataset.num_classes <= MOST_CLASSES:
         result["confusion"] = _confusion(tested, dataset.num_classes)
+    else:
+        result["mistakes"] = _mistakes(tested, dataset.num_classes)
     doubt = _doubt(tested, training_error)
     return {**result, **({"doubt": doubt} if doubt else {})}
 
@@ -162,10 +164,29 @@ def _confusion(answers: Answers, classes: int) -> list[list[int]]:
 
     [classes][classes], counts.
     """
-    given = answers.predictions >= 0
-    pairs = answers.labels[given] * classes + answers.predictions[given]
+    pairs = _pairs(answers, classes)
     counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, -1).tolist()
     return counts
+
+
+def _mistakes(answers: Answers, classes: int) -> list[list[int]]:
+    """The confusion matrix beside its diagonal: [class, answer, images], the commonest first.
+
+    There are at most as many as test images, where the matrix of ImageNet has a million numbers.
+    """
+    pairs, counts = torch.unique(_pairs(answers, classes), return_counts=True)
+    wrong = pairs // classes != pairs % classes
+    pairs, counts = pairs[wrong], counts[wrong]
+    order = counts.argsort(descending=True, stable=True)
+    columns = (pairs // classes, pairs % classes, counts)
+    found: list[list[int]] = torch.stack([column[order] for column in columns], dim=1).tolist()
+    return found
+
+
+def _pairs(answers: Answers, classes: int) -> Tensor:
+    """Right class and predicted class as one number, [N]; answers that are no numbers left out."""
+    given = answers.predictions >= 0
+    return answers.labels[given] * classes + answers.predictions[given]
 
 
 def interval(errors: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -196,8 +217,8 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
         return None
     return (
         f"The network is wrong on {training_error:.1f}% of its training images and on "
-        f"{tested.error:.1f}% of the test images, where always naming the largest class would give "
-        f"{chance:.1f}%. It has learned its images by heart, or the test images are of another "
-        "kind: look for labels that were mixed up, for test images that were made or prepared "
+        f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
+        f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
+        "images are of another kind: look for labels that were mixed up, for test images that were made or prepared "
         "differently, and for too few training images."
     )

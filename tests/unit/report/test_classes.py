@@ -7,7 +7,13 @@ import json
 import pytest
 from made_run_folders import make_folder
 
-from lfmcw_app.report.classes import MOST_NUMBERS, MOST_ROWS, class_errors, rank_correlation
+from lfmcw_app.report.classes import (
+    MOST_MISTAKES,
+    MOST_NUMBERS,
+    MOST_ROWS,
+    class_errors,
+    rank_correlation,
+)
 from lfmcw_app.report.page import run_page
 from lfmcw_app.report.reading import read_run
 
@@ -55,7 +61,27 @@ def test_confusion_has_numbers_or_is_a_picture(tmp_path):
     rows = [[10 if row == column else row % 2 for column in range(many)] for row in range(many)]
     names = [f"class {k}" for k in range(many)]
     folder = folder_of(tmp_path / "many", [1.0] * many, names=names, confusion=rows)
-    assert class_errors(read_run(folder)).confusion.source.startswith("data:image/png")
+    found = class_errors(read_run(folder))
+    assert found.confusion.source.startswith("data:image/png")
+    assert len(found.mistakes) == MOST_MISTAKES
+    first = found.mistakes[0]
+    assert (first.right, first.answer, first.images, first.share) == (
+        "class 1", "class 0", 1, 10.0
+    )  # fmt: skip
+
+
+def test_of_very_many_classes_the_commonest_mistakes_are_shown(tmp_path):
+    names = [f"class {k}" for k in range(120)]
+    mistakes = [[3, 7, 5], [119, 0, 1]]
+    folder = folder_of(tmp_path, [1.0] * 120, names=names, mistakes=mistakes)
+    found = class_errors(read_run(folder))
+    assert found.confusion is None
+    told = [(one.right, one.answer, one.images, one.share) for one in found.mistakes]
+    assert told == [("class 3", "class 7", 5, 50.0), ("class 119", "class 0", 1, 10.0)]
+    page = run_page(read_run(folder))
+    assert '<tr data-mistake="class 3">' in page
+    few = folder_of(tmp_path / "few", [1.0] * 3, mistakes=[])
+    assert "The commonest mistakes" not in run_page(read_run(few))
 
 
 def test_the_page_shows_classes_with_any_name(tmp_path):
