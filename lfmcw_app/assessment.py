@@ -170,11 +170,11 @@ def _confusion(answers: Answers, classes: int) -> list[list[int]]:
 
 
 def _mistakes(answers: Answers, classes: int) -> list[list[int]]:
-    """What the confusion matrix holds beside its diagonal: [class, answer, images], commonest first.
+    """The confusion matrix beside its diagonal: [class, answer, images], the commonest first.
 
     There are at most as many as test images, where the matrix of ImageNet has a million numbers.
     """
-    pairs, counts = _pairs(answers, classes).unique(return_counts=True)
+    pairs, counts = torch.unique(_pairs(answers, classes), return_counts=True)
     wrong = pairs // classes != pairs % classes
     pairs, counts = pairs[wrong], counts[wrong]
     order = counts.argsort(descending=True, stable=True)
@@ -218,7 +218,7 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
     return (
         f"The network is wrong on {training_error:.1f}% of its training images and on "
         f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
-        f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test images are of another "
-        "kind: look for labels that were mixed up, for test images that were made or prepared "
+        f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
+        "images are of another kind: look for labels that were mixed up, for test images that were made or prepared "
         "differently, and for too few training images."
     )

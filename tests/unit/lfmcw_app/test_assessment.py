@@ -66,9 +66,7 @@ def test_errors_are_told_by_class():
 def test_the_classes_make_up_the_whole():
     """To the last bit: the counts of all classes give the test error."""
     found = measure({7: 1, 0: 2})
-    wrong = sum(
-        round(entry["error_percent"] * entry["images"] / 100) for entry in found["classes"]
-    )
+    wrong = sum(round(entry["error_percent"] * entry["images"] / 100) for entry in found["classes"])
     assert found["test_error_percent"] == 100.0 * (wrong / found["test_images"])
     confused = torch.tensor(found["confusion"])
     assert int(confused.sum() - confused.diagonal().sum()) == wrong
