@@ -119,8 +119,8 @@ def export_network(
         real: images that are compared beside random ones, [N, C, S, S], uint8.
 
     Raises:
-        InputError: if a package is missing, the file exists or cannot be written, or the exported
-            network is not equal; nothing is left of it then.
+        InputError: if a package is missing, the network draws random numbers, the file exists or
+            cannot be written, or the exported network is not equal; nothing is left of it then.
     """
     check_packages(kind)
     how = FORMATS[kind]
@@ -129,6 +129,7 @@ def export_network(
     network = FromPixels(classifier, preprocess).eval() if takes == "pixels" else classifier
     batches = _batches(file, real)
     inputs = batches if takes == "pixels" else [preprocess.normalised(batch) for batch in batches]
+    _check_repeats(network, inputs[-1])
     with new_file(path) as temporary:
         with _quiet():
             how.write(network, inputs[1], _metadata(file, takes), temporary)
@@ -191,6 +192,15 @@ def _batches(file: NetworkFile, real: Tensor | None) -> list[Tensor]:
         for count in COUNTS
     ]
     return batches if real is None else [*batches, *torch.split(real, 16)]
+
+
+@torch.no_grad()
+def _check_repeats(network: nn.Module, images: Tensor) -> None:
+    if not torch.equal(network(images), network(images)):
+        raise InputError(
+            "The network cannot be exported: its output differs from one call to the next, since "
+            "one of its operations draws random numbers (noise does). Train a cell without it."
+        )
 
 
 @torch.no_grad()

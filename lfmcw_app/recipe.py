@@ -565,7 +565,9 @@ class Recipe(_Section):
         "(collapse.py)",
     )
     data: Data = Data()
-    search: Search = Search(epochs=50)
+    # Made when it is needed: a package's entry that cannot be used is then an error of the recipe,
+    # and its import may import this module.
+    search: Search = Field(default_factory=lambda: Search(epochs=50))
     evaluation: Evaluation = Evaluation()
     distributed: Distributed = Distributed()
 

@@ -31,8 +31,8 @@ FORMAT = [
 
 
 def all_primitives():
-    """A genotype with every operation, on edges of stride 1 and of stride 2."""
-    names = [name for name in PRIMITIVES if name != "none"]
+    """A genotype with every operation that is a function of images, at stride 1 and 2."""
+    names = [name for name in PRIMITIVES if name not in ("none", "noise")]
     edges = tuple(
         Edge(names[(2 * node + source) % len(names)], source)
         for node in range(4)
@@ -42,12 +42,16 @@ def all_primitives():
     return Genotype(normal=edges, reduction=edges)
 
 
-def network_file(stem="cifar", size=8, channels=3):
+def network_file(stem="cifar", size=8, channels=3, genotype=None):
     torch.manual_seed(0)
     plan = NetworkPlan(
-        genotype=all_primitives(), in_channels=channels, num_classes=3, channels=4, layers=3,
+        genotype=genotype or all_primitives(),
+        in_channels=channels,
+        num_classes=3,
+        channels=4,
+        layers=3,
         stem=stem,
-    )  # fmt: skip
+    )
     network = plan.build()
     network(torch.randn(8, channels, size, size))  # the running statistics are no longer 0 and 1
     return NetworkFile(
@@ -154,6 +158,15 @@ def test_a_file_that_differs_is_removed(tmp_path, monkeypatch):
 def test_differences_are_judged_by_the_size_of_logits(difference, largest, equal):
     found = Comparison(images=1, difference=difference, largest=largest)
     assert found.is_equal == equal
+
+
+def test_a_network_with_noise_is_refused(tmp_path):
+    """Its output is no function of the images, so nothing can be compared."""
+    edges = tuple(Edge("noise", source) for source in (0, 1))
+    file = network_file(genotype=Genotype(normal=edges, reduction=edges))
+    with pytest.raises(InputError, match="differs from one call to the next"):
+        export_network(file, "torch", tmp_path / "network.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lost_numbers_in_any_batch_count(tmp_path, monkeypatch):
