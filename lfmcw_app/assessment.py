@@ -76,9 +76,9 @@ def assessed(
         augmentation: of the training.
         seed: decides on its random changes.
     """
-    # Of augmented images, as the running averages are that a training leaves, and published numbers
-    # were measured with: weights fit what cut-out squares and margins make of a layer's input. Of
-    # plain images the test error was up to 1.4 points larger (docs/results.md).
+    # Of augmented images, as the running averages are that a training leaves and that published
+    # results were measured with. After a whole training the two differ by less than the spread
+    # (docs/results.md).
     some = subset(train, STATISTICS_IMAGES, 0)
     count = math.ceil(len(some) / BATCH)
     batches = Batches(
