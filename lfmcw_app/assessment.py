@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.batchnorm import recompute_statistics
-from lfmcw_app.data import Dataset, Images, in_order, subset
+from lfmcw_app.data import Batches, Dataset, Images, in_order, subset
 from lfmcw_app.processes import all_gathered
+from lfmcw_app.recipe import Augmentation
 from lfmcw_app.search_space.network import DerivedNetwork
 from mlo.distributed import rank_and_size
 
@@ -60,6 +61,7 @@ def assessed(
     test: Images,
     dataset: Dataset,
     device: torch.device,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
     """Recomputes the network's running statistics, and measures it; what goes into the result.
 
@@ -69,14 +71,22 @@ def assessed(
         test: what it is tested on.
         dataset: gives normalisation and class names.
         device: where.
+        augmentation: the training's; None for none.
     """
-    # Without augmentation, as test images are: cut-out squares would shift the means (measured in
-    # docs/results.md). Each batch takes images from all over the set, whatever its order.
+    # With the training's augmentation, as running averages have it: after a whole training both
+    # agree, and results compare with published ones (measured in docs/results.md).
     some = subset(train, STATISTICS_IMAGES, 0)
-    mixed = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
-    size = math.ceil(len(mixed) / math.ceil(len(mixed) / BATCH))  # no small batch at the end
-    batches = in_order(mixed, dataset, size, device)
-    recompute_statistics(network, (partial(network, images) for images, _ in batches))
+    parts = math.ceil(len(some) / BATCH)
+    stream = Batches(
+        some,
+        dataset,
+        batch_size=len(some) // parts,  # no small batch at the end
+        seed=0,
+        augmentation=augmentation,
+        device=device,
+    )
+    batches = (stream.batch(index)[0] for index in range(parts))
+    recompute_statistics(network, (partial(network, images) for images in batches))
 
     tested = answers_of(network, test, dataset, device)
     training_error = answers_of(network, some, dataset, device).error
@@ -219,6 +229,6 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
         f"The network is wrong on {training_error:.1f}% of its training images and on "
         f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
         f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
-        "images are of another kind: look for labels that were mixed up, for test images that were made or prepared "
-        "differently, and for too few training images."
+        "images are of another kind: look for labels that were mixed up, for test images that were "
+        "made or prepared differently, and for too few training images."
     )

@@ -132,6 +132,24 @@ def test_a_network_that_knows_only_its_images_is_doubted(instead, doubtful):
         assert "would give 66.7%" in found["doubt"]
 
 
+def test_statistics_are_settled_before_anything_is_measured():
+    """Classes that are told apart by normalised brightness, with initial statistics (0 and 1)."""
+
+    class ByNormalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1, affine=False)
+
+        def forward(self, images):
+            brightness = self.norm(images).mean((1, 2, 3))
+            return -torch.cdist(brightness[:, None], torch.tensor([[-1.2], [0.0], [1.2]])), None
+
+    some = pictures([10, 100, 190] * 4, [0, 1, 2] * 4)
+    found = assessed(ByNormalised(), some, some, dataset(some, some), CPU)
+    assert (found["test_error_percent"], found["training_error_percent"]) == (0.0, 0.0)
+    assert answers_of(ByNormalised(), some, dataset(some, some), CPU).error > 33.0
+
+
 def test_in_a_set_of_mostly_one_class_chance_is_small():
     """To name the class of 9 of 10 images gives 10%: an error of 10% is no better."""
     test = pictures([10] * 9 + [11], [0] * 9 + [1])

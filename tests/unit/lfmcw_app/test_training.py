@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from lfmcw_app.data import Dataset, Images, load_dataset
+from lfmcw_app.data import load_dataset
 from lfmcw_app.recipe import Evaluation, load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import random_genotype
@@ -101,21 +101,3 @@ def test_a_result_lost_after_the_training_is_the_same(digits, tmp_path):
     train_derived(RunFolder.open(folder.path), genotype, digits, Console(quiet=True), CPU)
     assert (folder.path / "result.json").read_bytes() == first
     assert folder.metrics.read_bytes() == logged
-
-
-def test_a_network_is_right_after_a_few_rounds(tmp_path):
-    """After 9 rounds running averages hold a third of their initial values: the error was 67%."""
-    shade = torch.tensor([20, 120, 220])
-    labels = torch.arange(60) % 3
-    noise = torch.randint(30, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0))
-    pixels = (shade[labels].view(-1, 1, 1, 1) + noise).to(torch.uint8)
-    images = Images(pixels=pixels, labels=labels)
-    dataset = Dataset(
-        name="shades", train=images, test=images, class_names=("a", "b", "c"), mean=(0.5,),
-        std=(0.3,),
-    )  # fmt: skip
-    few = recipe(**{"evaluation.epochs": 3, "data.train_images": 60, "data.test_images": 60})
-    folder = RunFolder.create(tmp_path / "run", few)
-    result = train_derived(folder, random_genotype(1, 0), dataset, Console(quiet=True), CPU)
-    assert len(folder.metrics.read_text().splitlines()) == 9
-    assert result["test_error_percent"] == result["training_error_percent"] < 10.0

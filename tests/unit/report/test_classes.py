@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from made_run_folders import make_folder
+from made_run_folders import add_classes, make_folder
 
 from lfmcw_app.report.classes import (
     MOST_MISTAKES,
@@ -21,14 +19,7 @@ from lfmcw_app.report.reading import read_run
 def folder_of(tmp_path, errors, names=("cat", "dog", "cow"), **more):
     tmp_path.mkdir(exist_ok=True)
     folder = make_folder(tmp_path / "run", {"search": (8, 4)}, names=names)
-    result = json.loads((folder / "result.json").read_text())
-    result["balanced_error_percent"] = sum(errors) / len(errors)
-    result["classes"] = [
-        {"name": name, "images": 10, "error_percent": error, "interval_percent": [0.0, 50.0]}
-        for name, error in zip(names, errors, strict=True)
-    ]
-    (folder / "result.json").write_text(json.dumps(result | more))
-    return folder
+    return add_classes(folder, errors, **more)
 
 
 def test_classes_stand_beside_their_weights_the_worst_first(tmp_path):
