@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.batchnorm import recompute_statistics
-from lfmcw_app.data import Dataset, Images, in_order, subset
+from lfmcw_app.data import Batches, Dataset, Images, in_order, subset
 from lfmcw_app.processes import all_gathered
+from lfmcw_app.recipe import Augmentation
 from lfmcw_app.search_space.network import DerivedNetwork
 from mlo.distributed import rank_and_size
 
@@ -31,7 +32,7 @@ less than the batches of a training do from one another, and takes seconds on Im
 """
 
 MOST_CLASSES = 100
-"""Classes of which the confusion matrix is in the result; of more it would be a million numbers."""
+"""Classes of which the whole confusion matrix is in the result; of more only its mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def assessed(
     test: Images,
     dataset: Dataset,
     device: torch.device,
+    augmentation: Augmentation | None = None,
 ) -> dict[str, Any]:
     """Recomputes the network's running statistics, and measures it; what goes into the result.
 
@@ -69,14 +71,22 @@ def assessed(
         test: what it is tested on.
         dataset: gives normalisation and class names.
         device: where.
+        augmentation: the training's; None for none.
     """
-    # Without augmentation, as test images are: cut-out squares would shift the means (measured in
-    # docs/results.md). Each batch takes images from all over the set, whatever its order.
+    # With the training's augmentation, as running averages have it: after a whole training both
+    # agree, and results compare with published ones (measured in docs/results.md).
     some = subset(train, STATISTICS_IMAGES, 0)
-    mixed = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))]
-    size = math.ceil(len(mixed) / math.ceil(len(mixed) / BATCH))  # no small batch at the end
-    batches = in_order(mixed, dataset, size, device)
-    recompute_statistics(network, (partial(network, images) for images, _ in batches))
+    parts = math.ceil(len(some) / BATCH)
+    stream = Batches(
+        some,
+        dataset,
+        batch_size=len(some) // parts,  # no small batch at the end
+        seed=0,
+        augmentation=augmentation,
+        device=device,
+    )
+    batches = (stream.batch(index)[0] for index in range(parts))
+    recompute_statistics(network, (partial(network, images) for images in batches))
 
     tested = answers_of(network, test, dataset, device)
     training_error = answers_of(network, some, dataset, device).error
@@ -95,6 +105,8 @@ def assessed(
     }
     if dataset.num_classes <= MOST_CLASSES:
         result["confusion"] = _confusion(tested, dataset.num_classes)
+    else:
+        result["mistakes"] = _mistakes(tested, dataset.num_classes)
     doubt = _doubt(tested, training_error)
     return {**result, **({"doubt": doubt} if doubt else {})}
 
@@ -162,10 +174,29 @@ def _confusion(answers: Answers, classes: int) -> list[list[int]]:
 
     [classes][classes], counts.
     """
-    given = answers.predictions >= 0
-    pairs = answers.labels[given] * classes + answers.predictions[given]
+    pairs = _pairs(answers, classes)
     counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, -1).tolist()
     return counts
+
+
+def _mistakes(answers: Answers, classes: int) -> list[list[int]]:
+    """The confusion matrix beside its diagonal: [class, answer, images], the commonest first.
+
+    There are at most as many as test images, where the matrix of ImageNet has a million numbers.
+    """
+    pairs, counts = torch.unique(_pairs(answers, classes), return_counts=True)
+    wrong = pairs // classes != pairs % classes
+    pairs, counts = pairs[wrong], counts[wrong]
+    order = counts.argsort(descending=True, stable=True)
+    columns = (pairs // classes, pairs % classes, counts)
+    found: list[list[int]] = torch.stack([column[order] for column in columns], dim=1).tolist()
+    return found
+
+
+def _pairs(answers: Answers, classes: int) -> Tensor:
+    """Right class and predicted class as one number, [N]; answers that are no numbers left out."""
+    given = answers.predictions >= 0
+    return answers.labels[given] * classes + answers.predictions[given]
 
 
 def interval(errors: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -196,8 +227,8 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
         return None
     return (
         f"The network is wrong on {training_error:.1f}% of its training images and on "
-        f"{tested.error:.1f}% of the test images, where always naming the largest class would give "
-        f"{chance:.1f}%. It has learned its images by heart, or the test images are of another "
-        "kind: look for labels that were mixed up, for test images that were made or prepared "
-        "differently, and for too few training images."
+        f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
+        f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
+        "images are of another kind: look for labels that were mixed up, for test images that were "
+        "made or prepared differently, and for too few training images."
     )

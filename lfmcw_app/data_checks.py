@@ -78,10 +78,16 @@ def read_data(
     counts = {part: len(of_part) for part, of_part in labels.items()}
     recipe = _fitted(recipe, counts)
     for key, batch, images in _batches(recipe, counts):
+        if images < 2:
+            raise InputError(
+                f"{key.partition('.')[0]} has {'no image' if images == 0 else 'a single image'} "
+                f"of {dataset.name} to draw from, and a batch needs two at least. Use more images "
+                "(data.search_images, data.search_fractions, data.train_images)."
+            )
         if images < batch:
             raise InputError(
                 f"{key} is {batch}, but the recipe leaves only {images} images of {dataset.name} "
-                f"to draw from. Set {key}={max(2, images)} or less, or use more images "
+                f"to draw from. Set {key}={images} or less, or use more images "
                 "(data.search_images, data.train_images)."
             )
     matched = recipe.search.method == "lfmcw" and recipe.search.validation_batch == "matched"

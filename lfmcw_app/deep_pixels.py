@@ -22,6 +22,9 @@ BITS_PER_SAMPLE, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339
 WHITE_IS_ZERO, IN_PLANES, UNSIGNED = 0, 2, 1
 """Values of the last three."""
 
+SGI = "SGI16"
+"""Pillow's decoder of SGI files of 16 bits, which keeps the high bytes."""
+
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 """Modes of Pillow without colours."""
 
@@ -43,14 +46,13 @@ def depth_of(image: Image.Image) -> Depth:
     if image.mode == "F":
         return "floating-point numbers"
     bits = max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,)))
-    codecs = {tile.codec_name for tile in _tiles(image)}
     deep = (
         image.mode == "I"
         or image.mode.startswith("I;16")
         or ";16" in _layout(image)
         or bits > 8
         or (_largest_of_ppm(image) or 255) > 255
-        or "SGI16" in codecs
+        or SGI in _codecs(image)
     )
     return "integers" if deep else "8 bits"
 
@@ -68,7 +70,8 @@ def deep_values(image: Image.Image) -> Values:
         OSError: or another error of Pillow, if the file is damaged.
     """
     tags = getattr(image, "tag_v2", {})
-    layout, largest = _layout(image), _largest_of_ppm(image)  # unknown once it is loaded
+    # What is unknown once it is loaded.
+    layout, largest, codecs = _layout(image), _largest_of_ppm(image), _codecs(image)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         raise ValueError("its values of more than 8 bits count from white; save it as a PNG")
     if tags.get(PLANAR) == IN_PLANES and len(tags[BITS_PER_SAMPLE]) > 1:
@@ -79,9 +82,9 @@ def deep_values(image: Image.Image) -> Values:
         values = _joined(pixels[..., 0::2], pixels[..., 1::2])
     elif layout.startswith(("RGB;16", "RGBA;16", "RGBX;16")):
         values = _joined(*_bytes(image, layout))
-    elif image.mode not in GREY:
+    elif image.mode not in GREY or SGI in codecs:
         raise ValueError(
-            f"its colours of more than 8 bits ({layout}) are not served; save it as a PNG"
+            f"its values of more than 8 bits ({layout}) are not served; save it as a PNG"
         )
     else:
         values = _loaded(image)[..., None]
@@ -110,6 +113,10 @@ def _parted(values: NDArray[np.float64], image: Image.Image) -> Values:
 def _tiles(image: Image.Image) -> list[Any]:
     """What is still to be read of an opened file; nothing of an image in memory."""
     return list(image.tile) if isinstance(image, ImageFile.ImageFile) else []
+
+
+def _codecs(image: Image.Image) -> set[str]:
+    return {tile.codec_name for tile in _tiles(image)}
 
 
 def _layout(image: Image.Image) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import DataWarning, InputError, listed
-from lfmcw_app.listing import Listing
+from lfmcw_app.folders import Listing
 
 __all__ = ["Fingerprint", "check_unchanged", "differences"]
 

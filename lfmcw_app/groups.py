@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lfmcw_app.errors import DataWarning, InputError, listed
-from lfmcw_app.listing import FolderListing
+from lfmcw_app.folders import FolderListing
 
 __all__ = ["read_groups"]
 

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from lfmcw_app.decoding import DamagedImage, Decoding, damaged_images, window
+from lfmcw_app.folders import Listing
 from lfmcw_app.image_survey import in_threads
-from lfmcw_app.listing import Listing
 
 __all__ = ["ImageFiles", "NoiseImages", "all_pixels", "random_crops"]
 

@@ -23,7 +23,7 @@ from lfmcw_app.decoding import (
 )
 from lfmcw_app.deep_pixels import Depth, deep_values, depth_of, is_grey
 from lfmcw_app.errors import InputError
-from lfmcw_app.listing import FolderListing
+from lfmcw_app.folders import FolderListing
 from lfmcw_app.recipe import Data
 
 __all__ = ["DecodingOptions", "Reading", "in_threads", "survey", "without_damaged"]

@@ -160,10 +160,9 @@ class NetworkFile:
         Raises:
             OSError: if it cannot be written.
         """
-        edges = (*self.plan.genotype.normal, *self.plan.genotype.reduction)
         content = {
             "genotype": self.plan.genotype.to_data(),
-            "primitives": sorted({edge.primitive for edge in edges}),
+            "primitives": sorted(self.plan.genotype.primitives),
             "channels": self.plan.channels,
             "layers": self.plan.layers,
             "stem": self.plan.stem,

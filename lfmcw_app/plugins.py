@@ -9,9 +9,10 @@ table's group of entry points:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lfmcw_app.errors import InputError
 from mlo.errors import nearest
@@ -24,7 +25,8 @@ Entry = TypeVar("Entry")
 class Table(Mapping[str, Entry]):
     """Name → entry, in the order in which they were added; those of other packages come last.
 
-    An entry of another package is loaded when it is asked for.
+    An entry of another package is loaded when it is asked for. So one that is broken, or whose name
+    is taken, is in the way of nothing else.
 
     Args:
         kind: what an entry is, for messages.
@@ -38,19 +40,26 @@ class Table(Mapping[str, Entry]):
     ) -> None:
         self._kind, self._group, self._type = kind, group, of
         self._entries = dict(entries)
-        self._named: dict[str, EntryPoint] | None = None
+        self._own = frozenset(entries)
+        self._found: dict[str, list[EntryPoint]] | None = None
 
-    def register(self, name: str, entry: Entry) -> None:
+    def register(self, name: str, entry: Entry, *, replace: bool = False) -> None:
         """Adds an entry.
 
+        Args:
+            name: of letters, digits and underscores.
+            entry: of the table's type.
+            replace: whether it may take the place of another one.
+
         Raises:
-            InputError: if the name is taken, by an entry that is not equal to this one.
+            InputError: if the name is taken or none, or the entry of another type.
         """
-        if name in self and self[name] != entry:
+        if not replace and name in self and (name not in self._entries or self[name] != entry):
             raise InputError(
-                f"There is another {self._kind} called {name!r} already. Choose another name."
+                f"There is another {self._kind} called {name!r} already. Choose another name, or "
+                "pass replace=True."
             )
-        self._entries[name] = entry
+        self._entries[name] = self._checked(name, entry, "the one that is registered")
 
     def named(self, name: str) -> Entry:
         """The entry of a name.
@@ -67,8 +76,15 @@ class Table(Mapping[str, Entry]):
         return self[name]
 
     def __getitem__(self, name: str) -> Entry:
+        places = [point.value for point in self._others().get(name, [])]
+        if len(places) + (name in self._own) > 1:
+            ours = ["lfmcw_app itself"] if name in self._own else []
+            raise InputError(
+                f"Several packages bring a {self._kind} called {name!r}: "
+                f"{', '.join([*ours, *places])}. Rename it in one, or remove one."
+            )
         if name not in self._entries:
-            self._entries[name] = self._loaded(self._others()[name])
+            self._entries[name] = self._loaded(self._others()[name][0])
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -81,18 +97,15 @@ class Table(Mapping[str, Entry]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._others()
 
-    def _others(self) -> dict[str, EntryPoint]:
-        """The entry points of other packages, found once."""
-        if self._named is None:
-            self._named = {}
+    def _others(self) -> dict[str, list[EntryPoint]]:
+        """Name → entry points of other packages, found once."""
+        if self._found is None:
+            self._found = {}
             for point in entry_points(group=self._group):
-                if point.name in self._entries or point.name in self._named:
-                    raise InputError(
-                        f"Two packages bring a {self._kind} called {point.name!r}; one is "
-                        f"{point.value}. Rename it there, or remove one package."
-                    )
-                self._named[point.name] = point
-        return self._named
+                same_name = self._found.setdefault(point.name, [])
+                if point not in same_name:  # a package may be on the path twice
+                    same_name.append(point)
+        return self._found
 
     def _loaded(self, point: EntryPoint) -> Entry:
         try:
@@ -102,9 +115,18 @@ class Table(Mapping[str, Entry]):
                 f"The {self._kind} {point.name!r} ({point.value}) cannot be loaded: "
                 f"{type(error).__name__}: {error}. Mend or remove the package that brings it."
             ) from error
+        return self._checked(point.name, entry, point.value)
+
+    def _checked(self, name: str, entry: Any, where: str) -> Entry:
+        """The entry, if it can be one: names are keys of checkpoints, files and colours."""
+        if not re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII):
+            raise InputError(
+                f"A {self._kind} cannot be called {name!r} ({where}): its name has letters, digits "
+                "and underscores alone, a letter first."
+            )
         if not isinstance(entry, self._type):
             raise InputError(
-                f"The {self._kind} {point.name!r} ({point.value}) is a {type(entry).__name__}; it "
-                f"must be a {self._type.__name__}."
+                f"The {self._kind} {name!r} ({where}) is a {type(entry).__name__}; it must be a "
+                f"{self._type.__name__}."
             )
         return entry

@@ -15,7 +15,7 @@ from torch import Tensor
 from lfmcw_app.classifier import Classifier, Preprocess
 from lfmcw_app.decoding import DamagedImage
 from lfmcw_app.errors import InputError, listed
-from lfmcw_app.listing import images_below
+from lfmcw_app.folders import images_below
 
 __all__ = [
     "ClassScore", "FoundImages", "ImageFile", "Prediction", "Predictions", "find_images", "predict",

@@ -189,7 +189,7 @@ def build_search(
     `validation_batch` says otherwise.
     """
     search = recipe.search
-    parallel = parallelism(recipe, own_noise=space_named(search.space).drops_out)
+    parallel = parallelism(recipe, own_noise=space_named(search.space).draws(search))
     if recipe.distributed.sync_batchnorm:
         for module in modules:
             if module is not None:
@@ -237,7 +237,11 @@ def build_search(
             data=data,
         )
 
-    # α moves on the validation half. In the warm-up it rests, and only the weights move.
+    # α moves on the validation half. In the warm-up it rests and draws no batches; its stream
+    # begins where that of the class weights will be then, so that both see the same batch.
+    rests = search.architecture.warmup_epochs * per_epoch
+    of_arch = validating.alike()
+    of_arch.position = rests
     penalty = make_penalty(recipe, dataset, modules.arch.primitives, device)
     arch = Problem(
         "arch",
@@ -251,8 +255,8 @@ def build_search(
         grad_clip=search.architecture.grad_clip,
         precision=search.precision,
         loss=make_arch_loss(penalty),
-        data=validating.alike(),
-        warmup_steps=search.architecture.warmup_epochs * per_epoch,
+        data=of_arch,
+        warmup_steps=rests,
     )
     engines = "first_order" if search.order == "first" else search.hypergradient
     order: Literal["outermost_first", "lower_first"] = (

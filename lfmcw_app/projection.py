@@ -21,6 +21,7 @@ from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.sizes import primitive_weights
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, search_stages
 from lfmcw_app.training import build_training
@@ -205,10 +206,17 @@ def _without_warmup(recipe: Recipe) -> Recipe:
 
 
 def _most_costly(candidates: Candidates, dropped: int) -> Candidates:
-    """As many operations of each edge as are left, the last ones: convolutions, which cost most."""
+    """As many operations of each edge as are left, those with the most weights."""
+
+    def left(edge: tuple[str, ...]) -> tuple[str, ...]:
+        # Of equally large ones the last: in DARTS's order pools and identities come first.
+        by_size = sorted(edge, key=lambda name: (name != "none", primitive_weights(name, 16)))
+        kept = by_size[dropped:]
+        return tuple(name for name in edge if name in kept)
+
     return Candidates(
-        normal=tuple(edge[dropped:] for edge in candidates.normal),
-        reduction=tuple(edge[dropped:] for edge in candidates.reduction),
+        normal=tuple(map(left, candidates.normal)),
+        reduction=tuple(map(left, candidates.reduction)),
     )
 
 

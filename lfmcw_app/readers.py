@@ -18,11 +18,7 @@ from lfmcw_app.cifar import read_cifar
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint
-from lfmcw_app.groups import read_groups
-from lfmcw_app.held_pixels import pixels_of
-from lfmcw_app.image_files import ImageFiles, NoiseImages
-from lfmcw_app.image_survey import DecodingOptions, Reading, survey, without_damaged
-from lfmcw_app.listing import (
+from lfmcw_app.folders import (
     TEST,
     TRAIN,
     VALIDATION,
@@ -30,6 +26,10 @@ from lfmcw_app.listing import (
     list_folder,
     list_parts,
 )
+from lfmcw_app.groups import read_groups
+from lfmcw_app.held_pixels import pixels_of
+from lfmcw_app.image_files import ImageFiles, NoiseImages
+from lfmcw_app.image_survey import DecodingOptions, Reading, survey, without_damaged
 from lfmcw_app.published_files import download, places, places_said
 from lfmcw_app.splits import held_out_by_name, stratified
 

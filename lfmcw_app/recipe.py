@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.generators import GAMES
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
@@ -249,6 +250,12 @@ class Generator(_Section):
         "usual one",
     )
 
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        GAMES.named(value)
+        return value
+
 
 class StartingWeights(_Section):
     """Weights of another run to start from, instead of random ones."""
@@ -313,6 +320,13 @@ class Progressive(_Section):
         return self
 
 
+def _names_in(value: Any) -> tuple[str, ...]:
+    """A list of names as a tuple."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"a list of names of primitives is needed, got {shown(value)}")
+    return tuple(value)
+
+
 class Search(_Section):
     """The architecture search."""
 
@@ -322,12 +336,10 @@ class Search(_Section):
         "seed, no search",
     )
     space: str = Field(default="darts", description="a name in spaces.py")
-    primitives: tuple[str, ...] = Field(
+    primitives: Any = Field(
         default=DARTS_PRIMITIVES,
-        strict=False,
-        min_length=1,
-        description="candidate operations of every edge, names in search_space/operations.py; "
-        "spaces with candidates of their own do not read it",
+        description="candidate operations, names in search_space/operations.py: a list for every "
+        "edge, or {normal: […], reduction: […]} with a list for each",
     )
     partial_channels: Count = Field(
         default=4, ge=1, description="pcdarts: operations see 1 of so many channels"
@@ -427,10 +439,24 @@ class Search(_Section):
             raise ValueError("give either epochs or steps (set the other to null)")
         return self
 
+    @field_validator("primitives")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return _names_in(value)
+        if set(value) != {"normal", "reduction"}:
+            raise ValueError(
+                "primitives has the keys normal and reduction, each a list with the names of each "
+                f"edge, or is one list of names; got {shown(value)}"
+            )
+        if not all(isinstance(edges, (list, tuple)) for edges in value.values()):
+            raise ValueError(
+                f"primitives.normal and .reduction are lists of lists, got {shown(value)}"
+            )
+        return {kind: tuple(map(_names_in, value[kind])) for kind in ("normal", "reduction")}
+
     @model_validator(mode="after")
     def _fits_its_space(self) -> Search:
-        if len(set(self.primitives)) < len(self.primitives):
-            raise ValueError(f"primitives names one twice: {list(self.primitives)}")
         SPACES.named(self.space).check(self)
         return self
 
@@ -539,7 +565,9 @@ class Recipe(_Section):
         "(collapse.py)",
     )
     data: Data = Data()
-    search: Search = Search(epochs=50)
+    # Made when it is needed: a package's entry that cannot be used is then an error of the recipe,
+    # and its import may import this module.
+    search: Search = Field(default_factory=lambda: Search(epochs=50))
     evaluation: Evaluation = Evaluation()
     distributed: Distributed = Distributed()
 

@@ -46,6 +46,13 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
         soft_wrap=True,
         markup=False,
     )
+    for unit, found in result.get("budget", {}).items():
+        console.print(
+            f"budget {'met' if found['met'] else 'not met'}: {found['actual']:.4g} of at most "
+            f"{found['limit']:g} million {unit.replace('_', '-')}",
+            highlight=False,
+            soft_wrap=True,
+        )
     _print_classes(result.get("classes", []), console)
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")

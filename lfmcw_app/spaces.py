@@ -7,7 +7,7 @@ any of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,9 +17,15 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.plugins import Table
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count
-from lfmcw_app.search_space.genotype import Genotype, derive_genotype, random_genotype
+from lfmcw_app.search_space.genotype import (
+    EDGES_PER_NODE,
+    Genotype,
+    derive_genotype,
+    random_genotype,
+)
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     PDartsStage,
     derive_restricted_genotype,
@@ -35,7 +41,7 @@ class Settings(Protocol):
     """What a space reads of a recipe's section `search`."""
 
     space: str
-    primitives: tuple[str, ...]
+    primitives: tuple[str, ...] | Mapping[str, tuple[tuple[str, ...], ...]]
     channels: int
     layers: int
     nodes: int
@@ -68,7 +74,7 @@ class Space:
 
     Attributes:
         title: for people.
-        drops_out: whether its supernets have dropout, of which each process draws its own.
+        drops_out: whether its supernets have dropout.
 
     Reference: Liu et al., DARTS: Differentiable Architecture Search (2019).
     """
@@ -94,7 +100,17 @@ class Space:
         Raises:
             ValueError: for unknown names, or a set that holds no operation.
         """
-        return as_candidates(how.primitives, how.nodes)
+        names = how.primitives
+        if isinstance(names, Mapping):
+            of_edges = Candidates(normal=names["normal"], reduction=names["reduction"])
+            return as_candidates(of_edges, how.nodes)
+        return as_candidates(names, how.nodes)
+
+    def draws(self, how: Settings) -> bool:
+        """Whether its supernets draw random numbers, of which each process has its own."""
+        candidates = self.candidates(how)
+        edges = (*candidates.normal, *candidates.reduction)
+        return self.drops_out or any(PRIMITIVES[name].draws for edge in edges for name in edge)
 
     def partial_channels(self, how: Settings) -> int:
         """K: the operations see the first 1 / K of a node's channels."""
@@ -160,11 +176,22 @@ class PDarts(Space):
         super().check(how)
         if how.layers + min(how.progressive.added_layers) < 3:
             raise ValueError("layers + progressive.added_layers must be at least 3 in each stage")
-        drops = sum(how.progressive.dropped_operations)
-        if drops >= len(how.primitives):
+        candidates = self.candidates(how)
+        edges = (*candidates.normal, *candidates.reduction)
+        drops = how.progressive.dropped_operations
+        fewest = min(map(len, edges))
+        if sum(drops) >= fewest:
             raise ValueError(
-                f"progressive.dropped_operations drops {drops} of {len(how.primitives)}, "
-                "and must leave one"
+                f"progressive.dropped_operations drops {sum(drops)} of {fewest}, and must leave one"
+            )
+        # Otherwise the cells could have more skip connections than are allowed, after the search.
+        last = fewest - sum(drops[:-1])
+        limited = how.progressive.max_skips < EDGES_PER_NODE * how.nodes
+        if limited and any(last <= len({"none", "skip_connect"} & set(edge)) for edge in edges):
+            raise ValueError(
+                f"progressive.dropped_operations leaves {last} operations per edge to the last "
+                "stage, which may be none and skip_connect alone; drop fewer, or give more "
+                "primitives"
             )
 
     def stages(self, how: Settings) -> tuple[SearchStage, ...]:
@@ -224,6 +251,14 @@ class Restricted(Space):
 
     normal: Sequence[tuple[str, ...]]
     reduction: Sequence[tuple[str, ...]]
+
+    def check(self, how: Settings) -> None:
+        super().check(how)
+        if how.primitives != DARTS_PRIMITIVES:
+            raise ValueError(
+                f"the space {self.title} has operations of its own, so that primitives would do "
+                "nothing; drop it, or set space to darts"
+            )
 
     def candidates(self, how: Settings) -> Candidates:
         edges = edge_count(how.nodes)

@@ -175,7 +175,7 @@ def _supernets(run: str) -> dict[str, Tensor]:
         problems = state["optimizer"]["problems"] if state is not None else {}
         for name, prefix in (("w1", ""), ("w2", "network.")):
             for key, tensor in problems.get(name, {}).get("module", {}).items():
-                if key.startswith(prefix):
+                if key.startswith(prefix) and isinstance(tensor, Tensor):
                     found[f"{name}.{key.removeprefix(prefix)}"] = tensor
     except (KeyError, TypeError, AttributeError):
         found = {}

@@ -22,8 +22,10 @@ from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
-from lfmcw_app.search_space.genotype import Genotype, random_genotype
+from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.operations import primitive_named
+from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, phases_of
 from lfmcw_app.starting_weights import load_into_network
 from mlo import MultilevelOptimizer, Problem
@@ -62,7 +64,8 @@ def build_training(
     how = recipe.evaluation
 
     # Drawn from the global random state before anything else draws from it.
-    plan = NetworkPlan.of(recipe, genotype or random_genotype(recipe.search.nodes, 0), dataset)
+    genotype = genotype or space_named(recipe.search.space).random(recipe.search, 0)
+    plan = NetworkPlan.of(recipe, genotype, dataset)
     network = plan.build(auxiliary=how.auxiliary_weight > 0).to(device)
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
@@ -95,7 +98,8 @@ def build_training(
         precision=how.precision,
         data=batches,
     )
-    parallel = parallelism(recipe, own_noise=how.drop_path > 0)
+    draws = any(primitive_named(name).draws for name in genotype.primitives)
+    parallel = parallelism(recipe, own_noise=draws or how.drop_path > 0)
     return MultilevelOptimizer([problem], distributed=parallel), rounds
 
 
@@ -114,7 +118,7 @@ def train_derived(
 
     train = subset(dataset.train, recipe.data.train_images, recipe.seed)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    measured = assessed(network, train, test, dataset, device)
+    measured = assessed(network, train, test, dataset, device, recipe.evaluation.augmentation)
     cost = network_cost(network, dataset.image_size, dataset.channels)
     budget = budget_result(recipe, cost)
     result = {

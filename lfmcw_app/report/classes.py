@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,9 +13,10 @@ from PIL import Image
 from lfmcw_app.report.images import COLOURS, data_url, last_class_weights
 from lfmcw_app.report.reading import RunData
 
-__all__ = ["ClassRow", "Classes", "Confusion", "class_errors", "rank_correlation"]
+__all__ = ["ClassRow", "Classes", "Confusion", "Mistake", "class_errors", "rank_correlation"]
 
 MOST_ROWS = 40
+MOST_MISTAKES = 15
 MOST_NUMBERS = 20
 """Classes of which the confusion is written in numbers; of more it is a picture."""
 
@@ -52,6 +54,23 @@ class Confusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A class that is taken for another.
+
+    Attributes:
+        right: the class.
+        answer: what it is taken for.
+        images: how many of its test images are.
+        share: of its test images, %.
+    """
+
+    right: str
+    answer: str
+    images: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classes:
     """The errors of all classes.
 
@@ -60,7 +79,8 @@ class Classes:
         count: number of classes.
         balanced: the mean error of the classes, %.
         correlation: of errors and class weights, by ranks; None where it is not defined.
-        confusion: None where the result has none.
+        confusion: None where the result has none, as of very many classes.
+        mistakes: the commonest ones; empty where the confusion says all in numbers.
     """
 
     rows: Sequence[ClassRow]
@@ -68,6 +88,7 @@ class Classes:
     balanced: float
     correlation: float | None
     confusion: Confusion | None
+    mistakes: Sequence[Mistake]
 
 
 def class_errors(run: RunData) -> Classes | None:
@@ -98,6 +119,7 @@ def class_errors(run: RunData) -> Classes | None:
         balanced=result["balanced_error_percent"],
         correlation=rank_correlation([(e, w) for e, w in pairs if w is not None]),
         confusion=_confusion([row.name for row in rows], result.get("confusion")),
+        mistakes=_mistakes(rows, result) if len(rows) > MOST_NUMBERS else [],
     )
 
 
@@ -136,3 +158,23 @@ def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]] | None) -> 
     coloured = colormaps[COLOURS](np.minimum(shares / largest, 1.0), bytes=True)[:, :, :3]
     source = data_url(Image.fromarray(np.ascontiguousarray(coloured)))
     return Confusion(names=names, rows=[], source=source)
+
+
+def _mistakes(rows: Sequence[ClassRow], result: Mapping[str, Any]) -> list[Mistake]:
+    """The commonest mistakes, from the list of them or from the confusion matrix."""
+    found: list[list[int]] = result.get("mistakes") or [
+        [right, answer, images]
+        for right, answers in enumerate(result.get("confusion") or [])
+        for answer, images in enumerate(answers)
+        if images and right != answer
+    ]
+    commonest = sorted(found, key=lambda mistake: -mistake[2])[:MOST_MISTAKES]
+    return [
+        Mistake(
+            right=rows[right].name,
+            answer=rows[answer].name,
+            images=images,
+            share=100.0 * images / rows[right].images,
+        )
+        for right, answer, images in commonest
+    ]

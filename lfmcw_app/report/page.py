@@ -38,7 +38,7 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.run_folder import EVALUATED, REPORT
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
 from lfmcw_app.units import duration, size
@@ -64,6 +64,7 @@ def run_page(run: RunData) -> str:
     names, pictures = sheets(run)
     return _rendered(
         "run.html",
+        [run],
         title=_title(run),
         run=run,
         what=_what(run),
@@ -124,6 +125,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         named |= {figure.key: figure.label for figure in figures[label].values()}
     return _rendered(
         "comparison.html",
+        runs,
         title=f"{len(runs)} runs compared",
         labels=labels,
         whats=[_what(run) for run in runs],
@@ -147,7 +149,7 @@ def repeat_command(run: RunData) -> str:
     return "python -m " + shlex.join(parts)
 
 
-def _rendered(template: str, **context: Any) -> str:
+def _rendered(template: str, runs: Sequence[RunData], **context: Any) -> str:
     environment = Environment(
         loader=PackageLoader("lfmcw_app.report"),
         autoescape=True,
@@ -161,16 +163,23 @@ def _rendered(template: str, **context: Any) -> str:
     environment.globals.update(
         colours=gradient_bar(),
         problem_names=PROBLEM_NAMES,
-        operation_colours=_operation_colours(dark=False),
-        dark_operation_colours=_operation_colours(dark=True),
+        operation_colours=_operation_colours(runs, dark=False),
+        dark_operation_colours=_operation_colours(runs, dark=True),
     )
     return environment.get_template(template).render(context)
 
 
-def _operation_colours(*, dark: bool) -> Markup:
-    """The colours of all primitives, as CSS variables."""
+def _operation_colours(runs: Sequence[RunData], *, dark: bool) -> Markup:
+    """The colours of the operations that runs can have, as CSS variables."""
+    names: set[str] = set()
+    for run in runs:
+        how = run.recipe.search
+        candidates = space_named(how.space).candidates(how)
+        names.update(*candidates.normal, *candidates.reduction)
+        names |= run.genotype.primitives if run.genotype is not None else set()
     found = []
-    for name, primitive in PRIMITIVES.items():
+    for name in sorted(names):
+        primitive = primitive_named(name)
         colour = primitive.dark_colour if dark and primitive.dark_colour else primitive.colour
         found.append(Markup("--op-{}: {};").format(name, colour))
     return Markup(" ").join(found)

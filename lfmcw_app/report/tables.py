@@ -95,6 +95,8 @@ def key_figures(run: RunData) -> list[Figure]:
         top5 = result.get("test_top5_error_percent")
         if top5 is not None:
             add("top5_error", "top-5 test error", f"{top5:.2f}", "%")
+        if "training_error_percent" in result:
+            add("training_error", "training error", f"{result['training_error_percent']:.2f}", "%")
         add("parameters", "parameters", _count(result["parameters"]))
         add("multiply_adds", "multiply-adds", short(result["multiply_adds_millions"]), "M")
 
@@ -114,6 +116,7 @@ def key_figures(run: RunData) -> list[Figure]:
 FIGURES = (
     "test_error",
     "top5_error",
+    "training_error",
     "parameters",
     "multiply_adds",
     "search_time",

@@ -34,9 +34,16 @@ class Bank(nn.Module):
 
     It is called with what it reads and the mixing weight of every channel, [E·C], and returns
     weight · operation for every edge, [B, E·C, H', W'].
+
+    Attributes:
+        reads: what it is given.
+        blocks: how many edges' weights stand below one another in the weight of each of its
+            convolutions: E, or 1 where every edge has layers of its own. Spectral norm is one
+            norm per edge.
     """
 
     reads: ClassVar[Reads] = "state"
+    blocks: int = 1
 
 
 class SharedMaps(nn.Sequential):
@@ -82,7 +89,7 @@ class ConvolutionBank(Bank):
         style: OperationStyle,
     ) -> None:
         super().__init__()
-        self.edges = edges
+        self.blocks = edges
         width = edges * channels
         # One convolution in groups does for all edges what each would do by itself.
         layers: list[nn.Module] = []
@@ -126,7 +133,7 @@ class ReduceBank(Bank):
     def __init__(self, channels: int, edges: int, style: OperationStyle) -> None:
         super().__init__()
         half = channels // 2
-        self.edges = edges
+        self.blocks = edges
         self.even = PointwiseConv(channels, edges * half, stride=2)
         self.odd = PointwiseConv(channels, edges * (channels - half), stride=2)
         self.norm = make_gain_norm(style, channels, edges)
@@ -139,7 +146,7 @@ class ReduceBank(Bank):
             gain: the mixing weight of every channel, [E·C].
         """
         halves = (self.even(activated), self.odd(activated[:, :, 1:, 1:]))
-        split = [torch.unflatten(half.permute(0, 2, 3, 1), 3, (self.edges, -1)) for half in halves]
+        split = [torch.unflatten(half.permute(0, 2, 3, 1), 3, (self.blocks, -1)) for half in halves]
         joined = torch.cat(split, dim=4).flatten(3).permute(0, 3, 1, 2)
         out: Tensor = self.norm(joined, gain)
         return out

@@ -23,8 +23,8 @@ class Candidates:
         reduction: of the reduction cell, likewise.
 
     Raises:
-        ValueError: if a name is unknown, edges have different numbers of primitives, or an edge
-            could only be `none`.
+        ValueError: if a name is unknown or given twice, edges have different numbers of
+            primitives, or an edge could only be `none`.
     """
 
     normal: tuple[tuple[str, ...], ...]
@@ -41,6 +41,10 @@ class Candidates:
             for row, edge in enumerate(edges):
                 for primitive in edge:
                     primitive_named(primitive)
+                if len(set(edge)) < len(edge):
+                    raise ValueError(
+                        f"Edge {row} of the {kind} cell names a primitive twice, got {edge}."
+                    )
                 if set(edge) <= {"none"}:
                     raise ValueError(
                         f"Edge {row} of the {kind} cell needs a primitive other than 'none', got "

@@ -15,7 +15,7 @@ from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
-from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES, primitive_named
 from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
@@ -54,6 +54,11 @@ class Genotype:
     def nodes(self) -> int:
         """Intermediate nodes of a cell."""
         return len(self.normal) // EDGES_PER_NODE
+
+    @property
+    def primitives(self) -> frozenset[str]:
+        """The names of its operations."""
+        return frozenset(edge.primitive for edge in (*self.normal, *self.reduction))
 
     def to_json(self) -> str:
         """Returns the genotype as JSON, one line per node."""
@@ -187,8 +192,10 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
             if not known or primitive == "none":
                 raise InputError(
                     f"Unknown primitive {shown(primitive)} in the genotype. "
-                    f"{nearest(shown(primitive), [name for name in PRIMITIVES if name != 'none'])}"
+                    f"{nearest(shown(primitive), [name for name in PRIMITIVES if name != 'none'])} "
+                    "If it is one of another package, install that."
                 )
+            primitive_named(primitive)  # of a package: whether it can be loaded
             is_number = isinstance(source, int) and not isinstance(source, bool)
             if not is_number or not 0 <= source < 2 + node:
                 raise InputError(

@@ -53,6 +53,8 @@ class Primitive:
             on all edges. None makes a bank of the layer, edge by edge: right, and not fast.
         colour: in pictures on white.
         dark_colour: in pictures on black; None is the same.
+        draws: whether it draws random numbers, as dropout does: processes that share a batch then
+            have a stream of their own.
 
     What it costs is counted from its layer (search_space/cost.py).
     """
@@ -61,6 +63,7 @@ class Primitive:
     supernet: OfSupernet | None = None
     colour: str
     dark_colour: str | None = None
+    draws: bool = False
 
     def in_supernet(
         self, channels: int, edges: int, stride: int, style: OperationStyle
@@ -134,6 +137,7 @@ PRIMITIVES: Table[Primitive] = Table(
             layer=lambda channels, stride, style: GaussianNoise(stride),
             colour="#b00020",
             dark_colour="#ff8a9a",
+            draws=True,
         ),
     },
 )

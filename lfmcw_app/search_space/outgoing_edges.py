@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lfmcw_app.search_space.batched_operations import Bank, ConvolutionBank, ReduceBank, SharedMaps
+from lfmcw_app.search_space.batched_operations import Bank, SharedMaps
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.operations import primitive_named
 
@@ -94,14 +94,14 @@ class OutgoingEdges(nn.Module):
 
 
 def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:
-    """Returns, for every grouped convolution of a bank in `root`, the number of its edges.
+    """Returns, for every convolution of a bank in `root`, how many edges' weights are in its own.
 
-    The edges' weights stand below one another in its own.
+    They stand below one another.
     """
     return {
-        layer: bank.edges
+        layer: bank.blocks
         for bank in root.modules()
-        if isinstance(bank, (ConvolutionBank, ReduceBank))
+        if isinstance(bank, Bank)
         for layer in bank.modules()
         if isinstance(layer, nn.Conv2d)
     }

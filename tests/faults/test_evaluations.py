@@ -97,3 +97,62 @@ def test_an_evaluation_can_be_projected_and_tried(tmp_path):
     assert "peak memory" in printed and "rounds of each phase: 3." in printed
     assert len((tmp_path / "trial" / "metrics.jsonl").read_text().splitlines()) == 3
     assert json.loads((tmp_path / "trial" / "result.json").read_text())["trial"] is True
+
+
+# ------------------------------ genotypes and weights of another run
+
+
+def test_an_evaluation_draws_the_cells_that_it_was_given(whole):
+    assert {"cells.png", "cells.svg"} <= {path.name for path in whole.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def continued(whole, tmp_path_factory):
+    """An evaluation of the same cells that begins with the weights of `whole`."""
+    folder = tmp_path_factory.mktemp("continued") / "run"
+    code, printed = call(
+        evaluate, whole, "digits", "--preset=smoke", "--init", whole, "--out", folder, *SETTINGS
+    )
+    assert code == 0, printed
+    assert "Starting weights: the network in" in printed
+    return folder
+
+
+def test_an_evaluation_goes_on_from_the_weights_of_another(whole, continued):
+    def first_loss(folder):
+        return json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["losses"]
+
+    assert first_loss(continued)["network"] < first_loss(whole)["network"]
+    assert (continued / "evaluated.json").read_bytes() == (whole / "evaluated.json").read_bytes()
+    init = json.loads((continued / "result.json").read_text())["init"]
+    assert init["run"] == str(whole)
+    assert f"digest: {init['digest']}" in (continued / "config.yaml").read_text()
+
+
+def test_starting_weights_are_needed_until_the_first_checkpoint(
+    whole, continued, tmp_path, monkeypatch
+):
+    moved = whole.with_name("moved")
+    for lines, needs in ((1, True), (7, False)):
+        folder = tmp_path / f"after-{lines}"
+        with monkeypatch.context() as patch:
+            kill_after(patch, lines)
+            with pytest.raises(Killed):
+                call(
+                    evaluate, whole, "digits", "--preset=smoke", "--init", whole,
+                    "--out", folder, *SETTINGS,
+                )  # fmt: skip
+        whole.rename(moved)
+        try:
+            code, printed = call(evaluate, "--resume", folder)
+            if needs:
+                assert code == 2
+                assert "There is no run folder" in printed
+                code, printed = call(
+                    evaluate, "--resume", folder, f"--set=evaluation.init.run={moved}"
+                )
+            assert code == 0, printed
+        finally:
+            moved.rename(whole)
+        for name in ("metrics.jsonl", "evaluated.json"):
+            assert (folder / name).read_bytes() == (continued / name).read_bytes()

@@ -14,7 +14,7 @@ import sys
 import pytest
 import typer
 from browser import browser
-from made_run_folders import make_folder
+from made_run_folders import add_classes, make_folder
 from tiny_runs import resume, run
 from typer.testing import CliRunner
 
@@ -91,6 +91,39 @@ def test_the_page_shows_the_runs_figures(whole, page, width, scheme):
     assert all(pictures)
     assert page.run("return document.documentElement.scrollWidth <= innerWidth")
     assert page.console() == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_errors_by_class_are_seen(page, tmp_path, width):
+    """With names that are long, hostile, or not Latin; few classes in numbers, many as a list."""
+    names = (HOSTILE, "häßliche 猫 " * 20, "$10_$20")
+    confusion = [[7, 3, 0], [0, 10, 0], [1, 0, 9]]
+    few = make_folder(tmp_path / "few", {"search": (8, 4)}, names=names)
+    add_classes(few, [30.0, 0.0, 10.0], confusion=confusion, doubt="Why?")
+    many = make_folder(tmp_path / "many", {"search": (8, 4)}, names=[f"{k}" for k in range(120)])
+    add_classes(many, [float(k) / 2 for k in range(120)], mistakes=[[3, 7, 5], [4, 0, 1]])
+    for folder in (few, many):
+        (folder / "report.html").write_text(run_page(read_run(folder)), "utf-8")
+        page.open(folder / "report.html", width=width)
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("return window.hacked === undefined")
+        if folder == few:
+            assert page.text("[data-doubt]") == "Why?"
+            assert page.texts("table.confusion td") == ["7", "3", "", "", "10", "", "1", "", "9"]
+            assert page.texts("tr[data-class-error] td:nth-child(3)") == ["30.0", "10.0", "0.0"]
+        else:
+            assert page.texts("tr[data-mistake] td") == [
+                "3",
+                "7",
+                "5",
+                "50.0",
+                "4",
+                "0",
+                "1",
+                "10.0",
+            ]
+        assert page.text("[data-figure=training_error] b") == "1.25"
+        assert page.console() == []
 
 
 def test_light_and_dark_are_readable(whole, page):

@@ -18,6 +18,7 @@ from code_blocks import BLOCKS, ROOT, require, run
 from trained_runs import trained_run
 
 import mlo
+from lfmcw_app.commands.draw import draw as draw_command
 from lfmcw_app.commands.evaluate import evaluate as evaluate_command
 from lfmcw_app.commands.export import export as export_command
 from lfmcw_app.commands.predict import predict as predict_command
@@ -229,6 +230,7 @@ def is_text(node):
 COMMANDS = {
     "run": run_command,
     "evaluate": evaluate_command,
+    "draw": draw_command,
     "table": table_command,
     "predict": predict_command,
     "export": export_command,

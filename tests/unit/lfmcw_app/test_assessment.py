@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lfmcw_app.assessment import answers_of, assessed, interval
+from lfmcw_app.assessment import MOST_CLASSES, answers_of, assessed, interval
 from lfmcw_app.data import Dataset, Images
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def dataset(train, test, classes=3):
         name="made",
         train=train,
         test=test,
-        class_names=tuple("abcdefgh"[:classes]),
+        class_names=tuple(map(str, range(classes))) if classes > 3 else ("a", "b", "c"),
         mean=(0.0,),
         std=(1.0,),
     )
@@ -64,12 +64,31 @@ def test_errors_are_told_by_class():
 
 
 def test_the_classes_make_up_the_whole():
+    """To the last bit: the counts of all classes give the test error."""
     found = measure({7: 1, 0: 2})
-    wrong = sum(entry["error_percent"] * entry["images"] for entry in found["classes"])
-    assert found["test_error_percent"] == pytest.approx(wrong / found["test_images"], abs=1e-12)
+    wrong = sum(round(entry["error_percent"] * entry["images"] / 100) for entry in found["classes"])
+    assert found["test_error_percent"] == 100.0 * (wrong / found["test_images"])
     confused = torch.tensor(found["confusion"])
-    off = int(confused.sum() - confused.diagonal().sum())
-    assert found["test_error_percent"] == pytest.approx(100 * off / found["test_images"])
+    assert int(confused.sum() - confused.diagonal().sum()) == wrong
+    assert confused.sum(1).tolist() == [entry["images"] for entry in found["classes"]]
+
+
+def test_of_many_classes_only_mistakes_are_listed():
+    """The commonest first; a matrix would have the square of the number of classes."""
+    count = MOST_CLASSES + 1
+    values = [0, 1, 1, 2, 2, 100, 100]
+    found = measure(
+        {1: 100, 2: 7, 100: -1},
+        train=pictures([0], [0]),
+        test=pictures(values, values),
+        classes=count,
+    )
+    assert "confusion" not in found
+    assert found["mistakes"] == [[1, 100, 2], [2, 7, 2]]
+    assert [found["classes"][k]["error_percent"] for k in (0, 1, 2, 100)] == [0, 100, 100, 100]
+    few = measure({7: 0}, classes=MOST_CLASSES)
+    assert "mistakes" not in few
+    assert len(few["confusion"]) == MOST_CLASSES
 
 
 def test_logits_that_are_no_numbers_are_wrong():
@@ -109,8 +128,35 @@ def test_a_network_that_knows_only_its_images_is_doubted(instead, doubtful):
     found = measure(instead, test=test)
     assert ("doubt" in found) is doubtful
     if doubtful:
-        assert "0.0% of its training images and on 100.0% of the test images" in found["doubt"]
+        assert "0.0% of its training images and on 100.0% of the 12 test" in found["doubt"]
         assert "would give 66.7%" in found["doubt"]
+
+
+def test_statistics_are_settled_before_anything_is_measured():
+    """Classes that are told apart by normalised brightness, with initial statistics (0 and 1)."""
+
+    class ByNormalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1, affine=False)
+
+        def forward(self, images):
+            brightness = self.norm(images).mean((1, 2, 3))
+            return -torch.cdist(brightness[:, None], torch.tensor([[-1.2], [0.0], [1.2]])), None
+
+    some = pictures([10, 100, 190] * 4, [0, 1, 2] * 4)
+    found = assessed(ByNormalised(), some, some, dataset(some, some), CPU)
+    assert (found["test_error_percent"], found["training_error_percent"]) == (0.0, 0.0)
+    assert answers_of(ByNormalised(), some, dataset(some, some), CPU).error > 33.0
+
+
+def test_in_a_set_of_mostly_one_class_chance_is_small():
+    """To name the class of 9 of 10 images gives 10%: an error of 10% is no better."""
+    test = pictures([10] * 9 + [11], [0] * 9 + [1])
+    assert "doubt" in measure({10: 0, 11: 0}, test=test)
+    assert "doubt" not in measure({10: 0, 11: 1}, test=test)
+    one_class = pictures([10] * 4, [0] * 4)  # nothing can be told from it
+    assert "doubt" not in measure({10: 1}, test=one_class)
 
 
 def test_intervals_are_those_of_wilson():

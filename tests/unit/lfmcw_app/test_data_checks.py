@@ -96,6 +96,16 @@ def test_a_preset_adapts_to_few_images(count, processes, batches, words, monkeyp
     assert fitted(recipe, dataset) == recipe
 
 
+@pytest.mark.parametrize(
+    ("key", "images", "words"),
+    [("search", 2, "search has a single image"), ("search", 3, "search has a single image")],
+)
+def test_a_part_of_a_single_image_makes_no_batch(key, images, words):
+    recipe = load_recipe("small", overrides={"dataset": "digits", f"data.{key}_images": images})
+    with pytest.raises(InputError, match=f"{words} of digits.*two at least"):
+        read_data(recipe, Path("data"))
+
+
 def test_what_is_given_beside_a_preset_is_not_adapted():
     settings = {"search.batch_size": 32, "evaluation.batch_size": 64, "evaluation.epochs": 6}
     for key in settings:

@@ -18,6 +18,7 @@ def read(path):
     """Depth, and all channels with opacity last, of 0 to 65535."""
     with opened(path) as image:
         depth = depth_of(image)
+        assert depth != "8 bits"
         colours, opacity = deep_values(image)
     if opacity is None:
         return depth, colours
@@ -107,6 +108,10 @@ def test_what_would_be_read_wrong_is_refused(tmp_path):
     ppm.write_bytes(b"P6 7 9 4095\n" + (RANDOM[..., :3] % 4096).astype(">u2").tobytes())
     with pytest.raises(DamagedImage, match=r"a\.ppm .*more than 8 bits"):
         read(ppm)
+    for mode in ("L", "RGB"):
+        Image.new(mode, (8, 8)).save(tmp_path / "a.sgi", bpc=2)
+        with pytest.raises(DamagedImage, match=r"a\.sgi .*more than 8 bits"):
+            read(tmp_path / "a.sgi")
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

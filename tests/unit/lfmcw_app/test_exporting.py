@@ -45,9 +45,13 @@ def all_primitives():
 def network_file(stem="cifar", size=8, channels=3, genotype=None):
     torch.manual_seed(0)
     plan = NetworkPlan(
-        genotype=genotype or all_primitives(), in_channels=channels, num_classes=3, channels=4,
-        layers=3, stem=stem,
-    )  # fmt: skip
+        genotype=genotype or all_primitives(),
+        in_channels=channels,
+        num_classes=3,
+        channels=4,
+        layers=3,
+        stem=stem,
+    )
     network = plan.build()
     network(torch.randn(8, channels, size, size))  # the running statistics are no longer 0 and 1
     return NetworkFile(

@@ -14,8 +14,8 @@ from lfmcw_app.augmentation import CROP_DRAWS, crop_box
 from lfmcw_app.data import Batches, in_order, load_dataset, subset
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError
+from lfmcw_app.folders import list_folder
 from lfmcw_app.image_files import ImageFiles, all_pixels, random_crops
-from lfmcw_app.listing import list_folder
 
 
 def test_files_are_read_in_the_order_of_the_listing(tmp_path):

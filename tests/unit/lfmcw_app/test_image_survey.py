@@ -13,8 +13,8 @@ from lfmcw_app import image_survey
 from lfmcw_app.data import load_dataset
 from lfmcw_app.decoding import DamagedImage, Decoding
 from lfmcw_app.errors import InputError
+from lfmcw_app.folders import list_folder
 from lfmcw_app.image_survey import DecodingOptions, in_threads, survey, without_damaged
-from lfmcw_app.listing import list_folder
 from lfmcw_app.recipe import Data
 
 CLASSES = {"a": 5, "b": 5}
@@ -98,7 +98,8 @@ def test_deep_training_images_take_all_levels(tmp_path, kind):
 def test_bits_fix_the_range_and_what_is_beyond_is_told(tmp_path):
     write_deep(tmp_path, 100, 4000)
     decoding, reading = surveyed(tmp_path, bits=12)
-    assert (decoding.low, decoding.high) == (0, 4095)
+    assert (decoding.low, decoding.high, decoding.takes_8_bits) == (0, 4095, True)
+    assert not surveyed(tmp_path)[0].takes_8_bits
     assert "values 0 to 4,095 → 0–255," in reading.words() + ","
     decoding, reading = surveyed(tmp_path, bits=8)
     assert (decoding.low, decoding.high) == (0, 255)
@@ -176,10 +177,11 @@ def test_images_of_one_size_need_no_other(tmp_path, fit, size):
     exif = Image.Exif()
     exif[0x0112] = 8
     write(tmp_path / "a" / "x.png", (20, 40)).save(tmp_path / "a" / "x.png", exif=exif)
+    write(tmp_path / "b" / "x.tif", (20, 40)).save(tmp_path / "b" / "x.tif", exif=exif)
     data = load(tmp_path, fit=fit)
     assert data.image_size == size
     done = {"crop": "cropped to a square", "pad": "padded with black", "stretch": "stretched"}[fit]
-    assert f"40×20 → {size}×{size}, 3 channels, values 0–255, 11 {done}, 1 turned" in data.summary
+    assert f"40×20 → {size}×{size}, 3 channels, values 0–255, 12 {done}, 2 turned" in data.summary
 
 
 def test_sizes_that_differ_need_one(tmp_path):

@@ -32,20 +32,48 @@ def test_an_entry_of_another_type_is_refused(monkeypatch):
         table(monkeypatch, ("sin", "math:sin"))["sin"]
 
 
-@pytest.mark.parametrize("names", [("one",), ("two", "two")])
-def test_two_entries_of_one_name_are_refused(monkeypatch, names):
-    numbers = table(monkeypatch, *((name, "math:pi") for name in names))
-    with pytest.raises(InputError, match=f"Two packages bring a number called '{names[-1]}'"):
-        list(numbers)
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [("one", "lfmcw_app itself, math:pi, math:e"), ("two", "math:pi, math:e")],
+)
+def test_a_name_that_several_packages_bring_is_refused(monkeypatch, name, places):
+    """When it is asked for: other names can be used."""
+    numbers = table(monkeypatch, (name, "math:pi"), (name, "math:e"), ("tau", "math:tau"))
+    assert set(numbers) == {"one", name, "tau"}
+    assert numbers["tau"] > 6.0
+    with pytest.raises(
+        InputError, match=f"Several packages bring a number called {name!r}: {places}."
+    ):
+        numbers[name]
+
+
+def test_a_package_that_is_on_the_path_twice_is_one(monkeypatch):
+    assert table(monkeypatch, ("pi", "math:pi"), ("pi", "math:pi"))["pi"] > 3.0
 
 
 def test_an_entry_can_be_registered(monkeypatch):
-    numbers = table(monkeypatch)
+    numbers = table(monkeypatch, ("pi", "math:pi"))
     numbers.register("two", 2.0)
     numbers.register("two", 2.0)
     assert numbers.named("two") == 2.0
-    with pytest.raises(InputError, match="another number called 'two' already"):
-        numbers.register("two", 3.0)
+    for taken in ("two", "pi"):
+        with pytest.raises(InputError, match=f"another number called {taken!r} already"):
+            numbers.register(taken, 3.0)
+        numbers.register(taken, 3.0, replace=True)
+        assert numbers[taken] == 3.0
+
+
+def test_a_registered_entry_has_the_type_of_the_table(monkeypatch):
+    with pytest.raises(InputError, match=r"'two' \(the one that is registered\) is a str"):
+        table(monkeypatch).register("two", "2")
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "2d", "a b", "größe", "--x"])
+def test_names_can_stand_in_files_keys_and_pages(monkeypatch, name):
+    with pytest.raises(InputError, match="letters, digits and underscores"):
+        table(monkeypatch).register(name, 2.0)
+    with pytest.raises(InputError, match="letters, digits and underscores"):
+        table(monkeypatch, (name, "math:pi"))[name]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch):

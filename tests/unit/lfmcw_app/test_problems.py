@@ -11,6 +11,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.problems import build_search, learning_rate_schedule, make_gan_loss, make_w2_loss
 from lfmcw_app.recipe import WeightOptimizer, load_recipe
+from lfmcw_app.testing import noise_dataset
 from mlo.testing import evaluated, relative_error
 
 
@@ -202,3 +203,22 @@ def test_the_learning_rate_warms_up_and_falls_to_its_minimum():
         assert rates[10] == pytest.approx(middle)
         assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_class_weights_and_architecture_see_the_same_batch(warmup):
+    """Also after a warm-up, in which the architecture rests and draws no batches."""
+    dataset = noise_dataset(per_class=8)
+    settings = {
+        "search.architecture.warmup_epochs": warmup,
+        "search.batch_size": 6,
+        "search.order": "first",
+    }
+    recipe = load_recipe("smoke", overrides=settings)
+    train, validation = search_split(dataset, None, 0)
+    modules = build_modules(recipe.search, dataset)
+    optimizer = build_search(recipe, dataset, train, validation, modules)
+    list(optimizer.run(3))
+    state = optimizer.state_dict()["problems"]
+    assert state["arch"]["data"] == state["w2"]["data"]
+    assert state["arch"]["updates"] == 3 - warmup * (len(train) // 6)

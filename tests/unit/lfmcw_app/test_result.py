@@ -22,10 +22,10 @@ RESULT = {
 }
 
 
-def printed(path):
+def printed(path, **more):
     output = io.StringIO()
     console = Console(file=output, width=200, force_terminal=False)
-    print_result(RESULT, SimpleNamespace(path=path), console)
+    print_result({**RESULT, **more}, SimpleNamespace(path=path), console)
     return output.getvalue()
 
 
@@ -42,6 +42,17 @@ def test_the_result_is_told_with_its_cells(tmp_path):
     assert "12,345 parameters, 1,234.5 M multiply-adds, seed 7" in text
     for node in RESULT["genotype"]["normal"] + RESULT["genotype"]["reduction"]:
         assert all(name in text for name in edge_names(node))
+
+
+def test_the_result_says_whether_a_budget_is_met(tmp_path):
+    budget = {
+        "parameters": {"limit": 0.5, "actual": 0.4567, "met": True},
+        "multiply_adds": {"limit": 100.0, "actual": 123.456, "met": False},
+    }
+    text = printed(tmp_path, budget=budget)
+    assert "budget met: 0.4567 of at most 0.5 million parameters" in text
+    assert "budget not met: 123.5 of at most 100 million multiply-adds" in text
+    assert "budget" not in printed(tmp_path)
 
 
 @pytest.mark.parametrize("present", [[], ["cells.png", "report.html"]])

@@ -10,8 +10,8 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
 from lfmcw_app.recipe import PRESETS, SPACES, load_recipe
 from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.network import DerivedNetwork
-from lfmcw_app.search_space.supernet import Supernet
 from lfmcw_app.sizes import (
     check_sizes,
     generator_weights,
@@ -38,14 +38,14 @@ def test_weights_are_never_overestimated(preset, space, dataset):
     _, channels, classes = SHAPES[dataset]
     genotype = random_genotype(how.nodes, 0)
     with torch.device("meta"):  # nothing is allocated
-        supernet = Supernet(
+        entry = SPACES[space]
+        supernet = entry.supernet(
+            how,
+            entry.candidates(how),
+            layers=search_stages(how)[0].layers,
             in_channels=channels,
             num_classes=classes,
-            channels=how.channels,
-            layers=search_stages(how)[0].layers,
-            nodes=how.nodes,
-            stem=how.stem,
-            partial_channels=how.partial_channels if space == "pcdarts" else 1,
+            style=OperationStyle(),
         )
         network = DerivedNetwork(
             genotype,

@@ -10,6 +10,7 @@ import pytest
 import lfmcw_app
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.spaces import SPACES, Space, space_named
 from lfmcw_app.testing import SpaceContract
 
@@ -62,8 +63,102 @@ def test_the_set_of_operations_can_be_chosen():
     for wrong, words in {
         "[conv_9x9]": "Unknown primitive 'conv_9x9'",
         "[none]": "other than 'none'",
-        "[noise, noise]": "names one twice",
-        "[]": "at least 1 item",
+        "[noise, noise]": "names a primitive twice",
+        "[]": "other than 'none'",
+        "[3]": "a list of names of primitives is needed",
+        "sep_conv_3x3": "a list of names of primitives is needed",
     }.items():
         with pytest.raises(InputError, match=words):
             load_recipe("smoke", assignments=(f"search.primitives={wrong}",))
+
+
+def per_edge(names, nodes=2):
+    return [list(names)] * edge_count(nodes)
+
+
+def test_operations_can_be_chosen_for_each_edge():
+    chosen = {"normal": per_edge(("noise", "conv_3x3")), "reduction": per_edge(("skip_connect",))}
+    for space in ("darts", "pcdarts"):
+        how = load_recipe("smoke", space=space, overrides={"search.primitives": chosen}).search
+        candidates = SPACES[space].candidates(how)
+        assert set(candidates.normal) == {("noise", "conv_3x3")}
+        assert set(candidates.reduction) == {("skip_connect",)}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"normal": per_edge(("noise",))}, "has the keys normal and reduction"),
+        ({"normal": 3, "reduction": 4}, "lists of lists"),
+        ({"normal": per_edge(("noise",)), "reduction": [["noise"]]}, r"5 \(normal\) and 1 \(red"),
+    ],
+)
+def test_impossible_choices_for_edges_are_refused(chosen, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe("smoke", overrides={"search.primitives": chosen})
+
+
+def test_a_space_with_operations_of_its_own_takes_no_others():
+    with pytest.raises(InputError, match="S2 has operations of its own"):
+        load_recipe("smoke", space="s2", overrides={"search.primitives": ["skip_connect"]})
+
+
+def test_the_spaces_of_robust_darts_are_the_published_ones():
+    """Zela et al. (2020), section 3.1; of S1, its edges into the last node."""
+
+    def candidates(space):
+        how = load_recipe("smoke", space=space, overrides={"search.nodes": 4}).search
+        return SPACES[space].candidates(how)
+
+    for space, names in {
+        "s2": ("skip_connect", "sep_conv_3x3"),
+        "s3": ("none", "skip_connect", "sep_conv_3x3"),
+        "s4": ("noise", "sep_conv_3x3"),
+    }.items():
+        assert set(candidates(space).normal) == set(candidates(space).reduction) == {names}
+    dilated = ("dil_conv_3x3", "dil_conv_5x5")
+    assert candidates("s1").normal[9:] == (
+        ("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "skip_connect"),
+        ("skip_connect", "dil_conv_3x3"), dilated, dilated,
+    )  # fmt: skip
+    pools = ("max_pool_3x3", "avg_pool_3x3")
+    assert candidates("s1").reduction[9:] == (
+        pools, pools, *[("skip_connect", "dil_conv_5x5")] * 3
+    )  # fmt: skip
+
+
+def test_spaces_with_dropout_or_noise_are_known_to_draw():
+    found = {
+        name: space.draws(load_recipe("smoke", space=name, overrides={"search.nodes": 4}).search)
+        for name, space in SPACES.items()
+    }
+    assert {name for name, draws in found.items() if draws} == {"pdarts", "s4"}
+
+
+STAGES = {
+    "search.progressive.added_layers": [0, 1],
+    "search.progressive.skip_dropout": [0.1, 0.2],
+}
+
+
+@pytest.mark.parametrize(
+    ("primitives", "drops", "message"),
+    [
+        (["skip_connect", "conv_3x3", "noise"], [1, 2], "drops 3 of 3, and must leave one"),
+        # The two that are left may be these, of which no cell with two skips could be made.
+        (["none", "skip_connect", "conv_3x3", "noise"], [2, 1], "may be none and skip_connect"),
+    ],
+)
+def test_pdarts_leaves_operations_that_a_cell_can_have(primitives, drops, message):
+    changes = {
+        **STAGES,
+        "search.primitives": primitives,
+        "search.progressive.dropped_operations": drops,
+    }
+    with pytest.raises(InputError, match=message):
+        load_recipe("smoke", space="pdarts", overrides=changes)
+    load_recipe(
+        "smoke",
+        space="pdarts",
+        overrides={**changes, "search.progressive.dropped_operations": [1, 1]},
+    )

@@ -48,6 +48,14 @@ def test_a_training_lasts_epochs_or_steps():
     assert training_rounds(Evaluation(epochs=None, steps=7), 10) == 7
 
 
+def test_epochs_are_added_until_there_are_enough_rounds():
+    """Whole ones, so that schedules end where they would; steps are given as they are."""
+    assert training_rounds(Evaluation(epochs=3, min_steps=30), 10) == 30
+    assert training_rounds(Evaluation(epochs=3, min_steps=31), 10) == 40
+    assert training_rounds(Evaluation(epochs=3, min_steps=1), 10) == 30
+    assert training_rounds(Evaluation(epochs=None, steps=7, min_steps=30), 10) == 7
+
+
 def test_the_training_has_one_problem_and_its_rounds(digits):
     optimizer, rounds = build_training(recipe(), random_genotype(1, 0), digits, CPU)
     assert list(optimizer.problems) == ["network"]
@@ -78,3 +86,18 @@ def test_the_result_is_the_error_on_the_test_images(digits, tmp_path):
     assert 0.0 <= result["test_top5_error_percent"] <= result["test_error_percent"] <= 100.0
     assert result["test_error_percent"] % 2.5 == 0.0  # of 40 images
     assert len(folder.metrics.read_text().splitlines()) == 8
+
+
+def test_a_result_lost_after_the_training_is_the_same(digits, tmp_path):
+    """The statistics are a function of weights and images: nothing of the training is repeated."""
+    folder = RunFolder.create(tmp_path / "run", recipe())
+    genotype = random_genotype(1, 0)
+    for _ in range(2):
+        train_derived(folder, genotype, digits, Console(quiet=True), CPU)
+    first = (folder.path / "result.json").read_bytes()
+    (folder.path / "result.json").unlink()
+    logged = folder.metrics.read_bytes()
+    torch.manual_seed(5)
+    train_derived(RunFolder.open(folder.path), genotype, digits, Console(quiet=True), CPU)
+    assert (folder.path / "result.json").read_bytes() == first
+    assert folder.metrics.read_bytes() == logged

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from made_run_folders import make_folder
+from made_run_folders import add_classes, make_folder
 
-from lfmcw_app.report.classes import MOST_NUMBERS, MOST_ROWS, class_errors, rank_correlation
+from lfmcw_app.report.classes import (
+    MOST_MISTAKES,
+    MOST_NUMBERS,
+    MOST_ROWS,
+    class_errors,
+    rank_correlation,
+)
 from lfmcw_app.report.page import run_page
 from lfmcw_app.report.reading import read_run
 
@@ -15,14 +19,7 @@ from lfmcw_app.report.reading import read_run
 def folder_of(tmp_path, errors, names=("cat", "dog", "cow"), **more):
     tmp_path.mkdir(exist_ok=True)
     folder = make_folder(tmp_path / "run", {"search": (8, 4)}, names=names)
-    result = json.loads((folder / "result.json").read_text())
-    result["balanced_error_percent"] = sum(errors) / len(errors)
-    result["classes"] = [
-        {"name": name, "images": 10, "error_percent": error, "interval_percent": [0.0, 50.0]}
-        for name, error in zip(names, errors, strict=True)
-    ]
-    (folder / "result.json").write_text(json.dumps(result | more))
-    return folder
+    return add_classes(folder, errors, **more)
 
 
 def test_classes_stand_beside_their_weights_the_worst_first(tmp_path):
@@ -55,7 +52,27 @@ def test_confusion_has_numbers_or_is_a_picture(tmp_path):
     rows = [[10 if row == column else row % 2 for column in range(many)] for row in range(many)]
     names = [f"class {k}" for k in range(many)]
     folder = folder_of(tmp_path / "many", [1.0] * many, names=names, confusion=rows)
-    assert class_errors(read_run(folder)).confusion.source.startswith("data:image/png")
+    found = class_errors(read_run(folder))
+    assert found.confusion.source.startswith("data:image/png")
+    assert len(found.mistakes) == MOST_MISTAKES
+    first = found.mistakes[0]
+    assert (first.right, first.answer, first.images, first.share) == (
+        "class 1", "class 0", 1, 10.0
+    )  # fmt: skip
+
+
+def test_of_very_many_classes_the_commonest_mistakes_are_shown(tmp_path):
+    names = [f"class {k}" for k in range(120)]
+    mistakes = [[3, 7, 5], [119, 0, 1]]
+    folder = folder_of(tmp_path, [1.0] * 120, names=names, mistakes=mistakes)
+    found = class_errors(read_run(folder))
+    assert found.confusion is None
+    told = [(one.right, one.answer, one.images, one.share) for one in found.mistakes]
+    assert told == [("class 3", "class 7", 5, 50.0), ("class 119", "class 0", 1, 10.0)]
+    page = run_page(read_run(folder))
+    assert '<tr data-mistake="class 3">' in page
+    few = folder_of(tmp_path / "few", [1.0] * 3, mistakes=[])
+    assert "The commonest mistakes" not in run_page(read_run(few))
 
 
 def test_the_page_shows_classes_with_any_name(tmp_path):

@@ -14,6 +14,7 @@ from lfmcw_app.search_space.supernet import Architecture
     [
         ([("none", "sep_conv_3x3"), ("skip_connect",)], r"same number of primitives, got \[1, 2\]"),
         ([("none", "sep_conv_3x4")], "Did you mean 'sep_conv_3x3'"),
+        ([("noise", "noise")], "names a primitive twice"),
         ([("none",)], "needs a primitive other than 'none'"),
         ([], "same number of primitives"),
     ],

@@ -101,6 +101,7 @@ def test_integers_may_be_those_of_numpy(one):
         ("Genotype([], [], [], [])", "names its fields"),
         ("Genotype(normal=[])", "has the fields normal, normal_concat, reduce"),
         ("Genotype(normal=[], **x)", "each once"),
+        (cell().replace("(n", f"(normal={EDGES}, n", 1), "each once"),
         ("x.Genotype(normal=[])", "alone, with at most"),
         ("a = b = " + cell(), "alone, with at most"),
         ("a.b = " + cell(), "alone, with at most"),

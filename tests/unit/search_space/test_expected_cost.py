@@ -136,7 +136,7 @@ def test_the_expectation_follows_the_candidates_of_each_edge():
     assert float(expected_cost(mixing, costs)) == pytest.approx(enumerated(mixing, costs, 1.0))
 
 
-def test_the_expectation_is_the_mean_cost_under_gumbel_noise():
+def test_the_expectation_is_the_mean_under_gumbel_noise():
     """Adding Gumbel noise of scale τ before the derivation is what the expectation is over."""
     names = ("none", "skip_connect", "sep_conv_3x3")
     costs, mixing = made_up(names, 2), mixing_of(names, 2)
@@ -191,7 +191,7 @@ def test_it_is_finite_for_any_mixing_weights(alpha):
         assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-def test_at_a_low_temperature_it_is_the_cost_of_the_derived_cells():
+def test_a_low_temperature_gives_the_cost_of_the_derived_cells():
     costs = made_up(NAMES, 3)
     for seed in range(5):
         mixing = mixing_of(NAMES, 3, seed)

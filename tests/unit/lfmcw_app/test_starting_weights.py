@@ -1,0 +1,263 @@
+"""Starting weights: what is loaded is that of the other run, and what does not fit is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import mlo
+from lfmcw_app.build_modules import build_modules
+from lfmcw_app.data import load_dataset
+from lfmcw_app.errors import InputError
+from lfmcw_app.network_file import NetworkFile, NetworkPlan
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.starting_weights import (
+    check_network_fits,
+    check_supernets_fit,
+    load_into_network,
+    load_into_supernets,
+    weights_digest,
+    with_digests,
+)
+
+GENOTYPE = random_genotype(2, 0)
+SMALL = {
+    "dataset": "digits",
+    "search.channels": 4,
+    "search.nodes": 1,
+    "search.generator.channels": 2,
+    "search.generator.noise_dim": 4,
+    "evaluation.channels": 2,
+}
+
+
+def recipe(**changes):
+    return load_recipe("smoke", overrides=SMALL | changes)
+
+
+def digits(*, classes=None):
+    """The data set, or one that says it has other classes."""
+    dataset = load_dataset("digits")
+    return dataset if classes is None else replace(dataset, class_names=classes)
+
+
+# ------------------------------ the derived network
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run folder with a network.pt, and its weights."""
+    dataset = digits()
+    plan = NetworkPlan.of(recipe(), GENOTYPE, dataset)
+    torch.manual_seed(7)
+    weights = plan.build().state_dict()
+    about = {
+        "dataset": "digits", "test_error_percent": 2.5, "test_images": 10, "seed": 0,
+        "recipe_sha256": "", "versions": {},
+    }  # fmt: skip
+    NetworkFile(
+        plan=plan, weights=weights, class_names=dataset.class_names, mean=dataset.mean,
+        std=dataset.std, decoding=dataset.decoding, about=about,
+    ).save(tmp_path / "network.pt")  # fmt: skip
+    return tmp_path, weights
+
+
+def started(folder, dataset, **changes):
+    """The weights that a training begins with."""
+    made = with_digests(recipe(**{"evaluation.init.run": str(folder)}, **changes))
+    torch.manual_seed(0)
+    auxiliary = made.evaluation.auxiliary_weight > 0
+    network = NetworkPlan.of(made, GENOTYPE, dataset).build(auxiliary=auxiliary)
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_into_network(network, made, dataset)
+    return network.state_dict(), own
+
+
+def test_a_training_begins_with_all_weights_of_the_run(trained):
+    folder, weights = trained
+    found, own = started(folder, digits())
+    assert set(found) == set(weights)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert not torch.equal(own["classifier.weight"], weights["classifier.weight"])
+
+
+@pytest.mark.parametrize(
+    "classes", [("a", "b", "c"), tuple("abcdefghij")], ids=["other number", "other names"]
+)
+def test_a_classifier_of_other_classes_is_not_taken(trained, classes):
+    folder, weights = trained
+    dataset = digits(classes=classes)
+    found, own = started(folder, dataset)
+    for name in found:
+        expected = own if name.startswith("classifier.") else weights
+        assert torch.equal(found[name], expected[name])
+    made = with_digests(recipe(**{"evaluation.init.run": str(folder)}))
+    told = check_network_fits(made, GENOTYPE, dataset)
+    assert f"a new classifier for {len(classes)} classes" in told
+    assert "its classifier too" in check_network_fits(made, GENOTYPE, digits())
+
+
+def test_an_auxiliary_head_keeps_its_own_weights(trained):
+    found, own = started(trained[0], digits(), **{"evaluation.auxiliary_weight": 0.4})
+    heads = [name for name in found if name.startswith("auxiliary.")]
+    assert heads
+    assert all(torch.equal(found[name], own[name]) for name in heads)
+
+
+@pytest.mark.parametrize(
+    ("changes", "genotype", "message"),
+    [
+        ({"evaluation.channels": 4}, GENOTYPE, "evaluation.channels is 4, and there 2"),
+        ({"evaluation.layers": 4}, GENOTYPE, "evaluation.layers is 4, and there 3"),
+        ({"evaluation.stem": "imagenet"}, GENOTYPE, "evaluation.stem is imagenet"),
+        ({}, random_genotype(2, 1), "other cells.*lfmcw_app.evaluate"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused_by_name(trained, changes, genotype, message):
+    made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}, **changes))
+    with pytest.raises(InputError, match=message):
+        check_network_fits(made, genotype, digits())
+
+
+def test_images_with_other_channels_are_refused(trained):
+    made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}))
+    dataset = load_dataset("random:cifar10", image_size=8)
+    with pytest.raises(InputError, match=r"channels of an image.* is 3, and there 1"):
+        check_network_fits(made, GENOTYPE, dataset)
+
+
+def test_what_does_not_fit_changes_nothing(trained):
+    """Also where the comparison of plans was left out: all weights are loaded, or none."""
+    made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}))
+    network = NetworkPlan.of(recipe(**{"evaluation.channels": 4}), GENOTYPE, digits()).build()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(InputError, match=r"cells\.0.*has the shape .* there, and here it has"):
+        load_into_network(network, made, digits())
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+def test_the_recipe_holds_the_digest_and_refuses_other_weights(trained):
+    folder, weights = trained
+    made = with_digests(recipe(**{"evaluation.init.run": str(folder)}))
+    assert made.evaluation.init.digest == weights_digest(weights)
+    assert with_digests(made) == made
+
+    file = NetworkFile.load(folder / "network.pt")
+    changed = {**file.weights, "classifier.bias": file.weights["classifier.bias"] + 1e-3}
+    replace(file, weights=changed).save(folder / "network.pt")
+    with pytest.raises(InputError, match=r"are not those of the recipe: evaluation.init.digest"):
+        with_digests(made)
+    with pytest.raises(InputError, match="are not those of the recipe"):
+        check_network_fits(made, GENOTYPE, digits())
+    with pytest.raises(InputError, match="are not those of the recipe"):
+        load_into_network(file.network(), made, digits())
+
+
+def test_without_a_run_nothing_is_loaded():
+    assert with_digests(recipe()) == recipe()
+    assert check_network_fits(recipe(), GENOTYPE, digits()) == ""
+    assert check_supernets_fit(recipe(), digits()) == ""
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        with_digests(recipe(**{"evaluation.init.run": str(tmp_path / "none")}))
+    with pytest.raises(InputError, match="has no search to take weights from"):
+        with_digests(recipe(**{"search.init.run": str(tmp_path)}))
+    with pytest.raises(InputError, match="digest needs run"):
+        recipe(**{"evaluation.init.digest": "ab"})
+
+
+def test_a_digest_depends_on_names_shapes_types_and_values():
+    weights = {"a": torch.arange(6.0), "b": torch.tensor(1)}
+    same = {"b": torch.tensor(1), "a": torch.arange(6.0)}
+    others = [
+        {"a": torch.arange(6.0), "c": torch.tensor(1)},
+        {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)},
+        {"a": torch.arange(6.0).int(), "b": torch.tensor(1)},
+        {"a": torch.arange(6.0) + 1e-6, "b": torch.tensor(1)},
+    ]
+    assert weights_digest(same) == weights_digest(weights)
+    assert len({weights_digest(tensors) for tensors in [weights, *others]}) == 5
+
+
+# ------------------------------ supernets
+
+
+def searched(folder, made, dataset, *, name="search"):
+    """Writes the checkpoint of a search; returns its modules."""
+    torch.manual_seed(7)
+    modules = build_modules(made.search, dataset)
+    problems = {
+        problem: {"module": module.state_dict()}
+        for problem, module in modules._asdict().items()
+        if module is not None
+    }
+    state = {"optimizer": {"problems": problems}}
+    mlo.CheckpointStore(folder, name).save(state)
+    return modules
+
+
+def equal(first, second, *, but=()):
+    weights = second.state_dict()
+    return all(
+        torch.equal(tensor, weights[name])
+        for name, tensor in first.state_dict().items()
+        if not name.startswith(but or ("\0",))
+    )
+
+
+@pytest.mark.parametrize("name", ["search", "search-1"])
+@pytest.mark.parametrize("method", ["lfmcw", "darts"])
+def test_a_search_begins_with_the_supernets_of_the_run(tmp_path, name, method):
+    """W1 takes its own where there is one, else W2's; the other modules are their own."""
+    theirs = searched(tmp_path, recipe(**{"search.method": method}), digits(), name=name)
+    made = with_digests(recipe(**{"search.init.run": str(tmp_path)}))
+    modules = build_modules(made.search, digits())
+    assert "their classifiers too" in load_into_supernets(modules, made)
+    assert equal(modules.w2.network, theirs.w2.network)
+    assert equal(modules.w1, theirs.w2.network if theirs.w1 is None else theirs.w1)
+    assert not equal(modules.arch, theirs.arch)
+    assert theirs.gan is None or not equal(modules.gan, theirs.gan)
+
+
+def test_supernets_for_other_classes_have_new_classifiers(tmp_path):
+    theirs = searched(tmp_path, recipe(), digits())
+    made = with_digests(recipe(**{"search.init.run": str(tmp_path)}))
+    dataset = digits(classes=("a", "b", "c"))
+    assert "new classifiers" in check_supernets_fit(made, dataset)
+    modules = build_modules(made.search, dataset)
+    load_into_supernets(modules, made)
+    assert equal(modules.w2.network, theirs.w2.network, but=("classifier.",))
+
+
+def test_supernets_that_do_not_fit_are_refused_by_name(tmp_path):
+    searched(tmp_path, recipe(), digits())
+    for key, value in (("search.channels", 8), ("search.layers", 4), ("search.nodes", 2)):
+        made = with_digests(recipe(**{"search.init.run": str(tmp_path), key: value}))
+        with pytest.raises(InputError, match=r"do not fit: .*Channels, layers, nodes, stem"):
+            check_supernets_fit(made, digits())
+
+
+def test_checking_draws_no_random_numbers(tmp_path):
+    searched(tmp_path, recipe(), digits())
+    made = with_digests(recipe(**{"search.init.run": str(tmp_path)}))
+    before = torch.get_rng_state()
+    check_supernets_fit(made, digits())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_search_refuses_a_network_to_start_from(trained):
+    made = with_digests(recipe(**{"evaluation.init.run": str(trained[0])}))
+    with pytest.raises(InputError, match=r"python -m lfmcw_app.evaluate"):
+        check_supernets_fit(made, digits())
+
+
+@pytest.mark.parametrize("state", [{}, {"optimizer": 3}, {"optimizer": {"problems": {"w2": 1}}}])
+def test_a_checkpoint_without_supernets_is_refused(tmp_path, state):
+    mlo.CheckpointStore(tmp_path, "search").save(state)
+    with pytest.raises(InputError, match="holds no weights of supernets"):
+        with_digests(recipe(**{"search.init.run": str(tmp_path)}))
