@@ -31,13 +31,11 @@ STEPS = ("adaptive", "darts", 1e-4, 1.0)
 
 def make(activation: str, primitives: tuple[str, ...], dtype: torch.dtype) -> MultilevelOptimizer:
     """A search on digits, always from the same initial values."""
-    recipe = load_recipe("smoke")
+    recipe = load_recipe("smoke", overrides={"search.primitives": list(primitives)})
     torch.manual_seed(0)
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, None, 0)
-    modules = build_modules(
-        recipe.search, dataset, primitives=primitives, activation=activation, dtype=dtype
-    )
+    modules = build_modules(recipe.search, dataset, activation=activation, dtype=dtype)
     return build_search(recipe, dataset, train, validation, modules, dtype=dtype)
 
 

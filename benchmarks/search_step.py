@@ -122,16 +122,16 @@ def search(
 ) -> MultilevelOptimizer:
     """The search of a recipe on random images, as `lfmcw_app.run` builds it."""
     recipe, dataset = _recipe(size, options), _random_images(size)
-    primitives, layers = as_candidates(DARTS_PRIMITIVES, size["nodes"]), size["layers"]
+    candidates, layers = as_candidates(DARTS_PRIMITIVES, size["nodes"]), size["layers"]
     if recipe.search.space == "pdarts":
         # Its third stage has three operations per edge; the convolutions cost most.
-        primitives = as_candidates(DARTS_PRIMITIVES[3:6], size["nodes"])
+        candidates = as_candidates(DARTS_PRIMITIVES[3:6], size["nodes"])
         layers += 9 if layers == 8 else 2
 
     torch.manual_seed(0)
     train, validation = search_split(dataset, None, 0, (0.5, 0.5))
     modules = build_modules(
-        recipe.search, dataset, primitives=primitives, layers=layers, device=device
+        recipe.search, dataset, candidates=candidates, layers=layers, device=device
     )
     if original:
         modules = SearchModules(w1=None, gan=None, w2=modules.w2, arch=modules.arch)

@@ -61,9 +61,7 @@ def assessed(
     test: Images,
     dataset: Dataset,
     device: torch.device,
-    *,
     augmentation: Augmentation | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Recomputes the network's running statistics, and measures it; what goes into the result.
 
@@ -73,23 +71,22 @@ def assessed(
         test: what it is tested on.
         dataset: gives normalisation and class names.
         device: where.
-        augmentation: of the training.
-        seed: decides on its random changes.
+        augmentation: the training's; None for none.
     """
-    # Of augmented images, as the running averages are that a training leaves, and published numbers
-    # were measured with: weights fit what cut-out squares and margins make of a layer's input. Of
-    # plain images the test error was up to 1.4 points larger (docs/results.md).
+    # With the training's augmentation, as running averages have it: after a whole training both
+    # agree, and results compare with published ones (measured in docs/results.md).
     some = subset(train, STATISTICS_IMAGES, 0)
-    count = math.ceil(len(some) / BATCH)
-    batches = Batches(
+    parts = math.ceil(len(some) / BATCH)
+    stream = Batches(
         some,
         dataset,
-        batch_size=len(some) // count,  # equal batches: no small one at the end
-        seed=seed,
+        batch_size=len(some) // parts,  # no small batch at the end
+        seed=0,
         augmentation=augmentation,
         device=device,
     )
-    recompute_statistics(network, (partial(network, batches.batch(i)[0]) for i in range(count)))
+    batches = (stream.batch(index)[0] for index in range(parts))
+    recompute_statistics(network, (partial(network, images) for images in batches))
 
     tested = answers_of(network, test, dataset, device)
     training_error = answers_of(network, some, dataset, device).error
@@ -232,6 +229,6 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
         f"The network is wrong on {training_error:.1f}% of its training images and on "
         f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
         f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
-        "images are of another kind: look for labels that were mixed up, for test images that were made or prepared "
-        "differently, and for too few training images."
+        "images are of another kind: look for labels that were mixed up, for test images that were "
+        "made or prepared differently, and for too few training images."
     )

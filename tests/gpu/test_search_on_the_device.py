@@ -51,6 +51,7 @@ def search(device, dtype=torch.float64, **options):
         overrides={
             "search.channels": 4,
             "search.nodes": 2,
+            "search.primitives": list(SMOOTH),
             "search.batch_size": 12,
             "search.generator.channels": 4,
             "search.generator.noise_dim": 6,
@@ -61,9 +62,7 @@ def search(device, dtype=torch.float64, **options):
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, 200, seed=1)
     # The initial values are drawn on the CPU.
-    modules = build_modules(
-        recipe.search, dataset, primitives=SMOOTH, activation="silu", device=device, dtype=dtype
-    )
+    modules = build_modules(recipe.search, dataset, activation="silu", device=device, dtype=dtype)
     return build_search(recipe, dataset, train, validation, modules, device=device, dtype=dtype)
 
 

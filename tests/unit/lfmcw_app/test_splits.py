@@ -164,6 +164,15 @@ def test_groups_of_one_class_are_in_every_part(per_class):
             assert (rest[part].bincount(minlength=3) > 0).all()
 
 
+def test_a_group_is_held_out_where_two_remain_for_the_search():
+    # By their hashes "patient 7" comes first, then 4, 8, 10; none is in the lowest fifth. The first
+    # is one of only two groups of class 1, so holding it out would leave that class no D_val.
+    groups = ["patient 7", "patient 4", "patient 8", "patient 10", "patient 7", "patient 10"]
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    held_out = held_out_by_name(["x"] * 6, labels, groups)
+    assert {groups[index] for index in held_out[:4].nonzero()[:, 0].tolist()} >= {"patient 4"}
+
+
 def test_the_halves_of_groups_are_about_as_large_as_asked():
     generator = torch.Generator().manual_seed(0)
     groups = torch.randint(60, (900,), generator=generator)

@@ -7,7 +7,7 @@ import torch
 from lfmcw_app.search_space.layers import FactorizedReduce, GaussianNoise, OperationStyle
 
 
-def test_a_reduction_halves_the_resolution_with_any_number_of_channels():
+def test_a_reduction_takes_any_number_of_channels():
     for channels in (2, 5):
         reduce = FactorizedReduce(3, channels, OperationStyle())
         assert reduce(torch.randn(2, 3, 8, 6)).shape == (2, channels, 4, 3)
