@@ -232,6 +232,6 @@ def _doubt(tested: Answers, training_error: float) -> str | None:
         f"The network is wrong on {training_error:.1f}% of its training images and on "
         f"{tested.error:.1f}% of the {len(tested.labels):,} test images, where always naming the "
         f"largest class would give {chance:.1f}%. It has learned its images by heart, or the test "
-        "images are of another kind: look for labels that were mixed up, for test images that were made or prepared "
-        "differently, and for too few training images."
+        "images are of another kind: look for labels that were mixed up, for test images that were "
+        "made or prepared differently, and for too few training images."
     )
