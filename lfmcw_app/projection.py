@@ -212,7 +212,7 @@ def _most_costly(candidates: Candidates, dropped: int) -> Candidates:
 
     def left(edge: tuple[str, ...]) -> tuple[str, ...]:
         # Of equally large ones the last: in DARTS's order pools and identities come first.
-        by_size = sorted(edge, key=lambda name: (name != "none", primitive_weights(name, 16)))
+        by_size = sorted(edge, key=lambda name: (name != "none", primitive_weights(name, 16, 1)))
         kept = by_size[dropped:]
         return tuple(name for name in edge if name in kept)
 

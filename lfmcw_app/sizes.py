@@ -128,10 +128,17 @@ def supernet_weights(how: Search, classes: int) -> int:
     layers, part = space.stages(how)[0].layers, space.partial_channels(how)
     candidates = space.candidates(how)
 
+    sources = [source for node in range(how.nodes) for source in range(2 + node)]
+
     def mixed(layer: int, channels: int) -> int:
-        seen = channels // part
-        cell = candidates.reduction if layer in reduction_layers(layers) else candidates.normal
-        return sum(primitive_weights(name, seen) for edge in cell for name in edge)
+        seen, reduces = channels // part, layer in reduction_layers(layers)
+        total = 0
+        for source, edge in zip(
+            sources, candidates.reduction if reduces else candidates.normal, strict=True
+        ):
+            stride = 2 if reduces and source < 2 else 1
+            total += sum(primitive_weights(name, seen, stride) for name in edge)
+        return total
 
     widths = list(_widths(layers, how.channels))
     cells = sum(mixed(layer, channels) for layer, channels in enumerate(widths))
@@ -140,12 +147,12 @@ def supernet_weights(how: Search, classes: int) -> int:
 
 
 @cache
-def primitive_weights(name: str, channels: int) -> int:
-    """Number of weights of a primitive on one edge that keeps the resolution, at least."""
+def primitive_weights(name: str, channels: int, stride: int) -> int:
+    """Number of weights of a primitive on one edge of a supernet."""
     if name == "none":
         return 0
     with torch.device("meta"):  # nothing is allocated
-        layer = make_operation(name, channels, 1, OperationStyle())
+        layer = make_operation(name, channels, stride, OperationStyle())
     return sum(parameter.numel() for parameter in layer.parameters())
 
 

@@ -10,8 +10,16 @@ from rich.console import Console
 
 from lfmcw_app import projection
 from lfmcw_app.data import load_dataset
-from lfmcw_app.projection import Projection, after_projection, print_choice, project, rough_seconds
+from lfmcw_app.projection import (
+    Projection,
+    _most_costly,
+    after_projection,
+    print_choice,
+    project,
+    rough_seconds,
+)
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.search_space.candidates import Candidates
 
 MEASURED = [
     Projection(name="search", rounds=1000, seconds=0.36, memory=1.5),
@@ -121,3 +129,13 @@ def test_the_chosen_preset_is_said(console, output, monkeypatch, name, preset, w
     print_choice(recipe, dataset, torch.device("cpu"), console, searches=True)
     text = " ".join(output.getvalue().split())
     assert text == "" if words is None else words in text
+
+
+def test_of_each_edge_the_largest_operations_are_left():
+    """Whatever their order; `none` goes first."""
+    edges = (
+        ("sep_conv_5x5", "none", "skip_connect"),
+        ("conv_3x3", "dil_conv_3x3", "noise"),
+    )
+    left = _most_costly(Candidates(normal=edges, reduction=edges), 2)
+    assert left.normal == left.reduction == (("sep_conv_5x5",), ("conv_3x3",))

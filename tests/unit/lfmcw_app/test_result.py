@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from lfmcw_app.recipe import load_recipe
 from lfmcw_app.result import edge_names, print_result
-from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.genotype import Genotype, random_genotype
 
 RESULT = {
     "test_error_percent": 12.345,
@@ -25,12 +26,14 @@ RESULT = {
 def printed(path, **more):
     output = io.StringIO()
     console = Console(file=output, width=200, force_terminal=False)
-    print_result({**RESULT, **more}, SimpleNamespace(path=path), console)
+    print_result(
+        {**RESULT, **more}, SimpleNamespace(path=path, recipe=load_recipe("smoke")), console
+    )
     return output.getvalue()
 
 
 def test_edges_are_told_in_words():
-    found = edge_names([["skip_connect", 0], ["sep_conv_3x3", 1], ["max_pool_3x3", 3]])
+    found = edge_names([["skip_connect", 0], ["sep_conv_3x3", 1], ["max_pool_3x3", 3]], Genotype)
     assert found == [
         "skip_connect from c(k-2)", "sep_conv_3x3 from c(k-1)", "max_pool_3x3 from node 1",
     ]  # fmt: skip
@@ -41,7 +44,7 @@ def test_the_result_is_told_with_its_cells(tmp_path):
     assert "test error 12.35% on 1,000 images of digits" in text
     assert "12,345 parameters, 1,234.5 M multiply-adds, seed 7" in text
     for node in RESULT["genotype"]["normal"] + RESULT["genotype"]["reduction"]:
-        assert all(name in text for name in edge_names(node))
+        assert all(name in text for name in edge_names(node, Genotype))
 
 
 def test_the_result_says_whether_a_budget_is_met(tmp_path):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lfmcw_app.data import load_dataset
 from lfmcw_app.recipe import Evaluation, load_recipe
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.genotype import Edge, Genotype, random_genotype
 from lfmcw_app.training import build_training, train_derived, training_images, training_rounds
 
 CPU = torch.device("cpu")
@@ -74,6 +74,17 @@ def test_the_auxiliary_head_is_part_of_the_loss(digits):
     expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
     expected = expected + 0.25 * F.cross_entropy(auxiliary, labels, label_smoothing=0.1)
     assert optimizer.step().losses["network"] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("primitive", ["noise", "skip_connect"])
+def test_networks_that_draw_have_noise_of_each_process(digits, monkeypatch, primitive):
+    asked = []
+    monkeypatch.setattr(
+        "lfmcw_app.training.parallelism", lambda recipe, own_noise: asked.append(own_noise)
+    )
+    cell = (Edge(primitive, 0), Edge("skip_connect", 1)) * 2
+    build_training(recipe(), Genotype(cell, cell), digits, torch.device("cpu"))
+    assert asked == [primitive == "noise"]
 
 
 def test_the_result_is_the_error_on_the_test_images(digits, tmp_path):
