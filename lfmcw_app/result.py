@@ -57,10 +57,13 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")
         console.print(result["doubt"], highlight=False, soft_wrap=True, markup=False)
-    optional = ("report.html", "cells.png", "samples.png", "metrics.jsonl")
+    optional = ("report.html", "cells.png", "samples.png", "network.pt", "metrics.jsonl")
     present = [name for name in optional if (folder.path / name).exists()]
     found = ", ".join([*present, "result.json"])
     console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
+    if "network.pt" in present:
+        use = f"Predict images with it: python -m lfmcw_app.predict {folder.path} IMAGE..."
+        console.print(use, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:

@@ -118,7 +118,15 @@ def train_derived(
 
     train = subset(dataset.train, recipe.data.train_images, recipe.seed)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    measured = assessed(network, train, test, dataset, device, recipe.evaluation.augmentation)
+    measured = assessed(
+        network,
+        train,
+        test,
+        dataset,
+        device,
+        augmentation=recipe.evaluation.augmentation,
+        seed=recipe.seed,
+    )
     cost = network_cost(network, dataset.image_size, dataset.channels)
     budget = budget_result(recipe, cost)
     result = {

@@ -18,8 +18,8 @@ from made_run_folders import add_classes, make_folder
 from tiny_runs import resume, run
 from typer.testing import CliRunner
 
+from lfmcw_app.commands.report import report as report_command
 from lfmcw_app.report import comparison_page, read_run, run_page
-from lfmcw_app.report.__main__ import report as report_command
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 

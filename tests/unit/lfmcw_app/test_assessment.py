@@ -8,6 +8,7 @@ from torch import nn
 
 from lfmcw_app.assessment import MOST_CLASSES, answers_of, assessed, interval
 from lfmcw_app.data import Dataset, Images
+from lfmcw_app.recipe import Augmentation
 
 CPU = torch.device("cpu")
 
@@ -132,22 +133,38 @@ def test_a_network_that_knows_only_its_images_is_doubted(instead, doubtful):
         assert "would give 66.7%" in found["doubt"]
 
 
+class ByNormalised(nn.Module):
+    """Tells three classes apart by their normalised brightness."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, affine=False)
+
+    def forward(self, images):
+        brightness = self.norm(images).mean((1, 2, 3))
+        return -torch.cdist(brightness[:, None], torch.tensor([[-1.2], [0.0], [1.2]])), None
+
+
+SHADES = pictures([10, 100, 190] * 100, [0, 1, 2] * 100)
+
+
 def test_statistics_are_settled_before_anything_is_measured():
-    """Classes that are told apart by normalised brightness, with initial statistics (0 and 1)."""
-
-    class ByNormalised(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = nn.BatchNorm2d(1, affine=False)
-
-        def forward(self, images):
-            brightness = self.norm(images).mean((1, 2, 3))
-            return -torch.cdist(brightness[:, None], torch.tensor([[-1.2], [0.0], [1.2]])), None
-
-    some = pictures([10, 100, 190] * 4, [0, 1, 2] * 4)
-    found = assessed(ByNormalised(), some, some, dataset(some, some), CPU)
+    """With initial ones, mean 0 and variance 1, a class is wrong."""
+    found = assessed(ByNormalised(), SHADES, SHADES, dataset(SHADES, SHADES), CPU)
     assert (found["test_error_percent"], found["training_error_percent"]) == (0.0, 0.0)
-    assert answers_of(ByNormalised(), some, dataset(some, some), CPU).error > 33.0
+    assert answers_of(ByNormalised(), SHADES, dataset(SHADES, SHADES), CPU).error > 33.0
+
+
+def test_statistics_are_those_of_the_trainings_images():
+    """Augmented as in training: a square of 4 of 8 by 8 pixels, partly outside, is cut out."""
+    means = []
+    for how in (Augmentation(cutout=4), Augmentation(cutout=4), None):
+        network = ByNormalised()
+        assessed(network, SHADES, SHADES, dataset(SHADES, SHADES), CPU, how)
+        means.append(float(network.norm.running_mean))
+    assert means[2] == pytest.approx(100 / 255)  # of all pixels
+    assert means[0] == means[1]
+    assert 0.75 < means[0] / means[2] < 0.9
 
 
 def test_in_a_set_of_mostly_one_class_chance_is_small():
