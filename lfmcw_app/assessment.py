@@ -18,7 +18,7 @@ from lfmcw_app.batchnorm import recompute_statistics
 from lfmcw_app.data import Batches, Dataset, Images, in_order, subset
 from lfmcw_app.processes import all_gathered
 from lfmcw_app.recipe import Augmentation
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.network import ImageNetwork
 from mlo.distributed import rank_and_size
 
 __all__ = ["Answers", "answers_of", "assessed", "interval"]
@@ -56,7 +56,7 @@ class Answers:
 
 
 def assessed(
-    network: DerivedNetwork,
+    network: ImageNetwork,
     train: Images,
     test: Images,
     dataset: Dataset,
@@ -115,7 +115,7 @@ def assessed(
 
 
 def answers_of(
-    network: DerivedNetwork, images: Images, dataset: Dataset, device: torch.device
+    network: ImageNetwork, images: Images, dataset: Dataset, device: torch.device
 ) -> Answers:
     """What the network makes of images; the processes take the batches in turns."""
     part = rank_and_size()
@@ -129,9 +129,7 @@ def answers_of(
 
 
 @torch.no_grad()
-def _answered(
-    network: DerivedNetwork, batch: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _answered(network: ImageNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, predictions and ranks of a batch, each [B], on the CPU."""
     images, labels = batch
     trained = network.training
