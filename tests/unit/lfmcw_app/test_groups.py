@@ -67,9 +67,7 @@ def test_files_without_group_and_lines_without_file_are_named(tmp_path):
         load_dataset(f"folder:{tmp_path}", groups=str(path))
     (tmp_path / "bb" / "020.png").unlink()
     path.write_text(path.read_text() + "bb/x.png,y\n")
-    with pytest.warns(
-        DataWarning, match=r"has lines of 1 file not among the images of .*: bb/x\.png"
-    ):
+    with pytest.warns(DataWarning, match=r"has lines of 1 file not among .*: bb/x\.png"):
         load_dataset(f"folder:{tmp_path}", groups=str(path))
 
 
