@@ -18,7 +18,7 @@ from lfmcw_app.batchnorm import recompute_statistics
 from lfmcw_app.data import Batches, Dataset, Images, in_order, subset
 from lfmcw_app.processes import all_gathered
 from lfmcw_app.recipe import Augmentation
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.network import ImageNetwork
 from mlo.distributed import rank_and_size
 
 __all__ = ["Answers", "answers_of", "assessed", "interval"]
@@ -56,12 +56,14 @@ class Answers:
 
 
 def assessed(
-    network: DerivedNetwork,
+    network: ImageNetwork,
     train: Images,
     test: Images,
     dataset: Dataset,
     device: torch.device,
+    *,
     augmentation: Augmentation | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Recomputes the network's running statistics, and measures it; what goes into the result.
 
@@ -71,22 +73,23 @@ def assessed(
         test: what it is tested on.
         dataset: gives normalisation and class names.
         device: where.
-        augmentation: the training's; None for none.
+        augmentation: of the training.
+        seed: decides on its random changes.
     """
-    # With the training's augmentation, as running averages have it: after a whole training both
-    # agree, and results compare with published ones (measured in docs/results.md).
+    # Of augmented images, as the running averages are that a training leaves and that published
+    # results were measured with. After a whole training the two differ by less than the spread
+    # (docs/results.md).
     some = subset(train, STATISTICS_IMAGES, 0)
-    parts = math.ceil(len(some) / BATCH)
-    stream = Batches(
+    count = math.ceil(len(some) / BATCH)
+    batches = Batches(
         some,
         dataset,
-        batch_size=len(some) // parts,  # no small batch at the end
-        seed=0,
+        batch_size=len(some) // count,  # equal batches: no small one at the end
+        seed=seed,
         augmentation=augmentation,
         device=device,
     )
-    batches = (stream.batch(index)[0] for index in range(parts))
-    recompute_statistics(network, (partial(network, images) for images in batches))
+    recompute_statistics(network, (partial(network, batches.batch(i)[0]) for i in range(count)))
 
     tested = answers_of(network, test, dataset, device)
     training_error = answers_of(network, some, dataset, device).error
@@ -112,7 +115,7 @@ def assessed(
 
 
 def answers_of(
-    network: DerivedNetwork, images: Images, dataset: Dataset, device: torch.device
+    network: ImageNetwork, images: Images, dataset: Dataset, device: torch.device
 ) -> Answers:
     """What the network makes of images; the processes take the batches in turns."""
     part = rank_and_size()
@@ -126,9 +129,7 @@ def answers_of(
 
 
 @torch.no_grad()
-def _answered(
-    network: DerivedNetwork, batch: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _answered(network: ImageNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, predictions and ranks of a batch, each [B], on the CPU."""
     images, labels = batch
     trained = network.training

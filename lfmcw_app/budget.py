@@ -39,9 +39,10 @@ from lfmcw_app.search_space.expected_cost import (
     present_cost,
     strength_spread,
 )
-from lfmcw_app.search_space.genotype import Genotype, random_genotype
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.genotype import Cells, Genotype, random_genotype
+from lfmcw_app.search_space.network import DerivedNetwork, ImageNetwork
 from lfmcw_app.search_space.supernet import MixingWeights
+from lfmcw_app.spaces import space_named
 
 __all__ = ["BudgetPenalty", "budget_result", "check_budget", "make_penalty", "warn_of_excess"]
 
@@ -121,6 +122,12 @@ def check_budget(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequ
         InputError: with the range of what networks cost.
     """
     limits = _limits(recipe)
+    space = space_named(recipe.search.space)
+    if limits and not issubclass(space.genotype, Genotype):
+        raise InputError(
+            f"search.budget counts networks of DARTS's cells, and those of the space {space.title} "
+            "are others. Drop it."
+        )
     costs = _costs(recipe, dataset, candidates) if limits else {}
     for unit, limit in limits.items():
         low, high = cost_range(costs[unit])
@@ -138,7 +145,7 @@ def check_budget(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequ
             )
 
 
-def warn_of_excess(recipe: Recipe, genotype: Genotype, dataset: Dataset) -> None:
+def warn_of_excess(recipe: Recipe, genotype: Cells, dataset: Dataset) -> None:
     """Warns of each limit that the network of derived cells exceeds, and by how much."""
     limits = _limits(recipe)
     if not limits:
@@ -181,10 +188,11 @@ def _named(unit: str) -> str:
 
 def _costs(recipe: Recipe, dataset: Dataset, candidates: Candidates | Sequence[str]) -> Costs:
     network = _network(recipe, dataset, random_genotype(recipe.search.nodes, 0))
+    assert isinstance(network, DerivedNetwork)
     return cell_costs(network, dataset.image_size, dataset.channels, candidates)
 
 
-def _network(recipe: Recipe, dataset: Dataset, genotype: Genotype) -> DerivedNetwork:
+def _network(recipe: Recipe, dataset: Dataset, genotype: Cells) -> ImageNetwork:
     """The derived network of a recipe on the meta device, without memory and without numbers."""
     with torch.device("meta"):
         return NetworkPlan.of(recipe, genotype, dataset).build()

@@ -16,7 +16,7 @@ from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.network_file import NETWORK, NetworkFile
 from lfmcw_app.run_folder import EVALUATED
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.network import ImageNetwork
 
 __all__ = ["Classifier", "Preprocess", "load_network", "network_path"]
 
@@ -26,7 +26,7 @@ ImageLike = str | PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]
 class Classifier(nn.Module):
     """A derived network that returns its logits alone, without those of an auxiliary head."""
 
-    def __init__(self, network: DerivedNetwork) -> None:
+    def __init__(self, network: ImageNetwork) -> None:
         super().__init__()
         self.network = network
 

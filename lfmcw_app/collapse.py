@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lfmcw_app.generators import GAMES
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
 from mlo import Record
 
 __all__ = ["CollapseDetector", "Observation", "observe"]
@@ -64,10 +64,9 @@ class Observation:
     generator_norm: float | None = None
 
 
-def observe(record: Record, genotype: Genotype) -> Observation:
+def observe(record: Record, genotype: Cells) -> Observation:
     """Takes a round's observation from its record and the genotype that would be derived now."""
-    skips = sum(edge.primitive == "skip_connect" for edge in genotype.normal)
-    share = skips / len(genotype.normal)
+    share = genotype.skip_share
     if "gan" not in record.losses:
         return Observation(skip_share=share)
     metrics = record.metrics["gan"]

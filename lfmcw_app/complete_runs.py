@@ -15,7 +15,7 @@ from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.training import train_derived
 
@@ -36,7 +36,7 @@ def run(
 
 
 def evaluate_genotype(
-    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+    folder: RunFolder, genotype: Cells, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
 
@@ -49,7 +49,7 @@ def evaluate_genotype(
 
 
 def _trained(
-    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+    folder: RunFolder, genotype: Cells, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     with enough_memory("training", folder.recipe, device, resumes=folder.path):
         return train_derived(folder, genotype, dataset, console, device)

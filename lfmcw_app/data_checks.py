@@ -21,6 +21,7 @@ from lfmcw_app.processes import main_first
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
+from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import search_stages
 from lfmcw_app.training import training_images, training_rounds
 from mlo.randomness import preserved
@@ -207,8 +208,8 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
 
     # Modules check that their settings fit the images; the random state is left as it was.
     with preserved(), enough_memory("search", recipe, torch.device("cpu")):
-        modules = build_modules(how, dataset, layers=search_stages(how)[0].layers)
-    check_budget(recipe, dataset, modules.arch.primitives)
+        build_modules(how, dataset, layers=search_stages(how)[0].layers)
+    check_budget(recipe, dataset, space_named(how.space).candidates(how))
 
 
 def _check_training(recipe: Recipe, dataset: Dataset) -> None:

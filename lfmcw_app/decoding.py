@@ -92,6 +92,8 @@ class Decoding:
     def decode_window(self, image: Source, draws: Tensor) -> Tensor:
         """Returns a random window of an image in its own resolution, brought to the size.
 
+        The window is nearly square and within the image, so `fit` and `margin` do not matter.
+
         Args:
             image: a file, or an image of Pillow.
             draws: `CROP_DRAWS` numbers, uniform in [0, 1).

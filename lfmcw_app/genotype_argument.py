@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.darts_notation import is_notation
-from lfmcw_app.search_space.genotype import Genotype, random_genotype
+from lfmcw_app.search_space.genotype import Cells, Genotype, random_genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from lfmcw_app.spaces import space_named
 from mlo.errors import nearest
 
 __all__ = ["GENOTYPE_HELP", "read_genotype"]
@@ -18,12 +19,13 @@ GENOTYPE_HELP = (
 )
 
 
-def read_genotype(text: str, nodes: int) -> Genotype:
+def read_genotype(text: str, nodes: int, space: str = "darts") -> Cells:
     """Reads the argument.
 
     Args:
         text: what was given.
         nodes: intermediate nodes of a random genotype.
+        space: the search space whose cells files and texts hold.
 
     Raises:
         InputError: if it is none of these; the message names the first thing that is wrong.
@@ -33,11 +35,12 @@ def read_genotype(text: str, nodes: int) -> Genotype:
     kind, colon, number = text.partition(":")
     if colon and kind == "random":
         return _random(number, nodes)
+    cells = space_named(space).genotype
     if is_notation(text) or text.lstrip().startswith("{"):
-        return Genotype.from_text(text)
+        return cells.from_text(text)
     # A name that is neither a file nor published is more likely a mistyped name.
     if Path(text).suffix or _exists(text):
-        return Genotype.load(text)
+        return cells.load(text)
     raise InputError(
         f"No file, run folder or published genotype is called {shown(text)}. "
         f"{nearest(shown(text), NAMED_GENOTYPES)}"

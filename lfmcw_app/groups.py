@@ -43,14 +43,15 @@ def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, l
     missing = [name for part in names.values() for name in part if name not in known]
     if missing:
         raise InputError(
-            f"data.groups: {path} gives no group of {len(missing):,} images: "
-            f"{listed(missing)}. Add a line for each, with its path relative to {folder}."
+            f"data.groups: {path} gives no group of {len(missing):,} "
+            f"image{'s' * (len(missing) > 1)}: {listed(missing)}. Add a line for each, with its "
+            f"path relative to {folder}."
         )
     unknown = known.keys() - {name for part in names.values() for name in part}
     if unknown:
         warnings.warn(
-            f"data.groups: {path} names {len(unknown):,} files that are no images of {folder}: "
-            f"{listed(sorted(unknown))}.",
+            f"data.groups: {path} has lines of {len(unknown):,} file{'s' * (len(unknown) > 1)} "
+            f"not among the images of {folder}: {listed(sorted(unknown))}.",
             DataWarning,
             stacklevel=2,
         )

@@ -25,9 +25,10 @@ from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.genotype import Genotype
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.search_space.network import ImageNetwork
 from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.spaces import SPACES, space_named
 from mlo.randomness import preserved
 
 __all__ = ["NETWORK", "NetworkFile", "NetworkPlan", "write_network"]
@@ -45,6 +46,7 @@ class NetworkPlan:
 
     Attributes:
         genotype: its cells.
+        space: the search space that builds networks of such cells.
         in_channels: channels of an image.
         num_classes: size of the logits.
         channels: channels of a node in the first cell.
@@ -52,7 +54,8 @@ class NetworkPlan:
         stem: see `DerivedNetwork`.
     """
 
-    genotype: Genotype
+    genotype: Cells
+    space: str = "darts"
     in_channels: int
     num_classes: int
     channels: int
@@ -60,11 +63,12 @@ class NetworkPlan:
     stem: Literal["cifar", "imagenet"]
 
     @classmethod
-    def of(cls, recipe: Recipe, genotype: Genotype, dataset: Dataset) -> NetworkPlan:
+    def of(cls, recipe: Recipe, genotype: Cells, dataset: Dataset) -> NetworkPlan:
         """The network that a recipe trains on a data set."""
         how = recipe.evaluation
         return cls(
             genotype=genotype,
+            space=space_named(recipe.search.space).network_of,
             in_channels=dataset.channels,
             num_classes=dataset.num_classes,
             channels=how.channels,
@@ -72,9 +76,9 @@ class NetworkPlan:
             stem=how.stem,
         )
 
-    def build(self, *, auxiliary: bool = False) -> DerivedNetwork:
+    def build(self, *, auxiliary: bool = False) -> ImageNetwork:
         """Builds the network, with weights drawn from the global random state."""
-        return DerivedNetwork(
+        return space_named(self.space).network(
             self.genotype,
             in_channels=self.in_channels,
             num_classes=self.num_classes,
@@ -111,6 +115,7 @@ class _Content(BaseModel):
     )
 
     genotype: dict[str, list[list[list[str | int]]]]
+    space: str = "darts"  # files without it are older than spaces with other cells
     primitives: list[str]
     channels: Positive
     layers: Positive
@@ -147,7 +152,7 @@ class NetworkFile:
     decoding: Decoding
     about: Mapping[str, Any]
 
-    def network(self) -> DerivedNetwork:
+    def network(self) -> ImageNetwork:
         """The network with its weights, in evaluation mode, on the CPU."""
         with preserved():
             network = self.plan.build()
@@ -162,6 +167,7 @@ class NetworkFile:
         """
         content = {
             "genotype": self.plan.genotype.to_data(),
+            "space": self.plan.space,
             "primitives": sorted(self.plan.genotype.primitives),
             "channels": self.plan.channels,
             "layers": self.plan.layers,
@@ -208,6 +214,11 @@ class NetworkFile:
 
     @classmethod
     def _of(cls, path: Path, content: _Content) -> NetworkFile:
+        if content.space not in SPACES:
+            raise InputError(
+                f"{path} is a network of the search space {shown(content.space)}, which is not "
+                "known here. Install the package that adds it, as where the network was trained."
+            )
         unknown = [name for name in content.primitives if name not in PRIMITIVES]
         if unknown:
             raise InputError(
@@ -215,12 +226,13 @@ class NetworkFile:
                 "here. Install the package that adds it, as where the network was trained."
             )
         try:
-            genotype = Genotype.from_json(json.dumps(content.genotype))
+            genotype = space_named(content.space).genotype.from_text(json.dumps(content.genotype))
             decoding = Decoding.from_data(content.decoding)
         except InputError as error:
             raise _damaged(path, str(error)) from None
         plan = NetworkPlan(
             genotype=genotype,
+            space=content.space,
             in_channels=content.in_channels,
             num_classes=len(content.class_names),
             channels=content.channels,
@@ -284,7 +296,7 @@ def _damaged(path: Path, why: str) -> InputError:
 
 def write_network(
     folder: RunFolder,
-    network: DerivedNetwork,
+    network: ImageNetwork,
     plan: NetworkPlan,
     dataset: Dataset,
     result: Mapping[str, Any],

@@ -17,7 +17,7 @@ from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.resuming import learning_rates, set_learning_rates
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.timings import TIMINGS, Timings
 from mlo import MultilevelOptimizer, NonFiniteError, Record
 
@@ -132,7 +132,7 @@ class Phase:
     def rounds(
         self,
         before_round: Callable[[], None] | None = None,
-        cells: Callable[[], Genotype] | None = None,
+        cells: Callable[[], Cells] | None = None,
     ) -> Iterator[Round]:
         """Runs the rounds that are left; each is logged and saved when the next is asked for.
 

@@ -19,8 +19,8 @@ from lfmcw_app.data import FOLDER, Dataset
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.draw import draw_genotype
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.spaces import space_named
 from mlo.randomness import preserved
 
 __all__ = [
@@ -69,11 +69,11 @@ def save_snapshot(
     _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)
 
 
-def save_cells(genotype: Genotype, folder: RunFolder, title: str) -> None:
+def save_cells(genotype: Cells, folder: RunFolder, title: str) -> None:
     """Draws a genotype's cells into cells.png and cells.svg."""
     for name in ("cells.png", "cells.svg"):
         with folder.attempting(name):
-            draw_genotype(genotype, folder.path / name, title)
+            space_named(folder.recipe.search.space).draw(genotype, folder.path / name, title)
 
 
 def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:

@@ -242,7 +242,9 @@ def build_search(
     rests = search.architecture.warmup_epochs * per_epoch
     of_arch = validating.alike()
     of_arch.position = rests
-    penalty = make_penalty(recipe, dataset, modules.arch.primitives, device)
+    penalty = None
+    if isinstance(modules.arch, Architecture):  # other cells than DARTS's have no budget
+        penalty = make_penalty(recipe, dataset, modules.arch.primitives, device)
     arch = Problem(
         "arch",
         module=modules.arch,

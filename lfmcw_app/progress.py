@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lfmcw_app.result import edge_names
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.units import duration
 
 __all__ = ["PhaseProgress"]
@@ -48,7 +48,7 @@ class PhaseProgress:
         # The rate is that of the rounds of this process, not of those before a resumption.
         self._started, self._begun_at = time.monotonic(), done
         self._shown_at = -PLAIN_INTERVAL
-        self._cells: Genotype | None = None
+        self._cells: Cells | None = None
         self._live: Live | None = None
         if console.is_terminal and not console.quiet:
             self._bar = Progress(
@@ -83,7 +83,7 @@ class PhaseProgress:
         done: int,
         losses: Mapping[str, Any],
         values: Mapping[str, float],
-        cells: Callable[[], Genotype] | None = None,
+        cells: Callable[[], Cells] | None = None,
     ) -> None:
         """Shows that `done` rounds are complete.
 
@@ -115,7 +115,7 @@ class PhaseProgress:
         if found is not None and found != self._cells:
             self._cells = found
             for kind, nodes in found.to_data().items():
-                described = "; ".join(", ".join(edge_names(edges)) for edges in nodes)
+                described = "; ".join(", ".join(edge_names(edges, found)) for edges in nodes)
                 self._print(f"  {kind} cell now: {described}")
 
     def _print(self, line: str) -> None:
@@ -129,11 +129,11 @@ def _described(name: str, value: Any) -> str:
     return f"{name} {value:.3f}"
 
 
-def _cell_table(genotype: Genotype) -> Table:
+def _cell_table(genotype: Cells) -> Table:
     """The cells side by side, one row per node."""
     table = Table.grid(padding=(0, 3))
     data = genotype.to_data()
     table.add_row("", *(f"[bold]{kind} cell now" for kind in data))
     for node, cells in enumerate(zip(*data.values(), strict=True)):
-        table.add_row(str(node), *(", ".join(edge_names(edges)) for edges in cells))
+        table.add_row(str(node), *(", ".join(edge_names(edges, genotype)) for edges in cells))
     return table

@@ -20,7 +20,7 @@ from lfmcw_app.memory import enough_memory
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.sizes import primitive_weights
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, search_stages
@@ -75,7 +75,9 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
             modules = build_modules(
                 how,
                 dataset,
-                candidates=_most_costly(space_named(how.space).candidates(how), dropped),
+                candidates=_most_costly(space_named(how.space).candidates(how), dropped)
+                if dropped
+                else None,
                 layers=stage.layers,
                 device=device,
             )
@@ -87,7 +89,7 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
 
 
 def project_training(
-    recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
+    recipe: Recipe, genotype: Cells | None, dataset: Dataset, device: torch.device
 ) -> list[Projection]:
     """Runs two rounds of a genotype's training, by default a random one's; returns its cost."""
     with enough_memory("training", recipe, device):

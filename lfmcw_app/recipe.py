@@ -659,12 +659,12 @@ def _over(
     return validate_recipe(tree)
 
 
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """The dotted keys of a tree's values."""
-    found = set()
-    for key, value in tree.items():
-        inner = isinstance(value, Mapping)
-        found |= _dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+def _dotted(tree: Mapping[str, Any]) -> set[str]:
+    """The dotted keys of the values of a tree's sections, whatever these values are."""
+    found = set(tree)
+    for section, values in tree.items():
+        if isinstance(values, Mapping):
+            found |= {f"{section}.{key}" for key in values}
     return found
 
 

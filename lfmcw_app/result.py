@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.spaces import space_named
 
 __all__ = ["as_json", "edge_names", "print_result"]
 
@@ -32,11 +34,13 @@ def as_json(result: dict[str, Any]) -> str:
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
     """Prints the derived cells, the test error and where everything is."""
     table = Table(title="derived cells", title_justify="left")
-    for column in ("cell", "node", "first edge", "second edge"):
+    for column in ("cell", "node", "edges"):
         table.add_column(column)
-    for kind in ("normal", "reduction"):
-        for node, edges in enumerate(result["genotype"][kind]):
-            table.add_row(kind if node == 0 else "", str(node), *edge_names(edges))
+    cells = space_named(folder.recipe.search.space).genotype
+    for kind, nodes in result["genotype"].items():
+        for node, edges in enumerate(nodes):
+            named = ", ".join(edge_names(edges, cells))
+            table.add_row(kind if node == 0 else "", str(node), named)
     console.print(table)
     console.print(
         f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of "
@@ -57,10 +61,13 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")
         console.print(result["doubt"], highlight=False, soft_wrap=True, markup=False)
-    optional = ("report.html", "cells.png", "samples.png", "metrics.jsonl")
+    optional = ("report.html", "cells.png", "samples.png", "network.pt", "metrics.jsonl")
     present = [name for name in optional if (folder.path / name).exists()]
     found = ", ".join([*present, "result.json"])
     console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
+    if "network.pt" in present:
+        use = f"Predict images with it: python -m lfmcw_app.predict {folder.path} IMAGE..."
+        console.print(use, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
@@ -77,10 +84,6 @@ def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
     )
 
 
-def edge_names(edges: Iterable[Any]) -> list[str]:
+def edge_names(edges: Iterable[Any], cells: Cells | type[Cells]) -> list[str]:
     """The edges of a node, [primitive, source] each, in words."""
-    return [f"{primitive} from {_state(source)}" for primitive, source in edges]
-
-
-def _state(source: int) -> str:
-    return ("c(k-2)", "c(k-1)")[source] if source < 2 else f"node {source - 2}"
+    return [f"{primitive} from {cells.state_name(source)}" for primitive, source in edges]

@@ -18,6 +18,7 @@ tensorboard/       event files, with --tensorboard
 timings.jsonl      time and memory of each problem's updates
 report.html        all of it as one page (lfmcw_app.report)
 .lock              held by the process that runs here
+network.pt         the trained network, as it was tested (network_file.py)
 result.json        the test error; written last, so its presence means that the run is complete
 """
 

@@ -22,8 +22,7 @@ from lfmcw_app.phase import Phase, Round
 from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.search_space.candidates import as_candidates
-from lfmcw_app.search_space.genotype import FOUND, Genotype, derive_genotype
+from lfmcw_app.search_space.genotype import FOUND, Cells
 from lfmcw_app.search_space.pdarts import (
     set_skip_drop_probability,
     skip_drop_probability,
@@ -39,7 +38,7 @@ STAGE_SEEDS = 1_000_003
 """Between the seeds of two stages. With 1, a later stage would have the seed of another run."""
 
 
-def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Genotype:
+def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.device) -> Cells:
     """Searches a cell; writes genotype.json, genotype.txt and their pictures.
 
     The pictures are cells.png and cells.svg and, with a generator, samples.png and samples/.
@@ -47,7 +46,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     how = folder.recipe.search
     genotype, generator = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
-    folder.write("genotype.txt", genotype.to_darts() + "\n")
+    folder.write("genotype.txt", genotype.notation() + "\n")
     warn_of_excess(folder.recipe, genotype, dataset)
     title = (
         f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
@@ -64,7 +63,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
 
 def _searched(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
-) -> tuple[Genotype, ImageGenerator | None]:
+) -> tuple[Cells, ImageGenerator | None]:
     """Runs all stages; returns the genotype, and the generator that was learned with it."""
     how = folder.recipe.search
     space = space_named(how.space)
@@ -80,7 +79,7 @@ def _searched(
         )
         if index == 0 and not folder.checkpoints(stage.name).exists():
             load_into_supernets(modules, folder.recipe)
-        _run_stage(stage, modules, folder, dataset, console, device)
+        _run_stage(stage, modules, candidates, folder, dataset, console, device)
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)
     return genotype, modules.gan.generator if modules.gan is not None else None
@@ -89,6 +88,7 @@ def _searched(
 def _run_stage(
     stage: SearchStage,
     modules: SearchModules,
+    candidates: Any,
     folder: RunFolder,
     dataset: Dataset,
     console: Console,
@@ -130,12 +130,12 @@ def _run_stage(
                 if module is not None:
                     set_skip_drop_probability(module, probability)
 
-    def cells() -> Genotype:
-        return derive_genotype(modules.arch(), modules.arch.primitives)
+    def cells() -> Cells:
+        return space_named(how.space).derive_now(modules.arch(), candidates)
 
     for done in phase.rounds(set_skip_dropout, cells):
         record = done.record
-        done.entry.update(_of_architecture(done, modules))
+        done.entry.update(_of_architecture(done, modules, candidates))
         if how.gradient_terms_every and record.round % how.gradient_terms_every == 0:
             done.entry["gradient_terms"] = gradient_terms(optimizer)
         if "arch" in record.losses:  # the architecture may rest in the first epochs
@@ -150,12 +150,12 @@ def _run_stage(
             _warn_of_collapse(detector, record, cells())
 
 
-def _warn_of_collapse(detector: CollapseDetector, record: Record, cells: Genotype) -> None:
+def _warn_of_collapse(detector: CollapseDetector, record: Record, cells: Cells) -> None:
     for text in detector.update(observe(record, cells)):
         warnings.warn(f"Round {record.round}: {text}", NumbersWarning, stacklevel=2)
 
 
-def _of_architecture(done: Round, modules: SearchModules) -> dict[str, Any]:
+def _of_architecture(done: Round, modules: SearchModules, candidates: Any) -> dict[str, Any]:
     """What is logged of the architecture: its α at times, and first what their columns mean."""
     entry: dict[str, Any] = {}
     if done.is_due or done.record.round == 1:
@@ -163,7 +163,7 @@ def _of_architecture(done: Round, modules: SearchModules) -> dict[str, Any]:
             kind: _rounded(weights) for kind, weights in modules.arch()._asdict().items()
         }
     if done.record.round == 1:
-        entry["candidates"] = asdict(as_candidates(modules.arch.primitives, modules.arch.nodes))
+        entry["candidates"] = asdict(candidates)
     return entry
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from torch import nn
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.plugins import Table
@@ -19,12 +18,13 @@ from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_count
 from lfmcw_app.search_space.genotype import (
     EDGES_PER_NODE,
+    Cells,
     Genotype,
     derive_genotype,
     random_genotype,
 )
 from lfmcw_app.search_space.layers import OperationStyle
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.network import DerivedNetwork, ImageNetwork
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
     PDartsStage,
@@ -106,11 +106,14 @@ class Space:
             return as_candidates(of_edges, how.nodes)
         return as_candidates(names, how.nodes)
 
+    def operations(self, how: Settings) -> frozenset[str]:
+        """The names of all operations that some edge can have."""
+        candidates = self.candidates(how)
+        return frozenset().union(*candidates.normal, *candidates.reduction)
+
     def draws(self, how: Settings) -> bool:
         """Whether its supernets draw random numbers, of which each process has its own."""
-        candidates = self.candidates(how)
-        edges = (*candidates.normal, *candidates.reduction)
-        return self.drops_out or any(PRIMITIVES[name].draws for edge in edges for name in edge)
+        return self.drops_out or any(PRIMITIVES[name].draws for name in self.operations(how))
 
     def partial_channels(self, how: Settings) -> int:
         """K: the operations see the first 1 / K of a node's channels."""
@@ -150,17 +153,37 @@ class Space:
         """The candidates of the stage after `stage`."""
         return candidates if stage.drops is None else surviving(mixing, candidates, stage.drops)
 
-    def derive(self, how: Settings, mixing: MixingWeights, candidates: Candidates) -> Genotype:
+    def derive(self, how: Settings, mixing: MixingWeights, candidates: Candidates) -> Cells:
         """The genotype at the end of the last stage."""
         return derive_genotype(mixing, candidates)
 
-    def random(self, how: Settings, seed: int) -> Genotype:
+    def derive_now(self, mixing: MixingWeights, candidates: Candidates) -> Cells:
+        """What is shown while a stage goes on: the cells of its present weights."""
+        return derive_genotype(mixing, candidates)
+
+    def random(self, how: Settings, seed: int) -> Cells:
         """A genotype drawn from the space."""
         return random_genotype(how.nodes, seed, self.candidates(how))
 
-    def network(self, genotype: Genotype, **sizes: Any) -> nn.Module:
-        """The derived network; see `DerivedNetwork` for the sizes."""
+    @property
+    def genotype(self) -> type[Cells]:
+        """What its cells are, and how they are read."""
+        return Genotype
+
+    @property
+    def network_of(self) -> str:
+        """The name of the space that builds its networks: its own, where its cells are others."""
+        return "darts"
+
+    def network(self, genotype: Any, **sizes: Any) -> ImageNetwork:
+        """The network of its cells; see `DerivedNetwork` for the sizes."""
         return DerivedNetwork(genotype, **sizes)
+
+    def draw(self, genotype: Any, path: Path, title: str) -> None:
+        """Draws its cells into an image file (PNG or SVG, by its name)."""
+        from lfmcw_app.search_space.draw import draw_genotype  # matplotlib is slow to import
+
+        draw_genotype(genotype, path, title)
 
 
 @dataclass(frozen=True, kw_only=True)

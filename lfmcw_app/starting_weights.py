@@ -22,8 +22,8 @@ from lfmcw_app.data import Dataset
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.recipe import Recipe, StartingWeights
-from lfmcw_app.search_space.genotype import Genotype
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.search_space.network import ImageNetwork
 from lfmcw_app.stages import search_stages
 from mlo.randomness import preserved
 
@@ -91,7 +91,7 @@ def _network(run: str) -> NetworkFile:
     return NetworkFile.load(network_path(run))
 
 
-def check_network_fits(recipe: Recipe, genotype: Genotype, dataset: Dataset) -> str:
+def check_network_fits(recipe: Recipe, genotype: Cells, dataset: Dataset) -> str:
     """Compares the network of `evaluation.init` with the one that is to be trained.
 
     Returns:
@@ -136,7 +136,7 @@ def check_network_fits(recipe: Recipe, genotype: Genotype, dataset: Dataset) -> 
     )
 
 
-def load_into_network(network: DerivedNetwork, recipe: Recipe, dataset: Dataset) -> None:
+def load_into_network(network: ImageNetwork, recipe: Recipe, dataset: Dataset) -> None:
     """Loads the weights of `evaluation.init`; an auxiliary head keeps its own, as no file has any.
 
     Args:

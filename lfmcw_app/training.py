@@ -22,8 +22,8 @@ from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.cost import network_cost
-from lfmcw_app.search_space.genotype import Genotype
-from lfmcw_app.search_space.network import DerivedNetwork
+from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.search_space.network import ImageNetwork
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, phases_of
@@ -49,7 +49,7 @@ def training_rounds(how: Evaluation, per_epoch: int) -> int:
 
 
 def build_training(
-    recipe: Recipe, genotype: Genotype | None, dataset: Dataset, device: torch.device
+    recipe: Recipe, genotype: Cells | None, dataset: Dataset, device: torch.device
 ) -> tuple[MultilevelOptimizer, int]:
     """Declares the training of a derived network; also returns its number of rounds.
 
@@ -104,21 +104,29 @@ def build_training(
 
 
 def train_derived(
-    folder: RunFolder, genotype: Genotype, dataset: Dataset, console: Console, device: torch.device
+    folder: RunFolder, genotype: Cells, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Trains the derived network from scratch and writes its test error as the run's result."""
     recipe = folder.recipe
     torch.manual_seed(recipe.seed)
     optimizer, rounds = build_training(recipe, genotype, dataset, device)
     network = optimizer.problems["network"].module
-    assert isinstance(network, DerivedNetwork)
+    assert isinstance(network, ImageNetwork)
     if not folder.checkpoints(TRAINING).exists():
         load_into_network(network, recipe, dataset)
     _train(folder, optimizer, network, dataset, rounds, console, device)
 
     train = subset(dataset.train, recipe.data.train_images, recipe.seed)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
-    measured = assessed(network, train, test, dataset, device, recipe.evaluation.augmentation)
+    measured = assessed(
+        network,
+        train,
+        test,
+        dataset,
+        device,
+        augmentation=recipe.evaluation.augmentation,
+        seed=recipe.seed,
+    )
     cost = network_cost(network, dataset.image_size, dataset.channels)
     budget = budget_result(recipe, cost)
     result = {
@@ -142,7 +150,7 @@ def train_derived(
 def _train(
     folder: RunFolder,
     optimizer: MultilevelOptimizer,
-    network: DerivedNetwork,
+    network: ImageNetwork,
     dataset: Dataset,
     rounds: int,
     console: Console,
@@ -177,9 +185,7 @@ def _train(
 def _derived_loss(auxiliary_weight: float, label_smoothing: float) -> Any:
     """Makes the loss: cross entropy, and that of the auxiliary head with its weight."""
 
-    def loss(
-        network: DerivedNetwork, batch: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def loss(network: ImageNetwork, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         images, labels = batch
         logits, auxiliary = network(images)
         total = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

@@ -7,8 +7,8 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -269,9 +269,9 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
 
     If it fails, no file is left.
     """
-    descriptor, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.name}.", suffix=".part"
-    )
+    # With the permissions of any other file: `tempfile` would keep everybody else from reading it.
+    name = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             for piece in content:
@@ -282,7 +282,7 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(name)
         raise
-    return Path(name)
+    return name
 
 
 def _flush_folder(folder: Path) -> None:

@@ -34,6 +34,7 @@ def draw(
     # matplotlib, which takes a second to import, is not there for `--help`.
     from lfmcw_app.output_files import new_file
     from lfmcw_app.search_space.draw import draw_genotype
+    from lfmcw_app.search_space.genotype import Genotype
 
     console = Console()
     with reported_errors(Console(stderr=True)):
@@ -42,6 +43,7 @@ def draw(
                 f"--out names a file that ends in {', '.join(FORMATS)}, got {shown(str(out))}."
             )
         cells = read_genotype(genotype, nodes)
+        assert isinstance(cells, Genotype)
         with new_file(out) as path:
             draw_genotype(cells, path, title)
         for text in (cells.to_darts(), f"In {out}: the picture of its cells"):

@@ -14,13 +14,15 @@ from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import short_name
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
+from lfmcw_app.recipe import Recipe
 from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.run_folder import EVALUATED
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.tensorboard import check_tensorboard
 
@@ -83,8 +85,8 @@ def evaluate(
                 out=out,
             )
             options.check_no_trial(max_steps)
-            recipe, cells = folder.recipe, Genotype.load(resume / EVALUATED)
-            if genotype is not None and read_genotype(genotype, recipe.search.nodes) != cells:
+            recipe, cells = folder.recipe, _evaluated(folder)
+            if genotype is not None and _given(genotype, recipe) != cells:
                 raise InputError(
                     f"{resume} holds the evaluation of another genotype than {genotype}. Resume it "
                     f"with --resume {resume} alone, or start a new one."
@@ -104,7 +106,7 @@ def evaluate(
                 space=space,
                 cuda=options.pick_device(device).type == "cuda",
             )
-            cells = read_genotype(genotype, recipe.search.nodes)
+            cells = _given(genotype, recipe)
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 
@@ -135,6 +137,28 @@ def evaluate(
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
             carry_out(shared, console, "lfmcw_app.evaluate", work, tensorboard=tensorboard)
+
+
+def _given(genotype: str, recipe: Recipe) -> Cells:
+    """The genotype of the argument, of the recipe's space.
+
+    Raises:
+        InputError: if it has other cells.
+    """
+    cells = read_genotype(genotype, recipe.search.nodes, recipe.search.space)
+    space = space_named(recipe.search.space)
+    if not isinstance(cells, space.genotype):
+        raise InputError(
+            f"{shown(genotype)} has the cells of another space than {space.title}. Name a genotype "
+            "of this one in a file, or another --space."
+        )
+    return cells
+
+
+def _evaluated(folder: RunFolder) -> Cells:
+    """The genotype that a folder was made for."""
+    space = space_named(folder.recipe.search.space)
+    return space.genotype.load(folder.path / EVALUATED)
 
 
 def main() -> None:

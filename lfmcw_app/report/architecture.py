@@ -14,7 +14,7 @@ from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.cell import edge_count, edge_index
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, derive_genotype
+from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype, derive_genotype
 from lfmcw_app.search_space.operations import PRIMITIVES
 from lfmcw_app.search_space.supernet import MixingWeights
 from lfmcw_app.spaces import space_named
@@ -79,13 +79,15 @@ class Evolution:
 def evolution(
     run: RunData, offsets: dict[str, int], boundaries: Sequence[tuple[float, str]]
 ) -> Evolution | None:
-    """Makes the frames of a run's search; None where no α was recorded.
+    """Makes the frames of a run's search; None where no α was recorded, or cells are not DARTS's.
 
     Args:
         run: the run.
         offsets: stage → the rounds before it.
         boundaries: where stages begin, for the charts.
     """
+    if not issubclass(space_named(run.recipe.search.space).genotype, Genotype):
+        return None
     names = _columns(run)
     frames = _frames(run, offsets, names)
     if not frames:

@@ -36,8 +36,9 @@ from lfmcw_app.report.tables import (
     progress_text,
     solves,
 )
+from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Genotype
+from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Cells, Genotype
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
@@ -174,8 +175,7 @@ def _operation_colours(runs: Sequence[RunData], *, dark: bool) -> Markup:
     names: set[str] = set()
     for run in runs:
         how = run.recipe.search
-        candidates = space_named(how.space).candidates(how)
-        names.update(*candidates.normal, *candidates.reduction)
+        names |= space_named(how.space).operations(how)
         names |= run.genotype.primitives if run.genotype is not None else set()
     found = []
     for name in sorted(names):
@@ -201,10 +201,15 @@ def _what(run: RunData) -> str:
     )
 
 
-def _cells(genotype: Genotype | None) -> list[dict[str, Any]]:
-    """Each cell's picture, and its edges as text."""
+def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
+    """Each cell's picture, and its edges as text; no picture of cells that are not DARTS's."""
     if genotype is None:
         return []
+    if not isinstance(genotype, Genotype):
+        return [
+            {"kind": kind, "svg": "", "nodes": [edge_names(edges, genotype) for edges in nodes]}
+            for kind, nodes in genotype.to_data().items()
+        ]
     cells = []
     for kind, edges in (("normal", genotype.normal), ("reduction", genotype.reduction)):
         names = [f"{primitive_label(e.primitive)} of {state_label(e.source)}" for e in edges]

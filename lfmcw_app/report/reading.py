@@ -13,7 +13,8 @@ from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.timings import TIMINGS
 
@@ -63,7 +64,7 @@ class RunData:
     dataset: dict[str, Any]
     searched: Sequence[Phase]
     training: Phase
-    genotype: Genotype | None
+    genotype: Cells | None
     evaluated: bool
     result: dict[str, Any] | None
     timings: Sequence[dict[str, Any]]
@@ -109,7 +110,7 @@ def read_run(path: Path) -> RunData:
         dataset=_mapping(path / "dataset.json"),
         searched=[phase for name, phase in phases.items() if name != TRAINING],
         training=phases.get(TRAINING, Phase(name=TRAINING, entries=[])),
-        genotype=Genotype.load(cells) if cells.exists() else None,
+        genotype=space_named(recipe.search.space).genotype.load(cells) if cells.exists() else None,
         evaluated=evaluated,
         result=_mapping(path / "result.json") or None,
         timings=_lines(path / TIMINGS, ("phase", "rounds", "seconds", "problems")),

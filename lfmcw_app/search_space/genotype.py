@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
 __all__ = [
-    "EVALUATED", "FOUND", "Edge", "Genotype", "derive_genotype", "random_genotype",
+    "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype", "random_genotype",
 ]  # fmt: skip
 
 EDGES_PER_NODE = 2
@@ -43,8 +43,79 @@ class Edge:
     source: int
 
 
+class Cells:
+    """Derived cells of any search space, as data; equal ones compare equal.
+
+    A space whose cells are others than DARTS's has a subclass of its own.
+    """
+
+    def to_data(self) -> dict[str, list[list[list[str | int]]]]:
+        """Returns kind of cell → for each node its edges as [primitive, source]."""
+        raise NotImplementedError
+
+    def notation(self) -> str:
+        """Returns the cells on one line, as the space's authors write them."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Reads what `to_json` or `notation` wrote.
+
+        Raises:
+            InputError: if the text is neither; the message names the first thing that is wrong.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def state_name(source: int) -> str:
+        """What the number of a state means, for people."""
+        raise NotImplementedError
+
+    @property
+    def primitives(self) -> frozenset[str]:
+        """The names of the operations."""
+        return frozenset(str(primitive) for primitive, _ in _edges_of(self.to_data()))
+
+    @property
+    def skip_share(self) -> float:
+        """The share of skip connections among the edges of the first kind of cell."""
+        kind, nodes = next(iter(self.to_data().items()))
+        edges = _edges_of({kind: nodes})
+        return sum(primitive == "skip_connect" for primitive, _ in edges) / len(edges)
+
+    def to_json(self) -> str:
+        """Returns the cells as JSON, one line per node."""
+        kinds = []
+        for kind, nodes in self.to_data().items():
+            lines = ",\n".join(f"  {json.dumps(node)}" for node in nodes)
+            kinds.append(f' "{kind}": [\n{lines}\n ]')
+        return "{\n" + ",\n".join(kinds) + "\n}\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a genotype file, in JSON or in its notation, or that of a run folder.
+
+        Raises:
+            InputError: if the file is missing or not a genotype.
+        """
+        path = Path(path)
+        file = _file_of(path) if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+            raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
+        try:
+            return cls.from_text(text)
+        except InputError as error:
+            raise InputError(f"{file} is no genotype. {error}") from None
+
+
+def _edges_of(cells: Mapping[str, list[list[list[str | int]]]]) -> list[list[str | int]]:
+    return [edge for nodes in cells.values() for node in nodes for edge in node]
+
+
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(Cells):
     """The two derived cells: for each kind two edges per node, in the order of the nodes."""
 
     normal: tuple[Edge, ...]
@@ -55,22 +126,13 @@ class Genotype:
         """Intermediate nodes of a cell."""
         return len(self.normal) // EDGES_PER_NODE
 
-    @property
-    def primitives(self) -> frozenset[str]:
-        """The names of its operations."""
-        return frozenset(edge.primitive for edge in (*self.normal, *self.reduction))
-
-    def to_json(self) -> str:
-        """Returns the genotype as JSON, one line per node."""
-        kinds = []
-        for kind, nodes in self.to_data().items():
-            lines = ",\n".join(f"  {json.dumps(node)}" for node in nodes)
-            kinds.append(f' "{kind}": [\n{lines}\n ]')
-        return "{\n" + ",\n".join(kinds) + "\n}\n"
-
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its two edges as [primitive, source]."""
         return {"normal": _nodes(self.normal), "reduction": _nodes(self.reduction)}
+
+    def notation(self) -> str:
+        """Returns DARTS's notation."""
+        return self.to_darts()
 
     def to_darts(self) -> str:
         """Returns the genotype on one line in DARTS's notation: Genotype(normal=[…], …)."""
@@ -80,7 +142,7 @@ class Genotype:
         )
 
     @classmethod
-    def from_text(cls, text: str) -> Genotype:
+    def from_text(cls, text: str) -> Self:
         """Reads a genotype in JSON or in DARTS's notation.
 
         Raises:
@@ -89,7 +151,7 @@ class Genotype:
         return cls.from_darts(text) if is_notation(text) else cls.from_json(text)
 
     @classmethod
-    def from_darts(cls, text: str) -> Genotype:
+    def from_darts(cls, text: str) -> Self:
         """Reads DARTS's notation, with or without `NAME =` before it.
 
         Raises:
@@ -100,7 +162,7 @@ class Genotype:
         return cls._of({kind: _by_node(edges) for kind, edges in cells.items()})
 
     @classmethod
-    def from_json(cls, text: str) -> Genotype:
+    def from_json(cls, text: str) -> Self:
         """Reads what `to_json` wrote.
 
         Raises:
@@ -117,7 +179,7 @@ class Genotype:
         return cls._of(data)
 
     @classmethod
-    def _of(cls, data: dict[str, Any]) -> Genotype:
+    def _of(cls, data: dict[str, Any]) -> Self:
         """Checks what `to_data` describes, and makes a genotype of it."""
         genotype = cls(
             normal=_cell("normal", data["normal"]), reduction=_cell("reduction", data["reduction"])
@@ -128,23 +190,10 @@ class Genotype:
             )
         return genotype
 
-    @classmethod
-    def load(cls, path: str | Path) -> Genotype:
-        """Reads a genotype file in JSON or DARTS's notation, or that of a run folder.
-
-        Raises:
-            InputError: if the file is missing or not a genotype.
-        """
-        path = Path(path)
-        file = _file_of(path) if path.is_dir() else path
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-            raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
-        try:
-            return cls.from_text(text)
-        except InputError as error:
-            raise InputError(f"{file} is no genotype. {error}") from None
+    @staticmethod
+    def state_name(source: int) -> str:
+        """The cell's inputs are the outputs of the last two cells."""
+        return ("c(k-2)", "c(k-1)")[source] if source < 2 else f"node {source - 2}"
 
 
 def _file_of(folder: Path) -> Path:

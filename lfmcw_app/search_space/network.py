@@ -15,7 +15,7 @@ from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.stem import image_divisor, make_stem
 from lfmcw_app.search_space.supernet import reduction_layers
 
-__all__ = ["STYLE", "DerivedCell", "DerivedNetwork", "drop_path"]
+__all__ = ["STYLE", "DerivedCell", "DerivedNetwork", "ImageNetwork", "drop_path"]
 
 STYLE = OperationStyle(affine=True)
 
@@ -125,7 +125,29 @@ class AuxiliaryHead(nn.Sequential):
         )
 
 
-class DerivedNetwork(nn.Module):
+class ImageNetwork(nn.Module):
+    """A network of derived cells, of any search space.
+
+    Called with images [B, C, H, W] it returns the logits [B, num_classes], and the auxiliary
+    logits or None.
+
+    Attributes:
+        auxiliary: the auxiliary head, for training only; None where there is none.
+        drop_probability: current probability of drop-path; set by the training loop.
+        divisor: height and width of images must be divisible by it.
+    """
+
+    auxiliary: nn.Module | None
+    drop_probability: float = 0.0
+    divisor: int = 1
+
+    def parameter_count(self) -> int:
+        """Trainable parameters without the auxiliary head, as papers count them."""
+        auxiliary = self.auxiliary.parameters() if self.auxiliary is not None else ()
+        return sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in auxiliary)
+
+
+class DerivedNetwork(ImageNetwork):
     """The network of a genotype.
 
     Args:
@@ -138,10 +160,6 @@ class DerivedNetwork(nn.Module):
         stem_multiplier: the stem for CIFAR has stem_multiplier · channels channels; that for
             ImageNet has `channels`.
         stem: "cifar" begins at full resolution, "imagenet" at an eighth of it.
-
-    Attributes:
-        drop_probability: current probability of drop-path; set by the training loop.
-        divisor: height and width of images must be divisible by it.
 
     Reference: Liu et al., DARTS (2019), appendix A.2.
     """
@@ -159,7 +177,6 @@ class DerivedNetwork(nn.Module):
         stem: Literal["cifar", "imagenet"] = "cifar",
     ) -> None:
         super().__init__()
-        self.drop_probability = 0.0
         width = stem_multiplier * channels if stem == "cifar" else channels
         self.stem, self.second_stem = make_stem(stem, in_channels, width, STYLE)
         self.divisor = image_divisor(stem)
@@ -204,8 +221,3 @@ class DerivedNetwork(nn.Module):
             if self.auxiliary is not None and self.training and layer == self.auxiliary_after:
                 auxiliary = self.auxiliary(last)
         return self.classifier(last.mean(dim=(2, 3))), auxiliary
-
-    def parameter_count(self) -> int:
-        """Trainable parameters without the auxiliary head, as papers count them."""
-        auxiliary = self.auxiliary.parameters() if self.auxiliary is not None else ()
-        return sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in auxiliary)

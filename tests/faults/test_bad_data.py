@@ -37,12 +37,12 @@ def not_an_image(folder):
 
 def another_shape(folder):
     Image.new("RGB", (20, 16)).save(folder / "dog" / "0.png")
-    return "no common square size"
+    return "dog/0.png has 20×16"
 
 
 def nan(folder):
     Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(folder / "dog" / "nan.tiff")
-    return "32 bits"
+    return "dog/nan.tiff. Save all of them in one way"
 
 
 def empty_class(folder):
@@ -66,9 +66,9 @@ def test_a_folder_of_images_with_a_fault_is_refused(harm, tmp_path):
     )
 
 
-def test_fewer_images_than_a_batch_are_refused(tmp_path):
-    images(tmp_path / "images")
-    assert "search.batch_size is 32" in refused(
+def test_too_few_images_for_any_batch_are_refused(tmp_path):
+    images(tmp_path / "images", count=2)
+    assert "a single image of folder" in refused(
         tmp_path, f"folder:{tmp_path / 'images'}", "--preset=smoke"
     )
 

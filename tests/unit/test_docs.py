@@ -25,7 +25,10 @@ from lfmcw_app.commands.predict import predict as predict_command
 from lfmcw_app.commands.run import run as run_command
 from lfmcw_app.commands.sample import sample as sample_command
 from lfmcw_app.commands.table import table as table_command
+from lfmcw_app.generators import GAMES
 from lfmcw_app.resolving import resolve_recipe
+from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.spaces import SPACES
 from mlo.hypergradient import registry
 
 CONTINUED = {"tutorial.md"}
@@ -53,8 +56,10 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     if path.name in NEEDS_A_RUN:
         prepare_run(tmp_path, monkeypatch)
-    # A block may register an engine.
+    # A block may register an engine, or an entry of the application's tables.
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    for table in (PRIMITIVES, SPACES, GAMES):
+        monkeypatch.setattr(table, "_entries", dict(table._entries))
     run(code, f"{path}:{number}")
     assert capsys.readouterr().out
 

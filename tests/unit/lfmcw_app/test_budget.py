@@ -27,10 +27,10 @@ from lfmcw_app.search_space.expected_cost import (
     strength_spread,
 )
 from lfmcw_app.search_space.genotype import random_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture
 
-NAMES = tuple(PRIMITIVES)
+NAMES = DARTS_PRIMITIVES
 
 
 def smoke(**changes):

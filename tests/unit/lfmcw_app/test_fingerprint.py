@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from lfmcw_app.listing import list_folder
 from small_pictures import load, write, write_classes
 
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import DataWarning, InputError
 from lfmcw_app.fingerprint import Fingerprint, check_unchanged, differences
+from lfmcw_app.folders import list_folder
 
 
 @pytest.fixture

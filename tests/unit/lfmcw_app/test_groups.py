@@ -63,11 +63,11 @@ def test_the_file_is_also_looked_for_in_the_folder(tmp_path):
 def test_files_without_group_and_lines_without_file_are_named(tmp_path):
     write_classes(tmp_path, {"a": 20, "bb": 21})
     path = write_groups(tmp_path)
-    with pytest.raises(InputError, match=r"no group of 1 images: bb/020\.png"):
+    with pytest.raises(InputError, match=r"no group of 1 image: bb/020\.png"):
         load_dataset(f"folder:{tmp_path}", groups=str(path))
     (tmp_path / "bb" / "020.png").unlink()
     path.write_text(path.read_text() + "bb/x.png,y\n")
-    with pytest.warns(DataWarning, match=r"names 1 files that are no images of .*: bb/x\.png"):
+    with pytest.warns(DataWarning, match=r"has lines of 1 file not among .*: bb/x\.png"):
         load_dataset(f"folder:{tmp_path}", groups=str(path))
 
 

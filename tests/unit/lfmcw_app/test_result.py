@@ -61,3 +61,10 @@ def test_files_are_listed_that_are_there(tmp_path, present):
         (tmp_path / name).touch()
     last = printed(tmp_path).splitlines()[-1]
     assert last.endswith(": " + ", ".join([*sorted(present, reverse=True), "result.json"]))
+
+
+def test_what_is_done_next_with_a_network_is_told(tmp_path):
+    (tmp_path / "network.pt").touch()
+    *_, files, use = printed(tmp_path).splitlines()
+    assert files.endswith(": network.pt, result.json")
+    assert f"python -m lfmcw_app.predict {tmp_path} IMAGE..." in use

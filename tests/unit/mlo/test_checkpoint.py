@@ -288,3 +288,11 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert mlo.load_checkpoint(path) == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_checkpoint_has_the_permissions_of_any_file(tmp_path):
+    """Colleagues who may read the folder may read what is in it."""
+    (tmp_path / "other").write_text("")
+    mlo.save_checkpoint({"a": 1}, tmp_path / "run.pt")
+    modes = {(tmp_path / name).stat().st_mode for name in ("other", "run.pt")}
+    assert len(modes) == 1

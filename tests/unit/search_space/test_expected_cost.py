@@ -22,10 +22,10 @@ from lfmcw_app.search_space.expected_cost import (
     strength_spread,
 )
 from lfmcw_app.search_space.genotype import derive_genotype, random_genotype
-from lfmcw_app.search_space.operations import PRIMITIVES
+from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, MixingWeights
 
-NAMES = tuple(PRIMITIVES)
+NAMES = DARTS_PRIMITIVES
 
 
 def on_meta(genotype, stem="cifar"):
