@@ -12,7 +12,7 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.errors import InputError
 from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import Recipe, load_recipe
+from lfmcw_app.recipe import Recipe, changed_recipe, load_recipe
 from lfmcw_app.resuming import (
     CHANGEABLE,
     CHANGES,
@@ -187,3 +187,15 @@ def test_a_step_after_a_change_has_the_new_length():
         moved = [new.detach() - old for new, old in zip(after, before, strict=True)]
         lengths.append(torch.cat([part.flatten() for part in moved]).double().norm())
     assert lengths[1] / lengths[0] == pytest.approx(2.0, rel=1e-4)
+
+
+def test_epochs_take_the_place_of_a_presets_least_rounds(tmp_path):
+    """Else they would change nothing where few images made the preset add epochs."""
+    own = RunFolder.create(tmp_path / "own", load_recipe("small"))
+    wanted = changed_recipe(
+        own.recipe, config=None, overrides={}, assignments=("evaluation.epochs=120",)
+    )
+    found = planned_changes(own.path, own.recipe, wanted, searches=True)
+    assert {(change.key, change.new) for change in found} == {
+        ("evaluation.epochs", 120), ("evaluation.min_steps", 0),
+    }  # fmt: skip
