@@ -43,15 +43,15 @@ def check_classes(dataset: Dataset, labels: Mapping[str, Tensor], *, matched: bo
         unmatched = _names(dataset, (counts["D_tr"] > 0) & (counts["D_val"] == 0))
         if unmatched:
             raise InputError(
-                f"search.validation_batch is matched, but {_classes(unmatched)} of {dataset.name} "
-                "with images in D_tr: there is none in D_val to match. Add images, raise "
-                "data.search_images, or take another validation_batch."
+                "search.validation_batch is matched, so each class of D_tr needs images in D_val. "
+                f"{_classes(unmatched)} of {dataset.name} {_have(unmatched)} none there. Add "
+                "images, raise data.search_images, or choose another validation_batch."
             )
     for part, of_part in counts.items():
         lacking = _names(dataset, of_part == 0)
         if lacking:
             warnings.warn(
-                f"{_classes(lacking)} of {dataset.name} {'has' if len(lacking) == 1 else 'have'} "
+                f"{_classes(lacking)} of {dataset.name} {_have(lacking)} "
                 f"no images in the {part} part. "
                 f"{MEANINGS[part]}",
                 DataWarning,
@@ -62,6 +62,10 @@ def check_classes(dataset: Dataset, labels: Mapping[str, Tensor], *, matched: bo
 def _names(dataset: Dataset, which: Tensor) -> list[str]:
     """The names of the classes of a mask."""
     return [dataset.class_names[label] for label in which.nonzero()[:, 0].tolist()]
+
+
+def _have(names: list[str]) -> str:
+    return "has" if len(names) == 1 else "have"
 
 
 def _classes(names: list[str]) -> str:

@@ -272,12 +272,13 @@ def _statistics(images: Images, name: str) -> tuple[tuple[float, ...], tuple[flo
         counts = torch.stack(histograms).sum(0)
         mean.append(float(counts.double() @ values / counts.sum()))
         std.append(float((counts.double() @ (values - mean[-1]) ** 2 / (counts.sum() - 1)).sqrt()))
-        if not std[-1] > 0:
-            raise InputError(
-                f"All training images of {name} are one colour in channel {channel}. Are the files "
-                "right? If they are pictures by their transparency alone, set data.background."
-            )
-    return tuple(mean), tuple(std)
+    if not max(std) > 0:
+        raise InputError(
+            f"All pixels of the training images of {name} are equal. Are the files right? If they "
+            "are pictures by their transparency alone, set data.background."
+        )
+    # A channel that is empty in all images (a stain that was not used) is left at zero.
+    return tuple(mean), tuple(value if value > 0 else 1.0 for value in std)
 
 
 # ------------------------------ the split

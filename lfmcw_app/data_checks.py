@@ -169,6 +169,16 @@ def adaptations(
         )
         if now != before
     ]
+    used = {"training": len(dataset.train), "test": len(dataset.test)}
+    fewer = [
+        f"{counts[part]:,} of {there:,} {part} images"
+        for part, there in used.items()
+        if counts[part] < there
+    ]
+    if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
+        fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
+    if fewer:
+        said.append(f"The recipe does not use all images: {', '.join(fewer)}.")
     how = recipe.evaluation
     per_epoch = counts["training"] // how.batch_size
     rounds = training_rounds(how, per_epoch)

@@ -323,7 +323,9 @@ class Progressive(_Section):
 def _names_in(value: Any) -> tuple[str, ...]:
     """A list of names as a tuple."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"a list of names of primitives is needed, got {shown(value)}")
+        raise ValueError(
+            f"a list of names is needed, such as [none,skip_connect], got {shown(value)}"
+        )
     return tuple(value)
 
 

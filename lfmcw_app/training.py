@@ -178,7 +178,8 @@ def _train(
     accuracy: list[float] = []
     for done in phase.rounds(set_drop_probability):
         if not done.record.skipped:
-            accuracy = [*accuracy[-99:], done.record.metrics["network"]["accuracy"]]
+            # Over the last epoch: of earlier ones the network was another.
+            accuracy = [*accuracy, done.record.metrics["network"]["accuracy"]][-per_epoch:]
             done.shown["training error %"] = 100.0 * (1.0 - sum(accuracy) / len(accuracy))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -132,7 +133,7 @@ def test_images_without_contrast_are_refused(tmp_path):
         (tmp_path / name).mkdir()
         for index in range(5):
             Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / name / f"{index}.png")
-    with pytest.raises(InputError, match="one colour in channel 0"):
+    with pytest.raises(InputError, match="All pixels of the training images"):
         load(tmp_path)
 
 
@@ -291,3 +292,19 @@ def test_a_subset_has_every_class():
         chosen = subset(few, 40, seed)
         assert chosen.labels.unique().tolist() == list(range(10))
         assert torch.equal(chosen.labels, subset_labels(few, 40, seed))
+
+
+def test_a_channel_that_is_empty_in_all_images_is_left_at_zero(tmp_path):
+    """Two stains of three: torchvision's users train on such pictures."""
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for k in range(4):
+            pixels = np.random.default_rng(k).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            pixels[:, :, 2] = 0
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.std[2] == 1.0
+    assert data.mean[2] == 0.0
+    images, _ = next(in_order(data.train, data, 4))
+    assert bool((images[:, 2] == 0.0).all())

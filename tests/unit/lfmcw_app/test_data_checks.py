@@ -117,3 +117,10 @@ def test_what_is_given_beside_a_preset_is_not_adapted():
     assert load_recipe("small", assignments=("evaluation.epochs=6",)).evaluation.min_steps == 0
     both = ("evaluation.epochs=6", "evaluation.min_steps=7")
     assert load_recipe("small", assignments=both).evaluation.min_steps == 7
+
+
+def test_images_that_the_recipe_leaves_out_are_told():
+    dataset = made(300)
+    asked = load_recipe("small", overrides={"data.train_images": 200, "data.search_images": 100})
+    said = " ".join(adaptations(asked, fitted(asked, dataset), dataset))
+    assert "does not use all images: 200 of 300 training images, searching on 50 + 50." in said

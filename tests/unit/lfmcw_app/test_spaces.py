@@ -65,8 +65,8 @@ def test_the_set_of_operations_can_be_chosen():
         "[none]": "other than 'none'",
         "[noise, noise]": "names a primitive twice",
         "[]": "other than 'none'",
-        "[3]": "a list of names of primitives is needed",
-        "sep_conv_3x3": "a list of names of primitives is needed",
+        "[3]": "a list of names is needed",
+        "sep_conv_3x3": "a list of names is needed",
     }.items():
         with pytest.raises(InputError, match=words):
             load_recipe("smoke", assignments=(f"search.primitives={wrong}",))
