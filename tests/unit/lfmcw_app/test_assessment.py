@@ -160,7 +160,7 @@ def test_statistics_are_those_of_the_trainings_images():
     means = []
     for how in (Augmentation(cutout=4), Augmentation(cutout=4), None):
         network = ByNormalised()
-        assessed(network, SHADES, SHADES, dataset(SHADES, SHADES), CPU, how)
+        assessed(network, SHADES, SHADES, dataset(SHADES, SHADES), CPU, augmentation=how)
         means.append(float(network.norm.running_mean))
     assert means[2] == pytest.approx(100 / 255)  # of all pixels
     assert means[0] == means[1]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.result import edge_names, print_result
+from lfmcw_app.result import as_json, edge_names, print_result
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 
 RESULT = {
@@ -71,3 +72,35 @@ def test_what_is_done_next_with_a_network_is_told(tmp_path):
     *_, files, use = printed(tmp_path).splitlines()
     assert files.endswith(": network.pt, result.json")
     assert f"python -m lfmcw_app.predict {tmp_path} IMAGE..." in use
+
+
+def entry(name, error, images=10):
+    return {"name": name, "images": images, "error_percent": error, "interval_percent": [0.0, 50.0]}
+
+
+def test_the_worst_classes_are_named(tmp_path):
+    """Three of them, as they are called; none that has no error, or no test image."""
+    classes = [entry("[red]a", 10.0), entry("$b", 40.0), entry("c", 0.0), entry("猫", 30.0, 1234)]
+    text = printed(tmp_path, classes=classes)
+    assert "largest errors by class: $b 40.0% of 10, 猫 30.0% of 1,234, [red]a 10.0% of 10" in text
+    more = [*classes, entry("d", 50.0), entry("e", None, 0)]
+    assert "by class: d 50.0% of 10, $b 40.0% of 10, 猫 30.0%" in printed(tmp_path, classes=more)
+    assert "by class" not in printed(tmp_path, classes=[entry("a", 10.0), entry("b", 20.0)])
+    assert "by class" not in printed(tmp_path, classes=[entry(name, 0.0) for name in "abc"])
+
+
+def test_a_doubt_is_told_with_the_result(tmp_path):
+    assert "Doubtful: [bold]Why?" in printed(tmp_path, doubt="[bold]Why?")
+    assert "Doubtful" not in printed(tmp_path)
+
+
+def test_a_result_is_written_a_line_per_class():
+    result = {
+        **RESULT,
+        "classes": [entry("猫", 1.0), entry('"', 2.0)],
+        "confusion": [[1, 0], [2, 3]],
+    }
+    text = as_json(result)
+    assert json.loads(text) == result
+    assert "  [2, 3]\n ]" in text
+    assert sum("interval_percent" in line for line in text.splitlines()) == 2
