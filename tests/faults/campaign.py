@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 import typer
 
-from lfmcw_app import search
 from lfmcw_app.commands.run import run
 from lfmcw_app.data import load_dataset
+from lfmcw_app.search_space import draw
 
 RECIPE = {
     "search.channels": 4,
@@ -258,7 +258,7 @@ def main() -> None:
     torch.set_num_threads(1)
     load_dataset("digits")  # imports what the children would each import
     if not arguments.pictures:
-        search.draw_genotype = lambda *arguments: None
+        draw.draw_genotype = lambda *arguments: None
     RECIPE.update(assignment.split("=", 1) for assignment in arguments.set)
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fault-campaign-"))
     folder.mkdir(parents=True, exist_ok=True)

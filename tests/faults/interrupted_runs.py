@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from lfmcw_app import pictures
 from lfmcw_app.complete_runs import run
 from lfmcw_app.data_checks import read_data
 from lfmcw_app.recipe import changed_recipe, load_recipe
@@ -81,7 +80,7 @@ class Runs:
         _, dataset = read_data(folder.recipe, folder.path)
         with self._monkeypatch.context() as patch:
             # Drawing takes longer than all else.
-            patch.setattr(pictures, "draw_genotype", lambda *arguments: None)
+            patch.setattr("lfmcw_app.search_space.draw.draw_genotype", lambda *arguments: None)
             if die_after is not None:
                 kill_after(patch, die_after)
             try:
