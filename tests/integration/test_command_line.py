@@ -72,7 +72,10 @@ def invoke(monkeypatch, tmp_path):
         (["digits", "--preset", "paper"], ["cutout is 16", "8 pixels"]),
         (["digits", "--device", "tpu"], ["'tpu'", "cpu, cuda or auto"]),
         (["digits", "--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
-        (["digits", "--set", "data.train_images=20"], ["evaluation.batch_size", "20 images"]),
+        (
+            ["digits", "--set", "data.train_images=20", "--set", "evaluation.batch_size=32"],
+            ["evaluation.batch_size", "20 images"],
+        ),
         (["digits", "--resume", "nowhere"], ["nowhere", "no run in it"]),
         (["fashion-mnist"], ["could not be downloaded", "train-images-idx3-ubyte.gz", "digits"]),
         (["cifar100"], ["cifar-100-binary.tar.gz", "data", "digits"]),

@@ -29,7 +29,8 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     folder, printed = whole
     expected = {
         ".lock", "cells.png", "cells.svg", "config.yaml", "dataset.json", "environment.json",
-        "genotype.json", "metrics.jsonl", "report.html", "result.json", "samples", "samples.png",
+        "genotype.json", "genotype.txt", "metrics.jsonl", "network.pt", "report.html",
+        "result.json", "samples", "samples.png",
         "search.best.pt", "search.previous.pt", "search.pt", "timings.jsonl", "training.best.pt",
         "training.previous.pt", "training.pt",
     }  # fmt: skip
