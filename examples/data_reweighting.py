@@ -98,7 +98,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
 
-    images, test_images, classes = DATASETS[args.dataset](Path("data"))
+    images, test_images, classes, *_ = DATASETS[args.dataset](Path("data"))
     generator = torch.Generator().manual_seed(args.seed)
     order, (n, m) = torch.randperm(len(images), generator=generator), SIZES[args.dataset]
     x, y = as_batch(images[order[:n]])

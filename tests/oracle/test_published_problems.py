@@ -408,7 +408,7 @@ def fashion_mnist():
         )
     from lfmcw_app.readers import DATASETS
 
-    images, _, _ = DATASETS["fashion-mnist"](Path("data"))
+    images, *_ = DATASETS["fashion-mnist"](Path("data"))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: TRAIN + VALID]
     small = F.avg_pool2d(images.pixels[order].double() / 255.0, 4).flatten(1)
     small = torch.cat([(small - 0.3) * 3.0, torch.ones(len(small), 1, dtype=torch.float64)], 1)
