@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from lfmcw_app.budget import check_budget
@@ -16,6 +17,7 @@ from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
 from lfmcw_app.recipe import Recipe, validate_recipe
@@ -26,7 +28,7 @@ from lfmcw_app.stages import search_stages
 from lfmcw_app.training import training_images, training_rounds
 from mlo.randomness import preserved
 
-__all__ = ["adaptations", "fitted", "read_data"]
+__all__ = ["adaptations", "fitted", "read_and_tell", "read_data"]
 
 
 def read_data(
@@ -97,6 +99,32 @@ def read_data(
         _check_search(recipe, dataset, counts["D_tr"])
     _check_training(recipe, dataset)
     return recipe, dataset
+
+
+def read_and_tell(
+    console: Console,
+    recipe: Recipe,
+    root: Path,
+    *,
+    searches: bool = True,
+    device: torch.device | None = None,
+) -> tuple[Recipe, Dataset]:
+    """Does what `read_data` does, and says what was read and what was adapted to it.
+
+    Args:
+        console: where it is said.
+        recipe: the recipe.
+        root: folder of data files.
+        searches: whether a search is to run, not only the training of a derived network.
+        device: where it is to run; by default the CPU.
+
+    Raises:
+        InputError: as `read_data` does.
+    """
+    fitting, dataset = read_data(recipe, root, searches=searches, device=device)
+    for said in (dataset.summary, *adaptations(recipe, fitting, dataset, searches=searches)):
+        say(console, said)
+    return fitting, dataset
 
 
 def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:

@@ -9,15 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from lfmcw_app.commands.execution import say
+from lfmcw_app.commands.execution import conclude
 from lfmcw_app.commands.options import pick_device
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.complete_runs import run
-from lfmcw_app.data_checks import adaptations, read_data
-from lfmcw_app.report import write_report
+from lfmcw_app.data_checks import read_and_tell
+from lfmcw_app.printing import say
 from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.result import print_result
-from lfmcw_app.run_folder import REPORT, RunFolder
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
 
 __all__ = ["run_search"]
@@ -73,10 +72,7 @@ def run_search(
         cuda = target.type == "cuda"
         recipe = resolve_recipe(dataset, preset, None, assign, seed, cuda=cuda)
 
-    asked = recipe
-    recipe, images = read_data(recipe, Path(data), device=target)
-    for said in (images.summary, *adaptations(asked, recipe, images)):
-        say(console, said)
+    recipe, images = read_and_tell(console, recipe, Path(data), device=target)
     held = opened or RunFolder.create(path, recipe)
     again = "Run the same script again to resume."
     try:
@@ -85,7 +81,5 @@ def run_search(
     except Stopped as stop:
         say(console, f"Stopped; the state is saved. {again}")
         raise SystemExit(stop.exit_code) from None
-    with held.attempting(REPORT):
-        write_report(path)
-    print_result(result, held, console)
+    conclude(held, result, console)
     return result

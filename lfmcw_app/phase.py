@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lfmcw_app import stopping
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.printing import say
 from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
 from lfmcw_app.resuming import learning_rates, set_learning_rates
@@ -123,10 +124,7 @@ class Phase:
             )
         if self._folder.changes and (last or done < self._rounds):
             for change in self._folder.changes:
-                self._console.print(
-                    f"Changed after round {done} of {self._name}: {change}",
-                    highlight=False, markup=False, soft_wrap=True,
-                )  # fmt: skip
+                say(self._console, f"Changed after round {done} of {self._name}: {change}")
             self._folder.record_changes(self._name, done)
 
     def rounds(

@@ -24,8 +24,8 @@ from lfmcw_app.spaces import space_named
 from mlo.randomness import preserved
 
 __all__ = [
-    "describe_dataset", "save_cells", "save_samples", "save_snapshot", "snapshot_rounds",
-    "with_settled_statistics",
+    "as_sheet", "describe_dataset", "save_cells", "save_samples", "save_snapshot",
+    "snapshot_rounds", "with_settled_statistics",
 ]  # fmt: skip
 
 GENERATED, REAL = 8, 2
@@ -142,13 +142,18 @@ def _real(dataset: Dataset, classes: int, columns: int) -> Tensor:
     return torch.stack(rows)
 
 
+def as_sheet(images: Tensor) -> Tensor:
+    """Lays images [rows, columns, C, H, W] side by side, [rows · H, columns · W, C or none]."""
+    rows, columns, channels, height, width = images.shape
+    pixels = images.permute(0, 3, 1, 4, 2)
+    return pixels.reshape(rows * height, columns * width, channels).squeeze(-1)
+
+
 def _save_sheet(images: Tensor, path: Path) -> None:
     """Saves images [rows, columns, C, H, W] side by side, one pixel per entry in [0, 1]."""
-    rows, columns, channels, height, width = images.shape
-    pixels = (images * 255.0).round().to(torch.uint8).permute(0, 3, 1, 4, 2)
-    sheet = pixels.reshape(rows * height, columns * width, channels)
+    sheet = as_sheet((images * 255.0).round().to(torch.uint8))
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(sheet.squeeze(-1).numpy()).save(path)
+    Image.fromarray(sheet.numpy()).save(path)
 
 
 @drawing()
@@ -156,11 +161,11 @@ def _draw_grid(images: Tensor, names: tuple[str, ...], path: Path) -> None:
     """Draws images [rows, columns, C, H, W] in [0, 1], a white line between neighbours."""
     # The lines are a white pixel at the right and at the bottom of each image.
     images = F.pad(images, (0, 1, 0, 1), value=1.0)
-    rows, columns, channels, height, width = images.shape
-    sheet = images.permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    rows, columns, _, height, width = images.shape
     figure = Figure(figsize=(1.4 + 0.6 * columns, 0.5 + 0.6 * rows), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(sheet.squeeze(-1).numpy(), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    sheet = as_sheet(images).numpy()
+    ax.imshow(sheet, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     ax.set_yticks([(row + 0.5) * height for row in range(rows)], labels=list(map(as_label, names)))
     middles = [GENERATED / 2 * width, (GENERATED + 1 + REAL / 2) * width]
     ax.set_xticks(middles, labels=["generated", "real"])

@@ -1,4 +1,4 @@
-"""Tables that packages of others can add to: primitives, spaces, generators, data sets.
+"""Tables that packages of others can add to: primitives, spaces, generators.
 
 An entry comes from a table's own file, from `register`, or from a package that names it under the
 table's group of entry points:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lfmcw_app.classifier import Preprocess
 from lfmcw_app.prediction import Prediction, Predictions
+from lfmcw_app.printing import say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,10 +72,9 @@ def _print_scores(predictions: Predictions, console: Console) -> None:
     images, wrong = (sum(getattr(s, name) for s in scores) for name in ("images", "wrong"))
     console.print()
     console.print(table)
-    console.print(
+    say(
+        console,
         f"error {100 * wrong / images:.2f}% on {images:,} images in folders of known classes",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from lfmcw_app.printing import say
 from lfmcw_app.result import edge_names
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.units import duration
@@ -119,7 +120,7 @@ class PhaseProgress:
                 self._print(f"  {kind} cell now: {described}")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        say(self._console, line)
 
 
 def _described(name: str, value: Any) -> str:

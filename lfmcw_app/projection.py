@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import FOLDER, Dataset, search_split
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates
@@ -268,11 +269,11 @@ def print_choice(
         "paper": "--preset small is a complete experiment in miniature",
         "smoke": "--preset small is a complete experiment in miniature",
     }
-    console.print(
+    say(
+        console,
         f"Preset {recipe.preset}, chosen for {len(dataset.train):,} training images on {on}: about "
         f"{time_taken}. {others[recipe.preset]}; --dry-run projects time and memory.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    )
 
 
 def _print(projections: list[Projection], console: Console) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lfmcw_app.printing import say
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
@@ -42,32 +43,28 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
             named = ", ".join(edge_names(edges, cells))
             table.add_row(kind if node == 0 else "", str(node), named)
     console.print(table)
-    console.print(
+    say(
+        console,
         f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of "
         f"{result['dataset']}, {result['parameters']:,} parameters, "
         f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
     )
     for unit, found in result.get("budget", {}).items():
-        console.print(
+        say(
+            console,
             f"budget {'met' if found['met'] else 'not met'}: {found['actual']:.4g} of at most "
             f"{found['limit']:g} million {unit.replace('_', '-')}",
-            highlight=False,
-            soft_wrap=True,
         )
     _print_classes(result.get("classes", []), console)
     if "doubt" in result:
         console.print("[bold yellow]Doubtful:[/]", end=" ")
-        console.print(result["doubt"], highlight=False, soft_wrap=True, markup=False)
+        say(console, result["doubt"])
     optional = ("report.html", "cells.png", "samples.png", "network.pt", "metrics.jsonl")
     present = [name for name in optional if (folder.path / name).exists()]
     found = ", ".join([*present, "result.json"])
-    console.print(f"In {folder.path}: {found}", highlight=False, soft_wrap=True, markup=False)
+    say(console, f"In {folder.path}: {found}")
     if "network.pt" in present:
-        use = f"Predict images with it: python -m lfmcw_app.predict {folder.path} IMAGE..."
-        console.print(use, highlight=False, soft_wrap=True, markup=False)
+        say(console, f"Predict images with it: python -m lfmcw_app.predict {folder.path} IMAGE...")
 
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
@@ -79,9 +76,7 @@ def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:
     named = ", ".join(
         f"{entry['name']} {entry['error_percent']:.1f}% of {entry['images']:,}" for entry in worst
     )
-    console.print(
-        f"largest errors by class: {named}", highlight=False, soft_wrap=True, markup=False
-    )
+    say(console, f"largest errors by class: {named}")
 
 
 def edge_names(edges: Iterable[Any], cells: Cells | type[Cells]) -> list[str]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lfmcw_app.build_modules import make_generator
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import ImageGenerator
-from lfmcw_app.pictures import with_settled_statistics
+from lfmcw_app.pictures import as_sheet, with_settled_statistics
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.stages import search_stages
 from mlo.errors import nearest
@@ -257,13 +257,10 @@ def draw_sheet(images: Mapping[str, Tensor], path: Path) -> None:
     for rows in rows_of_classes:
         ticks.append((first + 0.5) * height)
         first += len(rows)
-    pixels = sheet.permute(0, 3, 1, 4, 2).reshape(len(sheet) * height, -1, sheet.shape[2])
     with drawing():
         figure = Figure(figsize=(1.4 + 0.6 * columns, 0.3 + 0.6 * len(sheet)), layout="constrained")
         ax = figure.subplots()
-        ax.imshow(
-            pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-        )
+        ax.imshow(as_sheet(sheet).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         ax.set_yticks(ticks, labels=list(map(as_label, images)))
         ax.set_xticks([])
         ax.tick_params(length=0)

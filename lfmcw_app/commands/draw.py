@@ -12,6 +12,7 @@ from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
+from lfmcw_app.printing import say
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -47,7 +48,7 @@ def draw(
         with new_file(out) as path:
             draw_genotype(cells, path, title)
         for text in (cells.to_darts(), f"In {out}: the picture of its cells"):
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(console, text)
 
 
 def main() -> None:

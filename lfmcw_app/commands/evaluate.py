@@ -11,11 +11,12 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
+from lfmcw_app.printing import say
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.resolving import resolve_recipe
@@ -61,7 +62,7 @@ def evaluate(
     """Trains the network of GENOTYPE on DATASET from scratch and reports its test error."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
-    from lfmcw_app.data_checks import adaptations, read_data
+    from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.projection import after_projection, print_choice, project_training
     from lfmcw_app.starting_weights import check_network_fits
 
@@ -114,10 +115,7 @@ def evaluate(
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
-            asked = recipe
-            recipe, images = read_data(recipe, data, searches=False, device=target)
-            for said in (images.summary, *adaptations(asked, recipe, images, searches=False)):
-                say(console, said)
+            recipe, images = read_and_tell(console, recipe, data, searches=False, device=target)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=False)
             begins = folder is None or not folder.checkpoints(TRAINING).exists()

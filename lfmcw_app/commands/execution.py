@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.printing import say
 from lfmcw_app.run_folder import REPORT, RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
 from mlo.errors import (
@@ -25,7 +26,7 @@ from mlo.errors import (
     ProblemError,
 )
 
-__all__ = ["carry_out", "main_of", "reported_errors", "say"]
+__all__ = ["carry_out", "conclude", "main_of", "reported_errors"]
 
 USER_ERRORS = (
     InputError,
@@ -68,25 +69,24 @@ def carry_out(
         work: returns the result.
         tensorboard: whether event files are written.
     """
-    # matplotlib, which takes a second to import, is not there for `--help`.
-    from lfmcw_app.report import write_report
-    from lfmcw_app.result import print_result
-
     say(console, f"Run folder: {folder.path}")
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
+    conclude(folder, result, console)
+
+
+def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> None:
+    """Writes the report of a complete run and prints its result."""
+    # matplotlib, which takes a second to import, is not there for `--help`.
+    from lfmcw_app.report import write_report
+    from lfmcw_app.result import print_result
 
     # The result is in the folder already: a report that cannot be written is no failure.
     if folder.writes:
         with folder.attempting(REPORT):
             write_report(folder.path)
         print_result(result, folder, console)
-
-
-def say(console: Console, text: str) -> None:
-    """Prints a line as it is."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -132,9 +132,7 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
     """
 
     def go_on(what: str) -> None:
-        console.print(
-            f"{what} Go on with: {command}", highlight=False, soft_wrap=True, markup=False
-        )
+        say(console, f"{what} Go on with: {command}")
 
     try:
         with stop_signals(f"Go on with: {command}"):

@@ -11,6 +11,7 @@ from rich.console import Console
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import completing
 from lfmcw_app.errors import InputError
+from lfmcw_app.printing import say
 from mlo.errors import nearest
 
 
@@ -67,14 +68,12 @@ def export(
 
         shape = f"[any number, {file.plan.in_channels}, {file.decoding.size}, {file.decoding.size}]"
         values = "uint8 pixels" if takes == "pixels" else "float32, normalised"
-        console.print(
+        say(
+            console,
             f"{out}: {shape} of {values} → logits of {len(file.class_names)} classes. On "
             f"{found.images} images, {0 if real is None else len(real)} of them real, its logits "
             f"(up to {found.largest:.3g}) differ from the network's by at most "
             f"{found.difference:.1e}.",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
 
 

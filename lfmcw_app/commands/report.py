@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.errors import InputError
+from lfmcw_app.printing import say
 from lfmcw_app.run_folder import REPORT
 
 
@@ -53,7 +54,7 @@ def report(
                 raise InputError(
                     f"{path} cannot be written ({error}). Name another file with --out."
                 ) from None
-            console.print(f"{path}", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"{path}")
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import carry_out, main_of, reported_errors, say
+from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
 from lfmcw_app.commands.resumption import resumed_folder
 from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.printing import say
 from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.tensorboard import check_tensorboard
@@ -59,7 +60,7 @@ def run(
     """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
-    from lfmcw_app.data_checks import adaptations, read_data
+    from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_supernets_fit
 
@@ -115,10 +116,7 @@ def run(
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
-            asked = recipe
-            recipe, images = read_data(recipe, data, device=target)
-            for said in (images.summary, *adaptations(asked, recipe, images)):
-                say(console, said)
+            recipe, images = read_and_tell(console, recipe, data, device=target)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
             if folder is None and (told := check_supernets_fit(recipe, images)):

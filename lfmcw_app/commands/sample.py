@@ -11,6 +11,7 @@ from rich.console import Console
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
+from lfmcw_app.printing import say
 
 
 def sample(
@@ -66,12 +67,10 @@ def sample(
                 draw_sheet(images, path)
         else:
             save_images(images, out)
-        console.print(
+        say(
+            console,
             f"{out}: {sum(map(len, images.values())):,} images of {listed(names)}, from the "
             f"generator after round {trained.rounds:,} of {trained.stage}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
         )
 
 

@@ -25,9 +25,10 @@ from rich.console import Console
 
 from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings
 from lfmcw_app.commands import options
-from lfmcw_app.commands.execution import main_of, reported_errors, say
+from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.printing import say
 from lfmcw_app.recipe import key_value
 from lfmcw_app.sweep import LAUNCHERS, make_launcher, resume_command, sweep
 from mlo.errors import nearest

@@ -77,10 +77,9 @@ def test_a_changed_run_is_killed_and_resumed_bit_for_bit(runs, tmp_path):
     assert len(read_changes(tmp_path / "run")) == 2
 
 
-@pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
-@pytest.mark.parametrize("policy", ["skip", "rollback"])
-@pytest.mark.parametrize("edits", [False, True], ids=["by an option", "by an edit"])
-def test_a_run_that_met_a_nan_can_be_finished(runs, tmp_path, monkeypatch, policy, edits):
+@pytest.fixture
+def nan_in_a_batch(monkeypatch):
+    """The fourth batch of the training half has a pixel that is no number."""
     batch = Batches.batch
 
     def poisoned(self, index):
@@ -90,6 +89,12 @@ def test_a_run_that_met_a_nan_can_be_finished(runs, tmp_path, monkeypatch, polic
         return found, labels
 
     monkeypatch.setattr(Batches, "batch", poisoned)
+
+
+@pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+@pytest.mark.parametrize("edits", [False, True], ids=["by an option", "by an edit"])
+def test_a_run_that_met_a_nan_can_be_finished(runs, tmp_path, nan_in_a_batch, policy, edits):
     folder = tmp_path / "run"
     with pytest.raises(InputError, match="Round 4, problem 'w2'"):
         runs.start(folder)
@@ -111,17 +116,8 @@ def test_a_run_that_met_a_nan_can_be_finished(runs, tmp_path, monkeypatch, polic
 
 
 @pytest.mark.filterwarnings("ignore::lfmcw_app.errors.NumbersWarning")
-def test_a_rollback_keeps_the_new_rates(runs, tmp_path, monkeypatch):
+def test_a_rollback_keeps_the_new_rates(runs, tmp_path, nan_in_a_batch):
     """The checkpoint that it returns to was written under the old ones."""
-    batch = Batches.batch
-
-    def poisoned(self, index):
-        found, labels = batch(self, index)
-        if len(self._images) == 40 and index == 3:
-            found[0, 0, 0, 0] = float("nan")
-        return found, labels
-
-    monkeypatch.setattr(Batches, "batch", poisoned)
     folder = tmp_path / "run"
     runs.start(folder, die_after=3)
     runs.resume(folder, on_nonfinite="rollback", **{"search.architecture.lr": 0.5}, die_after=4)
