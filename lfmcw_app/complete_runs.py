@@ -41,7 +41,7 @@ def evaluate_genotype(
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
 
     def training() -> dict[str, Any]:
-        if folder.writes:
+        if folder.draws:
             save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
         return _trained(folder, genotype, dataset, console, device)
 
@@ -69,6 +69,11 @@ def _completed(
     if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
     with folder.locked():
+        # Another process may have completed it until the lock was free, and cleared it.
+        if folder.result is not None and not folder.changes and not lacks_network:
+            return folder.result
         if folder.writes:
             describe_dataset(dataset, folder)
-        return work()
+        result = work()
+        folder.clear()
+        return result

@@ -55,9 +55,18 @@ from lfmcw_app.resuming import (
 )
 from lfmcw_app.search_space.genotype import EVALUATED
 
-__all__ = ["EVALUATED", "REPORT", "RunFolder"]
+__all__ = ["EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
 
 LOCK, REPORT = ".lock", "report.html"
+
+PICTURES = ("samples/*.png", "samples.png", "cells.png", "cells.svg", REPORT)
+
+KEEP = {
+    "all": (),
+    "metrics": ("*.pt", *PICTURES),
+    "results": ("*.pt", *PICTURES, "metrics.jsonl"),
+}
+"""What is kept of a run that is complete → what is removed, or not made in the first place."""
 
 FAILED_SAVES = 10
 """A run stops after so many checkpoints in a row that could not be written: it keeps nothing."""
@@ -80,6 +89,7 @@ class RunFolder:
         listeners: are called with each entry that is logged.
         changes: settings that change with the next round; see `change` and `record_changes`.
         written_recipe: the recipe in config.yaml, which does not have these changes yet.
+        keep: what stays of the run when it is complete, a name in `KEEP`.
     """
 
     writes = True
@@ -98,6 +108,7 @@ class RunFolder:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.changes: tuple[Change, ...] = ()
         self.written_recipe = recipe
+        self.keep = "all"
 
     # ------------------------------ the folder
 
@@ -295,6 +306,23 @@ class RunFolder:
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
+
+    @property
+    def draws(self) -> bool:
+        """Whether this process makes pictures and the report."""
+        return self.writes and self.keep == "all"
+
+    def clear(self) -> None:
+        """Removes what a complete run need not keep; see `KEEP`.
+
+        Only a run with a result is touched: until then its checkpoints are what it resumes from.
+        """
+        if not self.writes or self.result is None:
+            return
+        for pattern in KEEP[self.keep]:
+            for path in self.path.glob(pattern):
+                with self.attempting(f"The removal of {path.name}"):
+                    path.unlink()
 
     def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
         """Writes what is known of lost numbers, the first few times; returns where, in words."""

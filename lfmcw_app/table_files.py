@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from lfmcw_app.arms import TABLES
 from lfmcw_app.comparison import Summary, draw_comparison, summarise
@@ -16,20 +17,39 @@ from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import Recipe
-from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.run_folder import LOCK, RunFolder
 
-__all__ = ["TableReport", "claim", "run_folder"]
+__all__ = ["TableReport", "claim", "run_folder", "run_path"]
 
 
-def run_folder(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
-    """The folder of a recipe's run on these data, named by a digest of both; made if missing."""
+def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
+    """The place of a recipe's run on these data, named by a digest of both."""
     how = recipe.search
     content = f"{recipe.to_yaml()}{dataset.fingerprint.digest}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
-    path = runs / name
-    if not (path / "config.yaml").exists():
-        describe_dataset(dataset, RunFolder.create(path, recipe))
+    return runs / name
+
+
+def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all") -> Path:
+    """The folder of a recipe's run on these data; made if missing.
+
+    Args:
+        runs: folder of the runs; several processes may make folders in it.
+        recipe: of the run.
+        dataset: its data.
+        keep: what the run keeps, a name in `KEEP`.
+    """
+    path = run_path(runs, recipe, dataset)
+    if (path / "dataset.json").exists():
+        return path
+    runs.mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / LOCK):
+        if not (path / "dataset.json").exists():
+            made = (path / "config.yaml").exists()
+            folder = RunFolder.open(path) if made else RunFolder.create(path, recipe)
+            folder.keep = keep
+            describe_dataset(dataset, folder)
     return path
 
 
