@@ -1,7 +1,8 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
 config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, and the recipe that the run began with
+environment.json   versions and hardware, and the recipe that the run began with; of a complete run
+                   what completed it
 changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
@@ -55,9 +56,9 @@ from lfmcw_app.resuming import (
 )
 from lfmcw_app.search_space.genotype import EVALUATED
 
-__all__ = ["EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
+__all__ = ["ENVIRONMENT", "EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
 
-LOCK, REPORT = ".lock", "report.html"
+ENVIRONMENT, LOCK, REPORT = "environment.json", ".lock", "report.html"
 
 PICTURES = ("samples/*.png", "samples.png", "cells.png", "cells.svg", REPORT)
 
@@ -127,7 +128,7 @@ class RunFolder:
                 folder._check_empty()  # another process may have come first
                 folder.write("config.yaml", recipe.to_yaml())
                 began = {**_environment(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
-                folder.write("environment.json", json.dumps(began, indent=1))
+                folder.write(ENVIRONMENT, json.dumps(began, indent=1))
         except OSError as error:
             raise InputError(
                 f"The run folder {path} cannot be written ({error}). Name another with --out."
@@ -306,6 +307,14 @@ class RunFolder:
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
+
+    def record_completion(self, made_by: dict[str, Any]) -> None:
+        """Adds to environment.json what completed the run; it may have begun elsewhere."""
+        if not self.writes:
+            return
+        with self.attempting(f"What completed the run (in {ENVIRONMENT})"):
+            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            self.write(ENVIRONMENT, json.dumps({**began, "completed": made_by}, indent=1))
 
     @property
     def draws(self) -> bool:
