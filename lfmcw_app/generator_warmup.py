@@ -177,7 +177,7 @@ def warm_up(
         rounds=rounds,
         save_every=recipe.checkpoint_every,
         phases=phases_of(recipe),
-        judged_by="gan",
+        judged_by=None,
         console=console,
         device=device,
     )
