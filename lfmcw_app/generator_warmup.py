@@ -175,7 +175,8 @@ def warm_up(
         WARMUP,
         optimizer,
         rounds=rounds,
-        save_every=recipe.checkpoint_every,
+        # Its rounds are many and short.
+        save_every=max(recipe.checkpoint_every, rounds // 10),
         phases=phases_of(recipe),
         judged_by=None,
         console=console,
