@@ -186,12 +186,10 @@ def warmup_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
 
 def training_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
     """Loss and error of the derived network on training batches."""
+    losses = _points(entries, at("losses", "network"))
     error = at("metrics", "network", "accuracy", percent_wrong=True)
     charts = [
-        line_chart(
-            "Training loss",
-            [Series(label="loss", points=_points(entries, at("losses", "network")))],
-        ),
+        line_chart("Training loss", [Series(label="loss", points=losses)]),
         line_chart(
             "Training error",
             [Series(label="error", points=_points(entries, error), colour="series-2")],
