@@ -247,7 +247,7 @@ class Generator(_Section):
     name: str = Field(default="dcgan", description="a name in generators/games.py")
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="of the generator")
     discriminator_lr: float = Field(default=2e-4, gt=0)
     discriminator_steps: Count = Field(
         default=1,
@@ -287,6 +287,17 @@ class Generator(_Section):
     init: StartingWeights = Field(
         default=StartingWeights(), description="of the generator: from the warm-up of a run"
     )
+    warmed_lr: float = Field(
+        default=1e-4,
+        gt=0,
+        description="in place of lr in the search of a generator that has learned before it, by a "
+        "warm-up or init; a new discriminator would lead it astray at a higher one",
+    )
+
+    @property
+    def begins_warm(self) -> bool:
+        """Whether the generator of a search has learned before it."""
+        return self.warmup_rounds > 0 or self.init.run is not None
 
     @field_validator("name")
     @classmethod

@@ -59,6 +59,7 @@ CHANGEABLE = {
     "search.architecture.lr": True,
     "search.architecture.grad_clip": True,
     "search.generator.lr": True,
+    "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
     "evaluation.epochs": True,
     "evaluation.steps": True,
