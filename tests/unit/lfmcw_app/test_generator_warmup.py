@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lfmcw_app.data import load_dataset, search_split
 from lfmcw_app.generator_warmup import build_warmup, warm_up
+from lfmcw_app.generators import GAMES
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -173,7 +174,7 @@ def test_there_is_no_warm_up_without_rounds_or_generator(tmp_path, changes):
     assert not (tmp_path / "run" / "generator.pt").exists()
 
 
-@pytest.mark.parametrize("name", ["dcgan", "biggan", "wgan_gp"])
+@pytest.mark.parametrize("name", list(GAMES))
 def test_every_game_can_be_warmed_up(tmp_path, name):
     """The search's generator has the averaged weights; its own average begins with them."""
     made = recipe(**{"search.generator.name": name, "search.generator.warmup_rounds": 2})
