@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
-    "in_order", "load_dataset", "resident", "search_labels", "search_split", "short_name",
+    "in_order", "load_dataset", "resident", "search_places", "search_split", "short_name",
     "subset", "subset_labels",
 ]  # fmt: skip
 
@@ -306,22 +307,17 @@ def search_split(
         InputError: if the fractions are not positive, or sum to more than 1; or where there is
             nothing to split.
     """
-    first, second = _search_places(dataset, limit, seed, fractions)
+    first, second = search_places(dataset, limit, seed, fractions)
     return dataset.train[first], (dataset.validation or dataset.train)[second]
 
 
-def search_labels(
+def search_places(
     dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
 ) -> tuple[Tensor, Tensor]:
-    """The labels of D_tr and of D_val, without touching an image; see `search_split`."""
-    first, second = _search_places(dataset, limit, seed, fractions)
-    return dataset.train.labels[first], (dataset.validation or dataset.train).labels[second]
+    """The places of the images of D_tr among the training images, and of those of D_val.
 
-
-def _search_places(
-    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """The places of the images of D_tr among the training images, and of those of D_val."""
+    See `search_split`.
+    """
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
             "The fractions of the training images for the search must be positive and sum to at "
@@ -400,6 +396,8 @@ class Batches:
         dtype: of the images.
         part: which part of every batch this stream yields, with the random changes that it has in
             the whole batch.
+        matched_to: a stream of training batches; where it is given, batch k has for each label of
+            its batch k one random image of this class. Fewer images than a batch will do.
     """
 
     def __init__(
@@ -413,8 +411,9 @@ class Batches:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         part: Part = (0, 1),
+        matched_to: Batches | None = None,
     ) -> None:
-        if len(images) < batch_size:
+        if len(images) < batch_size and matched_to is None:
             raise InputError(
                 f"{dataset.name}: {len(images)} images are fewer than one batch of {batch_size}. "
                 "Lower the batch size, or use more images."
@@ -430,13 +429,12 @@ class Batches:
         self._normalise = _Normaliser(dataset, device, dtype)
         self._order: tuple[int, Tensor] | None = None
         self.per_epoch = len(images) // batch_size
-        self._reads(self._shuffled)
-
-    def _reads(self, choose: Callable[[int], Tensor]) -> None:
-        """Makes this the stream of the images that `choose` gives for the index of a batch."""
-        self._chosen = choose
+        if matched_to is None:
+            self._chosen = self._shuffled
+        else:
+            self._chosen = partial(self._of_classes, matched_to.labels)
         # Indexing a tensor takes less time than handing it over (docs/benchmarks.md).
-        slow = isinstance(self._images.pixels, ImageFiles) or self._augmentation.resized_crop
+        slow = isinstance(images.pixels, ImageFiles) or self._augmentation.resized_crop
         self._read = Prefetcher(self._photographs, depth=DEPTH if slow else 0)
         self.position = 0
 
@@ -447,18 +445,6 @@ class Batches:
         """
         other = copy.copy(self)
         other.position = 0
-        return other
-
-    def matched_to(self, training: Batches) -> Batches:
-        """Returns a stream whose images have the labels of the training batch of the same index.
-
-        For each label one random image of its class is taken.
-
-        Raises:
-            InputError: where a batch is asked for, if a class has no image.
-        """
-        other = copy.copy(self)
-        other._reads(lambda index: self._of_classes(training.labels(index), index))
         return other
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -499,18 +485,19 @@ class Batches:
         whole = order[1][within * self._batch_size : (within + 1) * self._batch_size]
         return rows_of(whole, self._part)
 
-    def _of_classes(self, labels: Tensor, index: int) -> Tensor:
-        """The position of one random image per label, of its class; `labels` are [B], on the CPU.
+    def _of_classes(self, labels_of: Callable[[int], Tensor], index: int) -> Tensor:
+        """The positions of one random image per label of `labels_of(index)`, of its class, [B].
 
         Raises:
             InputError: if a class has no image.
         """
+        labels = labels_of(index)
         by_class, counts = self._by_class
         if int(counts[labels].min()) == 0:
             raise InputError(
-                "search.validation_batch is matched, but class "
-                f"{int(labels[counts[labels] == 0][0])} of the training batch has no validation "
-                "image. Use more images, or another validation_batch."
+                f"Class {int(labels[counts[labels] == 0][0])} of the training batch has no image "
+                "among those that are drawn to match it (search.validation_batch matched, or "
+                "search.generator.name real). Use more images, or do not match."
             )
 
         # Each class's images stand together in `by_class`: one of them is drawn per label.
@@ -555,26 +542,21 @@ class Batches:
 
 
 class PairedBatches:
-    """Yields (training images, their labels, validation images, their labels).
+    """Yields batch k of several streams together: images and labels of one, then of the next.
 
     Args:
-        train: the stream of training batches.
-        validation: the stream of validation batches.
-        matched: whether each training image gets a validation image of its class, instead of the
-            stream's batches.
+        streams: the stream of training batches, that of validation batches, and any other.
     """
 
-    def __init__(self, train: Batches, validation: Batches, *, matched: bool = False) -> None:
-        self._train = train
-        self._validation = validation.matched_to(train) if matched else validation
+    def __init__(self, *streams: Batches) -> None:
+        self._streams = streams
         self.position = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         while True:
-            images, labels = self._train.batch(self.position)
-            validation = self._validation.batch(self.position)
+            batches = [stream.batch(self.position) for stream in self._streams]
             self.position += 1
-            yield (images, labels, *validation)
+            yield tuple(itertools.chain(*batches))
 
     def state_dict(self) -> dict[str, int]:
         """The position."""

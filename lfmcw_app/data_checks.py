@@ -13,10 +13,11 @@ from torch import Tensor
 from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
-from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, subset_labels
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.parts import search_part_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
@@ -135,9 +136,7 @@ def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Te
         "test": subset_labels(dataset.test, how.test_images, recipe.seed),
     }
     if searches:
-        labels["D_tr"], labels["D_val"] = search_labels(
-            dataset, how.search_images, recipe.seed, how.search_fractions
-        )
+        labels["D_tr"], labels["D_val"] = search_part_labels(recipe, dataset)
     return labels
 
 

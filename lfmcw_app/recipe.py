@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from lfmcw_app.errors import InputError, shown
-from lfmcw_app.generators import GAMES
+from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
@@ -228,7 +228,11 @@ class ArchitectureOptimizer(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: str = Field(default="dcgan", description="a name in generators/games.py")
+    name: str = Field(
+        default="dcgan",
+        description="a name in generators/games.py, or real: training images that the search does "
+        "not use are drawn, the upper bound of a generator",
+    )
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0)
@@ -253,7 +257,13 @@ class Generator(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        GAMES.named(value)
+        if value != REAL:
+            GAMES.named(value)
+        elif REAL in GAMES:
+            raise ValueError(
+                f"a package brings a generator called {REAL}, which is the name for drawing real "
+                "images. Rename it, or remove the package"
+            )
         return value
 
 
@@ -417,6 +427,11 @@ class Search(_Section):
     augmentation: Augmentation = Augmentation()
 
     model_config = ConfigDict(validate_by_name=True)
+
+    @property
+    def draws_real(self) -> bool:
+        """Whether the generated images are real ones, so that there is no game."""
+        return self.method == "lfmcw" and self.generator.name == REAL
 
     @field_validator("hypergradient")
     @classmethod

@@ -66,7 +66,8 @@ def oracle(recipe, modules, optimizer):
     optimizer's.
     """
     w2 = optimizer.problems["w2"]
-    training, validation = getattr(w2.data, "_train", w2.data), optimizer.problems["arch"].data
+    training = w2.data if modules.w1 is None else w2.data._streams[0]
+    validation = optimizer.problems["arch"].data
     batches = training.batch(w2.data.position) + validation.batch(validation.position)
     with torch.random.fork_rng():
         copies = copy.deepcopy(modules)
