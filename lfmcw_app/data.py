@@ -30,7 +30,7 @@ from mlo.errors import nearest
 __all__ = [
     "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
     "in_order", "load_dataset", "resident", "search_places", "search_split", "short_name",
-    "subset", "subset_labels",
+    "subset", "subset_places",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"
@@ -312,11 +312,23 @@ def search_split(
 
 
 def search_places(
-    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
+    dataset: Dataset,
+    limit: int | None,
+    seed: int,
+    fractions: tuple[float, float] = HALVES,
+    kept: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The places of the images of D_tr among the training images, and of those of D_val.
 
     See `search_split`.
+
+    Args:
+        dataset: the data set.
+        limit: number of images that are split.
+        seed: decides which.
+        fractions: of these images, the parts that D_tr and D_val get.
+        kept: places of the training images that there are, and of the validation images where the
+            data set has its own; None for all.
     """
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
@@ -324,39 +336,40 @@ def search_places(
             f"most 1, got {fractions}."
         )
     train, validation = dataset.train, dataset.validation
+    pool, held = kept or (torch.arange(len(train)), None)
     if validation is None:
-        return search_indices(train.labels, limit, seed, fractions, train.groups)
+        groups = None if train.groups is None else train.groups[pool]
+        first, second = search_indices(train.labels[pool], limit, seed, fractions, groups)
+        return pool[first], pool[second]
     if tuple(fractions) != HALVES:
         raise InputError(
             f"data.search_fractions is {list(fractions)}, but {dataset.name} has validation images "
             "of its own, so that there is nothing to split. Drop it."
         )
-    both = len(train) + len(validation)
-    share = 1.0 if limit is None else min(1.0, limit / both)
-    first, second = (
-        stratified(labels, max(1, round(share * len(labels))), seed, least=(1, 0))[0]
-        for labels in (train.labels, validation.labels)
-    )
-    return first, second
+    held = torch.arange(len(validation)) if held is None else held
+    share = 1.0 if limit is None else min(1.0, limit / (len(pool) + len(held)))
+    places = []
+    for part, labels in ((pool, train.labels[pool]), (held, validation.labels[held])):
+        count = max(1, round(share * len(part)))
+        places.append(part[stratified(labels, count, seed, least=(1, 0))[0]])
+    return places[0], places[1]
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:
     """Returns at most `limit` images, stratified, with every class as far as there is room."""
-    chosen = _subset_places(images, limit, seed)
-    return images if chosen is None else images[chosen]
-
-
-def subset_labels(images: Images, limit: int | None, seed: int) -> Tensor:
-    """The labels of a `subset`, without touching an image."""
-    chosen = _subset_places(images, limit, seed)
-    return images.labels if chosen is None else images.labels[chosen]
-
-
-def _subset_places(images: Images, limit: int | None, seed: int) -> Tensor | None:
-    """The places of the images of a subset, None for all."""
     if limit is None or limit >= len(images):
-        return None
-    return stratified(images.labels, limit, seed, least=(1, 0))[0]
+        return images
+    return images[subset_places(images.labels, limit, seed)]
+
+
+def subset_places(labels: Tensor, limit: int | None, seed: int) -> Tensor:
+    """The places of the images of a `subset`, by their labels [N]; all in their order if it is all.
+
+    No image is touched.
+    """
+    if limit is None or limit >= len(labels):
+        return torch.arange(len(labels))
+    return stratified(labels, limit, seed, least=(1, 0))[0]
 
 
 # ------------------------------ batches

@@ -1,17 +1,27 @@
-"""The parts of the images that a recipe uses: D_tr, D_val, what the search leaves, and training."""
+"""The parts of the images that a recipe uses: D_tr, D_val, what the search leaves, and training.
+
+All under the conditions of the recipe (conditions.py).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lfmcw_app.data import Dataset, Images, search_places
+from lfmcw_app.conditions import conditioned
+from lfmcw_app.data import Dataset, Images, search_places, subset_places
 from lfmcw_app.errors import InputError, listed
 from lfmcw_app.recipe import Recipe
 
-__all__ = ["SearchParts", "search_part_labels", "search_parts"]
+__all__ = [
+    "SearchParts",
+    "search_part_labels",
+    "search_parts",
+    "training_labels",
+    "training_part",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,13 +45,13 @@ def search_parts(recipe: Recipe, dataset: Dataset) -> SearchParts:
     Raises:
         InputError: if there is nothing to split, or no image of some class is left to draw.
     """
-    first, second = _places(recipe, dataset)
+    (first, train_labels), (second, validation_labels) = _placed(recipe, dataset)
     unused = None
     if recipe.search.draws_real:
-        unused = dataset.train[_unused(recipe, dataset, first, second)]
+        unused = dataset.train[_unused(dataset, first, second, train_labels)]
     return SearchParts(
-        train=dataset.train[first],
-        validation=(dataset.validation or dataset.train)[second],
+        train=replace(dataset.train[first], labels=train_labels),
+        validation=replace((dataset.validation or dataset.train)[second], labels=validation_labels),
         unused=unused,
     )
 
@@ -52,28 +62,80 @@ def search_part_labels(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor
     Raises:
         InputError: as `search_parts` does.
     """
-    first, second = _places(recipe, dataset)
+    (first, train_labels), (second, validation_labels) = _placed(recipe, dataset)
     if recipe.search.draws_real:
-        _unused(recipe, dataset, first, second)
-    return dataset.train.labels[first], (dataset.validation or dataset.train).labels[second]
+        _unused(dataset, first, second, train_labels)
+    return train_labels, validation_labels
 
 
-def _places(recipe: Recipe, dataset: Dataset) -> tuple[Tensor, Tensor]:
+def training_part(recipe: Recipe, dataset: Dataset) -> Images:
+    """The images that the derived network is trained on.
+
+    Raises:
+        InputError: if the recipe's conditions name an unknown class, or empty one.
+    """
+    places, labels = _training(recipe, dataset)
+    if len(places) == len(dataset.train):  # nothing is copied
+        return replace(dataset.train, labels=labels)
+    return replace(dataset.train[places], labels=labels)
+
+
+def training_labels(recipe: Recipe, dataset: Dataset) -> Tensor:
+    """The labels of the `training_part`, without touching an image.
+
+    Raises:
+        InputError: as `training_part` does.
+    """
+    return _training(recipe, dataset)[1]
+
+
+Placed = tuple[Tensor, Tensor]
+"""Places of images among the training or validation images, and the labels that they have there."""
+
+
+def _placed(recipe: Recipe, dataset: Dataset) -> tuple[Placed, Placed]:
+    """D_tr and D_val.
+
+    Which images are in them is decided by their right labels, so that a search with wrong labels
+    has the same images as one without.
+    """
     how = recipe.data
-    return search_places(dataset, how.search_images, recipe.seed, how.search_fractions)
+    of_train = conditioned(recipe, dataset, dataset.train)
+    of_validation, kept = of_train, None
+    if dataset.validation is not None:
+        of_validation = conditioned(recipe, dataset, dataset.validation)
+        kept = of_validation.kept
+    first, second = search_places(
+        dataset, how.search_images, recipe.seed, how.search_fractions, (of_train.kept, kept)
+    )
+    return (first, of_train.given[first]), (second, of_validation.validating[second])
 
 
-def _unused(recipe: Recipe, dataset: Dataset, first: Tensor, second: Tensor) -> Tensor:
+def _training(recipe: Recipe, dataset: Dataset) -> Placed:
+    """What the derived network is trained on; all places in their order where it is all."""
+    how, train = recipe.data, dataset.train
+    if how.conditions_apply_to == "search":
+        places = subset_places(train.labels, how.train_images, recipe.seed)
+        return places, train.labels[places]
+    found = conditioned(recipe, dataset, train)
+    places = found.kept[subset_places(train.labels[found.kept], how.train_images, recipe.seed)]
+    return places, found.given[places]
+
+
+def _unused(dataset: Dataset, first: Tensor, second: Tensor, needed: Tensor) -> Tensor:
     """The places of the training images that are in neither part, nor in a group with such.
 
+    They have their right labels, and those that `class_shares` takes away are among them: a
+    generator that draws as well as the data set knows no conditions.
+
     Args:
-        recipe: of the search.
         dataset: the data set.
         first: places of D_tr among the training images.
         second: places of D_val among the training images, or its own validation images.
+        needed: labels of D_tr, of which images are drawn.
 
     Raises:
-        InputError: if a class of D_tr has none.
+        InputError: if one of these classes has none.
     """
     train = dataset.train
     used = torch.zeros(len(train), dtype=torch.bool)
@@ -85,9 +147,7 @@ def _unused(recipe: Recipe, dataset: Dataset, first: Tensor, second: Tensor) -> 
     places = (~used).nonzero()[:, 0]
 
     counts = torch.bincount(train.labels[places], minlength=dataset.num_classes)
-    needed = torch.bincount(train.labels[first], minlength=dataset.num_classes) > 0
-    lacking = (needed & (counts == 0)).nonzero()[:, 0].tolist()
-    if lacking:
+    if bool((counts[needed] == 0).any()):
         left = [
             f"{count:,} of {name}"
             for name, count in zip(dataset.class_names, counts.tolist(), strict=True)

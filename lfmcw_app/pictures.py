@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.batchnorm import recompute_statistics
+from lfmcw_app.conditions import conditions_said
 from lfmcw_app.data import FOLDER, Dataset, Images
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
@@ -97,6 +98,8 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         "summary": dataset.summary,
         "fingerprint": dataset.fingerprint.to_data(),
     }
+    if conditions := conditions_said(folder.recipe, dataset):
+        described["conditions"] = conditions
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)
     if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
