@@ -24,6 +24,7 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
     """The names of a run's phases in order: any warm-up, the stages of its search, the training."""
     how = recipe.search
-    warmed = how.method == "lfmcw" and how.generator.warmup_rounds > 0
+    learns = how.method == "lfmcw" and not how.draws_real
+    warmed = learns and how.generator.warmup_rounds > 0
     stages = (stage.name for stage in search_stages(how))
     return (*((WARMUP,) if warmed else ()), *stages, TRAINING)
