@@ -10,7 +10,7 @@ __all__ = ["METHOD_LABELS", "TRAINING", "phases_of", "search_stages"]
 METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
 
 TRAINING = "training"
-"""The phase that trains the derived network."""
+"""The phase that trains the derived network, unless its error is looked up."""
 
 
 def search_stages(how: Search) -> tuple[SearchStage, ...]:
@@ -19,5 +19,6 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a run's phases in order: the stages of its search, then the training."""
-    return (*(stage.name for stage in search_stages(recipe.search)), TRAINING)
+    """The names of a run's phases in order: the stages of its search, then the training if any."""
+    training = (TRAINING,) if recipe.trains else ()
+    return (*(stage.name for stage in search_stages(recipe.search)), *training)
