@@ -100,6 +100,8 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
             found.append(_measured(stage.name, rounds, optimizer, device))
             dropped += stage.drops.drops if stage.drops is not None else 0
             del modules, optimizer  # the next stage is measured without their memory
+    if not recipe.trains:
+        return found
     return [*found, *project_training(recipe, None, dataset, device)]
 
 
@@ -146,6 +148,8 @@ def rough_seconds(
                 modules = build_modules(plain, dataset, layers=stage.layers, device=device)
                 searched = partial(_searched, modules.w2.network, modules.arch)
                 seconds += passes * _seconds_per_image(searched, shape, how.batch_size, device)
+        if not recipe.trains:
+            return seconds
         optimizer, rounds = build_training(recipe, None, dataset, device)
         derived = partial(_derived, optimizer.problems["network"].module)
         per_image = _seconds_per_image(derived, shape, trained.batch_size, device)
@@ -206,7 +210,9 @@ def after_projection(
     Returns:
         The recipe that is to be run, if one is.
     """
-    if dry_run or max_steps is not None:
+    if (dry_run or max_steps is not None) and not phases_of(recipe):
+        say(console, "Nothing to project: cells are drawn, and the test error is looked up.")
+    elif dry_run or max_steps is not None:
         console.print("Measuring two rounds of each phase …", highlight=False)
         _print(measure(), console)
     if dry_run:

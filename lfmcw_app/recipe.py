@@ -380,6 +380,28 @@ class Generator(_Section):
         return value
 
 
+class Lookup(_Section):
+    """A table of all cells of the space, to take the test error from instead of training."""
+
+    file: str | None = Field(
+        default=None,
+        description="our own CSV, or NATS-Bench's file or folder (docs/nasbench201.md)",
+    )
+    digest: str | None = Field(
+        default=None, description="of the file; filled in, and checked where it is given"
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="name of the data set in the table; null: the run's, which then is its name",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> Lookup:
+        if self.file is None and (self.digest, self.dataset) != (None, None):
+            raise ValueError("digest and dataset need file, the table that they are of")
+        return self
+
+
 class Budget(_Section):
     """What the derived network may cost at most, in millions; null: any."""
 
@@ -684,7 +706,22 @@ class Recipe(_Section):
     # and its import may import this module.
     search: Search = Field(default_factory=lambda: Search(epochs=50))
     evaluation: Evaluation = Evaluation()
+    lookup: Lookup = Lookup()
     distributed: Distributed = Distributed()
+
+    @model_validator(mode="after")
+    def _trains_what_is_started(self) -> Recipe:
+        if not self.trains and self.evaluation.init.run is not None:
+            raise ValueError(
+                "evaluation.init gives a training weights to start from, and with lookup nothing "
+                "is trained; drop one of them"
+            )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the derived network is trained; if not, its error is looked up."""
+        return self.lookup.file is None
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `load_recipe` reads back."""
