@@ -56,7 +56,8 @@ NATS_CELLS = [
 DATASETS = ("cifar10-valid", "cifar10", "cifar100", "ImageNet16-120")
 SETS = {
     "cifar10-valid": ("x-valid", "ori-test"), "cifar10": ("ori-test",),
-    "cifar100": ("ori-test", "x-valid", "x-test"), "ImageNet16-120": ("ori-test", "x-valid", "x-test"),
+    "cifar100": ("ori-test", "x-valid", "x-test"),
+    "ImageNet16-120": ("ori-test", "x-valid", "x-test"),
 }  # fmt: skip
 """Data set → the sets of images that its networks are tested on."""
 
@@ -93,7 +94,7 @@ def _trial(index, dataset, seed, epochs, *, numpy_costs):
             key: accuracy(index, dataset, images, seed, epochs) for key, images in measured.items()
         },
         "eval_times": {f"{images}@{epoch}": 1.5 for images in SETS[dataset] for epoch in every},
-        "eval_losses": {key: 0.5 for key in measured},
+        "eval_losses": dict.fromkeys(measured, 0.5),
     }  # fmt: skip
 
 
