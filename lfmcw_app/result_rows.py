@@ -47,7 +47,9 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
     how = run.recipe.search
-    generator, looked_up = result.get("generator", {}), result.get("lookup", {})
+    draws = how.method == "lfmcw" and how.lam > 0
+    looked_up = result.get("lookup", {})
+    generator = result.get("generator", {}) if draws else {}
     searching, training = _seconds(folder)
     return Row(
         table=table,
@@ -57,7 +59,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
         preset=run.recipe.preset,
         space=how.space,
         order=None if how.method == "random" else how.order,
-        generator=how.generator.name if how.method == "lfmcw" else None,
+        generator=how.generator.name if draws else None,
         method=how.method,
         condition=_told(run.recipe, conditions=True),
         settings=_told(run.recipe, conditions=False),
