@@ -108,16 +108,17 @@ def _made_by(folder: Path) -> dict[str, Any]:
 def _seconds(folder: Path) -> tuple[float | None, float | None]:
     """What the phases of the search took, and the training; None for what was not run.
 
-    Of a run that was interrupted, what it really took, repeated rounds included.
+    Of a run that was interrupted, what it really took, repeated rounds included. A process that is
+    killed may leave half a line: then nobody knows.
     """
-    try:
-        lines = (folder / TIMINGS).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        return None, None
     taken: dict[bool, float] = {}
-    for entry in map(json.loads, lines):
-        trains = entry["phase"] == TRAINING
-        taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
+    try:
+        for line in (folder / TIMINGS).read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            trains = entry["phase"] == TRAINING
+            taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
+    except (FileNotFoundError, ValueError):
+        return None, None
     searching, training = taken.get(False), taken.get(True)
     return (
         None if searching is None else round(searching, 1),
