@@ -249,6 +249,11 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    quality: Literal["snapshots", "end", "never"] = Field(
+        default="end",
+        description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
+        "the rounds of the snapshots, at the end of the search, or never",
+    )
 
     @field_validator("name")
     @classmethod

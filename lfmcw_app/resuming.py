@@ -59,6 +59,7 @@ CHANGEABLE = {
     "search.architecture.grad_clip": True,
     "search.generator.lr": True,
     "search.generator.discriminator_lr": True,
+    "search.generator.quality": False,
     "evaluation.epochs": True,
     "evaluation.steps": True,
     "evaluation.min_steps": True,
