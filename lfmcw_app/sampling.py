@@ -17,16 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.build_modules import make_generator
+from lfmcw_app.collapse import last_quality
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.pictures import as_sheet, with_settled_statistics
+from lfmcw_app.report.reading import read_run
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.stages import search_stages
 from mlo.errors import nearest
 from mlo.randomness import preserved
 
 __all__ = [
-    "MOST_ON_A_SHEET", "TrainedGenerator", "draw_sheet", "load_generator", "save_images",
+    "MOST_ON_A_SHEET", "TrainedGenerator", "draw_sheet", "load_generator", "measured_quality",
+    "save_images",
 ]  # fmt: skip
 
 CHUNK = 64
@@ -150,6 +154,18 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         stage=stage.name,
         rounds=rounds,
     )
+
+
+def measured_quality(run: Path, trained: TrainedGenerator) -> tuple[int, Quality, list[str]] | None:
+    """What the run itself measured of its generator, last before it was saved; see `last_quality`.
+
+    Raises:
+        InputError: if the run's metrics are damaged.
+    """
+    phases = {phase.name: phase for phase in read_run(run).searched}
+    if trained.stage not in phases:
+        return None
+    return last_quality(phases[trained.stage].entries, trained.rounds)
 
 
 def _described(path: Path) -> _Described:

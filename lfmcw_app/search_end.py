@@ -19,6 +19,7 @@ from lfmcw_app.assessment import MOST_CLASSES
 from lfmcw_app.batchnorm import recompute_statistics
 from lfmcw_app.build_modules import SearchModules
 from lfmcw_app.data import Dataset, Images, in_order, subset
+from lfmcw_app.errors import InputError
 from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.pictures import snapshot_rounds
 from lfmcw_app.recipe import Recipe
@@ -101,9 +102,21 @@ def measure_end(
 
 
 def read_search_end(folder: RunFolder) -> dict[str, Any] | None:
-    """What `measure_end` wrote; None where there is nothing."""
+    """What `measure_end` wrote; None where there is nothing.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     path = folder.path / SEARCH_END
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}). Delete it and resume: it is measured again."
+        ) from None
+    return found
 
 
 def generator_result(folder: RunFolder) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
 from lfmcw_app.report.cells import cell_svg, primitive_label, state_label
 from lfmcw_app.report.charts import Series, line_chart, short
-from lfmcw_app.report.classes import class_errors
+from lfmcw_app.report.classes import class_errors, w1_confusion
 from lfmcw_app.report.curves import (
     Rounds,
     at,
@@ -25,6 +25,7 @@ from lfmcw_app.report.curves import (
     training_charts,
 )
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets
+from lfmcw_app.report.quality import generator_quality
 from lfmcw_app.report.reading import RunData, read_run
 from lfmcw_app.report.tables import (
     FIGURES,
@@ -77,6 +78,8 @@ def run_page(run: RunData) -> str:
         errors=error_charts(rounds),
         weights=class_weights(run),
         classes=class_errors(run),
+        w1_confusion=w1_confusion(run),
+        quality=generator_quality(run, rounds),
         sheet_names=names,
         sheets=pictures,
         gradients=gradient_charts(rounds),
