@@ -14,13 +14,13 @@ from lfmcw_app.errors import InputError
 
 __all__ = ["draw_class_weights"]
 
-WINDOW = 20
-"""Rounds of a running mean: the weight of a class in a round is its loss on a few images."""
+PARTS = 10
+"""A running mean is over a tenth of the rounds: a weight in a round is a loss on a few images."""
 
 WARM = ("#d62728", "#e8702a", "#a8324b", "#c98f00")
 COOL = ("#1f77b4", "#2ca02c", "#17a0b4")
 GREY = "#9aa5b1"
-GAP = 0.035
+GAP = 0.048
 """Least distance of names at the ends of lines, as a share of the axis."""
 
 MOST_CLASSES = 25
@@ -59,7 +59,7 @@ def draw_class_weights(
         )
     if unknown := sorted(set(emphasised) - set(names)):
         raise InputError(f"No class {unknown[0]!r}. There are: {', '.join(names)}.")
-    window = min(WINDOW, max(1, weights.shape[1] // 4))
+    window = max(1, weights.shape[1] // PARTS)
     smooth = np.lib.stride_tricks.sliding_window_view(weights, window, axis=1).mean(axis=2)
     order = np.argsort(-smooth[:, -1], kind="stable")
     chosen = [list(names).index(name) for name in emphasised]
@@ -71,7 +71,7 @@ def draw_class_weights(
     _draw_lines(left, smooth, window, order, names, colours)
     left.set_title(title or "class weights through the search", fontsize=11, loc="left")
     _draw_matrix(right, np.array(confusion, dtype=float), order, names, colours)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
 
 
 def _colours(last: np.ndarray, order: np.ndarray, coloured: set[int]) -> list[str]:
@@ -131,15 +131,17 @@ def _draw_matrix(
     """The shares of each row in %, the heaviest class first."""
     shares = 100.0 * counts / counts.sum(axis=1, keepdims=True).clip(min=1.0)
     shares = shares[order][:, order]
-    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=100.0)
+    axes.imshow(shares, cmap="Blues", vmin=0.0)
     for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:
-            shade = "white" if share > 55.0 else "#1b1f24"
+        if share >= 1.0:
+            shade = "white" if share > 0.55 * shares.max() else "#1b1f24"
             axes.text(
                 column, row, f"{share:.0f}", ha="center", va="center", fontsize=8, color=shade
             )
     labels = [as_label(names[label], 14) for label in order]
-    axes.set_xticks(range(len(order)), labels=labels, rotation=45, ha="right", fontsize=9)
+    axes.set_xticks(range(len(order)), labels=labels, rotation=45, fontsize=9)
+    for text in axes.get_xticklabels():
+        text.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(order)), labels=labels, fontsize=9)
     for axis in (axes.get_xticklabels(), axes.get_yticklabels()):
         for text, label in zip(axis, order, strict=True):
