@@ -109,8 +109,8 @@ def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) ->
     """
     met = {}
     advice = (
-        "The generated pictures teach W2 nothing about the classes. Look at them: python -m "
-        "lfmcw_app.sample"
+        "Such pictures teach W2 nothing about the classes. Let the generator learn longer, or "
+        "choose another search.generator.name."
     )
     if quality.variety is not None and quality.variety < ALIKE:
         met["alike"] = (

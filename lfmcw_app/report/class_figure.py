@@ -115,7 +115,8 @@ def _draw_lines(
             color=shade,
             annotation_clip=False,
         )
-    axes.set_xlim(float(rounds[0]), float(rounds[-1]))
+    if len(rounds) > 1:
+        axes.set_xlim(float(rounds[0]), float(rounds[-1]))
     axes.set_xlabel("round")
     axes.set_ylabel(f"class weight (mean of {window} rounds)")
     axes.spines[["top", "right"]].set_visible(False)
