@@ -568,8 +568,8 @@ class Recipe(_Section):
     )
     detect_collapse: bool = Field(
         default=False,
-        description="warn of skip-connection collapse, and of a GAN that does not learn or draws no "
-        "pictures of the classes (collapse.py)",
+        description="warn of skip-connection collapse, and of a GAN that does not learn or does not "
+        "draw its classes (collapse.py)",
     )
     data: Data = Data()
     # Made when it is needed: a package's entry that cannot be used is then an error of the recipe,
