@@ -109,8 +109,8 @@ def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) ->
     """
     met = {}
     advice = (
-        "Such pictures teach W2 nothing about the classes. Let the generator learn longer, or "
-        "choose another search.generator.name."
+        "Such pictures teach W2 nothing about the classes. Let the generator learn longer before "
+        "the search (search.generator.warmup_rounds), or choose another search.generator.name."
     )
     if quality.variety is not None and quality.variety < ALIKE:
         met["alike"] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from lfmcw_app.report.curves import (
     error_charts,
     gradient_charts,
     loss_charts,
+    points_of,
     training_charts,
+    warmup_charts,
 )
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets
-from lfmcw_app.report.quality import generator_quality
+from lfmcw_app.report.quality import generator_quality, quality_charts
 from lfmcw_app.report.reading import RunData, read_run
 from lfmcw_app.report.tables import (
     FIGURES,
@@ -82,6 +85,10 @@ def run_page(run: RunData) -> str:
         quality=generator_quality(run, rounds),
         sheet_names=names,
         sheets=pictures,
+        warmup=[
+            *warmup_charts(run.warmup.entries),
+            *quality_charts(partial(points_of, run.warmup.entries)),
+        ],
         gradients=gradient_charts(rounds),
         solves=solves(run),
         costs=costs(run),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from lfmcw_app.collapse import last_quality
 from lfmcw_app.generator_quality import Quality
-from lfmcw_app.report.charts import line_chart
-from lfmcw_app.report.curves import Rounds, at
+from lfmcw_app.report.charts import Point, Series, line_chart
+from lfmcw_app.report.curves import Pick, Rounds, at
 from lfmcw_app.report.images import class_names
 from lfmcw_app.report.reading import RunData
 
-__all__ = ["MeasuredQuality", "QualityRow", "generator_quality"]
+__all__ = ["MeasuredQuality", "QualityRow", "generator_quality", "quality_charts"]
 
 MOST_ROWS = 40
 
@@ -55,7 +55,8 @@ class MeasuredQuality:
 
 def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
     """The measures of a run's generator; None where there are none."""
-    measured = [(phase.name, last_quality(phase.entries)) for phase in run.searched]
+    phases = (run.warmup, *run.searched)
+    measured = [(phase.name, last_quality(phase.entries)) for phase in phases]
     found = [(phase, last) for phase, last in measured if last is not None]
     if not found:
         return None
@@ -74,27 +75,38 @@ def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
         round=number,
         last=quality,
         doubts=doubts,
-        charts=_charts(rounds),
+        charts=quality_charts(rounds.points, rounds.boundaries),
         rows=rows[:MOST_ROWS],
         classes=len(rows),
     )
 
 
-def _charts(rounds: Rounds) -> list[Markup]:
-    tested = rounds.series("GAN-test", at("quality", "gan_test"), 1)
+def quality_charts(
+    points: Callable[[Pick], Sequence[Point]], boundaries: Sequence[tuple[float, str]] = ()
+) -> list[Markup]:
+    """The measures over the rounds; none where they were taken less than twice.
+
+    Args:
+        points: gives (round, value) of every line that has a value.
+        boundaries: where stages begin, and their names.
+    """
+
+    def series(label: str, colour: int, key: str) -> Series:
+        return Series(label=label, points=points(at("quality", key)), colour=f"series-{colour}")
+
+    tested, variety = series("GAN-test", 1, "gan_test"), series("variety", 3, "variety")
     if len(tested.points) < 2:
         return []
-    accuracies = [
-        tested,
-        rounds.series("GAN-train", at("quality", "gan_train"), 2),
-        rounds.series("real pictures", at("quality", "real"), 8),
+    accuracies = [tested, series("GAN-train", 2, "gan_train"), series("real pictures", 8, "real")]
+
+    def chart(title: str, lines: Sequence[Series], unit: str = "") -> Markup:
+        return line_chart(title, lines, unit=unit, boundaries=boundaries, smooth=False)
+
+    charts = [
+        chart("GAN-test and GAN-train", accuracies, "%"),
+        chart("Variety within a class", [variety]),
     ]
-    variety = [rounds.series("variety", at("quality", "variety"), 3)]
-    where = rounds.boundaries
-    return [
-        line_chart("GAN-test and GAN-train", accuracies, unit="%", boundaries=where, smooth=False),
-        line_chart("Variety within a class", variety, boundaries=where, smooth=False),
-    ]
+    return [one for one in charts if one]
 
 
 def _text(value: float | None, digits: int) -> str:
