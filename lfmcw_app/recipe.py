@@ -333,6 +333,11 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    quality: Literal["snapshots", "end", "never"] = Field(
+        default="end",
+        description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
+        "the rounds of the snapshots, at the end of the search, or never",
+    )
     warmup_rounds: Count = Field(
         default=0,
         ge=0,
@@ -698,7 +703,7 @@ class Recipe(_Section):
     )
     detect_collapse: bool = Field(
         default=False,
-        description="warn of skip-connection collapse and of a GAN that does not learn "
+        description="warn of skip-connection collapse, and of a GAN that does not learn or draw "
         "(collapse.py)",
     )
     data: Data = Data()

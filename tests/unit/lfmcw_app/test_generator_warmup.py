@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.generator_quality import Judge
 from lfmcw_app.generator_warmup import build_warmup, warm_up
 from lfmcw_app.generators import GAMES
 from lfmcw_app.parts import search_parts
@@ -49,7 +50,8 @@ def warmed(folder, made):
     run = RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, made)
     digits = load_dataset("digits")
     train = search_parts(made, digits).train
-    return warm_up(run, digits, train, Console(quiet=True), CPU)
+    judge = Judge.of(digits, made)
+    return warm_up(run, digits, train, judge, Console(quiet=True), CPU)
 
 
 def searched(folder, made):
