@@ -15,7 +15,6 @@ the rounds, largest first, and draws them over time.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +22,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Images, load_dataset, search_split
+from lfmcw_app.data import load_dataset
+from lfmcw_app.parts import search_parts
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 
@@ -31,24 +31,16 @@ HARD = {"fashion-mnist": ("trouser", ("dress",)), "digits": ("0", ("6", "8"))}
 """Data set → (an easy class, its look-alikes), so that a weight rises by mislabelling alone."""
 
 
-def mislabelled(images: Images, hard: int, look_alikes: tuple[int, ...], seed: int) -> Images:
-    """Labels half of the images of the class `hard` as one of `look_alikes`."""
-    generator = torch.Generator().manual_seed(seed)
-    members = (images.labels == hard).nonzero()[:, 0]
-    chosen = members[torch.randperm(len(members), generator=generator)[: len(members) // 2]]
-    drawn = torch.randint(len(look_alikes), (len(chosen),), generator=generator)
-    wrong = torch.tensor(look_alikes)[drawn].to(images.labels.dtype)
-    return replace(images, labels=images.labels.index_put((chosen,), wrong))
-
-
 def class_weights(
     dataset_name: str, rounds: int, seed: int, hard: str, look_alikes: tuple[str, ...]
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Runs a first-order search; returns the class weights [rounds, C] and the class names."""
     preset = "small" if dataset_name == "fashion-mnist" else "smoke"
+    wrong = {"of": hard, "as": look_alikes, "share": 0.5, "in": "both"}
     recipe = load_recipe(
         preset,
         overrides={
+            "data.wrong_labels": [wrong],
             "dataset": dataset_name,
             "search.order": "first",
             "search.steps": rounds,
@@ -56,19 +48,10 @@ def class_weights(
         },
     )
     dataset = load_dataset(dataset_name, image_size=recipe.data.image_size)
-    train, validation = search_split(dataset, recipe.data.search_images, seed)
-    label = dataset.class_names.index(hard)
-    others = tuple(dataset.class_names.index(name) for name in look_alikes)
-
+    parts = search_parts(recipe, dataset)
     torch.manual_seed(seed)
     modules = build_modules(recipe.search, dataset)
-    optimizer = build_search(
-        recipe,
-        dataset,
-        mislabelled(train, label, others, seed),
-        mislabelled(validation, label, others, seed + 1),
-        modules,
-    )
+    optimizer = build_search(recipe, dataset, parts.train, parts.validation, modules)
     weights = [
         torch.tensor(record.metrics["w2"]["class_weights"]) for record in optimizer.run(rounds)
     ]
