@@ -99,7 +99,8 @@ def read_data(
     check_classes(dataset, labels, matched=matched)
     if searches:
         _check_search(recipe, dataset, counts["D_tr"])
-    _check_training(recipe, dataset)
+    if recipe.trains:
+        _check_training(recipe, dataset)
     return recipe, dataset
 
 
@@ -148,7 +149,9 @@ def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, 
         recipe: the recipe.
         counts: part → its number of images; D_tr and D_val only where there is a search.
     """
-    found = [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
+    found = []
+    if recipe.trains:
+        found += [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
     if "D_tr" in counts:
         searched = min(counts["D_tr"], counts["D_val"])
         found.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
@@ -209,6 +212,8 @@ def adaptations(
         said.append(conditions)
     if fewer:
         said.append(f"The recipe does not use all images: {', '.join(fewer)}.")
+    if not recipe.trains:
+        return said
     how = recipe.evaluation
     per_epoch = counts["training"] // how.batch_size
     rounds = training_rounds(how, per_epoch)

@@ -335,7 +335,11 @@ def _game(search: Search, gan: GAN, batches: Batches) -> Problem:
         players={"generator": "generator", "discriminator": "discriminator"},
         player_steps={"discriminator": how.discriminator_steps},
         optimizer={
-            "generator": torch.optim.Adam(gan.generator.parameters(), lr=how.lr, betas=how.betas),
+            "generator": torch.optim.Adam(
+                gan.generator.parameters(),
+                lr=how.warmed_lr if how.begins_warm else how.lr,
+                betas=how.betas,
+            ),
             "discriminator": torch.optim.Adam(
                 gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
             ),

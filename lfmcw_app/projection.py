@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import FOLDER, Dataset
+from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.parts import search_part_labels, search_parts
 from lfmcw_app.printing import say
@@ -26,7 +27,7 @@ from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.sizes import primitive_weights
 from lfmcw_app.spaces import space_named
-from lfmcw_app.stages import TRAINING, search_stages
+from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 from lfmcw_app.training import build_training
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
@@ -72,6 +73,10 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
     found = []
     dropped = 0
     with enough_memory("search", recipe, device):
+        if WARMUP in phases_of(recipe):
+            optimizer = build_warmup(recipe, dataset, parts.train, device=device)
+            found.append(_measured(WARMUP, how.generator.warmup_rounds, optimizer, device))
+            del optimizer
         for stage in search_stages(how):
             modules = build_modules(
                 how,
@@ -95,6 +100,8 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
             found.append(_measured(stage.name, rounds, optimizer, device))
             dropped += stage.drops.drops if stage.drops is not None else 0
             del modules, optimizer  # the next stage is measured without their memory
+    if not recipe.trains:
+        return found
     return [*found, *project_training(recipe, None, dataset, device)]
 
 
@@ -141,6 +148,8 @@ def rough_seconds(
                 modules = build_modules(plain, dataset, layers=stage.layers, device=device)
                 searched = partial(_searched, modules.w2.network, modules.arch)
                 seconds += passes * _seconds_per_image(searched, shape, how.batch_size, device)
+        if not recipe.trains:
+            return seconds
         optimizer, rounds = build_training(recipe, None, dataset, device)
         derived = partial(_derived, optimizer.problems["network"].module)
         per_image = _seconds_per_image(derived, shape, trained.batch_size, device)
@@ -201,7 +210,9 @@ def after_projection(
     Returns:
         The recipe that is to be run, if one is.
     """
-    if dry_run or max_steps is not None:
+    if (dry_run or max_steps is not None) and not phases_of(recipe):
+        say(console, "Nothing to project: cells are drawn, and the test error is looked up.")
+    elif dry_run or max_steps is not None:
         console.print("Measuring two rounds of each phase …", highlight=False)
         _print(measure(), console)
     if dry_run:

@@ -46,6 +46,7 @@ ADAPTED: dict[str, tuple[str, Any]] = {
     "evaluation.epochs": ("evaluation.min_steps", 0),
     "evaluation.batch_size": ("evaluation.fits_batch", False),
     "search.batch_size": ("search.fits_batch", False),
+    "search.generator.init.run": ("search.generator.warmup_rounds", 0),
 }
 """What presets adapt to the data → the key that says so, and its value where one is given."""
 OVERLAYS = {"original": ("paper", "original")}
@@ -289,6 +290,21 @@ class ArchitectureOptimizer(_Section):
     )
 
 
+class StartingWeights(_Section):
+    """Weights of another run to start from, instead of random ones."""
+
+    run: str | None = Field(default=None, description="run folder that they are taken from")
+    digest: str | None = Field(
+        default=None, description="of the weights; filled in, and checked where it is given"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> StartingWeights:
+        if self.run is None and self.digest is not None:
+            raise ValueError("digest needs run, the folder whose weights it is of")
+        return self
+
+
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
@@ -299,7 +315,7 @@ class Generator(_Section):
     )
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="of the generator")
     discriminator_lr: float = Field(default=2e-4, gt=0)
     discriminator_steps: Count = Field(
         default=1,
@@ -317,6 +333,39 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    warmup_rounds: Count = Field(
+        default=0,
+        ge=0,
+        description="rounds of the game alone, before the search, with a small discriminator of no "
+        "architecture",
+    )
+    warmup_batch_size: Count | None = Field(
+        default=None, ge=2, description="null: that of the search"
+    )
+    warmup_lr: float = Field(default=5e-4, gt=0)
+    warmup_discriminator_lr: float = Field(default=5e-4, gt=0)
+    warmup_betas: Betas = (0.5, 0.999)
+    warmup_discriminator_channels: Count = Field(
+        default=32, ge=1, description="of its first convolution"
+    )
+    warmup_augmentation: bool = Field(
+        default=True,
+        description="the discriminator sees all images, real and generated, changed at random",
+    )
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the generator: from the warm-up of a run"
+    )
+    warmed_lr: float = Field(
+        default=1e-4,
+        gt=0,
+        description="in place of lr in the search of a generator that has learned before it, by a "
+        "warm-up or init; a new discriminator would lead it astray at a higher one",
+    )
+
+    @property
+    def begins_warm(self) -> bool:
+        """Whether the generator of a search has learned before it."""
+        return self.warmup_rounds > 0 or self.init.run is not None
 
     @field_validator("name")
     @classmethod
@@ -331,18 +380,25 @@ class Generator(_Section):
         return value
 
 
-class StartingWeights(_Section):
-    """Weights of another run to start from, instead of random ones."""
+class Lookup(_Section):
+    """A table of all cells of the space, to take the test error from instead of training."""
 
-    run: str | None = Field(default=None, description="run folder that they are taken from")
+    file: str | None = Field(
+        default=None,
+        description="our own CSV, or NATS-Bench's file or folder (docs/nasbench201.md)",
+    )
     digest: str | None = Field(
-        default=None, description="of the weights; filled in, and checked where it is given"
+        default=None, description="of the file; filled in, and checked where it is given"
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="name of the data set in the table; null: the run's, which then is its name",
     )
 
     @model_validator(mode="after")
-    def _of_a_run(self) -> StartingWeights:
-        if self.run is None and self.digest is not None:
-            raise ValueError("digest needs run, the folder whose weights it is of")
+    def _of_a_file(self) -> Lookup:
+        if self.file is None and (self.digest, self.dataset) != (None, None):
+            raise ValueError("digest and dataset need file, the table that they are of")
         return self
 
 
@@ -650,7 +706,22 @@ class Recipe(_Section):
     # and its import may import this module.
     search: Search = Field(default_factory=lambda: Search(epochs=50))
     evaluation: Evaluation = Evaluation()
+    lookup: Lookup = Lookup()
     distributed: Distributed = Distributed()
+
+    @model_validator(mode="after")
+    def _trains_what_is_started(self) -> Recipe:
+        if not self.trains and self.evaluation.init.run is not None:
+            raise ValueError(
+                "evaluation.init gives a training weights to start from, and with lookup nothing "
+                "is trained; drop one of them"
+            )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the derived network is trained; if not, its error is looked up."""
+        return self.lookup.file is None
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `load_recipe` reads back."""
@@ -733,19 +804,21 @@ def _over(
     for key, value in (*overrides.items(), *assigned):
         _assign(tree, key, value)
 
-    given = {*_dotted(config), *overrides, *(key for key, _ in assigned)}
+    given = {**_dotted(config), **overrides, **dict(assigned)}
     for key, (adapter, off) in ADAPTED.items():
-        if key in given and adapter not in given:
+        no_run = key.endswith(".run") and given.get(key) is None
+        if key in given and adapter not in given and not no_run:
             _assign(tree, adapter, off)
     return validate_recipe(tree)
 
 
-def _dotted(tree: Mapping[str, Any]) -> set[str]:
-    """The dotted keys of the values of a tree's sections, whatever these values are."""
-    found = set(tree)
-    for section, values in tree.items():
-        if isinstance(values, Mapping):
-            found |= {f"{section}.{key}" for key in values}
+def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key → value, of a tree's sections and of what is in them."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found[f"{above}{name}"] = value
+        if isinstance(value, Mapping):
+            found |= _dotted(value, f"{above}{name}.")
     return found
 
 
@@ -782,6 +855,8 @@ def trial(recipe: Recipe, steps: int) -> Recipe:
         phase["epochs"], phase["steps"] = None, steps
         phase["weights"]["warmup_epochs"] = 0
     tree["search"]["architecture"]["warmup_epochs"] = 0
+    generator = tree["search"]["generator"]
+    generator["warmup_rounds"] = min(generator["warmup_rounds"], steps)
     tree["trial"] = True
     return validate_recipe(tree)
 

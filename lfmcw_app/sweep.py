@@ -268,7 +268,11 @@ def make_launcher(
         ) from None
 
 
-def resume_command(folder: Path, *, data: Path, device: str, threads: int) -> list[str]:
+def resume_command(
+    folder: Path, *, data: Path, device: str, threads: int, lookup: Path | None = None
+) -> list[str]:
     """The command that starts or resumes the run of a folder that holds a recipe."""
     settings = ["--data", str(data), "--device", device, "--threads", str(threads)]
+    if lookup is not None:  # the table may have moved since the recipe was written
+        settings += ["--lookup", str(lookup)]
     return [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), *settings]

@@ -24,7 +24,10 @@ __all__ = ["TableReport", "claim", "run_folder"]
 def run_folder(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
     """The folder of a recipe's run on these data, named by a digest of both; made if missing."""
     how = recipe.search
-    content = f"{recipe.to_yaml()}{dataset.fingerprint.digest}"
+    # Of a table that is looked up in, its digest counts, and not where it lies.
+    lookup = recipe.lookup.model_copy(update={"file": None})
+    named = recipe.model_copy(update={"lookup": lookup})
+    content = f"{named.to_yaml()}{dataset.fingerprint.digest}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
     path = runs / name
@@ -40,7 +43,9 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
         InputError: if it holds a table of other settings, or of other data, or of other data.
     """
     settings = {
-        label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
+        label: recipe.model_dump(
+            mode="json", by_alias=True, exclude={"seed": True, "lookup": {"file"}}
+        )
         for label, recipe in recipes.items()
     }
     described = {"data": dataset.fingerprint.digest, **settings}
@@ -104,9 +109,12 @@ class TableReport:
         columns = ("test_error_percent", "parameters", "multiply_adds_millions")
         with (self._folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["table", "arm", "seed", *columns, "run"])
+            of_lookup = ("regret_percent", "rank")  # empty where networks were trained
+            writer.writerow(["table", "arm", "seed", *columns, *of_lookup, "run"])
             for label, runs in self._results.items():
                 for seed, (path, result) in sorted(runs.items()):
-                    values = (result[key] for key in columns)
+                    found = result.get("lookup", {})
+                    values = [result[key] for key in columns]
+                    values += [found.get(key, "") for key in of_lookup]
                     writer.writerow([self._name, label, seed, *values, path.name])
         draw_comparison(arms, self._title, self._folder / "figure.png")

@@ -38,6 +38,7 @@ def run(
     out: options.OutOption = None,
     seed: options.SeedOption = None,
     init: options.InitOption = None,
+    lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -61,8 +62,9 @@ def run(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.lookup import table_of
     from lfmcw_app.projection import after_projection, print_choice, project
-    from lfmcw_app.starting_weights import check_supernets_fit
+    from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
@@ -71,6 +73,7 @@ def run(
             check_tensorboard()
         if init is not None:
             assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
+        assign = options.with_lookup(assign, lookup)
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
 
@@ -109,6 +112,7 @@ def run(
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
+        table_of(recipe)  # refused here if it does not fit, before the data are read
         check_batches(recipe)
         options.set_threads(threads, recipe.preset)
 
@@ -119,8 +123,10 @@ def run(
             recipe, images = read_and_tell(console, recipe, data, device=target)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
-            if folder is None and (told := check_supernets_fit(recipe, images)):
-                say(console, told)
+            checks = () if folder is not None else (check_supernets_fit, check_generator_fits)
+            for check in checks:
+                if told := check(recipe, images):
+                    say(console, told)
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

@@ -9,7 +9,7 @@ from typing import Any
 
 from lfmcw_app.report.charts import short
 from lfmcw_app.report.reading import RunData
-from lfmcw_app.stages import TRAINING
+from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.units import duration, size
 
 __all__ = [
@@ -97,12 +97,18 @@ def key_figures(run: RunData) -> list[Figure]:
             add("top5_error", "top-5 test error", f"{top5:.2f}", "%")
         if "training_error_percent" in result:
             add("training_error", "training error", f"{result['training_error_percent']:.2f}", "%")
+        if "lookup" in result:
+            found = result["lookup"]
+            add("regret", "regret", f"{found['regret_percent']:.2f}", "points")
+            add("rank", f"rank of {found['cells']:,} cells", f"{found['rank']:,}")
         add("parameters", "parameters", _count(result["parameters"]))
         add("multiply_adds", "multiply-adds", short(result["multiply_adds_millions"]), "M")
 
     # A run that is not complete has taken time and memory too.
     seconds = phase_seconds(run)
-    searched = sum(s for phase, s in seconds.items() if phase != TRAINING)
+    if seconds.get(WARMUP):
+        add("warmup_time", "generator's warm-up", *duration(seconds[WARMUP]))
+    searched = sum(s for phase, s in seconds.items() if phase not in (WARMUP, TRAINING))
     if searched:
         add("search_time", "search", *duration(searched))
     if seconds.get(TRAINING):
@@ -117,8 +123,11 @@ FIGURES = (
     "test_error",
     "top5_error",
     "training_error",
+    "regret",
+    "rank",
     "parameters",
     "multiply_adds",
+    "warmup_time",
     "search_time",
     "training_time",
     "peak_memory",
@@ -138,7 +147,7 @@ def progress_text(run: RunData) -> str:
     """How far the run has come, in words."""
     if run.result is not None:
         return "a trial: the result says nothing" if run.recipe.trial else "complete"
-    begun = [*run.searched, *([run.training] if run.training.entries else [])]
+    begun = [phase for phase in (run.warmup, *run.searched, run.training) if phase.entries]
     if not begun:
         return "unfinished: no round yet"
     return f"unfinished: {begun[-1].name}, round {begun[-1].entries[-1]['round']:,}"

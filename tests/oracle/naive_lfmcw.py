@@ -73,8 +73,7 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
     state.
 
     Without W1 and the GAN that of plain DARTS (Liu et al. 2019, Eq. 7); with `synthetic_only` Eq.
-    19 in the place of Eq. 9. Where only the GAN is missing, real images are in the place of
-    generated ones.
+    19 in the place of Eq. 9; without the GAN alone, with real images in place of generated ones.
 
     Args:
         modules: copies of w1, gan, w2, arch (their BatchNorm statistics move).
