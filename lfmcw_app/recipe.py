@@ -617,6 +617,11 @@ class Search(_Section):
             raise ValueError(
                 f"synthetic_only needs generated images, which method {self.method} has none of"
             )
+        if self.draws_real and self.generator.init.run is not None:
+            raise ValueError(
+                "generator.init gives weights of a generator, and with generator.name real there "
+                "is none: drop one of them"
+            )
         if self.synthetic_only and self.lam == 0.0:
             raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
         return self
