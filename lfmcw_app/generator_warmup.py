@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lfmcw_app.build_modules import make_generator
-from lfmcw_app.data import Batches, Dataset, Images, resident, search_split
+from lfmcw_app.data import Batches, Dataset, Images, resident
 from lfmcw_app.generators import GAMES, ImageGenerator, PlayerLosses
 from lfmcw_app.generators.average import MovingAverage
 from lfmcw_app.generators.warmup_discriminator import WarmupDiscriminator
@@ -149,9 +149,9 @@ def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
 
 
 def warm_up(
-    folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
+    folder: RunFolder, dataset: Dataset, train: Images, console: Console, device: torch.device
 ) -> dict[str, Tensor] | None:
-    """Runs the rounds of the warm-up that are left.
+    """Runs the rounds of the warm-up that are left, on the images `train` of D_tr.
 
     Returns:
         The generator's weights for the search; None where the recipe has no warm-up.
@@ -160,9 +160,6 @@ def warm_up(
     if WARMUP not in phases_of(recipe):
         return None
     torch.manual_seed(recipe.seed + SEED)
-    train, _ = search_split(
-        dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
-    )
     optimizer = build_warmup(recipe, dataset, train, device=device)
     players: Any = optimizer.problems["gan"].module
     init = recipe.search.generator.init

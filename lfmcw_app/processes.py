@@ -134,11 +134,11 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
     # Before the processes join, so the number comes from torchrun.
     size = int(os.environ.get("WORLD_SIZE", "1"))
     sizes = {
-        "search.batch_size": recipe.search.batch_size,
-        "evaluation.batch_size": recipe.evaluation.batch_size,
+        "search.batch_size": (recipe.search.batch_size, searches),
+        "evaluation.batch_size": (recipe.evaluation.batch_size, recipe.trains),
     }
-    for key, batch in sizes.items():
-        if batch % size and (searches or key != "search.batch_size"):
+    for key, (batch, used) in sizes.items():
+        if used and batch % size:
             raise InputError(
                 f"{key} is {batch}, the size of the whole batch, which {size} processes cannot "
                 f"share equally. Set it to a multiple of {size}."

@@ -44,6 +44,7 @@ def table(
     order: options.OrderOption = None,
     config: options.ConfigOption = None,
     assign: options.SetOption = None,
+    lookup: options.LookupOption = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Searches of each arm, with the seeds 0, 1, ...")
     ] = 10,
@@ -76,13 +77,14 @@ def table(
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.data_checks import adaptations, fitted, read_data
+    from lfmcw_app.lookup import table_of
     from lfmcw_app.table_files import TableReport, claim, run_folder
 
     console = Console()
     with reported_errors(Console(stderr=True)):
         if name not in TABLES:
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
-        settings = assign or []
+        settings = options.with_lookup(assign, lookup) or []
         check_settings(name, settings)
 
         # Seed by seed, so that an unfinished table compares arms of equal numbers of runs.
@@ -94,6 +96,7 @@ def table(
                 )
         check_arms(name, recipes)
         first = next(iter(recipes.values()))
+        table_of(first)  # whether it fits
         _, images = read_data(first, data)
         for said in (images.summary, *adaptations(first, fitted(first, images), images)):
             say(console, said)
@@ -121,7 +124,9 @@ def table(
         # The runs share the processor, where they do not need only one thread each.
         shared = max(1, (os.cpu_count() or 1) // jobs)
         cpu_threads = threads or options.default_threads(first.preset) or shared
-        command = partial(resume_command, data=data, device=device, threads=cpu_threads)
+        command = partial(
+            resume_command, data=data, device=device, threads=cpu_threads, lookup=lookup
+        )
         signal.signal(signal.SIGTERM, _stop)
         failures = []
         with place as where:
@@ -131,7 +136,7 @@ def table(
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
                     report.write()
-                    say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
+                    say(console, f"{run}: {report.said(key)}{tries}")
                 else:
                     failures.append(f"{run}: {outcome.failure}{tries}")
                     say(console, f"Failed: {failures[-1]}")
