@@ -141,7 +141,7 @@ def build_warmup(
 
 
 def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
-    """Makes the loss of the players on a training batch (Eq. 2, without the architecture)."""
+    """Makes the loss of the two players on a training batch; no architecture is in it."""
     loss = GAMES[name].loss
     no_architecture: Any = None  # the small discriminator reads none
 
