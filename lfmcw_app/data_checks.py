@@ -13,10 +13,12 @@ from torch import Tensor
 from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
-from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
+from lfmcw_app.conditions import conditions_said
+from lfmcw_app.data import FOLDER, Dataset, load_dataset, subset_places
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
@@ -25,7 +27,7 @@ from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import search_stages
-from lfmcw_app.training import training_images, training_rounds
+from lfmcw_app.training import training_rounds
 from mlo.randomness import preserved
 
 __all__ = ["adaptations", "fitted", "read_and_tell", "read_data"]
@@ -130,15 +132,13 @@ def read_and_tell(
 
 def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:
     """The labels of the images of every part that a run uses."""
-    how = recipe.data
+    test = dataset.test.labels
     labels = {
-        "training": subset_labels(dataset.train, how.train_images, recipe.seed),
-        "test": subset_labels(dataset.test, how.test_images, recipe.seed),
+        "training": training_labels(recipe, dataset),
+        "test": test[subset_places(test, recipe.data.test_images, recipe.seed)],
     }
     if searches:
-        labels["D_tr"], labels["D_val"] = search_labels(
-            dataset, how.search_images, recipe.seed, how.search_fractions
-        )
+        labels["D_tr"], labels["D_val"] = search_part_labels(recipe, dataset)
     return labels
 
 
@@ -208,6 +208,8 @@ def adaptations(
     ]
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
         fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
+    if conditions := conditions_said(recipe, dataset):
+        said.append(conditions)
     if fewer:
         said.append(f"The recipe does not use all images: {', '.join(fewer)}.")
     if not recipe.trains:
@@ -268,7 +270,7 @@ def _check_training(recipe: Recipe, dataset: Dataset) -> None:
             f"evaluation.stem is {how.stem}, which needs images of a multiple of "
             f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
         )
-    per_epoch = training_images(recipe, dataset) // how.batch_size
+    per_epoch = len(training_labels(recipe, dataset)) // how.batch_size
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
             f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "

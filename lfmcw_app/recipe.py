@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from lfmcw_app.errors import InputError, shown
-from lfmcw_app.generators import GAMES
+from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
@@ -46,6 +46,7 @@ ADAPTED: dict[str, tuple[str, Any]] = {
     "evaluation.epochs": ("evaluation.min_steps", 0),
     "evaluation.batch_size": ("evaluation.fits_batch", False),
     "search.batch_size": ("search.fits_batch", False),
+    "search.generator.init.run": ("search.generator.warmup_rounds", 0),
 }
 """What presets adapt to the data → the key that says so, and its value where one is given."""
 OVERLAYS = {"original": ("paper", "original")}
@@ -118,8 +119,37 @@ FITS_BATCH: Any = Field(
 )
 
 
+def _as_text(value: Any) -> Any:
+    """A whole number as text; anything else as it is."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+ClassName = Annotated[str, BeforeValidator(_as_text)]
+"""The name of a class, or its number where no class is called so."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class WrongLabels(_Section):
+    """A share of a class's training images that is labelled as other classes."""
+
+    of: ClassName = Field(description="the class")
+    as_: Annotated[tuple[ClassName, ...], Field(strict=False)] = Field(
+        alias="as", min_length=1, description="classes that its images are labelled as, at random"
+    )
+    share: Share = Field(default=0.5, description="of its images")
+    in_: Literal["train", "both"] = Field(
+        default="train",
+        alias="in",
+        description="train: D_tr and the training, while D_val has the right labels; both: D_val "
+        "too",
+    )
+
+    model_config = ConfigDict(validate_by_name=True)
+
+
 class Data(_Section):
-    """What is read, and how much of it."""
+    """What is read, how much of it, and under which conditions."""
 
     image_size: Count | None = Field(
         default=None, ge=8, description="images larger than this are reduced to it"
@@ -136,6 +166,27 @@ class Data(_Section):
         default=None, ge=2, description="training images of the derived network"
     )
     test_images: Count | None = Field(default=None, ge=1, description="test images")
+    wrong_labels: tuple[WrongLabels, ...] = Field(
+        default=(),
+        strict=False,
+        description="labels made wrong, for experiments: [{of: cat, as: [dog], share: 0.5, in: "
+        "train}]",
+    )
+    class_shares: dict[ClassName, Share] = Field(
+        default_factory=dict,
+        description="classes made small, for experiments: class → share of its images that D_tr, "
+        "D_val and the training are taken from",
+    )
+    imbalance: Share | None = Field(
+        default=None,
+        description="such a share of the last class, with an exponential decay from the first; "
+        "class_shares goes over it",
+    )
+    conditions_apply_to: Literal["all", "search"] = Field(
+        default="all",
+        description="wrong_labels, class_shares and imbalance: in the search and the training of "
+        "the derived network, or in the search alone; never in the test",
+    )
     in_memory: bool | None = Field(
         default=None,
         description="folder: whether all images are decoded at the start; null: if they take at "
@@ -170,6 +221,20 @@ class Data(_Section):
         description="folder: skip leaves out files that cannot be read; every file is read at the "
         "start to find them",
     )
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether labels are made wrong, or classes small."""
+        return bool(self.wrong_labels or self.class_shares) or self.imbalance is not None
+
+    @field_validator("wrong_labels")
+    @classmethod
+    def _one_entry_a_class(cls, value: tuple[WrongLabels, ...]) -> tuple[WrongLabels, ...]:
+        names = [wrong.of for wrong in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"wrong_labels needs one entry per class; {twice[0]} has several")
+        return value
 
     @field_validator("search_fractions")
     @classmethod
@@ -225,13 +290,32 @@ class ArchitectureOptimizer(_Section):
     )
 
 
+class StartingWeights(_Section):
+    """Weights of another run to start from, instead of random ones."""
+
+    run: str | None = Field(default=None, description="run folder that they are taken from")
+    digest: str | None = Field(
+        default=None, description="of the weights; filled in, and checked where it is given"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> StartingWeights:
+        if self.run is None and self.digest is not None:
+            raise ValueError("digest needs run, the folder whose weights it is of")
+        return self
+
+
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: str = Field(default="dcgan", description="a name in generators/games.py")
+    name: str = Field(
+        default="dcgan",
+        description="a name in generators/games.py, or real: training images that the search does "
+        "not use are drawn, the upper bound of a generator",
+    )
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="of the generator")
     discriminator_lr: float = Field(default=2e-4, gt=0)
     discriminator_steps: Count = Field(
         default=1,
@@ -249,27 +333,51 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    warmup_rounds: Count = Field(
+        default=0,
+        ge=0,
+        description="rounds of the game alone, before the search, with a small discriminator of no "
+        "architecture",
+    )
+    warmup_batch_size: Count | None = Field(
+        default=None, ge=2, description="null: that of the search"
+    )
+    warmup_lr: float = Field(default=5e-4, gt=0)
+    warmup_discriminator_lr: float = Field(default=5e-4, gt=0)
+    warmup_betas: Betas = (0.5, 0.999)
+    warmup_discriminator_channels: Count = Field(
+        default=32, ge=1, description="of its first convolution"
+    )
+    warmup_augmentation: bool = Field(
+        default=True,
+        description="the discriminator sees all images, real and generated, changed at random",
+    )
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the generator: from the warm-up of a run"
+    )
+    warmed_lr: float = Field(
+        default=1e-4,
+        gt=0,
+        description="in place of lr in the search of a generator that has learned before it, by a "
+        "warm-up or init; a new discriminator would lead it astray at a higher one",
+    )
+
+    @property
+    def begins_warm(self) -> bool:
+        """Whether the generator of a search has learned before it."""
+        return self.warmup_rounds > 0 or self.init.run is not None
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        GAMES.named(value)
+        if value != REAL:
+            GAMES.named(value)
+        elif REAL in GAMES:
+            raise ValueError(
+                f"a package brings a generator called {REAL}, which is the name for drawing real "
+                "images. Rename it, or remove the package"
+            )
         return value
-
-
-class StartingWeights(_Section):
-    """Weights of another run to start from, instead of random ones."""
-
-    run: str | None = Field(default=None, description="run folder that they are taken from")
-    digest: str | None = Field(
-        default=None, description="of the weights; filled in, and checked where it is given"
-    )
-
-    @model_validator(mode="after")
-    def _of_a_run(self) -> StartingWeights:
-        if self.run is None and self.digest is not None:
-            raise ValueError("digest needs run, the folder whose weights it is of")
-        return self
 
 
 class Lookup(_Section):
@@ -439,6 +547,11 @@ class Search(_Section):
     augmentation: Augmentation = Augmentation()
 
     model_config = ConfigDict(validate_by_name=True)
+
+    @property
+    def draws_real(self) -> bool:
+        """Whether the generated images are real ones, so that there is no game."""
+        return self.method == "lfmcw" and self.generator.name == REAL
 
     @field_validator("hypergradient")
     @classmethod
@@ -691,19 +804,21 @@ def _over(
     for key, value in (*overrides.items(), *assigned):
         _assign(tree, key, value)
 
-    given = {*_dotted(config), *overrides, *(key for key, _ in assigned)}
+    given = {**_dotted(config), **overrides, **dict(assigned)}
     for key, (adapter, off) in ADAPTED.items():
-        if key in given and adapter not in given:
+        no_run = key.endswith(".run") and given.get(key) is None
+        if key in given and adapter not in given and not no_run:
             _assign(tree, adapter, off)
     return validate_recipe(tree)
 
 
-def _dotted(tree: Mapping[str, Any]) -> set[str]:
-    """The dotted keys of the values of a tree's sections, whatever these values are."""
-    found = set(tree)
-    for section, values in tree.items():
-        if isinstance(values, Mapping):
-            found |= {f"{section}.{key}" for key in values}
+def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key → value, of a tree's sections and of what is in them."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found[f"{above}{name}"] = value
+        if isinstance(value, Mapping):
+            found |= _dotted(value, f"{above}{name}.")
     return found
 
 
@@ -740,6 +855,8 @@ def trial(recipe: Recipe, steps: int) -> Recipe:
         phase["epochs"], phase["steps"] = None, steps
         phase["weights"]["warmup_epochs"] = 0
     tree["search"]["architecture"]["warmup_epochs"] = 0
+    generator = tree["search"]["generator"]
+    generator["warmup_rounds"] = min(generator["warmup_rounds"], steps)
     tree["trial"] = True
     return validate_recipe(tree)
 
@@ -828,11 +945,11 @@ def is_imagenet(dataset: str) -> bool:
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
+    """`base` with the entries of `over`; sections are merged, other mappings replaced."""
     result = dict(base)
     for key, value in over.items():
         sections = isinstance(value, dict) and isinstance(result.get(key), dict)
-        merges = sections and key != "hypergradient"
+        merges = sections and key not in ("hypergradient", "class_shares")
         result[key] = _merged(result[key], value) if merges else value
     return result
 

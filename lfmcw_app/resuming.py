@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe, validate_recipe
-from lfmcw_app.stages import TRAINING, phases_of, search_stages
+from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 from mlo import MultilevelOptimizer
 
 __all__ = [
@@ -47,6 +47,7 @@ CHANGEABLE = {
     "data.groups": False,  # only where the file is: the groups are compared too
     "data.in_memory": True,
     "search.init.run": False,  # the digest of its weights is checked
+    "search.generator.init.run": False,
     "evaluation.init.run": False,
     "lookup.file": False,  # the digest of the file is checked
     "search.gradient_terms_every": False,
@@ -59,6 +60,7 @@ CHANGEABLE = {
     "search.architecture.lr": True,
     "search.architecture.grad_clip": True,
     "search.generator.lr": True,
+    "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
     "evaluation.epochs": True,
     "evaluation.steps": True,
@@ -150,7 +152,8 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
         )
     if not change.key.startswith("search."):
         return
-    later = [name for name in phases_of(wanted)[1:] if (path / f"{name}.pt").exists()]
+    of_search = tuple(name for name in phases_of(wanted) if name != WARMUP)
+    later = [name for name in of_search[1:] if (path / f"{name}.pt").exists()]
     if not searches or TRAINING in later or not search_stages(wanted.search):
         has = "has no search" if not searches else "has ended its search"
         raise InputError(f"The run in {path} {has}, so {change} would change nothing. Drop it.")

@@ -14,13 +14,16 @@ from torch import Tensor
 from lfmcw_app.budget import warn_of_excess
 from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.collapse import CollapseDetector, observe
-from lfmcw_app.data import Dataset, search_split, short_name
+from lfmcw_app.data import Dataset, Images, short_name
 from lfmcw_app.errors import NumbersWarning
+from lfmcw_app.generator_warmup import warm_up
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
+from lfmcw_app.parts import SearchParts, search_parts
 from lfmcw_app.phase import Phase, Round
 from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, search_rounds
+from lfmcw_app.recipe import StartingWeights
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import FOUND, Cells
 from lfmcw_app.search_space.pdarts import (
@@ -29,7 +32,11 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.spaces import SearchStage, space_named
 from lfmcw_app.stages import METHOD_LABELS, phases_of
-from lfmcw_app.starting_weights import load_into_supernets
+from lfmcw_app.starting_weights import (
+    generator_weights,
+    load_into_generator,
+    load_into_supernets,
+)
 from mlo import Record
 
 __all__ = ["search"]
@@ -44,7 +51,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     The pictures are cells.png and cells.svg and, with a generator, samples.png and samples/.
     """
     how = folder.recipe.search
-    genotype, generator = _searched(folder, dataset, console, device)
+    genotype, source = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
     folder.write("genotype.txt", genotype.notation() + "\n")
     warn_of_excess(folder.recipe, genotype, dataset)
@@ -55,20 +62,23 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
-    if generator is not None:
+    if source is not None:
         with folder.attempting("samples.png"):
-            save_samples(generator, dataset, folder.path / "samples.png", device)
+            save_samples(source, dataset, folder.path / "samples.png", device)
     return genotype
 
 
 def _searched(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
-) -> tuple[Cells, ImageGenerator | None]:
-    """Runs all stages; returns the genotype, and the generator that was learned with it."""
+) -> tuple[Cells, ImageGenerator | Images | None]:
+    """Runs all stages; returns the genotype, and what images were drawn from, if anything."""
     how = folder.recipe.search
     space = space_named(how.space)
     if how.method == "random":
         return space.random(how, folder.recipe.seed), None
+
+    parts = search_parts(folder.recipe, dataset)
+    warmed = warm_up(folder, dataset, parts.train, console, device)
 
     # A stage begins with the candidates that the one before left, and with new modules.
     candidates = space.candidates(how)
@@ -77,18 +87,38 @@ def _searched(
         modules = build_modules(
             how, dataset, candidates=candidates, layers=stage.layers, device=device
         )
-        if index == 0 and not folder.checkpoints(stage.name).exists():
-            load_into_supernets(modules, folder.recipe)
-        _run_stage(stage, modules, candidates, folder, dataset, console, device)
+        if not folder.checkpoints(stage.name).exists():
+            if index == 0:
+                load_into_supernets(modules, folder.recipe)
+            _begin_with_generator(modules, warmed, how.generator.init)
+        _run_stage(stage, modules, candidates, parts, folder, dataset, console, device)
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)
-    return genotype, modules.gan.generator if modules.gan is not None else None
+    return genotype, _source(modules, parts)
+
+
+def _source(modules: SearchModules, parts: SearchParts) -> ImageGenerator | Images | None:
+    """What images are drawn from: the generator, or real images; None for plain DARTS."""
+    return modules.gan.generator if modules.gan is not None else parts.unused
+
+
+def _begin_with_generator(
+    modules: SearchModules, warmed: dict[str, Tensor] | None, init: StartingWeights
+) -> None:
+    """Gives a stage's generator the weights of the warm-up, or those of another run's."""
+    if modules.gan is None:
+        return
+    if warmed is None and init.run is not None:
+        warmed = generator_weights(init)
+    if warmed is not None:
+        load_into_generator(modules.gan.generator, warmed, init.run or "the warm-up")
 
 
 def _run_stage(
     stage: SearchStage,
     modules: SearchModules,
     candidates: Any,
+    parts: SearchParts,
     folder: RunFolder,
     dataset: Dataset,
     console: Console,
@@ -96,11 +126,10 @@ def _run_stage(
 ) -> None:
     """Runs the rounds of a stage, from where its checkpoint stands."""
     recipe = folder.recipe
-    how, data = recipe.search, recipe.data
-    train, validation = search_split(
-        dataset, data.search_images, recipe.seed, data.search_fractions
+    how, train = recipe.search, parts.train
+    optimizer = build_search(
+        recipe, dataset, train, parts.validation, modules, unused=parts.unused, device=device
     )
-    optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
     rounds = search_rounds(how, len(train))
     per_epoch = len(train) // how.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), how.architecture.warmup_epochs
@@ -117,7 +146,8 @@ def _run_stage(
         device=device,
     )
     detector = CollapseDetector(game=how.generator.name) if recipe.detect_collapse else None
-    snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
+    source = _source(modules, parts)
+    snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset({1})
 
     def set_skip_dropout() -> None:
         # A function of the epoch alone, so that a resumed run has the same.
@@ -142,10 +172,10 @@ def _run_stage(
             accuracy = record.metrics["arch"]["accuracy"]
             done.shown["validation error %"] = 100.0 * (1.0 - accuracy)
 
-        if modules.gan is not None and folder.writes and record.round in snapshots:
+        if source is not None and folder.writes and record.round in snapshots:
             path = folder.samples / f"{stage.name}-{record.round:06d}.png"
             with folder.attempting(path.name):
-                save_snapshot(modules.gan.generator, dataset, path, device)
+                save_snapshot(source, dataset, path, device)
         if detector is not None:
             _warn_of_collapse(detector, record, cells())
 

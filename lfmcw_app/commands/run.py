@@ -64,7 +64,7 @@ def run(
     from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.lookup import table_of
     from lfmcw_app.projection import after_projection, print_choice, project
-    from lfmcw_app.starting_weights import check_supernets_fit
+    from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
@@ -123,8 +123,10 @@ def run(
             recipe, images = read_and_tell(console, recipe, data, device=target)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
-            if folder is None and (told := check_supernets_fit(recipe, images)):
-                say(console, told)
+            checks = () if folder is not None else (check_supernets_fit, check_generator_fits)
+            for check in checks:
+                if told := check(recipe, images):
+                    say(console, told)
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps

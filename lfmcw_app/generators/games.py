@@ -19,7 +19,10 @@ from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
 from lfmcw_app.plugins import Table
 from lfmcw_app.search_space.layers import Norm
 
-__all__ = ["GAMES", "Game", "register_generator"]
+__all__ = ["GAMES", "REAL", "Game", "register_generator"]
+
+REAL = "real"
+"""The name of no game: the generated images are then real ones that the search does not use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,15 @@ GAMES: Table[Game] = Table(
     {
         "dcgan": Game(
             generator=ConditionalDCGAN,
+            loss=non_saturating,
+            head="flatten",
+            spectral_norm="none",
+            trunk_norms=("group", "instance", "batch"),
+            coin_loss=2.0 * math.log(2.0),
+        ),
+        # DCGAN's game with the residual generator of WGAN-GP, whose norms know the class.
+        "resnet": Game(
+            generator=ConditionalWGANGP,
             loss=non_saturating,
             head="flatten",
             spectral_norm="none",

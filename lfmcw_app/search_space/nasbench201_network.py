@@ -329,7 +329,8 @@ class SumNetwork(_Skeleton, ImageNetwork):
                 f"needs a height and width divisible by {self.divisor}. Set data.image_size to "
                 "such a size."
             )
-        x = self.stem(images)
+        # As in the supernet: on a CPU this takes a third less time.
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))
         for layer, cell in enumerate(self.cells):
             x = cell(self.reduced_before(layer, x), self.drop_probability)
         return self.classifier(self.last(x).mean(dim=(2, 3))), None
