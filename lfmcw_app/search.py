@@ -58,7 +58,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     title = (
         f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     )
-    if not folder.writes:
+    if not folder.draws:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
@@ -172,7 +172,7 @@ def _run_stage(
             accuracy = record.metrics["arch"]["accuracy"]
             done.shown["validation error %"] = 100.0 * (1.0 - accuracy)
 
-        if source is not None and folder.writes and record.round in snapshots:
+        if source is not None and folder.draws and record.round in snapshots:
             path = folder.samples / f"{stage.name}-{record.round:06d}.png"
             with folder.attempting(path.name):
                 save_snapshot(source, dataset, path, device)

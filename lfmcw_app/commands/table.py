@@ -136,7 +136,7 @@ def table(
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
                     report.write()
-                    say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
+                    say(console, f"{run}: {report.said(key)}{tries}")
                 else:
                     failures.append(f"{run}: {outcome.failure}{tries}")
                     say(console, f"Failed: {failures[-1]}")
