@@ -146,6 +146,16 @@ def test_nothing_can_start_from_weights_without_a_training(table_file):
         load_recipe("smoke", overrides={"lookup.file": "x", "evaluation.init.run": "y"})
 
 
+def test_conditions_of_a_training_need_a_training():
+    """The networks of a table had data of their own: a condition can be of the search alone."""
+    given = {"lookup.file": "x", "data.imbalance": 0.1}
+    with pytest.raises(InputError, match=r"set data\.conditions_apply_to to search"):
+        load_recipe("smoke", overrides=given)
+    assert not load_recipe(
+        "smoke", overrides={**given, "data.conditions_apply_to": "search"}
+    ).trains
+
+
 def test_a_digest_needs_its_file():
     with pytest.raises(InputError, match="digest and dataset need file"):
         load_recipe("smoke", overrides={"lookup.digest": "x"})
