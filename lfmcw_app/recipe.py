@@ -726,6 +726,11 @@ class Recipe(_Section):
                 "evaluation.init gives a training weights to start from, and with lookup nothing "
                 "is trained; drop one of them"
             )
+        if not self.trains and self.data.has_conditions and self.data.conditions_apply_to == "all":
+            raise ValueError(
+                "conditions of the data are to apply to the training of the derived network, whose "
+                "error is looked up; set data.conditions_apply_to to search"
+            )
         return self
 
     @property
