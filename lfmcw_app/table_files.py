@@ -112,6 +112,14 @@ class TableReport:
         self._rows[key] = row_of(self._name, key[0], path)
         return True
 
+    def to_contribute(self) -> str:
+        """How these results come onto the page of results, in words."""
+        return (
+            f"To contribute: copy {self.results} to docs/data/{self._folder.name}.csv (add the "
+            "machine to the name if there is one from another), and open a pull request with it. "
+            "See docs/reproducing.md."
+        )
+
     def write(self, *, figure: bool = True) -> None:
         """Writes table.md, runs.csv and, unless not wanted, figure.png of the results so far."""
         order = list(TABLES[self._name])
