@@ -159,5 +159,6 @@ def conditions_said(recipe: Recipe, dataset: Dataset) -> str:
         others = " or ".join(names[_label(dataset, name)] for name in wrong.as_)
         where = "" if wrong.in_ == "both" else ", but not in D_val"
         parts.append(f"{count:,} of {after[of]:,} of {names[of]} are labelled {others}{where}")
-    applies = "the search and the training" if how.conditions_apply_to == "all" else "the search"
+    trains = how.conditions_apply_to == "all" and recipe.trains
+    applies = "the search and the training" if trains else "the search"
     return f"Conditions, in {applies}: {'; '.join(parts) or 'none takes effect'}."

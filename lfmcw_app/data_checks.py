@@ -27,7 +27,7 @@ from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
-from lfmcw_app.stages import search_stages
+from lfmcw_app.stages import WARMUP, phases_of, search_stages
 from lfmcw_app.training import training_rounds
 from mlo.randomness import preserved
 
@@ -156,6 +156,9 @@ def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, 
     if "D_tr" in counts:
         searched = min(counts["D_tr"], counts["D_val"])
         found.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+        batch = recipe.search.generator.warmup_batch_size
+        if batch is not None and WARMUP in phases_of(recipe):
+            found.append(("search.generator.warmup_batch_size", batch, counts["D_tr"]))
     return found
 
 
@@ -173,10 +176,13 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     tree = recipe.model_dump(mode="json", by_alias=True)
     for key, batch, images in _batches(recipe, counts):
-        section = tree[key.partition(".")[0]]
+        phase, *within, name = key.split(".")
+        section = tree[phase]
+        for part in within:
+            section = section[part]
         fitting = images // size * size
-        if section["fits_batch"] and 2 <= fitting < batch:
-            section["batch_size"] = fitting
+        if tree[phase]["fits_batch"] and 2 <= fitting < batch:
+            section[name] = fitting
     return validate_recipe(tree)
 
 

@@ -333,6 +333,11 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    quality: Literal["snapshots", "end", "never"] = Field(
+        default="end",
+        description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
+        "the rounds of the snapshots, at the end of the search, or never",
+    )
     warmup_rounds: Count = Field(
         default=0,
         ge=0,
@@ -612,6 +617,11 @@ class Search(_Section):
             raise ValueError(
                 f"synthetic_only needs generated images, which method {self.method} has none of"
             )
+        if self.draws_real and self.generator.init.run is not None:
+            raise ValueError(
+                "generator.init gives weights of a generator, and with generator.name real there "
+                "is none: drop one of them"
+            )
         if self.synthetic_only and self.lam == 0.0:
             raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
         return self
@@ -698,7 +708,7 @@ class Recipe(_Section):
     )
     detect_collapse: bool = Field(
         default=False,
-        description="warn of skip-connection collapse and of a GAN that does not learn "
+        description="warn of skip-connection collapse, and of a GAN that does not learn or draw "
         "(collapse.py)",
     )
     data: Data = Data()
@@ -715,6 +725,11 @@ class Recipe(_Section):
             raise ValueError(
                 "evaluation.init gives a training weights to start from, and with lookup nothing "
                 "is trained; drop one of them"
+            )
+        if not self.trains and self.data.has_conditions and self.data.conditions_apply_to == "all":
+            raise ValueError(
+                "conditions of the data are to apply to the training of the derived network, whose "
+                "error is looked up; set data.conditions_apply_to to search"
             )
         return self
 

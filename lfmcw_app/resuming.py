@@ -63,6 +63,7 @@ CHANGEABLE = {
     "search.generator.lr": True,
     "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
+    "search.generator.quality": False,
     "evaluation.epochs": True,
     "evaluation.steps": True,
     "evaluation.min_steps": True,

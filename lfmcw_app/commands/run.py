@@ -48,7 +48,8 @@ def run(
         bool,
         typer.Option(
             "--detect-collapse",
-            help="Warns of skip-connection collapse and of a GAN that does not learn any more.",
+            help="Warns of skip-connection collapse, and of a GAN that does not learn any more or "
+            "draws no pictures of the classes.",
         ),
     ] = False,
     quiet: options.QuietOption = False,

@@ -92,3 +92,10 @@ def test_arms_without_a_generator_have_one_recipe_for_all():
     assert other["λ = 0"].search.lam == 0
     assert other["λ = 0"].search.generator.warmup_rounds == 0
     assert usual["LFM-CW"].search.generator.warmup_rounds > 0
+
+
+def test_a_setting_can_name_the_seed(tmp_path):
+    arm = TABLES["table2"]["LFM-CW"]
+    setting = "search.steps={seed}1"
+    recipe = arm_recipe(arm, "digits", "smoke", None, [setting], 4, space=None, order=None)
+    assert recipe.search.steps == 41
