@@ -125,15 +125,20 @@ OF_GENERATED_IMAGES = (
 
 
 def _without_what_is_unused(recipe: Recipe) -> Recipe:
-    """The recipe with the preset's values of what a search without a generator does not read.
+    """The recipe with the preset's values of what its search does not read, or makes nothing of.
 
-    So the tables of several generators share the runs of such searches, which have one recipe.
+    So the tables of several generators share the runs of such searches, which have one recipe. With
+    λ = 0 the generator plays its game, but nothing depends on it, and it is not warmed up.
     """
-    if recipe.search.method == "lfmcw" or recipe.preset not in PRESETS:
+    how = recipe.search
+    if (how.method == "lfmcw" and how.lam > 0) or recipe.preset not in PRESETS:
         return recipe
-    usual = _usual(recipe.preset, recipe.search.space, recipe.dataset).search
+    usual = _usual(recipe.preset, how.space, recipe.dataset).search
     unused = {name: getattr(usual, name) for name in OF_GENERATED_IMAGES}
-    return recipe.model_copy(update={"search": recipe.search.model_copy(update=unused)})
+    if how.method == "lfmcw":
+        unused["lam"] = how.lam
+        unused["generator"] = usual.generator.model_copy(update={"warmup_rounds": 0})
+    return recipe.model_copy(update={"search": how.model_copy(update=unused)})
 
 
 @lru_cache

@@ -71,7 +71,7 @@ def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
     table = table_of(folder.recipe)
     assert table is not None
     with folder.locked():
-        if folder.writes:
+        if folder.draws:
             save_cells(genotype, folder, f"given genotype, {short_name(folder.recipe.dataset)}")
         return look_up(folder, genotype, table)
 

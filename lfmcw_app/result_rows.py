@@ -47,7 +47,9 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
     how = run.recipe.search
-    generator, looked_up = result.get("generator", {}), result.get("lookup", {})
+    draws = how.method == "lfmcw" and how.lam > 0
+    looked_up = result.get("lookup", {})
+    generator = result.get("generator", {}) if draws else {}
     searching, training = _seconds(folder)
     return Row(
         table=table,
@@ -57,7 +59,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
         preset=run.recipe.preset,
         space=how.space,
         order=None if how.method == "random" else how.order,
-        generator=how.generator.name if how.method == "lfmcw" else None,
+        generator=how.generator.name if draws else None,
         method=how.method,
         condition=_told(run.recipe, conditions=True),
         settings=_told(run.recipe, conditions=False),
@@ -106,16 +108,17 @@ def _made_by(folder: Path) -> dict[str, Any]:
 def _seconds(folder: Path) -> tuple[float | None, float | None]:
     """What the phases of the search took, and the training; None for what was not run.
 
-    Of a run that was interrupted, what it really took, repeated rounds included.
+    Of a run that was interrupted, what it really took, repeated rounds included. A process that is
+    killed may leave half a line: then nobody knows.
     """
-    try:
-        lines = (folder / TIMINGS).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        return None, None
     taken: dict[bool, float] = {}
-    for entry in map(json.loads, lines):
-        trains = entry["phase"] == TRAINING
-        taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
+    try:
+        for line in (folder / TIMINGS).read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            trains = entry["phase"] == TRAINING
+            taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
+    except (FileNotFoundError, ValueError):
+        return None, None
     searching, training = taken.get(False), taken.get(True)
     return (
         None if searching is None else round(searching, 1),

@@ -331,8 +331,10 @@ class RunFolder:
             return
         for pattern in KEEP[self.keep]:
             for path in self.path.glob(pattern):
-                with self.attempting(f"The removal of {path.name}"):
+                try:
                     path.unlink()
+                except OSError as error:
+                    self._warn(f"{path} cannot be removed ({error.strerror or error}) and stays.")
 
     def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
         """Writes what is known of lost numbers, the first few times; returns where, in words."""
