@@ -19,15 +19,16 @@ draws the weights over time beside W1's confusion matrix.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Images, load_dataset, search_split
+from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
+from lfmcw_app.parts import search_parts
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.report import read_run
@@ -37,16 +38,6 @@ from lfmcw_app.search_end import confusion_of_w1
 
 HARD = {"fashion-mnist": ("trouser", ("dress",)), "digits": ("0", ("6", "8"))}
 """Data set → (an easy class, its look-alikes), so that a weight rises by mislabelling alone."""
-
-
-def mislabelled(images: Images, hard: int, look_alikes: tuple[int, ...], seed: int) -> Images:
-    """Labels half of the images of the class `hard` as one of `look_alikes`."""
-    generator = torch.Generator().manual_seed(seed)
-    members = (images.labels == hard).nonzero()[:, 0]
-    chosen = members[torch.randperm(len(members), generator=generator)[: len(members) // 2]]
-    drawn = torch.randint(len(look_alikes), (len(chosen),), generator=generator)
-    wrong = torch.tensor(look_alikes)[drawn].to(images.labels.dtype)
-    return replace(images, labels=images.labels.index_put((chosen,), wrong))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +60,11 @@ def searched(
 ) -> Found:
     """Runs a first-order search with a class made hard."""
     preset = "small" if dataset_name == "fashion-mnist" else "smoke"
+    wrong = {"of": hard, "as": look_alikes, "share": 0.5, "in": "both"}
     recipe = load_recipe(
         preset,
         overrides={
+            "data.wrong_labels": [wrong],
             "dataset": dataset_name,
             "search.order": "first",
             "search.steps": rounds,
@@ -79,19 +72,14 @@ def searched(
         },
     )
     dataset = load_dataset(dataset_name, image_size=recipe.data.image_size)
-    train, validation = search_split(dataset, recipe.data.search_images, seed)
-    label = dataset.class_names.index(hard)
-    others = tuple(dataset.class_names.index(name) for name in look_alikes)
-    train = mislabelled(train, label, others, seed)
-    validation = mislabelled(validation, label, others, seed + 1)
-
+    parts = search_parts(recipe, dataset)
     torch.manual_seed(seed)
     modules = build_modules(recipe.search, dataset)
-    optimizer = build_search(recipe, dataset, train, validation, modules)
+    optimizer = build_search(recipe, dataset, parts.train, parts.validation, modules)
     weights = [record.metrics["w2"]["class_weights"] for record in optimizer.run(rounds)]
     return Found(
         weights=np.array(weights).T,
-        confusion=confusion_of_w1(modules, train, validation, dataset),
+        confusion=confusion_of_w1(modules, parts.train, parts.validation, dataset),
         names=dataset.class_names,
     )
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lfmcw_app.generator_quality import Quality
-from lfmcw_app.generators import GAMES
+from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.search_space.genotype import Cells
 from mlo import Record
 
@@ -164,7 +164,8 @@ class CollapseDetector:
     """Follows a search and says when it collapses.
 
     Attributes:
-        game: name of the generator's game; decides what a discriminator's loss means.
+        game: name of the generator's game, which decides what a discriminator's loss means; `REAL`
+            where there is none.
         window: rounds that a rule looks back.
     """
 
@@ -216,7 +217,7 @@ class CollapseDetector:
                 "collapse. Search for fewer epochs, or with more decay."
             )
 
-        coin = GAMES[self.game].coin_loss
+        coin = None if self.game == REAL else GAMES[self.game].coin_loss
         if coin is not None and self._all("discriminator_loss", lambda loss: loss < WON * coin):
             met["won"] = (
                 f"The discriminator's loss was below {WON * coin:.3g} for {self.window} rounds: it "

@@ -1,4 +1,7 @@
-"""Whole runs: a search and the training of what it found, or the training of a given genotype."""
+"""Whole runs: a search and the training of what it found, or the training of a given genotype.
+
+Where the recipe names a table of all cells, the error is looked up there instead of the training.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,38 @@ from rich.console import Console
 
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.fingerprint import check_unchanged
+from lfmcw_app.lookup import look_up, table_of
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
+from lfmcw_app.provenance import made_by
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.training import train_derived
 
-__all__ = ["evaluate_genotype", "run"]
+__all__ = ["evaluate_genotype", "look_up_genotype", "run"]
 
 
 def run(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
-    """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
+    """Runs both phases, from where the folder's checkpoints stand, and returns the result.
+
+    Raises:
+        InputError: if the table that the recipe names cannot be used; before anything is run.
+    """
+    table = table_of(folder.recipe)
 
     def both() -> dict[str, Any]:
         with enough_memory("search", folder.recipe, device, resumes=folder.path):
             genotype = search(folder, dataset, console, device)
+        if table is not None:
+            return look_up(folder, genotype, table)
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, both)
+    return _completed(folder, dataset, device, both)
 
 
 def evaluate_genotype(
@@ -41,11 +53,27 @@ def evaluate_genotype(
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
 
     def training() -> dict[str, Any]:
-        if folder.writes:
+        if folder.draws:
             save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, training)
+    return _completed(folder, dataset, device, training)
+
+
+def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
+    """Looks up the error of a given genotype, for which no data are needed; returns the result.
+
+    Raises:
+        InputError: if the table cannot be used, or does not hold the genotype.
+    """
+    if folder.result is not None:
+        return folder.result
+    table = table_of(folder.recipe)
+    assert table is not None
+    with folder.locked():
+        if folder.writes:
+            save_cells(genotype, folder, f"given genotype, {short_name(folder.recipe.dataset)}")
+        return look_up(folder, genotype, table)
 
 
 def _trained(
@@ -56,7 +84,7 @@ def _trained(
 
 
 def _completed(
-    folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
+    folder: RunFolder, dataset: Dataset, device: torch.device, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet.
 
@@ -69,6 +97,12 @@ def _completed(
     if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
     with folder.locked():
+        # Another process may have completed it until the lock was free, and cleared it.
+        if folder.result is not None and not folder.changes and not lacks_network:
+            return folder.result
         if folder.writes:
             describe_dataset(dataset, folder)
-        return work()
+        result = work()
+        folder.record_completion(made_by(device))
+        folder.clear()
+        return result

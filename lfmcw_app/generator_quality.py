@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.data import Dataset, Images, in_order, search_split, subset
+from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.parts import search_parts
 from lfmcw_app.recipe import Recipe
 from mlo.randomness import preserved
 
@@ -152,16 +153,22 @@ class Judge:
     @classmethod
     def of(cls, dataset: Dataset, recipe: Recipe, device: torch.device | str = "cpu") -> Judge:
         """The judge of a recipe's search."""
-        how, seed = recipe.data, recipe.seed
-        train, held_out = search_split(dataset, how.search_images, seed, how.search_fractions)
-        return cls(train, held_out, dataset, seed=seed, device=device)
+        parts = search_parts(recipe, dataset)
+        return cls(parts.train, parts.validation, dataset, seed=recipe.seed, device=device)
 
-    def measure(self, generator: ImageGenerator) -> Quality:
+    def measure(self, source: ImageGenerator | Images) -> Quality:
         """Measures a generator, by as many pictures of each class as there are real ones.
 
         They are drawn as W2 sees them: by `sample`, in training mode.
+
+        Args:
+            source: a generator, or images of which some of each class are drawn in its place.
         """
-        drawn = self._drawn(generator, self._real.labels)
+        labels = self._real.labels
+        if isinstance(source, Images):
+            drawn = self._prepared(source[self._chosen(source.labels, labels.cpu())])
+        else:
+            drawn = self._drawn(source, labels)
         tested = self._right(self._of_real, drawn)
         learned = self._right(self._trained_on(drawn), self._others)
         known = self._right(self._of_real, self._others)
@@ -195,6 +202,19 @@ class Judge:
         batches = in_order(subset(images, MOST_IMAGES, 0), self._dataset, 256, self._device)
         small, labels = zip(*((_reduced(x), y) for x, y in batches), strict=True)
         return _Pictures(images=torch.cat(small), labels=torch.cat(labels))
+
+    def _chosen(self, given: Tensor, wanted: Tensor) -> Tensor:
+        """Places of images with the wanted labels among the given ones, none of them twice.
+
+        Where a class has fewer images, all of these.
+        """
+        generator = torch.Generator().manual_seed(self._seed)
+        counts = torch.bincount(wanted, minlength=self._dataset.num_classes).tolist()
+        chosen = []
+        for label, count in enumerate(counts):
+            members = (given == label).nonzero()[:, 0]
+            chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+        return torch.cat(chosen)
 
     @torch.no_grad()
     def _drawn(self, generator: ImageGenerator, labels: Tensor) -> _Pictures:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lfmcw_app.build_modules import make_generator
 from lfmcw_app.collapse import doubts_about_pictures
-from lfmcw_app.data import Batches, Dataset, Images, resident, search_split
+from lfmcw_app.data import Batches, Dataset, Images, resident
 from lfmcw_app.errors import NumbersWarning
 from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generators import GAMES, ImageGenerator, PlayerLosses
@@ -141,7 +141,7 @@ def build_warmup(
 
 
 def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
-    """Makes the loss of the players on a training batch (Eq. 2, without the architecture)."""
+    """Makes the loss of the two players on a training batch; no architecture is in it."""
     loss = GAMES[name].loss
     no_architecture: Any = None  # the small discriminator reads none
 
@@ -155,9 +155,14 @@ def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
 
 
 def warm_up(
-    folder: RunFolder, dataset: Dataset, judge: Judge, console: Console, device: torch.device
+    folder: RunFolder,
+    dataset: Dataset,
+    train: Images,
+    judge: Judge,
+    console: Console,
+    device: torch.device,
 ) -> dict[str, Tensor] | None:
-    """Runs the rounds of the warm-up that are left.
+    """Runs the rounds of the warm-up that are left, on the images `train` of D_tr.
 
     What is judged, and where, is the generator as it would go into the search.
 
@@ -168,9 +173,6 @@ def warm_up(
     if WARMUP not in phases_of(recipe):
         return None
     torch.manual_seed(recipe.seed + SEED)
-    train, _ = search_split(
-        dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
-    )
     optimizer = build_warmup(recipe, dataset, train, device=device)
     players: Any = optimizer.problems["gan"].module
     init = recipe.search.generator.init
@@ -193,7 +195,7 @@ def warm_up(
     snapshots = snapshot_rounds(rounds)
     judged = quality_rounds(recipe, rounds, ends_search=False)
     for done in phase.rounds():
-        if folder.writes and done.record.round in snapshots:
+        if folder.draws and done.record.round in snapshots:
             path = folder.samples / f"{WARMUP}-{done.record.round:06d}.png"
             with folder.attempting(path.name):
                 save_snapshot(players.generator, dataset, path, device)

@@ -27,6 +27,7 @@ __all__ = [
     "Change",
     "known_recipes",
     "learning_rates",
+    "leaves",
     "numbers_changed",
     "planned_changes",
     "read_changes",
@@ -49,6 +50,7 @@ CHANGEABLE = {
     "search.init.run": False,  # the digest of its weights is checked
     "search.generator.init.run": False,
     "evaluation.init.run": False,
+    "lookup.file": False,  # the digest of the file is checked
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
     "search.epochs": True,
@@ -126,9 +128,12 @@ def planned_changes(
         if not of_numbers:
             return ()
         if not any(change.key in LENGTHS["evaluation"] for change in changes):
+            longer = (
+                " To train the derived network longer, raise evaluation.epochs or evaluation.steps."
+            )
             raise InputError(
-                f"The run in {path} is complete, so {of_numbers[0]} would change nothing. To train "
-                "the derived network longer, raise evaluation.epochs or evaluation.steps."
+                f"The run in {path} is complete, so {of_numbers[0]} would change nothing."
+                f"{longer if wanted.trains else ''}"
             )
     return changes
 
@@ -142,6 +147,11 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
                 "images can change; its files stay the same."
             )
         return
+    if change.key.startswith("evaluation.") and not wanted.trains:
+        raise InputError(
+            f"The run in {path} trains no network, its error is looked up, so {change} would "
+            "change nothing. Drop it."
+        )
     if not change.key.startswith("search."):
         return
     of_search = tuple(name for name in phases_of(wanted) if name != WARMUP)
@@ -157,7 +167,7 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
 
 
 def _differences(old: Mapping[str, Any], new: Recipe) -> tuple[Change, ...]:
-    before, after = dict(_leaves(old)), dict(_leaves(_tree(new)))
+    before, after = dict(leaves(old)), dict(leaves(_tree(new)))
     keys = [*after, *(key for key in before if key not in after)]
     return tuple(
         Change(key=key, old=before.get(key), new=after.get(key))
@@ -170,12 +180,12 @@ def _tree(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True)
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key → value; engines are one value."""
     for name, value in tree.items():
         key = f"{above}{name}"
         if isinstance(value, Mapping) and name != "hypergradient":
-            yield from _leaves(value, f"{key}.")
+            yield from leaves(value, f"{key}.")
         else:
             yield key, value
 

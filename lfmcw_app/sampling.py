@@ -120,6 +120,11 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         raise InputError(
             f"The run in {run} has no generator: its method is {how.method}. Only lfmcw learns one."
         )
+    if how.draws_real:
+        raise InputError(
+            f"The run in {run} has no generator: its search.generator.name is real, so that images "
+            f"of {folder.recipe.dataset} were drawn instead. Some of them are in samples.png there."
+        )
     for phase in reversed(phases_of(folder.recipe)[:-1]):
         state = folder.checkpoints(phase).load()
         if state is not None:

@@ -21,6 +21,8 @@ from lfmcw_app.build_modules import SearchModules
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.errors import InputError
 from lfmcw_app.generator_quality import Judge, Quality
+from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.parts import SearchParts
 from lfmcw_app.pictures import snapshot_rounds
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
@@ -58,7 +60,8 @@ def quality_rounds(recipe: Recipe, rounds: int, *, ends_search: bool) -> frozens
 def measure_end(
     folder: RunFolder,
     modules: SearchModules,
-    data: tuple[Images, Images],
+    parts: SearchParts,
+    source: ImageGenerator | Images | None,
     dataset: Dataset,
     judge: Judge,
     *,
@@ -70,16 +73,17 @@ def measure_end(
     Args:
         folder: of the run.
         modules: as they are at the end of the search.
-        data: D_tr and D_val.
+        parts: the images of the search.
+        source: what images are drawn from.
         dataset: gives normalisation and classes.
-        judge: of the generator.
+        judge: of the source.
         at: the stage and the round where the search ended; what is recorded for others is replaced.
         measured: the generator's quality, where it was measured after this round.
 
     Returns:
-        The generator's quality; None where there is none, or where it is not to be measured.
+        The source's quality; None where there is none, or where it is not to be measured.
     """
-    if modules.w1 is None or modules.gan is None:
+    if modules.w1 is None or source is None:
         return None
     known = read_search_end(folder) or {}
     if any(known.get(key) != value for key, value in at.items()):
@@ -88,10 +92,10 @@ def measure_end(
     if quality is None and known.get("generator") is not None:
         quality = Quality.from_data(known["generator"])
     if quality is None and folder.recipe.search.generator.quality != "never":
-        quality = judge.measure(modules.gan.generator)
+        quality = judge.measure(source)
     confusion = known.get("w1_confusion")
     if confusion is None and dataset.num_classes <= MOST_CLASSES:
-        confusion = confusion_of_w1(modules, *data, dataset)
+        confusion = confusion_of_w1(modules, parts.train, parts.validation, dataset)
     found = {
         **at,
         "generator": None if quality is None else quality.to_data(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +14,13 @@ import typer
 from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import PRESETS
+from lfmcw_app.run_folder import KEEP
 from lfmcw_app.spaces import SPACES
+from mlo.errors import nearest
 
 __all__ = [
-    "DATASET_HELP", "check_no_trial", "complete_dataset", "completing", "default_threads",
-    "fresh_folder", "pick_device", "set_threads",
+    "DATASET_HELP", "check_keep", "check_no_trial", "complete_dataset", "completing",
+    "default_threads", "fresh_folder", "pick_device", "set_threads", "with_lookup",
 ]  # fmt: skip
 
 DATASET_HELP = (
@@ -94,6 +97,14 @@ InitOption = Annotated[
         "search, evaluate those of its trained network.",
     ),
 ]
+LookupOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Table of all cells of the space (our own CSV, or NATS-Bench's): the test error is "
+        "looked up there, and no network is trained.",
+    ),
+]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[
     str,
@@ -110,6 +121,14 @@ TensorBoardOption = Annotated[
     bool,
     typer.Option(
         "--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard."
+    ),
+]
+KeepOption = Annotated[
+    str,
+    typer.Option(
+        autocompletion=completing(*KEEP),
+        help="Of a complete run: all; metrics: no checkpoints, weights and pictures; results: no "
+        "metrics.jsonl either. What is not kept is not drawn.",
     ),
 ]
 MaxStepsOption = Annotated[
@@ -138,6 +157,13 @@ ThreadsOption = Annotated[
 # ------------------------------ what their values mean
 
 
+def with_lookup(assign: list[str] | None, lookup: Path | None) -> list[str] | None:
+    """The assignments of --set, with that of --lookup."""
+    if lookup is None:
+        return assign
+    return [*(assign or []), f"lookup.file={json.dumps(str(lookup))}"]
+
+
 def check_no_trial(max_steps: int | None) -> None:
     """Refuses --max-steps beside --resume.
 
@@ -146,6 +172,16 @@ def check_no_trial(max_steps: int | None) -> None:
     """
     if max_steps is not None:
         raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+
+
+def check_keep(name: str) -> None:
+    """Checks the --keep option.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in KEEP:
+        raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEEP)}")
 
 
 def fresh_folder(name: str) -> Path:

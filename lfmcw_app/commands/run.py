@@ -38,6 +38,7 @@ def run(
     out: options.OutOption = None,
     seed: options.SeedOption = None,
     init: options.InitOption = None,
+    lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -53,6 +54,7 @@ def run(
     ] = False,
     quiet: options.QuietOption = False,
     tensorboard: options.TensorBoardOption = False,
+    keep: options.KeepOption = "all",
     dry_run: options.DryRunOption = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
@@ -62,6 +64,7 @@ def run(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.lookup import table_of
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
 
@@ -70,8 +73,10 @@ def run(
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
+        options.check_keep(keep)
         if init is not None:
             assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
+        assign = options.with_lookup(assign, lookup)
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
 
@@ -110,6 +115,7 @@ def run(
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
+        table_of(recipe)  # refused here if it does not fit, before the data are read
         check_batches(recipe)
         options.set_threads(threads, recipe.preset)
 
@@ -134,6 +140,7 @@ def run(
 
             out = out or options.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
+            shared.keep = keep
             work = partial(run_phases, shared, images, console, target)
             carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)
 

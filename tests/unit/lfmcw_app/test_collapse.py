@@ -21,7 +21,7 @@ from lfmcw_app.collapse import (
 )
 from lfmcw_app.data import search_split
 from lfmcw_app.generator_quality import Judge, Quality, QualityByClass
-from lfmcw_app.generators import GAMES
+from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.search_space.genotype import Edge, Genotype
 from mlo import Record
 from mlo.testing import evaluated
@@ -133,6 +133,8 @@ def test_a_generator_without_a_gradient_is_told():
 def test_a_search_without_a_generator_is_judged_by_its_cell_only():
     none = {"discriminator_loss": None, "score_gap": None, "generator_norm": None}
     assert told([none] * 20) == []
+    assert told([none] * 20, game=REAL) == []
+    only(told([none] * 10 + [none | {"skip_share": 0.75}] * 10, REAL), 10, "skip-connection")
 
 
 def test_two_rules_are_told_apart():

@@ -118,6 +118,14 @@ def test_a_measurement_repeats_itself_and_leaves_no_trace(quick):
     assert all(parameter.grad is None for parameter in generator.parameters())
 
 
+def test_real_pictures_in_place_of_generated_ones_are_as_good(quick):
+    dataset = bars()
+    train, held_out = search_split(dataset, None, 0)
+    found = Judge(train, held_out, dataset).measure(held_out)
+    assert found.gan_test == found.real
+    assert found.variety == pytest.approx(1.0, abs=0.1)
+
+
 def test_a_judge_of_a_recipe_has_the_halves_of_its_search(quick):
     dataset = bars()
     recipe = load_recipe("smoke", overrides={"data.search_images": 120, "seed": 4})

@@ -14,6 +14,7 @@ from lfmcw_app.errors import NumbersWarning
 from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generator_warmup import build_warmup, warm_up
 from lfmcw_app.generators import GAMES
+from lfmcw_app.parts import search_parts
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -50,7 +51,9 @@ def optimizer_of(made, device=CPU):
 def warmed(folder, made):
     run = RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, made)
     digits = load_dataset("digits")
-    return warm_up(run, digits, Judge.of(digits, made), Console(quiet=True), CPU)
+    train = search_parts(made, digits).train
+    judge = Judge.of(digits, made)
+    return warm_up(run, digits, train, judge, Console(quiet=True), CPU)
 
 
 def searched(folder, made):

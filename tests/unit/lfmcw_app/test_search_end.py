@@ -13,9 +13,9 @@ from rich.console import Console
 
 import mlo
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import search_split
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.generator_quality import Judge, Quality
+from lfmcw_app.parts import search_parts
 from lfmcw_app.pictures import snapshot_rounds
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
@@ -63,7 +63,7 @@ def end_of(folder):
     torch.manual_seed(0)
     modules = build_modules(folder.recipe.search, dataset)
     judge = Judge.of(dataset, folder.recipe)
-    return modules, search_split(dataset, None, 0), dataset, judge
+    return modules, search_parts(folder.recipe, dataset), dataset, judge
 
 
 def test_a_run_is_the_same_with_and_without_measurements(tmp_path):
@@ -107,6 +107,16 @@ def test_the_end_of_a_search_is_recorded_and_told(tmp_path):
     assert generator_result(folder) == {"generator": found["generator"]}
 
 
+def test_drawn_real_pictures_are_judged_at_the_end(tmp_path):
+    how = ("search.generator.name=real", "data.search_images=120")
+    folder, printed = searched(tmp_path / "run", *how)
+    found = read_search_end(folder)
+    quality = Quality.from_data(found["generator"])
+    assert 0.5 < quality.variety < 1.5
+    assert f"generator: {quality}" in printed
+    assert sum(map(sum, found["w1_confusion"])) == 60
+
+
 def test_a_search_without_a_generator_has_no_such_end(tmp_path):
     folder, printed = searched(tmp_path / "run", "search.method=darts")
     assert not (folder.path / SEARCH_END).exists()
@@ -117,11 +127,12 @@ def test_a_search_without_a_generator_has_no_such_end(tmp_path):
 def test_the_end_is_measured_once(tmp_path):
     """What stands in search.json is not measured again; of another round it is."""
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
-    modules, data, dataset, judge = end_of(folder)
+    modules, parts, dataset, judge = end_of(folder)
 
     def end(number, given=judge):
         at = {"stage": "search", "round": number}
-        return measure_end(folder, modules, data, dataset, given, at=at, measured=None)
+        source = modules.gan.generator
+        return measure_end(folder, modules, parts, source, dataset, given, at=at, measured=None)
 
     class Unasked:
         def measure(self, generator):
@@ -162,7 +173,8 @@ def test_rounds_of_measurements(when, ends, expected):
 def test_w1_is_measured_with_settled_statistics(tmp_path):
     """After few rounds the running ones make no sense. W1 and the random state stay as they are."""
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
-    modules, (train, validation), dataset, _ = end_of(folder)
+    modules, parts, dataset, _ = end_of(folder)
+    train, validation = parts.train, parts.validation
     before = {name: value.clone() for name, value in modules.w1.state_dict().items()}
     state = torch.get_rng_state()
     found = torch.tensor(confusion_of_w1(modules, train, validation, dataset))
@@ -185,7 +197,8 @@ def test_w1_is_measured_with_settled_statistics(tmp_path):
 def test_a_row_of_w1s_confusion_is_the_right_class(tmp_path):
     """W1 that always says 2 has its counts in column 2."""
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
-    modules, (train, validation), dataset, _ = end_of(folder)
+    modules, parts, dataset, _ = end_of(folder)
+    train, validation = parts.train, parts.validation
     with torch.no_grad():
         modules.w1.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1e6, 0.0]))
     kept = validation[validation.labels != 3]
