@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.known_pickle import PickleError, unpickled
 from lfmcw_app.published_files import download, places, places_said
 
 __all__ = ["CIFAR10_CLASSES", "CifarData", "read_cifar"]
@@ -306,26 +306,14 @@ _KNOWN = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-"""All that the published files name. Nothing is imported by its name."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Makes byte strings, numbers, lists, dictionaries and numpy arrays; refuses the rest."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return _KNOWN[module, name]
+"""All that the published files name."""
 
 
 def _unpickled(content: bytes, source: Path, file: str) -> dict[bytes, Any]:
     """What a file of the Python version holds. Python 2's strings are byte strings here."""
     try:
-        held = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except (
-        pickle.UnpicklingError, EOFError, ImportError, LookupError, AttributeError, TypeError,
-        ValueError, ArithmeticError, MemoryError, RecursionError,
-    ) as error:  # fmt: skip
+        held = unpickled(io.BytesIO(content), _KNOWN, encoding="bytes")
+    except PickleError as error:
         raise InputError(
             f"The CIFAR file {source}: {file} cannot be read ({error}). Delete it and fetch it "
             "again."

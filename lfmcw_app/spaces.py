@@ -24,6 +24,22 @@ from lfmcw_app.search_space.genotype import (
     random_genotype,
 )
 from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.nasbench201 import (
+    MOST_NODES,
+    OPERATIONS,
+    SumCandidates,
+    SumCell,
+    derive_sum_cell,
+    random_sum_cell,
+    sum_edges,
+)
+from lfmcw_app.search_space.nasbench201_network import (
+    STAGES,
+    SumArchitecture,
+    SumMixing,
+    SumNetwork,
+    SumSupernet,
+)
 from lfmcw_app.search_space.network import DerivedNetwork, ImageNetwork
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES
 from lfmcw_app.search_space.pdarts import (
@@ -297,6 +313,114 @@ class Restricted(Space):
         return Candidates(normal=of_cell(self.normal), reduction=of_cell(self.reduction))
 
 
+@dataclass(frozen=True, kw_only=True)
+class NASBench201(Space):
+    """The space of NAS-Bench-201: one cell whose nodes are the sums of what comes in.
+
+    `nodes` counts the states of a cell with its input: 4 in the paper.
+
+    Reference: Dong and Yang, NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture
+    Search (2020).
+    """
+
+    def check(self, how: Settings) -> None:
+        super().check(how)
+        if how.layers % STAGES:
+            raise ValueError(
+                f"{self.title} has {STAGES} stages of equally many cells: layers must be a "
+                f"multiple of {STAGES}, got {how.layers}"
+            )
+        if how.stem != "cifar":
+            raise ValueError(f"{self.title} has a stem of its own; set stem to cifar")
+
+    def candidates(self, how: Settings) -> SumCandidates:  # type: ignore[override]
+        if not 2 <= how.nodes <= MOST_NODES:
+            raise ValueError(
+                f"a cell of {self.title} has 2 to {MOST_NODES} nodes, its input included; nodes is "
+                f"{how.nodes}"
+            )
+        names = how.primitives
+        if isinstance(names, Mapping):
+            raise ValueError(  # noqa: TRY004 - pydantic's rule
+                f"{self.title} has one cell; give primitives as one list of names"
+            )
+        if names == DARTS_PRIMITIVES:  # none were chosen
+            names = OPERATIONS
+        # The checks of names are those of the other spaces.
+        Candidates(normal=(names,), reduction=(names,))
+        return SumCandidates(cell=(names,) * len(sum_edges(how.nodes)))
+
+    def operations(self, how: Settings) -> frozenset[str]:
+        return frozenset().union(*self.candidates(how).cell)
+
+    def supernet(  # type: ignore[override]
+        self,
+        how: Settings,
+        candidates: SumCandidates,
+        *,
+        layers: int,
+        in_channels: int,
+        num_classes: int,
+        style: OperationStyle,
+    ) -> SumSupernet:
+        return SumSupernet(
+            in_channels=in_channels,
+            num_classes=num_classes,
+            channels=how.channels,
+            layers=layers,
+            candidates=candidates,
+            style=style,
+            checkpointing=how.checkpointing,
+        )
+
+    def architecture(  # type: ignore[override]
+        self, how: Settings, candidates: SumCandidates
+    ) -> SumArchitecture:
+        return SumArchitecture(candidates)
+
+    def derive(  # type: ignore[override]
+        self, how: Settings, mixing: SumMixing, candidates: SumCandidates
+    ) -> SumCell:
+        return derive_sum_cell(mixing.cell, candidates)
+
+    def derive_now(  # type: ignore[override]
+        self, mixing: SumMixing, candidates: SumCandidates
+    ) -> SumCell:
+        return derive_sum_cell(mixing.cell, candidates)
+
+    def random(self, how: Settings, seed: int) -> SumCell:
+        return random_sum_cell(self.candidates(how).cell, seed)
+
+    @property
+    def genotype(self) -> type[Cells]:
+        return SumCell
+
+    @property
+    def network_of(self) -> str:
+        return "nasbench201"
+
+    def network(self, genotype: Any, **sizes: Any) -> ImageNetwork:
+        """The network of a cell.
+
+        Raises:
+            InputError: for an auxiliary head or the stem for ImageNet, which it does not have, or a
+                number of cells that its stages cannot share.
+        """
+        if sizes.pop("auxiliary", False):
+            raise InputError(
+                f"The networks of {self.title} have no auxiliary head. Set "
+                "evaluation.auxiliary_weight to 0."
+            )
+        if sizes.pop("stem", "cifar") != "cifar":
+            raise InputError(f"{self.title} has a stem of its own. Set evaluation.stem to cifar.")
+        return SumNetwork(genotype, **sizes)
+
+    def draw(self, genotype: Any, path: Path, title: str) -> None:
+        from lfmcw_app.search_space.draw import draw_sum_cell  # matplotlib is slow to import
+
+        draw_sum_cell(genotype, path, title)
+
+
 def _with_skip(*names: str) -> list[tuple[str, ...]]:
     return [("skip_connect", name) for name in names]
 
@@ -342,6 +466,7 @@ SPACES: Table[Space] = Table(
         "s2": _same("S2", "skip_connect", "sep_conv_3x3"),
         "s3": _same("S3", "none", "skip_connect", "sep_conv_3x3"),
         "s4": _same("S4", "noise", "sep_conv_3x3"),
+        "nasbench201": NASBench201(title="NAS-Bench-201"),
     },
 )
 """Name → space."""

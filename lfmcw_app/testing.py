@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -264,10 +265,10 @@ class SpaceContract:
             found, candidates = candidates, entry.surviving(arch(), candidates, stage)
         genotype = entry.derive(how, arch(), found)
         assert genotype == entry.derive(how, arch(), found)
-        assert Genotype.from_json(genotype.to_json()) == genotype
-        allowed = {name for edge in (*found.normal, *found.reduction) for name in edge}
-        edges = (*genotype.normal, *genotype.reduction)
-        assert {edge.primitive for edge in edges} <= allowed - {"none"}
+        assert entry.genotype.from_text(genotype.to_json()) == genotype
+        assert entry.genotype.from_text(genotype.notation()) == genotype
+        edges = itertools.chain.from_iterable(asdict(found).values())
+        assert genotype.primitives <= set(itertools.chain.from_iterable(edges))
 
     def test_supernet_and_architecture_fit_each_other(self, space: str) -> None:
         """Logits are finite, and differentiable in weights and architecture."""

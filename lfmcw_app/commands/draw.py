@@ -1,4 +1,4 @@
-"""`python -m lfmcw_app.draw GENOTYPE --out FILE`: a picture of a genotype's two cells."""
+"""`python -m lfmcw_app.draw GENOTYPE --out FILE`: a picture of a genotype's cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.genotype_argument import GENOTYPE_HELP, read_genotype
 from lfmcw_app.printing import say
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from lfmcw_app.spaces import Settings, space_named
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -30,12 +33,11 @@ def draw(
     ] = Path("cells.png"),
     title: Annotated[str, typer.Option(help="Is written over the cells.")] = "",
     nodes: Annotated[int, typer.Option(min=1, max=12, help="Nodes of a random genotype.")] = 4,
+    space: options.SpaceOption = None,
 ) -> None:
-    """Draws the normal and the reduction cell of GENOTYPE, and prints it in DARTS's notation."""
+    """Draws the cells of GENOTYPE, and prints them in the space's notation."""
     # matplotlib, which takes a second to import, is not there for `--help`.
     from lfmcw_app.output_files import new_file
-    from lfmcw_app.search_space.draw import draw_genotype
-    from lfmcw_app.search_space.genotype import Genotype
 
     console = Console()
     with reported_errors(Console(stderr=True)):
@@ -43,12 +45,19 @@ def draw(
             raise InputError(
                 f"--out names a file that ends in {', '.join(FORMATS)}, got {shown(str(out))}."
             )
-        cells = read_genotype(genotype, nodes)
-        assert isinstance(cells, Genotype)
+        how = _settings(genotype, space, nodes)
+        cells = read_genotype(genotype, how)
         with new_file(out) as path:
-            draw_genotype(cells, path, title)
-        for text in (cells.to_darts(), f"In {out}: the picture of its cells"):
+            space_named(how.space).draw(cells, path, title)
+        for text in (cells.notation(), f"In {out}: the picture of its cells"):
             say(console, text)
+
+
+def _settings(genotype: str, space: str | None, nodes: int) -> Settings:
+    """Those of the run that is named, or of the options."""
+    if (Path(genotype) / "config.yaml").is_file():
+        return RunFolder.open(Path(genotype)).recipe.search
+    return load_recipe("smoke", space=space or "darts", overrides={"search.nodes": nodes}).search
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ def _given(genotype: str, recipe: Recipe) -> Cells:
     Raises:
         InputError: if it has other cells.
     """
-    cells = read_genotype(genotype, recipe.search.nodes, recipe.search.space)
+    cells = read_genotype(genotype, recipe.search)
     space = space_named(recipe.search.space)
     if not isinstance(cells, space.genotype):
         raise InputError(

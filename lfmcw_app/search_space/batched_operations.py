@@ -19,8 +19,8 @@ from lfmcw_app.search_space.norms import GainBatchNorm, GainGroupNorm, GainOnly
 from lfmcw_app.search_space.pointwise import PointwiseConv
 
 __all__ = [
-    "Bank", "ConvolutionBank", "LayerBank", "Reads", "ReduceBank", "SharedMaps", "make_gain_norm",
-    "pooled",
+    "Bank", "ConvolutionBank", "FullConvolutionBank", "LayerBank", "Reads", "ReduceBank",
+    "SharedMaps", "make_gain_norm", "pooled",
 ]  # fmt: skip
 
 Reads = Literal["state", "activated", "repeated"]
@@ -119,6 +119,43 @@ class ConvolutionBank(Bank):
         return out
 
 
+class FullConvolutionBank(Bank):
+    """A full convolution of each of several edges; they all read the same activated state.
+
+    Args:
+        kernel: its size, odd.
+        channels: C, of one edge.
+        edges: E.
+        stride: of the edges.
+        style: norms.
+    """
+
+    reads = "activated"
+
+    def __init__(
+        self, kernel: int, channels: int, edges: int, stride: int, style: OperationStyle
+    ) -> None:
+        super().__init__()
+        self.blocks = edges
+        width = edges * channels
+        self.layer: nn.Module
+        if kernel == 1:
+            self.layer = PointwiseConv(channels, width, stride=stride)
+        else:
+            self.layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.norm = make_gain_norm(style, channels, edges)
+
+    def forward(self, activated: Tensor, gain: Tensor) -> Tensor:
+        """Returns weight · operation for every edge, [B, E·C, H', W'].
+
+        Args:
+            activated: the activated state, [B, C, H, W].
+            gain: the mixing weight of every channel, [E·C].
+        """
+        out: Tensor = self.norm(self.layer(activated), gain)
+        return out
+
+
 class ReduceBank(Bank):
     """The factorized reduce of each of several edges: a skip connection of stride 2.
 
@@ -189,5 +226,7 @@ class LayerBank(Bank):
 def pooled(
     kind: Literal["max", "avg"], channels: int, stride: int, style: OperationStyle
 ) -> SharedMaps:
-    """A pool of the supernet: with a norm behind it, since pools win by the scale of their maps."""
+    """A pool of the supernet, with a norm behind it: pools would win by the scale of their maps."""
+    if not style.pools_with_norm:
+        return SharedMaps(pool(kind, stride))
     return SharedMaps(pool(kind, stride), make_gain_norm(style, channels, 1))

@@ -11,12 +11,13 @@ from matplotlib.patches import FancyArrowPatch
 
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
+from lfmcw_app.search_space.nasbench201 import SumCell, sum_edges
 from lfmcw_app.search_space.operations import primitive_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Place", "cell_places", "control_point", "draw_genotype", "edge_bend"]
+__all__ = ["Place", "cell_places", "control_point", "draw_genotype", "draw_sum_cell", "edge_bend"]
 
 Place = tuple[float, float]
 """Along the cell, and across it."""
@@ -35,11 +36,7 @@ def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
     for ax, (kind, edges) in zip(axes, cells.items(), strict=True):
         _draw_cell(ax, edges)
         ax.set_title(f"{kind} cell", fontsize=13, loc="left")
-    if title:
-        figure.suptitle(as_label(title, longest=90), fontsize=13)
-    # Equal cells give equal files: SVG would hold the date, and identifiers drawn at random.
-    with rc_context({"svg.hashsalt": "lfmcw"}):
-        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+    _finish(figure, path, title)
 
 
 def cell_places(nodes: int) -> list[Place]:
@@ -78,15 +75,9 @@ def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:
     # The boxes are drawn over the ends of the arrows.
     names = ["c(k−2)", "c(k−1)", *(str(node) for node in range(nodes)), "c(k)"]
     colours = [INPUT_COLOUR] * 2 + [NODE_COLOUR] * nodes + [OUTPUT_COLOUR]
-    for (x, y), name, colour in zip([*places, output], names, colours, strict=True):
-        ax.text(
-            x, y, name, ha="center", va="center", fontsize=11, zorder=4,
-            bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
-        )  # fmt: skip
+    _draw_states(ax, [*places, output], names, colours)
     ax.set_xlim(-0.6, output[0] + 0.6)
     ax.set_ylim(-2.2, 2.2)
-    ax.set_aspect("equal")
-    ax.axis("off")
 
 
 def _arrow(
@@ -115,3 +106,46 @@ def _arrow(
         x, y, as_label(primitive.replace("_", " ")), ha="center", va="center", fontsize=8.5,
         color=colour, zorder=5, bbox=box,
     )  # fmt: skip
+
+
+@drawing()
+def draw_sum_cell(cell: SumCell, path: Path, title: str = "") -> None:
+    """Draws a cell of NAS-Bench-201 into an image file (PNG, SVG or PDF by its name).
+
+    Edges without an operation are left out; the last node is the output.
+    """
+    nodes = cell.nodes or 0
+    places = [(1.9 * COLUMN * state, 0.0) for state in range(nodes)]
+    figure = Figure(figsize=(2.0 + 1.9 * COLUMN * (nodes - 1), 4.2), layout="constrained")
+    ax = figure.subplots()
+    edges = zip(sum_edges(nodes), cell.operations, strict=True)
+    for (node, source), operation in edges:
+        if operation != "none":
+            # Over the nodes that an edge passes, at every other level below them.
+            passed = node - source - 1
+            bend = -0.32 * passed if (source + node) % 2 else 0.32 * passed
+            _arrow(ax, places[source], places[node], operation, bend=bend, slot=0)
+    names = ["input", *(str(state) for state in range(1, nodes - 1)), "output"]
+    colours = [INPUT_COLOUR, *[NODE_COLOUR] * (nodes - 2), OUTPUT_COLOUR]
+    _draw_states(ax, places, names, colours)
+    ax.set_xlim(-0.8, places[-1][0] + 0.8)
+    ax.set_ylim(-2.0, 2.0)
+    _finish(figure, path, title)
+
+
+def _draw_states(ax: Axes, places: list[Place], names: list[str], colours: list[str]) -> None:
+    for (x, y), name, colour in zip(places, names, colours, strict=True):
+        ax.text(
+            x, y, name, ha="center", va="center", fontsize=11, zorder=4,
+            bbox={"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#444444"},
+        )  # fmt: skip
+    ax.set_aspect("equal")
+    ax.axis("off")
+
+
+def _finish(figure: Figure, path: Path, title: str) -> None:
+    if title:
+        figure.suptitle(as_label(title, longest=90), fontsize=13)
+    # Equal cells give equal files: SVG would hold the date, and identifiers drawn at random.
+    with rc_context({"svg.hashsalt": "lfmcw"}):
+        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)

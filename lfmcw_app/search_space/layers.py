@@ -39,11 +39,13 @@ class OperationStyle:
             they would undo the mixing weights.
         activation: "relu", or "silu" for a smooth network in which finite differences of gradients
             are accurate.
+        pools_with_norm: whether a supernet's pools have a norm behind them, as in DARTS.
     """
 
     norm: Norm = "batch"
     affine: bool = False
     activation: Literal["relu", "silu"] = "relu"
+    pools_with_norm: bool = True
 
     def make_norm(self, channels: int) -> nn.Module:
         """A normalisation layer over `channels`."""

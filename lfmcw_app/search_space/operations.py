@@ -17,6 +17,7 @@ from lfmcw_app.plugins import Table
 from lfmcw_app.search_space.batched_operations import (
     Bank,
     ConvolutionBank,
+    FullConvolutionBank,
     LayerBank,
     ReduceBank,
     SharedMaps,
@@ -100,12 +101,21 @@ def _convolution(kernel: int, dilation: int, colour: str, dark_colour: str) -> P
     )
 
 
-def _convolution_3x3(channels: int, stride: int, style: OperationStyle) -> nn.Module:
-    """Activation, full 3×3 convolution, norm."""
-    return nn.Sequential(
-        style.make_activation(),
-        nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False),
-        style.make_norm(channels),
+def _full_convolution(kernel: int, colour: str, dark_colour: str) -> Primitive:
+    """Activation, full convolution, norm."""
+
+    def layer(channels: int, stride: int, style: OperationStyle) -> nn.Module:
+        return nn.Sequential(
+            style.make_activation(),
+            nn.Conv2d(channels, channels, kernel, stride, padding=kernel // 2, bias=False),
+            style.make_norm(channels),
+        )
+
+    return Primitive(
+        layer=layer,
+        supernet=partial(FullConvolutionBank, kernel),
+        colour=colour,
+        dark_colour=dark_colour,
     )
 
 
@@ -132,7 +142,9 @@ PRIMITIVES: Table[Primitive] = Table(
         "sep_conv_5x5": _convolution(5, 1, "#0b3f78", "#9ecbff"),
         "dil_conv_3x3": _convolution(3, 2, "#d65f00", "#ff9d4d"),
         "dil_conv_5x5": _convolution(5, 2, "#8a3d00", "#ffc48f"),
-        "conv_3x3": Primitive(layer=_convolution_3x3, colour="#2c7a3f", dark_colour="#7ed494"),
+        "conv_3x3": _full_convolution(3, "#2c7a3f", "#7ed494"),
+        "nor_conv_1x1": _full_convolution(1, "#b8860b", "#f0c75e"),
+        "nor_conv_3x3": _full_convolution(3, "#2c7a3f", "#7ed494"),
         "noise": Primitive(
             layer=lambda channels, stride, style: GaussianNoise(stride),
             colour="#b00020",
@@ -141,7 +153,7 @@ PRIMITIVES: Table[Primitive] = Table(
         ),
     },
 )
-"""Name → primitive. The first eight are DARTS's."""
+"""Name → primitive. The first eight are DARTS's; nor_conv is the name in NAS-Bench-201."""
 
 DARTS_PRIMITIVES = tuple(PRIMITIVES)[:8]
 """The candidates of DARTS, in the order of the columns of α."""

@@ -7,8 +7,11 @@ import typer
 from typer.testing import CliRunner
 
 from lfmcw_app.commands.draw import draw
-from lfmcw_app.search_space.genotype import Genotype
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.genotype import FOUND, Genotype
 from lfmcw_app.search_space.named import NAMED_GENOTYPES
+from lfmcw_app.search_space.nasbench201 import SumCell
 
 
 def call(*arguments):
@@ -45,3 +48,19 @@ def test_only_new_files_of_known_formats_are_written(tmp_path):
     assert ".png, .svg, .pdf" in printed
     assert call("PDART", "--out", tmp_path / "new.png")[0] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["cells.png"]
+
+
+def test_a_cell_of_another_space_is_drawn(tmp_path):
+    text = "|nor_conv_3x3~0|+|none~0|skip_connect~1|"
+    code, printed = call(text, "--space", "nasbench201", "--out", tmp_path / "cell.png")
+    assert (code, printed.splitlines()[0]) == (0, text)
+    assert (tmp_path / "cell.png").stat().st_size > 5000
+
+
+def test_a_run_folder_is_drawn_as_its_own_space(tmp_path):
+    recipe = load_recipe("smoke", space="nasbench201")
+    folder = RunFolder.create(tmp_path / "run", recipe)
+    cell = SumCell(("nor_conv_3x3", "none", "skip_connect"))
+    folder.write(FOUND, cell.to_json())
+    code, printed = call(folder.path, "--out", tmp_path / "cell.png")
+    assert (code, printed.splitlines()[0]) == (0, cell.notation())
