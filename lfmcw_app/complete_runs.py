@@ -13,6 +13,7 @@ from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
+from lfmcw_app.provenance import made_by
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Cells
@@ -32,7 +33,7 @@ def run(
             genotype = search(folder, dataset, console, device)
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, both)
+    return _completed(folder, dataset, device, both)
 
 
 def evaluate_genotype(
@@ -41,11 +42,11 @@ def evaluate_genotype(
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
 
     def training() -> dict[str, Any]:
-        if folder.writes:
+        if folder.draws:
             save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, training)
+    return _completed(folder, dataset, device, training)
 
 
 def _trained(
@@ -56,7 +57,7 @@ def _trained(
 
 
 def _completed(
-    folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
+    folder: RunFolder, dataset: Dataset, device: torch.device, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet.
 
@@ -69,6 +70,12 @@ def _completed(
     if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
     with folder.locked():
+        # Another process may have completed it until the lock was free, and cleared it.
+        if folder.result is not None and not folder.changes and not lacks_network:
+            return folder.result
         if folder.writes:
             describe_dataset(dataset, folder)
-        return work()
+        result = work()
+        folder.record_completion(made_by(device))
+        folder.clear()
+        return result

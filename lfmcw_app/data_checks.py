@@ -13,9 +13,10 @@ from torch import Tensor
 from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
-from lfmcw_app.data import FOLDER, Dataset, load_dataset, search_labels, subset_labels
+from lfmcw_app.data import FOLDER, Dataset, search_labels, subset_labels
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
+from lfmcw_app.kept_data import reader
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
@@ -59,7 +60,7 @@ def read_data(
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
     check_sizes(recipe, image_size=least, device=device, searches=searches)
     with enough_memory("data", recipe, device), main_first():
-        dataset = load_dataset(
+        dataset = reader()(
             recipe.dataset,
             root,
             recipe.data.image_size,

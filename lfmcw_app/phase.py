@@ -76,7 +76,8 @@ class Phase:
         rounds: number of rounds of the phase.
         save_every: rounds between checkpoints.
         phases: all phases of the run, in their order.
-        judged_by: the problem whose mean loss decides which checkpoint is the best.
+        judged_by: the problem whose mean loss decides which checkpoint is the best; None where none
+            is, as of a game.
         console: where progress is shown.
         device: where the updates run.
     """
@@ -90,7 +91,7 @@ class Phase:
         rounds: int,
         save_every: int,
         phases: tuple[str, ...],
-        judged_by: str,
+        judged_by: str | None,
         console: Console,
         device: torch.device,
     ) -> None:
@@ -223,7 +224,7 @@ class Phase:
         """Logs a round, writes what is due after it, and stops where a signal asked for it."""
         record, due = done.record, done.is_due
         self._folder.log(done.entry)
-        loss = record.losses.get(self._judged_by)
+        loss = None if self._judged_by is None else record.losses.get(self._judged_by)
         if loss is not None:
             state = self._state
             self._state = replace(

@@ -283,7 +283,9 @@ def build_search(
         player_steps={"discriminator": how.discriminator_steps},
         optimizer={
             "generator": torch.optim.Adam(
-                modules.gan.generator.parameters(), lr=how.lr, betas=how.betas
+                modules.gan.generator.parameters(),
+                lr=how.warmed_lr if how.begins_warm else how.lr,
+                betas=how.betas,
             ),
             "discriminator": torch.optim.Adam(
                 modules.gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas

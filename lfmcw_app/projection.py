@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import FOLDER, Dataset, search_split
+from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
@@ -25,7 +26,7 @@ from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.sizes import primitive_weights
 from lfmcw_app.spaces import space_named
-from lfmcw_app.stages import TRAINING, search_stages
+from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 from lfmcw_app.training import build_training
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
@@ -73,6 +74,10 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
     found = []
     dropped = 0
     with enough_memory("search", recipe, device):
+        if WARMUP in phases_of(recipe):
+            optimizer = build_warmup(recipe, dataset, train, device=device)
+            found.append(_measured(WARMUP, how.generator.warmup_rounds, optimizer, device))
+            del optimizer
         for stage in search_stages(how):
             modules = build_modules(
                 how,

@@ -46,6 +46,7 @@ ADAPTED: dict[str, tuple[str, Any]] = {
     "evaluation.epochs": ("evaluation.min_steps", 0),
     "evaluation.batch_size": ("evaluation.fits_batch", False),
     "search.batch_size": ("search.fits_batch", False),
+    "search.generator.init.run": ("search.generator.warmup_rounds", 0),
 }
 """What presets adapt to the data → the key that says so, and its value where one is given."""
 OVERLAYS = {"original": ("paper", "original")}
@@ -225,13 +226,28 @@ class ArchitectureOptimizer(_Section):
     )
 
 
+class StartingWeights(_Section):
+    """Weights of another run to start from, instead of random ones."""
+
+    run: str | None = Field(default=None, description="run folder that they are taken from")
+    digest: str | None = Field(
+        default=None, description="of the weights; filled in, and checked where it is given"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_run(self) -> StartingWeights:
+        if self.run is None and self.digest is not None:
+            raise ValueError("digest needs run, the folder whose weights it is of")
+        return self
+
+
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
     name: str = Field(default="dcgan", description="a name in generators/games.py")
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="of the generator")
     discriminator_lr: float = Field(default=2e-4, gt=0)
     discriminator_steps: Count = Field(
         default=1,
@@ -249,27 +265,45 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    warmup_rounds: Count = Field(
+        default=0,
+        ge=0,
+        description="rounds of the game alone, before the search, with a small discriminator of no "
+        "architecture",
+    )
+    warmup_batch_size: Count | None = Field(
+        default=None, ge=2, description="null: that of the search"
+    )
+    warmup_lr: float = Field(default=5e-4, gt=0)
+    warmup_discriminator_lr: float = Field(default=5e-4, gt=0)
+    warmup_betas: Betas = (0.5, 0.999)
+    warmup_discriminator_channels: Count = Field(
+        default=32, ge=1, description="of its first convolution"
+    )
+    warmup_augmentation: bool = Field(
+        default=True,
+        description="the discriminator sees all images, real and generated, changed at random",
+    )
+    init: StartingWeights = Field(
+        default=StartingWeights(), description="of the generator: from the warm-up of a run"
+    )
+    warmed_lr: float = Field(
+        default=1e-4,
+        gt=0,
+        description="in place of lr in the search of a generator that has learned before it, by a "
+        "warm-up or init; a new discriminator would lead it astray at a higher one",
+    )
+
+    @property
+    def begins_warm(self) -> bool:
+        """Whether the generator of a search has learned before it."""
+        return self.warmup_rounds > 0 or self.init.run is not None
 
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
         GAMES.named(value)
         return value
-
-
-class StartingWeights(_Section):
-    """Weights of another run to start from, instead of random ones."""
-
-    run: str | None = Field(default=None, description="run folder that they are taken from")
-    digest: str | None = Field(
-        default=None, description="of the weights; filled in, and checked where it is given"
-    )
-
-    @model_validator(mode="after")
-    def _of_a_run(self) -> StartingWeights:
-        if self.run is None and self.digest is not None:
-            raise ValueError("digest needs run, the folder whose weights it is of")
-        return self
 
 
 class Budget(_Section):
@@ -654,19 +688,21 @@ def _over(
     for key, value in (*overrides.items(), *assigned):
         _assign(tree, key, value)
 
-    given = {*_dotted(config), *overrides, *(key for key, _ in assigned)}
+    given = {**_dotted(config), **overrides, **dict(assigned)}
     for key, (adapter, off) in ADAPTED.items():
-        if key in given and adapter not in given:
+        no_run = key.endswith(".run") and given.get(key) is None
+        if key in given and adapter not in given and not no_run:
             _assign(tree, adapter, off)
     return validate_recipe(tree)
 
 
-def _dotted(tree: Mapping[str, Any]) -> set[str]:
-    """The dotted keys of the values of a tree's sections, whatever these values are."""
-    found = set(tree)
-    for section, values in tree.items():
-        if isinstance(values, Mapping):
-            found |= {f"{section}.{key}" for key in values}
+def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key → value, of a tree's sections and of what is in them."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found[f"{above}{name}"] = value
+        if isinstance(value, Mapping):
+            found |= _dotted(value, f"{above}{name}.")
     return found
 
 
@@ -703,6 +739,8 @@ def trial(recipe: Recipe, steps: int) -> Recipe:
         phase["epochs"], phase["steps"] = None, steps
         phase["weights"]["warmup_epochs"] = 0
     tree["search"]["architecture"]["warmup_epochs"] = 0
+    generator = tree["search"]["generator"]
+    generator["warmup_rounds"] = min(generator["warmup_rounds"], steps)
     tree["trial"] = True
     return validate_recipe(tree)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lfmcw_app.errors import InputError, shown
 
-__all__ = ["COLUMNS", "Row", "distinct", "read_results", "write_results"]
+__all__ = ["COLUMNS", "Row", "distinct", "read_results", "replacing", "write_results"]
 
 
 class Row(BaseModel):
@@ -77,13 +78,22 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
     Raises:
         OSError: if it cannot be written.
     """
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.model_dump() for row in rows)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields another path, whose file takes the place of `path` when the body has ended well."""
     # Two commands may write the same table: each has a name of its own until it is whole.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(row.model_dump() for row in rows)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

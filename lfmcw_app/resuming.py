@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe, validate_recipe
-from lfmcw_app.stages import TRAINING, phases_of, search_stages
+from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 from mlo import MultilevelOptimizer
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Change",
     "known_recipes",
     "learning_rates",
+    "leaves",
     "numbers_changed",
     "planned_changes",
     "read_changes",
@@ -47,6 +48,7 @@ CHANGEABLE = {
     "data.groups": False,  # only where the file is: the groups are compared too
     "data.in_memory": True,
     "search.init.run": False,  # the digest of its weights is checked
+    "search.generator.init.run": False,
     "evaluation.init.run": False,
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
@@ -58,6 +60,7 @@ CHANGEABLE = {
     "search.architecture.lr": True,
     "search.architecture.grad_clip": True,
     "search.generator.lr": True,
+    "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
     "evaluation.epochs": True,
     "evaluation.steps": True,
@@ -141,7 +144,8 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
         return
     if not change.key.startswith("search."):
         return
-    later = [name for name in phases_of(wanted)[1:] if (path / f"{name}.pt").exists()]
+    of_search = tuple(name for name in phases_of(wanted) if name != WARMUP)
+    later = [name for name in of_search[1:] if (path / f"{name}.pt").exists()]
     if not searches or TRAINING in later or not search_stages(wanted.search):
         has = "has no search" if not searches else "has ended its search"
         raise InputError(f"The run in {path} {has}, so {change} would change nothing. Drop it.")
@@ -153,7 +157,7 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
 
 
 def _differences(old: Mapping[str, Any], new: Recipe) -> tuple[Change, ...]:
-    before, after = dict(_leaves(old)), dict(_leaves(_tree(new)))
+    before, after = dict(leaves(old)), dict(leaves(_tree(new)))
     keys = [*after, *(key for key in before if key not in after)]
     return tuple(
         Change(key=key, old=before.get(key), new=after.get(key))
@@ -166,12 +170,12 @@ def _tree(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True)
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key → value; engines are one value."""
     for name, value in tree.items():
         key = f"{above}{name}"
         if isinstance(value, Mapping) and name != "hypergradient":
-            yield from _leaves(value, f"{key}.")
+            yield from leaves(value, f"{key}.")
         else:
             yield key, value
 

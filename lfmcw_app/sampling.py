@@ -21,7 +21,8 @@ from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.pictures import as_sheet, with_settled_statistics
 from lfmcw_app.run_folder import EVALUATED, RunFolder
-from lfmcw_app.stages import search_stages
+from lfmcw_app.stages import WARMUP, phases_of
+from lfmcw_app.starting_weights import averaged_generator, load_into_generator
 from mlo.errors import nearest
 from mlo.randomness import preserved
 
@@ -44,7 +45,7 @@ class TrainedGenerator:
     Attributes:
         generator: with settled statistics, in evaluation mode.
         class_names: one name per class.
-        stage: of the search that it is from.
+        stage: of the search that it is from; "generator" for the warm-up before it.
         rounds: of that stage after which it was saved.
     """
 
@@ -115,8 +116,8 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         raise InputError(
             f"The run in {run} has no generator: its method is {how.method}. Only lfmcw learns one."
         )
-    for stage in reversed(search_stages(how)):
-        state = folder.checkpoints(stage.name).load()
+    for phase in reversed(phases_of(folder.recipe)[:-1]):
+        state = folder.checkpoints(phase).load()
         if state is not None:
             break
     else:
@@ -125,10 +126,10 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
             f"{folder.recipe.checkpoint_every} rounds: wait, or resume it."
         )
     described = _described(run / "dataset.json")
-    weights, rounds = _weights(state, run, stage.name)
+    weights, rounds = _weights(state, run, phase)
     shape = (1, described.channels, 1, 1)
     if any(weights[name].shape != shape for name in ("mean", "std")):
-        raise _unfit(run, stage.name, "mean and std do not have the channels of dataset.json")
+        raise _unfit(run, phase, "mean and std do not have the channels of dataset.json")
     classes = len(described.class_names)
     with preserved():
         generator = make_generator(
@@ -140,14 +141,17 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
             std=tuple(weights["std"].flatten().tolist()),
         )
         if _shapes(generator.state_dict()) != _shapes(weights):
-            raise _unfit(run, stage.name, "its weights have other names or shapes")
-        generator.load_state_dict(weights)
+            raise _unfit(run, phase, "its weights have other names or shapes")
+        if phase == WARMUP:
+            load_into_generator(generator, weights, str(run))
+        else:
+            generator.load_state_dict(weights)
         torch.manual_seed(0)
         settled = with_settled_statistics(generator.to(device), classes, torch.device(device))
     return TrainedGenerator(
         generator=settled,
         class_names=tuple(described.class_names),
-        stage=stage.name,
+        stage=phase,
         rounds=rounds,
     )
 
@@ -168,11 +172,8 @@ def _weights(state: Mapping[str, Any], run: Path, stage: str) -> tuple[dict[str,
     try:
         optimizer = state["optimizer"]
         module, rounds = optimizer["problems"]["gan"]["module"], int(optimizer["round"])
-        weights = {
-            name.removeprefix("generator."): tensor
-            for name, tensor in module.items()
-            if name.startswith("generator.") and isinstance(tensor, Tensor)
-        }
+        # After a warm-up they are averages; a search has none beside those of the generator's own.
+        weights = averaged_generator(module)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise _unfit(run, stage, "it has no generator") from None
     if not {"mean", "std"} <= set(weights):

@@ -16,11 +16,13 @@ from lfmcw_app.build_modules import SearchModules, build_modules
 from lfmcw_app.collapse import CollapseDetector, observe
 from lfmcw_app.data import Dataset, search_split, short_name
 from lfmcw_app.errors import NumbersWarning
+from lfmcw_app.generator_warmup import warm_up
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.phase import Phase, Round
 from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.problems import build_search, search_rounds
+from lfmcw_app.recipe import StartingWeights
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import FOUND, Cells
 from lfmcw_app.search_space.pdarts import (
@@ -29,7 +31,11 @@ from lfmcw_app.search_space.pdarts import (
 )
 from lfmcw_app.spaces import SearchStage, space_named
 from lfmcw_app.stages import METHOD_LABELS, phases_of
-from lfmcw_app.starting_weights import load_into_supernets
+from lfmcw_app.starting_weights import (
+    generator_weights,
+    load_into_generator,
+    load_into_supernets,
+)
 from mlo import Record
 
 __all__ = ["search"]
@@ -51,7 +57,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     title = (
         f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     )
-    if not folder.writes:
+    if not folder.draws:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
@@ -70,6 +76,8 @@ def _searched(
     if how.method == "random":
         return space.random(how, folder.recipe.seed), None
 
+    warmed = warm_up(folder, dataset, console, device)
+
     # A stage begins with the candidates that the one before left, and with new modules.
     candidates = space.candidates(how)
     for index, stage in enumerate(space.stages(how)):
@@ -77,12 +85,26 @@ def _searched(
         modules = build_modules(
             how, dataset, candidates=candidates, layers=stage.layers, device=device
         )
-        if index == 0 and not folder.checkpoints(stage.name).exists():
-            load_into_supernets(modules, folder.recipe)
+        if not folder.checkpoints(stage.name).exists():
+            if index == 0:
+                load_into_supernets(modules, folder.recipe)
+            _begin_with_generator(modules, warmed, how.generator.init)
         _run_stage(stage, modules, candidates, folder, dataset, console, device)
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)
     return genotype, modules.gan.generator if modules.gan is not None else None
+
+
+def _begin_with_generator(
+    modules: SearchModules, warmed: dict[str, Tensor] | None, init: StartingWeights
+) -> None:
+    """Gives a stage's generator the weights of the warm-up, or those of another run's."""
+    if modules.gan is None:
+        return
+    if warmed is None and init.run is not None:
+        warmed = generator_weights(init)
+    if warmed is not None:
+        load_into_generator(modules.gan.generator, warmed, init.run or "the warm-up")
 
 
 def _run_stage(
@@ -142,7 +164,7 @@ def _run_stage(
             accuracy = record.metrics["arch"]["accuracy"]
             done.shown["validation error %"] = 100.0 * (1.0 - accuracy)
 
-        if modules.gan is not None and folder.writes and record.round in snapshots:
+        if modules.gan is not None and folder.draws and record.round in snapshots:
             path = folder.samples / f"{stage.name}-{record.round:06d}.png"
             with folder.attempting(path.name):
                 save_snapshot(modules.gan.generator, dataset, path, device)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from lfmcw_app.recipe import Recipe, Search
 from lfmcw_app.spaces import SearchStage, space_named
 
-__all__ = ["METHOD_LABELS", "TRAINING", "phases_of", "search_stages"]
+__all__ = ["METHOD_LABELS", "TRAINING", "WARMUP", "phases_of", "search_stages"]
 
 METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
 
 TRAINING = "training"
 """The phase that trains the derived network."""
+
+WARMUP = "generator"
+"""The phase in which the generator's game is played alone."""
 
 
 def search_stages(how: Search) -> tuple[SearchStage, ...]:
@@ -19,5 +22,8 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a run's phases in order: the stages of its search, then the training."""
-    return (*(stage.name for stage in search_stages(recipe.search)), TRAINING)
+    """The names of a run's phases in order: any warm-up, the stages of its search, the training."""
+    how = recipe.search
+    warmed = how.method == "lfmcw" and how.generator.warmup_rounds > 0
+    stages = (stage.name for stage in search_stages(how))
+    return (*((WARMUP,) if warmed else ()), *stages, TRAINING)

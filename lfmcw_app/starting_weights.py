@@ -1,34 +1,42 @@
-"""Starting weights from another run: of a derived network's training, or of a search's supernets.
+"""Starting weights from another run: of a derived network's training, of a search's supernets, or
+of its generator.
 
 `evaluation.init` takes the network of a run (its network.pt), `search.init` the weights W1 and W2
-of a search (the checkpoint of its first stage). All weights must fit but those of a classifier for
-other classes, which is drawn anew and said; nothing is loaded in part. The recipe holds a digest of
-the weights, so that a run is still a function of its recipe.
+of a search (the checkpoint of its first stage), `search.generator.init` the generator of a warm-up.
+All weights must fit but those of a classifier for other classes, which is drawn anew and said;
+nothing is loaded in part. The recipe holds a digest of the weights, so that a run is still a
+function of its recipe.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import mlo
-from lfmcw_app.build_modules import SearchModules, build_modules
+from lfmcw_app.build_modules import SearchModules, build_modules, make_generator
 from lfmcw_app.classifier import network_path
 from lfmcw_app.data import Dataset
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.generators.average import MovingAverage
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
-from lfmcw_app.recipe import Recipe, StartingWeights
+from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.recipe import Recipe, StartingWeights, validate_recipe
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.network import ImageNetwork
-from lfmcw_app.stages import search_stages
+from lfmcw_app.stages import WARMUP, search_stages
 from mlo.randomness import preserved
 
 __all__ = [
-    "check_network_fits", "check_supernets_fit", "load_into_network", "load_into_supernets",
+    "averaged_generator", "check_generator_fits", "check_network_fits", "check_supernets_fit",
+    "generator_weights", "load_into_generator", "load_into_network", "load_into_supernets",
     "weights_digest", "with_digests",
 ]  # fmt: skip
 
@@ -62,6 +70,12 @@ def with_digests(recipe: Recipe) -> Recipe:
         recipe = recipe.model_copy(
             update={"search": recipe.search.model_copy(update={"init": init})}
         )
+    of_generator = recipe.search.generator.init
+    if of_generator.run is not None:
+        init = _named(of_generator, "search.generator", _warmed_up(of_generator.run)[0])
+        generator = recipe.search.generator.model_copy(update={"init": init})
+        search = recipe.search.model_copy(update={"generator": generator})
+        recipe = recipe.model_copy(update={"search": search})
     if recipe.evaluation.init.run is not None:
         init = _named(
             recipe.evaluation.init, "evaluation", _network(recipe.evaluation.init.run).weights
@@ -239,6 +253,165 @@ def load_into_supernets(modules: SearchModules, recipe: Recipe) -> str:
         _load(network, taken, init.run, with_classifier=kept)
         said = "their classifiers too" if kept else "new classifiers, for another number of classes"
     return f"Starting weights: the supernets in {init.run} (digest {init.digest}); {said}."
+
+
+# ------------------------------ the generator
+
+
+def averaged_generator(players: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The generator's weights after a warm-up: their average, and its buffers as they are.
+
+    Args:
+        players: the state of `WarmupPlayers`.
+
+    Returns:
+        Copies, by their names in the generator.
+    """
+    found = {}
+    for key, tensor in players.items():
+        name = key.removeprefix("generator.")
+        if name != key:
+            average = players.get("average." + name.replace(".", "/"), tensor)
+            found[name] = average.detach().clone()
+    return found
+
+
+def _warmed_up(run: str) -> tuple[dict[str, Tensor], Recipe]:
+    """The generator of a run's complete warm-up, and the run's recipe."""
+    store = mlo.CheckpointStore(Path(run), WARMUP)
+    state = store.load() if store.exists() else None
+    if state is None:
+        raise InputError(
+            f"{run} has no generator to take (no {WARMUP}.pt). Name the folder of a run that has a "
+            "warm-up of its own: search.generator.warmup_rounds above 0."
+        )
+    try:
+        recipe = validate_recipe(parse_yaml(state["recipe"]))
+        weights = averaged_generator(state["optimizer"]["problems"]["gan"]["module"])
+        done = int(state["optimizer"]["round"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        weights = {}
+    if not weights:
+        raise InputError(f"The checkpoint {WARMUP}.pt in {run} holds no generator.")
+    rounds = recipe.search.generator.warmup_rounds
+    if done < rounds:
+        raise InputError(
+            f"The warm-up in {run} has made {done} of its {rounds} rounds. Let it end: python -m "
+            f"lfmcw_app.run --resume {run}"
+        )
+    return weights, recipe
+
+
+def generator_weights(init: StartingWeights) -> dict[str, Tensor]:
+    """The generator of the run that `search.generator.init` names.
+
+    Raises:
+        InputError: if there is none any more, or it is another one.
+        CheckpointError: if its file is damaged.
+    """
+    assert init.run is not None
+    weights, _ = _warmed_up(init.run)
+    _named(init, "search.generator", weights)
+    return weights
+
+
+def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
+    """Compares the generator of `search.generator.init` with that of a search.
+
+    Returns:
+        What is taken, in words; empty where nothing is.
+
+    Raises:
+        InputError: naming the first thing that differs, or that there are no such weights.
+        CheckpointError: if their file is damaged.
+    """
+    how = recipe.search.generator
+    if how.init.run is None or recipe.search.method != "lfmcw":
+        return ""
+    weights, theirs = _warmed_up(how.init.run)
+    _named(how.init, "search.generator", weights)
+    described = _described(Path(how.init.run))
+    other = theirs.search.generator
+    for key, own, there in (
+        ("search.generator.name", how.name, other.name),
+        ("search.generator.noise_dim", how.noise_dim, other.noise_dim),
+        ("search.generator.channels", how.channels, other.channels),
+        ("the size of an image (data.image_size)", dataset.image_size, described["image_size"]),
+        ("the channels of an image (data.channels)", dataset.channels, described["channels"]),
+        ("the classes", list(dataset.class_names), described["class_names"]),
+    ):
+        if own != there:
+            raise InputError(
+                f"The generator in {how.init.run} does not fit: {key} is {shown(own)}, and there "
+                f"{shown(there)}. Set it to that, or make a warm-up without search.generator.init."
+            )
+    with preserved():
+        generator = make_generator(
+            how,
+            num_classes=dataset.num_classes,
+            image_size=dataset.image_size,
+            image_channels=dataset.channels,
+            mean=dataset.mean,
+            std=dataset.std,
+        )
+    load_into_generator(generator, weights, how.init.run)
+    said = (
+        f"Starting weights: the generator in {how.init.run} (digest {how.init.digest}), after "
+        f"{other.warmup_rounds} rounds of warm-up."
+    )
+    if _split(recipe) != _split(theirs):
+        said += (
+            " It learned on another part of the training images (seed, data.search_images or "
+            "data.search_fractions differ), so it may have seen images of this search's D_val."
+        )
+    return said
+
+
+def _described(run: Path) -> dict[str, Any]:
+    """What is needed of a run's dataset.json."""
+    try:
+        described = json.loads((run / "dataset.json").read_text("utf-8"))
+        return {key: described[key] for key in ("image_size", "channels", "class_names")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"{run / 'dataset.json'}, which describes the images of the generator, cannot be used "
+            f"({error}). Resume the run, which writes it anew."
+        ) from None
+
+
+def _split(recipe: Recipe) -> tuple[Any, ...]:
+    """What decides which images are D_tr."""
+    return recipe.seed, recipe.data.search_images, recipe.data.search_fractions
+
+
+def load_into_generator(
+    generator: ImageGenerator, weights: Mapping[str, Tensor], where: str
+) -> None:
+    """Loads all of a warm-up's weights, or none. Averages of the generator's own begin anew.
+
+    Args:
+        generator: what they go into.
+        weights: as `averaged_generator` returns them.
+        where: they are from, for messages.
+
+    Raises:
+        InputError: naming the first weight that does not fit.
+    """
+    averages = {
+        f"{name}.": module
+        for name, module in generator.named_modules()
+        if isinstance(module, MovingAverage)
+    }
+    kept = {
+        name: tensor for name, tensor in weights.items() if not name.startswith(tuple(averages))
+    }
+    _load(generator, kept, where, with_classifier=True, missing=tuple(averages))
+    for prefix, average in averages.items():
+        above = prefix.removesuffix(".").rpartition(".")[0]
+        now = generator.state_dict()
+        average.restart(
+            {name: now[f"{above}.{name}" if above else name] for name in average.tensors()}
+        )
 
 
 def _load(

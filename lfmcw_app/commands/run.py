@@ -52,6 +52,7 @@ def run(
     ] = False,
     quiet: options.QuietOption = False,
     tensorboard: options.TensorBoardOption = False,
+    keep: options.KeepOption = "all",
     dry_run: options.DryRunOption = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
@@ -62,13 +63,14 @@ def run(
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.projection import after_projection, print_choice, project
-    from lfmcw_app.starting_weights import check_supernets_fit
+    from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
+        options.check_keep(keep)
         if init is not None:
             assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
         if detect_collapse:
@@ -119,8 +121,10 @@ def run(
             recipe, images = read_and_tell(console, recipe, data, device=target)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
-            if folder is None and (told := check_supernets_fit(recipe, images)):
-                say(console, told)
+            checks = () if folder is not None else (check_supernets_fit, check_generator_fits)
+            for check in checks:
+                if told := check(recipe, images):
+                    say(console, told)
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
@@ -131,6 +135,7 @@ def run(
 
             out = out or options.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
+            shared.keep = keep
             work = partial(run_phases, shared, images, console, target)
             carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)
 

@@ -62,6 +62,13 @@ class MovingAverage(nn.Module):
             average.lerp_(tensor.detach(), copied + (1 - copied) * moved)
         self.updates.add_(1)
 
+    @torch.no_grad()
+    def restart(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begins anew with `tensors`, name → tensor, as if they were the initial values."""
+        for name, tensor in tensors.items():
+            getattr(self, self._keys[name]).copy_(tensor)
+        self.updates.zero_()
+
     def tensors(self) -> dict[str, Tensor]:
         """Returns name → averaged tensor; the buffers themselves."""
         return {name: getattr(self, key) for name, key in self._keys.items()}

@@ -58,6 +58,15 @@ GAMES: Table[Game] = Table(
             trunk_norms=("group", "instance", "batch"),
             coin_loss=2.0 * math.log(2.0),
         ),
+        # DCGAN's game with the residual generator of WGAN-GP, whose norms know the class.
+        "resnet": Game(
+            generator=ConditionalWGANGP,
+            loss=non_saturating,
+            head="flatten",
+            spectral_norm="none",
+            trunk_norms=("group", "instance", "batch"),
+            coin_loss=2.0 * math.log(2.0),
+        ),
         "wgan_gp": Game(
             generator=ConditionalWGANGP,
             loss=wasserstein_gp,

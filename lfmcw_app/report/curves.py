@@ -10,7 +10,9 @@ from markupsafe import Markup
 from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 
-__all__ = ["Rounds", "error_charts", "gradient_charts", "loss_charts", "training_charts"]
+__all__ = [
+    "Rounds", "error_charts", "gradient_charts", "loss_charts", "training_charts", "warmup_charts",
+]  # fmt: skip
 
 Pick = Callable[[dict[str, Any]], float | None]
 """Reads a value out of a line of metrics.jsonl; None where the line lacks it."""
@@ -154,22 +156,43 @@ def gradient_charts(rounds: Rounds) -> list[Markup]:
     return [chart for chart in charts if chart]
 
 
+def _points(entries: Sequence[dict[str, Any]], pick: Pick) -> list[Point]:
+    """(round, value) of every line of one phase that has the value."""
+    return [
+        (float(entry["round"]), value) for entry in entries if (value := pick(entry)) is not None
+    ]
+
+
+def warmup_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
+    """Losses of the players, and the discriminator's scores, before the search."""
+
+    def series(label: str, colour: int, *keys: str) -> Series:
+        return Series(label=label, points=_points(entries, at(*keys)), colour=f"series-{colour}")
+
+    losses = [
+        series(player, colour, "losses", "gan", player)
+        for colour, player in ((2, "generator"), (3, "discriminator"))
+    ]
+    scores = [
+        series("real images", 2, "metrics", "gan", "real_score"),
+        series("generated images", 3, "metrics", "gan", "fake_score"),
+    ]
+    charts = [
+        line_chart("Warm-up: losses of the players", losses),
+        line_chart("Warm-up: mean scores of the discriminator", scores),
+    ]
+    return [chart for chart in charts if chart]
+
+
 def training_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
     """Loss and error of the derived network on training batches."""
-
-    def points(pick: Pick) -> list[Point]:
-        return [
-            (float(entry["round"]), value)
-            for entry in entries
-            if (value := pick(entry)) is not None
-        ]
-
+    losses = _points(entries, at("losses", "network"))
     error = at("metrics", "network", "accuracy", percent_wrong=True)
     charts = [
-        line_chart("Training loss", [Series(label="loss", points=points(at("losses", "network")))]),
+        line_chart("Training loss", [Series(label="loss", points=losses)]),
         line_chart(
             "Training error",
-            [Series(label="error", points=points(error), colour="series-2")],
+            [Series(label="error", points=_points(entries, error), colour="series-2")],
             unit="%",
         ),
     ]

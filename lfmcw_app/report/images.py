@@ -37,7 +37,7 @@ class Sheet:
     """Images of some classes, one row per class.
 
     Attributes:
-        phase: the stage of the search, where there are several.
+        phase: the stage of the search, or the warm-up, where there are several.
         label: its round, or "real".
         source: the picture, as a data URL.
         rows: classes.
@@ -137,7 +137,7 @@ def sheets(run: RunData) -> tuple[list[str], list[Sheet]]:
     size = run.dataset.get("image_size")
     if run.real is None or not size:
         return [], []
-    several = len(run.searched) > 1
+    several = len({shot.phase for shot in run.snapshots}) > 1
     found = [
         _sheet(shot.phase if several else "", str(shot.round), shot.path, size)
         for shot in run.snapshots

@@ -23,6 +23,7 @@ from lfmcw_app.report.curves import (
     gradient_charts,
     loss_charts,
     training_charts,
+    warmup_charts,
 )
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets
 from lfmcw_app.report.reading import RunData, read_run
@@ -79,6 +80,7 @@ def run_page(run: RunData) -> str:
         classes=class_errors(run),
         sheet_names=names,
         sheets=pictures,
+        warmup=warmup_charts(run.warmup.entries),
         gradients=gradient_charts(rounds),
         solves=solves(run),
         costs=costs(run),

@@ -15,7 +15,7 @@ from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
-from lfmcw_app.stages import TRAINING
+from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.timings import TIMINGS
 
 __all__ = ["Phase", "RunData", "Snapshot", "read_run"]
@@ -23,10 +23,10 @@ __all__ = ["Phase", "RunData", "Snapshot", "read_run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """The rounds of a stage of the search, or of the training.
+    """The rounds of a stage of the search, of the training, or of the generator's warm-up.
 
     Attributes:
-        name: "search", "search-1", ..., or "training".
+        name: "search", "search-1", ..., "training", or "generator".
         entries: its lines of metrics.jsonl, one per round.
     """
 
@@ -49,6 +49,7 @@ class RunData:
 
     Attributes:
         searched: the stages of the search, in their order; empty for an evaluated genotype.
+        warmup: of the generator, before the search.
         training: of the derived network.
         genotype: the cells that the search found, or that were given.
         evaluated: whether the genotype was given.
@@ -63,6 +64,7 @@ class RunData:
     environment: dict[str, Any]
     dataset: dict[str, Any]
     searched: Sequence[Phase]
+    warmup: Phase
     training: Phase
     genotype: Cells | None
     evaluated: bool
@@ -108,7 +110,8 @@ def read_run(path: Path) -> RunData:
         recipe=recipe,
         environment=_mapping(path / "environment.json"),
         dataset=_mapping(path / "dataset.json"),
-        searched=[phase for name, phase in phases.items() if name != TRAINING],
+        searched=[phase for name, phase in phases.items() if name not in (WARMUP, TRAINING)],
+        warmup=phases.get(WARMUP, Phase(name=WARMUP, entries=[])),
         training=phases.get(TRAINING, Phase(name=TRAINING, entries=[])),
         genotype=space_named(recipe.search.space).genotype.load(cells) if cells.exists() else None,
         evaluated=evaluated,

@@ -9,7 +9,7 @@ from typing import Any
 
 from lfmcw_app.report.charts import short
 from lfmcw_app.report.reading import RunData
-from lfmcw_app.stages import TRAINING
+from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.units import duration, size
 
 __all__ = [
@@ -102,7 +102,9 @@ def key_figures(run: RunData) -> list[Figure]:
 
     # A run that is not complete has taken time and memory too.
     seconds = phase_seconds(run)
-    searched = sum(s for phase, s in seconds.items() if phase != TRAINING)
+    if seconds.get(WARMUP):
+        add("warmup_time", "generator's warm-up", *duration(seconds[WARMUP]))
+    searched = sum(s for phase, s in seconds.items() if phase not in (WARMUP, TRAINING))
     if searched:
         add("search_time", "search", *duration(searched))
     if seconds.get(TRAINING):
@@ -119,6 +121,7 @@ FIGURES = (
     "training_error",
     "parameters",
     "multiply_adds",
+    "warmup_time",
     "search_time",
     "training_time",
     "peak_memory",
@@ -138,7 +141,7 @@ def progress_text(run: RunData) -> str:
     """How far the run has come, in words."""
     if run.result is not None:
         return "a trial: the result says nothing" if run.recipe.trial else "complete"
-    begun = [*run.searched, *([run.training] if run.training.entries else [])]
+    begun = [phase for phase in (run.warmup, *run.searched, run.training) if phase.entries]
     if not begun:
         return "unfinished: no round yet"
     return f"unfinished: {begun[-1].name}, round {begun[-1].entries[-1]['round']:,}"

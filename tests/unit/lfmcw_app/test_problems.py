@@ -222,3 +222,20 @@ def test_class_weights_and_architecture_see_the_same_batch(warmup):
     state = optimizer.state_dict()["problems"]
     assert state["arch"]["data"] == state["w2"]["data"]
     assert state["arch"]["updates"] == 3 - warmup * (len(train) // 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 0.003),
+        ({"generator.warmup_rounds": 2}, 0.0004),
+        ({"generator.init.run": "there"}, 0.0004),
+    ],
+)
+def test_a_generator_that_begins_warm_has_a_rate_of_its_own(options, rate):
+    """The discriminator keeps its own, as it is new in any case."""
+    rates = {"generator.lr": 0.003, "generator.warmed_lr": 0.0004}
+    players = search(**rates, **options)[2].problems["gan"].optimizers
+    assert players["generator"].param_groups[0]["lr"] == rate
+    expected = load_recipe("smoke").search.generator.discriminator_lr
+    assert players["discriminator"].param_groups[0]["lr"] == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.stages import TRAINING, phases_of, search_stages
+from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
 
 
 def search(space="darts", **changes):
@@ -35,3 +35,16 @@ def test_random_cells_have_no_search():
 
 def test_the_training_is_the_last_phase():
     assert phases_of(search("pdarts", layers=5)) == ("search-1", "search-2", "search-3", TRAINING)
+
+
+def test_a_warm_up_is_the_first_phase():
+    warm = {"generator.warmup_rounds": 5}
+    assert phases_of(search(**warm)) == (WARMUP, "search", TRAINING)
+    assert phases_of(search(method="darts", **warm)) == ("search", TRAINING)
+    assert phases_of(search(method="random", **warm)) == (TRAINING,)
+
+
+@pytest.mark.parametrize("preset", ["paper", "original"])
+@pytest.mark.parametrize("space", ["darts", "pcdarts", "pdarts"])
+def test_the_papers_recipes_have_no_warm_up(preset, space):
+    assert WARMUP not in phases_of(load_recipe(preset, space=space))

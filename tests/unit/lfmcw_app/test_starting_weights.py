@@ -11,12 +11,20 @@ import mlo
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
+from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
+from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.stages import WARMUP
 from lfmcw_app.starting_weights import (
+    averaged_generator,
+    check_generator_fits,
     check_network_fits,
     check_supernets_fit,
+    generator_weights,
+    load_into_generator,
     load_into_network,
     load_into_supernets,
     weights_digest,
@@ -261,3 +269,139 @@ def test_a_checkpoint_without_supernets_is_refused(tmp_path, state):
     mlo.CheckpointStore(tmp_path, "search").save(state)
     with pytest.raises(InputError, match="holds no weights of supernets"):
         with_digests(recipe(**{"search.init.run": str(tmp_path)}))
+
+
+# ------------------------------ the generator
+
+
+WARM = {
+    "search.generator.warmup_rounds": 3,
+    "search.generator.warmup_discriminator_channels": 2,
+    "search.batch_size": 8,
+    "data.search_images": 80,
+}
+
+
+def warmed(folder, *, rounds=3, dataset=None, **changes):
+    """Writes what a run has after `rounds` rounds of its warm-up; returns the generator's state."""
+    dataset = dataset or digits()
+    made = recipe(**WARM, **changes)
+    torch.manual_seed(5)
+    optimizer = build_warmup(made, dataset, dataset.train)
+    for _ in range(rounds):
+        optimizer.step()
+    folder.mkdir(exist_ok=True)
+    run = RunFolder.create(folder, made)
+    describe_dataset(dataset, run)
+    run.save(WARMUP, optimizer, {})
+    return averaged_generator(optimizer.problems["gan"].module.state_dict())
+
+
+def taking(folder, **changes):
+    return with_digests(recipe(**{"search.generator.init.run": str(folder)}, **changes))
+
+
+def test_a_generator_is_taken_with_its_average(tmp_path):
+    weights = warmed(tmp_path)
+    made = taking(tmp_path)
+    assert made.search.generator.init.digest == weights_digest(weights)
+    told = check_generator_fits(made, digits())
+    assert made.search.generator.init.digest in told
+    assert "3 rounds of warm-up" in told
+    assert "another part" in told  # of the images: this recipe has other search_images
+    assert "another part" not in check_generator_fits(taking(tmp_path, **WARM), digits())
+    generator = build_modules(made.search, digits()).gan.generator
+    load_into_generator(generator, generator_weights(made.search.generator.init), "there")
+    found = generator.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+def test_an_average_of_the_generators_own_begins_anew(tmp_path):
+    """BigGAN's: of the weights that were taken, as if they were the initial ones."""
+    weights = warmed(tmp_path, **{"search.generator.name": "biggan"})
+    made = taking(tmp_path, **{"search.generator.name": "biggan"})
+    generator = build_modules(made.search, digits()).gan.generator
+    generator.average.updates.fill_(7)
+    load_into_generator(generator, weights, "there")
+    assert int(generator.average.updates) == 0
+    own = dict(generator.named_parameters())
+    averages = generator.average.tensors()
+    assert all(torch.equal(averages[name], own[name]) for name in own)
+    assert all(torch.equal(weights[name], own[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search.generator.name": "wgan_gp"}, "search.generator.name is"),
+        ({"search.generator.noise_dim": 8}, "search.generator.noise_dim is 8, and there 4"),
+        ({"search.generator.channels": 4}, "search.generator.channels is 4, and there 2"),
+    ],
+)
+def test_a_generator_of_other_settings_is_refused(tmp_path, changes, message):
+    warmed(tmp_path)
+    with pytest.raises(InputError, match=message):
+        check_generator_fits(taking(tmp_path, **changes), digits())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": tuple("abcdefghij")}, "the classes is"),
+        ({"channels": 3}, r"channels of an image .* is 3, and there 1"),
+    ],
+)
+def test_a_generator_of_other_images_is_refused(tmp_path, changes, message):
+    warmed(tmp_path)
+    dataset = load_dataset("random:cifar10", image_size=8)
+    if "class_names" in changes:
+        dataset = digits(classes=changes["class_names"])
+    with pytest.raises(InputError, match=message):
+        check_generator_fits(taking(tmp_path), dataset)
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    warmed(tmp_path, dataset=load_dataset("random:cifar10", image_size=8))
+    larger = load_dataset("random:cifar10", image_size=16)
+    with pytest.raises(InputError, match=r"size of an image .* is 16, and there 8"):
+        check_generator_fits(taking(tmp_path), larger)
+
+
+def test_only_a_complete_warm_up_is_taken(tmp_path):
+    with pytest.raises(InputError, match="has no generator to take"):
+        taking(tmp_path)
+    warmed(tmp_path, rounds=2)
+    with pytest.raises(InputError, match=r"has made 2 of its 3 rounds.*--resume"):
+        taking(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"recipe": "seed: 1"}, {"recipe": "seed: 1", "optimizer": 3}]
+)
+def test_a_checkpoint_without_a_generator_is_refused(tmp_path, state):
+    mlo.CheckpointStore(tmp_path, WARMUP).save(state)
+    with pytest.raises(InputError, match="holds no generator"):
+        taking(tmp_path)
+
+
+def test_another_generator_than_the_recipes_is_refused(tmp_path):
+    warmed(tmp_path / "one")
+    warmed(tmp_path / "two", seed=3)
+    digest = taking(tmp_path / "one").search.generator.init.digest
+    with pytest.raises(InputError, match=r"search.generator.init.digest is"):
+        taking(tmp_path / "two", **{"search.generator.init.digest": digest})
+
+
+def test_who_takes_a_generator_makes_no_warm_up_unless_asked(tmp_path):
+    preset = {"search": {"generator": {"init": {"run": "there"}}}}
+
+    def rounds(config, **given):
+        made = load_recipe("small", config=config, overrides={"dataset": "digits", **given})
+        return made.search.generator.warmup_rounds
+
+    assert rounds({}) > 0
+    assert rounds(preset) == 0
+    assert rounds({}, **{"search.generator.init.run": "there"}) == 0
+    assert rounds({}, **{"search.generator.init.run": None}) == rounds({})
+    asked = {"search.generator.warmup_rounds": 5}
+    assert rounds(preset, **asked) == 5
