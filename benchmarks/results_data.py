@@ -1,26 +1,29 @@
 """Reads the committed results (docs/data) and compares arms: what docs/results.md is made of.
 
-    docs/data/runs/*.csv   one row per run, in the schema of `lfmcw_app.results_file`; a file is the
-                           runs.csv of one `lfmcw_app.table`, so one experiment
-    docs/data/summaries.csv    means and intervals of tables whose single runs are not kept
-    docs/data/paper.csv        what the paper reports
-    docs/data/nasbench201_3_nodes_cifar10.csv    every cell of a small space, trained
+- `runs/*.csv`: one row per run, in the schema of `lfmcw_app.results_file`. A file is the runs.csv
+  of one `lfmcw_app.table`, so it is one experiment.
+- `summaries.csv`: means and intervals of tables whose single runs are not kept.
+- `paper.csv`: what the paper reports.
+- `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained.
+- Others are small files that the page shows as tables.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from scipy.stats import t as student
 
+from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.cell_table import CellTable
 from lfmcw_app.cell_table_file import read_cell_table
-from lfmcw_app.comparison import Comparison, Summary, compare
+from lfmcw_app.comparison import Comparison, Finding, findings, least_pairs, summaries
 from lfmcw_app.errors import InputError
 from lfmcw_app.results_file import Row, read_results
 
@@ -30,6 +33,10 @@ LONGER = "no LFM-CW, 4 times the rounds"
 SYNTHETIC, BOTH = "generated images only", "generated and real images"
 ORACLE = "real"
 """`search.generator.name` of the oracle, which draws training images instead of making some."""
+
+TOO_FEW = "too few seeds"
+OPPOSITE = {"better": "worse", "worse": "better"}
+"""Verdict on two arms → that on the same in the other order."""
 
 CELLS = "nasbench201_3_nodes_cifar10.csv"
 
@@ -51,6 +58,7 @@ class Design:
 
     Attributes:
         table: name of the table of `lfmcw_app.table`.
+        settings: of the LFM-CW arm, or of all arms: `key=value`, in one text.
         looked_up: whether errors are read from a table of trained cells.
         device: of the runs.
         date: of the last run.
@@ -77,8 +85,14 @@ class Design:
         parts += ["look-up"] if self.looked_up else [self.preset]
         parts += [f"{self.order} order"] if self.order else []
         parts += [GENERATORS.get(self.generator, self.generator)] if self.generator else []
-        parts += [self.condition] if self.condition else []
+        parts += [condition_said(self.condition)] if self.condition else []
         return ", ".join(parts)
+
+    @property
+    def distinguishing(self) -> list[str]:
+        """The settings that may tell two experiments apart: not the place of a file."""
+        found = (self.settings or "").split()
+        return [setting for setting in found if not setting.startswith("lookup.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +104,8 @@ class Effect:
         arm: its label.
         against: label of the arm that it is compared with.
         found: difference of the test errors, percentage points; negative: the arm is better.
+        p_value: adjusted over the planned comparisons of the table (Holm); NaN if it is not known.
+        verdict: by the one rule of `lfmcw_app.comparison`.
         error: mean test error of the arm over its runs, %.
         error_against: that of the other one.
     """
@@ -98,6 +114,8 @@ class Effect:
     arm: str
     against: str
     found: Comparison
+    p_value: float
+    verdict: str
     error: float
     error_against: float
 
@@ -105,6 +123,11 @@ class Effect:
     def relative(self) -> float:
         """The difference as a share of the other arm's error, %."""
         return 100 * self.found.difference / self.error_against
+
+    @property
+    def relative_interval(self) -> float:
+        """Half the width of the 95% interval as a share of the other arm's error, %."""
+        return 100 * self.found.interval / self.error_against
 
     @property
     def excluded_gain(self) -> float:
@@ -118,40 +141,45 @@ class Experiment:
 
     Attributes:
         design: what they have in common.
-        arms: label → its runs, by seed.
+        rows: of the runs.
     """
 
     design: Design
-    arms: Mapping[str, Mapping[int, Row]]
+    rows: Sequence[Row]
 
-    def summary(self, label: str) -> Summary:
-        """The errors and parameters of an arm."""
-        runs = self.arms[label]
-        parameters = {s: row.parameters for s, row in runs.items() if row.parameters is not None}
-        errors = {seed: row.test_error_percent for seed, row in runs.items()}
-        return Summary(label=label, errors=errors, parameters=parameters)
+    def runs(self, arm: str) -> list[Row]:
+        """The runs of an arm."""
+        return [row for row in self.rows if row.arm == arm]
+
+    @property
+    def arms(self) -> list[str]:
+        """The labels of the arms that have runs."""
+        return list(dict.fromkeys(row.arm for row in self.rows))
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """All planned comparisons of the table: one family of tests."""
+        return findings(summaries(self.rows), contrasts(self.design.table))
 
     def effect(self, arm: str, against: str) -> Effect | None:
-        """An arm against another one, paired by seed; None where no seed has both."""
-        if arm not in self.arms or against not in self.arms:
-            return None
-        first, second = self.summary(arm), self.summary(against)
-        found = compare(first, second)
-        if not found.pairs:
-            return None
-        shared = set(first.errors) & set(second.errors)
-        means = [
-            sum(summary.errors[seed] for seed in shared) / len(shared)
-            for summary in (first, second)
-        ]
-        return Effect(
-            design=self.design,
-            arm=arm,
-            against=against,
-            found=found,
-            error=means[0],
-            error_against=means[1],
-        )
+        """An arm against another one; None where the table does not plan this, or has no pair."""
+        for finding in self.findings:
+            pair = (finding.arm, finding.against)
+            if finding.comparison.pairs and pair in ((arm, against), (against, arm)):
+                turned = pair != (arm, against)
+                return Effect(
+                    design=self.design,
+                    arm=arm,
+                    against=against,
+                    found=_turned(finding.comparison) if turned else finding.comparison,
+                    p_value=finding.p_value,
+                    verdict=OPPOSITE.get(finding.verdict, finding.verdict)
+                    if turned
+                    else finding.verdict,
+                    error=mean(row.test_error_percent for row in self.runs(arm)),
+                    error_against=mean(row.test_error_percent for row in self.runs(against)),
+                )
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +227,7 @@ class Results:
     experiments: Sequence[Experiment] = ()
     reported: Sequence[ReportedArm] = ()
     paper: Sequence[PaperRow] = ()
-    cells: CellTable | None = field(default=None, compare=False)
+    cells: CellTable | None = None
 
     def effects(self, arm: str, against: str) -> list[Effect]:
         """All comparisons of two arms, in the order of the files."""
@@ -208,58 +236,77 @@ class Results:
         return [*known, *self._reported_effects(arm, against)]
 
     def _reported_effects(self, arm: str, against: str) -> Iterator[Effect]:
-        # A table reports differences from its first arm only. One of them may be the arm itself.
+        # A table reports differences from its first arm, which either of the two may be.
+        firsts = {line.design.table: line for line in self.reported if line.found is None}
         for line in self.reported:
             if line.found is None or {line.arm, line.against} != {arm, against}:
                 continue
-            first = next(
-                other
-                for other in self.reported
-                if other.arm == line.against and other.design.table == line.design.table
-                and other.found is None
-            )  # fmt: skip
-            turned = line.arm != arm
-            found = line.found
-            if turned:
-                found = replace(found, difference=-found.difference)
-            method = line if line.arm == METHOD else first
+            first, turned = firsts[line.design.table], line.arm != arm
+            method = line if line.design.generator else first
             errors = (first.error, line.error) if turned else (line.error, first.error)
             yield Effect(
-                design=replace(line.design, generator=method.design.generator),
+                design=replace(
+                    line.design, generator=method.design.generator, order=method.design.order
+                ),
                 arm=arm,
                 against=against,
-                found=found,
+                found=_turned(line.found) if turned else line.found,
+                p_value=math.nan,
+                verdict=TOO_FEW,
                 error=errors[0],
                 error_against=errors[1],
             )
 
-    @cached_property
-    def titles(self) -> dict[Design, str]:
-        """Design → a title that no other one has."""
-        designs = [experiment.design for experiment in self.experiments]
-        for arm, against in self._reported_pairs:
-            designs += [effect.design for effect in self._reported_effects(arm, against)]
-        return distinct_titles(designs)
-
-    @property
-    def _reported_pairs(self) -> set[tuple[str, str]]:
-        return {(line.arm, line.against) for line in self.reported if line.found is not None}
-
-    def table(self, name: str) -> list[dict[str, str]]:
+    def rows_of(self, name: str) -> list[dict[str, str]]:
         """The rows of a small file of the folder."""
         return _read(self.folder / name)
 
 
+def _turned(found: Comparison) -> Comparison:
+    """The comparison of the second arm with the first."""
+    return replace(found, difference=-found.difference)
+
+
 def distinct_titles(designs: Iterable[Design]) -> dict[Design, str]:
-    """Design → its title, with settings, device or file where others would have the same."""
+    """Design → its title, with settings, device, table or file where others would have the same."""
     titles = {design: design.title for design in designs}
-    for detail in ("settings", "device", "table", "source"):
-        shown = list(titles.values())
-        for design, title in titles.items():
-            more = getattr(design, detail)
-            if shown.count(title) > 1 and more:
-                titles[design] = f"{title}, {more}"
+    for same in _groups(titles):
+        known = [set(design.distinguishing) for design in same]
+        common = set.intersection(*known)
+        for design in same:
+            own = [setting for setting in design.distinguishing if setting not in common]
+            titles[design] = ", ".join([titles[design], *own])
+    for detail in ("device", "table", "source"):
+        for same in _groups(titles):
+            if len({getattr(design, detail) for design in same}) > 1:
+                for design in same:
+                    titles[design] += f", {getattr(design, detail)}"
     return titles
+
+
+def _groups(titles: Mapping[Design, str]) -> list[list[Design]]:
+    """The designs that share a title with others."""
+    by_title: dict[str, list[Design]] = {}
+    for design, title in titles.items():
+        by_title.setdefault(title, []).append(design)
+    return [same for same in by_title.values() if len(same) > 1]
+
+
+def condition_said(condition: str) -> str:
+    """What was made wrong with the data, in words; as it is where it is of another kind."""
+    said = []
+    for part in condition.split():
+        key, _, value = part.partition("=")
+        if key == "data.wrong_labels":
+            said += [
+                f"{wrong['share']:.0%} of {wrong['of']} labelled {' or '.join(wrong['as'])}"
+                for wrong in json.loads(value)
+            ]
+        elif key == "data.imbalance":
+            said.append(f"classes of unequal size (1 to {float(value):g})")
+        else:
+            said.append(part)
+    return ", ".join(said)
 
 
 def read_all(folder: Path) -> Results:
@@ -286,15 +333,12 @@ def read_experiment(path: Path) -> Experiment:
     rows = read_results(path)
     if not rows:
         raise InputError(f"{path} has no runs. Remove it, or copy the table's runs.csv again.")
-    arms: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        seeds = arms.setdefault(row.arm, {})
-        if row.seed in seeds:
-            raise InputError(
-                f"{path} has two runs of the arm {row.arm!r} with seed {row.seed}. Each table and "
-                "machine needs a file of its own."
-            )
-        seeds[row.seed] = row
+    known = {(row.arm, row.seed) for row in rows}
+    if len(known) < len(rows):
+        raise InputError(
+            f"{path} has two runs of one arm and seed. Each table and machine needs a file of its "
+            "own."
+        )
     for column in ("table", "dataset", "preset", "space", "condition"):
         values = {getattr(row, column) for row in rows}
         if len(values) > 1:
@@ -302,7 +346,12 @@ def read_experiment(path: Path) -> Experiment:
                 f"{path} mixes experiments: {column} is {' and '.join(map(repr, values))}. Each "
                 "table needs a file of its own."
             )
-    return Experiment(design=_design(path, rows), arms=arms)
+    if rows[0].table not in TABLES:
+        raise InputError(
+            f"{path} is of the table {rows[0].table!r}, which this version does not know. It knows "
+            f"{', '.join(TABLES)}."
+        )
+    return Experiment(design=_design(path, rows), rows=rows)
 
 
 def _design(path: Path, rows: Sequence[Row]) -> Design:
@@ -350,10 +399,7 @@ def _reported(path: Path) -> Iterator[ReportedArm]:
         runs = int(cells["runs"])
         found = None
         if cells["against"]:
-            found = _reported_comparison(
-                float(cells["difference"]), float(cells["interval"]), float(cells["detectable"]),
-                runs,
-            )  # fmt: skip
+            found = _reported_comparison(path, cells, runs)
         yield ReportedArm(
             design=design,
             arm=cells["arm"],
@@ -367,17 +413,19 @@ def _reported(path: Path) -> Iterator[ReportedArm]:
         )
 
 
-def _reported_comparison(
-    difference: float, interval: float, detectable: float, pairs: int
-) -> Comparison:
-    # The interval is t's quantile times the standard error, which gives the p-value back.
-    freedom = pairs - 1
-    error = interval / float(student.ppf(0.975, freedom))
+def _reported_comparison(path: Path, cells: Mapping[str, str], pairs: int) -> Comparison:
+    if pairs >= least_pairs(1):
+        raise InputError(
+            f"{path}: a table of {pairs} seeds needs its single runs, as a file of their own in "
+            "runs/."
+        )
+    # The interval is t's quantile times the standard error, which gives the deviation back.
+    interval = float(cells["interval"])
+    error = interval / float(student.ppf(0.975, pairs - 1))
     return Comparison(
-        difference=difference,
+        difference=float(cells["difference"]),
+        deviation=error * math.sqrt(pairs),
         interval=interval,
-        p_value=2 * float(student.sf(abs(difference) / error, freedom)),
-        detectable=detectable,
         pairs=pairs,
     )
 
