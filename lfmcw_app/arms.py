@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
 from lfmcw_app.resolving import resolve_recipe
 
 __all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]
@@ -123,17 +124,20 @@ OF_GENERATED_IMAGES = (
 
 
 def _without_what_is_unused(recipe: Recipe) -> Recipe:
-    """The recipe with the defaults of what a search without a generator does not read.
+    """The recipe with the preset's values of what a search without a generator does not read.
 
     So the tables of several generators share the runs of such searches, which have one recipe.
     """
-    if recipe.search.method == "lfmcw":
+    if recipe.search.method == "lfmcw" or recipe.preset not in PRESETS:
         return recipe
-    fields = type(recipe.search).model_fields
-    unused = {
-        name: fields[name].get_default(call_default_factory=True) for name in OF_GENERATED_IMAGES
-    }
+    usual = _usual(recipe.preset, recipe.search.space, recipe.dataset).search
+    unused = {name: getattr(usual, name) for name in OF_GENERATED_IMAGES}
     return recipe.model_copy(update={"search": recipe.search.model_copy(update=unused)})
+
+
+@lru_cache
+def _usual(preset: str, space: str, dataset: str) -> Recipe:
+    return load_recipe(preset, space=space, overrides={"dataset": dataset})
 
 
 def check_settings(name: str, assign: Sequence[str]) -> None:

@@ -93,7 +93,10 @@ class GAN(nn.Module):
 
 
 class SearchModules(NamedTuple):
-    """The modules of the problems; W1 and the GAN are missing where the method is plain DARTS."""
+    """The modules of the problems.
+
+    W1 and the GAN are missing where the method is plain DARTS, and the GAN where images are real.
+    """
 
     w1: Supernet | None
     gan: GAN | None
@@ -150,6 +153,7 @@ def build_modules(
     w1, gan = None, None
     if search.method == "lfmcw":
         w1 = supernet("batch")
+    if search.method == "lfmcw" and not search.draws_real:
         feature_size = dataset.image_size // divisor
         gan = GAN(*_players(search.generator, dataset, supernet, feature_size))
     modules = SearchModules(

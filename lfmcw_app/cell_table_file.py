@@ -1,8 +1,9 @@
 """A table of all cells of a space as a CSV file, which grows by a row per trained network.
 
 Lines `# key: value` say what was trained; then come a line with the names of the columns and a row
-for each cell and seed. A row is written whole, so that a script that trains every cell can stop at
-any moment and continue where it was.
+for each cell and seed. Columns of other names are there for people. Each row is on the disk before
+the next network is trained, so that a script that trains every cell can stop at any moment and
+continue where it was; several processes may share the work.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from lfmcw_app.cell_table import CellTable, TrainedCell
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.output_files import check_new
 
 __all__ = ["COLUMNS", "CellTableFile", "Row", "read_cell_table", "write_cell_table"]
 
@@ -58,29 +63,19 @@ class Row:
             raise ValueError("parameters and multiply_adds_millions are not negative")
 
     @classmethod
-    def of_fields(cls, fields: list[str]) -> Row:
-        """Reads the fields of a line.
+    def of_texts(cls, texts: Mapping[str, str]) -> Row:
+        """Reads the fields of a line, by the names of their columns.
 
         Raises:
             ValueError: naming the first thing that is wrong.
         """
-        if len(fields) != len(COLUMNS):
-            raise ValueError(f"it has {len(fields)} fields instead of {len(COLUMNS)}")
-        cell, seed, error, parameters, multiply_adds = fields
         return cls(
-            cell=cell,
-            seed=int(seed),
-            test_error_percent=float(error),
-            parameters=int(parameters),
-            multiply_adds_millions=float(multiply_adds),
+            cell=texts["cell"],
+            seed=int(texts["seed"]),
+            test_error_percent=float(texts["test_error_percent"]),
+            parameters=int(texts["parameters"]),
+            multiply_adds_millions=float(texts["multiply_adds_millions"]),
         )
-
-    def line(self) -> str:
-        """The row as a line of the file."""
-        text = io.StringIO()
-        values = [getattr(self, column) for column in COLUMNS]
-        csv.writer(text, lineterminator="\n").writerow(values)
-        return text.getvalue()
 
 
 # ------------------------------ reading
@@ -102,7 +97,7 @@ def read_cell_table(path: Path, dataset: str | None = None) -> CellTable:
             f"The last line of the table {path} is cut: its writer was stopped there. Run the "
             "writer again, or remove the line."
         )
-    about, rows = _parsed(path, text)
+    about, _, rows = _parsed(path, text)
     if dataset not in (None, about["dataset"]):
         raise InputError(
             f"The table {path} has the errors on {about['dataset']}, and none on {shown(dataset)}. "
@@ -134,8 +129,8 @@ def _text(path: Path) -> str:
     return text
 
 
-def _parsed(path: Path, text: str) -> tuple[dict[str, str], list[Row]]:
-    """What the head says, and the rows."""
+def _parsed(path: Path, text: str) -> tuple[dict[str, str], list[str], list[Row]]:
+    """What the head says, the names of the columns, and the rows."""
     about: dict[str, str] = {}
     lines = text.removesuffix("\n").split("\n")
     start = next((at for at, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -143,28 +138,33 @@ def _parsed(path: Path, text: str) -> tuple[dict[str, str], list[Row]]:
         key, colon, value = line.removeprefix("#").partition(":")
         if colon:
             about[key.strip()] = value.strip()
-    missing = [key for key in NEEDED if not about.get(key)]
-    if missing or lines[start : start + 1] != [",".join(COLUMNS)]:
-        wrong = f"lacks the line '# {missing[0]}: …'" if missing else "has other columns"
+    columns = "".join(lines[start : start + 1]).strip().split(",")
+    missing = [f"the line '# {key}: …'" for key in NEEDED if not about.get(key)]
+    missing += [f"the column {name}" for name in COLUMNS if name not in columns]
+    if missing:
         raise InputError(
-            f"{path} is no table of trained cells: it {wrong}. It begins with lines '# key: value' "
-            f"for {', '.join(NEEDED)}, followed by the line {','.join(COLUMNS)}."
+            f"{path} is no table of trained cells: it lacks {missing[0]}. It begins with lines "
+            f"'# key: value' for {', '.join(NEEDED)}; then come a line with the names of the "
+            f"columns ({', '.join(COLUMNS)}) and a row for each cell and seed."
         )
     for key in NUMBERS:
-        if not (about[key].isascii() and about[key].isdecimal() and 0 < len(about[key]) < 10):
+        if not (about[key].isascii() and about[key].isdecimal() and len(about[key]) < 10):
             raise InputError(f"{path}: '# {key}: …' needs a whole number, got {shown(about[key])}.")
-    return about, list(_rows(path, lines, start + 1))
+    return about, columns, list(_rows(path, lines, start + 1, columns))
 
 
-def _rows(path: Path, lines: list[str], start: int) -> Iterator[Row]:
+def _rows(path: Path, lines: list[str], start: int, columns: list[str]) -> Iterator[Row]:
     """The rows, each of a cell and seed of its own."""
     known = set()
     for number, line in enumerate(lines[start:], start=start + 1):
         try:
-            row = Row.of_fields(next(csv.reader([line], strict=True)))
+            fields = next(csv.reader([line], strict=True))
+            if len(fields) != len(columns):
+                raise ValueError(f"it has {len(fields)} fields instead of {len(columns)}")
+            row = Row.of_texts(dict(zip(columns, fields, strict=True)))
             if (row.cell, row.seed) in known:
                 raise ValueError(f"seed {row.seed} of this cell has a row already")
-        except (ValueError, StopIteration, csv.Error) as error:
+        except (ValueError, csv.Error) as error:
             raise InputError(f"The table {path} is damaged: line {number}: {error}.") from None
         known.add((row.cell, row.seed))
         yield row
@@ -190,16 +190,25 @@ def _trained(rows: list[Row]) -> dict[str, TrainedCell]:
 class CellTableFile:
     """A table that is being made: opened again, it continues."""
 
-    def __init__(self, path: Path, done: set[tuple[str, int]]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], done: set[tuple[str, int]]) -> None:
         self.path = path
         self.done = done
         """(cell, seed) of the rows that are there."""
+        self._columns = tuple(columns)
 
     @classmethod
     def open(
-        cls, path: Path, *, space: str, nodes: int, cells: int, seeds: int, dataset: str,
+        cls,
+        path: Path,
+        *,
+        space: str,
+        nodes: int,
+        cells: int,
+        seeds: int,
+        dataset: str,
         about: Mapping[str, str],
-    ) -> CellTableFile:  # fmt: skip
+        more: Sequence[str] = (),
+    ) -> CellTableFile:
         """Begins a table, or continues it; the rest of a row that was cut is removed.
 
         Args:
@@ -211,6 +220,7 @@ class CellTableFile:
             dataset: on which networks are trained and tested.
             about: what else its head says, such as command, commit, torch, machine and date. A
                 table that is continued keeps what it began with.
+            more: names of further columns, after `COLUMNS`.
 
         Raises:
             InputError: if the file is another table, is damaged, or cannot be written.
@@ -219,37 +229,44 @@ class CellTableFile:
             "space": space, "nodes": str(nodes), "cells": str(cells), "seeds": str(seeds),
             "dataset": dataset,
         }  # fmt: skip
-        try:
+        columns = (*COLUMNS, *more)
+        with _writing(path):
             if not path.exists():
-                head = [f"# {key}: {_on_one_line(value)}\n" for key, value in {**fixed, **about}.items()]
-                _append(path, "".join([*head, ",".join(COLUMNS), "\n"]))
-                return cls(path, set())
+                said = {**fixed, **about}.items()
+                head = [f"# {key}: {' '.join(value.split())}\n" for key, value in said]
+                _append(path, "".join([*head, ",".join(columns), "\n"]))
+                return cls(path, columns, set())
             _drop_cut_line(path)
-        except OSError as error:
-            raise _unwritable(path, error) from None
-        held, rows = _parsed(path, _text(path))
-        for key, value in fixed.items():
-            if held[key] != value:
+            held, present, rows = _parsed(path, _text(path))
+        now = {**held, "columns": ", ".join(sorted(present))}
+        for key, value in {**fixed, "columns": ", ".join(sorted(columns))}.items():
+            if now[key] != value:
                 raise InputError(
-                    f"{path} is the table of another {key}: {shown(held[key])} instead of "
+                    f"{path} is another table, with the {key} {shown(now[key])} instead of "
                     f"{shown(value)}. Name another file."
                 )
-        return cls(path, {(row.cell, row.seed) for row in rows})
+        return cls(path, present, {(row.cell, row.seed) for row in rows})
 
-    def append(self, row: Row) -> None:
-        """Adds a row; it is on the disk when this returns.
+    def append(self, *rows: Row, **more: object) -> None:
+        """Adds rows; they are on the disk when this returns.
+
+        Args:
+            rows: each of a cell and seed that has no row yet.
+            more: what the further columns hold in these rows.
 
         Raises:
-            ValueError: if the cell has a row of this seed.
-            InputError: if it cannot be written.
+            ValueError: if there is such a row.
+            InputError: if they cannot be written.
         """
-        if (row.cell, row.seed) in self.done:
-            raise ValueError(f"{row.cell} has a row of seed {row.seed} already")
-        try:
-            _append(self.path, row.line())
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
-        self.done.add((row.cell, row.seed))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        for row in rows:
+            if (row.cell, row.seed) in self.done:
+                raise ValueError(f"{row.cell} has a row of seed {row.seed} already")
+            writer.writerow({**asdict(row), **more})
+            self.done.add((row.cell, row.seed))
+        with _writing(self.path):
+            _append(self.path, text.getvalue())
 
 
 def write_cell_table(table: CellTable, path: Path) -> None:
@@ -258,27 +275,41 @@ def write_cell_table(table: CellTable, path: Path) -> None:
     Raises:
         InputError: if there is such a file, or it cannot be written.
     """
-    if path.exists():
-        raise InputError(f"{path} exists already, and nothing is overwritten. Name another file.")
+    check_new(path)
     file = CellTableFile.open(
-        path, space=table.space, nodes=table.nodes, cells=table.expected, seeds=table.seeds,
-        dataset=table.dataset, about={"file": table.name, **table.about},
-    )  # fmt: skip
-    rows = [
-        Row(
+        path,
+        space=table.space,
+        nodes=table.nodes,
+        cells=table.expected,
+        seeds=table.seeds,
+        dataset=table.dataset,
+        about={"file": table.name, **table.about},
+    )
+    file.append(*(row for cell in table.cells.items() for row in _rows_of(*cell)))
+
+
+def _rows_of(notation: str, cell: TrainedCell) -> Iterator[Row]:
+    for seed, error in cell.errors.items():
+        yield Row(
             cell=notation,
             seed=seed,
             test_error_percent=error,
             parameters=cell.parameters,
             multiply_adds_millions=cell.multiply_adds,
         )
-        for notation, cell in table.cells.items()
-        for seed, error in cell.errors.items()
-    ]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One process at a time; a failure to write is the user's error."""
     try:
-        _append(file.path, "".join(row.line() for row in rows))
+        with FileLock(f"{path}.lock"):
+            yield
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise InputError(
+            f"The table {path} cannot be written ({error.strerror or error}). Make room or give "
+            "the permission, then start again: rows that are there are kept."
+        ) from None
 
 
 def _append(path: Path, text: str) -> None:
@@ -294,14 +325,3 @@ def _drop_cut_line(path: Path) -> None:
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)
-
-
-def _on_one_line(value: str) -> str:
-    return " ".join(value.split())
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"The table {path} cannot be written ({error.strerror or error}). Make room or give the "
-        "permission, then start again: rows that are there are kept."
-    )

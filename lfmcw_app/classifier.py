@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lfmcw_app.decoding import Decoding
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.network_file import NETWORK, NetworkFile
-from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.search_space.network import ImageNetwork
 
 __all__ = ["Classifier", "Preprocess", "load_network", "network_path"]
@@ -149,6 +149,12 @@ def network_path(run: str | PathLike[str]) -> Path:
         )
     command = "evaluate" if (path / EVALUATED).exists() else "run"
     resume = f"python -m lfmcw_app.{command} --resume {path}"
+    if not RunFolder.open(path).recipe.trains:
+        raise InputError(
+            f"The run in {path} has no trained network: its test error was looked up. Train what "
+            f"it found with python -m lfmcw_app.evaluate {path} DATASET, and the run's --space and "
+            "settings."
+        )
     if (path / "result.json").exists():
         raise InputError(
             f"The run in {path} is complete but has no {NETWORK}: an earlier version did not write "

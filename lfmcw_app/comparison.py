@@ -18,7 +18,7 @@ from lfmcw_app.results_file import Row
 __all__ = [
     "LEVEL", "POWER", "REGRET", "TEST_ERROR", "Comparison", "Finding", "Summary", "compare",
     "detectable_in_spreads", "draw_comparison", "findings", "holm", "least_pairs", "measure_of",
-    "power_said", "sign_flip_p", "summaries", "summarise",
+    "power_planned", "power_said", "sign_flip_p", "summaries", "summarise",
 ]  # fmt: skip
 
 LEVEL, POWER = 0.05, 0.8
@@ -279,24 +279,28 @@ def summarise(
     return "\n\n".join(parts) + "\n"
 
 
+def power_planned(pairs: int, tests: int) -> str:
+    """What so many seeds can see in so many comparisons, which is known before any run."""
+    comparisons = f"{tests} comparisons" if tests > 1 else "one comparison"
+    if pairs < least_pairs(tests):
+        return (
+            f"Seeds: {pairs}, which are too few. With {comparisons} no difference, however large, "
+            f"can be told from chance by fewer than {least_pairs(tests)}."
+        )
+    return (
+        f"With {pairs} seeds and {comparisons}, a true difference of "
+        f"{detectable_in_spreads(pairs, tests):.2f} standard deviations of the paired differences "
+        f"is seen in {POWER:.0%} of such experiments."
+    )
+
+
 def power_said(found: Sequence[Finding], tests: int) -> str:
     """What an experiment of this size can see, to be said before what it has seen."""
     pairs = min((finding.comparison.pairs for finding in found), default=0)
-    least = least_pairs(tests)
-    comparisons = f"{tests} comparisons" if tests > 1 else "one comparison"
-    if pairs < least:
-        return (
-            f"**Power.** {pairs} seeds are too few: with {comparisons} no difference, however "
-            f"large, can be told from chance by fewer than {least}."
-        )
-    spreads = detectable_in_spreads(pairs, tests)
-    said = (
-        f"**Power.** With {pairs} seeds and {comparisons}, a true difference of {spreads:.2f} "
-        "standard deviations of the paired differences is seen in "
-        f"{POWER:.0%} of such experiments."
-    )
-    seen = [finding.comparison.detectable for finding in found if not finding.comparison.identical]
-    if not seen:
+    said = f"**Power.** {power_planned(pairs, tests)}"
+    compared = [finding.comparison for finding in found if not finding.comparison.identical]
+    seen = [of.detectable for of in compared if not math.isinf(of.detectable)]
+    if pairs < least_pairs(tests) or not seen:
         return said
     low, high = f"{min(seen):.2f}", f"{max(seen):.2f}"
     points = low if low == high else f"{low} to {high}"

@@ -1,4 +1,7 @@
-"""Whole runs: a search and the training of what it found, or the training of a given genotype."""
+"""Whole runs: a search and the training of what it found, or the training of a given genotype.
+
+Where the recipe names a table of all cells, the error is looked up there instead of the training.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from rich.console import Console
 
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.fingerprint import check_unchanged
+from lfmcw_app.lookup import look_up, table_of
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
@@ -20,17 +24,24 @@ from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.training import train_derived
 
-__all__ = ["evaluate_genotype", "run"]
+__all__ = ["evaluate_genotype", "look_up_genotype", "run"]
 
 
 def run(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
-    """Runs both phases, from where the folder's checkpoints stand, and returns the result."""
+    """Runs both phases, from where the folder's checkpoints stand, and returns the result.
+
+    Raises:
+        InputError: if the table that the recipe names cannot be used; before anything is run.
+    """
+    table = table_of(folder.recipe)
 
     def both() -> dict[str, Any]:
         with enough_memory("search", folder.recipe, device, resumes=folder.path):
             genotype = search(folder, dataset, console, device)
+        if table is not None:
+            return look_up(folder, genotype, table)
         return _trained(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, device, both)
@@ -47,6 +58,22 @@ def evaluate_genotype(
         return _trained(folder, genotype, dataset, console, device)
 
     return _completed(folder, dataset, device, training)
+
+
+def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
+    """Looks up the error of a given genotype, for which no data are needed; returns the result.
+
+    Raises:
+        InputError: if the table cannot be used, or does not hold the genotype.
+    """
+    if folder.result is not None:
+        return folder.result
+    table = table_of(folder.recipe)
+    assert table is not None
+    with folder.locked():
+        if folder.writes:
+            save_cells(genotype, folder, f"given genotype, {short_name(folder.recipe.dataset)}")
+        return look_up(folder, genotype, table)
 
 
 def _trained(

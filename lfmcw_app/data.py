@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -28,8 +29,8 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASETS", "FOLDER", "Batches", "Dataset", "Images", "PairedBatches", "check_dataset",
-    "in_order", "load_dataset", "resident", "search_labels", "search_split", "short_name",
-    "subset", "subset_labels",
+    "in_order", "load_dataset", "resident", "search_places", "search_split", "short_name",
+    "subset", "subset_places",
 ]  # fmt: skip
 
 FOLDER, RANDOM = "folder:", "random:"
@@ -306,61 +307,69 @@ def search_split(
         InputError: if the fractions are not positive, or sum to more than 1; or where there is
             nothing to split.
     """
-    first, second = _search_places(dataset, limit, seed, fractions)
+    first, second = search_places(dataset, limit, seed, fractions)
     return dataset.train[first], (dataset.validation or dataset.train)[second]
 
 
-def search_labels(
-    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float] = HALVES
+def search_places(
+    dataset: Dataset,
+    limit: int | None,
+    seed: int,
+    fractions: tuple[float, float] = HALVES,
+    kept: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The labels of D_tr and of D_val, without touching an image; see `search_split`."""
-    first, second = _search_places(dataset, limit, seed, fractions)
-    return dataset.train.labels[first], (dataset.validation or dataset.train).labels[second]
+    """The places of the images of D_tr among the training images, and of those of D_val.
 
+    See `search_split`.
 
-def _search_places(
-    dataset: Dataset, limit: int | None, seed: int, fractions: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """The places of the images of D_tr among the training images, and of those of D_val."""
+    Args:
+        dataset: the data set.
+        limit: number of images that are split.
+        seed: decides which.
+        fractions: of these images, the parts that D_tr and D_val get.
+        kept: places of the training images that there are, and of the validation images where the
+            data set has its own; None for all.
+    """
     if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
         raise InputError(
             "The fractions of the training images for the search must be positive and sum to at "
             f"most 1, got {fractions}."
         )
     train, validation = dataset.train, dataset.validation
+    pool, held = kept or (torch.arange(len(train)), None)
     if validation is None:
-        return search_indices(train.labels, limit, seed, fractions, train.groups)
+        groups = None if train.groups is None else train.groups[pool]
+        first, second = search_indices(train.labels[pool], limit, seed, fractions, groups)
+        return pool[first], pool[second]
     if tuple(fractions) != HALVES:
         raise InputError(
             f"data.search_fractions is {list(fractions)}, but {dataset.name} has validation images "
             "of its own, so that there is nothing to split. Drop it."
         )
-    both = len(train) + len(validation)
-    share = 1.0 if limit is None else min(1.0, limit / both)
-    first, second = (
-        stratified(labels, max(1, round(share * len(labels))), seed, least=(1, 0))[0]
-        for labels in (train.labels, validation.labels)
-    )
-    return first, second
+    held = torch.arange(len(validation)) if held is None else held
+    share = 1.0 if limit is None else min(1.0, limit / (len(pool) + len(held)))
+    places = []
+    for part, labels in ((pool, train.labels[pool]), (held, validation.labels[held])):
+        count = max(1, round(share * len(part)))
+        places.append(part[stratified(labels, count, seed, least=(1, 0))[0]])
+    return places[0], places[1]
 
 
 def subset(images: Images, limit: int | None, seed: int) -> Images:
     """Returns at most `limit` images, stratified, with every class as far as there is room."""
-    chosen = _subset_places(images, limit, seed)
-    return images if chosen is None else images[chosen]
-
-
-def subset_labels(images: Images, limit: int | None, seed: int) -> Tensor:
-    """The labels of a `subset`, without touching an image."""
-    chosen = _subset_places(images, limit, seed)
-    return images.labels if chosen is None else images.labels[chosen]
-
-
-def _subset_places(images: Images, limit: int | None, seed: int) -> Tensor | None:
-    """The places of the images of a subset, None for all."""
     if limit is None or limit >= len(images):
-        return None
-    return stratified(images.labels, limit, seed, least=(1, 0))[0]
+        return images
+    return images[subset_places(images.labels, limit, seed)]
+
+
+def subset_places(labels: Tensor, limit: int | None, seed: int) -> Tensor:
+    """The places of the images of a `subset`, by their labels [N]; all in their order if it is all.
+
+    No image is touched.
+    """
+    if limit is None or limit >= len(labels):
+        return torch.arange(len(labels))
+    return stratified(labels, limit, seed, least=(1, 0))[0]
 
 
 # ------------------------------ batches
@@ -400,6 +409,8 @@ class Batches:
         dtype: of the images.
         part: which part of every batch this stream yields, with the random changes that it has in
             the whole batch.
+        matched_to: a stream of training batches; where it is given, batch k has for each label of
+            its batch k one random image of this class. Fewer images than a batch will do.
     """
 
     def __init__(
@@ -413,8 +424,9 @@ class Batches:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         part: Part = (0, 1),
+        matched_to: Batches | None = None,
     ) -> None:
-        if len(images) < batch_size:
+        if len(images) < batch_size and matched_to is None:
             raise InputError(
                 f"{dataset.name}: {len(images)} images are fewer than one batch of {batch_size}. "
                 "Lower the batch size, or use more images."
@@ -430,13 +442,12 @@ class Batches:
         self._normalise = _Normaliser(dataset, device, dtype)
         self._order: tuple[int, Tensor] | None = None
         self.per_epoch = len(images) // batch_size
-        self._reads(self._shuffled)
-
-    def _reads(self, choose: Callable[[int], Tensor]) -> None:
-        """Makes this the stream of the images that `choose` gives for the index of a batch."""
-        self._chosen = choose
+        if matched_to is None:
+            self._chosen = self._shuffled
+        else:
+            self._chosen = partial(self._of_classes, matched_to.labels)
         # Indexing a tensor takes less time than handing it over (docs/benchmarks.md).
-        slow = isinstance(self._images.pixels, ImageFiles) or self._augmentation.resized_crop
+        slow = isinstance(images.pixels, ImageFiles) or self._augmentation.resized_crop
         self._read = Prefetcher(self._photographs, depth=DEPTH if slow else 0)
         self.position = 0
 
@@ -447,18 +458,6 @@ class Batches:
         """
         other = copy.copy(self)
         other.position = 0
-        return other
-
-    def matched_to(self, training: Batches) -> Batches:
-        """Returns a stream whose images have the labels of the training batch of the same index.
-
-        For each label one random image of its class is taken.
-
-        Raises:
-            InputError: where a batch is asked for, if a class has no image.
-        """
-        other = copy.copy(self)
-        other._reads(lambda index: self._of_classes(training.labels(index), index))
         return other
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -499,18 +498,19 @@ class Batches:
         whole = order[1][within * self._batch_size : (within + 1) * self._batch_size]
         return rows_of(whole, self._part)
 
-    def _of_classes(self, labels: Tensor, index: int) -> Tensor:
-        """The position of one random image per label, of its class; `labels` are [B], on the CPU.
+    def _of_classes(self, labels_of: Callable[[int], Tensor], index: int) -> Tensor:
+        """The positions of one random image per label of `labels_of(index)`, of its class, [B].
 
         Raises:
             InputError: if a class has no image.
         """
+        labels = labels_of(index)
         by_class, counts = self._by_class
         if int(counts[labels].min()) == 0:
             raise InputError(
-                "search.validation_batch is matched, but class "
-                f"{int(labels[counts[labels] == 0][0])} of the training batch has no validation "
-                "image. Use more images, or another validation_batch."
+                f"Class {int(labels[counts[labels] == 0][0])} of the training batch has no image "
+                "among those that are drawn to match it (search.validation_batch matched, or "
+                "search.generator.name real). Use more images, or do not match."
             )
 
         # Each class's images stand together in `by_class`: one of them is drawn per label.
@@ -555,26 +555,21 @@ class Batches:
 
 
 class PairedBatches:
-    """Yields (training images, their labels, validation images, their labels).
+    """Yields batch k of several streams together: images and labels of one, then of the next.
 
     Args:
-        train: the stream of training batches.
-        validation: the stream of validation batches.
-        matched: whether each training image gets a validation image of its class, instead of the
-            stream's batches.
+        streams: the stream of training batches, that of validation batches, and any other.
     """
 
-    def __init__(self, train: Batches, validation: Batches, *, matched: bool = False) -> None:
-        self._train = train
-        self._validation = validation.matched_to(train) if matched else validation
+    def __init__(self, *streams: Batches) -> None:
+        self._streams = streams
         self.position = 0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         while True:
-            images, labels = self._train.batch(self.position)
-            validation = self._validation.batch(self.position)
+            batches = [stream.batch(self.position) for stream in self._streams]
             self.position += 1
-            yield (images, labels, *validation)
+            yield tuple(itertools.chain(*batches))
 
     def state_dict(self) -> dict[str, int]:
         """The position."""

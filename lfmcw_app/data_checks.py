@@ -13,11 +13,13 @@ from torch import Tensor
 from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
-from lfmcw_app.data import FOLDER, Dataset, search_labels, subset_labels
+from lfmcw_app.conditions import conditions_said
+from lfmcw_app.data import FOLDER, Dataset, subset_places
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
 from lfmcw_app.kept_data import reader
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
@@ -25,8 +27,8 @@ from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
-from lfmcw_app.stages import search_stages
-from lfmcw_app.training import training_images, training_rounds
+from lfmcw_app.stages import WARMUP, phases_of, search_stages
+from lfmcw_app.training import training_rounds
 from mlo.randomness import preserved
 
 __all__ = ["adaptations", "fitted", "read_and_tell", "read_data"]
@@ -98,7 +100,8 @@ def read_data(
     check_classes(dataset, labels, matched=matched)
     if searches:
         _check_search(recipe, dataset, counts["D_tr"])
-    _check_training(recipe, dataset)
+    if recipe.trains:
+        _check_training(recipe, dataset)
     return recipe, dataset
 
 
@@ -130,15 +133,13 @@ def read_and_tell(
 
 def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Tensor]:
     """The labels of the images of every part that a run uses."""
-    how = recipe.data
+    test = dataset.test.labels
     labels = {
-        "training": subset_labels(dataset.train, how.train_images, recipe.seed),
-        "test": subset_labels(dataset.test, how.test_images, recipe.seed),
+        "training": training_labels(recipe, dataset),
+        "test": test[subset_places(test, recipe.data.test_images, recipe.seed)],
     }
     if searches:
-        labels["D_tr"], labels["D_val"] = search_labels(
-            dataset, how.search_images, recipe.seed, how.search_fractions
-        )
+        labels["D_tr"], labels["D_val"] = search_part_labels(recipe, dataset)
     return labels
 
 
@@ -149,10 +150,15 @@ def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, 
         recipe: the recipe.
         counts: part → its number of images; D_tr and D_val only where there is a search.
     """
-    found = [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
+    found = []
+    if recipe.trains:
+        found += [("evaluation.batch_size", recipe.evaluation.batch_size, counts["training"])]
     if "D_tr" in counts:
         searched = min(counts["D_tr"], counts["D_val"])
         found.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+        batch = recipe.search.generator.warmup_batch_size
+        if batch is not None and WARMUP in phases_of(recipe):
+            found.append(("search.generator.warmup_batch_size", batch, counts["D_tr"]))
     return found
 
 
@@ -170,10 +176,13 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     tree = recipe.model_dump(mode="json", by_alias=True)
     for key, batch, images in _batches(recipe, counts):
-        section = tree[key.partition(".")[0]]
+        phase, *within, name = key.split(".")
+        section = tree[phase]
+        for part in within:
+            section = section[part]
         fitting = images // size * size
-        if section["fits_batch"] and 2 <= fitting < batch:
-            section["batch_size"] = fitting
+        if tree[phase]["fits_batch"] and 2 <= fitting < batch:
+            section[name] = fitting
     return validate_recipe(tree)
 
 
@@ -206,8 +215,12 @@ def adaptations(
     ]
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
         fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
+    if conditions := conditions_said(recipe, dataset):
+        said.append(conditions)
     if fewer:
         said.append(f"The recipe does not use all images: {', '.join(fewer)}.")
+    if not recipe.trains:
+        return said
     how = recipe.evaluation
     per_epoch = counts["training"] // how.batch_size
     rounds = training_rounds(how, per_epoch)
@@ -264,7 +277,7 @@ def _check_training(recipe: Recipe, dataset: Dataset) -> None:
             f"evaluation.stem is {how.stem}, which needs images of a multiple of "
             f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
         )
-    per_epoch = training_images(recipe, dataset) // how.batch_size
+    per_epoch = len(training_labels(recipe, dataset)) // how.batch_size
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
             f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "

@@ -26,9 +26,12 @@ def gradient_terms(optimizer: MultilevelOptimizer) -> dict[str, dict[str, float]
     lower = [name for name in optimizer.problems if name != "arch"]
     constant = [lower, [name for name in lower if name != "w2"]]
     paths = list(PATHS[:2])
+    if "gan" in lower:
+        constant.append(["gan"])
+        paths.append("w1_w2")
     if "w1" in lower:
-        constant += [["gan"], []]
-        paths += PATHS[2:]
+        constant.append([])
+        paths.append("gan_w2" if "gan" in lower else "w1_w2")
     sums = [_flat(optimizer.gradient("arch", held_constant=names)) for names in constant]
     parts = [sums[0], *(later - earlier for earlier, later in itertools.pairwise(sums))]
     return {path: _described(part, sums[-1]) for path, part in zip(paths, parts, strict=True)}

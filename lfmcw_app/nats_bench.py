@@ -123,7 +123,9 @@ def _trained(entry: Any, dataset: str, where: str) -> TrainedCell:
         ) from None
     if not errors:
         has = [str(name) for name in of_epochs["dataset_seed"]]
-        raise InputError(f"{where} has no results on {dataset}, only on {listed(has) or 'nothing'}.")
+        raise InputError(
+            f"{where} has no results on {dataset}, only on {listed(has) or 'nothing'}."
+        )
     if not all(0.0 <= error <= 100.0 for error in errors.values()):
         raise InputError(f"{where} is damaged: an accuracy is not between 0 and 100%.")
     parameters, multiply_adds = _costs(costs)

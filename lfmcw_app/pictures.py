@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.batchnorm import recompute_statistics
-from lfmcw_app.data import FOLDER, Dataset
+from lfmcw_app.conditions import conditions_said
+from lfmcw_app.data import FOLDER, Dataset, Images
 from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.run_folder import RunFolder
@@ -37,36 +38,45 @@ SNAPSHOT_CLASSES, SNAPSHOT_COLUMNS = 10, 2
 
 @torch.no_grad()
 def save_samples(
-    generator: ImageGenerator, dataset: Dataset, path: Path, device: torch.device
+    source: ImageGenerator | Images, dataset: Dataset, path: Path, device: torch.device
 ) -> None:
     """Draws one row per class (the first 20): generated images, then real ones.
 
     The generator's statistics and the random state are left as they are.
+
+    Args:
+        source: the generator, or the images that are drawn from in its place.
+        dataset: gives the real ones.
+        path: of the picture.
+        device: where the generator is.
     """
     classes = min(dataset.num_classes, MOST_CLASSES)
-    generated = _generated(generator, dataset, classes, GENERATED, device)
-    real = _real(dataset, classes, REAL)
+    generated = _generated(source, dataset, classes, GENERATED, device)
+    real = _first(dataset.train, classes, REAL)
     gap = torch.ones_like(real[:, :1])  # a white column between generated and real images
     _draw_grid(torch.cat([generated, gap, real], dim=1), dataset.class_names[:classes], path)
 
 
 def snapshot_rounds(rounds: int) -> frozenset[int]:
-    """The rounds of a stage after which images are kept: the first, and the ends of its eighths."""
+    """The rounds of a stage after which a generator's images are kept.
+
+    They are the first, and the ends of its eighths.
+    """
     ends = (round(rounds * part / SNAPSHOTS) for part in range(1, SNAPSHOTS + 1))
     return frozenset({1, *(max(1, end) for end in ends)})
 
 
 @torch.no_grad()
 def save_snapshot(
-    generator: ImageGenerator, dataset: Dataset, path: Path, device: torch.device
+    source: ImageGenerator | Images, dataset: Dataset, path: Path, device: torch.device
 ) -> None:
     """Saves a sheet of pixels alone: two generated images of each of the first ten classes.
 
     The noise is the same each time. The generator's statistics and the random state are left as
-    they are.
+    they are. See `save_samples`.
     """
     classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
-    _save_sheet(_generated(generator, dataset, classes, SNAPSHOT_COLUMNS, device), path)
+    _save_sheet(_generated(source, dataset, classes, SNAPSHOT_COLUMNS, device), path)
 
 
 def save_cells(genotype: Cells, folder: RunFolder, title: str) -> None:
@@ -88,6 +98,8 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         "summary": dataset.summary,
         "fingerprint": dataset.fingerprint.to_data(),
     }
+    if conditions := conditions_said(folder.recipe, dataset):
+        described["conditions"] = conditions
     if dataset.validation is not None:
         described["validation_images"] = len(dataset.validation)
     if dataset.name.startswith(FOLDER):  # a relative name leads elsewhere from another folder
@@ -98,7 +110,7 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         return
     with folder.attempting("samples/real.png"):
         classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
-        _save_sheet(_real(dataset, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
+        _save_sheet(_first(dataset.train, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")
 
 
 def with_settled_statistics(
@@ -117,29 +129,36 @@ def with_settled_statistics(
 
 
 def _generated(
-    generator: ImageGenerator, dataset: Dataset, classes: int, columns: int, device: torch.device
+    source: ImageGenerator | Images,
+    dataset: Dataset,
+    classes: int,
+    columns: int,
+    device: torch.device,
 ) -> Tensor:
     """Generated images of the first classes with pixels in [0, 1], [classes, columns, C, H, W]."""
+    if isinstance(source, Images):
+        return _first(source, classes, columns)
+
     # The same noise every time, so that snapshots of different rounds show what has changed.
     labels = torch.arange(classes).repeat_interleave(columns).to(device)
     with preserved():
         torch.manual_seed(0)
-        settled = with_settled_statistics(generator, dataset.num_classes, device)
+        settled = with_settled_statistics(source, dataset.num_classes, device)
         torch.manual_seed(0)
         images = settled.show(labels).cpu()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (dataset.mean, dataset.std))
     return (images * std + mean).clamp(0, 1).view(classes, columns, *images.shape[1:])
 
 
-def _real(dataset: Dataset, classes: int, columns: int) -> Tensor:
-    """The first training images of the first classes, [classes, columns, C, H, W].
+def _first(images: Images, classes: int, columns: int) -> Tensor:
+    """The first images of the first classes, with pixels in [0, 1], [classes, columns, C, H, W].
 
     Missing images of a class are white.
     """
     rows = []
     for label in range(classes):
-        chosen = (dataset.train.labels == label).nonzero()[:columns, 0]
-        members = dataset.train.pixels[chosen].float() / 255.0
+        chosen = (images.labels == label).nonzero()[:columns, 0]
+        members = images.pixels[chosen].float() / 255.0
         rows.append(F.pad(members, (0, 0, 0, 0, 0, 0, 0, columns - len(members)), value=1.0))
     return torch.stack(rows)
 

@@ -37,8 +37,8 @@ from mlo.distributed import SyncBatchNorm, rank_and_size
 __all__ = ["build_search", "learning_rate_schedule", "search_rounds"]
 
 
-INDEPENDENT_STREAM = 2**64
-"""A stream has the seed 2 · seed + stream. This one is beyond the streams 0 and 1 of all seeds."""
+INDEPENDENT_STREAM, REAL_STREAM = 2**64, 2**65
+"""A stream has the seed 2 · seed + stream. These are beyond the streams 0 and 1 of all seeds."""
 
 # ------------------------------ losses
 
@@ -64,15 +64,17 @@ def make_gan_loss(name: str) -> Callable[..., PlayerLosses]:
 
 
 def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
-    """Makes the loss of W2 (Eq. 3); with `synthetic_only` without the images of D_tr (Eq. 19)."""
+    """Makes the loss of W2 (Eq. 3); with `synthetic_only` without the images of D_tr (Eq. 19).
 
-    def w2_loss(
+    With `generator.name: real` the batch brings the generated images, and no GAN is read.
+    """
+
+    def weighted(
         w2: WeightedLearner,
-        batch: tuple[Tensor, Tensor, Tensor, Tensor],
-        *,
+        batch: tuple[Tensor, ...],
+        generate: Callable[[Tensor], Tensor],
         arch: Architecture,
         w1: Supernet,
-        gan: GAN,
     ) -> tuple[Tensor, dict[str, Any]]:
         images, labels, validation_images, validation_labels = batch
 
@@ -88,7 +90,7 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         if how.class_weighting == "uniform":
             # The sum stays the same, and so does what it can be differentiated in.
             class_weights = class_weights.mean().expand_as(class_weights)
-        generated = mlo.once(gan.generator.sample, labels)
+        generated = generate(labels)
         generated_logits = w2.network(generated, mixing)
         synthetic = class_weighted_cross_entropy(generated_logits, labels, class_weights)
 
@@ -102,7 +104,28 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         total = how.lam * synthetic if how.synthetic_only else real + how.lam * synthetic
         return total, metrics
 
-    return w2_loss
+    # mlo reads the graph off the names of the arguments: here A → G → W2, there no G.
+    def w2_loss(
+        w2: WeightedLearner,
+        batch: tuple[Tensor, Tensor, Tensor, Tensor],
+        *,
+        arch: Architecture,
+        w1: Supernet,
+        gan: GAN,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        return weighted(w2, batch, lambda y: mlo.once(gan.generator.sample, y), arch, w1)
+
+    def real_w2_loss(
+        w2: WeightedLearner,
+        batch: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+        *,
+        arch: Architecture,
+        w1: Supernet,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        *others, drawn, _ = batch  # the labels are those of the training batch
+        return weighted(w2, tuple(others), lambda _: drawn, arch, w1)
+
+    return real_w2_loss if how.draws_real else w2_loss
 
 
 def plain_w2_loss(
@@ -178,10 +201,14 @@ def build_search(
     validation: Images,
     modules: SearchModules,
     *,
+    unused: Images | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> MultilevelOptimizer:
     """Declares the problems of a search (plain DARTS: two, else four) and their engines.
+
+    With `generator.name: real` there is no game: the generated images are drawn from `unused`, one
+    per label of the training batch, uniformly among its class and with replacement.
 
     All streams of training batches have one seed, so w1, gan and w2 see the same batch in a round,
     unless the discriminator makes several moves, each on a batch. The two streams of validation
@@ -198,7 +225,7 @@ def build_search(
     train = resident(train, search.augmentation, device)
     validation = resident(validation, search.augmentation, device)
 
-    def batches(images: Images, stream: int) -> Batches:
+    def batches(images: Images, stream: int, matched_to: Batches | None = None) -> Batches:
         return Batches(
             images,
             dataset,
@@ -208,6 +235,7 @@ def build_search(
             device=device,
             dtype=dtype,
             part=rank_and_size(),
+            matched_to=matched_to,
         )
 
     # Each problem has a stream of its own; streams of one kind read each file once (`alike`).
@@ -265,52 +293,58 @@ def build_search(
         "outermost_first" if search.architecture.moves_first else "lower_first"
     )
 
-    # Plain DARTS: the engines of w1 and gan, which it does not have, are left out.
-    if modules.w1 is None or modules.gan is None:
-        if isinstance(engines, Mapping) and "name" not in engines:
-            engines = {
-                name: engine for name, engine in engines.items() if name in ("default", "w2")
-            }
+    # The engines of problems that the search does not have are left out.
+    if isinstance(engines, Mapping) and "name" not in engines:
+        there = {"default", "w2"}
+        there |= {name for name in ("w1", "gan") if getattr(modules, name) is not None}
+        engines = {name: engine for name, engine in engines.items() if name in there}
+    if modules.w1 is None:  # plain DARTS
         problems = [weights_problem("w2", modules.w2, plain_w2_loss, training.alike()), arch]
         return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
 
+    # w2 reads the validation batch on which arch moves, or one that is independent of it, or one
+    # with the classes of the training batch. Images are drawn in the place of generated ones, if
+    # they are real.
+    streams = [training.alike(), validating.alike()]
+    if search.validation_batch == "independent":
+        streams[1] = batches(validation, INDEPENDENT_STREAM)
+    elif search.validation_batch == "matched":
+        streams[1] = batches(validation, 1, matched_to=training)
+    if search.draws_real:
+        if unused is None:
+            raise ValueError("generator.name real needs `unused`, the images that are drawn from")
+        drawn = resident(unused, search.augmentation, device)
+        streams.append(batches(drawn, REAL_STREAM, matched_to=training))
+    problems = [
+        weights_problem("w1", modules.w1, w1_loss, training.alike()),
+        weights_problem("w2", modules.w2, make_w2_loss(search), PairedBatches(*streams)),
+        arch,
+    ]
+    if modules.gan is not None:
+        problems.insert(1, _game(search, modules.gan, training.alike()))
+    return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
+
+
+def _game(search: Search, gan: GAN, batches: Batches) -> Problem:
+    """Declares the problem of the two players."""
     how = search.generator
     # The players have an Adam each; the discriminator may move several times per round.
-    gan = Problem(
+    return Problem(
         "gan",
-        module=modules.gan,
+        module=gan,
         players={"generator": "generator", "discriminator": "discriminator"},
         player_steps={"discriminator": how.discriminator_steps},
         optimizer={
             "generator": torch.optim.Adam(
-                modules.gan.generator.parameters(),
+                gan.generator.parameters(),
                 lr=how.warmed_lr if how.begins_warm else how.lr,
                 betas=how.betas,
             ),
             "discriminator": torch.optim.Adam(
-                modules.gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
+                gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
             ),
         },
         precision=search.precision,
         loss=make_gan_loss(how.name),
-        data=training.alike(),
-    )
-
-    # w2 reads the validation batch on which arch moves, or one that is independent of it.
-    own_stream = search.validation_batch == "independent"
-    w2_batches = PairedBatches(
-        training.alike(),
-        batches(validation, INDEPENDENT_STREAM) if own_stream else validating.alike(),
-        matched=search.validation_batch == "matched",
-    )
-    return MultilevelOptimizer(
-        [
-            weights_problem("w1", modules.w1, w1_loss, training.alike()),
-            gan,
-            weights_problem("w2", modules.w2, make_w2_loss(search), w2_batches),
-            arch,
-        ],
-        engines,
-        order=order,
-        distributed=parallel,
+        data=batches,
     )

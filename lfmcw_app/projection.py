@@ -16,9 +16,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import FOLDER, Dataset, search_split
+from lfmcw_app.data import FOLDER, Dataset
 from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
+from lfmcw_app.parts import search_part_labels, search_parts
 from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
@@ -68,14 +69,12 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
     # In the rounds of a warm-up the architecture rests, which is cheaper; they are not measured.
     recipe = _without_warmup(recipe)
     how = recipe.search
-    train, validation = search_split(
-        dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
-    )
+    parts = search_parts(recipe, dataset)
     found = []
     dropped = 0
     with enough_memory("search", recipe, device):
         if WARMUP in phases_of(recipe):
-            optimizer = build_warmup(recipe, dataset, train, device=device)
+            optimizer = build_warmup(recipe, dataset, parts.train, device=device)
             found.append(_measured(WARMUP, how.generator.warmup_rounds, optimizer, device))
             del optimizer
         for stage in search_stages(how):
@@ -88,10 +87,21 @@ def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Proj
                 layers=stage.layers,
                 device=device,
             )
-            optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
-            found.append(_measured(stage.name, search_rounds(how, len(train)), optimizer, device))
+            optimizer = build_search(
+                recipe,
+                dataset,
+                parts.train,
+                parts.validation,
+                modules,
+                unused=parts.unused,
+                device=device,
+            )
+            rounds = search_rounds(how, len(parts.train))
+            found.append(_measured(stage.name, rounds, optimizer, device))
             dropped += stage.drops.drops if stage.drops is not None else 0
             del modules, optimizer  # the next stage is measured without their memory
+    if not recipe.trains:
+        return found
     return [*found, *project_training(recipe, None, dataset, device)]
 
 
@@ -106,9 +116,11 @@ def project_training(
 
 PASSES = {
     ("lfmcw", "first"): 8, ("lfmcw", "second"): 17, ("darts", "first"): 2, ("darts", "second"): 5,
+    ("real", "first"): 5, ("real", "second"): 11,
 }  # fmt: skip
 """Method and order → passes through a supernet per round, forward and backward; W1, both moves of
 the discriminator and of the generator, W2 on real and generated images, and A take one or two each.
+Real: LFM-CW with generator real, which has no game.
 """
 
 LONG_PASS = 0.2
@@ -128,15 +140,16 @@ def rough_seconds(
     seconds = 0.0
     with preserved():
         if searches and how.method != "random":
-            half, _ = search_split(
-                dataset, recipe.data.search_images, recipe.seed, recipe.data.search_fractions
-            )
-            passes = PASSES[how.method, how.order] * search_rounds(how, len(half)) * how.batch_size
+            half, _ = search_part_labels(recipe, dataset)
+            per_round = PASSES["real" if how.draws_real else how.method, how.order]
+            passes = per_round * search_rounds(how, len(half)) * how.batch_size
             plain = how.model_copy(update={"method": "darts"})
             for stage in search_stages(how):
                 modules = build_modules(plain, dataset, layers=stage.layers, device=device)
                 searched = partial(_searched, modules.w2.network, modules.arch)
                 seconds += passes * _seconds_per_image(searched, shape, how.batch_size, device)
+        if not recipe.trains:
+            return seconds
         optimizer, rounds = build_training(recipe, None, dataset, device)
         derived = partial(_derived, optimizer.problems["network"].module)
         per_image = _seconds_per_image(derived, shape, trained.batch_size, device)
@@ -197,7 +210,9 @@ def after_projection(
     Returns:
         The recipe that is to be run, if one is.
     """
-    if dry_run or max_steps is not None:
+    if (dry_run or max_steps is not None) and not phases_of(recipe):
+        say(console, "Nothing to project: cells are drawn, and the test error is looked up.")
+    elif dry_run or max_steps is not None:
         console.print("Measuring two rounds of each phase …", highlight=False)
         _print(measure(), console)
     if dry_run:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from lfmcw_app.errors import InputError, shown
-from lfmcw_app.generators import GAMES
+from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
@@ -119,8 +119,37 @@ FITS_BATCH: Any = Field(
 )
 
 
+def _as_text(value: Any) -> Any:
+    """A whole number as text; anything else as it is."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+ClassName = Annotated[str, BeforeValidator(_as_text)]
+"""The name of a class, or its number where no class is called so."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class WrongLabels(_Section):
+    """A share of a class's training images that is labelled as other classes."""
+
+    of: ClassName = Field(description="the class")
+    as_: Annotated[tuple[ClassName, ...], Field(strict=False)] = Field(
+        alias="as", min_length=1, description="classes that its images are labelled as, at random"
+    )
+    share: Share = Field(default=0.5, description="of its images")
+    in_: Literal["train", "both"] = Field(
+        default="train",
+        alias="in",
+        description="train: D_tr and the training, while D_val has the right labels; both: D_val "
+        "too",
+    )
+
+    model_config = ConfigDict(validate_by_name=True)
+
+
 class Data(_Section):
-    """What is read, and how much of it."""
+    """What is read, how much of it, and under which conditions."""
 
     image_size: Count | None = Field(
         default=None, ge=8, description="images larger than this are reduced to it"
@@ -137,6 +166,27 @@ class Data(_Section):
         default=None, ge=2, description="training images of the derived network"
     )
     test_images: Count | None = Field(default=None, ge=1, description="test images")
+    wrong_labels: tuple[WrongLabels, ...] = Field(
+        default=(),
+        strict=False,
+        description="labels made wrong, for experiments: [{of: cat, as: [dog], share: 0.5, in: "
+        "train}]",
+    )
+    class_shares: dict[ClassName, Share] = Field(
+        default_factory=dict,
+        description="classes made small, for experiments: class → share of its images that D_tr, "
+        "D_val and the training are taken from",
+    )
+    imbalance: Share | None = Field(
+        default=None,
+        description="such a share of the last class, with an exponential decay from the first; "
+        "class_shares goes over it",
+    )
+    conditions_apply_to: Literal["all", "search"] = Field(
+        default="all",
+        description="wrong_labels, class_shares and imbalance: in the search and the training of "
+        "the derived network, or in the search alone; never in the test",
+    )
     in_memory: bool | None = Field(
         default=None,
         description="folder: whether all images are decoded at the start; null: if they take at "
@@ -171,6 +221,20 @@ class Data(_Section):
         description="folder: skip leaves out files that cannot be read; every file is read at the "
         "start to find them",
     )
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether labels are made wrong, or classes small."""
+        return bool(self.wrong_labels or self.class_shares) or self.imbalance is not None
+
+    @field_validator("wrong_labels")
+    @classmethod
+    def _one_entry_a_class(cls, value: tuple[WrongLabels, ...]) -> tuple[WrongLabels, ...]:
+        names = [wrong.of for wrong in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"wrong_labels needs one entry per class; {twice[0]} has several")
+        return value
 
     @field_validator("search_fractions")
     @classmethod
@@ -244,7 +308,11 @@ class StartingWeights(_Section):
 class Generator(_Section):
     """The conditional image generator, and Adam for it and its discriminator."""
 
-    name: str = Field(default="dcgan", description="a name in generators/games.py")
+    name: str = Field(
+        default="dcgan",
+        description="a name in generators/games.py, or real: training images that the search does "
+        "not use are drawn, the upper bound of a generator",
+    )
     noise_dim: Count = Field(default=64, ge=1)
     channels: Count = Field(default=32, ge=1)
     lr: float = Field(default=2e-4, gt=0, description="of the generator")
@@ -264,6 +332,11 @@ class Generator(_Section):
         default=None,
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
+    )
+    quality: Literal["snapshots", "end", "never"] = Field(
+        default="end",
+        description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
+        "the rounds of the snapshots, at the end of the search, or never",
     )
     warmup_rounds: Count = Field(
         default=0,
@@ -302,8 +375,36 @@ class Generator(_Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        GAMES.named(value)
+        if value != REAL:
+            GAMES.named(value)
+        elif REAL in GAMES:
+            raise ValueError(
+                f"a package brings a generator called {REAL}, which is the name for drawing real "
+                "images. Rename it, or remove the package"
+            )
         return value
+
+
+class Lookup(_Section):
+    """A table of all cells of the space, to take the test error from instead of training."""
+
+    file: str | None = Field(
+        default=None,
+        description="our own CSV, or NATS-Bench's file or folder (docs/nasbench201.md)",
+    )
+    digest: str | None = Field(
+        default=None, description="of the file; filled in, and checked where it is given"
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="name of the data set in the table; null: the run's, which then is its name",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> Lookup:
+        if self.file is None and (self.digest, self.dataset) != (None, None):
+            raise ValueError("digest and dataset need file, the table that they are of")
+        return self
 
 
 class Budget(_Section):
@@ -452,6 +553,11 @@ class Search(_Section):
 
     model_config = ConfigDict(validate_by_name=True)
 
+    @property
+    def draws_real(self) -> bool:
+        """Whether the generated images are real ones, so that there is no game."""
+        return self.method == "lfmcw" and self.generator.name == REAL
+
     @field_validator("hypergradient")
     @classmethod
     def _known_engines(cls, value: Any) -> Any:
@@ -510,6 +616,11 @@ class Search(_Section):
         if self.synthetic_only and self.method != "lfmcw":
             raise ValueError(
                 f"synthetic_only needs generated images, which method {self.method} has none of"
+            )
+        if self.draws_real and self.generator.init.run is not None:
+            raise ValueError(
+                "generator.init gives weights of a generator, and with generator.name real there "
+                "is none: drop one of them"
             )
         if self.synthetic_only and self.lam == 0.0:
             raise ValueError("synthetic_only with lambda 0 leaves W2 nothing to learn on")
@@ -597,7 +708,7 @@ class Recipe(_Section):
     )
     detect_collapse: bool = Field(
         default=False,
-        description="warn of skip-connection collapse and of a GAN that does not learn "
+        description="warn of skip-connection collapse, and of a GAN that does not learn or draw "
         "(collapse.py)",
     )
     data: Data = Data()
@@ -605,7 +716,27 @@ class Recipe(_Section):
     # and its import may import this module.
     search: Search = Field(default_factory=lambda: Search(epochs=50))
     evaluation: Evaluation = Evaluation()
+    lookup: Lookup = Lookup()
     distributed: Distributed = Distributed()
+
+    @model_validator(mode="after")
+    def _trains_what_is_started(self) -> Recipe:
+        if not self.trains and self.evaluation.init.run is not None:
+            raise ValueError(
+                "evaluation.init gives a training weights to start from, and with lookup nothing "
+                "is trained; drop one of them"
+            )
+        if not self.trains and self.data.has_conditions and self.data.conditions_apply_to == "all":
+            raise ValueError(
+                "conditions of the data are to apply to the training of the derived network, whose "
+                "error is looked up; set data.conditions_apply_to to search"
+            )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether the derived network is trained; if not, its error is looked up."""
+        return self.lookup.file is None
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML that `load_recipe` reads back."""
@@ -829,11 +960,11 @@ def is_imagenet(dataset: str) -> bool:
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
+    """`base` with the entries of `over`; sections are merged, other mappings replaced."""
     result = dict(base)
     for key, value in over.items():
         sections = isinstance(value, dict) and isinstance(result.get(key), dict)
-        merges = sections and key != "hypergradient"
+        merges = sections and key not in ("hypergradient", "class_shares")
         result[key] = _merged(result[key], value) if merges else value
     return result
 

@@ -10,6 +10,7 @@ import torch
 
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.recipe import Recipe, is_imagenet, load_recipe, read_config
 from lfmcw_app.starting_weights import with_digests
 
@@ -98,7 +99,7 @@ def resolve_recipe(
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
-    return with_digests(recipe)
+    return with_table_digest(with_digests(recipe))
 
 
 def _agreed(given: dict[str, Any]) -> Any:

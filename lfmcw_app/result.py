@@ -45,10 +45,17 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     console.print(table)
     say(
         console,
-        f"test error {result['test_error_percent']:.2f}% on {result['test_images']:,} images of "
-        f"{result['dataset']}, {result['parameters']:,} parameters, "
+        f"test error {result['test_error_percent']:.2f}% {_source(result)}, "
+        f"{result['parameters']:,} parameters, "
         f"{result['multiply_adds_millions']:,.1f} M multiply-adds, seed {result['seed']}",
     )
+    if "lookup" in result:
+        found = result["lookup"]
+        say(
+            console,
+            f"regret {found['regret_percent']:.2f} percentage points against the best cell, rank "
+            f"{found['rank']:,} of {found['cells']:,}; the best is {found['best_cell']}",
+        )
     for unit, found in result.get("budget", {}).items():
         say(
             console,
@@ -65,6 +72,18 @@ def print_result(result: dict[str, Any], folder: RunFolder, console: Console) ->
     say(console, f"In {folder.path}: {found}")
     if "network.pt" in present:
         say(console, f"Predict images with it: python -m lfmcw_app.predict {folder.path} IMAGE...")
+
+
+def _source(result: dict[str, Any]) -> str:
+    """Where the test error comes from, in words."""
+    if "lookup" not in result:
+        return f"on {result['test_images']:,} images of {result['dataset']}"
+    found = result["lookup"]
+    trainings = len(found["seeds"])
+    return (
+        f"on {found['dataset']}, looked up in {found['file']} (mean of {trainings} "
+        f"training{'s' * (trainings != 1)})"
+    )
 
 
 def _print_classes(classes: list[dict[str, Any]], console: Console) -> None:

@@ -131,14 +131,10 @@ def _told(recipe: Recipe, *, conditions: bool) -> str | None:
     default = _defaults(recipe.preset, recipe.search.space)
     told = []
     for key, value in leaves(recipe.model_dump(mode="json", by_alias=True)):
-        if (
-            value == default.get(key)
-            or key in IN_COLUMNS
-            or key.startswith(CONDITIONS) != conditions
-        ):
-            continue
-        shown = Path(value).name if isinstance(value, str) else json.dumps(value)
-        told.append(f"{key}={shown.replace(' ', '')}")
+        of_these = key not in IN_COLUMNS and key.startswith(CONDITIONS) == conditions
+        if of_these and value != default.get(key):
+            shown = Path(value).name if isinstance(value, str) else json.dumps(value)
+            told.append(f"{key}={shown.replace(' ', '')}")
     return " ".join(told) or None
 
 

@@ -50,6 +50,7 @@ CHANGEABLE = {
     "search.init.run": False,  # the digest of its weights is checked
     "search.generator.init.run": False,
     "evaluation.init.run": False,
+    "lookup.file": False,  # the digest of the file is checked
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
     "search.epochs": True,
@@ -62,6 +63,7 @@ CHANGEABLE = {
     "search.generator.lr": True,
     "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
+    "search.generator.quality": False,
     "evaluation.epochs": True,
     "evaluation.steps": True,
     "evaluation.min_steps": True,
@@ -126,9 +128,12 @@ def planned_changes(
         if not of_numbers:
             return ()
         if not any(change.key in LENGTHS["evaluation"] for change in changes):
+            longer = (
+                " To train the derived network longer, raise evaluation.epochs or evaluation.steps."
+            )
             raise InputError(
-                f"The run in {path} is complete, so {of_numbers[0]} would change nothing. To train "
-                "the derived network longer, raise evaluation.epochs or evaluation.steps."
+                f"The run in {path} is complete, so {of_numbers[0]} would change nothing."
+                f"{longer if wanted.trains else ''}"
             )
     return changes
 
@@ -142,6 +147,11 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
                 "images can change; its files stay the same."
             )
         return
+    if change.key.startswith("evaluation.") and not wanted.trains:
+        raise InputError(
+            f"The run in {path} trains no network, its error is looked up, so {change} would "
+            "change nothing. Drop it."
+        )
     if not change.key.startswith("search."):
         return
     of_search = tuple(name for name in phases_of(wanted) if name != WARMUP)

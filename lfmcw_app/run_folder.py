@@ -8,6 +8,7 @@ metrics.jsonl      one line per round of search and training, a function of reci
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
                    Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
                    .round-N.pt (docs/checkpoints.md)
+search.json        what the generator and W1 are worth at the end of the search (search_end.py)
 genotype.json      the derived cells; genotype.txt: in DARTS's notation
 cells.png          their picture, or that of the given cells; also cells.svg
 nonfinite-*.pt     what is known of a loss or gradient that was not finite, for the first few

@@ -13,24 +13,28 @@ from torch import Tensor
 
 from lfmcw_app.budget import warn_of_excess
 from lfmcw_app.build_modules import SearchModules, build_modules
-from lfmcw_app.collapse import CollapseDetector, observe
-from lfmcw_app.data import Dataset, search_split, short_name
+from lfmcw_app.collapse import WINDOW, CollapseDetector, observe
+from lfmcw_app.data import Dataset, Images, short_name
 from lfmcw_app.errors import NumbersWarning
+from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generator_warmup import warm_up
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
+from lfmcw_app.parts import SearchParts, search_parts
 from lfmcw_app.phase import Phase, Round
 from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot_rounds
+from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import StartingWeights
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_end import SEARCH_END, measure_end, quality_rounds
 from lfmcw_app.search_space.genotype import FOUND, Cells
 from lfmcw_app.search_space.pdarts import (
     set_skip_drop_probability,
     skip_drop_probability,
 )
 from lfmcw_app.spaces import SearchStage, space_named
-from lfmcw_app.stages import METHOD_LABELS, phases_of
+from lfmcw_app.stages import METHOD_LABELS, phases_of, search_stages
 from lfmcw_app.starting_weights import (
     generator_weights,
     load_into_generator,
@@ -50,7 +54,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     The pictures are cells.png and cells.svg and, with a generator, samples.png and samples/.
     """
     how = folder.recipe.search
-    genotype, generator = _searched(folder, dataset, console, device)
+    genotype, source = _searched(folder, dataset, console, device)
     folder.write(FOUND, genotype.to_json())
     folder.write("genotype.txt", genotype.notation() + "\n")
     warn_of_excess(folder.recipe, genotype, dataset)
@@ -61,22 +65,24 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
-    if generator is not None:
+    if source is not None:
         with folder.attempting("samples.png"):
-            save_samples(generator, dataset, folder.path / "samples.png", device)
+            save_samples(source, dataset, folder.path / "samples.png", device)
     return genotype
 
 
 def _searched(
     folder: RunFolder, dataset: Dataset, console: Console, device: torch.device
-) -> tuple[Cells, ImageGenerator | None]:
-    """Runs all stages; returns the genotype, and the generator that was learned with it."""
+) -> tuple[Cells, ImageGenerator | Images | None]:
+    """Runs all stages; returns the genotype, and what images were drawn from, if anything."""
     how = folder.recipe.search
     space = space_named(how.space)
     if how.method == "random":
         return space.random(how, folder.recipe.seed), None
 
-    warmed = warm_up(folder, dataset, console, device)
+    parts = search_parts(folder.recipe, dataset)
+    judge = Judge(parts.train, parts.validation, dataset, seed=folder.recipe.seed, device=device)
+    warmed = warm_up(folder, dataset, parts.train, judge, console, device)
 
     # A stage begins with the candidates that the one before left, and with new modules.
     candidates = space.candidates(how)
@@ -89,10 +95,15 @@ def _searched(
             if index == 0:
                 load_into_supernets(modules, folder.recipe)
             _begin_with_generator(modules, warmed, how.generator.init)
-        _run_stage(stage, modules, candidates, folder, dataset, console, device)
+        _run_stage(stage, modules, candidates, parts, folder, dataset, judge, console, device)
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)
-    return genotype, modules.gan.generator if modules.gan is not None else None
+    return genotype, _source(modules, parts)
+
+
+def _source(modules: SearchModules, parts: SearchParts) -> ImageGenerator | Images | None:
+    """What images are drawn from: the generator, or real images; None for plain DARTS."""
+    return modules.gan.generator if modules.gan is not None else parts.unused
 
 
 def _begin_with_generator(
@@ -111,18 +122,19 @@ def _run_stage(
     stage: SearchStage,
     modules: SearchModules,
     candidates: Any,
+    parts: SearchParts,
     folder: RunFolder,
     dataset: Dataset,
+    judge: Judge,
     console: Console,
     device: torch.device,
 ) -> None:
     """Runs the rounds of a stage, from where its checkpoint stands."""
     recipe = folder.recipe
-    how, data = recipe.search, recipe.data
-    train, validation = search_split(
-        dataset, data.search_images, recipe.seed, data.search_fractions
+    how, train = recipe.search, parts.train
+    optimizer = build_search(
+        recipe, dataset, train, parts.validation, modules, unused=parts.unused, device=device
     )
-    optimizer = build_search(recipe, dataset, train, validation, modules, device=device)
     rounds = search_rounds(how, len(train))
     per_epoch = len(train) // how.batch_size
     epochs, frozen = math.ceil(rounds / per_epoch), how.architecture.warmup_epochs
@@ -139,7 +151,11 @@ def _run_stage(
         device=device,
     )
     detector = CollapseDetector(game=how.generator.name) if recipe.detect_collapse else None
-    snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset()
+    source = _source(modules, parts)
+    snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset({1})
+    ends_search = stage.name == search_stages(how)[-1].name
+    judged = quality_rounds(recipe, rounds, ends_search=ends_search)
+    quality: Quality | None = None
 
     def set_skip_dropout() -> None:
         # A function of the epoch alone, so that a resumed run has the same.
@@ -164,16 +180,37 @@ def _run_stage(
             accuracy = record.metrics["arch"]["accuracy"]
             done.shown["validation error %"] = 100.0 * (1.0 - accuracy)
 
-        if modules.gan is not None and folder.draws and record.round in snapshots:
+        if source is not None and folder.draws and record.round in snapshots:
             path = folder.samples / f"{stage.name}-{record.round:06d}.png"
             with folder.attempting(path.name):
-                save_snapshot(modules.gan.generator, dataset, path, device)
+                save_snapshot(source, dataset, path, device)
+        quality = None
+        if modules.gan is not None and folder.writes and record.round in judged:
+            with folder.attempting("the generator's quality"):
+                quality = judge.measure(modules.gan.generator)
+                done.entry["quality"] = quality.to_data()
         if detector is not None:
-            _warn_of_collapse(detector, record, cells())
+            # A generator that has just begun draws no pictures yet, and that is no collapse.
+            begins = record.round < min(WINDOW, rounds)
+            _warn_of_collapse(detector, record, cells(), None if begins else quality)
+
+    if ends_search and folder.writes:
+        with folder.attempting(SEARCH_END):
+            at = {"stage": stage.name, "round": rounds}
+            quality = measure_end(
+                folder, modules, parts, source, dataset, judge, at=at, measured=quality
+            )
+            if quality is not None:
+                say(console, f"generator: {quality}")
 
 
-def _warn_of_collapse(detector: CollapseDetector, record: Record, cells: Cells) -> None:
-    for text in detector.update(observe(record, cells)):
+def _warn_of_collapse(
+    detector: CollapseDetector, record: Record, cells: Cells, quality: Quality | None
+) -> None:
+    told = detector.update(observe(record, cells))
+    if quality is not None:
+        told += detector.measured(quality)
+    for text in told:
         warnings.warn(f"Round {record.round}: {text}", NumbersWarning, stacklevel=2)
 
 

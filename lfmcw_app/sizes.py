@@ -105,7 +105,9 @@ def least_memory(
         # SGD keeps a momentum of every weight, Adam two; one gradient is there at a time.
         kept = weights * (2 if how.weights.momentum else 1)
         if how.method == "lfmcw":
-            kept += kept + 3 * weights + 3 * generator_weights(how.generator)
+            kept += kept
+            if not how.draws_real:
+                kept += 3 * weights + 3 * generator_weights(how.generator)
         outputs = _outputs(
             search_stages(how)[0].layers,
             how.nodes, how.channels, how.stem, image_size,

@@ -10,7 +10,7 @@ __all__ = ["METHOD_LABELS", "TRAINING", "WARMUP", "phases_of", "search_stages"]
 METHOD_LABELS = {"lfmcw": "LFM-CW", "darts": "no LFM-CW", "random": "random cells"}
 
 TRAINING = "training"
-"""The phase that trains the derived network."""
+"""The phase that trains the derived network, unless its error is looked up."""
 
 WARMUP = "generator"
 """The phase in which the generator's game is played alone."""
@@ -22,8 +22,9 @@ def search_stages(how: Search) -> tuple[SearchStage, ...]:
 
 
 def phases_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of a run's phases in order: any warm-up, the stages of its search, the training."""
+    """The names of a run's phases in order: any warm-up, its search's stages, any training."""
     how = recipe.search
-    warmed = how.method == "lfmcw" and how.generator.warmup_rounds > 0
-    stages = (stage.name for stage in search_stages(how))
-    return (*((WARMUP,) if warmed else ()), *stages, TRAINING)
+    learns = how.method == "lfmcw" and not how.draws_real
+    warmup = (WARMUP,) if learns and how.generator.warmup_rounds > 0 else ()
+    training = (TRAINING,) if recipe.trains else ()
+    return (*warmup, *(stage.name for stage in search_stages(how)), *training)

@@ -373,9 +373,17 @@ def make_launcher(
 
 
 def resume_command(
-    folder: Path, *, data: Path, device: str, threads: int, keep: str = "all"
+    folder: Path,
+    *,
+    data: Path,
+    device: str,
+    threads: int,
+    keep: str = "all",
+    lookup: Path | None = None,
 ) -> list[str]:
     """The command that starts or resumes the run of a folder that holds a recipe."""
     settings = ["--data", str(data), "--device", device, "--threads", str(threads)]
     settings += ["--keep", keep] if keep != "all" else []
+    if lookup is not None:  # the table may have moved since the recipe was written
+        settings += ["--lookup", str(lookup)]
     return [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), *settings]

@@ -25,7 +25,10 @@ __all__ = ["TableReport", "claim", "run_folder", "run_path"]
 def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
     """The place of a recipe's run on these data, named by a digest of both."""
     how = recipe.search
-    content = f"{recipe.to_yaml()}{dataset.fingerprint.digest}"
+    # Of a table that is looked up in, its digest counts, and not where it lies.
+    lookup = recipe.lookup.model_copy(update={"file": None})
+    named = recipe.model_copy(update={"lookup": lookup})
+    content = f"{named.to_yaml()}{dataset.fingerprint.digest}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
     return runs / name
@@ -60,7 +63,9 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
         InputError: if it holds a table of other settings, or of other data, or of other data.
     """
     settings = {
-        label: recipe.model_dump(mode="json", by_alias=True, exclude={"seed"})
+        label: recipe.model_dump(
+            mode="json", by_alias=True, exclude={"seed": True, "lookup": {"file"}}
+        )
         for label, recipe in recipes.items()
     }
     described = {"data": dataset.fingerprint.digest, **settings}
@@ -106,6 +111,14 @@ class TableReport:
             )
         self._rows[key] = row_of(self._name, key[0], path)
         return True
+
+    def to_contribute(self) -> str:
+        """How these results come onto the page of results, in words."""
+        return (
+            f"To contribute: copy {self.results} to docs/data/{self._folder.name}.csv (add the "
+            "machine to the name if there is one from another), and open a pull request with it. "
+            "See docs/reproducing.md."
+        )
 
     def write(self, *, figure: bool = True) -> None:
         """Writes table.md, runs.csv and, unless not wanted, figure.png of the results so far."""

@@ -14,6 +14,7 @@ from lfmcw_app.assessment import assessed
 from lfmcw_app.budget import budget_result
 from lfmcw_app.data import Batches, Dataset, resident, subset
 from lfmcw_app.network_file import NetworkPlan, write_network
+from lfmcw_app.parts import training_labels, training_part
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import parallelism
@@ -21,6 +22,7 @@ from lfmcw_app.recipe import Evaluation, Recipe
 from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_end import generator_result
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.network import ImageNetwork
@@ -31,12 +33,7 @@ from lfmcw_app.starting_weights import load_into_network
 from mlo import MultilevelOptimizer, Problem
 from mlo.distributed import SyncBatchNorm, rank_and_size
 
-__all__ = ["build_training", "train_derived", "training_images", "training_rounds"]
-
-
-def training_images(recipe: Recipe, dataset: Dataset) -> int:
-    """How many images the derived network is trained on."""
-    return min(recipe.data.train_images or len(dataset.train), len(dataset.train))
+__all__ = ["build_training", "train_derived", "training_rounds"]
 
 
 def training_rounds(how: Evaluation, per_epoch: int) -> int:
@@ -70,7 +67,7 @@ def build_training(
     if recipe.distributed.sync_batchnorm:
         SyncBatchNorm.convert(network)
 
-    images = subset(dataset.train, recipe.data.train_images, recipe.seed)
+    images = training_part(recipe, dataset)
     batches = Batches(
         resident(images, how.augmentation, device),
         dataset,
@@ -116,7 +113,7 @@ def train_derived(
         load_into_network(network, recipe, dataset)
     _train(folder, optimizer, network, dataset, rounds, console, device)
 
-    train = subset(dataset.train, recipe.data.train_images, recipe.seed)
+    train = training_part(recipe, dataset)
     test = subset(dataset.test, recipe.data.test_images, recipe.seed)
     measured = assessed(
         network,
@@ -135,6 +132,7 @@ def train_derived(
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         **({"budget": budget} if budget else {}),
+        **generator_result(folder),
         **({"init": recipe.evaluation.init.model_dump()} if recipe.evaluation.init.run else {}),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
@@ -158,7 +156,7 @@ def _train(
 ) -> None:
     """Runs the rounds of the training, from where its checkpoint stands."""
     how = folder.recipe.evaluation
-    per_epoch = training_images(folder.recipe, dataset) // how.batch_size
+    per_epoch = len(training_labels(folder.recipe, dataset)) // how.batch_size
     epochs = math.ceil(rounds / per_epoch)
     phase = Phase(
         folder,

@@ -50,6 +50,7 @@ def evaluate(
     out: options.OutOption = None,
     seed: options.SeedOption = None,
     init: options.InitOption = None,
+    lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -59,7 +60,10 @@ def evaluate(
     tensorboard: options.TensorBoardOption = False,
     dry_run: options.DryRunOption = False,
 ) -> None:
-    """Trains the network of GENOTYPE on DATASET from scratch and reports its test error."""
+    """Trains the network of GENOTYPE on DATASET from scratch and reports its test error.
+
+    With --lookup the error is read from a table of all cells instead, without data.
+    """
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import read_and_tell
@@ -72,6 +76,7 @@ def evaluate(
             check_tensorboard()
         if init is not None:
             assign = [*(assign or []), f"evaluation.init.run={json.dumps(str(init))}"]
+        assign = options.with_lookup(assign, lookup)
 
         # The genotype and the recipe come from the folder that is resumed, or from the options.
         folder = None
@@ -108,6 +113,15 @@ def evaluate(
                 cuda=options.pick_device(device).type == "cuda",
             )
             cells = _given(genotype, recipe)
+        if not recipe.trains:
+            if dry_run or max_steps is not None:
+                raise InputError(
+                    "--dry-run and --max-steps are about trainings, and with --lookup there is "
+                    "none. Drop them."
+                )
+            place = out or options.fresh_folder(f"{short_name(recipe.dataset)}-lookup")
+            _look_up(folder, place, recipe, cells, console)
+            return
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 
@@ -135,6 +149,35 @@ def evaluate(
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
             carry_out(shared, console, "lfmcw_app.evaluate", work, tensorboard=tensorboard)
+
+
+def _look_up(
+    folder: RunFolder | None, out: Path, recipe: Recipe, cells: Cells, console: Console
+) -> None:
+    """Looks up the error of a genotype in the recipe's table; neither data nor a device are used.
+
+    Args:
+        folder: the one that is resumed.
+        out: of a new one.
+        recipe: names the table.
+        cells: the genotype.
+        console: where the result is printed.
+
+    Raises:
+        InputError: if the table cannot be used, or does not hold the genotype.
+    """
+    from lfmcw_app.complete_runs import look_up_genotype
+    from lfmcw_app.lookup import table_of
+
+    with joined(options.pick_device("cpu")):
+        table = table_of(recipe)
+        assert table is not None
+        table.trained(cells)  # refused before a folder is made
+        shared = shared_folder(folder, out, recipe)
+        if folder is None:  # marks the folder as one without a search
+            shared.write(EVALUATED, cells.to_json())
+        work = partial(look_up_genotype, shared, cells)
+        carry_out(shared, quiet_unless_main(console), "lfmcw_app.evaluate", work, tensorboard=False)
 
 
 def _given(genotype: str, recipe: Recipe) -> Cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASET_HELP", "check_keep", "check_no_trial", "complete_dataset", "completing",
-    "default_threads", "fresh_folder", "pick_device", "set_threads",
+    "default_threads", "fresh_folder", "pick_device", "set_threads", "with_lookup",
 ]  # fmt: skip
 
 DATASET_HELP = (
@@ -96,6 +97,14 @@ InitOption = Annotated[
         "search, evaluate those of its trained network.",
     ),
 ]
+LookupOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Table of all cells of the space (our own CSV, or NATS-Bench's): the test error is "
+        "looked up there, and no network is trained.",
+    ),
+]
 DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[
     str,
@@ -146,6 +155,13 @@ ThreadsOption = Annotated[
 
 
 # ------------------------------ what their values mean
+
+
+def with_lookup(assign: list[str] | None, lookup: Path | None) -> list[str] | None:
+    """The assignments of --set, with that of --lookup."""
+    if lookup is None:
+        return assign
+    return [*(assign or []), f"lookup.file={json.dumps(str(lookup))}"]
 
 
 def check_no_trial(max_steps: int | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError
+from lfmcw_app.lookup import with_table_digest
 from lfmcw_app.recipe import changed_recipe
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 
@@ -65,7 +66,7 @@ def resumed_folder(
         overrides={key: value for key, value in given.items() if value is not None},
         assignments=tuple(assign or ()),
     )
-    folder.change(wanted, searches=searches)
+    folder.change(with_table_digest(wanted), searches=searches)
     return folder
 
 

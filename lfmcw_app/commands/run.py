@@ -38,6 +38,7 @@ def run(
     out: options.OutOption = None,
     seed: options.SeedOption = None,
     init: options.InitOption = None,
+    lookup: options.LookupOption = None,
     resume: options.ResumeOption = None,
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
@@ -47,7 +48,8 @@ def run(
         bool,
         typer.Option(
             "--detect-collapse",
-            help="Warns of skip-connection collapse and of a GAN that does not learn any more.",
+            help="Warns of skip-connection collapse, and of a GAN that does not learn any more or "
+            "draws no pictures of the classes.",
         ),
     ] = False,
     quiet: options.QuietOption = False,
@@ -62,6 +64,7 @@ def run(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.lookup import table_of
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
 
@@ -73,6 +76,7 @@ def run(
         options.check_keep(keep)
         if init is not None:
             assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
+        assign = options.with_lookup(assign, lookup)
         if detect_collapse:
             assign = [*(assign or []), "detect_collapse=true"]
 
@@ -111,6 +115,7 @@ def run(
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
             return
+        table_of(recipe)  # refused here if it does not fit, before the data are read
         check_batches(recipe)
         options.set_threads(threads, recipe.preset)
 

@@ -13,11 +13,12 @@ from lfmcw_app.generators.base import ImageGenerator
 from lfmcw_app.generators.biggan import ConditionalBigGAN
 from lfmcw_app.generators.dcgan import ConditionalDCGAN
 from lfmcw_app.generators.discriminator import Discriminator
-from lfmcw_app.generators.games import GAMES, Game, register_generator
+from lfmcw_app.generators.games import GAMES, REAL, Game, register_generator
 from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
 
 __all__ = [
     "GAMES",
+    "REAL",
     "AdversarialLoss",
     "ConditionalBigGAN",
     "ConditionalDCGAN",

@@ -19,7 +19,10 @@ from lfmcw_app.generators.wgan_gp import ConditionalWGANGP
 from lfmcw_app.plugins import Table
 from lfmcw_app.search_space.layers import Norm
 
-__all__ = ["GAMES", "Game", "register_generator"]
+__all__ = ["GAMES", "REAL", "Game", "register_generator"]
+
+REAL = "real"
+"""The name of no game: the generated images are then real ones that the search does not use."""
 
 
 @dataclass(frozen=True, kw_only=True)

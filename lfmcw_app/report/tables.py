@@ -97,6 +97,10 @@ def key_figures(run: RunData) -> list[Figure]:
             add("top5_error", "top-5 test error", f"{top5:.2f}", "%")
         if "training_error_percent" in result:
             add("training_error", "training error", f"{result['training_error_percent']:.2f}", "%")
+        if "lookup" in result:
+            found = result["lookup"]
+            add("regret", "regret", f"{found['regret_percent']:.2f}", "points")
+            add("rank", f"rank of {found['cells']:,} cells", f"{found['rank']:,}")
         add("parameters", "parameters", _count(result["parameters"]))
         add("multiply_adds", "multiply-adds", short(result["multiply_adds_millions"]), "M")
 
@@ -119,6 +123,8 @@ FIGURES = (
     "test_error",
     "top5_error",
     "training_error",
+    "regret",
+    "rank",
     "parameters",
     "multiply_adds",
     "warmup_time",

@@ -73,15 +73,16 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
     state.
 
     Without W1 and the GAN that of plain DARTS (Liu et al. 2019, Eq. 7); with `synthetic_only` Eq.
-    19 in the place of Eq. 9.
+    19 in the place of Eq. 9; without the GAN alone, with real images in place of generated ones.
 
     Args:
         modules: copies of w1, gan, w2, arch (their BatchNorm statistics move).
         problems: name → the live problem, read for its optimizers' hyper-parameters and state.
-        batches: (train images, train labels, validation images, validation labels).
+        batches: (train images, train labels, validation images, validation labels), and the images
+            that are drawn where there is no generator.
         lam: λ.
     """
-    images, labels, val_images, val_labels = batches
+    images, labels, val_images, val_labels, *drawn = batches
     arch = leaves(modules.arch)
     mix = functional_call(modules.arch, arch, ())
     w2 = leaves(modules.w2.network)
@@ -112,19 +113,20 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
         live,
     )
 
-    # Eqs. 7 and 8, simultaneous
-    g, h = leaves(modules.gan.generator), leaves(modules.gan.discriminator)
-    noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
-    fakes = functional_call(modules.gan.generator, g, (noise, labels))
-    fake = functional_call(modules.gan.discriminator, h, (fakes, labels, mix))
-    # The discriminator's own loss, for what it draws and moves, comes before what follows.
-    functional_call(modules.gan.discriminator, h, (images, labels, mix))
-    if game == "wgan_gp":
-        torch.rand(len(labels), 1, 1, 1, dtype=images.dtype)
-        functional_call(modules.gan.discriminator, h, (fakes.detach(), labels, mix))
-    generator_loss = F.softplus(-fake).mean() if game == "dcgan" else -fake.mean()
-    live = dict(problems["gan"].module.generator.named_parameters())
-    g_new = adam(g, grad_of(generator_loss, g), problems["gan"].optimizers["generator"], live)
+    if modules.gan is not None:
+        # Eqs. 7 and 8, simultaneous
+        g, h = leaves(modules.gan.generator), leaves(modules.gan.discriminator)
+        noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
+        fakes = functional_call(modules.gan.generator, g, (noise, labels))
+        fake = functional_call(modules.gan.discriminator, h, (fakes, labels, mix))
+        # The discriminator's own loss, for what it draws and moves, comes before what follows.
+        functional_call(modules.gan.discriminator, h, (images, labels, mix))
+        if game == "wgan_gp":
+            torch.rand(len(labels), 1, 1, 1, dtype=images.dtype)
+            functional_call(modules.gan.discriminator, h, (fakes.detach(), labels, mix))
+        generator_loss = F.softplus(-fake).mean() if game == "dcgan" else -fake.mean()
+        live = dict(problems["gan"].module.generator.named_parameters())
+        g_new = adam(g, grad_of(generator_loss, g), problems["gan"].optimizers["generator"], live)
 
     # Eq. 9
     real = F.cross_entropy(functional_call(modules.w2.network, w2, (images, mix)), labels)
@@ -136,8 +138,11 @@ def architecture_gradient(modules, problems, batches, lam, *, synthetic_only=Fal
         else modules.w2.class_losses[c].clone()
         for c in range(len(modules.w2.class_losses))
     ]
-    noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
-    generated = functional_call(modules.gan.generator, g_new, (noise, labels))
+    if modules.gan is None:
+        (generated,) = drawn
+    else:
+        noise = torch.randn(len(labels), modules.gan.generator.noise_dim, dtype=images.dtype)
+        generated = functional_call(modules.gan.generator, g_new, (noise, labels))
     ce = F.cross_entropy(
         functional_call(modules.w2.network, w2, (generated, mix)), labels, reduction="none"
     )

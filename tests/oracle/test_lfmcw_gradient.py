@@ -12,7 +12,7 @@ from gradient_of_update import gradient_of_next_round
 from naive_lfmcw import architecture_gradient
 
 from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.data import load_dataset, search_places
 from lfmcw_app.gradient_terms import PATHS, gradient_terms
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
@@ -50,14 +50,19 @@ def make(
     )
     torch.manual_seed(3)
     dataset = load_dataset("digits")
-    train, validation = search_split(dataset, 200, seed=1)
+    first, second = search_places(dataset, 200, seed=1)
+    train, validation = dataset.train[first], dataset.train[second]
+    places = torch.arange(len(dataset.train))
+    unused = dataset.train[~torch.isin(places, torch.cat([first, second]))]
     modules = build_modules(
         recipe.search, dataset, candidates=candidates, activation=activation, dtype=torch.float64
     )
     with torch.no_grad():  # away from α = 0, where all primitives are mixed alike
         for parameter in modules.arch.parameters():
             parameter.mul_(500.0)
-    optimizer = build_search(recipe, dataset, train, validation, modules, dtype=torch.float64)
+    optimizer = build_search(
+        recipe, dataset, train, validation, modules, unused=unused, dtype=torch.float64
+    )
     return recipe, modules, optimizer
 
 
@@ -66,8 +71,11 @@ def oracle(recipe, modules, optimizer):
     optimizer's.
     """
     w2 = optimizer.problems["w2"]
-    training, validation = getattr(w2.data, "_train", w2.data), optimizer.problems["arch"].data
+    training = w2.data if modules.w1 is None else w2.data._streams[0]
+    validation = optimizer.problems["arch"].data
     batches = training.batch(w2.data.position) + validation.batch(validation.position)
+    if recipe.search.draws_real:
+        batches += w2.data._streams[2].batch(w2.data.position)[:1]
     with torch.random.fork_rng():
         copies = copy.deepcopy(modules)
         # The optimizers' state is keyed by the live parameters, so the formulas read it from the
@@ -174,6 +182,25 @@ def test_every_generator_equals_the_equations(game, norm):
     optimizer.step()
     expected = oracle(recipe, modules, optimizer)
     assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+@pytest.mark.parametrize("only", [False, True], ids=["Eq. 3", "Eq. 19"])
+def test_real_images_equal_the_equations_without_a_game(only):
+    """With generator real there is no problem gan, and A's routes run through W1 and W2 alone."""
+    recipe, modules, optimizer = make(**{"generator.name": "real", "synthetic_only": only})
+    assert modules.gan is None and list(optimizer.problems) == ["w1", "w2", "arch"]
+    optimizer.step()
+    expected = oracle(recipe, modules, optimizer)
+    assert relative_error(gradient_of_next_round(optimizer), expected) < 1e-9
+
+
+def test_class_weights_lead_from_a_through_w1_with_real_images():
+    """A → W1 → W2 has its part of the gradient; with λ = 0 it has none."""
+    for lam, flows in ((0.7, True), (0.0, False)):
+        _, _, optimizer = make(**{"generator.name": "real", "lambda": lam})
+        terms = gradient_terms(optimizer)
+        assert tuple(terms) == ("direct", "w2", "w1_w2")
+        assert (terms["w1_w2"]["norm"] > 0.0) == flows
 
 
 def test_generators_and_spaces_go_together():

@@ -19,11 +19,11 @@ from lfmcw_app.data import (
     check_dataset,
     in_order,
     load_dataset,
-    search_labels,
+    search_places,
     search_split,
     short_name,
     subset,
-    subset_labels,
+    subset_places,
 )
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Augmentation
@@ -230,12 +230,13 @@ def test_the_validation_batch_can_match_the_training_batch():
     """The validation batch can have the classes of the training batch."""
     dataset = load_dataset("digits")
     train, validation = search_split(dataset, 300, seed=0)
-    parts = [Batches(images, dataset, batch_size=16, seed=5) for images in (train, validation)]
-    paired = list(islice(PairedBatches(*parts, matched=True), 4))
+    training = Batches(train, dataset, batch_size=16, seed=5)
+    matched = Batches(validation, dataset, batch_size=16, seed=5, matched_to=training)
+    paired = list(islice(PairedBatches(training, matched), 4))
     for _, labels, images, validation_labels in paired:
         assert torch.equal(labels, validation_labels)
         assert len(torch.unique(images.flatten(1), dim=0)) > 8
-    again = parts[1].matched_to(parts[0])
+    again = Batches(validation, dataset, batch_size=16, seed=5, matched_to=training)
     assert torch.equal(again.batch(2)[0], paired[2][2])
     assert torch.equal(again.batch(0)[0], paired[0][2])
     # Each is an image of D_val with that label.
@@ -249,8 +250,8 @@ def test_a_class_without_validation_images_cannot_be_matched():
     dataset = load_dataset("digits")
     images = dataset.train[dataset.train.labels != 4]
     training = Batches(dataset.train, dataset, batch_size=64, seed=0)
-    matched = Batches(images, dataset, batch_size=64, seed=0).matched_to(training)
-    with pytest.raises(InputError, match="class 4 of the training batch"):
+    matched = Batches(images, dataset, batch_size=64, seed=0, matched_to=training)
+    with pytest.raises(InputError, match="Class 4 of the training batch"):
         matched.batch(0)
 
 
@@ -264,10 +265,9 @@ def test_validation_images_of_a_folder_are_d_val(tmp_path):
     train, validation = search_split(data, 18, seed=0)
     assert train.labels.bincount().tolist() == [6, 6]
     assert validation.labels.bincount().tolist() == [3, 3]
-    labels = search_labels(data, 18, seed=0)
-    assert [of_part.tolist() for of_part in labels] == [
-        train.labels.tolist(), validation.labels.tolist(),
-    ]  # fmt: skip
+    first, second = search_places(data, 18, seed=0)
+    assert torch.equal(data.train.labels[first], train.labels)
+    assert torch.equal(data.validation.labels[second], validation.labels)
     with pytest.raises(InputError, match="there is nothing to split"):
         search_split(data, None, 0, (0.8, 0.2))
 
@@ -291,7 +291,7 @@ def test_a_subset_has_every_class():
     for seed in range(5):
         chosen = subset(few, 40, seed)
         assert chosen.labels.unique().tolist() == list(range(10))
-        assert torch.equal(chosen.labels, subset_labels(few, 40, seed))
+        assert torch.equal(chosen.labels, few.labels[subset_places(few.labels, 40, seed)])
 
 
 def test_a_channel_that_is_empty_in_all_images_is_left_at_zero(tmp_path):

@@ -9,8 +9,10 @@ import torch
 from rich.console import Console
 
 from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.generator_quality import Judge
 from lfmcw_app.generator_warmup import build_warmup, warm_up
 from lfmcw_app.generators import GAMES
+from lfmcw_app.parts import search_parts
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -46,7 +48,10 @@ def optimizer_of(made, device=CPU):
 
 def warmed(folder, made):
     run = RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, made)
-    return warm_up(run, load_dataset("digits"), Console(quiet=True), CPU)
+    digits = load_dataset("digits")
+    train = search_parts(made, digits).train
+    judge = Judge.of(digits, made)
+    return warm_up(run, digits, train, judge, Console(quiet=True), CPU)
 
 
 def searched(folder, made):

@@ -45,7 +45,14 @@ def test_each_path_has_its_part():
         assert found[path]["cosine"] == pytest.approx(expected)
 
 
-def test_a_search_without_a_generator_has_two_paths():
+def test_a_search_without_a_game_has_three_paths():
+    found = gradient_terms(Search("w1", "w2", "arch"))
+    assert tuple(found) == ("direct", "w2", "w1_w2")
+    assert found["w1_w2"]["norm"] == pytest.approx(1.0)
+    assert found["w1_w2"]["cosine"] == pytest.approx(-2.0 / math.hypot(2.0, 4.0))
+
+
+def test_plain_darts_has_two_paths():
     found = gradient_terms(Search("w2", "arch"))
     assert tuple(found) == PATHS[:2]
     assert found["direct"]["cosine"] == pytest.approx(3.0 / math.hypot(3.0, 4.0))

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lfmcw_app.conditions import conditions_said
 from lfmcw_app.data import load_dataset
 from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.generators import GAMES
-from lfmcw_app.pictures import describe_dataset, save_snapshot, snapshot_rounds
+from lfmcw_app.pictures import describe_dataset, save_samples, save_snapshot, snapshot_rounds
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 
@@ -72,6 +73,29 @@ def test_the_real_images_are_those_of_the_data_set(digits, tmp_path):
         tile = torch.from_numpy(np.array(image.crop((8, 24, 16, 32))))
     second_three = digits.train.pixels[(digits.train.labels == 3).nonzero()[1, 0], 0]
     assert torch.equal(tile, second_three)
+
+
+def test_images_that_are_drawn_are_shown_as_a_generators(digits, tmp_path):
+    """Real ones, where there is no generator."""
+    folder = tmp_path / "samples"
+    drawn = digits.train[torch.arange(200, len(digits.train))]
+    save_snapshot(drawn, digits, folder / "drawn.png", torch.device("cpu"))
+    with Image.open(folder / "drawn.png") as image:
+        tile = torch.from_numpy(np.array(image.crop((8, 24, 16, 32))))
+    assert torch.equal(tile, drawn.pixels[(drawn.labels == 3).nonzero()[1, 0], 0])
+    save_samples(drawn, digits, folder / "samples.png", torch.device("cpu"))
+    assert (folder / "samples.png").stat().st_size > 1000
+
+
+def test_a_run_says_the_conditions_of_its_data(digits, tmp_path):
+    """In dataset.json, with their numbers; a run without conditions says nothing of them."""
+    for number, changes in enumerate(({}, {"data.class_shares": {"3": 0.5}})):
+        recipe = load_recipe("smoke", overrides=changes)
+        folder = RunFolder.create(tmp_path / str(number), recipe)
+        describe_dataset(digits, folder)
+        described = json.loads((folder.path / "dataset.json").read_text())
+        assert described.get("conditions", "") == conditions_said(recipe, digits)
+        assert ("conditions" in described) == bool(changes)
 
 
 def test_a_run_says_what_its_data_are_known_by(digits, tmp_path):

@@ -181,19 +181,20 @@ def test_streams_do_not_depend_on_the_depth(kind, pictures, monkeypatch):
     train, validation = search_split(pictures, None, seed=0)
 
     def stream():
-        one, other = (
-            Batches(
+        def batches(images, seed, matched_to=None):
+            return Batches(
                 images,
                 pictures,
                 batch_size=6,
                 seed=seed,
                 augmentation=IMAGENET,
                 part=(1, 2) if kind == "part" else (0, 1),
+                matched_to=matched_to,
             )
-            for seed, images in enumerate((train, validation))
-        )
+
+        one = batches(train, 0)
         if kind == "matched":
-            return PairedBatches(one, other, matched=True)
+            return PairedBatches(one, batches(validation, 1, matched_to=one))
         if kind == "alike":
             return PairedBatches(one.alike(), one.alike())
         return one

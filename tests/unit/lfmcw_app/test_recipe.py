@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.generators import GAMES
 from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
 
 
@@ -166,3 +167,22 @@ def test_a_section_that_stands_twice_in_a_file_is_refused(tmp_path):
     path.write_text("search: {channels: 6}\nseed: 3\nsearch: {layers: 4}\n")
     with pytest.raises(InputError, match=r"c\.yaml cannot be read: line 3: .*'search'.* line 1"):
         load_recipe("smoke", config=path)
+
+
+def test_weights_of_a_generator_are_no_use_to_real_images():
+    with pytest.raises(InputError, match=r"generator\.name real there is none"):
+        load_recipe(
+            "smoke",
+            overrides={"search.generator.name": "real", "search.generator.init.run": "runs/one"},
+        )
+
+
+def test_no_package_takes_the_name_of_real_images():
+    """Its generator would silently not be used."""
+    load_recipe("smoke", overrides={"search.generator.name": "real"})
+    GAMES.register("real", GAMES["dcgan"])
+    try:
+        with pytest.raises(InputError, match="a package brings a generator called real"):
+            load_recipe("smoke", overrides={"search.generator.name": "real"})
+    finally:
+        del GAMES._entries["real"]

@@ -118,6 +118,16 @@ def test_only_what_is_run_counts(monkeypatch):
     check_sizes(recipe, image_size=16, device=CPU, searches=True)
 
 
+def test_a_search_without_a_game_holds_no_players():
+    """Neither a generator, nor the trunk of a discriminator with its optimizer."""
+    needed = {}
+    for name in ("dcgan", "real"):
+        how = {"search.generator.name": name, "search.generator.channels": 10**4}
+        recipe = load_recipe("smoke", overrides=how)
+        needed[name] = least_memory(recipe, 16, 1, 10, searches=True)["search"]
+    assert needed["real"] < 0.1 * needed["dcgan"]
+
+
 def test_a_batch_is_shared_by_the_processes(monkeypatch):
     recipe = load_recipe("smoke", overrides={"evaluation.batch_size": 4096})
     alone = least_memory(recipe, 16, 1, 10, searches=False)["training"]

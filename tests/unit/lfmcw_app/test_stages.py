@@ -42,6 +42,7 @@ def test_a_warm_up_is_the_first_phase():
     assert phases_of(search(**warm)) == (WARMUP, "search", TRAINING)
     assert phases_of(search(method="darts", **warm)) == ("search", TRAINING)
     assert phases_of(search(method="random", **warm)) == (TRAINING,)
+    assert phases_of(search(**warm, **{"generator.name": "real"})) == ("search", TRAINING)
 
 
 @pytest.mark.parametrize("preset", ["paper", "original"])

@@ -10,10 +10,11 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from lfmcw_app.data import load_dataset
+from lfmcw_app.parts import training_labels, training_part
 from lfmcw_app.recipe import Evaluation, load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Edge, Genotype, random_genotype
-from lfmcw_app.training import build_training, train_derived, training_images, training_rounds
+from lfmcw_app.training import build_training, train_derived, training_rounds
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -37,10 +38,11 @@ def recipe(**changes):
 
 
 def test_no_more_images_than_there_are(digits):
-    assert training_images(recipe(), digits) == 64
-    everything = recipe(**{"data.train_images": 10**6})
-    assert training_images(everything, digits) == len(digits.train)
-    assert training_images(recipe(**{"data.train_images": None}), digits) == len(digits.train)
+    assert len(training_labels(recipe(), digits)) == 64
+    for limit in (10**6, None):
+        part = training_part(recipe(**{"data.train_images": limit}), digits)
+        assert part.pixels is digits.train.pixels
+        assert torch.equal(part.labels, digits.train.labels)
 
 
 def test_a_training_lasts_epochs_or_steps():

@@ -37,6 +37,25 @@ def test_a_search_without_a_generator_has_two_problems(tmp_path):
     assert "W1: loss" not in html
 
 
+def test_a_search_with_real_images_has_three_problems(tmp_path):
+    """It says so beside the images, and under which conditions the data are."""
+    folder = make_folder(
+        tmp_path / "run", {"search": (8, 3)}, settings=("search.generator.name=real",)
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["losses"].pop("gan", None)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    described = json.loads((folder / "dataset.json").read_text())
+    assert "data-conditions" not in run_page(read_run(folder))
+    described["conditions"] = "Conditions, in the search: 5 of 10 images of <cat> are left."
+    (folder / "dataset.json").write_text(json.dumps(described))
+    html = run_page(read_run(folder))
+    assert "Losses of the three problems" in html
+    assert "Images drawn in the place of generated ones" in html
+    assert "5 of 10 images of &lt;cat&gt; are left" in html
+
+
 def test_random_cells_have_no_search_to_show(tmp_path):
     html = run_page(read_run(make_folder(tmp_path / "run", {}, settings=("search.method=random",))))
     assert "random cells, DARTS space, preset smoke" in html

@@ -1,0 +1,163 @@
+"""Looks up a run's test error in a table of all cells of its space, where it would train a network.
+
+The recipe's section `lookup` names the table and holds a digest of it, so that a run is still a
+function of its recipe: the file may move, but not change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lfmcw_app.cell_table import CellTable
+from lfmcw_app.cell_table_file import read_cell_table
+from lfmcw_app.errors import InputError
+from lfmcw_app.nats_bench import is_nats_bench, read_nats_bench
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.result import as_json
+from lfmcw_app.resuming import numbers_changed
+from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_space.genotype import Cells
+
+__all__ = ["look_up", "open_table", "table_of", "with_table_digest"]
+
+
+# ------------------------------ the file
+
+
+def open_table(path: Path, dataset: str) -> CellTable:
+    """Reads a table of one of the formats.
+
+    Args:
+        path: our own CSV, or the file or the folder of NATS-Bench.
+        dataset: whose test errors are wanted.
+
+    Raises:
+        InputError: if it is no such table, is damaged, or lacks the data set.
+    """
+    if is_nats_bench(path):
+        return read_nats_bench(path, dataset)
+    if path.suffix == ".pth" or path.is_dir():
+        raise InputError(
+            f"{path} is no table that can be read. Of the published ones take NATS-Bench's file or "
+            "folder for the topology space, which has the cells of NAS-Bench-201 "
+            "(docs/nasbench201.md)."
+        )
+    return read_cell_table(path, dataset)
+
+
+def with_table_digest(recipe: Recipe) -> Recipe:
+    """The recipe with the digest of the table that it looks up in, if it does.
+
+    Raises:
+        InputError: if there is no such file, or the recipe has another digest of it.
+    """
+    how = recipe.lookup
+    if how.file is None:
+        return recipe
+    digest = _digest(Path(how.file))
+    if how.digest not in (None, digest):
+        raise InputError(
+            f"{how.file} is not the table of the recipe: lookup.digest is {how.digest}, and its "
+            f"digest is {digest}. Name that table with --lookup FILE, or start a new run."
+        )
+    return recipe.model_copy(update={"lookup": how.model_copy(update={"digest": digest})})
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and digests of a folder's files."""
+    try:
+        if not path.is_dir():
+            return _digest_of_file(path, *_stamp(path))
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        lines = [f"{_digest_of_file(file, *_stamp(file))}  {file.name}\n" for file in files]
+    except OSError as error:
+        raise InputError(
+            f"--lookup: the table {path} cannot be read ({error.strerror or error}). If it has "
+            "moved, name the place with --lookup FILE."
+        ) from None
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes with the content of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=2**15)
+def _digest_of_file(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size, changed at this time: large ones take seconds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ------------------------------ a run's
+
+
+def table_of(recipe: Recipe) -> CellTable | None:
+    """The table that a recipe looks up in, which fits its search; None if it trains instead.
+
+    Raises:
+        InputError: if it cannot be read, has been changed, is not complete, or is of another
+            space, number of nodes or data set.
+    """
+    how = with_table_digest(recipe).lookup
+    if how.file is None or how.digest is None:
+        return None
+    table = _opened(Path(how.file), how.digest, how.dataset or recipe.dataset)
+    search = recipe.search
+    if (search.space, search.nodes) != (table.space, table.nodes):
+        raise InputError(
+            f"The table {how.file} holds the cells of the space {table.space} with {table.nodes} "
+            f"nodes, and the recipe is for {search.space} with {search.nodes}. Take --space "
+            f"{table.space} --set search.nodes={table.nodes}, or another table."
+        )
+    if not table.complete:
+        raise InputError(
+            f"The table {how.file} is not complete: it has {table.trainings:,} of "
+            f"{table.expected * table.seeds:,} trainings, which are {table.seeds} of each of "
+            f"{table.expected:,} cells. Regret and rank need all of them; let its writer finish."
+        )
+    return table
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, digest: str, dataset: str) -> CellTable:
+    """The table with this digest: large ones take minutes."""
+    return open_table(path, dataset)
+
+
+def look_up(folder: RunFolder, genotype: Cells, table: CellTable) -> dict[str, Any]:
+    """Writes the error of a genotype in a table as the run's result, and returns it.
+
+    Raises:
+        InputError: if the table does not hold the genotype.
+    """
+    recipe = folder.recipe
+    folder.record_changes("lookup", 0)
+    trained = table.trained(genotype)
+    result = {
+        "dataset": recipe.dataset,
+        "test_error_percent": round(trained.mean, 4),
+        "lookup": {
+            "file": table.name,
+            "digest": recipe.lookup.digest,
+            "dataset": table.dataset,
+            "seeds": list(trained.errors),
+            "regret_percent": round(table.regret(genotype), 4),
+            "rank": table.rank(genotype),
+            "cells": len(table.cells),
+            "best_cell": table.best,
+        },
+        "parameters": trained.parameters,
+        "multiply_adds_millions": round(trained.multiply_adds, 3),
+        "seed": recipe.seed,
+        **({"trial": True} if recipe.trial else {}),
+        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
+        "genotype": genotype.to_data(),
+    }
+    folder.write("result.json", as_json(result))
+    return result
