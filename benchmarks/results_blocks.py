@@ -37,9 +37,6 @@ from lfmcw_app.comparison import POWER, detectable_in_spreads, least_pairs
 NOT_RUN = "not run here"
 NOTHING = f"*{NOT_RUN.capitalize()}.*"
 
-SUPERSEDED = ("fashion-mnist-small-300-rounds.csv",)
-"""Files of experiments that the appendix lists run by run."""
-
 Pair = tuple[str, str]
 
 ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
@@ -471,11 +468,10 @@ def _on_the_rest(results: Results) -> str:
     full = [
         effect for effect in results.effects(METHOD, BASELINE) if effect.design.preset == "paper"
     ]
-    sizes = (
-        f"{len(full)} comparisons were run at the paper's sizes"
-        if full
-        else "nothing has been run at the paper's sizes"
-    )
+    count = len(full)
+    sizes = "nothing has been run at the paper's sizes"
+    if count:
+        sizes = f"{count} comparison{'s were' if count > 1 else ' was'} run at the paper's sizes"
     if not said:
         return (
             "3. With a hard class, with classes of unequal size, or with real images in the "
@@ -518,7 +514,7 @@ def _others(known: Sequence[Effect], lead: Effect) -> str:
     if not others:
         return ""
     counted = [f"{others.count(verdict)} {verdict}" for verdict in dict.fromkeys(others)]
-    return f" (the others: {', '.join(counted)})"
+    return f" (further comparisons: {', '.join(counted)})"
 
 
 # ------------------------------ machines, sources, the appendix
@@ -552,14 +548,16 @@ def machines(results: Results) -> str:
 def sources(results: Results) -> str:
     """What the figures come from: a row for each file of runs."""
     rows = []
-    for experiment in results.experiments:
+    everything = [("runs", e) for e in results.experiments]
+    everything += [("superseded", e) for e in results.superseded]
+    for folder, experiment in everything:
         design = experiment.design
         seeds = sorted({row.seed for row in experiment.rows})
         commits = ", ".join(sorted({row.commit[:7] for row in experiment.rows if row.commit}))
         settings = " ".join(f"`{setting}`" for setting in design.distinguishing)
         rows.append(
             (
-                f"[{design.source}](data/runs/{design.source})", design.title, design.table,
+                f"[{design.source}](data/{folder}/{design.source})", design.title, design.table,
                 len(experiment.rows), f"{min(seeds)} to {max(seeds)}", settings, design.device,
                 design.date, commits,
             )
@@ -593,11 +591,12 @@ def superseded(results: Results) -> str:
     """The runs of experiments that later ones replace, one by one."""
     rows = [
         (row.arm, row.seed, f"{row.test_error_percent:.2f}", f"{row.parameters or 0:,}")
-        for experiment in results.experiments
-        if experiment.design.source in SUPERSEDED
+        for experiment in results.superseded
         for row in experiment.rows
     ]
-    return table(("arm", "seed", "test error, %", "parameters"), rows)
+    found = [experiment.effect(METHOD, BASELINE) for experiment in results.superseded]
+    effects = effects_table([effect for effect in found if effect is not None])
+    return f"{table(('arm', 'seed', 'test error, %', 'parameters'), rows)}\n\n{effects}"
 
 
 def drawn_cells(results: Results) -> str:

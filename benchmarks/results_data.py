@@ -2,6 +2,7 @@
 
 - `runs/*.csv`: one row per run, in the schema of `lfmcw_app.results_file`. A file is the runs.csv
   of one `lfmcw_app.table`, so it is one experiment.
+- `superseded/*.csv`: the same of experiments that later ones replace; the appendix lists them.
 - `summaries.csv`: means and intervals of tables whose single runs are not kept.
 - `paper.csv`: what the paper reports.
 - `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained.
@@ -218,6 +219,7 @@ class Results:
     Attributes:
         folder: of the files.
         experiments: those whose runs are kept.
+        superseded: those that later ones replace.
         reported: lines of the tables whose runs are not kept.
         paper: what the paper reports.
         cells: the table of all cells of a small space; None where it is not there.
@@ -225,6 +227,7 @@ class Results:
 
     folder: Path
     experiments: Sequence[Experiment] = ()
+    superseded: Sequence[Experiment] = ()
     reported: Sequence[ReportedArm] = ()
     paper: Sequence[PaperRow] = ()
     cells: CellTable | None = None
@@ -317,11 +320,16 @@ def read_all(folder: Path) -> Results:
     """
     return Results(
         folder=folder,
-        experiments=[read_experiment(path) for path in sorted((folder / "runs").glob("*.csv"))],
+        experiments=_experiments(folder / "runs"),
+        superseded=_experiments(folder / "superseded"),
         reported=[*_reported(folder / "summaries.csv")],
         paper=[*_paper(folder / "paper.csv")],
         cells=read_cell_table(folder / CELLS) if (folder / CELLS).exists() else None,
     )
+
+
+def _experiments(folder: Path) -> list[Experiment]:
+    return [read_experiment(path) for path in sorted(folder.glob("*.csv"))]
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -357,7 +365,7 @@ def read_experiment(path: Path) -> Experiment:
 def _design(path: Path, rows: Sequence[Row]) -> Design:
     first = rows[0]
     # Arms vary some of the settings, and some arms have no search or no generator.
-    common = [row for row in rows if row.arm in (METHOD, BASELINE)] or rows
+    common = [row for row in rows if row.arm == METHOD] or rows
     return Design(
         table=first.table,
         dataset=first.dataset,
