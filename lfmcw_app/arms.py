@@ -102,7 +102,8 @@ def arm_recipe(
     space: str | None,
     order: str | None,
 ) -> Recipe:
-    """The recipe of a run of an arm."""
+    """The recipe of a run of an arm; {seed} in a setting stands for its seed."""
+    assign = [assignment.replace("{seed}", str(seed)) for assignment in assign]
     settings = [*assign, *(f"{key}={json.dumps(value)}" for key, value in arm.settings.items())]
     recipe = resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
     if arm.length == 1.0:

@@ -13,6 +13,9 @@ Every run has a folder of its own under --runs, named by its recipe and its data
 runs: those with a result are not run again, interrupted ones are resumed, and those that another
 table command carries out at the same time are taken from it. A Markdown table and a CSV file with
 one row per run are written after each run, a figure at the end.
+
+In a value of --set {seed} stands for a run's seed: with search.generator.init.run=warm/{seed} the
+searches of a seed begin with one generator.
 """
 
 from __future__ import annotations

@@ -44,3 +44,10 @@ def test_the_controls_differ_in_what_they_control():
         order=None,
     )
     assert longer.search.epochs == 200
+
+
+def test_a_setting_can_name_the_seed(tmp_path):
+    arm = TABLES["table2"]["LFM-CW"]
+    setting = "search.steps={seed}1"
+    recipe = arm_recipe(arm, "digits", "smoke", None, [setting], 4, space=None, order=None)
+    assert recipe.search.steps == 41

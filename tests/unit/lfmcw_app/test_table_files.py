@@ -57,7 +57,7 @@ def test_runs_without_a_result_are_not_in_the_table(tmp_path, digits):
     assert not report.add(("LFM-CW", 0), folder)
     RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
     assert report.add(("LFM-CW", 0), folder)
-    assert report.error(("LFM-CW", 0)) == 1.5
+    assert report.said(("LFM-CW", 0)) == "1.50% test error"
 
 
 def test_a_run_that_was_changed_in_its_middle_is_refused(tmp_path, digits):

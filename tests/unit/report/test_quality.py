@@ -93,3 +93,23 @@ def test_no_variety_is_a_dash(tmp_path, value):
     html = run_page(read_run(folder_of(tmp_path, {("search", 4): measured(variety=value)})))
     row = html[html.index("<tr data-quality>") :].split("</tr>")[0]
     assert ("<b>–</b>" in row) == (value is None)
+
+
+def test_a_warm_up_that_was_measured_has_its_curves(tmp_path):
+    """Beside those of its losses; where the search was not measured, its last measures count."""
+    folder = folder_of(tmp_path, {})
+    lines = [
+        {
+            "phase": "generator",
+            "round": n,
+            "losses": {},
+            "metrics": {},
+            "quality": measured(10.0 * n),
+        }
+        for n in (1, 2)
+    ]
+    rest = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + rest)
+    html = run_page(read_run(folder))
+    assert 'data-label="GAN-test" data-value="20"' in html[html.index('id="warmup"') :]
+    assert "After round 2 of generator" in html
