@@ -606,7 +606,7 @@ class Search(_Section):
     def _is_precise_enough(self) -> Search:
         if self.precision == "bf16" and self.order == "second":
             raise ValueError(
-                "precision bf16 rounds second derivatives away (docs/results.md): set order to "
+                "precision bf16 rounds second derivatives away (docs/benchmarks.md): set order to "
                 "first, or precision to null"
             )
         return self

@@ -216,7 +216,7 @@ def default_threads(preset: str) -> int | None:
     """CPU threads of a run of a preset: one for the small ones, else PyTorch's choice (None).
 
     Small presets gain nothing from more threads. Where other work wants the cores, more threads
-    cost them much, since threads that wait for one another spin (docs/results.md).
+    cost them much, since threads that wait for one another spin (docs/benchmarks.md).
     """
     return 1 if preset in ("smoke", "small") else None
 

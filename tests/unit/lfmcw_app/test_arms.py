@@ -46,6 +46,13 @@ def test_the_controls_differ_in_what_they_control():
     assert longer.search.epochs == 200
 
 
+def test_a_setting_can_name_the_seed(tmp_path):
+    arm = TABLES["table2"]["LFM-CW"]
+    setting = "search.steps={seed}1"
+    recipe = arm_recipe(arm, "digits", "smoke", None, [setting], 4, space=None, order=None)
+    assert recipe.search.steps == 41
+
+
 def ablation(*settings, seed=0, order="first"):
     """The recipes of the ablation, by label."""
     return {
@@ -92,10 +99,3 @@ def test_arms_without_a_generator_have_one_recipe_for_all():
     assert other["λ = 0"].search.lam == 0
     assert other["λ = 0"].search.generator.warmup_rounds == 0
     assert usual["LFM-CW"].search.generator.warmup_rounds > 0
-
-
-def test_a_setting_can_name_the_seed(tmp_path):
-    arm = TABLES["table2"]["LFM-CW"]
-    setting = "search.steps={seed}1"
-    recipe = arm_recipe(arm, "digits", "smoke", None, [setting], 4, space=None, order=None)
-    assert recipe.search.steps == 41
