@@ -1,5 +1,6 @@
 # make run: the main job on the embedded data set.  make test: the test suite.  Both make .venv first.
 # make check: what .ci/run checks before the tests.  make docs: the documentation, in site/.
+# make results: the tables and figures of docs/results.md, from docs/data.
 # make benchmark: mlo's engines against other libraries (about 20 minutes), in an environment of its own.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 BENCH := .venv-benchmarks
 PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1 jax==0.4.38 jaxopt==0.8.5
 
-.PHONY: run test check format docs betty browser benchmark benchmark-environment clean
+.PHONY: run test check format docs results betty browser benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
@@ -28,6 +29,10 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs build --strict --quiet
+
+# The tables and figures of docs/results.md, from docs/data.
+results: $(VENV)/.installed
+	$(BIN)/python benchmarks/results_page.py
 
 # For the tests of the report, which are skipped without it (Debian; needs root).
 browser:

@@ -1,6 +1,6 @@
 """Trains every cell of a small NAS-Bench-201 space, and writes a table of their test errors.
 
-    python benchmarks/cell_table.py folder:PATH --out cells.csv --set search.nodes=3
+    python benchmarks/cell_table.py folder:PATH --named cifar10 --out cells.csv --set search.nodes=3
 
 A search on the space is then measured without training: its cell's error is looked up
 (docs/nasbench201.md). Each row is what `python -m lfmcw_app.evaluate CELL DATASET --space
@@ -12,53 +12,53 @@ file holds are not measured again, so the command can be stopped and repeated; w
 from __future__ import annotations
 
 import argparse
-import csv
+import platform
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from rich.console import Console
 
+from lfmcw_app.cell_table_file import CellTableFile, Row
 from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.data_checks import fitted, read_data
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.nasbench201 import all_cells
 
-COLUMNS = (
-    "cell", "seed", "test_error_percent", "training_error_percent", "parameters",
-    "multiply_adds_millions", "seconds",
-)  # fmt: skip
+MORE = ("training_error_percent", "seconds")
+"""Columns beside those that a look-up reads; seconds are of the processor."""
 
 
-def done(path: Path) -> set[tuple[str, int]]:
-    """The (cell, seed) of all rows of a table."""
-    if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(line for line in file if not line.startswith("#"))
-        return {(row["cell"], int(row["seed"])) for row in rows}
-
-
-def add(path: Path, row: dict[str, object]) -> None:
-    """Appends a row, after the header where there is none."""
-    with FileLock(f"{path}.lock"):
-        fresh = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
+def head(arguments: argparse.Namespace) -> dict[str, str]:
+    """What the file says of its making; the part of a process is no matter of the table."""
+    settings = [f"--set {shlex.quote(setting)}" for setting in arguments.assign]
+    seeds = " ".join(map(str, arguments.seeds))
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    return {
+        "command": f"python benchmarks/cell_table.py folder:PATH --named {arguments.named} --out "
+        f"FILE --preset {arguments.preset} {' '.join(settings)} --seeds {seeds}",
+        "commit": commit or "unknown",
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "date": date.today().isoformat(),
+    }
 
 
 def main() -> None:
     """Measures what is missing, seed by seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("dataset")
+    parser.add_argument("--named", help="what the table calls the data set; by default DATASET")
     parser.add_argument("--out", type=Path, required=True, help="the table, a CSV file")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--set", dest="assign", action="append", default=[], metavar="KEY=VALUE")
@@ -68,6 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("data"))
     arguments = parser.parse_args()
+    arguments.named = arguments.named or arguments.dataset
     part, parts = map(int, arguments.part.split("/"))
     torch.set_num_threads(1)
 
@@ -78,22 +79,41 @@ def main() -> None:
 
     first = recipe_of(arguments.seeds[0])
     _, images = read_data(first, arguments.data)
-    cells = list(all_cells(first.search.nodes))[part::parts]
+    nodes = first.search.nodes
+    cells = list(all_cells(nodes))
+    table = CellTableFile.open(
+        arguments.out,
+        space="nasbench201",
+        nodes=nodes,
+        cells=len(cells),
+        seeds=len(arguments.seeds),
+        dataset=arguments.named,
+        about=head(arguments),
+        more=MORE,
+    )
     silent, device = Console(quiet=True), torch.device("cpu")
     for seed in arguments.seeds:
         recipe = fitted(recipe_of(seed), images)
-        for cell in cells:
-            if (cell.notation(), seed) in done(arguments.out):
+        for cell in cells[part::parts]:
+            if (cell.notation(), seed) in table.done:
                 continue
             folder = Path(tempfile.mkdtemp(prefix="cell-"))
             begun = time.process_time()
             run = RunFolder.create(folder / "run", recipe)
             result = evaluate_genotype(run, cell, images, silent, device)
-            row = {name: result[name] for name in COLUMNS if name in result}
             seconds = round(time.process_time() - begun, 2)
-            add(arguments.out, {"cell": cell.notation(), **row, "seed": seed, "seconds": seconds})
+            row = Row(
+                cell=cell.notation(),
+                seed=seed,
+                test_error_percent=result["test_error_percent"],
+                parameters=result["parameters"],
+                multiply_adds_millions=result["multiply_adds_millions"],
+            )
+            table.append(
+                row, training_error_percent=result["training_error_percent"], seconds=seconds
+            )
             shutil.rmtree(folder)
-            print(cell.notation(), seed, row["test_error_percent"], seconds, file=sys.stderr)
+            print(row.cell, seed, row.test_error_percent, seconds, file=sys.stderr)
 
 
 if __name__ == "__main__":

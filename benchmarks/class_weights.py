@@ -1,8 +1,9 @@
-"""Do the class weights find the mistakes? A search in which one class is made hard.
+"""Do the class weights find the mistakes? Those of a run, or of a search with a class made hard.
 
 Half of the training and validation images of one class are labelled as one of its look-alikes, so
 that W1 cannot learn the class. Prints the mean class weight of every class over the last quarter of
-the rounds, largest first, and draws them over time.
+the rounds, largest first, beside the share of its images in D_val that W1 gets wrong in the end;
+draws the weights over time beside W1's confusion matrix.
 
     # Fashion-MNIST: trousers as dresses, 5 minutes
     python benchmarks/class_weights.py
@@ -10,31 +11,54 @@ the rounds, largest first, and draws them over time.
     python benchmarks/class_weights.py --dataset digits --rounds 40
     # a class with real look-alikes
     python benchmarks/class_weights.py --hard pullover --look-alikes coat shirt
+    # the classes of a run as they are
+    python -m lfmcw_app.run folder:cifar10 --preset small --seed 0 --out runs/cifar10
+    python benchmarks/class_weights.py --run runs/cifar10 --picture class_weights.png
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset
+from lfmcw_app.errors import InputError
 from lfmcw_app.parts import search_parts
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.report import read_run
+from lfmcw_app.report.class_figure import draw_class_weights
+from lfmcw_app.report.images import class_names, weights_of_rounds
+from lfmcw_app.search_end import confusion_of_w1
 
 HARD = {"fashion-mnist": ("trouser", ("dress",)), "digits": ("0", ("6", "8"))}
 """Data set → (an easy class, its look-alikes), so that a weight rises by mislabelling alone."""
 
 
-def class_weights(
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search found of its classes.
+
+    Attributes:
+        weights: class weights, [classes, rounds].
+        confusion: of W1 on D_val, counts; rows: the right class.
+        names: of the classes.
+    """
+
+    weights: np.ndarray
+    confusion: list[list[int]]
+    names: tuple[str, ...]
+
+
+def searched(
     dataset_name: str, rounds: int, seed: int, hard: str, look_alikes: tuple[str, ...]
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Runs a first-order search; returns the class weights [rounds, C] and the class names."""
+) -> Found:
+    """Runs a first-order search with a class made hard."""
     preset = "small" if dataset_name == "fashion-mnist" else "smoke"
     wrong = {"of": hard, "as": look_alikes, "share": 0.5, "in": "both"}
     recipe = load_recipe(
@@ -52,52 +76,42 @@ def class_weights(
     torch.manual_seed(seed)
     modules = build_modules(recipe.search, dataset)
     optimizer = build_search(recipe, dataset, parts.train, parts.validation, modules)
-    weights = [
-        torch.tensor(record.metrics["w2"]["class_weights"]) for record in optimizer.run(rounds)
-    ]
-    return torch.stack(weights), dataset.class_names
-
-
-def draw(weights: Tensor, names: tuple[str, ...], hard: int, path: Path) -> None:
-    """Draws running means over 20 rounds, the hard class in colour."""
-    window = min(20, len(weights))
-    smooth = weights.T.unsqueeze(1).unfold(2, window, 1).mean(-1).squeeze(1)
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    rounds = torch.arange(window, len(weights) + 1)
-    last = smooth[:, -1]
-    shown = []
-    others = [label for label in last.argsort(descending=True).tolist() if label != hard]
-    for label in (hard, *others):
-        if label == hard:
-            axes.plot(rounds, smooth[label], color="#d62728", lw=2.2, zorder=3)
-        else:
-            axes.plot(rounds, smooth[label], color="#9aa5b1", lw=1.0, zorder=2)
-
-        # Names that would cover one another are left out.
-        height = float(last[label])
-        if all(abs(height - other) > 0.06 * float(last.max()) for other in shown):
-            axes.annotate(
-                names[label],
-                (int(rounds[-1]), height),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
-            shown.append(height)
-    axes.set_xlim(int(rounds[0]), int(rounds[-1]) * 1.13)
-    axes.set_xlabel("round")
-    axes.set_ylabel("class weight (mean of 20 rounds)")
-    axes.set_title(
-        f"half of the images of '{names[hard]}' have a wrong label", fontsize=11, loc="left"
+    weights = [record.metrics["w2"]["class_weights"] for record in optimizer.run(rounds)]
+    return Found(
+        weights=np.array(weights).T,
+        confusion=confusion_of_w1(modules, parts.train, parts.validation, dataset),
+        names=dataset.class_names,
     )
-    figure.savefig(path, dpi=100)
+
+
+def found_in(path: Path) -> Found:
+    """Reads a run folder."""
+    run = read_run(path)
+    weights, confusion = weights_of_rounds(run), run.search_end.get("w1_confusion")
+    if weights is None or confusion is None:
+        raise InputError(
+            f"{path} has no class weights, or no confusion matrix of W1 in search.json. Name the "
+            "folder of a complete search with the method lfmcw."
+        )
+    return Found(weights=weights, confusion=confusion, names=tuple(class_names(run, len(weights))))
+
+
+def print_table(found: Found, hard: str | None) -> None:
+    """Prints the classes, the heaviest first."""
+    weights = found.weights[:, -max(1, found.weights.shape[1] // 4) :].mean(axis=1)
+    print("| class | mean class weight | W1 wrong on D_val, % |")
+    print("|---|---|---|")
+    for label in np.argsort(-weights, kind="stable"):
+        note = " (half mislabelled)" if found.names[label] == hard else ""
+        row = found.confusion[label]
+        wrong = 100.0 * (1.0 - row[label] / max(1, sum(row)))
+        print(f"| {found.names[label]}{note} | {weights[label]:.3f} | {wrong:.1f} |")
 
 
 def main() -> None:
     """Prints the ranking and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="folder of a run, instead of a search here")
     parser.add_argument("--dataset", default="fashion-mnist", choices=tuple(HARD))
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -108,25 +122,34 @@ def main() -> None:
         help="names of the classes that half of its images are labelled as",
     )
     parser.add_argument("--picture", type=Path, help="PNG file to draw into")
+    parser.add_argument("--emphasise", nargs="+", default=[], help="classes drawn in colour")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if (args.hard is None) != (args.look_alikes is None):
         parser.error("--hard and --look-alikes belong together")
-    named, look_alikes = (args.hard, tuple(args.look_alikes)) if args.hard else HARD[args.dataset]
-    names = load_dataset(args.dataset).class_names
-    for name in (named, *look_alikes):
-        if name not in names:
-            parser.error(f"no class {name!r} in {args.dataset}; it has {', '.join(names)}")
-    weights, _ = class_weights(args.dataset, args.rounds, args.seed, named, look_alikes)
-    hard = names.index(named)
-    mean = weights[-max(1, args.rounds // 4) :].mean(0)
-    print("| class | mean class weight |")
-    print("|---|---|")
-    for label in mean.argsort(descending=True).tolist():
-        note = " (half mislabelled)" if label == hard else ""
-        print(f"| {names[label]}{note} | {float(mean[label]):.3f} |")
+    if args.run is not None and args.hard is not None:
+        parser.error("--hard is of a search that is made here; drop it, or --run")
+    title, hard = "", None
+    if args.run is not None:
+        found = found_in(args.run)
+    else:
+        hard, look_alikes = (args.hard, args.look_alikes) if args.hard else HARD[args.dataset]
+        names = load_dataset(args.dataset).class_names
+        for name in (hard, *look_alikes):
+            if name not in names:
+                parser.error(f"no class {name!r} in {args.dataset}; it has {', '.join(names)}")
+        found = searched(args.dataset, args.rounds, args.seed, hard, tuple(look_alikes))
+        title = f"half of the images of '{hard}' have a wrong label"
+    print_table(found, hard)
     if args.picture is not None:
-        draw(weights, names, hard, args.picture)
+        draw_class_weights(
+            found.weights,
+            found.confusion,
+            found.names,
+            args.picture,
+            emphasised=args.emphasise or ([hard] if hard else []),
+            title=title,
+        )
 
 
 if __name__ == "__main__":

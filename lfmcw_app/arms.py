@@ -1,18 +1,19 @@
-"""The tables of the paper: what each compares, and the recipes of its runs."""
+"""The tables of the paper and of its controls: what each compares, and the recipes of its runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import Recipe
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
 from lfmcw_app.resolving import resolve_recipe
 
-__all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings"]
+__all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,35 @@ TABLES: dict[str, dict[str, Arm]] = {
         "λ = 0": Arm(settings={"search.lambda": 0.0}),
         "uniform class weights": Arm(settings={"search.class_weighting": "uniform"}),
     },
+    "ablation": {
+        "no LFM-CW": Arm(settings={"search.method": "darts"}),
+        "LFM-CW": Arm(settings={"search.method": "lfmcw"}),
+        "λ = 0": Arm(settings={"search.lambda": 0.0}),
+        "uniform class weights": Arm(settings={"search.class_weighting": "uniform"}),
+        "synthetic only": Arm(settings={"search.synthetic_only": True}),
+        "random cells": Arm(settings={"search.method": "random"}),
+    },
 }
 """Table → label → arm, the baseline of the comparison first."""
+
+FURTHER_CONTRASTS = {
+    "ablation": (
+        ("LFM-CW", "uniform class weights"),
+        ("LFM-CW", "λ = 0"),
+        ("LFM-CW", "random cells"),
+    ),
+}
+"""Table → arms that are compared with another one than the baseline: each a question of its own."""
+
+
+def contrasts(name: str) -> list[tuple[str, str]]:
+    """The comparisons of a table, each an arm and what it is compared with.
+
+    Every arm is compared with the first one. All of them are one family of tests, so that a table
+    whose arms are alike says "better" or "worse" anywhere in 5% of cases at most.
+    """
+    baseline, *others = TABLES[name]
+    return [*((label, baseline) for label in others), *FURTHER_CONTRASTS.get(name, ())]
 
 
 def arm_recipe(
@@ -74,11 +102,12 @@ def arm_recipe(
     space: str | None,
     order: str | None,
 ) -> Recipe:
-    """The recipe of a run of an arm."""
+    """The recipe of a run of an arm; {seed} in a setting stands for its seed."""
+    assign = [assignment.replace("{seed}", str(seed)) for assignment in assign]
     settings = [*assign, *(f"{key}={json.dumps(value)}" for key, value in arm.settings.items())]
     recipe = resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
     if arm.length == 1.0:
-        return recipe
+        return _without_what_is_unused(recipe)
 
     # Its length is known only now: the search has as many epochs or steps as its preset says.
     how = recipe.search
@@ -86,7 +115,35 @@ def arm_recipe(
     if how.steps:
         longer = f"steps={round(how.steps * arm.length)}"
     settings.append(f"search.{longer}")
-    return resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+    recipe = resolve_recipe(dataset, preset, config, settings, seed, space=space, order=order)
+    return _without_what_is_unused(recipe)
+
+
+OF_GENERATED_IMAGES = (
+    "generator", "lam", "class_weighting", "absent_class", "validation_batch", "synthetic_only",
+)  # fmt: skip
+
+
+def _without_what_is_unused(recipe: Recipe) -> Recipe:
+    """The recipe with the preset's values of what its search does not read, or makes nothing of.
+
+    So the tables of several generators share the runs of such searches, which have one recipe. With
+    λ = 0 the generator plays its game, but nothing depends on it, and it is not warmed up.
+    """
+    how = recipe.search
+    if (how.method == "lfmcw" and how.lam > 0) or recipe.preset not in PRESETS:
+        return recipe
+    usual = _usual(recipe.preset, how.space, recipe.dataset).search
+    unused = {name: getattr(usual, name) for name in OF_GENERATED_IMAGES}
+    if how.method == "lfmcw":
+        unused["lam"] = how.lam
+        unused["generator"] = usual.generator.model_copy(update={"warmup_rounds": 0})
+    return recipe.model_copy(update={"search": how.model_copy(update=unused)})
+
+
+@lru_cache
+def _usual(preset: str, space: str, dataset: str) -> Recipe:
+    return load_recipe(preset, space=space, overrides={"dataset": dataset})
 
 
 def check_settings(name: str, assign: Sequence[str]) -> None:

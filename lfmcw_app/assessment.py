@@ -21,7 +21,7 @@ from lfmcw_app.recipe import Augmentation
 from lfmcw_app.search_space.network import ImageNetwork
 from mlo.distributed import rank_and_size
 
-__all__ = ["Answers", "answers_of", "assessed", "interval"]
+__all__ = ["MOST_CLASSES", "Answers", "answers_of", "assessed", "interval"]
 
 BATCH = 256
 STATISTICS_IMAGES = 10_000

@@ -64,8 +64,12 @@ class CellTable:
     @property
     def complete(self) -> bool:
         """Whether all cells of the space are there, with all their trainings."""
-        trained = [cell for cell in self.cells.values() if len(cell.errors) >= self.seeds]
-        return len(trained) == self.expected
+        return self.trainings == self.expected * self.seeds
+
+    @property
+    def trainings(self) -> int:
+        """How many are there of those that make the table complete."""
+        return sum(min(len(cell.errors), self.seeds) for cell in self.cells.values())
 
     def trained(self, cells: Cells) -> TrainedCell:
         """What is known of some cells.

@@ -14,6 +14,13 @@ The rules, each over the last `WINDOW` rounds, with the thresholds below:
     generator at rest  its gradient's norm was below a millionth of its largest since the beginning,
                        in all rounds.
 
+Two more rules are about what was measured of a generator's pictures (generator_quality.py), where
+it was measured:
+
+    pictures alike     two pictures of a class differ by less than a tenth of what real ones do.
+    class marks        W2 knows the generated pictures, and a classifier that was trained on real
+                       ones does not: they carry a mark of their class, and do not show it.
+
 A warning is given once, and again only after the rule was not met for a while. It changes nothing
 in the run.
 """
@@ -21,15 +28,18 @@ in the run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.search_space.genotype import Cells
 from mlo import Record
 
-__all__ = ["CollapseDetector", "Observation", "observe"]
+__all__ = [
+    "WINDOW", "CollapseDetector", "Observation", "doubts_about_pictures", "last_quality", "observe",
+]  # fmt: skip
 
 WINDOW = 50
 """Rounds that a rule looks back."""
@@ -46,6 +56,14 @@ LOST = 0.01
 AT_REST = 1e-6
 """Share of its largest gradient below which the generator is at rest."""
 
+ALIKE = 0.1
+"""Variety within a class, relative to that of real pictures, below which pictures are alike."""
+
+MARKED, SHOWN, ABLE = 0.5, 0.25, 0.1
+"""Pictures are marked if W2 has so large a share of the way from chance to 100%, and the classifier
+of real pictures a smaller share than `SHOWN` of its own way on real ones. That must be `ABLE` of
+the way to 100%, else it can tell nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
@@ -56,12 +74,14 @@ class Observation:
         discriminator_loss: None without a generator.
         score_gap: mean score of real images minus that of generated ones.
         generator_norm: Euclidean norm of the generator's gradient.
+        generated_accuracy: W2's share of right answers on generated pictures.
     """
 
     skip_share: float
     discriminator_loss: float | None = None
     score_gap: float | None = None
     generator_norm: float | None = None
+    generated_accuracy: float | None = None
 
 
 def observe(record: Record, genotype: Cells) -> Observation:
@@ -75,7 +95,68 @@ def observe(record: Record, genotype: Cells) -> Observation:
         discriminator_loss=record.losses["gan"]["discriminator"],
         score_gap=metrics["real_score"] - metrics["fake_score"],
         generator_norm=record.player_gradient_norms["gan"]["generator"],
+        generated_accuracy=record.metrics.get("w2", {}).get("generated_accuracy"),
     )
+
+
+def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) -> dict[str, str]:
+    """Rule → warning, for the rules that a generator's pictures meet.
+
+    Args:
+        quality: as it was measured.
+        generated_accuracy: W2's share of right answers on generated pictures, over some rounds;
+            None where there is no W2.
+    """
+    met = {}
+    advice = (
+        "Such pictures teach W2 nothing about the classes. Let the generator learn longer before "
+        "the search (search.generator.warmup_rounds), or choose another search.generator.name."
+    )
+    if quality.variety is not None and quality.variety < ALIKE:
+        met["alike"] = (
+            "The generated pictures of a class are all alike: their variety is "
+            f"{quality.variety:.2f}, where that of real pictures is 1. {advice}"
+        )
+
+    chance, real = quality.chance, quality.real - quality.chance
+    able = real > ABLE * (100.0 - chance)
+    shown = quality.gan_test - chance >= SHOWN * real
+    if generated_accuracy is None or not able or shown:
+        return met
+    if 100.0 * generated_accuracy - chance > MARKED * (100.0 - chance):
+        met["marks"] = (
+            "The generated pictures carry their class as a mark, and do not show it: W2 knows "
+            f"{100.0 * generated_accuracy:.0f}% of them, and a classifier trained on real pictures "
+            f"{quality.gan_test:.0f}% (chance is {chance:.0f}%; it knows {quality.real:.0f}% of "
+            f"real ones). {advice}"
+        )
+    return met
+
+
+def last_quality(
+    entries: Sequence[Mapping[str, Any]], rounds: int | None = None
+) -> tuple[int, Quality, list[str]] | None:
+    """What was last measured of a generator, from the lines of a phase in metrics.jsonl.
+
+    Args:
+        entries: the lines.
+        rounds: those of later rounds are left out.
+
+    Returns:
+        The round, the measures, and warnings of the pictures; None where nothing was measured.
+    """
+    seen = [entry for entry in entries if rounds is None or entry["round"] <= rounds]
+    places = [place for place, entry in enumerate(seen) if "quality" in entry]
+    if not places:
+        return None
+    last = places[-1]
+    metrics = (
+        entry["metrics"].get("w2", {}) for entry in seen[max(0, last + 1 - WINDOW) : last + 1]
+    )
+    known = [found["generated_accuracy"] for found in metrics if "generated_accuracy" in found]
+    quality = Quality.from_data(seen[last]["quality"])
+    met = doubts_about_pictures(quality, sum(known) / len(known) if known else None)
+    return seen[last]["round"], quality, list(met.values())
 
 
 @dataclass(kw_only=True)
@@ -93,6 +174,7 @@ class CollapseDetector:
     _seen: deque[Observation] = field(default_factory=deque, repr=False)
     _largest_norm: float = field(default=0.0, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
+    _told_of_pictures: set[str] = field(default_factory=set, repr=False)
 
     def update(self, observation: Observation) -> list[str]:
         """Takes the next round; returns the warnings that are new."""
@@ -108,6 +190,18 @@ class CollapseDetector:
         met = self._met()
         new = [text for rule, text in met.items() if rule not in self._told]
         self._told = set(met)
+        return new
+
+    def measured(self, quality: Quality) -> list[str]:
+        """Takes what was measured after the last observation; returns the warnings that are new."""
+        known = [
+            observation.generated_accuracy
+            for observation in self._seen
+            if observation.generated_accuracy is not None
+        ]
+        met = doubts_about_pictures(quality, sum(known) / len(known) if known else None)
+        new = [text for rule, text in met.items() if rule not in self._told_of_pictures]
+        self._told_of_pictures = set(met)
         return new
 
     def _met(self) -> Mapping[str, str]:

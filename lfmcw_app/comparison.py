@@ -1,4 +1,4 @@
-"""Arms of an experiment, compared over seeds: mean, spread, and paired differences."""
+"""Arms of an experiment, compared over seeds: power first, then paired differences and verdicts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from lfmcw_app.drawing import as_label, drawing
+from lfmcw_app.results_file import Row
 
-__all__ = ["Comparison", "Summary", "compare", "draw_comparison", "holm", "summarise"]
+__all__ = [
+    "LEVEL", "POWER", "REGRET", "TEST_ERROR", "Comparison", "Finding", "Summary", "compare",
+    "detectable_in_spreads", "draw_comparison", "findings", "holm", "least_pairs", "measure_of",
+    "power_planned", "power_said", "sign_flip_p", "summaries", "summarise",
+]  # fmt: skip
 
-POWER = 0.8
+LEVEL, POWER = 0.05, 0.8
+
+TEST_ERROR, REGRET = "test error, %", "regret, percentage points"
+"""What arms are compared by."""
+
+MOST_FLIPS = 2**16
+"""Sign patterns of a test: all of them up to 16 pairs, as many random ones beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +35,26 @@ class Summary:
     """The runs of one arm.
 
     Attributes:
-        errors: seed → test error in %.
-        parameters: seed → parameters of the derived network.
+        label: of the arm.
+        errors: seed → test error in %, or regret in percentage points.
+        parameters: seed → parameters of the derived network, where they are known.
+        ranks: seed → rank of the cell, where it was looked up.
     """
 
     label: str
     errors: Mapping[int, float] = field(default_factory=dict)
     parameters: Mapping[int, int] = field(default_factory=dict)
+    ranks: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
-        """Mean test error, %."""
+        """Mean error, %."""
         return statistics.fmean(self.errors.values())
+
+    @property
+    def median(self) -> float:
+        """Median error, %."""
+        return statistics.median(self.errors.values())
 
     @property
     def deviation(self) -> float:
@@ -44,48 +64,126 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An arm minus the baseline, paired by seed.
+    """An arm minus another one, paired by seed.
 
     Attributes:
-        difference: mean of the differences, percentage points; negative: better than the baseline.
+        difference: mean of the differences, percentage points; negative: better.
+        deviation: their standard deviation; NaN for one pair.
         interval: half the width of their 95% confidence interval (Student's t); NaN for one pair.
-        p_value: of a two-sided paired t-test; NaN for one pair.
-        detectable: the true difference that a test at 5% would find with probability 0.8, given
-            this spread; NaN for one pair.
+        p_value: two-sided, of `sign_flip_p`; NaN without a pair.
+        detectable: the true difference that is seen in 80% of such experiments, given this spread
+            and the number of tests; infinite where there are too few pairs to see any.
         pairs: number of seeds that both have.
     """
 
-    difference: float
+    difference: float = math.nan
+    deviation: float = math.nan
     interval: float = math.nan
     p_value: float = math.nan
-    detectable: float = math.nan
+    detectable: float = math.inf
     pairs: int
 
+    @property
+    def identical(self) -> bool:
+        """Whether no seed tells the arms apart."""
+        return self.pairs > 1 and self.difference == 0 and self.deviation == 0
 
-def compare(arm: Summary, baseline: Summary) -> Comparison:
-    """Compares two arms seed by seed: a seed decides split, initial values and noise of both."""
-    seeds = sorted(set(arm.errors) & set(baseline.errors))
-    differences = [arm.errors[seed] - baseline.errors[seed] for seed in seeds]
-    if not differences:
-        return Comparison(difference=math.nan, pairs=0)
-    difference, pairs = statistics.fmean(differences), len(seeds)
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a table says of two arms.
+
+    Attributes:
+        arm: label.
+        against: label of the arm that it is compared with.
+        comparison: arm minus against.
+        p_value: adjusted for the number of comparisons (Holm); NaN without a pair.
+        verdict: in words.
+    """
+
+    arm: str
+    against: str
+    comparison: Comparison
+    p_value: float
+    verdict: str
+
+
+# ------------------------------ two arms
+
+
+def compare(arm: Summary, other: Summary, *, tests: int = 1) -> Comparison:
+    """Compares two arms seed by seed: a seed decides split, initial values and noise of both.
+
+    Args:
+        arm: what is judged.
+        other: what it is compared with.
+        tests: number of comparisons that are made; see `detectable_in_spreads`.
+    """
+    seeds = sorted(set(arm.errors) & set(other.errors))
+    differences = [arm.errors[seed] - other.errors[seed] for seed in seeds]
+    pairs = len(seeds)
+    if pairs == 0:
+        return Comparison(pairs=0)
+    difference, p_value = statistics.fmean(differences), sign_flip_p(differences)
     if pairs == 1:
-        return Comparison(difference=difference, pairs=1)
-
-    # Student's t of the mean difference. Without spread, differences are 0 or certainly not.
-    error = statistics.stdev(differences) / math.sqrt(pairs)
-    freedom = pairs - 1
-    quantile = float(student.ppf(0.975, freedom))
-    p_value = 1.0 if difference == 0 else 0.0
-    if error > 0:
-        p_value = 2 * float(student.sf(abs(difference) / error, freedom))
+        return Comparison(difference=difference, p_value=p_value, pairs=1)
+    deviation = statistics.stdev(differences)
+    spreads = detectable_in_spreads(pairs, tests)
     return Comparison(
         difference=difference,
-        interval=quantile * error,
+        deviation=deviation,
+        interval=float(student.ppf(1 - LEVEL / 2, pairs - 1)) * deviation / math.sqrt(pairs),
         p_value=p_value,
-        detectable=(quantile + float(student.ppf(POWER, freedom))) * error,
+        detectable=math.inf if math.isinf(spreads) else spreads * deviation,
         pairs=pairs,
     )
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """The two-sided p-value that the mean difference is zero, by flipping signs of differences.
+
+    If the arms are alike, each seed's difference could as well have the other sign: p is the share
+    of sign patterns with a mean at least as far from zero (Fisher 1935). It assumes no
+    distribution: regrets over a list of cells are discrete, skewed, and often equal.
+
+    Args:
+        differences: one per seed.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    count = len(values)
+    every = 2**count <= MOST_FLIPS
+    if every:
+        positive = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+    else:
+        positive = np.random.default_rng(0).integers(0, 2, (MOST_FLIPS, count))
+    sums = np.abs((2.0 * positive - 1.0) @ values)
+    least = abs(float(values.sum())) - 1e-9 * float(np.abs(values).sum())  # sums are rounded
+    as_far = int((sums >= least).sum())
+    return as_far / len(sums) if every else (as_far + 1) / (len(sums) + 1)
+
+
+def least_pairs(tests: int) -> int:
+    """The number of pairs from which `sign_flip_p` can reach 5% divided by the number of tests.
+
+    The least p-value of n pairs, all of one sign, is 2 / 2ⁿ.
+    """
+    return 1 + math.ceil(math.log2(tests / LEVEL))
+
+
+def detectable_in_spreads(pairs: int, tests: int = 1) -> float:
+    """The true difference that is seen in 80% of experiments, in SDs of the paired differences.
+
+    "Seen": told from zero at 5% divided by `tests`, Holm's strictest level. It is known before any
+    run. Infinite for fewer than `least_pairs`.
+    """
+    if pairs < least_pairs(tests):
+        return math.inf
+    freedom = pairs - 1
+    quantiles = student.ppf(1 - LEVEL / tests / 2, freedom) + student.ppf(POWER, freedom)
+    return float(quantiles) / math.sqrt(pairs)
+
+
+# ------------------------------ all of a table
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -102,51 +200,174 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def summarise(arms: Sequence[Summary]) -> str:
-    """Returns the Markdown table; the first arm is the baseline."""
-    found = [compare(arm, arms[0]) for arm in arms[1:]]
-    adjusted = holm([comparison.p_value for comparison in found])
-    lines = [
-        "| arm | test error, % (mean ± SD) | runs | minus the first arm (95% interval) | p (Holm) "
-        "| detectable | parameters |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def findings(arms: Sequence[Summary], contrasts: Sequence[tuple[str, str]]) -> list[Finding]:
+    """Compares arms in pairs; all comparisons that were planned are one family of tests.
 
-    # The baseline has no comparison with itself.
-    against = [("", "", ""), *(_against(c, p) for c, p in zip(found, adjusted, strict=True))]
-    for arm, (difference, p_value, detectable) in zip(arms, against, strict=True):
-        spread = "" if math.isnan(arm.deviation) else f" ± {arm.deviation:.2f}"
-        size = statistics.fmean(arm.parameters.values())
-        cells = (
-            arm.label,
-            f"{arm.mean:.2f}{spread}",
-            len(arm.errors),
-            difference,
-            p_value,
-            detectable,
-            f"{size:,.0f}",
+    Args:
+        arms: those that have runs.
+        contrasts: labels of an arm and of what it is compared with. Where one of them has no runs
+            yet, the comparison is left out, but counts.
+    """
+    by_label = {arm.label: arm for arm in arms}
+    pairs = [pair for pair in contrasts if set(pair) <= set(by_label)]
+    tests = len(contrasts)
+    compared = [compare(by_label[arm], by_label[other], tests=tests) for arm, other in pairs]
+    unknown = [1.0] * (tests - len(pairs))
+    adjusted = holm([*(1.0 if found.pairs == 0 else found.p_value for found in compared), *unknown])
+    made = []
+    for (arm, other), found, p_value in zip(pairs, compared, adjusted, strict=False):
+        verdict = _verdict(found, p_value)
+        made.append(
+            Finding(arm=arm, against=other, comparison=found, p_value=p_value, verdict=verdict)
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    notes = (
-        "Differences and intervals are paired by seed (Student's t). *p (Holm)*: of the paired "
-        "t-test, adjusted for the number of arms. *detectable*: the true difference that such a "
-        f"test at 5% would find in {POWER:.0%} of such tables. *parameters*: mean."
-    )
-    return "\n".join([*lines, "", notes]) + "\n"
+    return made
 
 
-def _against(found: Comparison, p_value: float) -> tuple[str, str, str]:
-    if found.pairs < 2:
-        return (f"{found.difference:+.2f} (one pair only)" if found.pairs else "no pair"), "", ""
+def _verdict(found: Comparison, p_value: float) -> str:
+    """The one rule of all tables."""
+    if found.identical:
+        return "identical"
+    if math.isinf(found.detectable):
+        return "too few seeds"
+    if p_value >= LEVEL:
+        return "no difference seen"
+    return "better" if found.difference < 0 else "worse"
+
+
+def measure_of(rows: Sequence[Row]) -> str:
+    """What runs are compared by: the regret where all were looked up, else the test error."""
+    looked_up = bool(rows) and all(row.regret_percent is not None for row in rows)
+    return REGRET if looked_up else TEST_ERROR
+
+
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """The arms of the rows of one table, in the order in which they come first."""
+    regret = measure_of(rows) == REGRET
+    by_arm: dict[str, list[Row]] = {}
+    for row in rows:
+        by_arm.setdefault(row.arm, []).append(row)
+    found = []
+    for label, runs in by_arm.items():
+        errors: dict[int, float] = {}
+        for row in runs:
+            value = row.regret_percent if regret else row.test_error_percent
+            assert value is not None
+            errors[row.seed] = value
+        parameters = {row.seed: row.parameters for row in runs if row.parameters is not None}
+        ranks = {row.seed: row.rank for row in runs if row.rank is not None}
+        found.append(Summary(label=label, errors=errors, parameters=parameters, ranks=ranks))
+    return found
+
+
+# ------------------------------ as text
+
+
+def summarise(
+    arms: Sequence[Summary], contrasts: Sequence[tuple[str, str]], measure: str = TEST_ERROR
+) -> str:
+    """Returns the Markdown text of a table: its power, its arms, and what can be said of them.
+
+    Args:
+        arms: those that have runs.
+        contrasts: see `findings`.
+        measure: what the errors are.
+    """
+    found = findings(arms, contrasts)
+    parts = [power_said(found, len(contrasts)), _arms_table(arms, measure)]
+    if found:
+        parts += [_findings_table(found), _notes(len(contrasts))]
+    return "\n\n".join(parts) + "\n"
+
+
+def power_planned(pairs: int, tests: int) -> str:
+    """What so many seeds can see in so many comparisons, which is known before any run."""
+    comparisons = f"{tests} comparisons" if tests > 1 else "one comparison"
+    if pairs < least_pairs(tests):
+        return (
+            f"Seeds: {pairs}, which are too few. With {comparisons} no difference, however large, "
+            f"can be told from chance by fewer than {least_pairs(tests)}."
+        )
     return (
-        f"{found.difference:+.2f} (± {found.interval:.2f})",
-        f"{p_value:.2g}",
-        f"{found.detectable:.2f}",
+        f"With {pairs} seeds and {comparisons}, a true difference of "
+        f"{detectable_in_spreads(pairs, tests):.2f} standard deviations of the paired differences "
+        f"is seen in {POWER:.0%} of such experiments."
     )
+
+
+def power_said(found: Sequence[Finding], tests: int) -> str:
+    """What an experiment of this size can see, to be said before what it has seen."""
+    pairs = min((finding.comparison.pairs for finding in found), default=0)
+    said = f"**Power.** {power_planned(pairs, tests)}"
+    compared = [finding.comparison for finding in found if not finding.comparison.identical]
+    seen = [of.detectable for of in compared if not math.isinf(of.detectable)]
+    if pairs < least_pairs(tests) or not seen:
+        return said
+    low, high = f"{min(seen):.2f}", f"{max(seen):.2f}"
+    points = low if low == high else f"{low} to {high}"
+    return f"{said} With the spread found here, that is {points} percentage points."
+
+
+def _arms_table(arms: Sequence[Summary], measure: str) -> str:
+    ranked = any(arm.ranks for arm in arms)
+    head = ["arm", f"{measure} (mean ± SD)", "median", "runs"]
+    head += ["rank (median)"] if ranked else []
+    head.append("parameters (mean)")
+    lines = [_line(head), "|---" * len(head) + "|"]
+    for arm in arms:
+        spread = "" if math.isnan(arm.deviation) else f" ± {arm.deviation:.2f}"
+        cells = [arm.label, f"{arm.mean:.2f}{spread}", f"{arm.median:.2f}", str(len(arm.errors))]
+        if ranked:
+            cells.append(f"{statistics.median(arm.ranks.values()):g}" if arm.ranks else "")
+        sizes = arm.parameters.values()
+        cells.append(f"{statistics.fmean(sizes):,.0f}" if sizes else "")
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _findings_table(found: Sequence[Finding]) -> str:
+    head = [
+        "arm", "minus", "seeds", f"seen in {POWER:.0%}", "difference (95% interval)", "p (Holm)",
+        "verdict",
+    ]  # fmt: skip
+    lines = [_line(head), "|---" * len(head) + "|"]
+    lines += [_line([finding.arm, finding.against, *_compared(finding)]) for finding in found]
+    return "\n".join(lines)
+
+
+def _compared(finding: Finding) -> list[str]:
+    """Seeds, detectable difference, difference, p and verdict, as text."""
+    of = finding.comparison
+    if of.pairs == 0 or of.identical:
+        return [str(of.pairs), "", "", "", finding.verdict]
+    detectable = "" if math.isinf(of.detectable) else f"{of.detectable:.2f}"
+    interval = "" if math.isnan(of.interval) else f" (± {of.interval:.2f})"
+    difference = f"{of.difference:+.2f}{interval}"
+    return [str(of.pairs), detectable, difference, f"{finding.p_value:.2g}", finding.verdict]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _notes(tests: int) -> str:
+    family = f"for the {tests} comparisons of this table, one family of tests"
+    return (
+        "Differences are paired by seed; negative is better. Intervals are Student's t, for each "
+        "comparison by itself. *p (Holm)*: two-sided, by flipping the signs of the differences, "
+        f"which assumes no distribution; adjusted {family}. *seen in {POWER:.0%}*: the true "
+        f"difference that {POWER:.0%} of such experiments see at Holm's strictest level. "
+        f"*verdict*: better or worse where p (Holm) is below {LEVEL:.0%}; too few seeds below "
+        f"{least_pairs(tests)}; identical where no seed tells the arms apart."
+    )
+
+
+# ------------------------------ as a picture
 
 
 @drawing()
-def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
+def draw_comparison(
+    arms: Sequence[Summary], title: str, path: Path, measure: str = TEST_ERROR
+) -> None:
     """Draws the runs of each arm, their mean and standard deviation."""
     figure = Figure(figsize=(1.6 + 1.25 * max(2, len(arms)), 4.2), layout="constrained")
     axes = figure.subplots()
@@ -158,9 +379,9 @@ def draw_comparison(arms: Sequence[Summary], title: str, path: Path) -> None:
         axes.errorbar(position, arm.mean, deviation, fmt="_", color="black", capsize=6, ms=18)
     axes.set_xticks(range(len(arms)), [_wrapped(as_label(arm.label)) for arm in arms])
     axes.set_xlim(-0.6, len(arms) - 0.4)
-    axes.set_ylabel("test error, %  (mean ± SD, runs)")
+    axes.set_ylabel(f"{measure}  (mean ± SD, runs)")
     axes.set_title(as_label(title, longest=90), fontsize=11, loc="left")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def _wrapped(label: str, width: int = 14) -> str:

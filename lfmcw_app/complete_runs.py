@@ -17,6 +17,7 @@ from lfmcw_app.lookup import look_up, table_of
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
+from lfmcw_app.provenance import made_by
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Cells
@@ -43,7 +44,7 @@ def run(
             return look_up(folder, genotype, table)
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, both)
+    return _completed(folder, dataset, device, both)
 
 
 def evaluate_genotype(
@@ -52,11 +53,11 @@ def evaluate_genotype(
     """Trains a given genotype's network, from the folder's checkpoint on; returns the result."""
 
     def training() -> dict[str, Any]:
-        if folder.writes:
+        if folder.draws:
             save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, training)
+    return _completed(folder, dataset, device, training)
 
 
 def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
     table = table_of(folder.recipe)
     assert table is not None
     with folder.locked():
-        if folder.writes:
+        if folder.draws:
             save_cells(genotype, folder, f"given genotype, {short_name(folder.recipe.dataset)}")
         return look_up(folder, genotype, table)
 
@@ -83,7 +84,7 @@ def _trained(
 
 
 def _completed(
-    folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
+    folder: RunFolder, dataset: Dataset, device: torch.device, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet.
 
@@ -96,6 +97,12 @@ def _completed(
     if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
     with folder.locked():
+        # Another process may have completed it until the lock was free, and cleared it.
+        if folder.result is not None and not folder.changes and not lacks_network:
+            return folder.result
         if folder.writes:
             describe_dataset(dataset, folder)
-        return work()
+        result = work()
+        folder.record_completion(made_by(device))
+        folder.clear()
+        return result

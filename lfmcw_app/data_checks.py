@@ -14,9 +14,10 @@ from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
 from lfmcw_app.conditions import conditions_said
-from lfmcw_app.data import FOLDER, Dataset, load_dataset, subset_places
+from lfmcw_app.data import FOLDER, Dataset, subset_places
 from lfmcw_app.errors import InputError
 from lfmcw_app.image_survey import DecodingOptions
+from lfmcw_app.kept_data import reader
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
@@ -26,7 +27,7 @@ from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
-from lfmcw_app.stages import search_stages
+from lfmcw_app.stages import WARMUP, phases_of, search_stages
 from lfmcw_app.training import training_rounds
 from mlo.randomness import preserved
 
@@ -61,7 +62,7 @@ def read_data(
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
     check_sizes(recipe, image_size=least, device=device, searches=searches)
     with enough_memory("data", recipe, device), main_first():
-        dataset = load_dataset(
+        dataset = reader()(
             recipe.dataset,
             root,
             recipe.data.image_size,
@@ -155,6 +156,9 @@ def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, 
     if "D_tr" in counts:
         searched = min(counts["D_tr"], counts["D_val"])
         found.insert(0, ("search.batch_size", recipe.search.batch_size, searched))
+        batch = recipe.search.generator.warmup_batch_size
+        if batch is not None and WARMUP in phases_of(recipe):
+            found.append(("search.generator.warmup_batch_size", batch, counts["D_tr"]))
     return found
 
 
@@ -172,10 +176,13 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     tree = recipe.model_dump(mode="json", by_alias=True)
     for key, batch, images in _batches(recipe, counts):
-        section = tree[key.partition(".")[0]]
+        phase, *within, name = key.split(".")
+        section = tree[phase]
+        for part in within:
+            section = section[part]
         fitting = images // size * size
-        if section["fits_batch"] and 2 <= fitting < batch:
-            section["batch_size"] = fitting
+        if tree[phase]["fits_batch"] and 2 <= fitting < batch:
+            section[name] = fitting
     return validate_recipe(tree)
 
 

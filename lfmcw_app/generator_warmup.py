@@ -9,6 +9,8 @@ the architecture.
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lfmcw_app.build_modules import make_generator
+from lfmcw_app.collapse import doubts_about_pictures
 from lfmcw_app.data import Batches, Dataset, Images, resident
+from lfmcw_app.errors import NumbersWarning
+from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generators import GAMES, ImageGenerator, PlayerLosses
 from lfmcw_app.generators.average import MovingAverage
 from lfmcw_app.generators.warmup_discriminator import WarmupDiscriminator
@@ -26,6 +31,7 @@ from lfmcw_app.pictures import save_snapshot, snapshot_rounds
 from lfmcw_app.processes import parallelism
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_end import quality_rounds
 from lfmcw_app.stages import WARMUP, phases_of
 from lfmcw_app.starting_weights import (
     averaged_generator,
@@ -135,7 +141,7 @@ def build_warmup(
 
 
 def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
-    """Makes the loss of the players on a training batch (Eq. 2, without the architecture)."""
+    """Makes the loss of the two players on a training batch; no architecture is in it."""
     loss = GAMES[name].loss
     no_architecture: Any = None  # the small discriminator reads none
 
@@ -149,9 +155,16 @@ def _warmup_loss(name: str) -> Callable[..., PlayerLosses]:
 
 
 def warm_up(
-    folder: RunFolder, dataset: Dataset, train: Images, console: Console, device: torch.device
+    folder: RunFolder,
+    dataset: Dataset,
+    train: Images,
+    judge: Judge,
+    console: Console,
+    device: torch.device,
 ) -> dict[str, Tensor] | None:
     """Runs the rounds of the warm-up that are left, on the images `train` of D_tr.
+
+    What is judged, and where, is the generator as it would go into the search.
 
     Returns:
         The generator's weights for the search; None where the recipe has no warm-up.
@@ -180,9 +193,28 @@ def warm_up(
         device=device,
     )
     snapshots = snapshot_rounds(rounds)
+    judged = quality_rounds(recipe, rounds, ends_search=False)
     for done in phase.rounds():
-        if folder.writes and done.record.round in snapshots:
+        if folder.draws and done.record.round in snapshots:
             path = folder.samples / f"{WARMUP}-{done.record.round:06d}.png"
             with folder.attempting(path.name):
                 save_snapshot(players.generator, dataset, path, device)
+        if folder.writes and done.record.round in judged:
+            with folder.attempting("the generator's quality"):
+                quality = judge.measure(_averaged(players))
+                done.entry["quality"] = quality.to_data()
+                if recipe.detect_collapse and done.record.round == rounds:
+                    _warn_of_pictures(quality)
     return averaged_generator(players.state_dict())
+
+
+def _averaged(players: WarmupPlayers) -> ImageGenerator:
+    """The generator as it would go into the search."""
+    generator = copy.deepcopy(players.generator)
+    load_into_generator(generator, averaged_generator(players.state_dict()), "the warm-up")
+    return generator
+
+
+def _warn_of_pictures(quality: Quality) -> None:
+    for text in doubts_about_pictures(quality, None).values():
+        warnings.warn(f"After the warm-up: {text}", NumbersWarning, stacklevel=2)

@@ -117,9 +117,9 @@ def table_of(recipe: Recipe) -> CellTable | None:
         )
     if not table.complete:
         raise InputError(
-            f"The table {how.file} is not complete: it has {len(table.cells):,} of "
-            f"{table.expected:,} cells, each of which needs {table.seeds} trainings. Regret and "
-            "rank need all of them; let its writer finish first."
+            f"The table {how.file} is not complete: it has {table.trainings:,} of "
+            f"{table.expected * table.seeds:,} trainings, which are {table.seeds} of each of "
+            f"{table.expected:,} cells. Regret and rank need all of them; let its writer finish."
         )
     return table
 

@@ -106,6 +106,8 @@ def describe_dataset(dataset: Dataset, folder: RunFolder) -> None:
         place = Path(dataset.name.removeprefix(FOLDER)).expanduser()
         described["path"] = str(place.resolve())
     folder.write("dataset.json", json.dumps(described, indent=1) + "\n")
+    if not folder.draws:
+        return
     with folder.attempting("samples/real.png"):
         classes = min(dataset.num_classes, SNAPSHOT_CLASSES)
         _save_sheet(_first(dataset.train, classes, SNAPSHOT_COLUMNS), folder.samples / "real.png")

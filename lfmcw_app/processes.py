@@ -16,6 +16,7 @@ from rich.console import Console
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.stages import WARMUP, phases_of
 from mlo import DataParallel, NonFiniteError
 from mlo.distributed import rank_and_size
 
@@ -137,6 +138,10 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
         "search.batch_size": (recipe.search.batch_size, searches),
         "evaluation.batch_size": (recipe.evaluation.batch_size, recipe.trains),
     }
+    of_warmup = recipe.search.generator.warmup_batch_size
+    if of_warmup is not None:
+        warms_up = searches and WARMUP in phases_of(recipe)
+        sizes["search.generator.warmup_batch_size"] = (of_warmup, warms_up)
     for key, (batch, used) in sizes.items():
         if used and batch % size:
             raise InputError(

@@ -333,6 +333,11 @@ class Generator(_Section):
         description="flatten keeps where features are, sum adds them up; null: the generator's "
         "usual one",
     )
+    quality: Literal["snapshots", "end", "never"] = Field(
+        default="end",
+        description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
+        "the rounds of the snapshots, at the end of the search, or never",
+    )
     warmup_rounds: Count = Field(
         default=0,
         ge=0,
@@ -601,7 +606,7 @@ class Search(_Section):
     def _is_precise_enough(self) -> Search:
         if self.precision == "bf16" and self.order == "second":
             raise ValueError(
-                "precision bf16 rounds second derivatives away (docs/results.md): set order to "
+                "precision bf16 rounds second derivatives away (docs/benchmarks.md): set order to "
                 "first, or precision to null"
             )
         return self
@@ -703,7 +708,7 @@ class Recipe(_Section):
     )
     detect_collapse: bool = Field(
         default=False,
-        description="warn of skip-connection collapse and of a GAN that does not learn "
+        description="warn of skip-connection collapse, and of a GAN that does not learn or draw "
         "(collapse.py)",
     )
     data: Data = Data()
@@ -720,6 +725,11 @@ class Recipe(_Section):
             raise ValueError(
                 "evaluation.init gives a training weights to start from, and with lookup nothing "
                 "is trained; drop one of them"
+            )
+        if not self.trains and self.data.has_conditions and self.data.conditions_apply_to == "all":
+            raise ValueError(
+                "conditions of the data are to apply to the training of the derived network, whose "
+                "error is looked up; set data.conditions_apply_to to search"
             )
         return self
 

@@ -27,6 +27,7 @@ __all__ = [
     "Change",
     "known_recipes",
     "learning_rates",
+    "leaves",
     "numbers_changed",
     "planned_changes",
     "read_changes",
@@ -62,6 +63,7 @@ CHANGEABLE = {
     "search.generator.lr": True,
     "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
+    "search.generator.quality": False,
     "evaluation.epochs": True,
     "evaluation.steps": True,
     "evaluation.min_steps": True,
@@ -165,7 +167,7 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
 
 
 def _differences(old: Mapping[str, Any], new: Recipe) -> tuple[Change, ...]:
-    before, after = dict(_leaves(old)), dict(_leaves(_tree(new)))
+    before, after = dict(leaves(old)), dict(leaves(_tree(new)))
     keys = [*after, *(key for key in before if key not in after)]
     return tuple(
         Change(key=key, old=before.get(key), new=after.get(key))
@@ -178,12 +180,12 @@ def _tree(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True)
 
 
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key → value; engines are one value."""
     for name, value in tree.items():
         key = f"{above}{name}"
         if isinstance(value, Mapping) and name != "hypergradient":
-            yield from _leaves(value, f"{key}.")
+            yield from leaves(value, f"{key}.")
         else:
             yield key, value
 

@@ -1,12 +1,14 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
 config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, and the recipe that the run began with
+environment.json   versions and hardware, and the recipe that the run began with; of a complete run
+                   what completed it
 changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
                    Of both also .previous.pt (the one before), .best.pt and, if the recipe says so,
                    .round-N.pt (docs/checkpoints.md)
+search.json        what the generator and W1 are worth at the end of the search (search_end.py)
 genotype.json      the derived cells; genotype.txt: in DARTS's notation
 cells.png          their picture, or that of the given cells; also cells.svg
 nonfinite-*.pt     what is known of a loss or gradient that was not finite, for the first few
@@ -55,9 +57,18 @@ from lfmcw_app.resuming import (
 )
 from lfmcw_app.search_space.genotype import EVALUATED
 
-__all__ = ["EVALUATED", "REPORT", "RunFolder"]
+__all__ = ["ENVIRONMENT", "EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
 
-LOCK, REPORT = ".lock", "report.html"
+ENVIRONMENT, LOCK, REPORT = "environment.json", ".lock", "report.html"
+
+PICTURES = ("samples/*.png", "samples.png", "cells.png", "cells.svg", REPORT)
+
+KEEP = {
+    "all": (),
+    "metrics": ("*.pt", *PICTURES),
+    "results": ("*.pt", *PICTURES, "metrics.jsonl"),
+}
+"""What is kept of a run that is complete → what is removed, or not made in the first place."""
 
 FAILED_SAVES = 10
 """A run stops after so many checkpoints in a row that could not be written: it keeps nothing."""
@@ -80,6 +91,7 @@ class RunFolder:
         listeners: are called with each entry that is logged.
         changes: settings that change with the next round; see `change` and `record_changes`.
         written_recipe: the recipe in config.yaml, which does not have these changes yet.
+        keep: what stays of the run when it is complete, a name in `KEEP`.
     """
 
     writes = True
@@ -98,6 +110,7 @@ class RunFolder:
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
         self.changes: tuple[Change, ...] = ()
         self.written_recipe = recipe
+        self.keep = "all"
 
     # ------------------------------ the folder
 
@@ -116,7 +129,7 @@ class RunFolder:
                 folder._check_empty()  # another process may have come first
                 folder.write("config.yaml", recipe.to_yaml())
                 began = {**_environment(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
-                folder.write("environment.json", json.dumps(began, indent=1))
+                folder.write(ENVIRONMENT, json.dumps(began, indent=1))
         except OSError as error:
             raise InputError(
                 f"The run folder {path} cannot be written ({error}). Name another with --out."
@@ -295,6 +308,33 @@ class RunFolder:
     @staticmethod
     def _warn(message: str) -> None:
         warnings.warn(message, mlo.CheckpointWarning, stacklevel=3)
+
+    def record_completion(self, made_by: dict[str, Any]) -> None:
+        """Adds to environment.json what completed the run; it may have begun elsewhere."""
+        if not self.writes:
+            return
+        with self.attempting(f"What completed the run (in {ENVIRONMENT})"):
+            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            self.write(ENVIRONMENT, json.dumps({**began, "completed": made_by}, indent=1))
+
+    @property
+    def draws(self) -> bool:
+        """Whether this process makes pictures and the report."""
+        return self.writes and self.keep == "all"
+
+    def clear(self) -> None:
+        """Removes what a complete run need not keep; see `KEEP`.
+
+        Only a run with a result is touched: until then its checkpoints are what it resumes from.
+        """
+        if not self.writes or self.result is None:
+            return
+        for pattern in KEEP[self.keep]:
+            for path in self.path.glob(pattern):
+                try:
+                    path.unlink()
+                except OSError as error:
+                    self._warn(f"{path} cannot be removed ({error.strerror or error}) and stays.")
 
     def save_diagnosis(self, error: mlo.NonFiniteError) -> str:
         """Writes what is known of lost numbers, the first few times; returns where, in words."""

@@ -17,9 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lfmcw_app.build_modules import make_generator
+from lfmcw_app.collapse import last_quality
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.generator_quality import Quality
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.pictures import as_sheet, with_settled_statistics
+from lfmcw_app.report.reading import read_run
 from lfmcw_app.run_folder import EVALUATED, RunFolder
 from lfmcw_app.stages import WARMUP, phases_of
 from lfmcw_app.starting_weights import averaged_generator, load_into_generator
@@ -27,7 +30,8 @@ from mlo.errors import nearest
 from mlo.randomness import preserved
 
 __all__ = [
-    "MOST_ON_A_SHEET", "TrainedGenerator", "draw_sheet", "load_generator", "save_images",
+    "MOST_ON_A_SHEET", "TrainedGenerator", "draw_sheet", "load_generator", "measured_quality",
+    "save_images",
 ]  # fmt: skip
 
 CHUNK = 64
@@ -159,6 +163,22 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         stage=phase,
         rounds=rounds,
     )
+
+
+def measured_quality(run: Path, trained: TrainedGenerator) -> tuple[int, Quality, list[str]] | None:
+    """What the run itself measured of its generator, last before it was saved; see `last_quality`.
+
+    Raises:
+        InputError: if the run's metrics are damaged.
+    """
+    read = read_run(run)
+    entries = [
+        entry
+        for phase in (read.warmup, *read.searched)
+        for entry in phase.entries
+        if phase.name == trained.stage
+    ]
+    return last_quality(entries, trained.rounds)
 
 
 def _described(path: Path) -> _Described:

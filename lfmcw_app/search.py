@@ -13,25 +13,28 @@ from torch import Tensor
 
 from lfmcw_app.budget import warn_of_excess
 from lfmcw_app.build_modules import SearchModules, build_modules
-from lfmcw_app.collapse import CollapseDetector, observe
+from lfmcw_app.collapse import WINDOW, CollapseDetector, observe
 from lfmcw_app.data import Dataset, Images, short_name
 from lfmcw_app.errors import NumbersWarning
+from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generator_warmup import warm_up
 from lfmcw_app.generators import ImageGenerator
 from lfmcw_app.gradient_terms import gradient_terms
 from lfmcw_app.parts import SearchParts, search_parts
 from lfmcw_app.phase import Phase, Round
 from lfmcw_app.pictures import save_cells, save_samples, save_snapshot, snapshot_rounds
+from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import StartingWeights
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_end import SEARCH_END, measure_end, quality_rounds
 from lfmcw_app.search_space.genotype import FOUND, Cells
 from lfmcw_app.search_space.pdarts import (
     set_skip_drop_probability,
     skip_drop_probability,
 )
 from lfmcw_app.spaces import SearchStage, space_named
-from lfmcw_app.stages import METHOD_LABELS, phases_of
+from lfmcw_app.stages import METHOD_LABELS, phases_of, search_stages
 from lfmcw_app.starting_weights import (
     generator_weights,
     load_into_generator,
@@ -58,7 +61,7 @@ def search(folder: RunFolder, dataset: Dataset, console: Console, device: torch.
     title = (
         f"{space_named(how.space).title}, {METHOD_LABELS[how.method]}, {short_name(dataset.name)}"
     )
-    if not folder.writes:
+    if not folder.draws:
         return genotype
     title = title if how.method == "random" else f"{title}, {how.order} order"
     save_cells(genotype, folder, title)
@@ -78,7 +81,8 @@ def _searched(
         return space.random(how, folder.recipe.seed), None
 
     parts = search_parts(folder.recipe, dataset)
-    warmed = warm_up(folder, dataset, parts.train, console, device)
+    judge = Judge(parts.train, parts.validation, dataset, seed=folder.recipe.seed, device=device)
+    warmed = warm_up(folder, dataset, parts.train, judge, console, device)
 
     # A stage begins with the candidates that the one before left, and with new modules.
     candidates = space.candidates(how)
@@ -91,7 +95,7 @@ def _searched(
             if index == 0:
                 load_into_supernets(modules, folder.recipe)
             _begin_with_generator(modules, warmed, how.generator.init)
-        _run_stage(stage, modules, candidates, parts, folder, dataset, console, device)
+        _run_stage(stage, modules, candidates, parts, folder, dataset, judge, console, device)
         found, candidates = candidates, space.surviving(modules.arch(), candidates, stage)
     genotype = space.derive(how, modules.arch(), found)
     return genotype, _source(modules, parts)
@@ -121,6 +125,7 @@ def _run_stage(
     parts: SearchParts,
     folder: RunFolder,
     dataset: Dataset,
+    judge: Judge,
     console: Console,
     device: torch.device,
 ) -> None:
@@ -148,6 +153,9 @@ def _run_stage(
     detector = CollapseDetector(game=how.generator.name) if recipe.detect_collapse else None
     source = _source(modules, parts)
     snapshots = snapshot_rounds(rounds) if modules.gan is not None else frozenset({1})
+    ends_search = stage.name == search_stages(how)[-1].name
+    judged = quality_rounds(recipe, rounds, ends_search=ends_search)
+    quality: Quality | None = None
 
     def set_skip_dropout() -> None:
         # A function of the epoch alone, so that a resumed run has the same.
@@ -172,16 +180,37 @@ def _run_stage(
             accuracy = record.metrics["arch"]["accuracy"]
             done.shown["validation error %"] = 100.0 * (1.0 - accuracy)
 
-        if source is not None and folder.writes and record.round in snapshots:
+        if source is not None and folder.draws and record.round in snapshots:
             path = folder.samples / f"{stage.name}-{record.round:06d}.png"
             with folder.attempting(path.name):
                 save_snapshot(source, dataset, path, device)
+        quality = None
+        if modules.gan is not None and folder.writes and record.round in judged:
+            with folder.attempting("the generator's quality"):
+                quality = judge.measure(modules.gan.generator)
+                done.entry["quality"] = quality.to_data()
         if detector is not None:
-            _warn_of_collapse(detector, record, cells())
+            # A generator that has just begun draws no pictures yet, and that is no collapse.
+            begins = record.round < min(WINDOW, rounds)
+            _warn_of_collapse(detector, record, cells(), None if begins else quality)
+
+    if ends_search and folder.writes:
+        with folder.attempting(SEARCH_END):
+            at = {"stage": stage.name, "round": rounds}
+            quality = measure_end(
+                folder, modules, parts, source, dataset, judge, at=at, measured=quality
+            )
+            if quality is not None:
+                say(console, f"generator: {quality}")
 
 
-def _warn_of_collapse(detector: CollapseDetector, record: Record, cells: Cells) -> None:
-    for text in detector.update(observe(record, cells)):
+def _warn_of_collapse(
+    detector: CollapseDetector, record: Record, cells: Cells, quality: Quality | None
+) -> None:
+    told = detector.update(observe(record, cells))
+    if quality is not None:
+        told += detector.measured(quality)
+    for text in told:
         warnings.warn(f"Round {record.round}: {text}", NumbersWarning, stacklevel=2)
 
 

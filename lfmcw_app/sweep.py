@@ -2,15 +2,17 @@
 
 Each run is a command of its own, `python -m lfmcw_app.run --resume FOLDER`, with its output in
 FOLDER/log.txt. Whatever happens to it, the others continue; a run that is tried again resumes from
-its last checkpoint.
+its last checkpoint. Several sweeps may share run folders: each run is carried out by one of them.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
@@ -19,7 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from filelock import FileLock, Timeout
+
 from lfmcw_app.errors import InputError
+from lfmcw_app.run_folder import LOCK
 from mlo.errors import nearest
 
 __all__ = ["LAUNCHERS", "Launcher", "Outcome", "make_launcher", "run_command", "sweep"]
@@ -27,6 +32,9 @@ __all__ = ["LAUNCHERS", "Launcher", "Outcome", "make_launcher", "run_command", "
 LOG, RESULT = "log.txt", "result.json"
 USER_ERROR = 2
 """The exit code of an error in what a run was given: tried again it would fail again."""
+
+POLL = 2.0
+"""Seconds between looks at runs that other processes carry out."""
 
 
 class Launcher(Protocol):
@@ -75,10 +83,14 @@ def sweep(
         launcher.submit(command(path), path / LOG): path for path in folders
     }
     tries = dict.fromkeys(folders, 1)
-    while pending:
+    elsewhere: list[Path] = []
+    while pending or elsewhere:
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             path = pending.pop(future)
             code, failure = _ended(future, path)
+            if code == USER_ERROR and _is_held(path):
+                elsewhere.append(path)
+                continue
 
             # A run whose input is wrong would fail in the same way again.
             if failure is not None and code != USER_ERROR and tries[path] <= retries:
@@ -88,6 +100,23 @@ def sweep(
 
             said = f"{failure}; see {path / LOG}" if failure is not None else None
             yield Outcome(folder=path, tries=tries[path], failure=said)
+
+        # Last come the runs of other sweeps: they may be done by then, or were given up.
+        if elsewhere and not pending:
+            free = [path for path in elsewhere if not _is_held(path)]
+            elsewhere = [path for path in elsewhere if path not in free]
+            pending = {launcher.submit(command(path), path / LOG): path for path in free}
+            if not free:
+                time.sleep(POLL)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether another process runs in a run folder."""
+    try:
+        FileLock(folder / LOCK, timeout=0).acquire().lock.release()
+    except Timeout:
+        return True
+    return False
 
 
 def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
@@ -126,6 +155,8 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
         return self._pool.submit(self._run, list(command), log)
 
     def _run(self, command: list[str], log: Path) -> int:
+        if (log.parent / RESULT).exists():  # another sweep was here first
+            return 0
         with log.open("ab") as output:
             # The lock: no process may start after the others were told to end.
             with self._lock:
@@ -151,6 +182,75 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
             for process in list(self._running):
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """Processes of this machine that carry out one run after another, so many at a time.
+
+    They import the program once and keep the data set (worker.py), where a process for each run
+    would do both again. One that dies is a failure of the run that it had; another takes its place.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="worker")
+        self._idle: list[subprocess.Popen[str]] = []
+        self._workers: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def submit(self, command: Sequence[str], log: Path) -> Future[int]:
+        return self._pool.submit(self._run, list(command), log)
+
+    def _run(self, command: list[str], log: Path) -> int:
+        if (log.parent / RESULT).exists():  # another sweep was here first
+            return 0
+        worker = self._take()
+        assert worker.stdin is not None and worker.stdout is not None
+        try:
+            # Without the interpreter, which the worker is already.
+            worker.stdin.write(json.dumps([command[1:], str(log.resolve())]) + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            self._idle.append(worker)
+            return int(answer)
+        self._workers.discard(worker)
+        return worker.wait()
+
+    def _take(self) -> subprocess.Popen[str]:
+        """An idle worker, or a new one."""
+        # The lock: no process may start after the others were told to end.
+        with self._lock:
+            if self._stopped:
+                raise InterruptedError("the sweep was stopped")
+            if self._idle:
+                return self._idle.pop()
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "lfmcw_app.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self._workers.add(worker)
+            return worker
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._stopped = True
+            for worker in list(self._workers):
+                worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+        # A worker that has stopped its run well waits for another one.
+        for worker in self._workers:
+            worker.communicate()
 
 
 class RayTasks(AbstractContextManager["RayTasks"]):
@@ -234,7 +334,11 @@ class SubmititJobs(AbstractContextManager["SubmititJobs"]):
             job.cancel()
 
 
-LAUNCHERS = ("local", "ray", "slurm")
+OF_THIS_MACHINE: dict[str, Callable[[int], AbstractContextManager[Launcher]]] = {
+    "local": LocalProcesses,
+    "workers": Workers,
+}
+LAUNCHERS = (*OF_THIS_MACHINE, "ray", "slurm")
 
 
 def make_launcher(
@@ -254,12 +358,12 @@ def make_launcher(
     """
     if name not in LAUNCHERS:
         raise InputError(f"Unknown launcher {name!r}. {nearest(name, LAUNCHERS)}")
-    if name == "local":
+    if name in OF_THIS_MACHINE:
         if options:
             raise InputError(
-                f"--launcher local has no options; drop --launcher-set {next(iter(options))}=…."
+                f"--launcher {name} has no options; drop --launcher-set {next(iter(options))}=…."
             )
-        return LocalProcesses(jobs)
+        return OF_THIS_MACHINE[name](jobs)
     try:
         return RayTasks(options) if name == "ray" else SubmititJobs(jobs, folder, options)
     except ModuleNotFoundError as error:
@@ -269,10 +373,17 @@ def make_launcher(
 
 
 def resume_command(
-    folder: Path, *, data: Path, device: str, threads: int, lookup: Path | None = None
+    folder: Path,
+    *,
+    data: Path,
+    device: str,
+    threads: int,
+    keep: str = "all",
+    lookup: Path | None = None,
 ) -> list[str]:
     """The command that starts or resumes the run of a folder that holds a recipe."""
     settings = ["--data", str(data), "--device", device, "--threads", str(threads)]
+    settings += ["--keep", keep] if keep != "all" else []
     if lookup is not None:  # the table may have moved since the recipe was written
         settings += ["--lookup", str(lookup)]
     return [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), *settings]

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
+from filelock import FileLock
 
-from lfmcw_app.arms import TABLES
-from lfmcw_app.comparison import Summary, draw_comparison, summarise
+from lfmcw_app.arms import TABLES, contrasts
+from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import Recipe
-from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.result_rows import row_of
+from lfmcw_app.results_file import Row, replacing, write_results
+from lfmcw_app.run_folder import LOCK, RunFolder
 
-__all__ = ["TableReport", "claim", "run_folder"]
+__all__ = ["TableReport", "claim", "run_folder", "run_path"]
 
 
-def run_folder(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
-    """The folder of a recipe's run on these data, named by a digest of both; made if missing."""
+def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
+    """The place of a recipe's run on these data, named by a digest of both."""
     how = recipe.search
     # Of a table that is looked up in, its digest counts, and not where it lies.
     lookup = recipe.lookup.model_copy(update={"file": None})
@@ -30,9 +31,28 @@ def run_folder(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
     content = f"{named.to_yaml()}{dataset.fingerprint.digest}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
-    path = runs / name
-    if not (path / "config.yaml").exists():
-        describe_dataset(dataset, RunFolder.create(path, recipe))
+    return runs / name
+
+
+def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all") -> Path:
+    """The folder of a recipe's run on these data; made if missing.
+
+    Args:
+        runs: folder of the runs; several processes may make folders in it.
+        recipe: of the run.
+        dataset: its data.
+        keep: what the run keeps, a name in `KEEP`.
+    """
+    path = run_path(runs, recipe, dataset)
+    if (path / "dataset.json").exists():
+        return path
+    runs.mkdir(parents=True, exist_ok=True)
+    with FileLock(runs / LOCK):
+        if not (path / "dataset.json").exists():
+            made = (path / "config.yaml").exists()
+            folder = RunFolder.open(path) if made else RunFolder.create(path, recipe)
+            folder.keep = keep
+            describe_dataset(dataset, folder)
     return path
 
 
@@ -69,15 +89,14 @@ class TableReport:
 
     def __init__(self, name: str, folder: Path, title: str) -> None:
         self._name, self._folder, self._title = name, folder, title
-        self._results: dict[str, dict[int, tuple[Path, dict[str, Any]]]] = {
-            label: {} for label in TABLES[name]
-        }
-        self.path = folder / "table.md"
+        self._rows: dict[tuple[str, int], Row] = {}
+        self.path, self.results = folder / "table.md", folder / "runs.csv"
 
-    def error(self, key: tuple[str, int]) -> float:
-        """The test error of a run, %."""
-        label, seed = key
-        return float(self._results[label][seed][1]["test_error_percent"])
+    def said(self, key: tuple[str, int]) -> str:
+        """The result of a run, in words."""
+        row = self._rows[key]
+        regret = "" if row.regret_percent is None else f", regret {row.regret_percent:.2f}"
+        return f"{row.test_error_percent:.2f}% test error{regret}"
 
     def add(self, key: tuple[str, int], path: Path) -> bool:
         """Takes up the result of a run, if it has one; says whether."""
@@ -90,31 +109,26 @@ class TableReport:
                 f"The run in {path} was resumed with other settings ({', '.join(keys)}), so it is "
                 "none of this table's arms. Move it away: the table then runs it anew."
             )
-        label, seed = key
-        self._results[label][seed] = (path, result)
+        self._rows[key] = row_of(self._name, key[0], path)
         return True
 
-    def write(self) -> None:
-        """Writes table.md, runs.csv and figure.png of the results so far."""
-        # An arm without a finished run is not in the table yet.
-        arms = []
-        for label, runs in self._results.items():
-            if runs:
-                by_seed = {seed: result for seed, (_, result) in sorted(runs.items())}
-                errors = {seed: r["test_error_percent"] for seed, r in by_seed.items()}
-                parameters = {seed: r["parameters"] for seed, r in by_seed.items()}
-                arms.append(Summary(label=label, errors=errors, parameters=parameters))
+    def to_contribute(self) -> str:
+        """How these results come onto the page of results, in words."""
+        return (
+            f"To contribute: copy {self.results} to docs/data/{self._folder.name}.csv (add the "
+            "machine to the name if there is one from another), and open a pull request with it. "
+            "See docs/reproducing.md."
+        )
 
-        self.path.write_text(f"# {self._title}\n\n{summarise(arms)}", encoding="utf-8")
-        columns = ("test_error_percent", "parameters", "multiply_adds_millions")
-        with (self._folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            of_lookup = ("regret_percent", "rank")  # empty where networks were trained
-            writer.writerow(["table", "arm", "seed", *columns, *of_lookup, "run"])
-            for label, runs in self._results.items():
-                for seed, (path, result) in sorted(runs.items()):
-                    found = result.get("lookup", {})
-                    values = [result[key] for key in columns]
-                    values += [found.get(key, "") for key in of_lookup]
-                    writer.writerow([self._name, label, seed, *values, path.name])
-        draw_comparison(arms, self._title, self._folder / "figure.png")
+    def write(self, *, figure: bool = True) -> None:
+        """Writes table.md, runs.csv and, unless not wanted, figure.png of the results so far."""
+        order = list(TABLES[self._name])
+        rows = sorted(self._rows.values(), key=lambda row: (order.index(row.arm), row.seed))
+        arms, measure = summaries(rows), measure_of(rows)
+        write_results(self.results, rows)
+        text = f"# {self._title}\n\n{summarise(arms, contrasts(self._name), measure)}"
+        with replacing(self.path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        if figure:
+            with replacing(self._folder / "figure.png") as temporary:
+                draw_comparison(arms, self._title, temporary, measure)

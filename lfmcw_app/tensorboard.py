@@ -11,6 +11,9 @@ from lfmcw_app.errors import InputError
 
 __all__ = ["EventFiles", "check_tensorboard"]
 
+GROUPS = ("losses", "metrics", "gradient_norms", "solves", "gradient_terms", "quality")
+"""Of a line of metrics.jsonl, what becomes scalars."""
+
 
 def check_tensorboard() -> None:
     """Refuses --tensorboard where it cannot be served.
@@ -48,7 +51,7 @@ class EventFiles:
         # From its first round on, this process's entries replace those of an interrupted one.
         if phase not in self._writers:
             self._writers[phase] = self._make(self._folder / phase, purge_step=step)
-        for group in ("losses", "metrics", "gradient_norms", "solves", "gradient_terms"):
+        for group in GROUPS:
             for tag, value in _scalars(group, entry.get(group, {})):
                 self._writers[phase].add_scalar(tag, value, step)
 

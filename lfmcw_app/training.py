@@ -22,6 +22,7 @@ from lfmcw_app.recipe import Evaluation, Recipe
 from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search_end import generator_result
 from lfmcw_app.search_space.cost import network_cost
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.network import ImageNetwork
@@ -131,6 +132,7 @@ def train_derived(
         "parameters": network.parameter_count(),
         "multiply_adds_millions": round(cost.multiply_adds, 3),
         **({"budget": budget} if budget else {}),
+        **generator_result(folder),
         **({"init": recipe.evaluation.init.model_dump()} if recipe.evaluation.init.run else {}),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),

@@ -84,8 +84,9 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
 
     # The result is in the folder already: a report that cannot be written is no failure.
     if folder.writes:
-        with folder.attempting(REPORT):
-            write_report(folder.path)
+        if folder.draws:
+            with folder.attempting(REPORT):
+                write_report(folder.path)
         print_result(result, folder, console)
 
 

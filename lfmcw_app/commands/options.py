@@ -14,11 +14,13 @@ import typer
 from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import PRESETS
+from lfmcw_app.run_folder import KEEP
 from lfmcw_app.spaces import SPACES
+from mlo.errors import nearest
 
 __all__ = [
-    "DATASET_HELP", "check_no_trial", "complete_dataset", "completing", "default_threads",
-    "fresh_folder", "pick_device", "set_threads", "with_lookup",
+    "DATASET_HELP", "check_keep", "check_no_trial", "complete_dataset", "completing",
+    "default_threads", "fresh_folder", "pick_device", "set_threads", "with_lookup",
 ]  # fmt: skip
 
 DATASET_HELP = (
@@ -121,6 +123,14 @@ TensorBoardOption = Annotated[
         "--tensorboard", help="Also writes event files for TensorBoard, in RUN_DIR/tensorboard."
     ),
 ]
+KeepOption = Annotated[
+    str,
+    typer.Option(
+        autocompletion=completing(*KEEP),
+        help="Of a complete run: all; metrics: no checkpoints, weights and pictures; results: no "
+        "metrics.jsonl either. What is not kept is not drawn.",
+    ),
+]
 MaxStepsOption = Annotated[
     int | None,
     typer.Option(
@@ -164,6 +174,16 @@ def check_no_trial(max_steps: int | None) -> None:
         raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
 
 
+def check_keep(name: str) -> None:
+    """Checks the --keep option.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in KEEP:
+        raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEEP)}")
+
+
 def fresh_folder(name: str) -> Path:
     """A folder under runs/ that no other run has."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -196,7 +216,7 @@ def default_threads(preset: str) -> int | None:
     """CPU threads of a run of a preset: one for the small ones, else PyTorch's choice (None).
 
     Small presets gain nothing from more threads. Where other work wants the cores, more threads
-    cost them much, since threads that wait for one another spin (docs/results.md).
+    cost them much, since threads that wait for one another spin (docs/benchmarks.md).
     """
     return 1 if preset in ("smoke", "small") else None
 

@@ -48,11 +48,13 @@ def run(
         bool,
         typer.Option(
             "--detect-collapse",
-            help="Warns of skip-connection collapse and of a GAN that does not learn any more.",
+            help="Warns of skip-connection collapse, and of a GAN that does not learn any more or "
+            "draws no pictures of the classes.",
         ),
     ] = False,
     quiet: options.QuietOption = False,
     tensorboard: options.TensorBoardOption = False,
+    keep: options.KeepOption = "all",
     dry_run: options.DryRunOption = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Prints the resolved recipe and stops.")
@@ -71,6 +73,7 @@ def run(
     with reported_errors(Console(stderr=True)):
         if tensorboard:
             check_tensorboard()
+        options.check_keep(keep)
         if init is not None:
             assign = [*(assign or []), f"search.init.run={json.dumps(str(init))}"]
         assign = options.with_lookup(assign, lookup)
@@ -137,6 +140,7 @@ def run(
 
             out = out or options.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
             shared = shared_folder(folder, out, recipe)
+            shared.keep = keep
             work = partial(run_phases, shared, images, console, target)
             carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)
 

@@ -43,7 +43,13 @@ def sample(
     """
     # Not needed for `--help`, and slow to import.
     from lfmcw_app.output_files import check_new, new_file
-    from lfmcw_app.sampling import MOST_ON_A_SHEET, draw_sheet, load_generator, save_images
+    from lfmcw_app.sampling import (
+        MOST_ON_A_SHEET,
+        draw_sheet,
+        load_generator,
+        measured_quality,
+        save_images,
+    )
 
     console = Console()
     with reported_errors(Console(stderr=True)):
@@ -72,6 +78,13 @@ def sample(
             f"{out}: {sum(map(len, images.values())):,} images of {listed(names)}, from the "
             f"generator after round {trained.rounds:,} of {trained.stage}",
         )
+        measured = measured_quality(run, trained)
+        if measured is not None:
+            number, quality, doubts = measured
+            say(console, f"Measured after round {number:,}: {quality}")
+            for doubt in doubts:
+                console.print("[bold yellow]Doubtful:[/]", end=" ")
+                say(console, doubt)
 
 
 def main() -> None:

@@ -6,16 +6,23 @@
     fig3       the trade-off λ
     controls   what would explain a gain without class weighting: random cells, more rounds, λ = 0,
                uniform class weights
+    ablation   the search without LFM-CW against LFM-CW and what is left of it without its parts,
+               and LFM-CW against its controls
 
 Every run has a folder of its own under --runs, named by its recipe and its data. So tables share
-runs: those with a result are not run again, interrupted ones are resumed. A Markdown table, a CSV
-file with one row per run, and a figure are written after each.
+runs: those with a result are not run again, interrupted ones are resumed, and those that another
+table command carries out at the same time are taken from it. A Markdown table and a CSV file with
+one row per run are written after each run, a figure at the end.
+
+In a value of --set {seed} stands for a run's seed: with search.generator.init.run=warm/{seed} the
+searches of a seed begin with one generator.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,7 +30,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings
+from lfmcw_app.arms import TABLES, arm_recipe, check_arms, check_settings, contrasts
 from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.data import short_name
@@ -73,17 +80,24 @@ def table(
     data: options.DataOption = Path("data"),
     device: options.DeviceOption = "auto",
     threads: options.ThreadsOption = None,
+    keep: options.KeepOption = "all",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Projects the time of all arms and seeds, and stops."),
+    ] = False,
 ) -> None:
     """Runs a table of the paper, seed by seed, and writes table.md, runs.csv and figure.png."""
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.data_checks import adaptations, fitted, read_data
     from lfmcw_app.lookup import table_of
-    from lfmcw_app.table_files import TableReport, claim, run_folder
+    from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
+    from lfmcw_app.table_projection import print_table_projection, project_arms
 
     console = Console()
     with reported_errors(Console(stderr=True)):
         if name not in TABLES:
             raise InputError(f"Unknown table {name!r}. {nearest(name, TABLES)}")
+        options.check_keep(keep)
         settings = options.with_lookup(assign, lookup) or []
         check_settings(name, settings)
 
@@ -106,11 +120,27 @@ def table(
         )
         place = make_launcher(launcher, jobs=jobs, folder=runs / "launcher", options=of_launcher)
 
+        if dry_run:
+            done = Counter(
+                label
+                for (label, _), recipe in recipes.items()
+                if (run_path(runs, recipe, images) / "result.json").exists()
+            )
+            say(console, "Measuring two rounds of each phase of each arm …")
+            of_arms = {label: recipes[label, 0] for label in TABLES[name]}
+            options.set_threads(threads, first.preset)
+            target = options.pick_device(device)
+            projected = project_arms(of_arms, done, seeds, images, target)
+            print_table_projection(projected, len(contrasts(name)), jobs, console)
+            return
+
         # What has run before is in the report already; the rest is missing.
         folder = out or Path("tables") / f"{name}-{short_name(dataset)}-{first.preset}"
         claim(folder, {label: recipes[label, 0] for label in TABLES[name]}, images)
         report = TableReport(name, folder, f"{name}, {short_name(dataset)}, preset {first.preset}")
-        folders = {key: run_folder(runs, recipe, images) for key, recipe in recipes.items()}
+        folders = {
+            key: run_folder(runs, recipe, images, keep=keep) for key, recipe in recipes.items()
+        }
         keys = {path: key for key, path in folders.items()}
         missing = [path for key, path in folders.items() if not report.add(key, path)]
         if len(missing) < len(folders):
@@ -125,7 +155,12 @@ def table(
         shared = max(1, (os.cpu_count() or 1) // jobs)
         cpu_threads = threads or options.default_threads(first.preset) or shared
         command = partial(
-            resume_command, data=data, device=device, threads=cpu_threads, lookup=lookup
+            resume_command,
+            data=data,
+            device=device,
+            threads=cpu_threads,
+            keep=keep,
+            lookup=lookup,
         )
         signal.signal(signal.SIGTERM, _stop)
         failures = []
@@ -135,15 +170,17 @@ def table(
                 run = f"{key[0]}, seed {key[1]}"
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
-                    report.write()
-                    say(console, f"{run}: {report.error(key):.2f}% test error{tries}")
+                    report.write(figure=False)  # a second each
+                    say(console, f"{run}: {report.said(key)}{tries}")
                 else:
                     failures.append(f"{run}: {outcome.failure}{tries}")
                     say(console, f"Failed: {failures[-1]}")
 
         if report.path.exists():
+            report.write()
             say(console, report.path.read_text("utf-8"))
             say(console, f"In {folder}: table.md, runs.csv, figure.png")
+            say(console, report.to_contribute())
         if failures:
             raise InputError(
                 f"{len(failures)} of {len(recipes)} runs failed, the table lacks them: "

@@ -10,10 +10,13 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from lfmcw_app.report.images import COLOURS, data_url, last_class_weights
+from lfmcw_app.report.images import COLOURS, class_names, data_url, last_class_weights
 from lfmcw_app.report.reading import RunData
 
-__all__ = ["ClassRow", "Classes", "Confusion", "Mistake", "class_errors", "rank_correlation"]
+__all__ = [
+    "ClassRow", "Classes", "Confusion", "Mistake", "class_errors", "rank_correlation",
+    "w1_confusion",
+]  # fmt: skip
 
 MOST_ROWS = 40
 MOST_MISTAKES = 15
@@ -121,6 +124,12 @@ def class_errors(run: RunData) -> Classes | None:
         confusion=_confusion([row.name for row in rows], result.get("confusion")),
         mistakes=_mistakes(rows, result) if len(rows) > MOST_NUMBERS else [],
     )
+
+
+def w1_confusion(run: RunData) -> Confusion | None:
+    """What W1 takes the images of D_val for at the end of the search; None if not known."""
+    counts = run.search_end.get("w1_confusion")
+    return _confusion(class_names(run, len(counts)), counts) if counts else None
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:

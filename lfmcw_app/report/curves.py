@@ -11,7 +11,8 @@ from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 
 __all__ = [
-    "Rounds", "error_charts", "gradient_charts", "loss_charts", "training_charts", "warmup_charts",
+    "Rounds", "error_charts", "gradient_charts", "loss_charts", "points_of", "training_charts",
+    "warmup_charts",
 ]  # fmt: skip
 
 Pick = Callable[[dict[str, Any]], float | None]
@@ -156,7 +157,7 @@ def gradient_charts(rounds: Rounds) -> list[Markup]:
     return [chart for chart in charts if chart]
 
 
-def _points(entries: Sequence[dict[str, Any]], pick: Pick) -> list[Point]:
+def points_of(entries: Sequence[dict[str, Any]], pick: Pick) -> list[Point]:
     """(round, value) of every line of one phase that has the value."""
     return [
         (float(entry["round"]), value) for entry in entries if (value := pick(entry)) is not None
@@ -167,7 +168,7 @@ def warmup_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
     """Losses of the players, and the discriminator's scores, before the search."""
 
     def series(label: str, colour: int, *keys: str) -> Series:
-        return Series(label=label, points=_points(entries, at(*keys)), colour=f"series-{colour}")
+        return Series(label=label, points=points_of(entries, at(*keys)), colour=f"series-{colour}")
 
     losses = [
         series(player, colour, "losses", "gan", player)
@@ -186,13 +187,13 @@ def warmup_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
 
 def training_charts(entries: Sequence[dict[str, Any]]) -> list[Markup]:
     """Loss and error of the derived network on training batches."""
-    losses = _points(entries, at("losses", "network"))
+    losses = points_of(entries, at("losses", "network"))
     error = at("metrics", "network", "accuracy", percent_wrong=True)
     charts = [
         line_chart("Training loss", [Series(label="loss", points=losses)]),
         line_chart(
             "Training error",
-            [Series(label="error", points=_points(entries, error), colour="series-2")],
+            [Series(label="error", points=points_of(entries, error), colour="series-2")],
             unit="%",
         ),
     ]

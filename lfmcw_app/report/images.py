@@ -23,6 +23,7 @@ __all__ = [
     "gradient_bar",
     "last_class_weights",
     "sheets",
+    "weights_of_rounds",
 ]
 
 MOST_ROWS = 30
@@ -75,7 +76,7 @@ class ClassWeights:
 
 def class_weights(run: RunData) -> ClassWeights | None:
     """The heat map of a run's class weights; None where there are none (plain DARTS)."""
-    values = _weights_of_rounds(run)
+    values = weights_of_rounds(run)
     if values is None:
         return None
     last = _last(values)
@@ -100,11 +101,11 @@ def class_weights(run: RunData) -> ClassWeights | None:
 
 def last_class_weights(run: RunData) -> list[float] | None:
     """Each class's weight at the end of the search: the mean over the last tenth of the rounds."""
-    values = _weights_of_rounds(run)
+    values = weights_of_rounds(run)
     return None if values is None else [float(value) for value in _last(values)]
 
 
-def _weights_of_rounds(run: RunData) -> np.ndarray | None:
+def weights_of_rounds(run: RunData) -> np.ndarray | None:
     """The class weights, [classes, rounds]."""
     rows = [
         entry["metrics"]["w2"]["class_weights"]

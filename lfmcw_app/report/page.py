@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
 from lfmcw_app.report.cells import cell_svg, primitive_label, state_label
 from lfmcw_app.report.charts import Series, line_chart, short
-from lfmcw_app.report.classes import class_errors
+from lfmcw_app.report.classes import class_errors, w1_confusion
 from lfmcw_app.report.curves import (
     Rounds,
     at,
     error_charts,
     gradient_charts,
     loss_charts,
+    points_of,
     training_charts,
     warmup_charts,
 )
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets
+from lfmcw_app.report.quality import generator_quality, quality_charts
 from lfmcw_app.report.reading import RunData, read_run
 from lfmcw_app.report.tables import (
     FIGURES,
@@ -78,9 +81,14 @@ def run_page(run: RunData) -> str:
         errors=error_charts(rounds),
         weights=class_weights(run),
         classes=class_errors(run),
+        w1_confusion=w1_confusion(run),
+        quality=generator_quality(run, rounds),
         sheet_names=names,
         sheets=pictures,
-        warmup=warmup_charts(run.warmup.entries),
+        warmup=[
+            *warmup_charts(run.warmup.entries),
+            *quality_charts(partial(points_of, run.warmup.entries)),
+        ],
         gradients=gradient_charts(rounds),
         solves=solves(run),
         costs=costs(run),

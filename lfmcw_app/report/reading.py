@@ -13,6 +13,7 @@ from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
+from lfmcw_app.search_end import SEARCH_END
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP
@@ -55,6 +56,7 @@ class RunData:
         evaluated: whether the genotype was given.
         dataset: dataset.json.
         timings: the lines of timings.jsonl.
+        search_end: search.json: what generator and W1 are worth at the end of the search.
         real: a sheet of real images, as the snapshots have them.
         changes: settings that were changed on --resume and that numbers can depend on.
     """
@@ -72,6 +74,7 @@ class RunData:
     timings: Sequence[dict[str, Any]]
     snapshots: Sequence[Snapshot]
     real: Path | None
+    search_end: dict[str, Any]
     changes: Sequence[dict[str, Any]] = ()
 
     @property
@@ -119,6 +122,7 @@ def read_run(path: Path) -> RunData:
         timings=_lines(path / TIMINGS, ("phase", "rounds", "seconds", "problems")),
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
+        search_end=_mapping(path / SEARCH_END),
         changes=numbers_changed(path),
     )
 

@@ -65,7 +65,7 @@ class FiniteDifference(Products):
     Attributes:
         step: "adaptive": the largest e that moves no parameter tensor by more than c of its own
             norm, e = c minᵢ ‖θᵢ‖ / ‖uᵢ‖. Here c is the cube root of the dtype's machine epsilon,
-            which balances truncation against rounding (measured in docs/results.md).
+            which balances truncation against rounding (measured in docs/benchmarks.md).
             "darts": e = 0.01 / ‖u‖ (Liu et al. 2019, section 2.3).
             A positive number r: e = r / ‖u‖.
         tf32: whether the displaced gradients may be computed in TF32, which PyTorch allows for

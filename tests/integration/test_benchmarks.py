@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lfmcw_app.lookup import open_table
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -222,3 +224,23 @@ def test_stochastic_methods_without_the_suite_say_so():
     assert "Without the suite: /nowhere has no solvers/saba.py." in printed
     assert len(rows(printed, "mlo")) == 8
     assert rows(printed, "suite") == []
+
+
+@pytest.mark.slow
+def test_a_table_of_cells_is_made_in_parts(tmp_path):
+    """Two processes share the cells; the table is complete, and a repetition adds nothing."""
+    path = tmp_path / "cells.csv"
+    tiny = (
+        "digits", f"--out={path}", "--preset=smoke", "--seeds=0", "--set=search.nodes=2",
+        "--set=evaluation.epochs=1", "--set=evaluation.channels=4", "--set=evaluation.layers=3",
+    )  # fmt: skip
+    output_of("cell_table.py", *tiny, "--part=0/2")
+    assert not open_table(path, "digits").complete
+    output_of("cell_table.py", *tiny, "--part=1/2")
+    table = open_table(path, "digits")
+    assert table.complete
+    assert table.cells["|none~0|"].mean > 80.0  # nothing of the images reaches the classifier
+    assert table.cells[table.best].mean < 30.0
+    before = path.read_bytes()
+    output_of("cell_table.py", *tiny)
+    assert path.read_bytes() == before

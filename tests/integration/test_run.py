@@ -31,8 +31,8 @@ def test_a_run_leaves_everything_in_its_folder(whole):
         ".lock", "cells.png", "cells.svg", "config.yaml", "dataset.json", "environment.json",
         "genotype.json", "genotype.txt", "metrics.jsonl", "network.pt", "report.html",
         "result.json", "samples", "samples.png",
-        "search.best.pt", "search.previous.pt", "search.pt", "timings.jsonl", "training.best.pt",
-        "training.previous.pt", "training.pt",
+        "search.best.pt", "search.json", "search.previous.pt", "search.pt", "timings.jsonl",
+        "training.best.pt", "training.previous.pt", "training.pt",
     }  # fmt: skip
     assert {path.name for path in folder.iterdir()} == expected
     result = json.loads((folder / "result.json").read_text())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lfmcw_app.arms import TABLES, arm_recipe
+from lfmcw_app.arms import TABLES, arm_recipe, check_arms, contrasts
 
 
 def test_the_arms_are_those_of_the_paper_and_its_controls():
-    assert set(TABLES) == {"table2", "table4", "table5", "fig3", "controls"}
+    assert set(TABLES) == {"table2", "table4", "table5", "fig3", "controls", "ablation"}
     assert {arm.settings["search.generator.name"] for arm in TABLES["table5"].values()} == {
         "dcgan",
         "wgan_gp",
@@ -44,3 +44,58 @@ def test_the_controls_differ_in_what_they_control():
         order=None,
     )
     assert longer.search.epochs == 200
+
+
+def test_a_setting_can_name_the_seed(tmp_path):
+    arm = TABLES["table2"]["LFM-CW"]
+    setting = "search.steps={seed}1"
+    recipe = arm_recipe(arm, "digits", "smoke", None, [setting], 4, space=None, order=None)
+    assert recipe.search.steps == 41
+
+
+def ablation(*settings, seed=0, order="first"):
+    """The recipes of the ablation, by label."""
+    return {
+        label: arm_recipe(
+            arm, "fashion-mnist", "small", None, settings, seed, space=None, order=order
+        )
+        for label, arm in TABLES["ablation"].items()
+    }
+
+
+def test_every_arm_is_compared_with_the_first_one():
+    for name, arms in TABLES.items():
+        first, *others = arms
+        pairs = contrasts(name)
+        assert pairs[: len(others)] == [(label, first) for label in others], name
+        assert all(set(pair) <= set(arms) for pair in pairs)
+    further = contrasts("ablation")[5:]
+    assert further == [
+        ("LFM-CW", control) for control in ("uniform class weights", "λ = 0", "random cells")
+    ]
+
+
+def test_the_ablation_takes_the_method_apart():
+    found = ablation("search.generator.name=wgan_gp", order="second")
+    check_arms("ablation", {(label, 0): recipe for label, recipe in found.items()})
+    ours = found["LFM-CW"].search
+    assert (ours.method, ours.order, ours.generator.name) == ("lfmcw", "second", "wgan_gp")
+    assert found["uniform class weights"].search == ours.model_copy(
+        update={"class_weighting": "uniform"}
+    )
+    assert found["synthetic only"].search == ours.model_copy(update={"synthetic_only": True})
+    assert found["no LFM-CW"].search.method == "darts"
+    assert found["random cells"].search.method == "random"
+    assert found["λ = 0"].search.lam == 0
+
+
+def test_arms_without_a_generator_have_one_recipe_for_all():
+    """What does not depend on the generator is run once for the tables of all generators."""
+    settings = ("search.generator.name=wgan_gp", "search.generator.lr=0.5", "search.nodes=1")
+    usual, other = ablation("search.nodes=1"), ablation(*settings)
+    alone = {label for label in usual if usual[label] == other[label]}
+    assert alone == {"no LFM-CW", "λ = 0", "random cells"}
+    assert other["no LFM-CW"].search.nodes == 1
+    assert other["λ = 0"].search.lam == 0
+    assert other["λ = 0"].search.generator.warmup_rounds == 0
+    assert usual["LFM-CW"].search.generator.warmup_rounds > 0

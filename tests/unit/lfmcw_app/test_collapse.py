@@ -5,8 +5,22 @@ from __future__ import annotations
 import math
 
 import pytest
+from made_generators import Made, bars, constant, drawn, marked_noise, one_per_class, wrong_class
 
-from lfmcw_app.collapse import LOST, SKIP_SHARE, WON, CollapseDetector, Observation, observe
+from lfmcw_app.collapse import (
+    ALIKE,
+    LOST,
+    SKIP_SHARE,
+    WINDOW,
+    WON,
+    CollapseDetector,
+    Observation,
+    doubts_about_pictures,
+    last_quality,
+    observe,
+)
+from lfmcw_app.data import search_split
+from lfmcw_app.generator_quality import Judge, Quality, QualityByClass
 from lfmcw_app.generators import GAMES, REAL
 from lfmcw_app.search_space.genotype import Edge, Genotype
 from mlo import Record
@@ -150,3 +164,104 @@ def test_an_observation_is_taken_from_record_and_genotype():
     assert observe(record, genotype) == Observation(
         skip_share=0.75, discriminator_loss=1.5, score_gap=3.0, generator_norm=3.0
     )
+
+
+# ------------------------------ pictures
+
+MEASURED = {"gan_test": 45.0, "gan_train": 40.0, "real": 50.0, "variety": 0.9}
+
+
+def quality(classes=10, **changes):
+    none = (None,) * classes
+    by_class = QualityByClass(gan_test=none, gan_train=none, real=none, variety=none)
+    return Quality(**{**MEASURED, **changes}, by_class=by_class)
+
+
+def doubts(generated_accuracy=0.9, **changes):
+    return set(doubts_about_pictures(quality(**changes), generated_accuracy))
+
+
+def test_pictures_that_show_their_class_are_not_doubted():
+    assert doubts() == set()
+    assert doubts(generated_accuracy=None) == set()
+
+
+def test_pictures_that_are_all_alike_are_doubted():
+    """Also where a classifier of real ones knows them, and where there is no W2."""
+    assert doubts(variety=0.9 * ALIKE) == {"alike"}
+    assert doubts(None, variety=0.0) == {"alike"}
+    assert doubts(variety=1.1 * ALIKE) == doubts(variety=None) == set()
+
+
+def test_marks_are_what_w2_knows_and_a_judge_does_not():
+    """Of a judge that knows 50% of real pictures, chance being 10%, a quarter is 20%."""
+    assert doubts(0.87, gan_test=19.9) == {"marks"}
+    assert doubts(0.87, gan_test=20.1) == set()
+    assert doubts(0.54, gan_test=9.0) == set()
+    assert doubts(0.56, gan_test=9.0) == {"marks"}
+    assert doubts(None, gan_test=9.0) == set()
+
+
+def test_a_judge_that_knows_nothing_doubts_nothing():
+    """Of a thousand classes, or of too few images; the printed ceiling says so."""
+    assert doubts(0.87, gan_test=10.0, real=18.0) == set()
+    assert doubts(0.87, gan_test=10.0, real=20.0) == {"marks"}
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (drawn, set()),
+        (one_per_class, {"alike"}),
+        (marked_noise, {"marks"}),
+        (constant, {"alike"}),
+        (wrong_class, {"marks"}),
+    ],
+)
+def test_made_generators_are_doubted_as_they_should_be(draw, expected, bar_judge):
+    """W2 learns to name them all, but of a constant it can know no more than one class."""
+    accuracy = 0.25 if draw is constant else 0.97
+    assert set(doubts_about_pictures(bar_judge.measure(Made(draw)), accuracy)) == expected
+
+
+@pytest.fixture(scope="module")
+def bar_judge():
+    dataset = bars()
+    return Judge(*search_split(dataset, None, 0), dataset)
+
+
+def test_doubts_are_told_once_until_they_were_gone():
+    detector = CollapseDetector(window=3)
+    for accuracy in (0.0, 0.9, 0.9, 0.9):  # the first one is out of the window
+        detector.update(Observation(**HEALTHY, generated_accuracy=accuracy))
+    (text,) = detector.measured(quality(gan_test=10.0))
+    assert "W2 knows 90% of them, and a classifier trained on real pictures 10%" in text
+    assert detector.measured(quality(gan_test=11.0)) == []
+    assert detector.measured(quality()) == []
+    assert len(detector.measured(quality(gan_test=10.0))) == 1
+
+
+def line(number, accuracy=None, measured=None):
+    w2 = {} if accuracy is None else {"w2": {"generated_accuracy": accuracy}}
+    found = {"round": number, "metrics": w2}
+    return found if measured is None else {**found, "quality": measured.to_data()}
+
+
+def test_the_last_measures_are_found_in_the_lines_of_a_phase():
+    """W2's accuracy is a mean over the rounds before; later rounds do not count."""
+    marked, plain = quality(gan_test=10.0), quality()
+    lines = [line(1, 0.9), line(2, 0.9, marked), line(3, 0.1), line(4, 0.1, plain)]
+    number, found, texts = last_quality(lines)
+    assert (number, found, texts) == (4, plain, [])
+    number, found, texts = last_quality(lines, rounds=3)
+    assert (number, found) == (2, marked)
+    assert "W2 knows 90%" in texts[0]
+    assert last_quality(lines, rounds=1) is None
+    assert last_quality([line(1, None, quality(variety=0.0))])[2][0].startswith("The generated")
+
+
+def test_only_the_window_before_a_measurement_counts():
+    lines = [line(n, 0.0) for n in range(1, 51)]
+    lines += [line(n, 0.9) for n in range(51, 51 + WINDOW - 1)]
+    lines.append(line(51 + WINDOW - 1, 0.9, quality(gan_test=10.0)))
+    assert "W2 knows 90%" in last_quality(lines)[2][0]

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import math
+import random
+from statistics import NormalDist
 
+import numpy as np
 import pytest
+from made_result_rows import result_row
+from scipy.stats import permutation_test
 
-from lfmcw_app.comparison import Summary, compare, draw_comparison, holm, summarise
+from lfmcw_app.comparison import (
+    REGRET,
+    TEST_ERROR,
+    Summary,
+    compare,
+    detectable_in_spreads,
+    draw_comparison,
+    findings,
+    holm,
+    least_pairs,
+    measure_of,
+    power_planned,
+    sign_flip_p,
+    summaries,
+    summarise,
+)
 
 
 def arm(label, *errors):
@@ -17,16 +37,22 @@ def arm(label, *errors):
     )
 
 
+def judged(*differences, against=0.0):
+    """The verdict on an arm with these differences from the baseline."""
+    old = [against + 10.0] * len(differences)
+    new = [before + change for before, change in zip(old, differences, strict=True)]
+    [found] = findings([arm("old", *old), arm("new", *new)], [("new", "old")])
+    return found.verdict
+
+
 def test_arms_are_compared_seed_by_seed():
-    """Differences -1, -2, -3: mean -2, SD 1, t(0.975, 2) = 4.303; t = -2 √3 has p = 0.0742 with two
-    degrees of freedom.
+    """Differences -1, -2, -3: mean -2, SD 1, t(0.975, 2) = 4.303. Of the eight sign patterns two
+    have a mean as far from zero.
     """
     found = compare(arm("new", 9.0, 11.0, 13.0), arm("old", 10.0, 13.0, 16.0))
-    assert found.difference == pytest.approx(-2.0)
+    assert (found.difference, found.deviation) == pytest.approx((-2.0, 1.0))
     assert found.interval == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    assert found.p_value == pytest.approx(0.0742, abs=1e-4)
-    quantiles = 4.3027 + 1.0607  # the second is t(0.8, 2)
-    assert found.detectable == pytest.approx(quantiles / math.sqrt(3), rel=1e-4)
+    assert found.p_value == pytest.approx(0.25)
     assert found.pairs == 3
 
 
@@ -36,6 +62,57 @@ def test_only_seeds_that_both_have_are_paired():
     assert math.isnan(found.interval)
     other = Summary(label="other", errors={7: 1.0}, parameters={7: 1})
     assert compare(other, arm("old", 10.0)).pairs == 0
+
+
+def test_the_p_value_is_scipys_exact_permutation_test():
+    differences = [0.0, 0.4, -0.1, 1.7, 0.9, 0.2, -0.6, 2.5, 0.4]
+    exact = permutation_test(
+        (differences, np.zeros(9)),
+        lambda x, y: float(np.mean(x) - np.mean(y)),
+        permutation_type="samples",
+        n_resamples=np.inf,
+    )
+    assert sign_flip_p(differences) == pytest.approx(exact.pvalue)
+
+
+def test_the_p_value_of_many_pairs_is_drawn_and_repeats():
+    numbers = random.Random(3)
+    differences = [numbers.gauss(0.4, 1.0) for _ in range(30)]
+    p_value = sign_flip_p(differences)
+    assert p_value == sign_flip_p(differences)
+    # Of normal differences it is about that of the t-test: t = 2.16 here, 2 (1 − Φ(2.16)) = 0.03.
+    t = np.mean(differences) / (np.std(differences, ddof=1) / math.sqrt(30))
+    assert p_value == pytest.approx(2 * (1 - NormalDist().cdf(abs(t))), rel=0.4)
+    assert 0 < sign_flip_p([1.0] * 40) < 1e-4
+
+
+def test_a_rounding_error_does_not_make_patterns_differ():
+    """0.1 + 0.2 is above 0.3: sums of the same numbers in another order differ in the last bit."""
+    assert sign_flip_p([0.1, 0.2, -0.3]) == 1.0
+    assert sign_flip_p([0.1, 0.1, 0.1, 0.3]) == pytest.approx(2 / 16)
+
+
+def test_what_is_detectable_is_seen_in_80_percent_of_experiments():
+    """Experiments with exactly that true difference, in which the SD has to be estimated too."""
+    numbers, pairs, tests = random.Random(0), 12, 2
+    effect = detectable_in_spreads(pairs, tests)
+    seen = sum(
+        sign_flip_p([numbers.gauss(effect, 1.0) for _ in range(pairs)]) < 0.05 / tests
+        for _ in range(400)
+    )
+    assert 0.74 < seen / 400 < 0.86
+
+
+def test_fewer_seeds_than_a_test_needs_can_see_nothing():
+    """n pairs of one sign have p = 2 / 2ⁿ: 6 pairs are needed for 5%, 9 for an eighth of it."""
+    assert [least_pairs(tests) for tests in (1, 2, 5, 8)] == [6, 7, 8, 9]
+    for tests in (1, 2, 5, 8):
+        assert sign_flip_p([1.0] * least_pairs(tests)) <= 0.05 / tests
+        assert sign_flip_p([1.0] * (least_pairs(tests) - 1)) > 0.05 / tests
+    assert math.isinf(detectable_in_spreads(8, 8))
+    assert detectable_in_spreads(9, 8) < math.inf
+    assert "too few" in power_planned(8, 8)
+    assert "too few" not in power_planned(9, 8)
 
 
 def test_p_values_are_adjusted_for_their_number():
@@ -49,22 +126,89 @@ def test_p_values_are_adjusted_for_their_number():
     assert math.isnan(found[1])
 
 
-def test_a_table_says_what_one_run_cannot_show():
-    text = summarise([arm("old", 10.0), arm("new", 9.5)])
-    assert "| old | 10.00 | 1 |  |  |  | 1,000 |" in text
-    assert "-0.50 (one pair only)" in text
+def test_a_verdict_follows_one_rule():
+    assert judged(*[-1.0, -2.0] * 4) == "better"
+    assert judged(*[1.0, 2.0] * 4) == "worse"
+    assert judged(*[-1.0, 2.0] * 4) == "no difference seen"
+    assert judged(*[0.0] * 8) == "identical"
+    assert judged(*[-1.0, -2.0, -1.5, -1.0, -2.0]) == "too few seeds"
+    assert judged(*[-1.0, -2.0, -1.5, -1.0, -2.0, -1.0]) == "better"
+    assert judged(-1.0) == "too few seeds"
 
 
-def test_differences_without_spread_have_no_doubt():
-    found = compare(arm("new", 9.0, 10.0), arm("old", 10.0, 11.0))
-    assert (found.difference, found.interval, found.p_value) == (-1.0, 0.0, 0.0)
-    same = compare(arm("new", 9.0, 10.0), arm("old", 9.0, 10.0))
-    assert (same.difference, same.p_value) == (0.0, 1.0)
+def test_all_planned_comparisons_are_one_family():
+    """The same eight differences are told from chance alone (p = 1/128), not among ten plans."""
+    arms = [arm("old", *[10.0] * 8), arm("new", *[9.0, 9.5] * 4)]
+    [found] = findings(arms, [("new", "old")])
+    assert (found.p_value, found.verdict) == (pytest.approx(1 / 128), "better")
+    planned = [("new", "old"), *((f"later {index}", "old") for index in range(9))]
+    [found] = findings(arms, planned)
+    assert found.p_value == pytest.approx(10 / 128)
+    assert found.verdict == "too few seeds"
+
+
+def test_an_arm_is_compared_with_other_arms_too():
+    arms = [arm("old", 3.0, 4.0), arm("new", 1.0, 2.0), arm("control", 2.0, 2.0)]
+    found = findings(arms, [("new", "old"), ("new", "control")])
+    assert [(each.arm, each.against, each.comparison.difference) for each in found] == [
+        ("new", "old", -2.0),
+        ("new", "control", -0.5),
+    ]
+
+
+def test_the_power_is_said_before_the_result():
+    numbers = random.Random(1)
+    old = [10.0 + numbers.gauss(0, 1) for _ in range(20)]
+    arms = [arm("old", *old), arm("new", *(value + numbers.gauss(0, 1) for value in old))]
+    text = summarise(arms, [("new", "old")])
+    detectable = f"{compare(arms[1], arms[0]).detectable:.2f}"
+    power, first, second, notes = text.strip().split("\n\n")
+    assert power.startswith(
+        "**Power.** With 20 seeds and one comparison, a true difference of 0.66"
+    )
+    assert f"With the spread found here, that is {detectable} percentage points." in power
+    assert f"| arm | {TEST_ERROR} (mean ± SD) | median | runs | parameters (mean) |" in first
+    row = second.splitlines()[2]
+    assert row.startswith(f"| new | old | 20 | {detectable} | ")
+    assert row.endswith("| no difference seen |")
+    assert "one family" in notes
+
+
+def test_arms_that_are_alike_are_called_identical():
+    text = summarise([arm("old", *[10.0, 9.0] * 5), arm("new", *[10.0, 9.0] * 5)], [("new", "old")])
+    assert "| new | old | 10 |  |  |  | identical |" in text
+    assert "± 0.00)" not in text
+
+
+def test_a_table_says_what_few_runs_cannot_show():
+    text = summarise([arm("old", 10.0), arm("new", 9.5)], [("new", "old")])
+    assert "Seeds: 1, which are too few." in text
+    assert "| old | 10.00 | 10.00 | 1 | 1,000 |" in text
+    assert "| new | old | 1 |  | -0.50 | 1 | too few seeds |" in text
+    assert "Seeds: 0" in summarise([arm("old", 10.0)], [("new", "old")])
+
+
+def test_rows_that_were_looked_up_are_compared_by_regret():
+    looked_up = [
+        result_row(seed=seed, arm=label, regret_percent=regret, rank=3)
+        for label, regret in (("LFM-CW", 0.5), ("random", 2.0))
+        for seed in (1, 0)
+    ]
+    assert measure_of(looked_up) == REGRET
+    first, second = summaries(looked_up)
+    assert (first.label, first.errors) == ("LFM-CW", {1: 0.5, 0: 0.5})
+    assert second.ranks == {1: 3, 0: 3}
+    text = summarise([first, second], [("random", "LFM-CW")], REGRET)
+    assert "| LFM-CW | 0.50 ± 0.00 | 0.50 | 2 | 3 | 10,165 |" in text
+    mixed = [*looked_up, result_row()]
+    assert measure_of(mixed) == TEST_ERROR
+    assert summaries(mixed)[0].errors[3] == 49.75
 
 
 def test_an_arm_has_its_mean_and_deviation():
-    found = arm("new", 1.0, 3.0)
-    assert (found.mean, found.deviation) == (2.0, pytest.approx(math.sqrt(2)))
+    found = arm("new", 1.0, 3.0, 8.0)
+    assert (found.mean, found.median) == (4.0, 3.0)
+    assert found.deviation == pytest.approx(math.sqrt(13))
     assert math.isnan(arm("one", 1.0).deviation)
 
 

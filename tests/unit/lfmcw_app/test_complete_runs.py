@@ -34,3 +34,18 @@ def test_a_complete_run_is_not_shown_as_that_of_other_data(tmp_path):
     with pytest.raises(InputError, match="The data have changed"):
         run(folder, other, Console(quiet=True), torch.device("cpu"))
     assert run(folder, digits, Console(quiet=True), torch.device("cpu"))
+
+
+def test_a_run_that_was_completed_while_it_waited_is_not_repeated(tmp_path, monkeypatch):
+    """Another process completes it, and clears its checkpoints, before this one has the lock."""
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    locked = RunFolder.locked
+
+    def completed_before(self):
+        self.write("result.json", '{"test_error_percent": 1.5}')
+        return locked(self)
+
+    monkeypatch.setattr(RunFolder, "locked", completed_before)
+    found = run(folder, load_dataset("digits"), Console(quiet=True), torch.device("cpu"))
+    assert found == {"test_error_percent": 1.5}
+    assert not folder.metrics.exists()

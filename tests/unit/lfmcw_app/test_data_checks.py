@@ -89,6 +89,9 @@ def test_a_preset_adapts_to_few_images(count, processes, batches, words, monkeyp
     asked, dataset = load_recipe("small"), made(count)
     recipe = fitted(asked, dataset)
     assert (recipe.search.batch_size, recipe.evaluation.batch_size) == batches
+    # Of the warm-up, which learns on D_tr alone.
+    least = count // 2 // processes * processes
+    assert recipe.search.generator.warmup_batch_size == min(64, least)
     said = " ".join(adaptations(asked, recipe, dataset))
     assert all(text in said for text in words)
     assert bool(said) is bool(words)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from lfmcw_app.build_modules import make_generator
 from lfmcw_app.data import load_dataset, search_split
+from lfmcw_app.errors import NumbersWarning
+from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generator_warmup import build_warmup, warm_up
 from lfmcw_app.generators import GAMES
 from lfmcw_app.parts import search_parts
@@ -49,7 +52,8 @@ def warmed(folder, made):
     run = RunFolder.open(folder) if folder.exists() else RunFolder.create(folder, made)
     digits = load_dataset("digits")
     train = search_parts(made, digits).train
-    return warm_up(run, digits, train, Console(quiet=True), CPU)
+    judge = Judge.of(digits, made)
+    return warm_up(run, digits, train, judge, Console(quiet=True), CPU)
 
 
 def searched(folder, made):
@@ -190,3 +194,38 @@ def test_the_discriminator_may_move_several_times():
     record = optimizer.step()
     assert set(record.losses["gan"]) == {"generator", "discriminator"}
     assert int(optimizer.problems["gan"].module.average.updates) == 3
+
+
+def test_the_averaged_generator_is_what_is_judged(tmp_path, monkeypatch):
+    """It is the one that goes into the search; nothing else of the warm-up changes by it."""
+    monkeypatch.setattr("lfmcw_app.generator_quality.STEPS", 5)
+    found = {}
+    for when in ("never", "snapshots"):
+        made = recipe(**{"search.generator.quality": when})
+        found[when] = warmed(tmp_path / when, made)
+        lines = [
+            json.loads(line)
+            for line in (tmp_path / when / "metrics.jsonl").read_text().splitlines()
+        ]
+        measured = [line.pop("quality") for line in lines if "quality" in line]
+        assert len(measured) == (4 if when == "snapshots" else 0)
+        found[f"{when}, lines"] = lines
+    assert equal(found["never"], found["snapshots"])
+    assert found["never, lines"] == found["snapshots, lines"]
+    generator = make_generator(
+        made.search.generator, num_classes=10, image_size=8, image_channels=1,
+        mean=load_dataset("digits").mean, std=load_dataset("digits").std,
+    )  # fmt: skip
+    generator.load_state_dict(found["snapshots"])
+    again = Judge.of(load_dataset("digits"), made).measure(generator)
+    assert again == Quality.from_data(measured[-1])
+
+
+def test_a_warm_up_that_draws_one_picture_per_class_is_warned_of(tmp_path, monkeypatch):
+    """Once, at its end."""
+    monkeypatch.setattr("lfmcw_app.generator_quality.STEPS", 5)
+    monkeypatch.setattr("lfmcw_app.collapse.ALIKE", 100.0)
+    settings = {"search.generator.quality": "snapshots", "detect_collapse": True}
+    with pytest.warns(NumbersWarning, match="After the warm-up: The generated pictures") as told:
+        warmed(tmp_path / "run", recipe(**settings))
+    assert len([one for one in told if one.category is NumbersWarning]) == 1

@@ -66,6 +66,11 @@ def test_alone_there_is_nobody_to_wait_for():
     [
         ({"search.batch_size": 15}, True, "search.batch_size is 15"),
         ({"evaluation.batch_size": 15}, True, "evaluation.batch_size is 15"),
+        (
+            {"search.generator.warmup_rounds": 9, "search.generator.warmup_batch_size": 15},
+            True,
+            "search.generator.warmup_batch_size is 15",
+        ),
         ({"evaluation.batch_size": 15}, False, "evaluation.batch_size is 15"),
     ],
 )

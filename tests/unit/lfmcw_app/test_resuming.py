@@ -199,3 +199,14 @@ def test_epochs_take_the_place_of_a_presets_least_rounds(tmp_path):
     assert {(change.key, change.new) for change in found} == {
         ("evaluation.epochs", 120), ("evaluation.min_steps", 0),
     }  # fmt: skip
+
+
+def test_a_search_after_a_warm_up_can_be_made_longer(tmp_path):
+    """The warm-up is no stage, whose end would settle the length of the next."""
+    recipe = load_recipe("smoke", overrides={"search.generator.warmup_rounds": 4})
+    run = RunFolder.create(tmp_path / "run", recipe)
+    for phase in ("generator", "search"):
+        (run.path / f"{phase}.pt").touch()
+    longer = changed_recipe(recipe, config=None, overrides={"search.steps": 99}, assignments=())
+    (change,) = planned_changes(run.path, recipe, longer, searches=True)
+    assert (change.key, change.new) == ("search.steps", 99)

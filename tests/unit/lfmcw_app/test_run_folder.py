@@ -11,7 +11,7 @@ import yaml
 import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.run_folder import DIAGNOSES, RunFolder
+from lfmcw_app.run_folder import DIAGNOSES, KEEP, RunFolder
 from mlo.testing import bilevel_quadratic
 
 RECIPE = load_recipe("smoke")
@@ -168,3 +168,74 @@ def test_the_result_says_that_the_run_is_complete(folder):
     folder.write("result.json", "{")
     with pytest.raises(InputError, match=r"result\.json is damaged.*Delete it and resume"):
         assert folder.result
+
+
+def fill(folder):
+    """Files of every kind that a run writes, and one that it does not."""
+    (folder.path / "samples").mkdir()
+    names = (
+        "search.pt", "search.previous.pt", "network.pt", "samples/real.png", "cells.svg",
+        "cells.png", "samples.png", "report.html", "metrics.jsonl", "timings.jsonl",
+        "genotype.json", "log.txt", "mine.txt",
+    )  # fmt: skip
+    for name in names:
+        (folder.path / name).write_text("{}")
+
+
+def names_of(folder):
+    return {path.name for path in folder.path.rglob("*") if path.is_file()}
+
+
+LEFT = {
+    ".lock", "config.yaml", "environment.json", "genotype.json", "log.txt", "mine.txt",
+    "result.json", "timings.jsonl",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [("results", LEFT), ("metrics", {*LEFT, "metrics.jsonl"})]
+)
+def test_a_complete_run_keeps_what_it_is_told_to(folder, keep, left):
+    fill(folder)
+    folder.keep = keep
+    folder.write("result.json", "{}")
+    folder.clear()
+    assert names_of(folder) == left
+    assert not folder.draws
+
+
+def test_a_run_keeps_everything_unless_told_otherwise(folder):
+    fill(folder)
+    folder.write("result.json", "{}")
+    before = names_of(folder)
+    folder.clear()
+    assert names_of(folder) == before
+    assert folder.draws
+    assert set(KEEP) == {"all", "metrics", "results"}
+
+
+def test_a_run_without_a_result_keeps_its_checkpoints(folder):
+    fill(folder)
+    before = names_of(folder)
+    folder.keep = "results"
+    folder.clear()
+    assert names_of(folder) == before
+
+
+def test_a_file_that_cannot_be_removed_is_warned_of(folder, monkeypatch):
+    (folder.path / "search.pt").touch()
+    folder.keep = "results"
+    folder.write("result.json", "{}")
+    monkeypatch.setattr(type(folder.path), "unlink", full)
+    with pytest.warns(mlo.CheckpointWarning, match=r"search\.pt cannot be removed \(No space left"):
+        folder.clear()
+
+
+def test_what_completed_a_run_stands_beside_what_began_it(folder):
+    before = json.loads((folder.path / "environment.json").read_text())
+    folder.record_completion({"device": "a GPU"})
+    after = json.loads((folder.path / "environment.json").read_text())
+    assert after == {**before, "completed": {"device": "a GPU"}}
+    (folder.path / "environment.json").write_text("{")
+    with pytest.warns(mlo.CheckpointWarning, match="What completed the run"):
+        folder.record_completion({"device": "a GPU"})

@@ -15,7 +15,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.generators import GAMES
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.sampling import draw_sheet, load_generator, save_images
+from lfmcw_app.sampling import draw_sheet, load_generator, measured_quality, save_images
 
 NAMES = ("T-shirt/top", "cost $", "dog")
 
@@ -40,6 +40,34 @@ def searched(path, *settings, game="dcgan", stage="search", rounds=7):
     described = {"class_names": NAMES, "image_size": 8, "channels": 3, "more": 1}
     folder.write("dataset.json", json.dumps(described))
     return path, generator
+
+
+def lines_of(run, *measured):
+    """Gives a run three rounds, with measures of variety in some: round → variety."""
+    none = [None] * len(NAMES)
+    by_class = dict.fromkeys(("gan_test", "gan_train", "real", "variety"), none)
+    lines = []
+    for number, variety in enumerate(measured, start=1):
+        line = {"phase": "search", "round": number, "losses": {}, "metrics": {}}
+        if variety is not None:
+            quality = {"gan_test": 30.0, "gan_train": 40.0, "real": 90.0, "variety": variety}
+            line["quality"] = {**quality, "by_class": by_class}
+        lines.append(json.dumps(line) + "\n")
+    (run / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_what_the_run_measured_of_its_generator_is_known(tmp_path):
+    """Of the checkpoint's round at most: later measures are of other weights."""
+    run, _ = searched(tmp_path / "run", rounds=2)
+    trained = load_generator(run)
+    assert measured_quality(run, trained) is None
+    lines_of(run, 0.9, None, 0.02)
+    number, quality, doubts = measured_quality(run, trained)
+    assert (number, quality.variety, doubts) == (1, 0.9, [])
+    lines_of(run, 0.9, 0.02)
+    number, quality, doubts = measured_quality(run, trained)
+    assert (number, quality.variety) == (2, 0.02)
+    assert "are all alike" in doubts[0]
 
 
 @pytest.mark.parametrize("game", GAMES)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.sweep import LOG, SubmititJobs, make_launcher, resume_command, run_command, sweep
@@ -66,6 +68,39 @@ def test_a_wrong_input_is_not_tried_again(tmp_path):
     assert "exit code 2" in found["wrong"].failure
 
 
+def test_a_run_of_another_sweep_comes_last(tmp_path, monkeypatch):
+    """It is refused while the other holds it, and carried out when that one has given it up."""
+    lock, naps = FileLock(tmp_path / "held" / ".lock"), []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:
+            lock.release()
+
+    monkeypatch.setattr(time, "sleep", nap)
+    (tmp_path / "held").mkdir()
+    lock.acquire()
+    jobs = Jobs({"held": [2, 0], "good": [0]})
+    (tmp_path / "good").mkdir()
+    folders = [tmp_path / "held", tmp_path / "good"]
+    found = list(sweep(folders, lambda path: ["run"], jobs, retries=0))
+    assert [(outcome.folder.name, outcome.failure) for outcome in found] == [
+        ("good", None),
+        ("held", None),
+    ]
+    assert [name for name, _ in jobs.started] == ["held", "good", "held"]
+    assert len(naps) == 2
+
+
+@pytest.mark.parametrize("kind", ["local", "workers"])
+def test_what_another_sweep_has_completed_is_not_started(kind, tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    never = [sys.executable, "-m", "no_such_module"]
+    with make_launcher(kind, jobs=1, folder=tmp_path, options={}) as launcher:
+        assert launcher.submit(never, tmp_path / LOG).result(20) == 0
+    assert not (tmp_path / LOG).exists()
+
+
 @pytest.mark.parametrize(
     ("end", "words"),
     [(-15, "killed by signal 15"), (ConnectionError("gone"), "ConnectionError: gone")],
@@ -85,8 +120,9 @@ def test_a_worker_returns_the_exit_code_and_keeps_the_output(tmp_path):
 
 
 def test_options_are_checked(tmp_path):
-    with pytest.raises(InputError, match="local has no options"):
-        make_launcher("local", jobs=1, folder=tmp_path, options={"num_gpus": 1})
+    for name in ("local", "workers"):
+        with pytest.raises(InputError, match=f"{name} has no options"):
+            make_launcher(name, jobs=1, folder=tmp_path, options={"num_gpus": 1})
     with pytest.raises(InputError, match="Did you mean 'ray'"):
         make_launcher("rai", jobs=1, folder=tmp_path, options={})
     pytest.importorskip("submitit")
@@ -98,3 +134,10 @@ def test_the_command_resumes_a_folder():
     command = resume_command(Path("runs/x"), data=Path("data"), device="cpu", threads=3)
     assert command[:4] == [sys.executable, "-m", "lfmcw_app.run", "--resume"]
     assert command[4:] == ["runs/x", "--data", "data", "--device", "cpu", "--threads", "3"]
+
+
+def test_the_command_says_what_a_run_keeps():
+    settings = {"data": Path("data"), "device": "cpu", "threads": 1}
+    assert "--keep" not in resume_command(Path("runs/x"), **settings)
+    command = resume_command(Path("runs/x"), **settings, keep="results")
+    assert command[command.index("--keep") + 1] == "results"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint, check_unchanged
 from lfmcw_app.recipe import load_recipe
+from lfmcw_app.results_file import read_results
 from lfmcw_app.run_folder import RunFolder
-from lfmcw_app.table_files import TableReport, claim, run_folder
+from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
 
 
 @pytest.fixture
@@ -57,7 +59,45 @@ def test_runs_without_a_result_are_not_in_the_table(tmp_path, digits):
     assert not report.add(("LFM-CW", 0), folder)
     RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
     assert report.add(("LFM-CW", 0), folder)
-    assert report.error(("LFM-CW", 0)) == 1.5
+    assert report.said(("LFM-CW", 0)) == "1.50% test error"
+
+
+def test_a_table_has_a_row_per_run_in_the_order_of_its_arms(tmp_path, digits):
+    report = TableReport("table2", tmp_path, "a title")
+    for label, seed in (("LFM-CW", 1), ("LFM-CW", 0), ("no LFM-CW", 1)):
+        folder = run_folder(tmp_path, load_recipe("smoke", overrides={"seed": seed}), digits)
+        RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
+        report.add((label, seed), folder)
+    report.write(figure=False)
+    rows = read_results(report.results)
+    found = [(row.arm, row.seed) for row in rows]
+    assert found == [("no LFM-CW", 1), ("LFM-CW", 0), ("LFM-CW", 1)]
+    assert "**Power.**" in report.path.read_text("utf-8")
+    assert not (tmp_path / "figure.png").exists()
+    report.write()
+    assert (tmp_path / "figure.png").stat().st_size > 2000
+    assert not list(tmp_path.glob(".*.part"))
+    assert f"copy {report.results} to docs/data/{tmp_path.name}.csv" in report.to_contribute()
+
+
+def test_a_folder_that_another_table_makes_is_waited_for(tmp_path, digits):
+    """Two tables make the same folders at the same time: the second finds them made."""
+    recipe = load_recipe("smoke")
+    with ThreadPoolExecutor(4) as pool:
+        made = [pool.submit(run_folder, tmp_path, recipe, digits) for _ in range(4)]
+        assert len({future.result() for future in made}) == 1
+
+
+def test_a_folder_that_was_made_in_part_is_completed(tmp_path, digits):
+    path = run_path(tmp_path, load_recipe("smoke"), digits)
+    RunFolder.create(path, load_recipe("smoke"))
+    assert run_folder(tmp_path, load_recipe("smoke"), digits) == path
+    assert (path / "dataset.json").exists()
+
+
+def test_a_run_that_keeps_results_only_has_no_pictures(tmp_path, digits):
+    path = run_folder(tmp_path, load_recipe("smoke"), digits, keep="results")
+    assert not (path / "samples").exists()
 
 
 def test_a_run_that_was_changed_in_its_middle_is_refused(tmp_path, digits):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from made_run_folders import add_classes, make_folder
 
@@ -11,6 +13,7 @@ from lfmcw_app.report.classes import (
     MOST_ROWS,
     class_errors,
     rank_correlation,
+    w1_confusion,
 )
 from lfmcw_app.report.page import run_page
 from lfmcw_app.report.reading import read_run
@@ -98,3 +101,20 @@ def test_of_very_many_classes_the_worst_are_shown(tmp_path):
     assert len(found.rows) == MOST_ROWS
     assert found.rows[0].error == count - 1
     assert found.count == count
+
+
+def test_the_mistakes_of_w1_stand_beside_the_class_weights(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 4)})
+    assert w1_confusion(read_run(folder)) is None
+    assert "What W1 takes for what" not in run_page(read_run(folder))
+    end = {"stage": "search", "round": 4, "generator": None}
+    for counts in ([[7, 3, 0], [0, 10, 0], [1, 0, 9]], None):
+        (folder / "search.json").write_text(json.dumps({**end, "w1_confusion": counts}))
+        found, page = w1_confusion(read_run(folder)), run_page(read_run(folder))
+        assert ("What W1 takes for what" in page) == (counts is not None)
+        if counts is not None:
+            assert found.names == ["cat", "dog", "cow"]
+            assert found.rows[0] == [(7, 0.7), (3, 0.3), (0, 0.0)]
+            assert "numbers of images of D<sub>val</sub>" in page
+        else:  # of very many classes
+            assert found is None

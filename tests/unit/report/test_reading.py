@@ -9,6 +9,7 @@ from made_run_folders import make_folder
 from PIL import Image
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.report import run_page
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.search_space.genotype import random_genotype
 
@@ -80,3 +81,36 @@ def test_a_damaged_file_is_named(tmp_path, name, text, words):
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="There is no run in"):
         read_run(tmp_path)
+
+
+def with_warm_up(folder):
+    """A run folder whose metrics begin with two rounds of a warm-up."""
+    made = make_folder(folder, {"search": (8, 2)}, finished=False)
+    lines = []
+    for number in (1, 2):
+        entry = {
+            "phase": "generator", "round": number,
+            "losses": {"gan": {"generator": 0.5 * number, "discriminator": 1.0}},
+            "metrics": {"gan": {"real_score": 0.25, "fake_score": -0.25}},
+            "gradient_norms": {"gan": 1.0}, "solves": {},
+        }  # fmt: skip
+        lines.append(json.dumps(entry) + "\n")
+    metrics = made / "metrics.jsonl"
+    metrics.write_text("".join(lines) + metrics.read_text())
+    return made
+
+
+def test_a_warm_up_is_no_stage_of_the_search(tmp_path):
+    run = read_run(with_warm_up(tmp_path / "run"))
+    assert [stage.name for stage in run.searched] == ["search"]
+    assert [entry["round"] for entry in run.warmup.entries] == [1, 2]
+    page = run_page(run)
+    assert 'id="warmup"' in page
+    assert "Warm-up: losses of the players" in page
+    assert "Warm-up: mean scores of the discriminator" in page
+
+
+def test_without_a_warm_up_there_is_no_section_of_it(tmp_path):
+    run = read_run(make_folder(tmp_path / "run", {"search": (8, 2)}))
+    assert list(run.warmup.entries) == []
+    assert 'id="warmup"' not in run_page(run)

@@ -54,12 +54,13 @@ def test_intervals_of_a_phase_are_added_up(tmp_path):
 def test_the_key_figures_begin_with_the_result(tmp_path):
     run = timed(
         make_folder(tmp_path / "run", {"search": (8, 2)}),
+        ("generator", [1, 9], 120.0, {"gan": (9, 100.0, None, 10)}),
         ("search", [1, 2], 600.0, {"w2": (1, 3.0, 2_500_000_000, 10)}),
     )
     found = {figure.key: f"{figure.value} {figure.unit}".strip() for figure in key_figures(run)}
     assert found == {
         "test_error": "12.50 %", "parameters": "1,234", "multiply_adds": "1.5 M",
-        "search_time": "10.0 min", "peak_memory": "2.5 GB",
+        "warmup_time": "2.0 min", "search_time": "10.0 min", "peak_memory": "2.5 GB",
     }  # fmt: skip
 
 

@@ -21,11 +21,12 @@ class Noise(torch.nn.Module):
         return (labels.view(-1, 1, 1, 1) + torch.rand(len(labels), 1, 4, 4)) / 4
 
 
-def invoke(monkeypatch, *arguments):
+def invoke(monkeypatch, *arguments, measured=None):
     made = TrainedGenerator(
         generator=Noise(), class_names=("cat", "dog", "cow"), stage="search", rounds=5
     )
     monkeypatch.setattr(sampling, "load_generator", lambda run, device: made)
+    monkeypatch.setattr(sampling, "measured_quality", lambda run, trained: measured)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(sample)
     return CliRunner().invoke(app, ["run", *map(str, arguments)])
@@ -69,3 +70,15 @@ def test_what_cannot_be_done_is_one_paragraph(monkeypatch, tmp_path):
         assert result.exit_code == 2
         assert said in words(result.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_images_are_worth_is_told(monkeypatch, tmp_path):
+    """As the run measured it, with what is doubtful."""
+    result = invoke(monkeypatch, "--out", tmp_path / "a.png", measured=(4, "GAN-test 30%", []))
+    assert "Measured after round 4: GAN-test 30%" in words(result.stdout)
+    assert "Doubtful" not in result.stdout
+    measured = (4, "GAN-test 30%", ["They are alike."])
+    result = invoke(monkeypatch, "--out", tmp_path / "b.png", measured=measured)
+    assert "Doubtful: They are alike." in words(result.stdout)
+    unmeasured = invoke(monkeypatch, "--out", tmp_path / "c.png")
+    assert "Measured" not in unmeasured.stdout

@@ -1,0 +1,675 @@
+"""The blocks of docs/results.md and docs/benchmarks.md that are made of the files in docs/data.
+
+Each function takes all results and returns Markdown. What has not been run is said, never filled
+in. The verdicts are those of `lfmcw_app.comparison`: one rule for all tables.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+from results_cells import cell_lines
+from results_data import (
+    BASELINE,
+    BOTH,
+    CELLS,
+    LONGER,
+    METHOD,
+    NO_WEIGHT,
+    ORACLE,
+    RANDOM,
+    SYNTHETIC,
+    TOO_FEW,
+    UNIFORM,
+    Effect,
+    PaperRow,
+    Results,
+    distinct_titles,
+    mean,
+)  # fmt: skip
+
+from lfmcw_app.arms import contrasts
+from lfmcw_app.comparison import POWER, detectable_in_spreads, least_pairs
+
+NOT_RUN = "not run here"
+NOTHING = f"*{NOT_RUN.capitalize()}.*"
+
+Pair = tuple[str, str]
+
+ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
+"""What isolates the class weights, and the generated images."""
+
+
+# ------------------------------ Markdown
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; what stands for nothing where it has no rows."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    if not lines:
+        return NOTHING
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
+
+
+def points(effect: Effect) -> str:
+    """The difference with its 95% interval, percentage points."""
+    found = effect.found
+    interval = "" if math.isnan(found.interval) else f" (± {found.interval:.2f})"
+    return f"{found.difference:+.2f}{interval}"
+
+
+def verdict_said(effect: Effect) -> str:
+    """The verdict; where nothing is seen, what is ruled out."""
+    if effect.verdict == "no difference seen":
+        return f"{effect.verdict}; a gain above {effect.excluded_gain:.2f} is ruled out"
+    return effect.verdict
+
+
+def effects_table(effects: Sequence[Effect]) -> str:
+    """A row for each comparison."""
+    titles = distinct_titles(effect.design for effect in effects)
+    head = (
+        "experiment", "difference", "seeds", f"seen in {POWER:.0%}", "points (95% interval)",
+        "% of the error", "p (Holm)", "verdict",
+    )  # fmt: skip
+    rows = []
+    for effect in effects:
+        found = effect.found
+        seen = "" if math.isinf(found.detectable) else f"{found.detectable:.2f}"
+        p_value = "" if math.isnan(effect.p_value) else f"{effect.p_value:.2g}"
+        rows.append(
+            (
+                titles[effect.design], f"{effect.arm} minus {effect.against}", found.pairs, seen,
+                points(effect), f"{effect.relative:+.1f}", p_value, verdict_said(effect),
+            )
+        )  # fmt: skip
+    return table(head, rows)
+
+
+def pivot(results: Results, name: str, *, row: Sequence[str], column: str, value: str) -> str:
+    """A small file as a table: the values of one column side by side, repeated ones in a cell."""
+    entries = results.rows_of(name)
+    columns = list(dict.fromkeys(entry[column] for entry in entries))
+    cells: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for entry in entries:
+        key = tuple(entry[part] for part in row)
+        cells.setdefault(key, {}).setdefault(entry[column], []).append(entry[value])
+    rows = [
+        (*key, *(", ".join(found.get(name, [])) for name in columns))
+        for key, found in cells.items()
+    ]
+    return table([*row, *columns], rows)
+
+
+def verbatim(results: Results, name: str) -> str:
+    """A small file as it is."""
+    entries = results.rows_of(name)
+    head = list(entries[0]) if entries else []
+    return table(head, [list(entry.values()) for entry in entries])
+
+
+# ------------------------------ the questions
+
+
+def chosen(
+    results: Results, pairs: Iterable[Pair], wanted: Callable[[Effect], bool]
+) -> list[Effect]:
+    """The comparisons of these arms that are wanted."""
+    return [e for pair in pairs for e in results.effects(*pair) if wanted(e)]
+
+
+def is_plain(effect: Effect) -> bool:
+    """Whether the data are as they are, and images come from a generator."""
+    return effect.design.condition is None and effect.design.generator != ORACLE
+
+
+def is_oracle(effect: Effect) -> bool:
+    """Whether real images stand in for generated ones."""
+    return effect.design.condition is None and effect.design.generator == ORACLE
+
+
+def is_hard(effect: Effect) -> bool:
+    """Whether the data were made harder."""
+    return effect.design.condition is not None
+
+
+def plain_search(results: Results) -> str:
+    """LFM-CW beside search without it, at equal rounds and at equal time."""
+    return effects_table(chosen(results, [(METHOD, BASELINE), (METHOD, LONGER)], is_plain))
+
+
+def class_weights_question(results: Results) -> str:
+    """LFM-CW beside itself without class weights, and without generated images."""
+    return effects_table(chosen(results, ISOLATING, is_plain))
+
+
+def oracle(results: Results) -> str:
+    """The same with real images in the place of generated ones."""
+    return effects_table(chosen(results, [(METHOD, BASELINE), *ISOLATING], is_oracle))
+
+
+def hard(results: Results) -> str:
+    """The same where a class is hard, or classes are unequal."""
+    return effects_table(chosen(results, [(METHOD, BASELINE), *ISOLATING], is_hard))
+
+
+def random_cells(results: Results) -> str:
+    """Cells that were drawn beside those that were searched."""
+    return effects_table(chosen(results, [(RANDOM, BASELINE), (RANDOM, METHOD)], lambda _: True))
+
+
+def ablations(results: Results) -> str:
+    """What the paper varies: images of W2, generator, λ."""
+    pairs = [(BOTH, SYNTHETIC), ("synthetic only", BASELINE)]
+    for name in ("table5", "fig3"):
+        pairs += contrasts(name)
+    return effects_table(chosen(results, pairs, lambda _: True))
+
+
+def quality(results: Results) -> str:
+    """What is known of the generators of the searches."""
+    designs = distinct_titles(experiment.design for experiment in results.experiments)
+    rows = []
+    for experiment in results.experiments:
+        for arm in experiment.arms:
+            known = [row for row in experiment.runs(arm) if row.gan_test_percent is not None]
+            if known:
+                figures = (
+                    mean(row.gan_test_percent for row in known),
+                    mean(row.gan_train_percent for row in known),
+                )
+                shown = ["" if math.isnan(figure) else f"{figure:.1f}" for figure in figures]
+                variety = mean(row.variety for row in known)
+                shown.append("" if math.isnan(variety) else f"{variety:.2f}")
+                rows.append((designs[experiment.design], arm, len(known), *shown))
+    head = ("experiment", "arm", "runs", "GAN-test, %", "GAN-train, %", "variety")
+    return table(head, rows)
+
+
+def ranks(results: Results) -> str:
+    """Where the cells of looked-up searches stand in the table of all cells."""
+    looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
+    titles = distinct_titles(experiment.design for experiment in looked_up)
+    rows = []
+    for experiment in looked_up:
+        for arm in experiment.arms:
+            runs = experiment.runs(arm)
+            regrets = [row.regret_percent for row in runs if row.regret_percent is not None]
+            places = [row.rank for row in runs if row.rank is not None]
+            spread = f" ± {statistics.stdev(regrets):.2f}" if len(regrets) > 1 else ""
+            within = sum(place <= 10 for place in places)
+            rows.append(
+                (
+                    titles[experiment.design], arm, len(runs),
+                    f"{statistics.fmean(regrets):.2f}{spread}",
+                    f"{statistics.median(places):g} ({min(places)} to {max(places)})",
+                    f"{within} of {len(places)}",
+                )
+            )  # fmt: skip
+    head = (
+        "experiment", "arm", "searches", "regret, points (mean ± SD)", "rank (median, range)",
+        "among the best ten",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def cells(results: Results) -> str:
+    """The table of all cells of the small space."""
+    if results.cells is None:
+        return NOTHING
+    found = table(("", "cell", "test error, %", "by seed", "parameters"), cell_lines(results.cells))
+    return f"{found}\n\n![errors of all cells, and where searches end](results_cells.svg)\n\n" + (
+        f"[The table](data/{CELLS})."
+    )
+
+
+# ------------------------------ power
+
+
+def power(results: Results) -> str:
+    """What experiments of these sizes can see, before what they saw."""
+    tests = len(contrasts("ablation"))
+    head = ("seeds", "one comparison", f"{tests} comparisons (`ablation`)")
+    counts = (5, 6, 10, 20, 40)
+    rows = [(pairs, *_spreads(pairs, (1, tests))) for pairs in counts]
+    general = table(head, rows)
+    effects = results.effects(METHOD, BASELINE)
+    titles = distinct_titles(effect.design for effect in effects)
+    claimed = paper_change(results)
+    rows = []
+    for effect in effects:
+        spread, planned = effect.found.deviation, len(contrasts(effect.design.table))
+        if math.isnan(spread) or spread == 0 or claimed is None:
+            continue
+        seen = effect.found.detectable
+        rows.append(
+            (
+                titles[effect.design], f"{effect.error_against:.2f}", f"{spread:.2f}",
+                effect.found.pairs,
+                "none" if math.isinf(seen) else f"{seen:.2f}",
+                "" if math.isinf(seen) else f"{100 * seen / effect.error_against:.1f}",
+                seeds_needed(abs(claimed) / 100 * effect.error_against, spread, planned),
+            )
+        )  # fmt: skip
+    change = "" if claimed is None else f"{claimed:+.0f}%"
+    head = (
+        "experiment", "error of plain search, %", "SD of the paired differences", "seeds",
+        f"seen in {POWER:.0%}, points", "as % of the error", f"seeds to see the paper's {change}",
+    )  # fmt: skip
+    return f"{general}\n\n{table(head, rows)}"
+
+
+def _spreads(pairs: int, tests: Sequence[int]) -> list[str]:
+    found = [detectable_in_spreads(pairs, of) for of in tests]
+    return ["none" if math.isinf(spreads) else f"{spreads:.2f} SD" for spreads in found]
+
+
+def seeds_needed(difference: float, spread: float, tests: int) -> int:
+    """The least number of seeds with which a difference is seen, given the pairs' spread."""
+    pairs = least_pairs(tests)
+    while detectable_in_spreads(pairs, tests) * spread > difference:
+        pairs += 1
+    return pairs
+
+
+def paper_change(results: Results) -> float | None:
+    """What the paper reports for DARTS in first order on CIFAR-10, % of the baseline's error."""
+    rows = [
+        row for row in results.paper
+        if (row.item, row.data, row.space, row.order) == ("Table 2", "cifar10", "darts", "first")
+    ]  # fmt: skip
+    return _change(rows, METHOD, BASELINE)
+
+
+def _change(rows: Sequence[PaperRow], arm: str, against: str) -> float | None:
+    errors = {row.arm: row.error for row in rows}
+    if arm not in errors or against not in errors:
+        return None
+    return 100 * (errors[arm] - errors[against]) / errors[against]
+
+
+# ------------------------------ the table of status
+
+
+SEARCHES = {
+    ("darts", "first"): "DARTS-1st", ("darts", "second"): "DARTS-2nd", ("pdarts", None): "P-DARTS",
+    ("pcdarts", None): "PC-DARTS",
+}  # fmt: skip
+DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
+STATUS_PAIRS: dict[str, list[Pair]] = {
+    "Table 2": [(METHOD, BASELINE)],
+    "Table 3": [(METHOD, BASELINE)],
+    "Table 4": [(BOTH, SYNTHETIC)],
+    "Table 5": contrasts("table5"),
+    "Figure 3": [("λ = 1", "λ = 0"), ("λ = 1", "λ = 0.5"), ("λ = 3", "λ = 0")],
+}
+FIGURE_3 = "only drawn: least error at λ = 1"
+
+FURTHER_ITEMS = (
+    ("Figure 4", "cells found on CIFAR-100", "drawings", "every run draws its cells"),
+    ("Figures 5 and 6", "images of BigGAN", "pictures", "every run draws its images"),
+    (
+        "Tables 6 and 7", "settings", "lists",
+        "the recipes `paper` have them: `tests/unit/lfmcw_app/test_recipe.py`",
+    ),
+    ("Table 1, Figures 1 and 2", "notation, illustrations", "", "nothing to run"),
+)  # fmt: skip
+
+
+def status(results: Results) -> str:
+    """A row for every table and figure of the paper."""
+    rows = [
+        _status_row(results, list(group))
+        for _, group in groupby(
+            results.paper, key=lambda row: (row.item, row.data, row.space, row.order)
+        )
+    ]
+    for data, space, order in (("cifar10", "darts", "first"), ("cifar100", "pdarts", None)):
+        drawn = PaperRow(
+            item="Figure 3", data=data, space=space, order=order, searched_on=data, arm="",
+            error=math.nan, deviation=None,
+        )  # fmt: skip
+        rows.append(_status_row(results, [drawn]))
+    for item, what, figure, verdict in FURTHER_ITEMS:
+        rows.append((item, what, figure, "", "", "", "", verdict))
+    head = (
+        "in the paper", "what", "the paper's figure, test error in %", "run here?", "at what size",
+        "seeds", "our figure, points (95% interval)", "verdict",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def _status_row(results: Results, group: list[PaperRow]) -> tuple[object, ...]:
+    first = group[0]
+    what = f"{SEARCHES[first.space, first.order]}, {DATA[first.data]}"
+    if first.searched_on != first.data:
+        what += f", searched on {DATA[first.searched_on]}"
+    figures = ", ".join(_paper_figure(row) for row in group) if first.arm else FIGURE_3
+    for pair in STATUS_PAIRS[first.item][:1]:
+        change = _change(group, *pair)
+        figures += "" if change is None or len(group) > 2 else f" ({change:+.0f}%)"
+    effects = [
+        effect
+        for pair in STATUS_PAIRS[first.item]
+        for effect in _nearest(results.effects(*pair), first)
+    ]
+    if not effects:
+        return (first.item, what, figures, NOT_RUN, "", "", "", "open")
+    titles = distinct_titles(effect.design for effect in effects)
+    at_size = all(_at_the_papers_size(effect, first) for effect in effects)
+    return (
+        first.item, what, figures, "yes" if at_size else "small",
+        _stacked(titles[effect.design] for effect in effects),
+        _stacked(str(effect.found.pairs) for effect in effects),
+        "<br>".join(_named(effect, len(group) > 2 or not first.arm) for effect in effects),
+        _stacked(status_verdict(e, _change(group, e.arm, e.against)) for e in effects),
+    )  # fmt: skip
+
+
+def _stacked(texts: Iterable[str]) -> str:
+    """Texts one under the other; once where all are the same."""
+    listed = list(texts)
+    return listed[0] if len(set(listed)) == 1 else "<br>".join(listed)
+
+
+def _named(effect: Effect, with_arms: bool) -> str:
+    return f"{effect.arm} − {effect.against}: {points(effect)}" if with_arms else points(effect)
+
+
+def _paper_figure(row: PaperRow) -> str:
+    spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+    return f"{row.arm} {row.error:.2f}{spread}"
+
+
+def _at_the_papers_size(effect: Effect, row: PaperRow) -> bool:
+    return effect.design.preset == "paper" and effect.design.dataset == row.data
+
+
+def _nearest(effects: Sequence[Effect], row: PaperRow) -> list[Effect]:
+    """The comparisons that are nearest to a row of the paper: same search, then same data."""
+    same = [
+        effect
+        for effect in effects
+        if is_plain(effect) and not effect.design.looked_up
+        and effect.design.space == row.space
+        and row.order in (None, effect.design.order)
+    ]  # fmt: skip
+    levels = (
+        [e for e in same if _at_the_papers_size(e, row)],
+        [e for e in same if e.design.dataset.partition("-")[0] == row.data],
+        # Of the data sets with ten classes, another one stands in.
+        [e for e in same if row.data == "cifar10" and e.design.dataset not in DATA],
+    )
+    return next((level for level in levels if level), [])
+
+
+def status_verdict(effect: Effect, claimed: float | None) -> str:
+    """The verdict, and where the paper's change lies, as shares of the baselines' errors."""
+    if claimed is None or effect.verdict == TOO_FEW:
+        return effect.verdict
+    inside = abs(effect.relative - claimed) <= effect.relative_interval
+    where = "inside" if inside else "outside"
+    return f"{effect.verdict}; the paper's {claimed:+.0f}% is {where} the interval"
+
+
+# ------------------------------ the answer
+
+
+def answer(results: Results) -> str:
+    """The answer in three sentences."""
+    return "\n".join((_on_plain_search(results), _on_class_weights(results), _on_the_rest(results)))
+
+
+def leading(effects: Sequence[Effect]) -> Effect | None:
+    """The comparison that says most: most seeds, then the least detectable share of the error."""
+    return min(
+        effects,
+        key=lambda e: (-e.found.pairs, e.found.detectable / e.error_against, e.found.interval),
+        default=None,
+    )
+
+
+def _on_plain_search(results: Results) -> str:
+    known = chosen(results, [(METHOD, BASELINE)], is_plain)
+    effect = leading(known)
+    if effect is None:
+        return "1. LFM-CW has not been compared with plain search here."
+    return (
+        f"1. On {effect.design.title}, the cells of LFM-CW have {_differing(effect)} than those of "
+        f"plain search ({_interval(effect)}): {_concluded(effect)}{_others(known, effect)}."
+    )
+
+
+def _on_class_weights(results: Results) -> str:
+    leads = [leading(chosen(results, [pair], is_plain)) for pair in ISOLATING]
+    said = [
+        f"{_differing(effect)} than {words} ({_interval(effect)}): {_concluded(effect)}"
+        for effect, words in zip(leads, ("with uniform class weights", "with λ = 0"), strict=True)
+        if effect is not None
+    ]
+    if not said:
+        return "2. Whether the class weights make a difference has not been measured here."
+    return f"2. The cells of LFM-CW have {'; and '.join(said)}."
+
+
+def _on_the_rest(results: Results) -> str:
+    pairs = [(METHOD, BASELINE)]
+    oracles, harder = chosen(results, pairs, is_oracle), chosen(results, pairs, is_hard)
+    said = []
+    real = leading(oracles)
+    if real is not None:
+        said.append(f"with real images in the generator's place it has {_short(real)}")
+    said += [
+        f"with {effect.design.title.rpartition(', ')[2]} {_short(effect)}" for effect in harder
+    ]
+    full = [
+        effect for effect in results.effects(METHOD, BASELINE) if effect.design.preset == "paper"
+    ]
+    count = len(full)
+    sizes = "nothing has been run at the paper's sizes"
+    if count:
+        sizes = f"{count} comparison{'s were' if count > 1 else ' was'} run at the paper's sizes"
+    if not said:
+        return (
+            "3. With a hard class, with classes of unequal size, or with real images in the "
+            f"generator's place it has not been run here, and {sizes}."
+        )
+    return f"3. Beside plain search, {'; '.join(said)}; {sizes}."
+
+
+def _differing(effect: Effect) -> str:
+    difference = effect.found.difference
+    return f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'} error"
+
+
+def _interval(effect: Effect) -> str:
+    found = effect.found
+    low, high = found.difference - found.interval, found.difference + found.interval
+    return f"{found.pairs} seeds, 95% interval {low:+.2f} to {high:+.2f}"
+
+
+def _short(effect: Effect) -> str:
+    return f"{_differing(effect)} ({_interval(effect)}; {_concluded(effect)})"
+
+
+def _concluded(effect: Effect) -> str:
+    """What follows, by the verdict."""
+    return {
+        "better": "the gain is told from chance",
+        "worse": "the loss is told from chance",
+        "identical": "no seed tells them apart",
+        TOO_FEW: f"{effect.found.pairs} seeds are too few to tell it from chance",
+    }.get(
+        effect.verdict,
+        f"no difference is seen, and a gain above {effect.excluded_gain:.2f} points is ruled out",
+    )
+
+
+def _others(known: Sequence[Effect], lead: Effect) -> str:
+    """What the other experiments say, counted."""
+    others = [effect.verdict for effect in known if effect is not lead]
+    if not others:
+        return ""
+    counted = [f"{others.count(verdict)} {verdict}" for verdict in dict.fromkeys(others)]
+    return f" (further comparisons: {', '.join(counted)})"
+
+
+# ------------------------------ machines, sources, the appendix
+
+
+def machines(results: Results) -> str:
+    """Comparisons that were made on several machines."""
+    found: dict[tuple[object, ...], list[Effect]] = {}
+    for pair in ((METHOD, BASELINE), *ISOLATING, (RANDOM, METHOD)):
+        for effect in results.effects(*pair):
+            d = effect.design
+            of = (d.dataset, d.preset, d.space, d.order, d.generator, d.condition, d.settings)
+            found.setdefault((*of, *pair), []).append(effect)
+    rows = []
+    for effects in found.values():
+        if len({effect.design.device for effect in effects}) < 2:
+            continue
+        signs = {math.copysign(1, effect.found.difference) for effect in effects}
+        agree = "the sign agrees" if len(signs) == 1 else "**the sign differs**"
+        rows += [
+            (
+                e.design.title, f"{e.arm} minus {e.against}", e.design.device, e.design.date,
+                e.found.pairs, points(e), agree,
+            )
+            for e in effects
+        ]  # fmt: skip
+    head = ("experiment", "difference", "machine", "date", "seeds", "points (95% interval)", "")
+    return table(head, rows)
+
+
+def sources(results: Results) -> str:
+    """What the figures come from: a row for each file of runs."""
+    rows = []
+    everything = [("runs", e) for e in results.experiments]
+    everything += [("superseded", e) for e in results.superseded]
+    for folder, experiment in everything:
+        design = experiment.design
+        seeds = sorted({row.seed for row in experiment.rows})
+        commits = ", ".join(sorted({row.commit[:7] for row in experiment.rows if row.commit}))
+        settings = " ".join(f"`{setting}`" for setting in design.distinguishing)
+        rows.append(
+            (
+                f"[{design.source}](data/{folder}/{design.source})", design.title, design.table,
+                len(experiment.rows), f"{min(seeds)} to {max(seeds)}", settings, design.device,
+                design.date, commits,
+            )
+        )  # fmt: skip
+    head = ("file", "experiment", "table", "runs", "seeds", "settings", "machine", "date", "commit")
+    return table(head, rows)
+
+
+def reported(results: Results) -> str:
+    """The tables whose single runs are not kept."""
+    rows = []
+    for line in results.reported:
+        difference = ""
+        if line.found is not None:
+            difference = f"{line.found.difference:+.2f} (± {line.found.interval:.2f})"
+        rows.append(
+            (
+                line.design.table, line.arm, f"{line.error:.2f} ± {line.deviation:.2f}", line.runs,
+                difference, f"{line.parameters:,}", line.design.date,
+                line.design.device, line.commit,
+            )
+        )  # fmt: skip
+    head = (
+        "table", "arm", "test error, % (mean ± SD)", "runs", "minus the first arm (95% interval)",
+        "parameters (mean)", "date", "machine", "commit",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def superseded(results: Results) -> str:
+    """The runs of experiments that later ones replace, one by one."""
+    rows = [
+        (row.arm, row.seed, f"{row.test_error_percent:.2f}", f"{row.parameters or 0:,}")
+        for experiment in results.superseded
+        for row in experiment.rows
+    ]
+    found = [experiment.effect(METHOD, BASELINE) for experiment in results.superseded]
+    effects = effects_table([effect for effect in found if effect is not None])
+    return f"{table(('arm', 'seed', 'test error, %', 'parameters'), rows)}\n\n{effects}"
+
+
+def drawn_cells(results: Results) -> str:
+    """Single cells that were drawn, and their mean."""
+    entries = results.rows_of("random_cells.csv")
+    errors = [float(entry["test_error_percent"]) for entry in entries]
+    rows = [tuple(entry.values()) for entry in entries]
+    if len(errors) > 1:
+        spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}"
+        rows.append(("mean ± SD", spread, ""))
+    return table(("cell", "test error, %", "parameters"), rows)
+
+
+def weights_of_classes(results: Results) -> str:
+    """The classes with the largest weights, search by search."""
+    entries = results.rows_of("class_weights.csv")
+    rows = []
+    for key, group in groupby(entries, key=lambda e: (e["data"], e["labels"], e["rounds"])):
+        found = list(group)
+        found.sort(key=lambda entry: -float(entry["weight"]))
+        weights = ", ".join(f"{entry['class']} {entry['weight']}" for entry in found)
+        rows.append((*key, weights, f"`{found[0]['command']}`"))
+    head = ("data", "labels in training and validation", "rounds", "weights", "command")
+    return table(head, rows)
+
+
+def forest(results: Results) -> str:
+    """The figure."""
+    count = len(results.effects(METHOD, BASELINE))
+    return (
+        f"![paired differences of test errors with 95% intervals; {count} comparisons of LFM-CW "
+        "with plain search and further controls](results.svg)"
+    )
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "status": status,
+    "forest": forest,
+    "answer": answer,
+    "power": power,
+    "plain search": plain_search,
+    "class weights": class_weights_question,
+    "oracle": oracle,
+    "hard": hard,
+    "random cells": random_cells,
+    "ranks": ranks,
+    "cells": cells,
+    "ablations": ablations,
+    "quality": quality,
+    "machines": machines,
+    "sources": sources,
+    "reported": reported,
+    "superseded": superseded,
+    "weights of classes": weights_of_classes,
+    "recognised": lambda r: verbatim(r, "recognised.csv"),
+    "drawn cells": drawn_cells,
+    "costs": lambda r: verbatim(r, "costs.csv"),
+    "digits": lambda r: verbatim(r, "digits.csv"),
+    "exactness": lambda r: verbatim(r, "exactness.csv"),
+    "kinks": lambda r: verbatim(r, "finite_difference_kinks.csv"),
+    "bfloat16": lambda r: pivot(
+        r, "bfloat16_gradients.csv", row=("game", "engine"), column="problem",
+        value="relative error",
+    ),
+    "threads": lambda r: pivot(
+        r, "threads.csv", row=("search",), column="threads", value="seconds"
+    ),
+    "norm statistics": lambda r: pivot(
+        r, "norm_statistics.csv", row=("data",), column="statistics", value="test_error_percent"
+    ),
+    "norm passes": lambda r: pivot(
+        r, "norm_statistics_passes.csv", row=("data",), column="statistics",
+        value="test_error_percent",
+    ),
+}  # fmt: skip
+"""Name in the page's markers → what makes the block."""

@@ -1,0 +1,466 @@
+"""Reads the committed results (docs/data) and compares arms: what docs/results.md is made of.
+
+- `runs/*.csv`: one row per run, in the schema of `lfmcw_app.results_file`. A file is the runs.csv
+  of one `lfmcw_app.table`, so it is one experiment.
+- `superseded/*.csv`: the same of experiments that later ones replace; the appendix lists them.
+- `summaries.csv`: means and intervals of tables whose single runs are not kept.
+- `paper.csv`: what the paper reports.
+- `nasbench201_3_nodes_cifar10.csv`: every cell of a small space, trained.
+- Others are small files that the page shows as tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from scipy.stats import t as student
+
+from lfmcw_app.arms import TABLES, contrasts
+from lfmcw_app.cell_table import CellTable
+from lfmcw_app.cell_table_file import read_cell_table
+from lfmcw_app.comparison import Comparison, Finding, findings, least_pairs, summaries
+from lfmcw_app.errors import InputError
+from lfmcw_app.results_file import Row, read_results
+
+METHOD, BASELINE = "LFM-CW", "no LFM-CW"
+UNIFORM, NO_WEIGHT, RANDOM = "uniform class weights", "λ = 0", "random cells"
+LONGER = "no LFM-CW, 4 times the rounds"
+SYNTHETIC, BOTH = "generated images only", "generated and real images"
+ORACLE = "real"
+"""`search.generator.name` of the oracle, which draws training images instead of making some."""
+
+TOO_FEW = "too few seeds"
+OPPOSITE = {"better": "worse", "worse": "better"}
+"""Verdict on two arms → that on the same in the other order."""
+
+CELLS = "nasbench201_3_nodes_cifar10.csv"
+
+DATASETS = {
+    "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar10-jpeg": "CIFAR-10 (JPEG)",
+    "cifar100": "CIFAR-100", "imagenet": "ImageNet",
+}  # fmt: skip
+SPACES = {
+    "darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS", "nasbench201": "NAS-Bench-201",
+}  # fmt: skip
+GENERATORS = {
+    "dcgan": "DCGAN", "wgan_gp": "WGAN-GP", "biggan": "BigGAN", ORACLE: "real images drawn",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What the arms of an experiment have in common; None where they differ or have none.
+
+    Attributes:
+        table: name of the table of `lfmcw_app.table`.
+        settings: of the LFM-CW arm, or of all arms: `key=value`, in one text.
+        looked_up: whether errors are read from a table of trained cells.
+        device: of the runs.
+        date: of the last run.
+        source: file that the figures come from.
+    """
+
+    table: str
+    dataset: str
+    preset: str
+    space: str
+    order: str | None
+    generator: str | None
+    condition: str | None
+    settings: str | None
+    looked_up: bool
+    device: str
+    date: str
+    source: str
+
+    @property
+    def title(self) -> str:
+        """Names the experiment; `distinct_titles` adds what tells it from others."""
+        parts = [DATASETS.get(self.dataset, self.dataset), SPACES.get(self.space, self.space)]
+        parts += ["look-up"] if self.looked_up else [self.preset]
+        parts += [f"{self.order} order"] if self.order else []
+        parts += [GENERATORS.get(self.generator, self.generator)] if self.generator else []
+        parts += [condition_said(self.condition)] if self.condition else []
+        return ", ".join(parts)
+
+    @property
+    def distinguishing(self) -> list[str]:
+        """The settings that may tell two experiments apart: not the place of a file."""
+        found = (self.settings or "").split()
+        return [setting for setting in found if not setting.startswith("lookup.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """An arm minus another one, in one experiment.
+
+    Attributes:
+        design: of the experiment.
+        arm: its label.
+        against: label of the arm that it is compared with.
+        found: difference of the test errors, percentage points; negative: the arm is better.
+        p_value: adjusted over the planned comparisons of the table (Holm); NaN if it is not known.
+        verdict: by the one rule of `lfmcw_app.comparison`.
+        error: mean test error of the arm over its runs, %.
+        error_against: that of the other one.
+    """
+
+    design: Design
+    arm: str
+    against: str
+    found: Comparison
+    p_value: float
+    verdict: str
+    error: float
+    error_against: float
+
+    @property
+    def relative(self) -> float:
+        """The difference as a share of the other arm's error, %."""
+        return 100 * self.found.difference / self.error_against
+
+    @property
+    def relative_interval(self) -> float:
+        """Half the width of the 95% interval as a share of the other arm's error, %."""
+        return 100 * self.found.interval / self.error_against
+
+    @property
+    def excluded_gain(self) -> float:
+        """A gain above this, percentage points, is outside the 95% interval; at least 0."""
+        return max(0.0, self.found.interval - self.found.difference)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The runs of one table.
+
+    Attributes:
+        design: what they have in common.
+        rows: of the runs.
+    """
+
+    design: Design
+    rows: Sequence[Row]
+
+    def runs(self, arm: str) -> list[Row]:
+        """The runs of an arm."""
+        return [row for row in self.rows if row.arm == arm]
+
+    @property
+    def arms(self) -> list[str]:
+        """The labels of the arms that have runs."""
+        return list(dict.fromkeys(row.arm for row in self.rows))
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """All planned comparisons of the table: one family of tests."""
+        return findings(summaries(self.rows), contrasts(self.design.table))
+
+    def effect(self, arm: str, against: str) -> Effect | None:
+        """An arm against another one; None where the table does not plan this, or has no pair."""
+        for finding in self.findings:
+            pair = (finding.arm, finding.against)
+            if finding.comparison.pairs and pair in ((arm, against), (against, arm)):
+                turned = pair != (arm, against)
+                return Effect(
+                    design=self.design,
+                    arm=arm,
+                    against=against,
+                    found=_turned(finding.comparison) if turned else finding.comparison,
+                    p_value=finding.p_value,
+                    verdict=OPPOSITE.get(finding.verdict, finding.verdict)
+                    if turned
+                    else finding.verdict,
+                    error=mean(row.test_error_percent for row in self.runs(arm)),
+                    error_against=mean(row.test_error_percent for row in self.runs(against)),
+                )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportedArm:
+    """A line of a table whose single runs are not kept."""
+
+    design: Design
+    arm: str
+    against: str
+    error: float
+    deviation: float
+    runs: int
+    found: Comparison | None
+    parameters: int
+    commit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """A figure of the paper: an error in %, its standard deviation where one is given."""
+
+    item: str
+    data: str
+    space: str
+    order: str | None
+    searched_on: str
+    arm: str
+    error: float
+    deviation: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All results.
+
+    Attributes:
+        folder: of the files.
+        experiments: those whose runs are kept.
+        superseded: those that later ones replace.
+        reported: lines of the tables whose runs are not kept.
+        paper: what the paper reports.
+        cells: the table of all cells of a small space; None where it is not there.
+    """
+
+    folder: Path
+    experiments: Sequence[Experiment] = ()
+    superseded: Sequence[Experiment] = ()
+    reported: Sequence[ReportedArm] = ()
+    paper: Sequence[PaperRow] = ()
+    cells: CellTable | None = None
+
+    def effects(self, arm: str, against: str) -> list[Effect]:
+        """All comparisons of two arms, in the order of the files."""
+        found = [experiment.effect(arm, against) for experiment in self.experiments]
+        known = [effect for effect in found if effect is not None]
+        return [*known, *self._reported_effects(arm, against)]
+
+    def _reported_effects(self, arm: str, against: str) -> Iterator[Effect]:
+        # A table reports differences from its first arm, which either of the two may be.
+        firsts = {line.design.table: line for line in self.reported if line.found is None}
+        for line in self.reported:
+            if line.found is None or {line.arm, line.against} != {arm, against}:
+                continue
+            first, turned = firsts[line.design.table], line.arm != arm
+            method = line if line.design.generator else first
+            errors = (first.error, line.error) if turned else (line.error, first.error)
+            yield Effect(
+                design=replace(
+                    line.design, generator=method.design.generator, order=method.design.order
+                ),
+                arm=arm,
+                against=against,
+                found=_turned(line.found) if turned else line.found,
+                p_value=math.nan,
+                verdict=TOO_FEW,
+                error=errors[0],
+                error_against=errors[1],
+            )
+
+    def rows_of(self, name: str) -> list[dict[str, str]]:
+        """The rows of a small file of the folder."""
+        return _read(self.folder / name)
+
+
+def _turned(found: Comparison) -> Comparison:
+    """The comparison of the second arm with the first."""
+    return replace(found, difference=-found.difference)
+
+
+def distinct_titles(designs: Iterable[Design]) -> dict[Design, str]:
+    """Design → its title, with settings, device, table or file where others would have the same."""
+    titles = {design: design.title for design in designs}
+    for same in _groups(titles):
+        known = [set(design.distinguishing) for design in same]
+        common = set.intersection(*known)
+        for design in same:
+            own = [setting for setting in design.distinguishing if setting not in common]
+            titles[design] = ", ".join([titles[design], *own])
+    for detail in ("device", "table", "source"):
+        for same in _groups(titles):
+            if len({getattr(design, detail) for design in same}) > 1:
+                for design in same:
+                    titles[design] += f", {getattr(design, detail)}"
+    return titles
+
+
+def _groups(titles: Mapping[Design, str]) -> list[list[Design]]:
+    """The designs that share a title with others."""
+    by_title: dict[str, list[Design]] = {}
+    for design, title in titles.items():
+        by_title.setdefault(title, []).append(design)
+    return [same for same in by_title.values() if len(same) > 1]
+
+
+def condition_said(condition: str) -> str:
+    """What was made wrong with the data, in words; as it is where it is of another kind."""
+    said = []
+    for part in condition.split():
+        key, _, value = part.partition("=")
+        if key == "data.wrong_labels":
+            said += [
+                f"{wrong['share']:.0%} of {wrong['of']} labelled {' or '.join(wrong['as'])}"
+                for wrong in json.loads(value)
+            ]
+        elif key == "data.imbalance":
+            said.append(f"classes of unequal size (1 to {float(value):g})")
+        else:
+            said.append(part)
+    return ", ".join(said)
+
+
+def read_all(folder: Path) -> Results:
+    """Reads docs/data, or another folder of the same shape; what is not there is left out.
+
+    Raises:
+        InputError: if a file is damaged.
+    """
+    return Results(
+        folder=folder,
+        experiments=_experiments(folder / "runs"),
+        superseded=_experiments(folder / "superseded"),
+        reported=[*_reported(folder / "summaries.csv")],
+        paper=[*_paper(folder / "paper.csv")],
+        cells=read_cell_table(folder / CELLS) if (folder / CELLS).exists() else None,
+    )
+
+
+def _experiments(folder: Path) -> list[Experiment]:
+    return [read_experiment(path) for path in sorted(folder.glob("*.csv"))]
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Reads the results file of one table.
+
+    Raises:
+        InputError: if it is damaged, or is not of one experiment.
+    """
+    rows = read_results(path)
+    if not rows:
+        raise InputError(f"{path} has no runs. Remove it, or copy the table's runs.csv again.")
+    known = {(row.arm, row.seed) for row in rows}
+    if len(known) < len(rows):
+        raise InputError(
+            f"{path} has two runs of one arm and seed. Each table and machine needs a file of its "
+            "own."
+        )
+    for column in ("table", "dataset", "preset", "space", "condition"):
+        values = {getattr(row, column) for row in rows}
+        if len(values) > 1:
+            raise InputError(
+                f"{path} mixes experiments: {column} is {' and '.join(map(repr, values))}. Each "
+                "table needs a file of its own."
+            )
+    if rows[0].table not in TABLES:
+        raise InputError(
+            f"{path} is of the table {rows[0].table!r}, which this version does not know. It knows "
+            f"{', '.join(TABLES)}."
+        )
+    return Experiment(design=_design(path, rows), rows=rows)
+
+
+def _design(path: Path, rows: Sequence[Row]) -> Design:
+    first = rows[0]
+    # Arms vary some of the settings, and some arms have no search or no generator.
+    common = [row for row in rows if row.arm == METHOD] or rows
+    return Design(
+        table=first.table,
+        dataset=first.dataset,
+        preset=first.preset,
+        space=first.space,
+        order=_one(row.order for row in rows),
+        generator=_one(row.generator for row in rows),
+        condition=first.condition,
+        settings=_one(row.settings for row in common),
+        looked_up=any(row.rank is not None for row in rows),
+        device=", ".join(sorted({row.device for row in rows})),
+        date=max(row.date for row in rows),
+        source=path.name,
+    )
+
+
+def _one(values: Iterable[str | None]) -> str | None:
+    """The value that all have which have one; None if there are several."""
+    found = {value for value in values if value is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _reported(path: Path) -> Iterator[ReportedArm]:
+    for cells in _read(path):
+        design = Design(
+            table=cells["table"],
+            dataset=cells["dataset"],
+            preset=cells["preset"],
+            space=cells["space"],
+            order=cells["order"] or None,
+            generator=cells["generator"] or None,
+            condition=cells["condition"] or None,
+            settings=cells["settings"] or None,
+            looked_up=False,
+            device=cells["device"],
+            date=cells["date"],
+            source=path.name,
+        )
+        runs = int(cells["runs"])
+        found = None
+        if cells["against"]:
+            found = _reported_comparison(path, cells, runs)
+        yield ReportedArm(
+            design=design,
+            arm=cells["arm"],
+            against=cells["against"],
+            error=float(cells["error_mean_percent"]),
+            deviation=float(cells["error_deviation"]),
+            runs=runs,
+            found=found,
+            parameters=int(cells["parameters_mean"]),
+            commit=cells["commit"],
+        )
+
+
+def _reported_comparison(path: Path, cells: Mapping[str, str], pairs: int) -> Comparison:
+    if pairs >= least_pairs(1):
+        raise InputError(
+            f"{path}: a table of {pairs} seeds needs its single runs, as a file of their own in "
+            "runs/."
+        )
+    # The interval is t's quantile times the standard error, which gives the deviation back.
+    interval = float(cells["interval"])
+    error = interval / float(student.ppf(0.975, pairs - 1))
+    return Comparison(
+        difference=float(cells["difference"]),
+        deviation=error * math.sqrt(pairs),
+        interval=interval,
+        pairs=pairs,
+    )
+
+
+def _paper(path: Path) -> Iterator[PaperRow]:
+    for cells in _read(path):
+        yield PaperRow(
+            item=cells["item"],
+            data=cells["data"],
+            space=cells["space"],
+            order=cells["order"] or None,
+            searched_on=cells["searched_on"],
+            arm=cells["arm"],
+            error=float(cells["test_error_percent"]),
+            deviation=float(cells["deviation"]) if cells["deviation"] else None,
+        )
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The rows of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def mean(values: Iterable[float | None]) -> float:
+    """The mean of what is there; NaN of nothing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,208 @@
+"""The figures of docs/results.md: a forest plot of differences, and where searches end.
+
+The SVGs are the same bytes each time that they are drawn with one matplotlib. Each names a digest
+of what it shows, by which a test finds a figure that is older than the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from results_cells import ordered
+from results_data import (
+    BASELINE,
+    BOTH,
+    METHOD,
+    NO_WEIGHT,
+    RANDOM,
+    SYNTHETIC,
+    UNIFORM,
+    Effect,
+    Results,
+    distinct_titles,
+)  # fmt: skip
+
+from lfmcw_app.drawing import as_label, drawing
+
+GROUPS = (
+    ("LFM-CW minus plain search", METHOD, BASELINE),
+    ("LFM-CW minus LFM-CW with uniform class weights", METHOD, UNIFORM),
+    ("LFM-CW minus LFM-CW with λ = 0", METHOD, NO_WEIGHT),
+    ("images generated and real, minus generated only", BOTH, SYNTHETIC),
+    ("random cells minus plain search", RANDOM, BASELINE),
+    ("random cells minus LFM-CW", RANDOM, METHOD),
+)
+"""Heading → the arm, and what it is compared with."""
+
+COLOURS = {"better": "#1a7f37", "worse": "#c0392b"}
+"""Verdict → colour of the interval; others are grey."""
+
+WIDEST = 3.0
+"""Percentage points on either side of the forest plot; longer intervals end in an arrow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of the forest plot: a heading, or a comparison."""
+
+    text: str
+    effect: Effect | None = None
+
+
+def forest_lines(results: Results) -> list[Line]:
+    """The lines of the forest plot, from the top; groups without a comparison are left out."""
+    lines = []
+    for heading, arm, against in GROUPS:
+        effects = results.effects(arm, against)
+        titles = distinct_titles(effect.design for effect in effects)
+        if effects:
+            lines.append(Line(text=heading))
+        lines += [Line(text=titles[effect.design], effect=effect) for effect in effects]
+    return lines
+
+
+def digest(parts: Iterable[object]) -> str:
+    """Names what a figure shows."""
+    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]
+
+
+def forest_digest(results: Results) -> str:
+    """Names what the forest plot shows."""
+    return digest((line.text, *_numbers(line.effect)) for line in forest_lines(results))
+
+
+def _numbers(effect: Effect | None) -> list[object]:
+    if effect is None:
+        return []
+    found = effect.found
+    figures = (found.difference, found.interval, found.detectable)
+    return [*(f"{figure:.3f}" for figure in figures), found.pairs, effect.verdict]
+
+
+def draw_forest(results: Results, path: Path) -> None:
+    """Draws the differences with their 95% intervals; shaded is what could not be seen."""
+    lines = forest_lines(results)
+    figure = Figure(figsize=(11, 1.3 + 0.27 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    for place, line in enumerate(reversed(lines)):
+        if line.effect is None:
+            axes.text(-0.01, place, line.text, **_beside(axes), ha="right", weight="bold")
+            continue
+        axes.text(-0.01, place, as_label(line.text, longest=120), **_beside(axes), ha="right")
+        _draw_effect(axes, place, line.effect)
+    axes.axvline(0, color="black", linewidth=0.8)
+    limit = min(WIDEST, max([0.5, *(1.1 * _reach(line.effect) for line in lines)]))
+    axes.set_xlim(-limit, limit)
+    axes.set_ylim(-0.7, len(lines) + 0.5)
+    head = "points ± 95%, seeds, seen in 80%"
+    axes.text(1.01, len(lines), head, **_beside(axes), ha="left", style="italic")
+    axes.set_yticks([])
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    axes.set_xlabel("difference of the test errors, percentage points: left of 0 is better")
+    _save(figure, path, forest_digest(results))
+
+
+def _beside(axes: Axes) -> dict[str, object]:
+    return {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
+
+
+def _reach(effect: Effect | None) -> float:
+    if effect is None or math.isnan(effect.found.interval):
+        return 0.0
+    return abs(effect.found.difference) + effect.found.interval
+
+
+def _draw_effect(axes: Axes, place: int, effect: Effect) -> None:
+    found, colour = effect.found, COLOURS.get(effect.verdict, "#555555")
+    if not math.isinf(found.detectable):
+        seen = found.detectable
+        axes.fill_betweenx([place - 0.32, place + 0.32], -seen, seen, color="#e8e8e8", lw=0)
+    shown = max(-WIDEST, min(WIDEST, found.difference))
+    if not math.isnan(found.interval):
+        low, high = found.difference - found.interval, found.difference + found.interval
+        axes.plot([max(low, -WIDEST), min(high, WIDEST)], [place, place], color=colour, lw=1.3)
+        for end, mark in ((low, "<"), (high, ">")):
+            if abs(end) > WIDEST:
+                at = math.copysign(WIDEST * 0.99, end)
+                axes.plot([at], [place], marker=mark, color=colour, markersize=4)
+    axes.plot([shown], [place], marker="s", color=colour, markersize=4.5)
+    seen_text = "none" if math.isinf(found.detectable) else f"{found.detectable:.2f}"
+    interval = "" if math.isnan(found.interval) else f" ± {found.interval:.2f}"
+    text = f"{found.difference:+.2f}{interval}   n = {found.pairs}   seen: {seen_text}"
+    axes.text(1.01, place, text, **_beside(axes), ha="left")
+
+
+# ------------------------------ where searches end
+
+
+def searched_arms(results: Results) -> list[tuple[str, list[int]]]:
+    """(title, ranks of the cells) of each arm of looked-up searches; equal ones once."""
+    looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
+    titles = distinct_titles(experiment.design for experiment in looked_up)
+    found: dict[tuple[int, ...], str] = {}
+    for experiment in looked_up:
+        for arm in (METHOD, BASELINE, RANDOM):
+            ranks = sorted(row.rank for row in experiment.runs(arm) if row.rank is not None)
+            if ranks:
+                title = titles[experiment.design] if arm == METHOD else ""
+                found.setdefault(tuple(ranks), f"{arm}: {title}".removesuffix(": "))
+    return [(title, list(ranks)) for ranks, title in found.items()]
+
+
+def cells_digest(results: Results) -> str:
+    """Names what the figure of the cells shows."""
+    cells = [] if results.cells is None else ordered(results.cells)
+    means = [f"{cell.mean:.3f}" for _, cell in cells]
+    return digest([*means, *searched_arms(results)])
+
+
+def draw_cells(results: Results, path: Path) -> None:
+    """Draws the errors of all cells by rank, and below them the ranks where searches end."""
+    if results.cells is None:
+        raise ValueError("there is no table of cells to be drawn")
+    cells, arms = [cell for _, cell in ordered(results.cells)], searched_arms(results)
+    figure = Figure(figsize=(9, 3.2 + 0.28 * len(arms)), layout="constrained")
+    heights = (3.0, max(0.01, 0.28 * len(arms)))
+    above, below = figure.subplots(2, sharex=True, height_ratios=heights)
+    ranks = range(1, len(cells) + 1)
+    above.plot(ranks, [cell.mean for cell in cells], color="black", lw=1.2)
+    for rank, cell in zip(ranks, cells, strict=True):
+        errors = cell.errors.values()
+        above.plot([rank, rank], [min(errors), max(errors)], color="#999999", lw=0.8)
+    above.set_ylabel("test error, %\n(line: mean; bars: seeds)", fontsize=8)
+    for place, (_, found) in enumerate(arms):
+        below.plot(found, [place] * len(found), "o", color="#1f77b4", alpha=0.4, markersize=5)
+    below.set_yticks(range(len(arms)), [as_label(title, longest=60) for title, _ in arms])
+    below.set_ylim(len(arms) - 0.5, -0.5)
+    below.set_xlabel("rank of the cell, 1: least error")
+    for axes in (above, below):
+        axes.tick_params(labelsize=8)
+        axes.spines[["right", "top"]].set_visible(False)
+    _save(figure, path, cells_digest(results))
+
+
+def _save(figure: Figure, path: Path, shown: str) -> None:
+    # Text stays text: small, and found by a search in the page.
+    with drawing(), rc_context({"svg.hashsalt": "results", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Description": shown})
+    text = path.read_text("utf-8")
+    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", "utf-8")
+
+
+FIGURES: dict[str, tuple[Callable[[Results], str], Callable[[Results, Path], None]]] = {
+    "results.svg": (forest_digest, draw_forest),
+    "results_cells.svg": (cells_digest, draw_cells),
+}
+"""File in docs/ → the digest of what it shows, and what draws it."""
+
+
+def wanted(results: Results) -> Sequence[str]:
+    """The figures for which there are data."""
+    return [name for name in FIGURES if name != "results_cells.svg" or results.cells is not None]

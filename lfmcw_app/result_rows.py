@@ -1,0 +1,149 @@
+"""The row of a results file that belongs to a run: what its folder says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lfmcw_app.data import short_name
+from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.results_file import Row
+from lfmcw_app.resuming import leaves
+from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
+from lfmcw_app.stages import TRAINING
+from lfmcw_app.timings import TIMINGS
+
+__all__ = ["row_of"]
+
+IN_COLUMNS = {
+    "preset", "dataset", "seed", "search.space", "search.order", "search.method",
+    "search.generator.name",
+}  # fmt: skip
+"""Keys of a recipe that have columns of their own."""
+
+CONDITIONS = (
+    "data.wrong_labels", "data.class_shares", "data.imbalance", "data.conditions_apply_to",
+)  # fmt: skip
+"""Keys of a recipe that make the data worse than they are."""
+
+
+def row_of(table: str, arm: str, folder: Path) -> Row:
+    """The row of a complete run.
+
+    Args:
+        table: its name.
+        arm: the label.
+        folder: of the run.
+
+    Raises:
+        InputError: if the run has no result, or files of it are damaged.
+    """
+    run = RunFolder.open(folder)
+    result = run.result
+    if result is None:
+        raise InputError(f"The run in {folder} has no result yet. Resume it.")
+    how = run.recipe.search
+    draws = how.method == "lfmcw" and how.lam > 0
+    looked_up = result.get("lookup", {})
+    generator = result.get("generator", {}) if draws else {}
+    searching, training = _seconds(folder)
+    return Row(
+        table=table,
+        arm=arm,
+        seed=run.recipe.seed,
+        dataset=short_name(run.recipe.dataset),
+        preset=run.recipe.preset,
+        space=how.space,
+        order=None if how.method == "random" else how.order,
+        generator=how.generator.name if draws else None,
+        method=how.method,
+        condition=_told(run.recipe, conditions=True),
+        settings=_told(run.recipe, conditions=False),
+        test_error_percent=result["test_error_percent"],
+        regret_percent=looked_up.get("regret_percent"),
+        rank=looked_up.get("rank"),
+        parameters=result.get("parameters"),
+        multiply_adds_millions=result.get("multiply_adds_millions"),
+        gan_test_percent=generator.get("gan_test"),
+        gan_train_percent=generator.get("gan_train"),
+        variety=generator.get("variety"),
+        search_seconds=searching,
+        training_seconds=training,
+        recipe=folder.name.rpartition("-")[2],
+        run=folder.name,
+        **_made_by(folder),
+    )
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    """The columns on what completed the run; of an earlier version's, on what began it."""
+    file = folder / ENVIRONMENT
+    try:
+        began = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file}, which says what made the result, cannot be read ({error}). Move the run "
+            "away: the table then runs it anew."
+        ) from None
+    made = began.get("completed") or {
+        "time": began["started"],
+        "mlo": began["mlo"],
+        "commit": None,
+        "torch": began["torch"],
+        "device": began["gpu"] or "CPU",
+    }
+    return {
+        "version": made["mlo"],
+        "commit": made["commit"],
+        "torch": made["torch"],
+        "device": made["device"],
+        "date": made["time"][:10],
+    }
+
+
+def _seconds(folder: Path) -> tuple[float | None, float | None]:
+    """What the phases of the search took, and the training; None for what was not run.
+
+    Of a run that was interrupted, what it really took, repeated rounds included. A process that is
+    killed may leave half a line: then nobody knows.
+    """
+    taken: dict[bool, float] = {}
+    try:
+        for line in (folder / TIMINGS).read_text("utf-8").splitlines():
+            entry = json.loads(line)
+            trains = entry["phase"] == TRAINING
+            taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
+    except (FileNotFoundError, ValueError):
+        return None, None
+    searching, training = taken.get(False), taken.get(True)
+    return (
+        None if searching is None else round(searching, 1),
+        None if training is None else round(training, 1),
+    )
+
+
+def _told(recipe: Recipe, *, conditions: bool) -> str | None:
+    """The settings that differ from the preset's, as key=value; either of the data or the others.
+
+    Without paths: of a run that weights come from, the name of its folder.
+    """
+    default = _defaults(recipe.preset, recipe.search.space)
+    told = []
+    for key, value in leaves(recipe.model_dump(mode="json", by_alias=True)):
+        of_these = key not in IN_COLUMNS and key.startswith(CONDITIONS) == conditions
+        if of_these and value != default.get(key):
+            shown = Path(value).name if isinstance(value, str) else json.dumps(value)
+            told.append(f"{key}={shown.replace(' ', '')}")
+    return " ".join(told) or None
+
+
+@lru_cache
+def _defaults(preset: str, space: str) -> Mapping[str, Any]:
+    """Dotted key → value in a preset's recipe of a space."""
+    if preset not in PRESETS:
+        return {}
+    return dict(leaves(load_recipe(preset, space=space).model_dump(mode="json", by_alias=True)))

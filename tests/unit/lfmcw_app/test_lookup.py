@@ -1,0 +1,303 @@
+"""Runs whose test error is looked up: their result, and what is refused before they start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from made_cell_tables import made_error, write_csv, write_nats_file, write_nats_folder
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lfmcw_app import lookup
+from lfmcw_app.classifier import network_path
+from lfmcw_app.commands.execution import reported_errors
+from lfmcw_app.commands.resumption import resumed_folder
+from lfmcw_app.complete_runs import look_up_genotype
+from lfmcw_app.errors import InputError
+from lfmcw_app.lookup import look_up, open_table, table_of
+from lfmcw_app.recipe import load_recipe
+from lfmcw_app.report import write_report
+from lfmcw_app.resolving import resolve_recipe
+from lfmcw_app.result import print_result
+from lfmcw_app.run_folder import EVALUATED, RunFolder
+from lfmcw_app.search_space.nasbench201 import SumCell
+from lfmcw_app.stages import phases_of
+
+CELL = SumCell(("nor_conv_3x3", "none", "nor_conv_3x3"))
+BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|"
+
+
+@pytest.fixture(scope="module")
+def table_file(tmp_path_factory):
+    return write_csv(tmp_path_factory.mktemp("tables") / "cells.csv")
+
+
+def recipe_of(file, *settings, dataset="digits", nodes=3, **more):
+    assign = [f"search.nodes={nodes}", f"lookup.file={json.dumps(str(file))}", *settings]
+    return resolve_recipe(dataset, "smoke", None, assign, 0, space="nasbench201", **more)
+
+
+# ------------------------------ the table of a recipe
+
+
+def test_a_recipe_records_the_table_and_its_digest(table_file):
+    recipe = recipe_of(table_file)
+    assert recipe.lookup.file == str(table_file)
+    assert len(recipe.lookup.digest) == 64
+    assert not recipe.trains
+    assert phases_of(recipe) == ("search",)
+    assert phases_of(recipe_of(table_file, "search.method=random")) == ()
+    assert table_of(recipe).complete
+    assert table_of(load_recipe("smoke")) is None
+
+
+def test_a_table_that_has_changed_is_refused(tmp_path):
+    file = write_csv(tmp_path / "cells.csv")
+    recipe = recipe_of(file)
+    file.write_text(file.read_text().replace("60.0", "61.0"))
+    with pytest.raises(InputError, match=r"is not the table of the recipe: lookup\.digest is"):
+        table_of(recipe)
+    assert table_of(recipe_of(file)).cells["|none~0|+|none~0|none~1|"].errors[0] == 61.0
+
+
+def test_a_table_elsewhere_has_the_same_digest(table_file, tmp_path):
+    moved = tmp_path / "moved.csv"
+    shutil.copy(table_file, moved)
+    assert recipe_of(moved).lookup.digest == recipe_of(table_file).lookup.digest
+
+
+def test_the_digest_of_a_folder_is_that_of_its_files(tmp_path):
+    folder = write_nats_folder(tmp_path)
+    first = recipe_of(folder, dataset="cifar10", nodes=4).lookup.digest
+    (folder / "000002.pickle.pbz2").rename(folder / "000003.pickle.pbz2")
+    assert recipe_of(folder, dataset="cifar10", nodes=4).lookup.digest != first
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"nodes": 4}, r"nasbench201 with 3 nodes, and the recipe is for nasbench201 with 4"),
+        ({"dataset": "fashion-mnist"}, r"errors on digits, and none on 'fashion-mnist'"),
+        ({"space": "darts"}, r"nasbench201 with 3 nodes, and the recipe is for darts"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(table_file, settings, words):
+    chosen = {"space": "nasbench201", "dataset": "digits", "nodes": 3, **settings}
+    recipe = load_recipe(
+        "smoke",
+        space=chosen["space"],
+        overrides={
+            "dataset": chosen["dataset"],
+            "search.nodes": chosen["nodes"],
+            "lookup.file": str(table_file),
+        },
+    )
+    with pytest.raises(InputError, match=words):
+        table_of(recipe)
+
+
+def test_a_data_set_may_have_another_name_in_the_table(table_file):
+    recipe = recipe_of(table_file, "lookup.dataset=digits", dataset="random:cifar10")
+    assert table_of(recipe).dataset == "digits"
+    with pytest.raises(InputError, match="errors on digits, and none on 'random:cifar10'"):
+        table_of(recipe_of(table_file, dataset="random:cifar10"))
+
+
+def test_a_table_that_is_not_complete_is_refused(tmp_path):
+    file = write_csv(tmp_path / "cells.csv", leave_out=1)
+    with pytest.raises(InputError, match="not complete: it has 249 of 250 trainings"):
+        table_of(recipe_of(file))
+
+
+@pytest.mark.parametrize("name", ["NAS-Bench-201-v1_1-096897.pth", "folder"])
+def test_other_formats_are_refused(name, tmp_path):
+    path = tmp_path / name
+    path.mkdir()
+    with pytest.raises(InputError, match="take NATS-Bench's file or folder"):
+        open_table(path, "cifar10")
+
+
+def test_a_file_that_is_not_there_is_said():
+    with pytest.raises(InputError, match=r"the table nowhere\.csv cannot be read"):
+        recipe_of("nowhere.csv")
+
+
+def test_a_large_table_is_read_and_hashed_once(table_file, monkeypatch):
+    recipe = recipe_of(table_file)
+    first = table_of(recipe)
+    monkeypatch.setattr(lookup, "open_table", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(lookup.hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
+    assert table_of(recipe) is first
+
+
+def test_nats_bench_serves_its_data_sets(tmp_path):
+    file = write_nats_file(tmp_path)
+    tables = [table_of(recipe_of(file, dataset=name, nodes=4)) for name in ("cifar10", "cifar100")]
+    assert [table.dataset for table in tables] == ["cifar10", "cifar100"]
+    with pytest.raises(InputError, match="and none on 'digits'"):
+        table_of(recipe_of(file, nodes=4))
+
+
+def test_nothing_can_start_from_weights_without_a_training(table_file):
+    with pytest.raises(InputError, match="with lookup nothing is trained"):
+        load_recipe("smoke", overrides={"lookup.file": "x", "evaluation.init.run": "y"})
+
+
+def test_conditions_of_a_training_need_a_training():
+    """The networks of a table had data of their own: a condition can be of the search alone."""
+    given = {"lookup.file": "x", "data.imbalance": 0.1}
+    with pytest.raises(InputError, match=r"set data\.conditions_apply_to to search"):
+        load_recipe("smoke", overrides=given)
+    assert not load_recipe(
+        "smoke", overrides={**given, "data.conditions_apply_to": "search"}
+    ).trains
+
+
+def test_a_digest_needs_its_file():
+    with pytest.raises(InputError, match="digest and dataset need file"):
+        load_recipe("smoke", overrides={"lookup.digest": "x"})
+
+
+# ------------------------------ the result
+
+
+@pytest.fixture
+def folder(table_file, tmp_path):
+    """A folder of an evaluation, before its result."""
+    folder = RunFolder.create(tmp_path / "run", recipe_of(table_file))
+    folder.write(EVALUATED, CELL.to_json())
+    return folder
+
+
+def test_the_result_has_error_regret_and_rank(folder, table_file):
+    result = look_up_genotype(folder, CELL)
+    best = (made_error(SumCell(("nor_conv_3x3",) * 3), seed) for seed in (0, 1))
+    error = sum(made_error(CELL, seed) for seed in (0, 1)) / 2
+    assert result["test_error_percent"] == pytest.approx(error, abs=1e-4)
+    assert result["lookup"] == {
+        "file": "cells.csv",
+        "digest": folder.recipe.lookup.digest,
+        "dataset": "digits",
+        "seeds": [0, 1],
+        "regret_percent": pytest.approx(error - sum(best) / 2, abs=1e-4),
+        "rank": table_of(folder.recipe).rank(CELL),
+        "cells": 125,
+        "best_cell": BEST,
+    }
+    assert result["parameters"] == 118_000
+    assert result["genotype"] == CELL.to_data()
+    assert RunFolder.open(folder.path).result == json.loads(json.dumps(result))
+    assert not (folder.path / "network.pt").exists()
+
+
+def test_a_complete_look_up_is_not_repeated(folder, monkeypatch):
+    result = look_up_genotype(folder, CELL)
+    monkeypatch.setattr("lfmcw_app.complete_runs.table_of", lambda *_: pytest.fail("repeated"))
+    assert look_up_genotype(folder, CELL) == result
+
+
+def test_the_result_is_printed_with_its_source(folder):
+    result = look_up(folder, CELL, table_of(folder.recipe))
+    console = Console(record=True, width=1000)
+    print_result(result, folder, console)
+    said = console.export_text()
+    assert "on digits, looked up in cells.csv (mean of 2 trainings), 118,000 parameters" in said
+    assert (
+        f"regret 4.50 percentage points against the best cell, rank 8 of 125; the best is {BEST}"
+        in said
+    )
+    assert "Predict images" not in said
+
+
+def test_the_report_shows_regret_and_rank(folder):
+    look_up(folder, CELL, table_of(folder.recipe))
+    page = write_report(folder.path).read_text("utf-8")
+    assert '<div data-figure="regret"><dt>regret</dt><dd><b>4.50</b> <span>points' in page
+    assert '<div data-figure="rank"><dt>rank of 125 cells</dt><dd><b>8</b>' in page
+    assert 'href="#training"' not in page
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_without_a_network_says_why(folder, complete):
+    if complete:
+        look_up(folder, CELL, table_of(folder.recipe))
+    with pytest.raises(InputError, match="no trained network: its test error was looked up"):
+        network_path(folder.path)
+
+
+# ------------------------------ resuming
+
+
+def resume(path, *assign, searches=False):
+    return resumed_folder(
+        path, searches=searches, dataset=None, config=None, options={}, assign=assign, out=None
+    )
+
+
+def test_a_run_is_resumed_where_its_table_has_moved(folder, table_file, tmp_path):
+    moved = tmp_path / "moved.csv"
+    shutil.copy(table_file, moved)
+    os.utime(moved, (1, 1))
+    resumed = resume(folder.path, f"lookup.file={moved}")
+    assert look_up_genotype(resumed, CELL)["lookup"]["file"] == "moved.csv"
+    assert RunFolder.open(folder.path).recipe.lookup.file == str(moved)
+    assert "changed" not in resumed.result  # no number depends on the place
+
+
+def test_a_run_is_not_resumed_on_another_table(folder, tmp_path):
+    other = write_csv(tmp_path / "other.csv", seeds=1)
+    with pytest.raises(InputError, match="is not the table of the recipe"):
+        resume(folder.path, f"lookup.file={other}")
+
+
+def test_a_run_that_trains_does_not_become_a_look_up(table_file, tmp_path):
+    recipe = resolve_recipe(
+        "digits", "smoke", None, ["search.nodes=3"], 0, space="nasbench201"
+    )  # fmt: skip
+    RunFolder.create(tmp_path / "run", recipe)
+    with pytest.raises(InputError, match=r"lookup\.digest None → .* cannot change in the middle"):
+        resume(tmp_path / "run", f"lookup.file={table_file}", searches=True)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_settings_of_a_training_change_nothing(folder, complete):
+    if complete:
+        look_up(folder, CELL, table_of(folder.recipe))
+    with pytest.raises(InputError, match="trains no network, its error is looked up, so eval"):
+        resume(folder.path, "evaluation.epochs=7")
+
+
+# ------------------------------ commands
+
+
+def test_a_cell_is_looked_up_without_data(table_file, tmp_path, monkeypatch):
+    from typer import Typer
+
+    from lfmcw_app.commands.evaluate import evaluate
+
+    monkeypatch.setattr("lfmcw_app.data_checks.load_dataset", lambda *_: pytest.fail("read"))
+    app = Typer()
+    app.command()(evaluate)
+    arguments = ["digits", "--space=nasbench201", "--set=search.nodes=3"]
+    arguments += [f"--lookup={table_file}", f"--out={tmp_path / 'run'}"]
+    done = CliRunner().invoke(app, [CELL.notation(), *arguments])
+    assert done.exit_code == 0, done.output
+    assert "rank 8 of 125" in " ".join(done.output.split())
+    assert RunFolder.open(tmp_path / "run").result["lookup"]["rank"] == 8
+    again = CliRunner().invoke(app, [f"--resume={tmp_path / 'run'}"])
+    assert again.exit_code == 0, again.output
+
+    for refused in ("--dry-run", "--max-steps=2"):
+        done = CliRunner().invoke(app, [CELL.notation(), *arguments[:-1], refused])
+        assert done.exit_code == 2
+        assert "with --lookup there is none" in " ".join(done.output.split())
+
+
+def test_a_refusal_is_one_paragraph(table_file):
+    console = Console(record=True, width=1000)
+    with pytest.raises(Exception, match="2"), reported_errors(console):
+        table_of(recipe_of(table_file, nodes=4))
+    assert console.export_text().count("\n") == 1

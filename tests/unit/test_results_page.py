@@ -1,0 +1,357 @@
+"""The page of results is what the committed files give, and says what has not been run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from made_results import ABLATION, made_cells, made_looked_up_runs, made_row, made_runs
+from results_blocks import BLOCKS
+from results_cells import noise_between_seeds, rank_correlation, regret_of_the_chosen
+from results_data import BASELINE, METHOD, UNIFORM, condition_said, read_all
+from results_figures import FIGURES, wanted
+from results_page import BLOCK, DOCS, main, pages, render
+
+from lfmcw_app.cell_table_file import read_cell_table
+from lfmcw_app.errors import InputError
+from lfmcw_app.results_file import read_results, write_results
+
+HARD = 'data.wrong_labels=[{"as":["dog"],"in":"train","of":"cat","share":0.5}]'
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder of results that has the paper's figures only."""
+    shutil.copy(DOCS / "data" / "paper.csv", tmp_path)
+    return tmp_path
+
+
+def block(name, data):
+    return BLOCKS[name](read_all(data))
+
+
+def status_row(data, *words):
+    found = [
+        line for line in block("status", data).splitlines() if all(word in line for word in words)
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+# ------------------------------ the committed page
+
+
+def test_the_committed_pages_are_what_the_committed_files_give():
+    results = read_all(DOCS / "data")
+    found = list(pages(DOCS))
+    assert DOCS / "results.md" in found
+    for path in found:
+        text = path.read_text("utf-8")
+        assert render(text, results) == text, f"make results changes {path.name}"
+
+
+def test_the_committed_figures_show_the_committed_files():
+    results = read_all(DOCS / "data")
+    for name in wanted(results):
+        text = (DOCS / name).read_text("utf-8")
+        assert f">{FIGURES[name][0](results)}<" in text, f"make results changes {name}"
+        assert len(text) < 150_000
+
+
+def test_every_block_stands_on_a_page_once():
+    named = [name for path in pages(DOCS) for name, _ in BLOCK.findall(path.read_text("utf-8"))]
+    assert sorted(named) == sorted(BLOCKS)
+
+
+def test_no_figure_stands_in_the_prose_of_the_results():
+    """Figures of results: decimals and percentages. What an interval and a power are may stand."""
+    text = BLOCK.sub("", (DOCS / "results.md").read_text("utf-8"))
+    text = re.sub(r"```.*?```|\]\(.*?\)|`.*?`", "", text, flags=re.DOTALL)
+    text = re.sub("95%|80%|a hundred", "", text)
+    assert re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])|\d+ ?%|±", text) == []
+
+
+def test_committed_files_are_small():
+    for path in (DOCS / "data").rglob("*.csv"):
+        assert path.stat().st_size < 1_000_000, path
+
+
+# ------------------------------ what has not been run
+
+
+def test_without_results_every_block_says_so(tmp_path):
+    for name, make in BLOCKS.items():
+        text = make(read_all(tmp_path))
+        if name not in ("power", "forest", "status"):
+            assert re.search(r"(?i)not (been )?(run|measured|compared)", text), (name, text)
+            assert not re.search(r"\d\.\d", text), (name, text)
+
+
+def test_the_status_says_what_was_not_run(data):
+    text = block("status", data)
+    for item in (*(f"Table {n}" for n in range(2, 6)), "Tables 6 and 7", "Figure 3", "Figure 4"):
+        assert f"| {item} |" in text
+    assert "Figures 5 and 6" in text
+    assert text.count("| not run here |") == 11 + 2 + 2 + 2  # rows of Tables 2 to 5, and Figure 3
+    assert "±" not in "".join(line.split("|")[7] for line in text.splitlines())  # our figures
+
+
+# ------------------------------ verdicts in words
+
+
+@pytest.mark.parametrize(
+    ("offset", "seeds", "words"),
+    [
+        (-0.8, 20, "lower error than those of plain search"),
+        (-0.8, 20, "the gain is told from chance"),
+        (0.8, 20, "the loss is told from chance"),
+        (0.0, 20, "no difference is seen, and a gain above 0."),
+        (-0.8, 4, "4 seeds are too few"),
+    ],
+)
+def test_the_answer_follows_the_verdict(data, offset, seeds, words):
+    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: offset}, seeds=seeds)
+    assert words in block("answer", data).splitlines()[0]
+
+
+def test_arms_that_no_seed_tells_apart_are_said_to_be_so(data):
+    same = dict.fromkeys(ABLATION, 0.0)
+    made_runs(data / "runs" / "a.csv", offsets=same, spread=0.0)
+    assert "no seed tells them apart" in block("answer", data)
+
+
+def test_the_answer_has_three_sentences_in_every_state(data):
+    assert len(block("answer", data).splitlines()) == 3
+    made_runs(data / "runs" / "a.csv")
+    made_runs(data / "runs" / "b.csv", generator="real")
+    made_runs(data / "runs" / "c.csv", condition=HARD)
+    said = block("answer", data).splitlines()
+    assert len(said) == 3
+    assert "with real images in the generator's place" in said[2]
+    assert "with 50% of cat labelled dog" in said[2]
+
+
+def test_the_largest_experiment_leads_and_others_are_counted(data):
+    made_runs(data / "runs" / "few.csv", seeds=10, order="second", offsets={**ABLATION, METHOD: 2})
+    made_runs(data / "runs" / "many.csv", seeds=20)
+    first = block("answer", data).splitlines()[0]
+    assert "first order" in first and "lower error" in first
+    assert "(further comparisons: 1 worse)" in first
+
+
+def test_comparisons_in_the_other_order_turn_sign_and_verdict(data):
+    """`controls` reports the search without LFM-CW minus LFM-CW."""
+    offsets = {METHOD: -0.8, "random cells": 1.0, BASELINE: 0.0}
+    path = made_runs(data / "runs" / "a.csv", offsets=offsets, table="controls")
+    (turned,) = read_all(data).effects(METHOD, BASELINE)
+    (straight,) = read_all(data).effects(BASELINE, METHOD)
+    assert turned.found.difference == -straight.found.difference < -0.5
+    assert (turned.verdict, straight.verdict) == ("better", "worse")
+    assert turned.error == straight.error_against < turned.error_against
+    assert turned.design.source == path.name
+
+
+def test_comparisons_that_no_table_plans_are_not_made(data):
+    made_runs(data / "runs" / "a.csv")
+    assert read_all(data).effects("λ = 0", "random cells") == []
+
+
+# ------------------------------ each result in its place
+
+
+def test_oracles_and_conditions_stand_in_their_own_sections(data):
+    made_runs(data / "runs" / "a.csv")
+    made_runs(data / "runs" / "b.csv", generator="real")
+    made_runs(data / "runs" / "c.csv", condition=HARD)
+    counts = {
+        name: block(name, data).count(f"| {METHOD} minus {BASELINE} |")
+        for name in ("plain search", "oracle", "hard")
+    }
+    assert counts == {"plain search": 1, "oracle": 1, "hard": 1}
+    assert "real images drawn" in block("oracle", data)
+    assert "50% of cat labelled dog" in block("hard", data)
+    assert "50% of cat" not in block("status", data)
+
+
+def test_a_run_at_the_papers_size_takes_the_row_from_a_small_one(data):
+    made_runs(data / "runs" / "small.csv")
+    small = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
+    assert "| small | CIFAR-10 (JPEG), DARTS, small" in small
+    made_runs(
+        data / "runs" / "full.csv", table="table2", offsets={BASELINE: 0.0, METHOD: -0.45},
+        seeds=10, spread=0.05, base=3.0, dataset="cifar10", preset="paper", generator="biggan",
+    )  # fmt: skip
+    full = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
+    assert "| yes | CIFAR-10, DARTS, paper" in full
+    assert "better; the paper's -15% is inside the interval" in full
+    assert "1 comparison was run at the paper's sizes" in block("answer", data)
+
+
+def test_a_change_that_the_interval_excludes_is_said_to_be_outside(data):
+    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: 0.0})
+    row = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
+    assert "no difference seen; the paper's -15% is outside the interval" in row
+
+
+def test_other_classes_do_not_stand_in_for_cifar100_or_imagenet(data):
+    made_runs(data / "runs" / "a.csv", space="pcdarts")
+    assert "| small |" in status_row(data, "Table 2", "PC-DARTS, CIFAR-10 |")
+    assert "| not run here |" in status_row(data, "Table 2", "PC-DARTS, CIFAR-100 |")
+    assert "| not run here |" in status_row(data, "Table 3", "PC-DARTS, ImageNet |")
+
+
+def test_two_machines_stand_together_and_a_differing_sign_is_said(data):
+    made_runs(data / "runs" / "a.csv", device="one")
+    made_runs(data / "runs" / "b.csv", device="two", offsets={**ABLATION, METHOD: 0.5})
+    lines = [line for line in block("machines", data).splitlines() if f"minus {BASELINE}" in line]
+    assert [("one" in line, "two" in line) for line in lines] == [(True, False), (False, True)]
+    assert all("**the sign differs**" in line for line in lines)
+    made_runs(data / "runs" / "b.csv", device="two")
+    assert "the sign agrees" in block("machines", data)
+
+
+def test_alike_experiments_are_told_apart_by_what_differs(data):
+    common = "search.nodes=3 lookup.file=cells.csv"
+    made_runs(data / "runs" / "a.csv", settings=common)
+    made_runs(data / "runs" / "b.csv", settings=f"{common} search.generator.warmup_rounds=500")
+    text = block("plain search", data)
+    assert text.count("search.generator.warmup_rounds=500") == 1
+    assert "search.nodes" not in text and "lookup.file" not in text
+
+
+def test_quality_of_generators_is_shown_for_each_arm(data):
+    made_runs(data / "runs" / "a.csv", gan_test_percent=87.25, gan_train_percent=12.5, variety=0.04)
+    assert "| LFM-CW | 20 | 87.2 | 12.5 | 0.04 |" in block("quality", data)
+
+
+def test_conditions_are_said_in_words_or_as_they_are():
+    assert condition_said(HARD) == "50% of cat labelled dog"
+    assert condition_said("data.imbalance=0.1") == "classes of unequal size (1 to 0.1)"
+    assert condition_said("data.other=7") == "data.other=7"
+
+
+# ------------------------------ look-ups
+
+
+def test_ranks_of_looked_up_searches_are_counted(data):
+    ranks = {BASELINE: [1, 3, 30], METHOD: [2, 4, 11]}
+    made_looked_up_runs(data / "runs" / "a.csv", ranks, table="table2")
+    text = block("ranks", data)
+    assert "| no LFM-CW | 3 | 1.03 ± 1.62 | 3 (1 to 30) | 2 of 3 |" in text
+    assert "look-up" in text
+
+
+def test_the_table_of_cells_is_summed_up(data):
+    made_cells(data / "nasbench201_3_nodes_cifar10.csv", noise=0.0)
+    text = block("cells", data)
+    assert "| best | `\\|cell0~0\\|` | 40.00 | 40.00, 40.00 | 10,000 |" in text
+    assert "| median | `\\|cell62~0\\|` | 46.20 |" in text
+    assert "| worst | `\\|cell124~0\\|` | 52.40 |" in text
+    assert "| a drawn cell's regret |  | 6.20 |" in text
+    assert "| regret of the cell that looks best |  | 0.00 |" in text
+
+
+def test_noise_between_seeds_is_that_of_the_trainings(tmp_path):
+    table = read_cell_table(made_cells(tmp_path / "cells.csv", seeds=20, noise=0.3))
+    assert noise_between_seeds(table) == pytest.approx(0.3, rel=0.1)
+    assert rank_correlation(table) > 0.98
+
+
+def test_one_training_per_cell_tells_nothing_of_noise(data):
+    made_cells(data / "nasbench201_3_nodes_cifar10.csv", seeds=1)
+    text = block("cells", data)
+    assert "worst" in text and "between seeds" not in text
+
+
+def test_regret_of_the_chosen_cell_is_its_expectation():
+    means, noise = [40.0, 40.1, 40.3, 41.0, 45.0], 0.25
+    seen = np.random.default_rng(0).normal(means, noise, (200_000, len(means)))
+    simulated = np.take(means, seen.argmin(1)).mean() - 40.0
+    assert regret_of_the_chosen(means, noise) == pytest.approx(simulated, rel=0.02)
+    assert regret_of_the_chosen(means, 0.0) == 0.0
+
+
+# ------------------------------ files and pages
+
+
+def test_figures_are_the_same_bytes_each_time(data, tmp_path):
+    made_runs(data / "runs" / "a.csv")
+    made_cells(data / "nasbench201_3_nodes_cifar10.csv")
+    made_looked_up_runs(data / "runs" / "b.csv", {BASELINE: [1, 3], METHOD: [2, 4]}, table="table2")
+    results = read_all(data)
+    assert list(wanted(results)) == list(FIGURES)
+    for name, (digest, draw) in FIGURES.items():
+        draw(results, tmp_path / name)
+        first = (tmp_path / name).read_bytes()
+        draw(results, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == first
+        assert digest(results).encode() in first
+
+
+def test_another_result_is_another_figure(data):
+    made_runs(data / "runs" / "a.csv")
+    before = FIGURES["results.svg"][0](read_all(data))
+    made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: -0.4})
+    assert FIGURES["results.svg"][0](read_all(data)) != before
+
+
+def test_the_command_fills_pages_and_draws(data, tmp_path, capsys):
+    docs = tmp_path / "docs"
+    made_runs(docs / "data" / "runs" / "a.csv")
+    (docs / "a.md").write_text(
+        "By hand.\n\n<!-- begin: answer -->\nearlier\n<!-- end: answer -->\n"
+    )
+    (docs / "b.md").write_text("No block.\n")
+    main(docs)
+    text = (docs / "a.md").read_text("utf-8")
+    assert text.startswith("By hand.\n\n<!-- begin: answer -->\n\n1. On CIFAR-10 (JPEG)")
+    assert "earlier" not in text
+    assert (docs / "results.svg").exists() and not (docs / "results_cells.svg").exists()
+    main(docs)
+    assert (docs / "a.md").read_text("utf-8") == text
+    assert "b.md" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- begin: answer -->\n",
+        "<!-- end: answer -->\n",
+        "<!-- begin: answer -->\n<!-- end: status -->\n",
+        "<!-- begin: nothing -->\n<!-- end: nothing -->\n",
+    ],
+)
+def test_blocks_of_other_names_or_without_an_end_are_refused(text, data):
+    with pytest.raises(InputError, match="block"):
+        render(text, read_all(data))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "has no runs"),
+        ([made_row(METHOD, 0, 50.0), made_row(METHOD, 0, 51.0)], "two runs of one arm and seed"),
+        ([made_row(METHOD, 0, 50.0), made_row(METHOD, 1, 51.0, space="pdarts")], "mixes"),
+        ([made_row(METHOD, 0, 50.0, table="table9")], "'table9', which this version"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(rows, words, data):
+    (data / "runs").mkdir()
+    write_results(data / "runs" / "a.csv", rows)
+    with pytest.raises(InputError, match=words):
+        read_all(data)
+
+
+def test_a_summary_of_many_seeds_needs_its_single_runs(data):
+    text = (DOCS / "data" / "summaries.csv").read_text("utf-8").replace(",0.50,3,", ",0.50,20,")
+    (data / "summaries.csv").write_text(text, "utf-8")
+    with pytest.raises(InputError, match="20 seeds needs its single runs"):
+        read_all(data)
+
+
+def test_isolating_arms_are_compared_with_the_method(data):
+    made_runs(data / "runs" / "a.csv")
+    text = block("class weights", data)
+    assert f"{METHOD} minus {UNIFORM}" in text and f"{METHOD} minus λ = 0" in text
