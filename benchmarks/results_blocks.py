@@ -27,6 +27,7 @@ from results_data import (
     Effect,
     PaperRow,
     Results,
+    condition_said,
     distinct_titles,
     mean,
 )  # fmt: skip
@@ -64,8 +65,15 @@ def points(effect: Effect) -> str:
 def verdict_said(effect: Effect) -> str:
     """The verdict; where nothing is seen, what is ruled out."""
     if effect.verdict == "no difference seen":
-        return f"{effect.verdict}; a gain above {effect.excluded_gain:.2f} is ruled out"
+        return f"{effect.verdict}; {excluded(effect)}"
     return effect.verdict
+
+
+def excluded(effect: Effect) -> str:
+    """Which gain is outside the 95% interval."""
+    if effect.excluded_gain == 0:
+        return "a gain is ruled out"
+    return f"a gain above {effect.excluded_gain:.2f} points is ruled out"
 
 
 def effects_table(effects: Sequence[Effect]) -> str:
@@ -458,13 +466,15 @@ def _on_class_weights(results: Results) -> str:
 def _on_the_rest(results: Results) -> str:
     pairs = [(METHOD, BASELINE)]
     oracles, harder = chosen(results, pairs, is_oracle), chosen(results, pairs, is_hard)
+    harder = [e for e in harder if e.design.generator != ORACLE] or harder
     said = []
     real = leading(oracles)
     if real is not None:
         said.append(f"with real images in the generator's place it has {_short(real)}")
-    said += [
-        f"with {effect.design.title.rpartition(', ')[2]} {_short(effect)}" for effect in harder
-    ]
+    for condition in dict.fromkeys(effect.design.condition for effect in harder):
+        effect = leading([effect for effect in harder if effect.design.condition == condition])
+        if effect is not None:
+            said.append(f"with {condition_said(condition or '')} {_short(effect)}")
     full = [
         effect for effect in results.effects(METHOD, BASELINE) if effect.design.preset == "paper"
     ]
@@ -492,7 +502,7 @@ def _interval(effect: Effect) -> str:
 
 
 def _short(effect: Effect) -> str:
-    return f"{_differing(effect)} ({_interval(effect)}; {_concluded(effect)})"
+    return f"{_differing(effect)} ({_interval(effect)}; {effect.verdict})"
 
 
 def _concluded(effect: Effect) -> str:
@@ -504,7 +514,7 @@ def _concluded(effect: Effect) -> str:
         TOO_FEW: f"{effect.found.pairs} seeds are too few to tell it from chance",
     }.get(
         effect.verdict,
-        f"no difference is seen, and a gain above {effect.excluded_gain:.2f} points is ruled out",
+        f"no difference is seen, and {excluded(effect)}",
     )
 
 

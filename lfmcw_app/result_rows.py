@@ -129,12 +129,15 @@ def _seconds(folder: Path) -> tuple[float | None, float | None]:
 def _told(recipe: Recipe, *, conditions: bool) -> str | None:
     """The settings that differ from the preset's, as key=value; either of the data or the others.
 
-    Without paths: of a run that weights come from, the name of its folder.
+    Without paths: of a run that weights come from, the name of its folder. Without digests, which
+    the recipe's own has in it.
     """
     default = _defaults(recipe.preset, recipe.search.space)
     told = []
     for key, value in leaves(recipe.model_dump(mode="json", by_alias=True)):
-        of_these = key not in IN_COLUMNS and key.startswith(CONDITIONS) == conditions
+        if key in IN_COLUMNS or key.endswith(".digest"):
+            continue
+        of_these = key.startswith(CONDITIONS) == conditions
         if of_these and value != default.get(key):
             shown = Path(value).name if isinstance(value, str) else json.dumps(value)
             told.append(f"{key}={shown.replace(' ', '')}")

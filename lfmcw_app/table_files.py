@@ -115,9 +115,9 @@ class TableReport:
     def to_contribute(self) -> str:
         """How these results come onto the page of results, in words."""
         return (
-            f"To contribute: copy {self.results} to docs/data/{self._folder.name}.csv (add the "
-            "machine to the name if there is one from another), and open a pull request with it. "
-            "See docs/reproducing.md."
+            f"To contribute: copy {self.results} to docs/data/runs/{self._folder.name}.csv in a "
+            "checkout of this repository (under another name where that one is taken), run `make "
+            "results`, which fills the table's row in docs/results.md, and open a pull request."
         )
 
     def write(self, *, figure: bool = True) -> None:

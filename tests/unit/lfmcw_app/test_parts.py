@@ -140,7 +140,7 @@ def test_a_search_without_images_to_draw_is_refused(digits):
     how = recipe()
     parts = search_parts(how, digits)
     modules = build_modules(how.search, digits)
-    with pytest.raises(ValueError, match="real needs `unused`"):
+    with pytest.raises(ValueError, match=r"generator\.name real needs `unused`"):
         build_search(how, digits, parts.train, parts.validation, modules)
 
 

@@ -77,7 +77,7 @@ def test_a_table_has_a_row_per_run_in_the_order_of_its_arms(tmp_path, digits):
     report.write()
     assert (tmp_path / "figure.png").stat().st_size > 2000
     assert not list(tmp_path.glob(".*.part"))
-    assert f"copy {report.results} to docs/data/{tmp_path.name}.csv" in report.to_contribute()
+    assert f"copy {report.results} to docs/data/runs/{tmp_path.name}.csv" in report.to_contribute()
 
 
 def test_a_folder_that_another_table_makes_is_waited_for(tmp_path, digits):
