@@ -16,7 +16,7 @@ from results_page import BLOCK, DOCS, main, pages, render
 
 from lfmcw_app.cell_table_file import read_cell_table
 from lfmcw_app.errors import InputError
-from lfmcw_app.results_file import write_results
+from lfmcw_app.results_file import read_results, write_results
 
 HARD = 'data.wrong_labels=[{"as":["dog"],"in":"train","of":"cat","share":0.5}]'
 
