@@ -230,7 +230,9 @@ def cells(results: Results) -> str:
     """The table of all cells of the small space."""
     if results.cells is None:
         return NOTHING
-    found = table(("", "cell", "test error, %", "by seed", "parameters"), cell_lines(results.cells))
+    found = table(
+        ("", "cell", "cells", "test error, %", "by seed", "parameters"), cell_lines(results.cells)
+    )
     return f"{found}\n\n![errors of all cells, and where searches end](results_cells.svg)\n\n" + (
         f"[The table](data/{CELLS})."
     )

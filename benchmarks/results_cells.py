@@ -12,7 +12,7 @@ from scipy.stats import norm, spearmanr
 from lfmcw_app.cell_table import CellTable, TrainedCell
 
 NEAR_THE_BEST = 0.25
-"""Share of the cells, the best ones, whose noise counts: the noise of a useless cell is zero."""
+"""Share of the networks, the best, whose noise counts: that of a useless one is zero."""
 
 
 def ordered(table: CellTable) -> list[tuple[str, TrainedCell]]:
@@ -20,14 +20,28 @@ def ordered(table: CellTable) -> list[tuple[str, TrainedCell]]:
     return sorted(table.cells.items(), key=lambda item: (item[1].mean, item[0]))
 
 
-def noise_between_seeds(table: CellTable) -> float:
-    """SD of one training's error around its cell's mean, percentage points, of the better cells.
+def networks(table: CellTable) -> list[tuple[str, TrainedCell, int]]:
+    """The different networks, the best first: one of its cells, and how many cells it has.
 
-    NaN where no cell has two trainings.
+    Cells of one network, such as those that differ in the order of their nodes, have the same
+    trainings, so that their noise is one and the same.
     """
-    better = ordered(table)[: max(1, round(NEAR_THE_BEST * len(table.cells)))]
+    found: dict[object, list[tuple[str, TrainedCell]]] = {}
+    for notation, cell in ordered(table):
+        key = (tuple(sorted(cell.errors.items())), cell.parameters)
+        found.setdefault(key, []).append((notation, cell))
+    return [(*same[0], len(same)) for same in found.values()]
+
+
+def noise_between_seeds(table: CellTable) -> float:
+    """SD of one training's error around its mean, percentage points, of the better networks.
+
+    NaN where none has two trainings.
+    """
+    known = networks(table)
+    better = known[: max(1, round(NEAR_THE_BEST * len(known)))]
     variances = [
-        statistics.variance(cell.errors.values()) for _, cell in better if len(cell.errors) > 1
+        statistics.variance(cell.errors.values()) for _, cell, _ in better if len(cell.errors) > 1
     ]
     return math.sqrt(statistics.fmean(variances)) if variances else math.nan
 
@@ -35,7 +49,7 @@ def noise_between_seeds(table: CellTable) -> float:
 def rank_correlation(table: CellTable) -> float:
     """Spearman's correlation of the errors of the first two seeds; NaN where there is one."""
     seeds = sorted({seed for cell in table.cells.values() for seed in cell.errors})[:2]
-    both = [cell.errors for cell in table.cells.values() if set(seeds) <= set(cell.errors)]
+    both = [cell.errors for _, cell, _ in networks(table) if set(seeds) <= set(cell.errors)]
     if len(seeds) < 2 or len(both) < 3:
         return math.nan
     first, second = ([errors[seed] for errors in both] for seed in seeds)
@@ -43,13 +57,13 @@ def rank_correlation(table: CellTable) -> float:
 
 
 def regret_of_the_chosen(means: Sequence[float], noise: float) -> float:
-    """The expected regret of the cell that looks best, where each mean has an error.
+    """The expected regret of the network that looks best, where each mean has an error.
 
     The means are taken for the true errors; each is seen with normal noise, and the least is
-    chosen. Cell i is chosen with probability ∫ φᵢ(x) Πⱼ≠ᵢ (1 − Φⱼ(x)) dx.
+    chosen. Network i is chosen with probability ∫ φᵢ(x) Πⱼ≠ᵢ (1 − Φⱼ(x)) dx.
 
     Args:
-        means: error of each cell, %.
+        means: error of each network, %.
         noise: SD of what is seen, percentage points.
     """
     errors = np.asarray(means, dtype=np.float64)
@@ -64,24 +78,25 @@ def regret_of_the_chosen(means: Sequence[float], noise: float) -> float:
 
 
 def cell_lines(table: CellTable) -> Iterator[tuple[object, ...]]:
-    """Rows (what, cell, test error, errors by seed, parameters) of the table of the page."""
-    cells = ordered(table)
-    places = [0, 1, 2, len(cells) // 2, len(cells) - 1]
-    names = ["best", "second", "third", "median", "worst"]
-    for place, name in zip(places, names, strict=True):
-        if place < len(cells):
-            notation, cell = cells[place]
+    """Rows (what, cell, cells, test error, errors by seed, parameters) of the page's table."""
+    known = networks(table)
+    places = {"best": 0, "second": 1, "third": 2, "median": len(known) // 2, "worst": -1}
+    for name, place in places.items():
+        if place < len(known):
+            notation, cell, count = known[place]
             shown = notation.replace("|", "\\|")
             by_seed = ", ".join(f"{cell.errors[seed]:.2f}" for seed in sorted(cell.errors))
-            yield name, f"`{shown}`", f"{cell.mean:.2f}", by_seed, f"{cell.parameters:,}"
-    means = [cell.mean for _, cell in cells]
-    trainings = statistics.fmean(len(cell.errors) for _, cell in cells)
+            yield name, f"`{shown}`", count, f"{cell.mean:.2f}", by_seed, f"{cell.parameters:,}"
+    means = [cell.mean for cell in table.cells.values()]
+    yield "different networks", "", len(known), "", "", ""
+    yield "mean of all cells", "", len(means), f"{statistics.fmean(means):.2f}", "", ""
+    regret = statistics.fmean(means) - min(means)
+    yield "a drawn cell's regret", "", len(means), f"{regret:.2f}", "", ""
     noise = noise_between_seeds(table)
-    yield "mean of all", "", f"{statistics.fmean(means):.2f}", "", ""
-    yield "a drawn cell's regret", "", f"{statistics.fmean(means) - means[0]:.2f}", "", ""
     if math.isnan(noise):
         return
-    regret = regret_of_the_chosen(means, noise / math.sqrt(trainings))
-    yield "SD between seeds, better quarter", "", f"{noise:.2f}", "", ""
-    yield "rank correlation of two seeds", "", f"{rank_correlation(table):.3f}", "", ""
-    yield "regret of the cell that looks best", "", f"{regret:.2f}", "", ""
+    trainings = statistics.fmean(len(cell.errors) for _, cell, _ in known)
+    chosen = regret_of_the_chosen([c.mean for _, c, _ in known], noise / math.sqrt(trainings))
+    yield "SD between seeds, better quarter", "", "", f"{noise:.2f}", "", ""
+    yield "rank correlation of two seeds", "", "", f"{rank_correlation(table):.3f}", "", ""
+    yield "regret of the network that looks best", "", "", f"{chosen:.2f}", "", ""

@@ -172,21 +172,37 @@ def draw_cells(results: Results, path: Path) -> None:
         raise ValueError("there is no table of cells to be drawn")
     cells, arms = [cell for _, cell in ordered(results.cells)], searched_arms(results)
     figure = Figure(figsize=(11, 3.0 + 0.32 * len(arms)), layout="constrained")
-    heights = (2.6, max(0.01, 0.32 * len(arms)))
-    above, below = figure.subplots(2, sharex=True, height_ratios=heights)
+    heights = (2.6, 0.32 * len(arms)) if arms else (1.0,)
+    above, *others = figure.subplots(
+        len(heights), squeeze=False, sharex=True, height_ratios=heights
+    )[:, 0]
     ranks = range(1, len(cells) + 1)
     above.plot(ranks, [cell.mean for cell in cells], color="black", lw=1.2)
     lows, highs = ([end(cell.errors.values()) for cell in cells] for end in (min, max))
     above.vlines(ranks, lows, highs, color="#999999", lw=0.8)
     above.set_ylabel("test error, %\n(line: mean; bars: seeds)", fontsize=8)
-    _draw_ends(below, arms)
-    for arm in (METHOD, BASELINE) if arms else ():
-        above.plot([], [], "o", color=ARM_COLOURS[arm], markersize=4.5, label=arm)
+    _leave_out_the_useless(above, [cell.mean for cell in cells])
+    for below in others:
+        _draw_ends(below, arms)
+        for arm in (METHOD, BASELINE):
+            above.plot([], [], "o", color=ARM_COLOURS[arm], markersize=4.5, label=arm)
         above.legend(fontsize=8, loc="upper left", frameon=False, title="where searches end")
-    for axes in (above, below):
+    for axes in (above, *others):
         axes.tick_params(labelsize=8)
         axes.spines[["right", "top"]].set_visible(False)
+    axes.set_xlabel("rank of the cell, 1: least error", fontsize=8)
     _save(figure, path, cells_digest(results))
+
+
+def _leave_out_the_useless(axes: Axes, errors: Sequence[float]) -> None:
+    """Cells without a path, at chance, would press the others into a line."""
+    shown = errors[round(0.9 * (len(errors) - 1))]
+    highest = shown + 0.5 * (shown - errors[0])
+    beyond = sum(error > highest for error in errors)
+    if beyond:
+        axes.set_ylim(errors[0] - 0.1 * (highest - errors[0]), highest)
+        text = f"{beyond} cells above, up to {errors[-1]:.0f}%"
+        axes.text(len(errors), highest, text, ha="right", va="top", fontsize=8)
 
 
 def _draw_ends(axes: Axes, arms: Sequence[tuple[str, dict[str, list[int]]]]) -> None:
@@ -198,7 +214,6 @@ def _draw_ends(axes: Axes, arms: Sequence[tuple[str, dict[str, list[int]]]]) -> 
             axes.plot(ends, heights, "o", color=ARM_COLOURS[arm], alpha=0.4, markersize=4.5)
     axes.set_yticks(range(len(arms)), [as_label(title, longest=110) for title, _ in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlabel("rank of the cell, 1: least error", fontsize=8)
 
 
 def _save(figure: Figure, path: Path, shown: str) -> None:

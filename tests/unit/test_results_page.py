@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_results import ABLATION, made_cells, made_looked_up_runs, made_row, made_runs
 from results_blocks import BLOCKS
-from results_cells import noise_between_seeds, rank_correlation, regret_of_the_chosen
+from results_cells import (
+    cell_lines,
+    networks,
+    noise_between_seeds,
+    rank_correlation,
+    regret_of_the_chosen,
+)  # fmt: skip
 from results_data import BASELINE, METHOD, UNIFORM, condition_said, read_all
 from results_figures import FIGURES, wanted
 from results_page import BLOCK, DOCS, main, pages, render
@@ -189,7 +196,7 @@ def test_a_run_at_the_papers_size_takes_the_row_from_a_small_one(data):
     assert "1 comparison was run at the paper's sizes" in block("answer", data)
 
 
-def test_a_change_that_the_interval_excludes_is_said_to_be_outside(data):
+def test_a_change_outside_the_interval_is_said_to_be_outside(data):
     made_runs(data / "runs" / "a.csv", offsets={**ABLATION, METHOD: 0.0})
     row = status_row(data, "Table 2", "DARTS-1st, CIFAR-10 |")
     assert "no difference seen; the paper's -15% is outside the interval" in row
@@ -221,7 +228,7 @@ def test_an_interval_above_zero_rules_every_gain_out(data):
     assert "a gain is ruled out" in block("plain search", data)
 
 
-def test_two_machines_stand_together_and_a_differing_sign_is_said(data):
+def test_two_machines_stand_together_and_signs_are_compared(data):
     made_runs(data / "runs" / "a.csv", device="one")
     made_runs(data / "runs" / "b.csv", device="two", offsets={**ABLATION, METHOD: 0.5})
     lines = [line for line in block("machines", data).splitlines() if f"minus {BASELINE}" in line]
@@ -268,11 +275,20 @@ def test_ranks_of_looked_up_searches_are_counted(data):
 def test_the_table_of_cells_is_summed_up(data):
     made_cells(data / "nasbench201_3_nodes_cifar10.csv", noise=0.0)
     text = block("cells", data)
-    assert "| best | `\\|cell0~0\\|` | 40.00 | 40.00, 40.00 | 10,000 |" in text
-    assert "| median | `\\|cell62~0\\|` | 46.20 |" in text
-    assert "| worst | `\\|cell124~0\\|` | 52.40 |" in text
-    assert "| a drawn cell's regret |  | 6.20 |" in text
-    assert "| regret of the cell that looks best |  | 0.00 |" in text
+    assert "| best | `\\|cell0~0\\|` | 1 | 40.00 | 40.00, 40.00 | 10,000 |" in text
+    assert "| median | `\\|cell62~0\\|` | 1 | 46.20 |" in text
+    assert "| worst | `\\|cell124~0\\|` | 1 | 52.40 |" in text
+    assert "| a drawn cell's regret |  | 125 | 6.20 |" in text
+    assert "| regret of the network that looks best |  |  | 0.00 |" in text
+
+
+def test_cells_of_one_network_count_once_in_the_noise(tmp_path):
+    once = read_cell_table(made_cells(tmp_path / "once.csv", count=40, noise=0.4))
+    twin = {f"{notation} again": cell for notation, cell in once.cells.items()}
+    twice = replace(once, cells={**once.cells, **twin})
+    assert len(networks(twice)) == 40 and {count for *_, count in networks(twice)} == {2}
+    assert noise_between_seeds(twice) == noise_between_seeds(once)
+    assert [*cell_lines(twice)][-3:] == [*cell_lines(once)][-3:]
 
 
 def test_noise_between_seeds_is_that_of_the_trainings(tmp_path):
