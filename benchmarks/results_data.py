@@ -200,7 +200,7 @@ class ReportedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A figure of the paper: an error in %, its standard deviation where one is given."""
+    """A figure of the paper: an error in %, and as it is printed there with its deviation."""
 
     item: str
     data: str
@@ -209,7 +209,7 @@ class PaperRow:
     searched_on: str
     arm: str
     error: float
-    deviation: float | None
+    printed: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +233,21 @@ class Results:
     cells: CellTable | None = None
 
     def effects(self, arm: str, against: str) -> list[Effect]:
-        """All comparisons of two arms, in the order of the files."""
-        found = [experiment.effect(arm, against) for experiment in self.experiments]
-        known = [effect for effect in found if effect is not None]
-        return [*known, *self._reported_effects(arm, against)]
+        """All comparisons of two arms, in the order of the experiments.
+
+        Tables share runs. A comparison of the same runs comes once, from the table that plans the
+        fewest comparisons.
+        """
+        found: dict[object, Effect] = {}
+        for experiment in self.experiments:
+            effect = experiment.effect(arm, against)
+            if effect is None:
+                continue
+            runs = frozenset(row.run for label in (arm, against) for row in experiment.runs(label))
+            known = found.setdefault(runs, effect)
+            if len(contrasts(effect.design.table)) < len(contrasts(known.design.table)):
+                found[runs] = effect
+        return [*found.values(), *self._reported_effects(arm, against)]
 
     def _reported_effects(self, arm: str, against: str) -> Iterator[Effect]:
         # A table reports differences from its first arm, which either of the two may be.
@@ -329,7 +340,10 @@ def read_all(folder: Path) -> Results:
 
 
 def _experiments(folder: Path) -> list[Experiment]:
-    return [read_experiment(path) for path in sorted(folder.glob("*.csv"))]
+    """The experiments of a folder: plain ones first, then oracles, then harder data."""
+    found = [read_experiment(path) for path in sorted(folder.glob("*.csv"))]
+    found.sort(key=lambda e: (e.design.condition or "", e.design.generator == ORACLE))
+    return found
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -448,7 +462,7 @@ def _paper(path: Path) -> Iterator[PaperRow]:
             searched_on=cells["searched_on"],
             arm=cells["arm"],
             error=float(cells["test_error_percent"]),
-            deviation=float(cells["deviation"]) if cells["deviation"] else None,
+            printed=" ± ".join(filter(None, (cells["test_error_percent"], cells["deviation"]))),
         )
 
 

@@ -36,8 +36,6 @@ GROUPS = (
     ("LFM-CW minus LFM-CW with uniform class weights", METHOD, UNIFORM),
     ("LFM-CW minus LFM-CW with λ = 0", METHOD, NO_WEIGHT),
     ("images generated and real, minus generated only", BOTH, SYNTHETIC),
-    ("random cells minus plain search", RANDOM, BASELINE),
-    ("random cells minus LFM-CW", RANDOM, METHOD),
 )
 """Heading → the arm, and what it is compared with."""
 
@@ -101,7 +99,7 @@ def draw_forest(results: Results, path: Path) -> None:
     limit = min(WIDEST, max([0.5, *(1.1 * _reach(line.effect) for line in lines)]))
     axes.set_xlim(-limit, limit)
     axes.set_ylim(-0.7, len(lines) + 0.5)
-    head = "points ± 95%, seeds, seen in 80%"
+    head = "points ± 95% · seeds · seen in 80%"
     axes.text(1.01, len(lines), head, **_beside(axes), ha="left", style="italic")
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
@@ -135,25 +133,30 @@ def _draw_effect(axes: Axes, place: int, effect: Effect) -> None:
     axes.plot([shown], [place], marker="s", color=colour, markersize=4.5)
     seen_text = "none" if math.isinf(found.detectable) else f"{found.detectable:.2f}"
     interval = "" if math.isnan(found.interval) else f" ± {found.interval:.2f}"
-    text = f"{found.difference:+.2f}{interval}   n = {found.pairs}   seen: {seen_text}"
+    text = f"{found.difference:+.2f}{interval} · {found.pairs} · {seen_text}"
     axes.text(1.01, place, text, **_beside(axes), ha="left")
 
 
 # ------------------------------ where searches end
 
 
-def searched_arms(results: Results) -> list[tuple[str, list[int]]]:
-    """(title, ranks of the cells) of each arm of looked-up searches; equal ones once."""
+ARM_COLOURS = {METHOD: "#d95f02", BASELINE: "#1f77b4", RANDOM: "#777777"}
+
+
+def searched_arms(results: Results) -> list[tuple[str, dict[str, list[int]]]]:
+    """(title, arm → ranks of its cells) of each experiment with look-ups; random cells once."""
     looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
     titles = distinct_titles(experiment.design for experiment in looked_up)
-    found: dict[tuple[int, ...], str] = {}
+    rows: list[tuple[str, dict[str, list[int]]]] = []
+    drawn: list[int] = []
     for experiment in looked_up:
-        for arm in (METHOD, BASELINE, RANDOM):
-            ranks = sorted(row.rank for row in experiment.runs(arm) if row.rank is not None)
-            if ranks:
-                title = titles[experiment.design] if arm == METHOD else ""
-                found.setdefault(tuple(ranks), f"{arm}: {title}".removesuffix(": "))
-    return [(title, list(ranks)) for ranks, title in found.items()]
+        ranks = {
+            arm: sorted(row.rank for row in experiment.runs(arm) if row.rank is not None)
+            for arm in ARM_COLOURS
+        }
+        drawn = drawn or ranks[RANDOM]
+        rows.append((titles[experiment.design], {arm: ranks[arm] for arm in (METHOD, BASELINE)}))
+    return [*rows, (RANDOM, {RANDOM: drawn})] if drawn else rows
 
 
 def cells_digest(results: Results) -> str:
@@ -168,24 +171,34 @@ def draw_cells(results: Results, path: Path) -> None:
     if results.cells is None:
         raise ValueError("there is no table of cells to be drawn")
     cells, arms = [cell for _, cell in ordered(results.cells)], searched_arms(results)
-    figure = Figure(figsize=(9, 3.2 + 0.28 * len(arms)), layout="constrained")
-    heights = (3.0, max(0.01, 0.28 * len(arms)))
+    figure = Figure(figsize=(11, 3.0 + 0.32 * len(arms)), layout="constrained")
+    heights = (2.6, max(0.01, 0.32 * len(arms)))
     above, below = figure.subplots(2, sharex=True, height_ratios=heights)
     ranks = range(1, len(cells) + 1)
     above.plot(ranks, [cell.mean for cell in cells], color="black", lw=1.2)
-    for rank, cell in zip(ranks, cells, strict=True):
-        errors = cell.errors.values()
-        above.plot([rank, rank], [min(errors), max(errors)], color="#999999", lw=0.8)
+    lows, highs = ([end(cell.errors.values()) for cell in cells] for end in (min, max))
+    above.vlines(ranks, lows, highs, color="#999999", lw=0.8)
     above.set_ylabel("test error, %\n(line: mean; bars: seeds)", fontsize=8)
-    for place, (_, found) in enumerate(arms):
-        below.plot(found, [place] * len(found), "o", color="#1f77b4", alpha=0.4, markersize=5)
-    below.set_yticks(range(len(arms)), [as_label(title, longest=60) for title, _ in arms])
-    below.set_ylim(len(arms) - 0.5, -0.5)
-    below.set_xlabel("rank of the cell, 1: least error")
+    _draw_ends(below, arms)
+    for arm in (METHOD, BASELINE) if arms else ():
+        above.plot([], [], "o", color=ARM_COLOURS[arm], markersize=4.5, label=arm)
+        above.legend(fontsize=8, loc="upper left", frameon=False, title="where searches end")
     for axes in (above, below):
         axes.tick_params(labelsize=8)
         axes.spines[["right", "top"]].set_visible(False)
     _save(figure, path, cells_digest(results))
+
+
+def _draw_ends(axes: Axes, arms: Sequence[tuple[str, dict[str, list[int]]]]) -> None:
+    """Draws a row for each experiment: a dot for each search, LFM-CW above the search without."""
+    offsets = {METHOD: -0.16, BASELINE: 0.16, RANDOM: 0.0}
+    for place, (_, found) in enumerate(arms):
+        for arm, ends in found.items():
+            heights = [place + offsets[arm]] * len(ends)
+            axes.plot(ends, heights, "o", color=ARM_COLOURS[arm], alpha=0.4, markersize=4.5)
+    axes.set_yticks(range(len(arms)), [as_label(title, longest=110) for title, _ in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlabel("rank of the cell, 1: least error", fontsize=8)
 
 
 def _save(figure: Figure, path: Path, shown: str) -> None:

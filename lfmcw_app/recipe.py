@@ -960,11 +960,11 @@ def is_imagenet(dataset: str) -> bool:
 
 
 def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the entries of `over`; sections are merged, other mappings replaced."""
+    """`base` with the entries of `over`; sections are merged, engines are replaced as a whole."""
     result = dict(base)
     for key, value in over.items():
         sections = isinstance(value, dict) and isinstance(result.get(key), dict)
-        merges = sections and key not in ("hypergradient", "class_shares")
+        merges = sections and key != "hypergradient"
         result[key] = _merged(result[key], value) if merges else value
     return result
 

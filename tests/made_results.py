@@ -36,15 +36,18 @@ def made_row(arm, seed, error, **other):
     return Row(**{**values, **other})
 
 
-def made_runs(path, *, offsets=ABLATION, seeds=20, spread=0.3, base=50.0, **other):
+def made_runs(path, *, offsets=ABLATION, seeds=12, spread=0.3, base=50.0, **other):
     """Writes an experiment whose arms differ by `offsets`, with an SD of `spread` of each run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).normal(0, spread, (len(offsets), seeds))
     rows = [
-        made_row(arm, seed, base + offset + float(noise[place, seed]), **other)
+        made_row(
+            arm, seed, base + offset + float(noise[place, seed]),
+            **{"run": f"{path.stem}-{arm}-seed{seed}", **other},
+        )
         for place, (arm, offset) in enumerate(offsets.items())
         for seed in range(seeds)
-    ]
+    ]  # fmt: skip
     write_results(path, rows)
     return path
 
@@ -59,7 +62,8 @@ def made_looked_up_runs(path, ranks, *, least=40.0, step=0.1, **other):
     rows = [
         made_row(
             arm, seed, least + step * (rank - 1),
-            **{"space": "nasbench201", "rank": rank, "regret_percent": step * (rank - 1), **other},
+            **{"space": "nasbench201", "rank": rank, "regret_percent": step * (rank - 1),
+               "run": f"{path.stem}-{arm}-seed{seed}", **other},
         )
         for arm, places in ranks.items()
         for seed, rank in enumerate(places)

@@ -136,6 +136,14 @@ def test_every_option_goes_with_real_images(digits, changes):
     assert not any(map(torch.equal, before, modules.arch.parameters()))
 
 
+def test_a_search_without_images_to_draw_is_refused(digits):
+    how = recipe()
+    parts = search_parts(how, digits)
+    modules = build_modules(how.search, digits)
+    with pytest.raises(ValueError, match=r"generator\.name real needs `unused`"):
+        build_search(how, digits, parts.train, parts.validation, modules)
+
+
 def test_a_search_with_real_images_resumes_bit_for_bit(digits):
     _, whole = search(digits)
     list(whole.run(2))
