@@ -16,6 +16,8 @@ from results_data import (
     BASELINE,
     BOTH,
     CELLS,
+    DATASETS,
+    GENERATORS,
     LONGER,
     METHOD,
     NO_WEIGHT,
@@ -314,6 +316,13 @@ STATUS_PAIRS: dict[str, list[Pair]] = {
     "Table 5": contrasts("table5"),
     "Figure 3": [("λ = 1", "λ = 0"), ("λ = 1", "λ = 0.5"), ("λ = 3", "λ = 0")],
 }
+VARIED = {
+    "Table 4": ": W2 on generated images only → on real ones too",
+    "Table 5": ": DCGAN → WGAN-GP → BigGAN",
+    "Figure 3": ": λ",
+}
+"""Item → what its figures compare; elsewhere search without and with LFM-CW."""
+
 FIGURE_3 = "only drawn: least error at λ = 1"
 
 FURTHER_ITEMS = (
@@ -338,14 +347,14 @@ def status(results: Results) -> str:
     for data, space, order in (("cifar10", "darts", "first"), ("cifar100", "pdarts", None)):
         drawn = PaperRow(
             item="Figure 3", data=data, space=space, order=order, searched_on=data, arm="",
-            error=math.nan, deviation=None,
+            error=math.nan, printed="",
         )  # fmt: skip
         rows.append(_status_row(results, [drawn]))
     for item, what, figure, verdict in FURTHER_ITEMS:
-        rows.append((item, what, figure, "", "", "", "", verdict))
+        rows.append((f"{item}, {what}", figure, "", "", "", "", verdict))
     head = (
-        "in the paper", "what", "the paper's figure, test error in %", "run here?", "at what size",
-        "seeds", "our figure, points (95% interval)", "verdict",
+        "in the paper", "its figure, test error in %", "run here?", "at what size", "seeds",
+        "our figure, points (95% interval)", "verdict",
     )  # fmt: skip
     return table(head, rows)
 
@@ -355,26 +364,37 @@ def _status_row(results: Results, group: list[PaperRow]) -> tuple[object, ...]:
     what = f"{SEARCHES[first.space, first.order]}, {DATA[first.data]}"
     if first.searched_on != first.data:
         what += f", searched on {DATA[first.searched_on]}"
-    figures = ", ".join(_paper_figure(row) for row in group) if first.arm else FIGURE_3
-    for pair in STATUS_PAIRS[first.item][:1]:
-        change = _change(group, *pair)
-        figures += "" if change is None or len(group) > 2 else f" ({change:+.0f}%)"
+    what += VARIED.get(first.item, "")
+    figures = " → ".join(row.printed for row in group) if first.arm else FIGURE_3
+    if len(group) == 2:
+        figures += f" ({_change(group, *STATUS_PAIRS[first.item][0]):+.0f}%)"
     effects = [
         effect
         for pair in STATUS_PAIRS[first.item]
         for effect in _nearest(results.effects(*pair), first)
     ]
+    where = f"{first.item}, {what}"
     if not effects:
-        return (first.item, what, figures, NOT_RUN, "", "", "", "open")
-    titles = distinct_titles(effect.design for effect in effects)
+        return (where, figures, NOT_RUN, "", "", "", "open")
     at_size = all(_at_the_papers_size(effect, first) for effect in effects)
     return (
-        first.item, what, figures, "yes" if at_size else "small",
-        _stacked(titles[effect.design] for effect in effects),
+        where,
+        figures,
+        "yes" if at_size else "small",
+        _stacked(_size(effect) for effect in effects),
         _stacked(str(effect.found.pairs) for effect in effects),
         "<br>".join(_named(effect, len(group) > 2 or not first.arm) for effect in effects),
         _stacked(status_verdict(e, _change(group, e.arm, e.against)) for e in effects),
-    )  # fmt: skip
+    )
+
+
+def _size(effect: Effect) -> str:
+    """Data, preset and generator; the row says the rest."""
+    design = effect.design
+    parts = [DATASETS.get(design.dataset, design.dataset), design.preset]
+    if design.generator and design.table != "table5":
+        parts.append(GENERATORS.get(design.generator, design.generator))
+    return ", ".join(parts)
 
 
 def _stacked(texts: Iterable[str]) -> str:
@@ -385,11 +405,6 @@ def _stacked(texts: Iterable[str]) -> str:
 
 def _named(effect: Effect, with_arms: bool) -> str:
     return f"{effect.arm} − {effect.against}: {points(effect)}" if with_arms else points(effect)
-
-
-def _paper_figure(row: PaperRow) -> str:
-    spread = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-    return f"{row.arm} {row.error:.2f}{spread}"
 
 
 def _at_the_papers_size(effect: Effect, row: PaperRow) -> bool:

@@ -200,7 +200,7 @@ class ReportedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """A figure of the paper: an error in %, its standard deviation where one is given."""
+    """A figure of the paper: an error in %, and as it is printed there with its deviation."""
 
     item: str
     data: str
@@ -209,7 +209,7 @@ class PaperRow:
     searched_on: str
     arm: str
     error: float
-    deviation: float | None
+    printed: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,7 +462,7 @@ def _paper(path: Path) -> Iterator[PaperRow]:
             searched_on=cells["searched_on"],
             arm=cells["arm"],
             error=float(cells["test_error_percent"]),
-            deviation=float(cells["deviation"]) if cells["deviation"] else None,
+            printed=" ± ".join(filter(None, (cells["test_error_percent"], cells["deviation"]))),
         )
 
 

@@ -56,7 +56,15 @@ def test_a_table_runs_only_what_is_missing(tmp_path):
         (label, seed) for label in TABLES["table4"] for seed in "01"
     ]
     text = (tmp_path / "t" / "table.md").read_text()
-    assert text.count("| 2 |") == 2
+    assert text.count("| 2 |") == 3  # runs of two arms, and seeds of their comparison
+    assert "docs/data/runs/t.csv" in again.stdout
+    projected = table(tmp_path / "t", "table4", "digits", "--seeds=3", "--dry-run")
+    assert projected.returncode == 0, projected.stderr
+    assert [line.split("│")[2:4] for line in projected.stdout.splitlines() if "images" in line][
+        -2:
+    ] == [["    3 ", "    2 "]] * 2
+    assert "3, which are too few" in projected.stdout
+    assert len(list((tmp_path / "runs").glob("*/config.yaml"))) == 4
     assert (tmp_path / "t" / "figure.png").stat().st_size > 5000
     # Another table has the run with real images too, and a folder of its own.
     other = table(tmp_path / "other", "table2", "digits", "--seeds=1")
@@ -91,6 +99,7 @@ def test_an_unknown_table_is_refused(tmp_path):
         ),
         (("table2", "digits", "--launcher=slrum"), "Did you mean 'slurm'"),
         (("table2", "digits", "--launcher-set=a=1"), "--launcher local has no options"),
+        (("table2", "digits", "--keep=result"), "Did you mean 'results'"),
     ],
 )
 def test_settings_that_leave_nothing_to_compare_are_refused(arguments, words, tmp_path):

@@ -96,3 +96,10 @@ def test_all_commands_are_listed_by_the_package():
     )
     for command in ("run", "evaluate", "report", "table"):
         assert f" {command} " in finished.stdout
+
+
+def test_what_a_run_keeps_is_one_of_a_few_names():
+    for name in ("all", "metrics", "results"):
+        options.check_keep(name)
+    with pytest.raises(InputError, match="Did you mean 'results'"):
+        options.check_keep("result")
