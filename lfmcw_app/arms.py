@@ -137,7 +137,9 @@ def _without_what_is_unused(recipe: Recipe) -> Recipe:
     unused = {name: getattr(usual, name) for name in OF_GENERATED_IMAGES}
     if how.method == "lfmcw":
         unused["lam"] = how.lam
-        unused["generator"] = usual.generator.model_copy(update={"warmup_rounds": 0})
+        # Its pictures change nothing, so that they are worth no warm-up and no measurement.
+        of_no_use = {"warmup_rounds": 0, "quality": "never"}
+        unused["generator"] = usual.generator.model_copy(update=of_no_use)
     return recipe.model_copy(update={"search": how.model_copy(update=unused)})
 
 

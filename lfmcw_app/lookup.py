@@ -136,6 +136,9 @@ def look_up(folder: RunFolder, genotype: Cells, table: CellTable) -> dict[str, A
     Raises:
         InputError: if the table does not hold the genotype.
     """
+    # Slow to import, and a recipe is resolved without it.
+    from lfmcw_app.search_end import generator_result
+
     recipe = folder.recipe
     folder.record_changes("lookup", 0)
     trained = table.trained(genotype)
@@ -154,6 +157,7 @@ def look_up(folder: RunFolder, genotype: Cells, table: CellTable) -> dict[str, A
         },
         "parameters": trained.parameters,
         "multiply_adds_millions": round(trained.multiply_adds, 3),
+        **generator_result(folder),
         "seed": recipe.seed,
         **({"trial": True} if recipe.trial else {}),
         **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),

@@ -82,7 +82,7 @@ def test_a_projection_has_no_training(cells):
 
 
 def test_a_table_that_does_not_fit_is_refused_before_reading(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr("lfmcw_app.data_checks.load_dataset", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("lfmcw_app.data_checks.reader", lambda: pytest.fail("read"))
     out = tmp_path / "run"
     code, said = call(run, "cifar10", f"--lookup={cells}", f"--out={out}")
     assert code == 2

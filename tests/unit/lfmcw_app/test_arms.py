@@ -97,5 +97,6 @@ def test_arms_without_a_generator_have_one_recipe_for_all():
     assert alone == {"no LFM-CW", "λ = 0", "random cells"}
     assert other["no LFM-CW"].search.nodes == 1
     assert other["λ = 0"].search.lam == 0
-    assert other["λ = 0"].search.generator.warmup_rounds == 0
+    idle = other["λ = 0"].search.generator
+    assert (idle.warmup_rounds, idle.quality) == (0, "never")
     assert usual["LFM-CW"].search.generator.warmup_rounds > 0

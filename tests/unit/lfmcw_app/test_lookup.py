@@ -193,6 +193,13 @@ def test_the_result_has_error_regret_and_rank(folder, table_file):
     assert not (folder.path / "network.pt").exists()
 
 
+def test_what_the_search_measured_is_in_the_result(folder, monkeypatch):
+    measured = {"gan_test_percent": 27.0}
+    end = {"generator": measured}
+    monkeypatch.setattr("lfmcw_app.search_end.read_search_end", lambda folder: end)
+    assert look_up(folder, CELL, table_of(folder.recipe))["generator"] == measured
+
+
 def test_a_complete_look_up_is_not_repeated(folder, monkeypatch):
     result = look_up_genotype(folder, CELL)
     monkeypatch.setattr("lfmcw_app.complete_runs.table_of", lambda *_: pytest.fail("repeated"))
@@ -278,7 +285,7 @@ def test_a_cell_is_looked_up_without_data(table_file, tmp_path, monkeypatch):
 
     from lfmcw_app.commands.evaluate import evaluate
 
-    monkeypatch.setattr("lfmcw_app.data_checks.load_dataset", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("lfmcw_app.data_checks.reader", lambda: pytest.fail("read"))
     app = Typer()
     app.command()(evaluate)
     arguments = ["digits", "--space=nasbench201", "--set=search.nodes=3"]
