@@ -24,7 +24,7 @@ from lfmcw_app.data_checks import fitted
 from lfmcw_app.sweep import LOG, Workers, resume_command, sweep
 from lfmcw_app.table_files import run_folder
 
-SECOND_ORDER = ["search.order=second", "checkpoint_every=1"]
+SETTINGS = [*TINY.split(), "search.order=first"]
 
 
 def folders(root, seeds=2):
@@ -33,16 +33,7 @@ def folders(root, seeds=2):
     made = []
     for seed in range(seeds):
         for arm in TABLES["table2"].values():
-            recipe = arm_recipe(
-                arm,
-                "digits",
-                None,
-                None,
-                [*TINY.split(), *SECOND_ORDER],
-                seed,
-                space=None,
-                order=None,
-            )
+            recipe = arm_recipe(arm, "digits", None, None, SETTINGS, seed, space=None, order=None)
             made.append(run_folder(root, fitted(recipe, digits), digits))
     return made
 
@@ -79,19 +70,18 @@ def leaves(tree, above=""):
 
 @pytest.mark.slow
 def test_workers_and_processes_compute_the_same_numbers(tmp_path):
-    """A worker's third and fourth run have the bits of runs in processes of their own."""
+    """A worker's fourth run, LFM-CW's, has the bits of the run in a process of its own."""
     by_worker, by_process = folders(tmp_path / "worker"), folders(tmp_path / "process")
     found = carried_out(by_worker)
     assert all(outcome.failure is None for outcome in found.values())
-    for mine, other in zip(by_worker[2:], by_process[2:], strict=True):
-        finished = resume(other)
-        assert finished.returncode == 0, finished.stderr
-        expected = numbers(other)
-        assert len(expected) > 100
-        found = numbers(mine)
-        assert {key for key in expected if found[key] != expected[key]} == set()
-        assert set(found) == set(expected)
-        assert "test error" in (mine / LOG).read_text()
+    mine, other = by_worker[-1], by_process[-1]
+    finished = resume(other)
+    assert finished.returncode == 0, finished.stderr
+    expected, found = numbers(other), numbers(mine)
+    assert len(expected) > 100
+    assert {key for key in expected if found[key] != expected[key]} == set()
+    assert set(found) == set(expected)
+    assert "test error" in (mine / LOG).read_text()
 
 
 RUN = """
@@ -143,12 +133,12 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path, monkeypatch):
     assert logs["first"].endswith("written to the descriptor\n")
     # A worker carries on after a failure, and another takes its place when it is killed.
     of_one = processes(tmp_path / "first" / LOG)
-    assert of_one == processes(tmp_path / "broken" / LOG)
+    assert of_one < processes(tmp_path / "broken" / LOG)  # its second try came later
     assert of_one != processes(tmp_path / "second" / LOG)
 
 
 def table_command(root, *arguments):
-    settings = [f"--set={setting}" for setting in TINY.split()]
+    settings = [f"--set={setting}" for setting in SETTINGS]
     places = [f"--runs={root / 'runs'}", f"--out={root / 'table'}"]
     how = ["--launcher=workers", "--threads=1", "--keep=results"]
     command = [sys.executable, "-m", "lfmcw_app.table", "table2", "digits"]
@@ -165,7 +155,7 @@ def test_two_tables_share_their_runs(tmp_path):
     command = table_command(tmp_path, "--seeds=2")
     both = [started(command) for _ in range(2)]
     for process in both:
-        printed, errors = process.communicate(timeout=280)
+        printed, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         assert printed.count("% test error") >= 4
     assert len(rows(tmp_path / "table")) == 4
