@@ -226,6 +226,29 @@ def ranks(results: Results) -> str:
     return table(head, rows)
 
 
+def rank_differences(results: Results) -> str:
+    """The planned comparisons of looked-up searches by the ranks of their cells."""
+    looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
+    titles = distinct_titles(experiment.design for experiment in looked_up)
+    rows = []
+    for experiment in looked_up:
+        for found in experiment.findings_by_rank:
+            of = found.comparison
+            interval = "" if math.isnan(of.interval) else f" (± {of.interval:.1f})"
+            rows.append(
+                (
+                    titles[experiment.design], f"{found.arm} minus {found.against}", of.pairs,
+                    "" if math.isinf(of.detectable) else f"{of.detectable:.1f}",
+                    f"{of.difference:+.1f}{interval}", f"{found.p_value:.2g}", found.verdict,
+                )
+            )  # fmt: skip
+    head = (
+        "experiment", "difference", "seeds", f"seen in {POWER:.0%}", "places (95% interval)",
+        "p (Holm)", "verdict",
+    )  # fmt: skip
+    return table(head, rows)
+
+
 def cells(results: Results) -> str:
     """The table of all cells of the small space."""
     if results.cells is None:
@@ -670,6 +693,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "hard": hard,
     "random cells": random_cells,
     "ranks": ranks,
+    "rank differences": rank_differences,
     "cells": cells,
     "ablations": ablations,
     "quality": quality,

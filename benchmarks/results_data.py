@@ -24,7 +24,14 @@ from scipy.stats import t as student
 from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.cell_table import CellTable
 from lfmcw_app.cell_table_file import read_cell_table
-from lfmcw_app.comparison import Comparison, Finding, findings, least_pairs, summaries
+from lfmcw_app.comparison import (
+    Comparison,
+    Finding,
+    by_rank,
+    findings,
+    least_pairs,
+    summaries,
+)
 from lfmcw_app.errors import InputError
 from lfmcw_app.results_file import Row, read_results
 
@@ -49,7 +56,7 @@ SPACES = {
     "darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS", "nasbench201": "NAS-Bench-201",
 }  # fmt: skip
 GENERATORS = {
-    "dcgan": "DCGAN", "wgan_gp": "WGAN-GP", "biggan": "BigGAN", ORACLE: "real images drawn",
+    "dcgan": "DCGAN", "resnet": "residual GAN", "wgan_gp": "WGAN-GP", "biggan": "BigGAN", ORACLE: "real images drawn",
 }  # fmt: skip
 
 
@@ -161,6 +168,11 @@ class Experiment:
     def findings(self) -> list[Finding]:
         """All planned comparisons of the table: one family of tests."""
         return findings(summaries(self.rows), contrasts(self.design.table))
+
+    @cached_property
+    def findings_by_rank(self) -> list[Finding]:
+        """The same comparisons by the ranks of the cells; empty where they were not looked up."""
+        return findings(by_rank(summaries(self.rows)), contrasts(self.design.table))
 
     def effect(self, arm: str, against: str) -> Effect | None:
         """An arm against another one; None where the table does not plan this, or has no pair."""

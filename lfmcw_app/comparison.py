@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.results_file import Row
 
 __all__ = [
-    "LEVEL", "POWER", "REGRET", "TEST_ERROR", "Comparison", "Finding", "Summary", "compare",
-    "detectable_in_spreads", "draw_comparison", "findings", "holm", "least_pairs", "measure_of",
-    "power_planned", "power_said", "sign_flip_p", "summaries", "summarise",
+    "LEVEL", "POWER", "REGRET", "TEST_ERROR", "Comparison", "Finding", "Summary", "by_rank",
+    "compare", "detectable_in_spreads", "draw_comparison", "findings", "holm", "least_pairs",
+    "measure_of", "power_planned", "power_said", "sign_flip_p", "summaries", "summarise",
 ]  # fmt: skip
 
 LEVEL, POWER = 0.05, 0.8
@@ -259,6 +259,16 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     return found
 
 
+def by_rank(arms: Sequence[Summary]) -> list[Summary]:
+    """The arms with the ranks of their cells in place of errors; empty where some have none.
+
+    The mean of regrets can hang on one search that ended at a useless cell. Ranks are bounded.
+    """
+    if not all(set(arm.ranks) == set(arm.errors) for arm in arms):
+        return []
+    return [replace(arm, errors={s: float(r) for s, r in arm.ranks.items()}) for arm in arms]
+
+
 # ------------------------------ as text
 
 
@@ -275,7 +285,14 @@ def summarise(
     found = findings(arms, contrasts)
     parts = [power_said(found, len(contrasts)), _arms_table(arms, measure)]
     if found:
-        parts += [_findings_table(found), _notes(len(contrasts))]
+        parts.append(_findings_table(found))
+        if ranked := by_rank(arms):
+            parts += [
+                "By the rank of the cells (1: the best), which one search that ends at a useless "
+                "cell cannot decide:",
+                _findings_table(findings(ranked, contrasts)),
+            ]
+        parts.append(_notes(len(contrasts)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,6 +15,7 @@ from lfmcw_app.comparison import (
     REGRET,
     TEST_ERROR,
     Summary,
+    by_rank,
     compare,
     detectable_in_spreads,
     draw_comparison,
@@ -217,3 +218,21 @@ def test_a_figure_is_drawn_of_one_run_too(tmp_path):
     path = tmp_path / "figure.png"
     draw_comparison([arm("a long label of an arm", 1.0), arm("new", 2.0, 3.0)], "title", path)
     assert path.stat().st_size > 2000
+
+
+def test_one_useless_cell_does_not_decide_ranks():
+    """By regret nothing is seen, by rank the arm is better in all pairs but one."""
+    seeds = range(12)
+    plain = Summary(label="plain", errors=dict.fromkeys(seeds, 3.0), ranks=dict.fromkeys(seeds, 60))
+    ours = Summary(
+        label="ours",
+        errors={seed: 40.0 if seed == 0 else 1.0 for seed in seeds},
+        ranks={seed: 125 if seed == 0 else 10 for seed in seeds},
+    )
+    (by_regret,) = findings([plain, ours], [("ours", "plain")])
+    (ranked,) = findings(by_rank([plain, ours]), [("ours", "plain")])
+    assert (by_regret.verdict, ranked.verdict) == ("no difference seen", "better")
+    assert ranked.comparison.difference == pytest.approx((65 - 11 * 50) / 12)
+    text = summarise([plain, ours], [("ours", "plain")], REGRET)
+    assert text.count("| ours | plain |") == 2
+    assert by_rank([plain, Summary(label="trained", errors={0: 1.0})]) == []
