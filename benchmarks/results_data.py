@@ -56,7 +56,8 @@ SPACES = {
     "darts": "DARTS", "pdarts": "P-DARTS", "pcdarts": "PC-DARTS", "nasbench201": "NAS-Bench-201",
 }  # fmt: skip
 GENERATORS = {
-    "dcgan": "DCGAN", "resnet": "residual GAN", "wgan_gp": "WGAN-GP", "biggan": "BigGAN", ORACLE: "real images drawn",
+    "dcgan": "DCGAN", "resnet": "residual GAN", "wgan_gp": "WGAN-GP", "biggan": "BigGAN",
+    ORACLE: "real images drawn",
 }  # fmt: skip
 
 
