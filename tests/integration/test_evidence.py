@@ -1,0 +1,48 @@
+"""The script of the measurements behind docs/results.md, in miniature."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lfmcw_app.arms import TABLES
+from lfmcw_app.results_file import read_results
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evidence.sh"
+
+
+def call(*arguments, **environment):
+    settings = {**os.environ, "PYTHON": sys.executable, "SHORT": "1", **environment}
+    return subprocess.run(
+        ["bash", SCRIPT, *arguments], env=settings, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_campaign_runs_through_and_is_not_repeated(tmp_path):
+    first = call("digits", tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    tables = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    kinds = [f"{g}-{k}-second" for g in ("gan", "real") for k in ("hard", "plain", "unequal")]
+    assert set(kinds) < set(tables)
+    for name in tables:
+        rows = read_results(tmp_path / "tables" / name / "runs.csv")
+        table = "ablation" if name in kinds else name.partition("-")[0]
+        assert {row.arm for row in rows} == set(TABLES[table])
+        assert all((row.rank is not None) == (name in kinds) for row in rows)
+    judged = read_results(tmp_path / "tables" / "gan-plain-second" / "runs.csv")
+    assert any(row.gan_test_percent is not None for row in judged)
+
+    again = call("digits", tmp_path, "ablation")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("6 runs, 6 of them done before") == len(kinds)
+
+
+def test_what_the_script_does_not_know_is_refused(tmp_path):
+    assert call("digits", tmp_path, "everything").returncode == 2
+    assert "everything" in call("digits", tmp_path, "everything").stderr
+    assert "SEEDS" in call("digits").stdout
