@@ -16,15 +16,19 @@ from lfmcw_app.drawing import as_label, drawing
 from lfmcw_app.results_file import Row
 
 __all__ = [
-    "LEVEL", "POWER", "REGRET", "TEST_ERROR", "Comparison", "Finding", "Summary", "by_rank",
-    "compare", "detectable_in_spreads", "draw_comparison", "findings", "holm", "least_pairs",
-    "measure_of", "power_planned", "power_said", "sign_flip_p", "summaries", "summarise",
+    "LEVEL", "POWER", "REGRET", "TEST_ERROR", "TOO_FEW", "TOO_FEW_DIFFER", "Comparison", "Finding",
+    "Summary", "by_rank", "compare", "detectable_in_spreads", "draw_comparison", "findings", "holm",
+    "least_pairs", "looked_up", "measure_of", "power_planned", "power_said", "sign_flip_p",
+    "summaries", "summarise",
 ]  # fmt: skip
 
 LEVEL, POWER = 0.05, 0.8
 
 TEST_ERROR, REGRET = "test error, %", "regret, percentage points"
 """What arms are compared by."""
+
+TOO_FEW, TOO_FEW_DIFFER = "too few seeds", "too few seeds differ"
+"""Verdicts where no difference, however large, could have been told from chance."""
 
 MOST_FLIPS = 2**16
 """Sign patterns of a test: all of them up to 16 pairs, as many random ones beyond."""
@@ -72,8 +76,11 @@ class Comparison:
         interval: half the width of their 95% confidence interval (Student's t); NaN for one pair.
         p_value: two-sided, of `sign_flip_p`; NaN without a pair.
         detectable: the true difference that is seen in 80% of such experiments, given this spread
-            and the number of tests; infinite where there are too few pairs to see any.
+            and the number of tests, if no seeds tie; infinite where too few pairs differ to see
+            any.
         pairs: number of seeds that both have.
+        differing: number of those whose difference is not zero; None where the single runs are
+            not known.
     """
 
     difference: float = math.nan
@@ -82,6 +89,14 @@ class Comparison:
     p_value: float = math.nan
     detectable: float = math.inf
     pairs: int
+    differing: int | None = None
+
+    @property
+    def seeds_said(self) -> str:
+        """The number of seeds, and how many of them differ where some tie."""
+        if self.differing in (None, self.pairs):
+            return str(self.pairs)
+        return f"{self.pairs}, {self.differing} differ"
 
     @property
     def identical(self) -> bool:
@@ -97,7 +112,7 @@ class Finding:
         arm: label.
         against: label of the arm that it is compared with.
         comparison: arm minus against.
-        p_value: adjusted for the number of comparisons (Holm); NaN without a pair.
+        p_value: adjusted for the number of comparisons (Holm); 1 without a pair.
         verdict: in words.
     """
 
@@ -123,19 +138,22 @@ def compare(arm: Summary, other: Summary, *, tests: int = 1) -> Comparison:
     differences = [arm.errors[seed] - other.errors[seed] for seed in seeds]
     pairs = len(seeds)
     if pairs == 0:
-        return Comparison(pairs=0)
+        return Comparison(pairs=0, differing=0)
+    differing = sum(difference != 0 for difference in differences)
     difference, p_value = statistics.fmean(differences), sign_flip_p(differences)
     if pairs == 1:
-        return Comparison(difference=difference, p_value=p_value, pairs=1)
+        return Comparison(difference=difference, p_value=p_value, pairs=1, differing=differing)
     deviation = statistics.stdev(differences)
-    spreads = detectable_in_spreads(pairs, tests)
+    # A tie is as far from zero with either sign: only pairs that differ can lower p.
+    enough = differing >= least_pairs(tests)
     return Comparison(
         difference=difference,
         deviation=deviation,
         interval=float(student.ppf(1 - LEVEL / 2, pairs - 1)) * deviation / math.sqrt(pairs),
         p_value=p_value,
-        detectable=math.inf if math.isinf(spreads) else spreads * deviation,
+        detectable=detectable_in_spreads(pairs, tests) * deviation if enough else math.inf,
         pairs=pairs,
+        differing=differing,
     )
 
 
@@ -163,9 +181,9 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def least_pairs(tests: int) -> int:
-    """The number of pairs from which `sign_flip_p` can reach 5% divided by the number of tests.
+    """The number of differing pairs from which `sign_flip_p` can reach 5% divided by the tests.
 
-    The least p-value of n pairs, all of one sign, is 2 / 2ⁿ.
+    The least p-value of n pairs, all of one sign, is 2 / 2ⁿ. Ties do not lower it.
     """
     return 1 + math.ceil(math.log2(tests / LEVEL))
 
@@ -174,7 +192,8 @@ def detectable_in_spreads(pairs: int, tests: int = 1) -> float:
     """The true difference that is seen in 80% of experiments, in SDs of the paired differences.
 
     "Seen": told from zero at 5% divided by `tests`, Holm's strictest level. It is known before any
-    run. Infinite for fewer than `least_pairs`.
+    run. Infinite for fewer than `least_pairs`. It is the t-test's, for continuous differences:
+    ties, as of regrets over a list of cells, lower the power of `sign_flip_p` below 80%.
     """
     if pairs < least_pairs(tests):
         return math.inf
@@ -216,28 +235,34 @@ def findings(arms: Sequence[Summary], contrasts: Sequence[tuple[str, str]]) -> l
     adjusted = holm([*(1.0 if found.pairs == 0 else found.p_value for found in compared), *unknown])
     made = []
     for (arm, other), found, p_value in zip(pairs, compared, adjusted, strict=False):
-        verdict = _verdict(found, p_value)
+        verdict = _verdict(found, p_value, tests)
         made.append(
             Finding(arm=arm, against=other, comparison=found, p_value=p_value, verdict=verdict)
         )
     return made
 
 
-def _verdict(found: Comparison, p_value: float) -> str:
+def _verdict(found: Comparison, p_value: float, tests: int) -> str:
     """The one rule of all tables."""
     if found.identical:
         return "identical"
-    if math.isinf(found.detectable):
-        return "too few seeds"
-    if p_value >= LEVEL:
-        return "no difference seen"
-    return "better" if found.difference < 0 else "worse"
+    if found.pairs < least_pairs(tests):
+        return TOO_FEW
+    if p_value < LEVEL:
+        return "better" if found.difference < 0 else "worse"
+    return TOO_FEW_DIFFER if math.isinf(found.detectable) else "no difference seen"
 
 
 def measure_of(rows: Sequence[Row]) -> str:
     """What runs are compared by: the regret where all were looked up, else the test error."""
-    looked_up = bool(rows) and all(row.regret_percent is not None for row in rows)
-    return REGRET if looked_up else TEST_ERROR
+    return REGRET if looked_up(rows) else TEST_ERROR
+
+
+def looked_up(rows: Sequence[Row]) -> bool:
+    """Whether there are runs, and the cells of all of them were looked up."""
+    return bool(rows) and all(
+        row.regret_percent is not None and row.rank is not None for row in rows
+    )
 
 
 def summaries(rows: Sequence[Row]) -> list[Summary]:
@@ -307,7 +332,7 @@ def power_planned(pairs: int, tests: int) -> str:
     return (
         f"With {pairs} seeds and {comparisons}, a true difference of "
         f"{detectable_in_spreads(pairs, tests):.2f} standard deviations of the paired differences "
-        f"is seen in {POWER:.0%} of such experiments."
+        f"is seen in {POWER:.0%} of such experiments; in fewer of them where seeds tie."
     )
 
 
@@ -359,7 +384,7 @@ def _compared(finding: Finding) -> list[str]:
     detectable = "" if math.isinf(of.detectable) else f"{of.detectable:.2f}"
     interval = "" if math.isnan(of.interval) else f" (± {of.interval:.2f})"
     difference = f"{of.difference:+.2f}{interval}"
-    return [str(of.pairs), detectable, difference, f"{finding.p_value:.2g}", finding.verdict]
+    return [of.seeds_said, detectable, difference, f"{finding.p_value:.2g}", finding.verdict]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -372,9 +397,11 @@ def _notes(tests: int) -> str:
         "Differences are paired by seed; negative is better. Intervals are Student's t, for each "
         "comparison by itself. *p (Holm)*: two-sided, by flipping the signs of the differences, "
         f"which assumes no distribution; adjusted {family}. *seen in {POWER:.0%}*: the true "
-        f"difference that {POWER:.0%} of such experiments see at Holm's strictest level. "
+        f"difference that {POWER:.0%} of such experiments see at Holm's strictest level, if "
+        "differences are continuous. Seeds that tie say nothing of a sign and lower this power. "
         f"*verdict*: better or worse where p (Holm) is below {LEVEL:.0%}; too few seeds below "
-        f"{least_pairs(tests)}; identical where no seed tells the arms apart."
+        f"{least_pairs(tests)}, too few seeds differ where fewer than these do; identical where no "
+        "seed tells the arms apart."
     )
 
 

@@ -60,7 +60,7 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
     """Makes the table's folder, or sees that it belongs to the same table.
 
     Raises:
-        InputError: if it holds a table of other settings, or of other data, or of other data.
+        InputError: if it holds a table of other settings, or of other data.
     """
     settings = {
         label: recipe.model_dump(

@@ -9,11 +9,12 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 from made_result_rows import result_row
-from scipy.stats import permutation_test
+from scipy.stats import binom, permutation_test
 
 from lfmcw_app.comparison import (
     REGRET,
     TEST_ERROR,
+    TOO_FEW_DIFFER,
     Summary,
     by_rank,
     compare,
@@ -22,6 +23,7 @@ from lfmcw_app.comparison import (
     findings,
     holm,
     least_pairs,
+    looked_up,
     measure_of,
     power_planned,
     sign_flip_p,
@@ -63,6 +65,8 @@ def test_only_seeds_that_both_have_are_paired():
     assert math.isnan(found.interval)
     other = Summary(label="other", errors={7: 1.0}, parameters={7: 1})
     assert compare(other, arm("old", 10.0)).pairs == 0
+    [found] = findings([other, arm("old", 10.0)], [("other", "old")])
+    assert (found.p_value, found.verdict) == (1.0, "too few seeds")
 
 
 def test_the_p_value_is_scipys_exact_permutation_test():
@@ -115,6 +119,34 @@ def test_fewer_seeds_than_a_test_needs_can_see_nothing():
     assert detectable_in_spreads(9, 8) < math.inf
     assert "too few" in power_planned(8, 8)
     assert "too few" not in power_planned(9, 8)
+
+
+def test_ties_lower_the_planned_power_and_notes_say_so():
+    """Differences of 0 or −1, the latter with probability q: their mean is q, their variance
+    q (1 − q). A mean of d SDs has q = d² / (1 + d²). Seen: where `least_pairs` or more differ.
+    """
+    pairs, tests = 20, 8
+    spreads = detectable_in_spreads(pairs, tests)
+    assert spreads == pytest.approx(0.88, abs=0.005)
+    share = spreads**2 / (1 + spreads**2)
+    assert binom.sf(least_pairs(tests) - 1, pairs, share) == pytest.approx(0.54, abs=0.01)
+    assert "in fewer of them where seeds tie" in power_planned(pairs, tests)
+    text = summarise([arm("old", *[2.0] * 8), arm("new", *[1.0] * 8)], [("new", "old")])
+    assert "Seeds that tie say nothing of a sign and lower this power." in text
+
+
+def test_pairs_that_tie_do_not_count_for_a_verdict():
+    """Of twenty pairs five differ, all with a loss: p cannot fall below 2/32."""
+    arms = [arm("old", *[10.0] * 20), arm("new", *[10.0] * 15, *[11.0] * 5)]
+    [found] = findings(arms, [("new", "old")])
+    assert found.p_value == pytest.approx(2 / 32, rel=0.1)
+    assert (found.comparison.pairs, found.comparison.differing) == (20, 5)
+    assert found.verdict == TOO_FEW_DIFFER
+    assert math.isinf(found.comparison.detectable)
+    text = summarise(arms, [("new", "old")])
+    row = "| new | old | 20, 5 differ |  | +0.25 (± 0.21) |"
+    assert row in text and "| too few seeds differ |" in text
+    assert judged(*[0.0] * 14, *[1.0] * 6) == "worse"  # one more is enough
 
 
 def test_p_values_are_adjusted_for_their_number():
@@ -191,18 +223,20 @@ def test_a_table_says_what_few_runs_cannot_show():
 
 
 def test_rows_that_were_looked_up_are_compared_by_regret():
-    looked_up = [
+    rows = [
         result_row(seed=seed, arm=label, regret_percent=regret, rank=3)
         for label, regret in (("LFM-CW", 0.5), ("random", 2.0))
         for seed in (1, 0)
     ]
-    assert measure_of(looked_up) == REGRET
-    first, second = summaries(looked_up)
+    assert measure_of(rows) == REGRET
+    first, second = summaries(rows)
     assert (first.label, first.errors) == ("LFM-CW", {1: 0.5, 0: 0.5})
     assert second.ranks == {1: 3, 0: 3}
     text = summarise([first, second], [("random", "LFM-CW")], REGRET)
     assert "| LFM-CW | 0.50 ± 0.00 | 0.50 | 2 | 3 | 10,165 |" in text
-    mixed = [*looked_up, result_row()]
+    mixed = [*rows, result_row()]
+    assert looked_up(rows)
+    assert not looked_up(mixed) and not looked_up([])
     assert measure_of(mixed) == TEST_ERROR
     assert summaries(mixed)[0].errors[3] == 49.75
 
