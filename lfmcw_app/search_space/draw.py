@@ -24,6 +24,9 @@ Place = tuple[float, float]
 
 COLUMN = 1.75
 ROWS = (0.0, 0.95, -0.95, 0.0)
+LEVEL = 1.0
+"""Height of an edge over each node that it passes."""
+
 INPUT_COLOUR, NODE_COLOUR, OUTPUT_COLOUR = "#cfe8cf", "#cfe0f5", "#f5e3b3"
 
 
@@ -116,20 +119,22 @@ def draw_sum_cell(cell: SumCell, path: Path, title: str = "") -> None:
     """
     nodes = cell.nodes or 0
     places = [(1.9 * COLUMN * state, 0.0) for state in range(nodes)]
-    figure = Figure(figsize=(2.0 + 1.9 * COLUMN * (nodes - 1), 4.2), layout="constrained")
+    size = (2.0 + places[-1][0], 2.2 + LEVEL * nodes)
+    figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     edges = zip(sum_edges(nodes), cell.operations, strict=True)
     for (node, source), operation in edges:
         if operation != "none":
-            # Over the nodes that an edge passes, at every other level below them.
-            passed = node - source - 1
-            bend = -0.32 * passed if (source + node) % 2 else 0.32 * passed
+            # An edge goes around the nodes that it passes, the higher the more they are.
+            passed, length = node - source - 1, places[node][0] - places[source][0]
+            below = passed == 1 and source % 2 == 0
+            bend = (1.0 if below else -1.0) * 2.0 * LEVEL * passed / length
             _arrow(ax, places[source], places[node], operation, bend=bend, slot=0)
-    names = ["input", *(str(state) for state in range(1, nodes - 1)), "output"]
+    names = ["input", *(str(node) for node in range(nodes - 2)), "output"]
     colours = [INPUT_COLOUR, *[NODE_COLOUR] * (nodes - 2), OUTPUT_COLOUR]
     _draw_states(ax, places, names, colours)
     ax.set_xlim(-0.8, places[-1][0] + 0.8)
-    ax.set_ylim(-2.0, 2.0)
+    ax.set_ylim(-LEVEL - 0.4, LEVEL * max(1, nodes - 2) + 0.4)
     _finish(figure, path, title)
 
 

@@ -134,8 +134,8 @@ class SumCell(Cells):
 
     @staticmethod
     def state_name(source: int) -> str:
-        """State 0 is the cell's input."""
-        return "the input" if source == 0 else f"node {source}"
+        """State 0 is the cell's input, and nodes are counted from 0 as in other spaces."""
+        return "the input" if source == 0 else f"node {source - 1}"
 
 
 def _states(edges: int) -> int | None:

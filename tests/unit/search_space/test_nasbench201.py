@@ -95,3 +95,9 @@ def test_random_cells_cover_the_space_evenly():
     counts = [sum(name in cell.operations for cell in drawn) for name in OPERATIONS]
     assert min(counts) > 140  # 195 are expected
     assert len(sum_edges(4)) == 6
+
+
+def test_nodes_have_the_numbers_that_tables_of_cells_give_them():
+    nodes = CELL.to_data()["cell"]
+    assert SumCell.state_name(0) == "the input"
+    assert SumCell.state_name(nodes[1][1][1]) == "node 0"
