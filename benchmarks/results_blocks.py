@@ -24,7 +24,6 @@ from results_data import (
     ORACLE,
     RANDOM,
     SYNTHETIC,
-    TOO_FEW,
     UNIFORM,
     Effect,
     PaperRow,
@@ -35,7 +34,14 @@ from results_data import (
 )  # fmt: skip
 
 from lfmcw_app.arms import contrasts
-from lfmcw_app.comparison import POWER, detectable_in_spreads, least_pairs
+from lfmcw_app.comparison import (
+    LEVEL,
+    POWER,
+    TOO_FEW,
+    TOO_FEW_DIFFER,
+    detectable_in_spreads,
+    least_pairs,
+)  # fmt: skip
 
 NOT_RUN = "not run here"
 NOTHING = f"*{NOT_RUN.capitalize()}.*"
@@ -92,8 +98,8 @@ def effects_table(effects: Sequence[Effect]) -> str:
         p_value = "" if math.isnan(effect.p_value) else f"{effect.p_value:.2g}"
         rows.append(
             (
-                titles[effect.design], f"{effect.arm} minus {effect.against}", found.pairs, seen,
-                points(effect), f"{effect.relative:+.1f}", p_value, verdict_said(effect),
+                titles[effect.design], f"{effect.arm} minus {effect.against}", found.seeds_said,
+                seen, points(effect), f"{effect.relative:+.1f}", p_value, verdict_said(effect),
             )
         )  # fmt: skip
     return table(head, rows)
@@ -221,7 +227,7 @@ def ranks(results: Results) -> str:
             )  # fmt: skip
     head = (
         "experiment", "arm", "searches", "regret, points (mean ± SD)", "rank (median, range)",
-        "among the best ten",
+        "among the ten best cells (copies of a network count)",
     )  # fmt: skip
     return table(head, rows)
 
@@ -237,7 +243,8 @@ def rank_differences(results: Results) -> str:
             interval = "" if math.isnan(of.interval) else f" (± {of.interval:.1f})"
             rows.append(
                 (
-                    titles[experiment.design], f"{found.arm} minus {found.against}", of.pairs,
+                    titles[experiment.design], f"{found.arm} minus {found.against}",
+                    of.seeds_said,
                     "" if math.isinf(of.detectable) else f"{of.detectable:.1f}",
                     f"{of.difference:+.1f}{interval}", f"{found.p_value:.2g}", found.verdict,
                 )
@@ -283,7 +290,7 @@ def power(results: Results) -> str:
         rows.append(
             (
                 titles[effect.design], f"{effect.error_against:.2f}", f"{spread:.2f}",
-                effect.found.pairs,
+                effect.found.seeds_said,
                 "none" if math.isinf(seen) else f"{seen:.2f}",
                 "" if math.isinf(seen) else f"{100 * seen / effect.error_against:.1f}",
                 seeds_needed(abs(claimed) / 100 * effect.error_against, spread, planned),
@@ -294,7 +301,22 @@ def power(results: Results) -> str:
         "experiment", "error of plain search, %", "SD of the paired differences", "seeds",
         f"seen in {POWER:.0%}, points", "as % of the error", f"seeds to see the paper's {change}",
     )  # fmt: skip
-    return f"{general}\n\n{table(head, rows)}"
+    return f"{general}\n\n{table(head, rows)}\n\n{families(results)}"
+
+
+def families(results: Results) -> str:
+    """How many families of tests there are: nothing is corrected over them."""
+    count = len(results.experiments)
+    by_rank = sum(bool(experiment.findings_by_rank) for experiment in results.experiments)
+    if count == 0:
+        return "Families of tests: 0. Each experiment whose single runs are kept is one."
+    ranked = f", and {by_rank} by rank" if by_rank else ""
+    expected = LEVEL * (count + by_rank)
+    return (
+        f"Families of tests: {count}, each experiment whose single runs are kept{ranked}. Holm's "
+        "correction is within a family, not over them. If all arms were alike, up to "
+        f"{expected:.2g} of these families would say *better* or *worse* somewhere on average."
+    )
 
 
 def _spreads(pairs: int, tests: Sequence[int]) -> list[str]:
@@ -407,7 +429,7 @@ def _status_row(results: Results, group: list[PaperRow]) -> tuple[object, ...]:
         figures,
         "yes" if at_size else "small",
         _stacked(_size(effect) for effect in effects),
-        _stacked(str(effect.found.pairs) for effect in effects),
+        _stacked(effect.found.seeds_said for effect in effects),
         "<br>".join(_named(effect, len(group) > 2 or not first.arm) for effect in effects),
         _stacked(status_verdict(e, _change(group, e.arm, e.against)) for e in effects),
     )
@@ -456,7 +478,7 @@ def _nearest(effects: Sequence[Effect], row: PaperRow) -> list[Effect]:
 
 def status_verdict(effect: Effect, claimed: float | None) -> str:
     """The verdict, and where the paper's change lies, as shares of the baselines' errors."""
-    if claimed is None or effect.verdict == TOO_FEW:
+    if claimed is None or effect.verdict in (TOO_FEW, TOO_FEW_DIFFER):
         return effect.verdict
     inside = abs(effect.relative - claimed) <= effect.relative_interval
     where = "inside" if inside else "outside"
@@ -472,12 +494,19 @@ def answer(results: Results) -> str:
 
 
 def leading(effects: Sequence[Effect]) -> Effect | None:
-    """The comparison that says most: most seeds, then the least detectable share of the error."""
+    """The comparison that the answer is of, by a rule that does not look at differences.
+
+    Generators that learn before the search come first, then most seeds, first order before second,
+    the title. Only where no seed tells arms apart, so that nothing was compared, others lead.
+    """
     return min(
         effects,
-        key=lambda e: (-e.found.pairs, e.found.detectable / e.error_against, e.found.interval),
+        key=lambda e: (
+            e.found.identical, not e.design.begins_warm, -e.found.pairs,
+            e.design.order == "second", e.design.title, e.design.source,
+        ),
         default=None,
-    )
+    )  # fmt: skip
 
 
 def _on_plain_search(results: Results) -> str:
@@ -486,15 +515,16 @@ def _on_plain_search(results: Results) -> str:
     if effect is None:
         return "1. LFM-CW has not been compared with plain search here."
     return (
-        f"1. On {effect.design.title}, the cells of LFM-CW have {_differing(effect)} than those of "
-        f"plain search ({_interval(effect)}): {_concluded(effect)}{_others(known, effect)}."
+        f"1. On {effect.design.title}, the cells of LFM-CW have "
+        f"{_differing(effect, 'those of plain search')} ({_interval(effect)}): "
+        f"{_concluded(effect)}{_others(known, effect)}."
     )
 
 
 def _on_class_weights(results: Results) -> str:
     leads = [leading(chosen(results, [pair], is_plain)) for pair in ISOLATING]
     said = [
-        f"{_differing(effect)} than {words} ({_interval(effect)}): {_concluded(effect)}"
+        f"{_differing(effect, words)} ({_interval(effect)}): {_concluded(effect)}"
         for effect, words in zip(leads, ("with uniform class weights", "with λ = 0"), strict=True)
         if effect is not None
     ]
@@ -530,15 +560,29 @@ def _on_the_rest(results: Results) -> str:
     return f"3. Beside plain search, {'; '.join(said)}; {sizes}."
 
 
-def _differing(effect: Effect) -> str:
+def _differing(effect: Effect, other: str = "") -> str:
+    """How much more or less error, than what if it is named."""
     difference = effect.found.difference
-    return f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'} error"
+    said, joined = (
+        f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'} error",
+        "than",
+    )
+    if effect.found.identical:
+        said, joined = "the same errors", "as"
+    elif f"{abs(difference):.2f}" == "0.00":
+        said, joined = "the same mean error to 0.01 points", "as"
+    return f"{said} {joined} {other}" if other else said
 
 
 def _interval(effect: Effect) -> str:
     found = effect.found
+    seeds = f"{found.pairs} seeds"
+    if found.identical:
+        return seeds
+    if found.differing not in (None, found.pairs):
+        seeds += f" of which {found.differing} differ"
     low, high = found.difference - found.interval, found.difference + found.interval
-    return f"{found.pairs} seeds, 95% interval {low:+.2f} to {high:+.2f}"
+    return f"{seeds}, 95% interval {low:+.2f} to {high:+.2f}"
 
 
 def _short(effect: Effect) -> str:
@@ -552,6 +596,7 @@ def _concluded(effect: Effect) -> str:
         "worse": "the loss is told from chance",
         "identical": "no seed tells them apart",
         TOO_FEW: f"{effect.found.pairs} seeds are too few to tell it from chance",
+        TOO_FEW_DIFFER: "too few seeds differ to tell it from chance",
     }.get(
         effect.verdict,
         f"no difference is seen, and {excluded(effect)}",
@@ -587,7 +632,7 @@ def machines(results: Results) -> str:
         rows += [
             (
                 e.design.title, f"{e.arm} minus {e.against}", e.design.device, e.design.date,
-                e.found.pairs, points(e), agree,
+                e.found.seeds_said, points(e), agree,
             )
             for e in effects
         ]  # fmt: skip

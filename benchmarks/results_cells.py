@@ -23,12 +23,14 @@ def ordered(table: CellTable) -> list[tuple[str, TrainedCell]]:
 def networks(table: CellTable) -> list[tuple[str, TrainedCell, int]]:
     """The different networks, the best first: one of its cells, and how many cells it has.
 
-    Cells of one network, such as those that differ in the order of their nodes, have the same
-    trainings, so that their noise is one and the same.
+    Cells of one network have the same trainings, so that their noise is one and the same. They
+    differ in the order of their nodes, or in operations whose output is not used, and with these
+    in parameters. One training that is alike may be chance: then parameters have to be alike too.
     """
     found: dict[object, list[tuple[str, TrainedCell]]] = {}
     for notation, cell in ordered(table):
-        key = (tuple(sorted(cell.errors.items())), cell.parameters)
+        repeated = len(cell.errors) > 1
+        key = (tuple(sorted(cell.errors.items())), None if repeated else cell.parameters)
         found.setdefault(key, []).append((notation, cell))
     return [(*same[0], len(same)) for same in found.values()]
 

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from scipy.stats import t as student
@@ -25,14 +25,18 @@ from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.cell_table import CellTable
 from lfmcw_app.cell_table_file import read_cell_table
 from lfmcw_app.comparison import (
+    TOO_FEW,
     Comparison,
     Finding,
     by_rank,
     findings,
     least_pairs,
+    looked_up,
     summaries,
 )
 from lfmcw_app.errors import InputError
+from lfmcw_app.recipe import PRESETS, load_recipe
+from lfmcw_app.result_rows import setting_told
 from lfmcw_app.results_file import Row, read_results
 
 METHOD, BASELINE = "LFM-CW", "no LFM-CW"
@@ -42,7 +46,6 @@ SYNTHETIC, BOTH = "generated images only", "generated and real images"
 ORACLE = "real"
 """`search.generator.name` of the oracle, which draws training images instead of making some."""
 
-TOO_FEW = "too few seeds"
 OPPOSITE = {"better": "worse", "worse": "better"}
 """Verdict on two arms → that on the same in the other order."""
 
@@ -67,7 +70,8 @@ class Design:
 
     Attributes:
         table: name of the table of `lfmcw_app.table`.
-        settings: of the LFM-CW arm, or of all arms: `key=value`, in one text.
+        settings: of the LFM-CW arm, or those that all arms have: `key=value`, in one text.
+        begins_warm: whether the generator learns before the search.
         looked_up: whether errors are read from a table of trained cells.
         device: of the runs.
         date: of the last run.
@@ -82,6 +86,7 @@ class Design:
     generator: str | None
     condition: str | None
     settings: str | None
+    begins_warm: bool
     looked_up: bool
     device: str
     date: str
@@ -249,7 +254,7 @@ class Results:
         """All comparisons of two arms, in the order of the experiments.
 
         Tables share runs. A comparison of the same runs comes once, from the table that plans the
-        fewest comparisons.
+        most comparisons: a small table beside a large one takes no correction away.
         """
         found: dict[object, Effect] = {}
         for experiment in self.experiments:
@@ -258,7 +263,7 @@ class Results:
                 continue
             runs = frozenset(row.run for label in (arm, against) for row in experiment.runs(label))
             known = found.setdefault(runs, effect)
-            if len(contrasts(effect.design.table)) < len(contrasts(known.design.table)):
+            if len(contrasts(effect.design.table)) > len(contrasts(known.design.table)):
                 found[runs] = effect
         return [*found.values(), *self._reported_effects(arm, against)]
 
@@ -365,7 +370,7 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         InputError: if it is damaged, or is not of one experiment.
     """
-    rows = read_results(path)
+    rows = [_comparable(row) for row in read_results(path)]
     if not rows:
         raise InputError(f"{path} has no runs. Remove it, or copy the table's runs.csv again.")
     known = {(row.arm, row.seed) for row in rows}
@@ -381,6 +386,7 @@ def read_experiment(path: Path) -> Experiment:
                 f"{path} mixes experiments: {column} is {' and '.join(map(repr, values))}. Each "
                 "table needs a file of its own."
             )
+    _check_arms(path, rows)
     if rows[0].table not in TABLES:
         raise InputError(
             f"{path} is of the table {rows[0].table!r}, which this version does not know. It knows "
@@ -389,10 +395,59 @@ def read_experiment(path: Path) -> Experiment:
     return Experiment(design=_design(path, rows), rows=rows)
 
 
+def _check_arms(path: Path, rows: Sequence[Row]) -> None:
+    """Refuses an arm whose runs are not of one search."""
+    by_arm: dict[str, list[Row]] = {}
+    for row in rows:
+        by_arm.setdefault(row.arm, []).append(row)
+    for arm, runs in by_arm.items():
+        for column in ("method", "order", "generator", "settings"):
+            values = list(dict.fromkeys(getattr(row, column) for row in runs))
+            if len(values) > 1:
+                raise InputError(
+                    f"{path} mixes experiments: {column} of the arm {arm!r} is "
+                    f"{' and '.join(map(repr, values))}. The seeds of an arm need one recipe, and "
+                    "each table a file of its own."
+                )
+
+
+def _comparable(row: Row) -> Row:
+    """The row without what says nothing of the experiment; earlier versions wrote it."""
+    known = (setting.partition("=") for setting in (row.settings or "").split())
+    settings = filter(None, (setting_told(key, value) for key, _, value in known))
+    condition = (row.condition or "").split()
+    others = [part for part in condition if not part.startswith("data.conditions_apply_to=")]
+    if row.rank is not None or not others:
+        condition = others
+    said = {"settings": " ".join(settings) or None, "condition": " ".join(condition) or None}
+    return row.model_copy(update=said)
+
+
+def _common_settings(rows: Sequence[Row]) -> list[str]:
+    """The settings that all rows have, in their order."""
+    known = [set((row.settings or "").split()) for row in rows]
+    common = set.intersection(*known)
+    return [setting for setting in (rows[0].settings or "").split() if setting in common]
+
+
+def _begins_warm(preset: str, settings: Iterable[str]) -> bool:
+    told = {key: value for key, _, value in (setting.partition("=") for setting in settings)}
+    if "search.generator.init" in told:
+        return True
+    if (rounds := told.get("search.generator.warmup_rounds")) is not None:
+        return float(rounds) > 0
+    return _usually_warm(preset)
+
+
+@lru_cache
+def _usually_warm(preset: str) -> bool:
+    return preset in PRESETS and load_recipe(preset).search.generator.begins_warm
+
+
 def _design(path: Path, rows: Sequence[Row]) -> Design:
     first = rows[0]
     # Arms vary some of the settings, and some arms have no search or no generator.
-    common = [row for row in rows if row.arm == METHOD] or rows
+    settings = _common_settings([row for row in rows if row.arm == METHOD] or rows)
     return Design(
         table=first.table,
         dataset=first.dataset,
@@ -401,8 +456,9 @@ def _design(path: Path, rows: Sequence[Row]) -> Design:
         order=_one(row.order for row in rows),
         generator=_one(row.generator for row in rows),
         condition=first.condition,
-        settings=_one(row.settings for row in common),
-        looked_up=any(row.rank is not None for row in rows),
+        settings=" ".join(settings) or None,
+        begins_warm=_begins_warm(first.preset, settings),
+        looked_up=looked_up(rows),
         device=", ".join(sorted({row.device for row in rows})),
         date=max(row.date for row in rows),
         source=path.name,
@@ -426,6 +482,7 @@ def _reported(path: Path) -> Iterator[ReportedArm]:
             generator=cells["generator"] or None,
             condition=cells["condition"] or None,
             settings=cells["settings"] or None,
+            begins_warm=False,  # they are of a version without a warm-up
             looked_up=False,
             device=cells["device"],
             date=cells["date"],

@@ -17,7 +17,7 @@ from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
 from lfmcw_app.stages import TRAINING
 from lfmcw_app.timings import TIMINGS
 
-__all__ = ["row_of"]
+__all__ = ["row_of", "setting_told"]
 
 IN_COLUMNS = {
     "preset", "dataset", "seed", "search.space", "search.order", "search.method",
@@ -129,19 +129,35 @@ def _seconds(folder: Path) -> tuple[float | None, float | None]:
 def _told(recipe: Recipe, *, conditions: bool) -> str | None:
     """The settings that differ from the preset's, as key=value; either of the data or the others.
 
-    Without paths: of a run that weights come from, the name of its folder. Without digests, which
-    the recipe's own has in it.
+    Without paths, and without digests, which the recipe's own has in it.
     """
+    # Where errors are looked up, conditions cannot apply to more than the search.
+    if conditions and not recipe.data.has_conditions:
+        return None
+    unsaid = set(IN_COLUMNS) if recipe.trains else {*IN_COLUMNS, "data.conditions_apply_to"}
     default = _defaults(recipe.preset, recipe.search.space)
     told = []
     for key, value in leaves(recipe.model_dump(mode="json", by_alias=True)):
-        if key in IN_COLUMNS or key.endswith(".digest"):
+        if key in unsaid or key.endswith(".digest"):
             continue
         of_these = key.startswith(CONDITIONS) == conditions
         if of_these and value != default.get(key):
             shown = Path(value).name if isinstance(value, str) else json.dumps(value)
-            told.append(f"{key}={shown.replace(' ', '')}")
-    return " ".join(told) or None
+            told.append(setting_told(key, shown.replace(" ", "")))
+    return " ".join(filter(None, told)) or None
+
+
+def setting_told(key: str, value: str) -> str:
+    """A setting as key=value, of which the runs of an arm have the same; empty: not told.
+
+    Each seed can begin with weights of another run. That there is one is told, and not which. The
+    file of a look-up is not told: the row has a rank. The digest of the recipe has both.
+    """
+    if key == "lookup.file":
+        return ""
+    if key.endswith(".init.run"):
+        return f"{key.removesuffix('.run')}=run"
+    return f"{key}={value}"
 
 
 @lru_cache

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from made_results import ABLATION, made_cells, made_looked_up_runs, made_row, made_runs
-from results_blocks import BLOCKS
+from results_blocks import BLOCKS, leading
 from results_cells import (
     cell_lines,
     networks,
@@ -148,6 +148,64 @@ def test_the_largest_experiment_leads_and_others_are_counted(data):
     assert "(further comparisons: 1 worse)" in first
 
 
+def test_the_leading_experiment_is_chosen_before_its_result(data):
+    """A generator that learns first, then seeds, the order, the name: whatever is found."""
+    cold = "search.generator.warmup_rounds=0"
+    for name, more in {
+        "a": {"seeds": 20, "settings": cold},
+        "b": {"seeds": 12, "order": "second"},
+        "c": {"seeds": 12, "space": "pdarts"},
+        "d": {"seeds": 12, "spread": 0.01},
+    }.items():
+        made_runs(data / "runs" / f"{name}.csv", **more)
+    for expected in ("d.csv", "c.csv", "b.csv", "a.csv"):
+        lead = leading(read_all(data).effects(METHOD, BASELINE))
+        assert lead.design.source == expected
+        (data / "runs" / expected).unlink()
+
+
+def test_an_experiment_whose_arms_are_alike_leads_last(data):
+    same = dict.fromkeys(ABLATION, 0.0)
+    made_runs(data / "runs" / "a.csv", offsets=same, spread=0.0, seeds=40)
+    first = block("answer", data).splitlines()[0]
+    assert "have the same errors as those of plain search (40 seeds): no seed tells" in first
+    made_runs(data / "runs" / "b.csv")
+    first = block("answer", data).splitlines()[0]
+    assert "lower error" in first and "(further comparisons: 1 identical)" in first
+
+
+def test_a_difference_that_rounds_to_zero_has_no_direction(data):
+    made_runs(data / "runs" / "a.csv", table="table2", offsets={BASELINE: 0.0, METHOD: 0.0})
+    path = data / "runs" / "a.csv"
+    rows = read_results(path)
+    signs = [0.3 if row.seed % 2 else -0.3 for row in rows]
+    errors = [
+        50.0 if row.arm == BASELINE else 49.999 + sign
+        for row, sign in zip(rows, signs, strict=True)
+    ]
+    write_results(
+        path,
+        [
+            row.model_copy(update={"test_error_percent": error})
+            for row, error in zip(rows, errors, strict=True)
+        ],
+    )
+    text = block("answer", data)
+    assert "have the same mean error to 0.01 points as those of plain search" in text
+    assert "0.00 points" not in text
+
+
+def test_seeds_that_tie_are_said(data):
+    ranks = {BASELINE: [5] * 20, METHOD: [5] * 15 + [7] * 5}
+    made_looked_up_runs(data / "runs" / "a.csv", ranks, table="table2")
+    for name in ("plain search", "rank differences"):
+        assert "| 20, 5 differ |  |" in block(name, data)
+        assert "| too few seeds differ |" in block(name, data)
+    first = block("answer", data).splitlines()[0]
+    assert "(20 seeds of which 5 differ, 95% interval" in first
+    assert "too few seeds differ to tell it from chance" in first
+
+
 def test_comparisons_in_the_other_order_turn_sign_and_verdict(data):
     """`controls` reports the search without LFM-CW minus LFM-CW."""
     offsets = {METHOD: -0.8, "random cells": 1.0, BASELINE: 0.0}
@@ -216,9 +274,75 @@ def test_runs_that_two_tables_share_are_compared_once(data):
     write_results(
         data / "runs" / "b.csv", [row.model_copy(update={"table": "table2"}) for row in rows]
     )
-    assert [e.design.table for e in read_all(data).effects(METHOD, BASELINE)] == ["table2"]
+    (kept,) = read_all(data).effects(METHOD, BASELINE)
+    assert kept.design.table == "controls"
     made_runs(data / "runs" / "c.csv", table="table2", offsets=offsets)  # other runs
     assert len(read_all(data).effects(METHOD, BASELINE)) == 2
+
+
+def test_a_small_table_beside_a_large_one_takes_no_correction_away(data):
+    """Holm's correction for the eight comparisons of `ablation` stays, where table2 has one."""
+    made_runs(data / "runs" / "ablation.csv", offsets={**ABLATION, METHOD: -0.35})
+    (before,) = read_all(data).effects(METHOD, BASELINE)
+    rows = read_results(data / "runs" / "ablation.csv")
+    small = [
+        row.model_copy(update={"table": "table2"}) for row in rows if row.arm in (METHOD, BASELINE)
+    ]
+    for name in ("a.csv", "table2.csv"):  # before and after it by name
+        write_results(data / "runs" / name, small)
+    results = read_all(data)
+    (after,) = results.effects(METHOD, BASELINE)
+    alone = results.experiments[-1].findings[0]
+    assert after == before and alone.p_value < before.p_value
+    assert "Families of tests: 3, each" in block("power", data)
+
+
+def test_seeds_of_an_arm_that_begin_with_other_runs_are_one_experiment(data):
+    """Earlier rows name the run that a generator comes from, later ones only that it does."""
+    steps = "search.steps={} search.generator.warmup_rounds=0 lookup.file={}.csv "
+    for name, length, device in (("a", 300, "one"), ("b", 3000, "two"), ("c", 300, "three")):
+        path = data / "runs" / f"{name}.csv"
+        told = steps.format(length, name)
+        made_runs(path, device=device)
+        if name == "c":
+            started = [f"{told}search.generator.init=run"] * 12
+        else:
+            started = [f"{told}search.generator.init.run={seed}" for seed in range(12)]
+        rows = [
+            row.model_copy(update={"settings": started[row.seed] if row.generator else None})
+            for row in read_results(path)
+        ]
+        write_results(path, rows)
+    short, long, later = (experiment.design for experiment in read_all(data).experiments)
+    assert short.settings == later.settings
+    assert short.begins_warm and "search.generator.init=run" in short.settings
+    assert "search.steps=3000" in long.settings and "search.steps=300 " in short.settings
+    lines = [line for line in block("machines", data).splitlines() if f"minus {BASELINE}" in line]
+    assert ["one" in line or "three" in line for line in lines] == [True, True]
+
+
+def test_settings_that_all_arms_have_are_those_of_the_experiment(data):
+    path = data / "runs" / "a.csv"
+    made_runs(path, table="fig3", offsets={"λ = 0": 0.0, "λ = 2": 0.0})
+    own = {"λ = 0": "search.steps=300", "λ = 2": "search.lambda=2.0 search.steps=300"}
+    rows = [row.model_copy(update={"settings": own[row.arm]}) for row in read_results(path)]
+    write_results(path, rows)
+    (experiment,) = read_all(data).experiments
+    assert experiment.design.settings == "search.steps=300"
+
+
+def test_what_conditions_would_apply_to_is_no_condition(data):
+    made_runs(data / "runs" / "a.csv", condition="data.conditions_apply_to=search")
+    assert f"| {METHOD} minus {BASELINE} |" in block("plain search", data)
+    assert "Not run here" in block("hard", data)
+    made_runs(data / "runs" / "a.csv", condition=f"{HARD} data.conditions_apply_to=search")
+    assert "data.conditions_apply_to=search" in block("hard", data)
+    condition = f"{HARD} data.conditions_apply_to=search"
+    made_looked_up_runs(
+        data / "runs" / "a.csv", {BASELINE: [1, 3], METHOD: [2, 4]}, table="table2",
+        condition=condition,
+    )  # fmt: skip
+    assert "apply_to" not in block("hard", data) and "50% of cat" in block("hard", data)
 
 
 def test_an_interval_above_zero_rules_every_gain_out(data):
@@ -270,6 +394,30 @@ def test_ranks_of_looked_up_searches_are_counted(data):
     text = block("ranks", data)
     assert "| no LFM-CW | 3 | 1.03 ± 1.62 | 3 (1 to 30) | 2 of 3 |" in text
     assert "look-up" in text
+    assert "copies of a network count" in text
+
+
+def test_a_file_of_which_some_runs_were_looked_up_counts_as_trained(data):
+    path = data / "runs" / "a.csv"
+    made_looked_up_runs(path, {BASELINE: [1, 3], METHOD: [2, 4]}, table="table2")
+    rows = read_results(path)
+    trained = {"rank": None, "regret_percent": None}
+    rows = [row.model_copy(update=trained) if row.arm == METHOD else row for row in rows]
+    write_results(path, rows)
+    (experiment,) = read_all(data).experiments
+    assert not experiment.design.looked_up
+    assert "Not run here" in block("ranks", data)
+
+
+def test_cells_that_differ_in_unused_parameters_are_one_network(tmp_path):
+    for seeds, count in ((2, 40), (1, 80)):  # one training could be alike by chance
+        path = made_cells(tmp_path / f"{seeds}.csv", count=40, seeds=seeds, noise=0.4)
+        once = read_cell_table(path)
+        twin = {
+            f"{notation} again": replace(cell, parameters=cell.parameters + 1000)
+            for notation, cell in once.cells.items()
+        }
+        assert len(networks(replace(once, cells={**once.cells, **twin}))) == count
 
 
 def test_the_table_of_cells_is_summed_up(data):
@@ -372,6 +520,14 @@ def test_blocks_of_other_names_or_without_an_end_are_refused(text, data):
         ([], "has no runs"),
         ([made_row(METHOD, 0, 50.0), made_row(METHOD, 0, 51.0)], "two runs of one arm and seed"),
         ([made_row(METHOD, 0, 50.0), made_row(METHOD, 1, 51.0, space="pdarts")], "mixes"),
+        (
+            [made_row(METHOD, seed, 50.0, settings=f"search.steps={seed}") for seed in (3, 4)],
+            "settings of the arm 'LFM-CW' is 'search.steps=3' and 'search.steps=4'",
+        ),
+        (
+            [made_row(METHOD, 0, 50.0), made_row(METHOD, 1, 50.0, order="second")],
+            "order of the arm 'LFM-CW' is 'first' and 'second'",
+        ),
         ([made_row(METHOD, 0, 50.0, table="table9")], "'table9', which this version"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -80,9 +81,31 @@ def test_conditions_of_the_data_have_a_column_of_their_own(tmp_path):
     assert row.settings == "search.nodes=3"
 
 
-def test_weights_of_another_run_are_named_without_their_path(tmp_path):
-    folder = complete(tmp_path, **{"search.init.run": "/home/somebody/runs/first"})
-    assert "search.init.run=first" in row_of("table2", "LFM-CW", folder.path).settings
+def test_weights_of_another_run_are_told_and_not_which(tmp_path):
+    """With {seed} in the place, each run of an arm has another one."""
+    found = []
+    for seed in (0, 1):
+        warm = {"search.generator.init.run": f"/home/somebody/warm/{seed}", "seed": seed}
+        digest = "search.generator.init.digest=" + "ab"[seed] * 64
+        folder = complete(tmp_path / str(seed), assignments=(digest,), **warm)
+        found.append(row_of("table2", "LFM-CW", folder.path).settings)
+    assert found == ["search.generator.warmup_rounds=0 search.generator.init=run"] * 2
+
+
+def test_what_conditions_apply_to_is_told_where_it_says_something(tmp_path):
+    table = tmp_path / "cells.csv"
+    apply, small = "data.conditions_apply_to=search", "data.class_shares={cat: 0.25}"
+    looked_up = (f"lookup.file={table}", "search.space=nasbench201")
+    told = {
+        (apply,): None,
+        (apply, small): "data.class_shares.cat=0.25 data.conditions_apply_to=search",
+        (apply, small, *looked_up): "data.class_shares.cat=0.25",
+    }
+    for place, (assignments, condition) in enumerate(told.items()):
+        folder = complete(tmp_path / str(place), assignments=assignments)
+        row = row_of("ablation", "LFM-CW", folder.path)
+        assert row.condition == condition
+        assert not {"data", "lookup"} & set(re.split(r"[ .]", row.settings or ""))
 
 
 def test_a_run_of_an_earlier_version_has_what_it_began_with(tmp_path):
