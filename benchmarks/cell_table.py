@@ -5,13 +5,16 @@
 A search on the space is then measured without training: its cell's error is looked up
 (docs/nasbench201.md). Each row is what `python -m lfmcw_app.evaluate CELL DATASET --space
 nasbench201 --seed SEED` with the same options would report. The data are read once. Rows that the
-file holds are not measured again, so the command can be stopped and repeated; with `--part 0/2` and
+file holds are not measured again, so the command can be stopped and repeated; a table of another
+recipe, of other data or of other seeds is not continued. With `--part 0/2` and
 `--part 1/2` two processes share the work.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import platform
 import shlex
 import shutil
@@ -27,7 +30,9 @@ from rich.console import Console
 
 from lfmcw_app.cell_table_file import CellTableFile, Row
 from lfmcw_app.complete_runs import evaluate_genotype
+from lfmcw_app.data import Dataset
 from lfmcw_app.data_checks import fitted, read_data
+from lfmcw_app.recipe import Recipe
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.nasbench201 import all_cells
@@ -51,6 +56,20 @@ def head(arguments: argparse.Namespace) -> dict[str, str]:
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": date.today().isoformat(),
+    }
+
+
+def made_of(recipe: Recipe, images: Dataset, seeds: list[int]) -> dict[str, str]:
+    """What every row depends on: digests of the training's recipe and of the data, and the seeds.
+
+    Where the images are is no matter of the table, and neither is what only a search reads.
+    """
+    read = {"data", "evaluation"}
+    text = json.dumps(recipe.model_dump(mode="json", by_alias=True, include=read), sort_keys=True)
+    return {
+        "recipe": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "data": images.fingerprint.digest,
+        "seed list": " ".join(map(str, seeds)),
     }
 
 
@@ -89,6 +108,7 @@ def main() -> None:
         seeds=len(arguments.seeds),
         dataset=arguments.named,
         about=head(arguments),
+        made_of=made_of(fitted(first, images), images, arguments.seeds),
         more=MORE,
     )
     silent, device = Console(quiet=True), torch.device("cpu")

@@ -207,6 +207,7 @@ class CellTableFile:
         seeds: int,
         dataset: str,
         about: Mapping[str, str],
+        made_of: Mapping[str, str] | None = None,
         more: Sequence[str] = (),
     ) -> CellTableFile:
         """Begins a table, or continues it; the rest of a row that was cut is removed.
@@ -220,6 +221,8 @@ class CellTableFile:
             dataset: on which networks are trained and tested.
             about: what else its head says, such as command, commit, torch, machine and date. A
                 table that is continued keeps what it began with.
+            made_of: what else its head says and must be the same in a table that is continued,
+                such as digests of the recipe and of the data.
             more: names of further columns, after `COLUMNS`.
 
         Raises:
@@ -227,7 +230,7 @@ class CellTableFile:
         """
         fixed = {
             "space": space, "nodes": str(nodes), "cells": str(cells), "seeds": str(seeds),
-            "dataset": dataset,
+            "dataset": dataset, **(made_of or {}),
         }  # fmt: skip
         columns = (*COLUMNS, *more)
         with _writing(path):
@@ -240,6 +243,12 @@ class CellTableFile:
             held, present, rows = _parsed(path, _text(path))
         now = {**held, "columns": ", ".join(sorted(present))}
         for key, value in {**fixed, "columns": ", ".join(sorted(columns))}.items():
+            if key not in now:
+                raise InputError(
+                    f"{path} does not say with which {key} it was made, so that it can be read but "
+                    "not continued. Name another file; or, if it is certainly the same, add the "
+                    f"line '# {key}: {value}' at its head."
+                )
             if now[key] != value:
                 raise InputError(
                     f"{path} is another table, with the {key} {shown(now[key])} instead of "
@@ -250,22 +259,30 @@ class CellTableFile:
     def append(self, *rows: Row, **more: object) -> None:
         """Adds rows; they are on the disk when this returns.
 
+        A row that another process has added since is not added again, and one that such a process
+        has left cut is removed: two that share no work by mistake leave a table that can be read.
+
         Args:
-            rows: each of a cell and seed that has no row yet.
+            rows: each of a cell and seed that this object has not seen in the table.
             more: what the further columns hold in these rows.
 
         Raises:
             ValueError: if there is such a row.
-            InputError: if they cannot be written.
+            InputError: if they cannot be written, or the table was damaged meanwhile.
         """
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         for row in rows:
             if (row.cell, row.seed) in self.done:
                 raise ValueError(f"{row.cell} has a row of seed {row.seed} already")
-            writer.writerow({**asdict(row), **more})
-            self.done.add((row.cell, row.seed))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         with _writing(self.path):
+            _drop_cut_line(self.path)
+            _, _, there = _parsed(self.path, _text(self.path))
+            self.done.update((row.cell, row.seed) for row in there)
+            for row in rows:
+                if (row.cell, row.seed) not in self.done:
+                    writer.writerow({**asdict(row), **more})
+                    self.done.add((row.cell, row.seed))
             _append(self.path, text.getvalue())
 
 

@@ -17,7 +17,6 @@ from lfmcw_app.lookup import look_up, table_of
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
 from lfmcw_app.pictures import describe_dataset, save_cells
-from lfmcw_app.provenance import made_by
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import Cells
@@ -41,10 +40,10 @@ def run(
         with enough_memory("search", folder.recipe, device, resumes=folder.path):
             genotype = search(folder, dataset, console, device)
         if table is not None:
-            return look_up(folder, genotype, table)
+            return look_up(folder, genotype, table, device)
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, device, both)
+    return _completed(folder, dataset, both)
 
 
 def evaluate_genotype(
@@ -57,7 +56,7 @@ def evaluate_genotype(
             save_cells(genotype, folder, f"given genotype, {short_name(dataset.name)}")
         return _trained(folder, genotype, dataset, console, device)
 
-    return _completed(folder, dataset, device, training)
+    return _completed(folder, dataset, training)
 
 
 def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def _trained(
 
 
 def _completed(
-    folder: RunFolder, dataset: Dataset, device: torch.device, work: Callable[[], dict[str, Any]]
+    folder: RunFolder, dataset: Dataset, work: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
     """The result of a folder, from `work` where it has none yet.
 
@@ -93,6 +92,8 @@ def _completed(
     """
     # Also of a complete run, whose result would be told as that of these data.
     check_unchanged(folder.path, dataset.fingerprint)
+    if folder.result is not None and not folder.changes:
+        folder.finish_clearing()  # before its checkpoints are taken for those of a run
     lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
     if folder.result is not None and not folder.changes and not lacks_network:
         return folder.result
@@ -103,6 +104,5 @@ def _completed(
         if folder.writes:
             describe_dataset(dataset, folder)
         result = work()
-        folder.record_completion(made_by(device))
         folder.clear()
         return result

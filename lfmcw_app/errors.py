@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["DataWarning", "InputError", "NumbersWarning", "listed", "shown"]
+__all__ = ["DataWarning", "HeldError", "InputError", "NumbersWarning", "listed", "shown"]
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -14,7 +14,19 @@ _SHORT.maxlevel = 3
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message says why and what to do instead."""
+    """The user's input cannot be used; the message says why and what to do instead.
+
+    Attributes:
+        exit_code: of a program that ends with it.
+    """
+
+    exit_code = 2
+
+
+class HeldError(InputError):
+    """Another process holds a run folder; the same command works when it has let it go."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class NumbersWarning(UserWarning):

@@ -11,10 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lfmcw_app.cell_table import CellTable
 from lfmcw_app.cell_table_file import read_cell_table
 from lfmcw_app.errors import InputError
 from lfmcw_app.nats_bench import is_nats_bench, read_nats_bench
+from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
@@ -130,8 +133,16 @@ def _opened(path: Path, digest: str, dataset: str) -> CellTable:
     return open_table(path, dataset)
 
 
-def look_up(folder: RunFolder, genotype: Cells, table: CellTable) -> dict[str, Any]:
+def look_up(
+    folder: RunFolder, genotype: Cells, table: CellTable, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Writes the error of a genotype in a table as the run's result, and returns it.
+
+    Args:
+        folder: of the run.
+        genotype: the cells.
+        table: of all cells.
+        device: that the search ran on, for the record of what made the result.
 
     Raises:
         InputError: if the table does not hold the genotype.
@@ -163,5 +174,5 @@ def look_up(folder: RunFolder, genotype: Cells, table: CellTable) -> dict[str, A
         **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
         "genotype": genotype.to_data(),
     }
-    folder.write("result.json", as_json(result))
+    folder.complete(as_json(result), made_by(torch.device(device)))
     return result

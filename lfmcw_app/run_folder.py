@@ -18,10 +18,12 @@ samples.png        generated images, one row per class; samples/: smaller ones o
 dataset.json       class names and sizes
 tensorboard/       event files, with --tensorboard
 timings.jsonl      time and memory of each problem's updates
-report.html        all of it as one page (lfmcw_app.report)
+report.html        all of it as one page (lfmcw_app.report); made anew when a complete run is resumed
 .lock              held by the process that runs here
 network.pt         the trained network, as it was tested (network_file.py)
-result.json        the test error; written last, so its presence means that the run is complete
+result.json        the test error; written when all of the above but the report is there, so its
+                   presence means that the run is complete. What need not be kept is removed after
+                   it, by whoever comes next if the run is stopped before
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import mlo
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import HeldError, InputError
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import (
@@ -154,13 +156,14 @@ class RunFolder:
         The system releases the lock of a process that dies.
 
         Raises:
-            InputError: if another process holds it, or it cannot be written.
+            HeldError: if another process holds it.
+            InputError: if it cannot be written.
         """
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            raise InputError(
+            raise HeldError(
                 f"Another process is running in {self.path}. Wait for it, stop it, or name another "
                 "folder."
             ) from None
@@ -317,6 +320,24 @@ class RunFolder:
             began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
             self.write(ENVIRONMENT, json.dumps({**began, "completed": made_by}, indent=1))
 
+    def complete(self, result: str, made_by: dict[str, Any]) -> None:
+        """Writes what completed the run, and then its result, which makes it a complete one.
+
+        Args:
+            result: the text of result.json.
+            made_by: versions and device; see `lfmcw_app.provenance`.
+        """
+        self.record_completion({**made_by, "keep": self.keep})
+        self.write("result.json", result)
+
+    def finish_clearing(self) -> None:
+        """Clears a complete run, if it was stopped between its result and the end of `clear`."""
+        if self.writes and self.keep == "all":
+            with self.attempting(f"What is to be kept (in {ENVIRONMENT})"):
+                began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+                self.keep = began.get("completed", {}).get("keep", "all")
+        self.clear()
+
     @property
     def draws(self) -> bool:
         """Whether this process makes pictures and the report."""
@@ -332,7 +353,7 @@ class RunFolder:
         for pattern in KEEP[self.keep]:
             for path in self.path.glob(pattern):
                 try:
-                    path.unlink()
+                    path.unlink(missing_ok=True)  # another process may clear it too
                 except OSError as error:
                     self._warn(f"{path} cannot be removed ({error.strerror or error}) and stays.")
 

@@ -36,6 +36,7 @@ from lfmcw_app.search_space.pdarts import (
 from lfmcw_app.spaces import SearchStage, space_named
 from lfmcw_app.stages import METHOD_LABELS, phases_of, search_stages
 from lfmcw_app.starting_weights import (
+    check_generator_fits,
     generator_weights,
     load_into_generator,
     load_into_supernets,
@@ -80,6 +81,8 @@ def _searched(
     if how.method == "random":
         return space.random(how, folder.recipe.seed), None
 
+    if not any(folder.checkpoints(phase).exists() for phase in phases_of(folder.recipe)):
+        check_generator_fits(folder.recipe, dataset)  # a table's run comes here unchecked
     parts = search_parts(folder.recipe, dataset)
     judge = Judge(parts.train, parts.validation, dataset, seed=folder.recipe.seed, device=device)
     warmed = warm_up(folder, dataset, parts.train, judge, console, device)

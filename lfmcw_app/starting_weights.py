@@ -318,6 +318,9 @@ def generator_weights(init: StartingWeights) -> dict[str, Tensor]:
 def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
     """Compares the generator of `search.generator.init` with that of a search.
 
+    A generator that has seen images of D_val, or labels of other conditions, would spoil what is
+    measured there: the settings of D_tr must be the same.
+
     Returns:
         What is taken, in words; empty where nothing is.
 
@@ -345,6 +348,7 @@ def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
                 f"The generator in {how.init.run} does not fit: {key} is {shown(own)}, and there "
                 f"{shown(there)}. Set it to that, or make a warm-up without search.generator.init."
             )
+    _check_same_images(recipe, theirs, dataset, described["digest"])
     with preserved():
         generator = make_generator(
             how,
@@ -355,33 +359,68 @@ def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
             std=dataset.std,
         )
     load_into_generator(generator, weights, how.init.run)
-    said = (
+    return (
         f"Starting weights: the generator in {how.init.run} (digest {how.init.digest}), after "
         f"{other.warmup_rounds} rounds of warm-up."
     )
-    if _split(recipe) != _split(theirs):
-        said += (
-            " It learned on another part of the training images (seed, data.search_images or "
-            "data.search_fractions differ), so it may have seen images of this search's D_val."
+
+
+def _check_same_images(recipe: Recipe, theirs: Recipe, dataset: Dataset, digest: str) -> None:
+    """Sees that a warm-up learned on the D_tr of a search, so that it has seen nothing of D_val.
+
+    Args:
+        recipe: of the search.
+        theirs: of the warm-up.
+        dataset: of the search.
+        digest: of the warm-up's data.
+
+    Raises:
+        InputError: naming what differs.
+    """
+    run = recipe.search.generator.init.run
+    own, there = _of_the_parts(recipe), _of_the_parts(theirs)
+    different = [key for key in own if own[key] != there[key]]
+    if different:
+        told = "; ".join(
+            f"{key} is {shown(own[key])}, and there {shown(there[key])}" for key in different
         )
-    return said
+        raise InputError(
+            f"The generator in {run} learned on other images than this search's D_tr, and may have "
+            f"seen images of its D_val: {told}. Name the run of a warm-up with the same settings, "
+            "or make one of its own, without search.generator.init."
+        )
+    if digest != dataset.fingerprint.digest:
+        raise InputError(
+            f"The generator in {run} learned on other data than {dataset.name} as it is read here "
+            f"(digest {dataset.fingerprint.digest}, and there {digest}), so that it may have seen "
+            "images of this search's D_val. Make a warm-up on these, without search.generator.init."
+        )
+
+
+def _of_the_parts(recipe: Recipe) -> dict[str, Any]:
+    """What decides which images are in D_tr, and with which labels: key → value."""
+    how = recipe.data
+    keys = ("search_images", "search_fractions", "groups", "imbalance", "class_shares")
+    # Whether the labels are wrong in D_val too is nothing that a generator learns.
+    wrong = [label.model_dump(by_alias=True, exclude={"in_"}) for label in how.wrong_labels]
+    return {
+        "seed": recipe.seed,
+        **{f"data.{key}": getattr(how, key) for key in keys},
+        "data.wrong_labels": wrong,
+    }
 
 
 def _described(run: Path) -> dict[str, Any]:
     """What is needed of a run's dataset.json."""
     try:
         described = json.loads((run / "dataset.json").read_text("utf-8"))
-        return {key: described[key] for key in ("image_size", "channels", "class_names")}
+        found = {key: described[key] for key in ("image_size", "channels", "class_names")}
+        return {**found, "digest": described["fingerprint"]["digest"]}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{run / 'dataset.json'}, which describes the images of the generator, cannot be used "
             f"({error}). Resume the run, which writes it anew."
         ) from None
-
-
-def _split(recipe: Recipe) -> tuple[Any, ...]:
-    """What decides which images are D_tr."""
-    return recipe.seed, recipe.data.search_images, recipe.data.search_fractions
 
 
 def load_into_generator(

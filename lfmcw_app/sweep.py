@@ -23,15 +23,18 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import HeldError, InputError
 from lfmcw_app.run_folder import LOCK
 from mlo.errors import nearest
 
 __all__ = ["LAUNCHERS", "Launcher", "Outcome", "make_launcher", "run_command", "sweep"]
 
 LOG, RESULT = "log.txt", "result.json"
-USER_ERROR = 2
+USER_ERROR = InputError.exit_code
 """The exit code of an error in what a run was given: tried again it would fail again."""
+
+HELD = HeldError.exit_code
+"""The exit code where another process holds the run folder."""
 
 POLL = 2.0
 """Seconds between looks at runs that other processes carry out."""
@@ -88,7 +91,7 @@ def sweep(
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             path = pending.pop(future)
             code, failure = _ended(future, path)
-            if code == USER_ERROR and _is_held(path):
+            if code == HELD:  # it may have let it go since
                 elsewhere.append(path)
                 continue
 
@@ -105,7 +108,11 @@ def sweep(
         if elsewhere and not pending:
             free = [path for path in elsewhere if not _is_held(path)]
             elsewhere = [path for path in elsewhere if path not in free]
-            pending = {launcher.submit(command(path), path / LOG): path for path in free}
+            for path in free:
+                if (path / RESULT).exists():
+                    yield Outcome(folder=path, tries=tries[path])
+                else:
+                    pending[launcher.submit(command(path), path / LOG)] = path
             if not free:
                 time.sleep(POLL)
 
@@ -125,6 +132,8 @@ def _ended(future: Future[int], folder: Path) -> tuple[int | None, str | None]:
     if error is not None:  # the launcher lost the job: a worker died, a node was taken away
         return None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     code = future.result()
+    if code == USER_ERROR and (folder / RESULT).exists():
+        return code, None  # another process has completed it while this one began
     if code == 0:  # a run that is asked to stop saves its state and ends well, without a result
         return code, None if (folder / RESULT).exists() else "stopped before its end"
     return code, f"killed by signal {-code}" if code < 0 else f"exit code {code}"

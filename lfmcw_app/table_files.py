@@ -100,9 +100,11 @@ class TableReport:
 
     def add(self, key: tuple[str, int], path: Path) -> bool:
         """Takes up the result of a run, if it has one; says whether."""
-        result = RunFolder.open(path).result
+        folder = RunFolder.open(path)
+        result = folder.result
         if result is None:
             return False
+        folder.finish_clearing()
         if result.get("changed"):
             keys = sorted({change["key"] for change in result["changed"]})
             raise InputError(

@@ -18,6 +18,7 @@ from lfmcw_app.parts import training_labels, training_part
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import parallelism
+from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import Evaluation, Recipe
 from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
@@ -141,7 +142,7 @@ def train_derived(
     }
     plan = NetworkPlan.of(recipe, genotype, dataset)
     write_network(folder, network, plan, dataset, result)
-    folder.write("result.json", as_json(result))
+    folder.complete(as_json(result), made_by(device))
     return result
 
 

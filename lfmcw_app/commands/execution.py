@@ -92,7 +92,7 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
 
 @contextmanager
 def reported_errors(console: Console) -> Iterator[None]:
-    """Shows a user's error as one paragraph and exits with code 2.
+    """Shows a user's error as one paragraph and exits with code 2, or 75 if a folder is held.
 
     Other errors are bugs and keep their traceback. Warnings are shown as one paragraph too.
     """
@@ -120,7 +120,8 @@ def reported_errors(console: Console) -> Iterator[None]:
             yield
         except USER_ERRORS as error:
             paragraph(f"[bold red]Error{f' in process {number}' if number else ''}:[/]", error)
-            raise typer.Exit(2) from None
+            code = error.exit_code if isinstance(error, InputError) else InputError.exit_code
+            raise typer.Exit(code) from None
 
 
 @contextmanager

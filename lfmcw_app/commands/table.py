@@ -90,6 +90,7 @@ def table(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.data_checks import adaptations, fitted, read_data
     from lfmcw_app.lookup import table_of
+    from lfmcw_app.starting_weights import check_generator_fits
     from lfmcw_app.table_files import TableReport, claim, run_folder, run_path
     from lfmcw_app.table_projection import print_table_projection, project_arms
 
@@ -115,6 +116,10 @@ def table(
         for said in (images.summary, *adaptations(first, fitted(first, images), images)):
             say(console, said)
         recipes = {key: fitted(recipe, images) for key, recipe in recipes.items()}
+        for recipe in recipes.values():
+            path = run_path(runs, recipe, images)
+            if not ((path / "result.json").exists() or any(path.glob("*.pt"))):
+                check_generator_fits(recipe, images)
         of_launcher = dict(
             key_value(setting, "--launcher-set", "num_gpus=1") for setting in launcher_set or []
         )

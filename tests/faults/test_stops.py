@@ -74,7 +74,7 @@ def test_a_second_run_in_a_folder_is_refused(started, runs, whole):
     second = subprocess.run(
         [*COMMAND, "--resume", folder], capture_output=True, text=True, timeout=120, check=False
     )
-    assert second.returncode == 2
+    assert second.returncode == 75
     assert "Another process is running in" in second.stderr
     assert "Traceback" not in second.stderr
     process.kill()

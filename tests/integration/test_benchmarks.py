@@ -244,3 +244,7 @@ def test_a_table_of_cells_is_made_in_parts(tmp_path):
     before = path.read_bytes()
     output_of("cell_table.py", *tiny)
     assert path.read_bytes() == before
+    other = (*tiny, "--set=evaluation.weights.lr=0.02")
+    with pytest.raises(AssertionError, match="another table, with the recipe"):
+        output_of("cell_table.py", *other)
+    assert path.read_bytes() == before

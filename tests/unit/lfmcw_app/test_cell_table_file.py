@@ -85,6 +85,38 @@ def test_a_row_is_written_once(tmp_path):
     assert len(file.path.read_text().splitlines()) == 7
 
 
+def test_two_processes_on_the_same_cells_leave_a_sound_table(tmp_path):
+    """What the other has added is not added again; a row that it was killed in is removed."""
+    path = tmp_path / "cells.csv"
+    first, second = opened(path), opened(path)
+    one, two, three = list(rows_of(all_cells(3), 1))[:3]
+    first.append(one)
+    with path.open("a") as file:
+        file.write("|none~0|+|no")
+    second.append(one, two)
+    first.append(two, three)
+    table = read_cell_table(path)
+    assert list(table.cells) == [row.cell for row in (one, two, three)]
+    assert first.done == {(row.cell, 0) for row in (one, two, three)}
+
+
+def test_a_table_of_another_recipe_is_not_continued(tmp_path):
+    path = tmp_path / "cells.csv"
+    opened(path, made_of={"recipe": "abc", "seed list": "0 1"})
+    opened(path, made_of={"recipe": "abc", "seed list": "0 1"})
+    with pytest.raises(InputError, match="another table, with the recipe 'abc' instead of 'abd'"):
+        opened(path, made_of={"recipe": "abd", "seed list": "0 1"})
+    with pytest.raises(InputError, match="with the seed list '0 1' instead of '2 3'"):
+        opened(path, made_of={"recipe": "abc", "seed list": "2 3"})
+
+
+def test_a_table_that_does_not_say_its_recipe_is_only_read(tmp_path):
+    path = write_csv(tmp_path / "cells.csv")
+    assert read_cell_table(path).complete
+    with pytest.raises(InputError, match=r"which recipe it was made.*'# recipe: abc'"):
+        opened(path, made_of={"recipe": "abc"})
+
+
 @pytest.mark.parametrize("key", KINDS)
 def test_a_table_of_something_else_is_not_continued(key, tmp_path):
     path = write_csv(tmp_path / "cells.csv")

@@ -49,3 +49,17 @@ def test_a_run_completed_while_it_waited_is_not_repeated(tmp_path, monkeypatch):
     found = run(folder, load_dataset("digits"), Console(quiet=True), torch.device("cpu"))
     assert found == {"test_error_percent": 1.5}
     assert not folder.metrics.exists()
+
+
+def test_a_run_that_was_stopped_in_its_clearing_is_complete(tmp_path):
+    """A checkpoint of the training that is left over starts no second one."""
+    folder = RunFolder.create(tmp_path / "run", load_recipe("smoke"))
+    folder.keep = "results"
+    folder.complete('{"test_error_percent": 1.5}', {})
+    describe_dataset(load_dataset("digits"), folder)
+    (folder.path / "training.pt").write_text("left over")
+    again = RunFolder.open(folder.path)
+    found = run(again, load_dataset("digits"), Console(quiet=True), torch.device("cpu"))
+    assert found == {"test_error_percent": 1.5}
+    assert not (folder.path / "training.pt").exists()
+    assert not folder.metrics.exists()

@@ -15,6 +15,7 @@ from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generator_warmup import build_warmup, warm_up
 from lfmcw_app.generators import GAMES
 from lfmcw_app.parts import search_parts
+from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -58,6 +59,7 @@ def warmed(folder, made):
 
 def searched(folder, made):
     run = RunFolder.create(folder, made)
+    describe_dataset(load_dataset("digits"), run)
     search(run, load_dataset("digits"), Console(quiet=True), CPU)
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [line for line in lines if line["phase"] == "search"], lines

@@ -239,3 +239,33 @@ def test_what_completed_a_run_stands_beside_what_began_it(folder):
     (folder.path / "environment.json").write_text("{")
     with pytest.warns(mlo.CheckpointWarning, match="What completed the run"):
         folder.record_completion({"device": "a GPU"})
+
+
+def test_a_run_with_a_result_says_what_completed_it(folder, monkeypatch):
+    """Whenever it is stopped: what completed it is written before the result."""
+    write = RunFolder.write
+
+    def stopped_before(self, name, text):
+        if name == "result.json":
+            raise KeyboardInterrupt
+        write(self, name, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write", stopped_before)
+        with pytest.raises(KeyboardInterrupt):
+            folder.complete("{}", {"commit": "abc"})
+    assert folder.result is None
+    began = json.loads((folder.path / "environment.json").read_text())
+    assert began["completed"] == {"commit": "abc", "keep": "all"}
+    folder.complete("{}", {"commit": "abc"})
+    assert folder.result == {}
+
+
+def test_a_run_that_was_stopped_in_its_clearing_is_cleared(folder):
+    """By the next process that takes it up, whatever that one would keep."""
+    fill(folder)
+    folder.keep = "results"
+    folder.complete("{}", {})
+    again = RunFolder.open(folder.path)
+    again.finish_clearing()
+    assert names_of(folder) == LEFT

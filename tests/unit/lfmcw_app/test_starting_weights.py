@@ -6,16 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 import mlo
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
+from lfmcw_app.fingerprint import Fingerprint
 from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.network_file import NetworkFile, NetworkPlan
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
+from lfmcw_app.search import search
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.stages import WARMUP
 from lfmcw_app.starting_weights import (
@@ -303,17 +306,61 @@ def taking(folder, **changes):
 
 def test_a_generator_is_taken_with_its_average(tmp_path):
     weights = warmed(tmp_path)
-    made = taking(tmp_path)
+    made = taking(tmp_path, **WARM)
     assert made.search.generator.init.digest == weights_digest(weights)
     told = check_generator_fits(made, digits())
     assert made.search.generator.init.digest in told
     assert "3 rounds of warm-up" in told
-    assert "another part" in told  # of the images: this recipe has other search_images
-    assert "another part" not in check_generator_fits(taking(tmp_path, **WARM), digits())
     generator = build_modules(made.search, digits()).gan.generator
     load_into_generator(generator, generator_weights(made.search.generator.init), "there")
     found = generator.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+HALF = {"of": "3", "as": ["8"], "share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed is 1, and there 0"),
+        ({"data.search_images": 90}, "search_images is 90, and there 80"),
+        ({"data.search_fractions": [0.6, 0.4]}, "search_fractions"),
+        ({"data.imbalance": 0.2}, "imbalance is 0.2, and there None"),
+        ({"data.class_shares": {"3": 0.5}}, "class_shares"),
+        ({"data.wrong_labels": [HALF]}, "wrong_labels"),
+    ],
+)
+def test_a_generator_that_may_know_d_val_is_refused(tmp_path, changes, message):
+    """Its warm-up had another D_tr than the search, or other labels there."""
+    warmed(tmp_path)
+    with pytest.raises(InputError, match=rf"learned on other images .*{message}"):
+        check_generator_fits(taking(tmp_path, **(WARM | changes)), digits())
+
+
+def test_labels_wrong_in_d_val_too_need_no_warm_up_of_their_own(tmp_path):
+    warmed(tmp_path, **{"data.wrong_labels": [HALF]})
+    both = {"data.wrong_labels": [HALF | {"in": "both"}]}
+    assert "3 rounds" in check_generator_fits(taking(tmp_path, **WARM, **both), digits())
+
+
+def test_a_generator_of_other_data_of_these_classes_is_refused(tmp_path):
+    warmed(tmp_path)
+    other = replace(digits(), fingerprint=Fingerprint.of_name("other"))
+    with pytest.raises(InputError, match="learned on other data than digits"):
+        check_generator_fits(taking(tmp_path, **WARM), other)
+
+
+@pytest.mark.parametrize("changes", [{"data.imbalance": 0.2}, {"search.generator.name": "wgan_gp"}])
+def test_a_run_in_a_folder_of_its_own_is_checked_too(tmp_path, changes):
+    """A table's run is resumed from its recipe before its first round."""
+    changes = {"search.generator.name": "resnet"} | changes
+    warmed(tmp_path / "warm", **{"search.generator.name": "resnet"})
+    made = taking(tmp_path / "warm", **(WARM | changes | {"search.generator.warmup_rounds": 0}))
+    folder = RunFolder.create(tmp_path / "run", made)
+    with pytest.raises(InputError, match=r"learned on other images|generator.name is 'wgan_gp'"):
+        search(folder, digits(), Console(quiet=True), torch.device("cpu"))
+    assert not folder.metrics.exists()
 
 
 def test_an_average_of_the_generators_own_begins_anew(tmp_path):

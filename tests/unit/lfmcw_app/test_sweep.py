@@ -11,7 +11,15 @@ import pytest
 from filelock import FileLock
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.sweep import LOG, SubmititJobs, make_launcher, resume_command, run_command, sweep
+from lfmcw_app.sweep import (
+    HELD,
+    LOG,
+    SubmititJobs,
+    make_launcher,
+    resume_command,
+    run_command,
+    sweep,
+)
 
 
 class Jobs:
@@ -80,7 +88,7 @@ def test_a_run_of_another_sweep_comes_last(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", nap)
     (tmp_path / "held").mkdir()
     lock.acquire()
-    jobs = Jobs({"held": [2, 0], "good": [0]})
+    jobs = Jobs({"held": [HELD, 0], "good": [0]})
     (tmp_path / "good").mkdir()
     folders = [tmp_path / "held", tmp_path / "good"]
     found = list(sweep(folders, lambda path: ["run"], jobs, retries=0))
@@ -90,6 +98,34 @@ def test_a_run_of_another_sweep_comes_last(tmp_path, monkeypatch):
     ]
     assert [name for name, _ in jobs.started] == ["held", "good", "held"]
     assert len(naps) == 2
+
+
+class Elsewhere(Jobs):
+    """Jobs that find their folder held; another process completes the run before they end."""
+
+    def __init__(self, code):
+        super().__init__({"run": [code]})
+
+    def submit(self, command, log):
+        (log.parent / "result.json").touch()
+        return super().submit(command, log)
+
+
+@pytest.mark.parametrize("code", [HELD, 2])
+def test_a_run_that_another_sweep_completed_is_no_failure(tmp_path, code):
+    """Its lock is free again when the refused one is looked at."""
+    (tmp_path / "run").mkdir()
+    jobs = Elsewhere(code)
+    (found,) = sweep([tmp_path / "run"], lambda path: ["run"], jobs, retries=0)
+    assert (found.tries, found.failure) == (1, None)
+    assert len(jobs.started) == 1
+
+
+def test_a_run_that_another_sweep_gave_up_is_carried_out(tmp_path):
+    """It was held when it was tried, and is neither held nor complete when it is looked at."""
+    found, jobs = outcomes(tmp_path, {"run": [HELD, 0]}, retries=0)
+    assert found["run"].failure is None
+    assert len(jobs.started) == 2
 
 
 @pytest.mark.parametrize("kind", ["local", "workers"])

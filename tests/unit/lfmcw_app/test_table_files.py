@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint, check_unchanged
+from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.results_file import read_results
 from lfmcw_app.run_folder import RunFolder
@@ -60,6 +62,15 @@ def test_runs_without_a_result_are_not_in_the_table(tmp_path, digits):
     RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
     assert report.add(("LFM-CW", 0), folder)
     assert report.said(("LFM-CW", 0)) == "1.50% test error"
+
+
+def test_a_table_clears_a_run_that_was_stopped_in_its_clearing(tmp_path, digits):
+    folder = RunFolder.open(run_folder(tmp_path, load_recipe("smoke"), digits))
+    folder.keep = "results"
+    folder.complete('{"test_error_percent": 1.5}', made_by(torch.device("cpu")))
+    (folder.path / "search.pt").touch()
+    assert TableReport("table2", tmp_path, "a title").add(("LFM-CW", 0), folder.path)
+    assert not (folder.path / "search.pt").exists()
 
 
 def test_a_table_has_a_row_per_run_in_the_order_of_its_arms(tmp_path, digits):
