@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.known_pickle import PickleError, unpickled
+from lfmcw_app.known_pickle import Limits, PickleError, unpickled
 from lfmcw_app.published_files import download, places, places_said
 
 __all__ = ["CIFAR10_CLASSES", "CifarData", "read_cifar"]
@@ -301,18 +301,33 @@ def _check_md5(content: bytes, published: str, source: Path, file: str) -> None:
         )
 
 
+def _dtype(name: Any, *_: Any) -> np.dtype[Any]:
+    """A type of numpy's of its own, so that no pickle sets the state of one that others have."""
+    of_its_own: np.dtype[Any] = np.dtype(name, copy=True)
+    return of_its_own
+
+
 _KNOWN = {
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): _dtype,
 }
 """All that the published files name."""
+
+LARGEST = Limits(content=LARGEST_FILE, operations=2**20)
+"""The largest published file has 50,000 file names and 100,000 labels."""
 
 
 def _unpickled(content: bytes, source: Path, file: str) -> dict[bytes, Any]:
     """What a file of the Python version holds. Python 2's strings are byte strings here."""
     try:
-        held = unpickled(io.BytesIO(content), _KNOWN, encoding="bytes")
+        held = unpickled(
+            io.BytesIO(content),
+            _KNOWN,
+            limits=LARGEST,
+            states=(np.ndarray, np.dtype),
+            encoding="bytes",
+        )
     except PickleError as error:
         raise InputError(
             f"The CIFAR file {source}: {file} cannot be read ({error}). Delete it and fetch it "

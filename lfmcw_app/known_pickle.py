@@ -2,23 +2,59 @@
 
 A pickle says by name which classes and functions are called to make what it holds, so that opening
 one can run anything. Here every name is looked up in a list that the reader of a format gives, and
-nothing is imported by its name.
+nothing is imported by its name. Nor can a file change what outlives it, since it sets the state
+only of objects of the types that the reader gives. Bytes, operations and nested tuples are bounded,
+so that a small file cannot take all memory or end the program.
+
+The unpickler is the one in Python of the standard library, since the one in C makes room for
+whatever index of its memo a file names, and none of its operations can be checked.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
 
-__all__ = ["Known", "PickleError", "unpickled"]
+__all__ = ["Known", "Limits", "PickleError", "unpickled"]
 
 Known = Mapping[tuple[str, str], Any]
 """(module, name) that a pickle may name → what it stands for."""
 
+OPERATIONS = (
+    b"\x80\x95(."  # protocol, frame, mark, stop
+    b"NI\x88\x89JKML\x8a\x8bFG"  # None, numbers
+    b"STUVX\x8c\x8dBC\x8e"  # texts and bytes
+    b"]aeld}us\x8f\x90)t\x85\x86\x87"  # lists, dictionaries, sets, tuples
+    b"pqrghj\x94"  # the memo
+    b"c\x93Rb"  # names, calls, states
+)
+"""The codes that a file may use: those of plain values, calls of known names, and states."""
+
+STATE = ord("b")
+TUPLES = b"t\x85\x86\x87"
+LONGEST_TUPLE = 16
+"""Items of a tuple. Tuples can be keys, and hashing one visits all that it holds, in C; published
+files have up to 9 items, and tuples in tuples, but none in these."""
+
 
 class PickleError(ValueError):
     """A pickle is damaged, or names what it may not; the message says which, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the largest published file of a kind does not reach.
+
+    Attributes:
+        content: bytes of the pickle.
+        operations: of the pickle; each makes one object at most, of which the largest without
+            content has 216 bytes.
+    """
+
+    content: int
+    operations: int
 
 
 class Stream(Protocol):
@@ -28,37 +64,119 @@ class Stream(Protocol):
         """So many bytes, or fewer at the end."""
         ...
 
-    def readline(self) -> bytes:
-        """The bytes of a line."""
+    def readline(self, size: int, /) -> bytes:
+        """The bytes of a line, and no more than these."""
         ...
 
 
-class _Unpickler(pickle.Unpickler):
+class _Bounded:
+    """A stream that gives what is asked for, up to a limit, or refuses."""
+
+    def __init__(self, stream: Stream, limit: int) -> None:
+        self._stream, self._left = stream, limit
+
+    def read(self, size: int) -> bytes:
+        self._take(size)
+        content = self._stream.read(size)
+        if len(content) < size:
+            raise PickleError("it ends too early")
+        return content
+
+    def readline(self) -> bytes:
+        content = self._stream.readline(self._left + 1)
+        self._take(len(content))
+        if not content.endswith(b"\n"):
+            raise PickleError("it ends too early")
+        return content
+
+    def _take(self, size: int) -> None:
+        if size > self._left:
+            raise PickleError("it is larger than any published file")
+        self._left -= size
+
+
+class _Unpickler(pickle._Unpickler):
     """Makes numbers, texts, lists, sets and dictionaries, and what `known` names."""
 
-    def __init__(self, stream: Stream, known: Known, encoding: str) -> None:
+    stack: list[Any]
+
+    def __init__(
+        self, stream: _Bounded, known: Known, states: tuple[type, ...], most: int, encoding: str
+    ) -> None:
         super().__init__(stream, encoding=encoding)
-        self._known = known
+        self._known, self._states = known, states
+        table: dict[int, Any] = {code: self.dispatch[code] for code in OPERATIONS}
+        table |= {code: _checked_tuple(table[code]) for code in TUPLES}
+        table[STATE] = _Unpickler._set_state
+        self.dispatch = _Counted(table, most)  # type: ignore[misc]  # of this file alone
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._known:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return self._known[module, name]
 
+    def _set_state(self) -> None:
+        state = self.stack.pop()
+        changed: Any = self.stack[-1]
+        if not isinstance(changed, self._states):
+            raise PickleError("it sets the state of what has none")
+        changed.__setstate__(state)
 
-def unpickled(stream: Stream, known: Known, *, encoding: str = "ASCII") -> Any:
+
+class _Counted(dict[int, Callable[[Any], None]]):
+    """What does each operation; it counts those that are asked for."""
+
+    def __init__(self, table: Mapping[int, Callable[[Any], None]], most: int) -> None:
+        super().__init__(table)
+        self._left = most
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self._left -= 1
+        if self._left < 0:
+            raise PickleError("it has more operations than any published file")
+        return self.get(code) or _refuse(code)
+
+
+def _refuse(code: int) -> NoReturn:
+    raise PickleError(f"it has the operation {bytes([code])!r}, which no plain value needs")
+
+
+def _checked_tuple(make: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Makes a tuple, and refuses one that takes long to hash."""
+
+    def made(unpickler: Any) -> None:
+        make(unpickler)
+        whole = unpickler.stack[-1]
+        inner = [item for item in whole if type(item) is tuple]
+        if len(whole) > LONGEST_TUPLE or any(tuple in map(type, item) for item in inner):
+            raise PickleError("its tuples are longer or deeper than those of published files")
+
+    return made
+
+
+def unpickled(
+    stream: Stream,
+    known: Known,
+    *,
+    limits: Limits,
+    states: tuple[type, ...] = (),
+    encoding: str = "ASCII",
+) -> Any:
     """What a pickle holds.
 
     Args:
         stream: the pickle.
         known: all names that it may use.
+        limits: of its size.
+        states: types of the objects whose state it may set, by their `__setstate__`.
         encoding: of Python 2's strings; "bytes" leaves them byte strings.
 
     Raises:
-        PickleError: if it is damaged, or uses another name.
+        PickleError: if it is damaged, beyond the limits, or uses another name or operation.
     """
     try:
-        return _Unpickler(stream, known, encoding).load()
+        bounded = _Bounded(stream, limits.content)
+        return _Unpickler(bounded, known, states, limits.operations, encoding).load()
     except (
         pickle.UnpicklingError, OSError, EOFError, ImportError, LookupError, AttributeError,
         TypeError, ValueError, ArithmeticError, MemoryError, RecursionError,

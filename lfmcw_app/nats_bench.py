@@ -13,6 +13,7 @@ Size (2021); https://github.com/D-X-Y/NATS-Bench.
 from __future__ import annotations
 
 import bz2
+import io
 import math
 import struct
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from typing import Any
 
 from lfmcw_app.cell_table import CellTable, TrainedCell
 from lfmcw_app.errors import InputError, listed, shown
-from lfmcw_app.known_pickle import PickleError, unpickled
+from lfmcw_app.known_pickle import Limits, PickleError, unpickled
 
 __all__ = ["ENDING", "TESTED_ON", "is_nats_bench", "read_nats_bench"]
 
@@ -42,8 +43,20 @@ EPOCHS = "200"
 SEED_OF_COSTS = 888
 """Where the seeds have different costs, those of this one are right, says `nats_bench`."""
 
-LARGEST_FILE, LARGEST_ENTRY = 2**34, 2**28
-"""Bytes of the whole table and of one cell, unpacked; the published ones are well below."""
+LARGEST_FILE = Limits(content=2**34, operations=2**31)
+LARGEST_META = Limits(content=2**23, operations=2**18)
+LARGEST_ENTRY = Limits(content=2**24, operations=2**19)
+"""Of the whole table, the names of all cells, and one cell, unpacked.
+
+An entry of full length has 0.2 million bytes and 33,000 operations, and there are 15,625.
+"""
+
+LEAST, MOST_UNPACKED, MOST_OPERATIONS = 2**16, 256, 64
+"""Bytes and operations that any file may have, and how many more for each of its packed bytes.
+
+An entry of full length has 35 and 6 of them, made up of numbers that repeat; those of true ones
+pack less. So a small file cannot unpack to a large one.
+"""
 
 
 def is_nats_bench(path: Path) -> bool:
@@ -67,11 +80,12 @@ def read_nats_bench(path: Path, dataset: str) -> CellTable:
             "one of these data sets; if yours holds the images of one, say so with --set "
             "lookup.dataset=NAME."
         )
-    meta = _held(path / META if path.is_dir() else path, LARGEST_FILE)
+    of_folder = path.is_dir()
+    meta = _held(path / META, LARGEST_META) if of_folder else _held(path, LARGEST_FILE)
     names = meta.get("meta_archs")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path} is no table of NATS-Bench: it names no cells (meta_archs).")
-    entries = _of_folder(path, len(names)) if path.is_dir() else _of_file(path, meta)
+    entries = _of_folder(path, len(names)) if of_folder else _of_file(path, meta)
     cells = {}
     for index, entry in entries:
         if not 0 <= index < len(names):
@@ -117,7 +131,7 @@ def _trained(entry: Any, dataset: str, where: str) -> TrainedCell:
         key = f"{TESTED_ON[dataset]}@{int(EPOCHS) - 1}"
         errors = {seed: 100.0 - float(of["eval_acc1es"][key]) for seed, of in results.items()}
         costs = {seed: (float(of["params"]), float(of["flop"])) for seed, of in results.items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{where}: the entry is not one of NATS-Bench ({type(error).__name__}: {error})."
         ) from None
@@ -186,8 +200,13 @@ def _number(of: Any, content: Any) -> float:
     return value
 
 
+def _ordered() -> OrderedDict[Any, Any]:
+    """An empty one, which is filled later: with an argument, a short call would copy much."""
+    return OrderedDict()
+
+
 _KNOWN = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("numpy", "dtype"): _number_type,
     ("numpy.core.multiarray", "scalar"): _number,
     ("numpy._core.multiarray", "scalar"): _number,
@@ -195,30 +214,19 @@ _KNOWN = {
 """All that the published files need: no weights, and of numpy single numbers."""
 
 
-class _Bounded:
-    """A file that refuses to be read beyond a number of bytes."""
-
-    def __init__(self, file: bz2.BZ2File, limit: int) -> None:
-        self._file, self._left = file, limit
-
-    def read(self, size: int, /) -> bytes:
-        return self._counted(self._file.read(max(0, min(size, self._left + 1))))
-
-    def readline(self) -> bytes:
-        return self._counted(self._file.readline(self._left + 1))
-
-    def _counted(self, content: bytes) -> bytes:
-        self._left -= len(content)
-        if self._left < 0:
-            raise PickleError("it is larger than any published file")
-        return content
-
-
-def _held(path: Path, limit: int) -> Mapping[Any, Any]:
+def _held(path: Path, limits: Limits) -> Mapping[Any, Any]:
     """The dictionary in a file."""
     try:
-        with bz2.BZ2File(path) as file:
-            held = unpickled(_Bounded(file, limit), _KNOWN)
+        size = path.stat().st_size
+        content = min(limits.content, LEAST + MOST_UNPACKED * size)
+        operations = min(limits.operations, LEAST + MOST_OPERATIONS * size)
+        with io.BufferedReader(bz2.BZ2File(path)) as file:
+            held = unpickled(
+                file,
+                _KNOWN,
+                limits=Limits(content=content, operations=operations),
+                states=(_NumberType,),
+            )
     except (OSError, PickleError) as error:
         raise InputError(
             f"The NATS-Bench file {path} cannot be read ({error}). Of the published files take "

@@ -6,7 +6,10 @@ and multiply-adds, of each seed and of their mean.
 
 from __future__ import annotations
 
+import bz2
 import os
+import tracemalloc
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from made_cell_tables import (
 )
 
 from lfmcw_app.errors import InputError
+from lfmcw_app.known_pickle import Limits
 from lfmcw_app.nats_bench import is_nats_bench, read_nats_bench
 
 SEEDS = [(777,), (777, 888), (777, 888, 999)]
@@ -102,6 +106,7 @@ DAMAGED = {
     "no training": (without("200", "all_results", ("cifar10", 888)), "cell 1: the entry"),
     "no accuracy": (with_value("eval_acc1es", {}), "cell 1: the entry"),
     "accuracy": (with_value("eval_acc1es", {"ori-test@199": 101.0}), "not between 0 and 100"),
+    "a huge number": (with_value("params", 10**400), "cell 1: the entry is not one .*Overflow"),
     "not a number": (with_value("eval_acc1es", {"ori-test@199": float("nan")}), "not between"),
     "parameters": (with_value("params", float("inf")), "numbers of parameters"),
 }
@@ -148,6 +153,7 @@ HOSTILE = {
         lambda mark: Reduced(DTYPE, ("f8",), (3, "@", None, None, None, -1, -1, 0)),
         "unknown byte order",
     ),
+    "a copy": (lambda mark: Reduced(OrderedDict, ({"x": 1},)), "_ordered.* takes 0 positional"),
     "a short number": (lambda mark: Reduced(SCALAR, (DTYPE("f8"), b"123")), "wrong size"),
     "no type": (lambda mark: Reduced(SCALAR, ("f8", b"12345678")), "a number that is none"),
 }
@@ -166,16 +172,46 @@ def test_a_hostile_pickle_is_refused(kind, tmp_path):
 def test_a_file_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     path = compressed(tmp_path / "x.pickle.pbz2", {"meta_archs": "0" * 10**6})
     assert path.stat().st_size < 1000
-    monkeypatch.setattr("lfmcw_app.nats_bench.LARGEST_FILE", 10**5)
+    monkeypatch.setattr("lfmcw_app.nats_bench.LARGEST_FILE", Limits(content=10**5, operations=99))
     with pytest.raises(InputError, match="larger than any published file"):
         read_nats_bench(path, "cifar10")
 
 
 def test_a_cell_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch):
     folder = write_nats_folder(tmp_path)
-    monkeypatch.setattr("lfmcw_app.nats_bench.LARGEST_ENTRY", 1000)
+    monkeypatch.setattr("lfmcw_app.nats_bench.LARGEST_ENTRY", Limits(content=1000, operations=999))
     with pytest.raises(InputError, match=r"000000\.pickle\.pbz2 cannot be read .*larger than any"):
         read_nats_bench(folder, "cifar10")
+
+
+def bomb(path, code, count):
+    """A file whose pickle repeats an operation."""
+    path.write_bytes(bz2.compress(b"\x80\x04" + code * count + b"."))
+    return path
+
+
+@pytest.mark.parametrize("name", ["file", "names", "cell"])
+def test_a_small_file_makes_few_objects(name, tmp_path):
+    """3 million dictionaries, which take 200 million bytes, fit into 75."""
+    if name == "file":
+        path = bomb(tmp_path / "x.pickle.pbz2", b"}", 3 * 10**6)
+    else:
+        path = write_nats_folder(tmp_path)
+        file = {"names": "meta", "cell": "000001"}[name]
+        bomb(path / f"{file}.pickle.pbz2", b"}", 3 * 10**6)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="more operations than any published file"):
+            read_nats_bench(path, "cifar10")
+        assert tracemalloc.get_traced_memory()[1] < 3 * 10**7
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_file_unpacks_to_little(tmp_path):
+    path = compressed(tmp_path / "x.pickle.pbz2", {"meta_archs": "0" * 10**7})
+    with pytest.raises(InputError, match="larger than any published file"):
+        read_nats_bench(path, "cifar10")
 
 
 @pytest.mark.parametrize("kind", ["f4", "f8", "i4", "i8", ">f8"])
