@@ -324,7 +324,7 @@ def test_seeds_of_an_arm_that_begin_with_other_runs_are_one_experiment(data):
 def test_settings_that_all_arms_have_are_those_of_the_experiment(data):
     path = data / "runs" / "a.csv"
     made_runs(path, table="fig3", offsets={"λ = 0": 0.0, "λ = 2": 0.0})
-    own = {"λ = 0": "search.steps=300", "λ = 2": "search.lambda=2.0 search.steps=300"}
+    own = {"λ = 0": "search.lambda=0.0 search.steps=300", "λ = 2": "search.steps=300"}
     rows = [row.model_copy(update={"settings": own[row.arm]}) for row in read_results(path)]
     write_results(path, rows)
     (experiment,) = read_all(data).experiments
