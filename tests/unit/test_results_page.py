@@ -280,7 +280,7 @@ def test_runs_that_two_tables_share_are_compared_once(data):
     assert len(read_all(data).effects(METHOD, BASELINE)) == 2
 
 
-def test_a_small_table_beside_a_large_one_takes_no_correction_away(data):
+def test_a_small_table_takes_no_correction_of_a_large_one_away(data):
     """Holm's correction for the eight comparisons of `ablation` stays, where table2 has one."""
     made_runs(data / "runs" / "ablation.csv", offsets={**ABLATION, METHOD: -0.35})
     (before,) = read_all(data).effects(METHOD, BASELINE)
@@ -297,7 +297,7 @@ def test_a_small_table_beside_a_large_one_takes_no_correction_away(data):
     assert "Families of tests: 3, each" in block("power", data)
 
 
-def test_seeds_of_an_arm_that_begin_with_other_runs_are_one_experiment(data):
+def test_an_arm_with_a_run_to_begin_with_per_seed_is_one(data):
     """Earlier rows name the run that a generator comes from, later ones only that it does."""
     steps = "search.steps={} search.generator.warmup_rounds=0 lookup.file={}.csv "
     for name, length, device in (("a", 300, "one"), ("b", 3000, "two"), ("c", 300, "three")):
@@ -397,7 +397,7 @@ def test_ranks_of_looked_up_searches_are_counted(data):
     assert "copies of a network count" in text
 
 
-def test_a_file_of_which_some_runs_were_looked_up_counts_as_trained(data):
+def test_a_file_with_some_looked_up_runs_counts_as_trained(data):
     path = data / "runs" / "a.csv"
     made_looked_up_runs(path, {BASELINE: [1, 3], METHOD: [2, 4]}, table="table2")
     rows = read_results(path)

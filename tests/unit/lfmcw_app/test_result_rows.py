@@ -92,7 +92,7 @@ def test_weights_of_another_run_are_told_and_not_which(tmp_path):
     assert found == ["search.generator.warmup_rounds=0 search.generator.init=run"] * 2
 
 
-def test_what_conditions_apply_to_is_told_where_it_says_something(tmp_path):
+def test_what_conditions_apply_to_is_told_where_it_matters(tmp_path):
     table = tmp_path / "cells.csv"
     apply, small = "data.conditions_apply_to=search", "data.class_shares={cat: 0.25}"
     looked_up = (f"lookup.file={table}", "search.space=nasbench201")
