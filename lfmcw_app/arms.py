@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.recipe import PRESETS, Recipe, Search, load_recipe
 from lfmcw_app.resolving import resolve_recipe
 
 __all__ = ["TABLES", "Arm", "arm_recipe", "check_arms", "check_settings", "contrasts"]
@@ -134,6 +134,9 @@ def _without_what_is_unused(recipe: Recipe) -> Recipe:
     if (how.method == "lfmcw" and how.lam > 0) or recipe.preset not in PRESETS:
         return recipe
     usual = _usual(recipe.preset, how.space, recipe.dataset).search
+    if how.method == "random":
+        kept = {name: getattr(how, name) for name in _read_by_random(how, usual)}
+        return recipe.model_copy(update={"search": usual.model_copy(update=kept)})
     unused = {name: getattr(usual, name) for name in OF_GENERATED_IMAGES}
     if how.method == "lfmcw":
         unused["lam"] = how.lam
@@ -141,6 +144,15 @@ def _without_what_is_unused(recipe: Recipe) -> Recipe:
         of_no_use = {"warmup_rounds": 0, "quality": "never"}
         unused["generator"] = usual.generator.model_copy(update=of_no_use)
     return recipe.model_copy(update={"search": how.model_copy(update=unused)})
+
+
+def _read_by_random(how: Search, usual: Search) -> tuple[str, ...]:
+    """The keys of `search` that decide a random cell, or what is told of it.
+
+    P-DARTS's stages, which must fit the primitives and the layers, are among them.
+    """
+    read = ("method", "space", "nodes", "primitives", "budget", "progressive")
+    return read if how.progressive == usual.progressive else (*read, "layers")
 
 
 @lru_cache

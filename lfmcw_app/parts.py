@@ -31,11 +31,14 @@ class SearchParts:
     Attributes:
         train: D_tr.
         validation: D_val.
+        rightly_labelled: the images of D_tr and of D_val with their right labels, which
+            `data.wrong_labels` may have made wrong in the other two.
         unused: the training images that `generator.name: real` draws from; None without it.
     """
 
     train: Images
     validation: Images
+    rightly_labelled: tuple[Images, Images]
     unused: Images | None = None
 
 
@@ -49,9 +52,11 @@ def search_parts(recipe: Recipe, dataset: Dataset) -> SearchParts:
     unused = None
     if recipe.search.draws_real:
         unused = dataset.train[_unused(dataset, first, second, train_labels)]
+    train, validation = dataset.train[first], (dataset.validation or dataset.train)[second]
     return SearchParts(
-        train=replace(dataset.train[first], labels=train_labels),
-        validation=replace((dataset.validation or dataset.train)[second], labels=validation_labels),
+        train=replace(train, labels=train_labels),
+        validation=replace(validation, labels=validation_labels),
+        rightly_labelled=(train, validation),
         unused=unused,
     )
 

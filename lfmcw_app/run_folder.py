@@ -18,7 +18,7 @@ samples.png        generated images, one row per class; samples/: smaller ones o
 dataset.json       class names and sizes
 tensorboard/       event files, with --tensorboard
 timings.jsonl      time and memory of each problem's updates
-report.html        all of it as one page (lfmcw_app.report); made anew on a complete run's resume
+report.html        all of it as one page (lfmcw_app.report); resuming a complete run makes it
 .lock              held by the process that runs here
 network.pt         the trained network, as it was tested (network_file.py)
 result.json        the test error; written when all of the above but the report is there, so its

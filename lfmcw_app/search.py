@@ -84,7 +84,7 @@ def _searched(
     if not any(folder.checkpoints(phase).exists() for phase in phases_of(folder.recipe)):
         check_generator_fits(folder.recipe, dataset)  # a table's run comes here unchecked
     parts = search_parts(folder.recipe, dataset)
-    judge = Judge(parts.train, parts.validation, dataset, seed=folder.recipe.seed, device=device)
+    judge = Judge(*parts.rightly_labelled, dataset, seed=folder.recipe.seed, device=device)
     warmed = warm_up(folder, dataset, parts.train, judge, console, device)
 
     # A stage begins with the candidates that the one before left, and with new modules.

@@ -1,7 +1,7 @@
 """What the networks of a search are worth at its end: search.json.
 
 Of the generator its quality (generator_quality.py). Of W1, whose mistakes on D_val are the class
-weights, the confusion matrix on D_val.
+weights, the confusion matrix on D_val, by the labels that D_val has in the search.
 """
 
 from __future__ import annotations
@@ -132,7 +132,10 @@ def generator_result(folder: RunFolder) -> dict[str, Any]:
 def confusion_of_w1(
     modules: SearchModules, train: Images, validation: Images, dataset: Dataset
 ) -> list[list[int]]:
-    """What W1 takes the images of D_val for; rows: the right class, columns: the named one.
+    """What W1 takes the images of D_val for; columns: the class that it names.
+
+    The rows are the labels that D_val has in the search, by which W1's mistakes weigh the classes:
+    the right ones, unless `data.wrong_labels` makes some wrong in D_val too (in: both).
 
     The running statistics of its norms are computed anew before, on images of D_tr. Modules and
     random state are left as they are.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock
@@ -25,13 +26,27 @@ __all__ = ["TableReport", "claim", "run_folder", "run_path"]
 def run_path(runs: Path, recipe: Recipe, dataset: Dataset) -> Path:
     """The place of a recipe's run on these data, named by a digest of both."""
     how = recipe.search
-    # Of a table that is looked up in, its digest counts, and not where it lies.
+    # Of a table that is looked up in, and of weights, the digest counts, and not where they lie.
     lookup = recipe.lookup.model_copy(update={"file": None})
-    named = recipe.model_copy(update={"lookup": lookup})
+    named = _without_places(recipe.model_copy(update={"lookup": lookup}))
     content = f"{named.to_yaml()}{dataset.fingerprint.digest}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{short_name(recipe.dataset)}-{how.space}-{how.method}-seed{recipe.seed}-{digest}"
     return runs / name
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """The recipe with the digests of the weights that it starts from, and not where they lie."""
+
+    def digest_only(section: Any) -> Any:
+        init = section.init
+        unplaced = init.model_copy(update={"run": None}) if init.digest else init
+        return section.model_copy(update={"init": unplaced})
+
+    generator = digest_only(recipe.search.generator)
+    search = digest_only(recipe.search).model_copy(update={"generator": generator})
+    evaluation = digest_only(recipe.evaluation)
+    return recipe.model_copy(update={"search": search, "evaluation": evaluation})
 
 
 def run_folder(runs: Path, recipe: Recipe, dataset: Dataset, *, keep: str = "all") -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from lfmcw_app.collapse import last_quality
+from lfmcw_app.collapse import doubts_about_pictures, last_quality
 from lfmcw_app.generator_quality import Quality
 from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.curves import Pick, Rounds, at
@@ -55,12 +55,10 @@ class MeasuredQuality:
 
 def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
     """The measures of a run's generator; None where there are none."""
-    phases = (run.warmup, *run.searched)
-    measured = [(phase.name, last_quality(phase.entries)) for phase in phases]
-    found = [(phase, last) for phase, last in measured if last is not None]
-    if not found:
+    last = _last(run)
+    if last is None:
         return None
-    phase, (number, quality, doubts) = found[-1]
+    phase, number, quality, doubts = last
     by_class = quality.by_class
     columns = (by_class.gan_test, by_class.gan_train, by_class.real)
     percents = [[_text(value, 1) for value in column] for column in columns]
@@ -79,6 +77,24 @@ def generator_quality(run: RunData, rounds: Rounds) -> MeasuredQuality | None:
         rows=rows[:MOST_ROWS],
         classes=len(rows),
     )
+
+
+def _last(run: RunData) -> tuple[str, int, Quality, Sequence[str]] | None:
+    """Phase, round, the measures there, and warnings of the pictures; None where there are none.
+
+    Those of metrics.jsonl, unless search.json alone has the end: of real images, which are no
+    player whose rounds are logged.
+    """
+    phases = (run.warmup, *run.searched)
+    measured = [(phase.name, last_quality(phase.entries)) for phase in phases]
+    found = [(phase, *last) for phase, last in measured if last is not None]
+    end = run.search_end
+    known = found[-1][:2] if found else None
+    if end.get("generator") is None or known == (end["stage"], end["round"]):
+        return found[-1] if found else None
+    quality = Quality.from_data(end["generator"])
+    doubts = list(doubts_about_pictures(quality, None).values())
+    return end["stage"], end["round"], quality, doubts
 
 
 def quality_charts(

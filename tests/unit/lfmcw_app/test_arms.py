@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lfmcw_app.arms import TABLES, arm_recipe, check_arms, contrasts
+from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.recipe import validate_recipe
 
 
 def test_the_arms_are_those_of_the_paper_and_its_controls():
@@ -100,3 +102,29 @@ def test_arms_without_a_generator_have_one_recipe_for_all():
     idle = other["λ = 0"].search.generator
     assert (idle.warmup_rounds, idle.quality) == (0, "never")
     assert usual["LFM-CW"].search.generator.warmup_rounds > 0
+
+
+def test_random_cells_have_one_recipe_whatever_a_search_would_do():
+    """The tables of both orders share their runs; what they are drawn from stays."""
+    settings = (
+        "search.steps=7", "search.weights.lr=0.5", "search.layers=5", "search.channels=8",
+    )  # fmt: skip
+    usual = ablation("search.nodes=1")
+    other = ablation("search.nodes=1", *settings, order="second")
+    alone = {label for label in usual if usual[label] == other[label]}
+    assert alone == {"random cells"}
+    chosen = ablation("search.nodes=2", "search.primitives=[none,skip_connect]")["random cells"]
+    assert (chosen.search.nodes, chosen.search.primitives) == (2, ("none", "skip_connect"))
+    assert chosen.search.method == "random"
+    assert validate_recipe(parse_yaml(chosen.to_yaml())) == chosen
+
+
+def test_random_cells_of_progressive_stages_have_a_valid_recipe():
+    few = (
+        "search.primitives=[none,skip_connect,sep_conv_3x3,max_pool_3x3]", "search.layers=5",
+        "search.progressive.added_layers=[0,1]", "search.progressive.skip_dropout=[0.1,0.2]",
+        "search.progressive.dropped_operations=[1,1]",
+    )  # fmt: skip
+    found = ablation(*few, "search.space=pdarts")["random cells"]
+    assert len(found.search.primitives) == 4
+    assert validate_recipe(parse_yaml(found.to_yaml())) == found

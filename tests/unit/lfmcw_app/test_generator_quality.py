@@ -134,6 +134,20 @@ def test_a_judge_of_a_recipe_has_the_halves_of_its_search(quick):
     assert Judge.of(dataset, recipe).measure(Made(drawn)) == alike.measure(Made(drawn))
 
 
+def test_the_judge_of_a_mislabelled_search_knows_the_right_labels(quick):
+    """A generator is measured by the class that its pictures show, whatever the search is told."""
+    dataset = bars()
+    names = dataset.class_names
+    wrong = {"of": names[0], "as": [names[1]], "share": 0.9, "in": "both"}
+    right = {"data.search_images": 120}
+    plain, mislabelled = (
+        load_recipe("smoke", overrides=right | more)
+        for more in ({}, {"data.wrong_labels": [wrong]})
+    )
+    expected = Judge.of(dataset, plain).measure(Made(drawn))
+    assert Judge.of(dataset, mislabelled).measure(Made(drawn)) == expected
+
+
 def test_quality_is_plain_data_and_back(quick):
     dataset = bars()
     found = Judge(dataset.train, dataset.test, dataset).measure(Made(drawn))

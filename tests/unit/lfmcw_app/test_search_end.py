@@ -194,7 +194,7 @@ def test_w1_is_measured_with_settled_statistics(tmp_path):
     assert torch.equal(again, found)
 
 
-def test_a_row_of_w1s_confusion_is_the_right_class(tmp_path):
+def test_a_row_of_w1s_confusion_is_a_label_of_d_val(tmp_path):
     """W1 that always says 2 has its counts in column 2."""
     folder = RunFolder.create(tmp_path / "run", load_recipe("smoke", assignments=SMALL))
     modules, parts, dataset, _ = end_of(folder)

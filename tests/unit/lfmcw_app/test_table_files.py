@@ -36,6 +36,20 @@ def test_a_recipe_has_one_run_folder(tmp_path, digits):
     assert RunFolder.open(run_folder(tmp_path, second, digits)).recipe == second
 
 
+def test_a_run_has_one_folder_wherever_its_weights_lie(tmp_path, digits):
+    """Their digest counts."""
+
+    def placed(run, digest):
+        inits = ("search.init", "search.generator.init", "evaluation.init")
+        settings = {f"{init}.run": run for init in inits} | {
+            f"{init}.digest": digest for init in inits
+        }
+        return run_path(tmp_path, load_recipe("smoke", overrides=settings), digits)
+
+    assert placed("here", "abc") == placed("there", "abc")
+    assert placed("here", "abc") != placed("here", "abd")
+
+
 def test_other_data_have_another_run_folder(tmp_path, digits):
     recipe = load_recipe("smoke")
     path = run_folder(tmp_path, recipe, digits)

@@ -88,6 +88,19 @@ def test_a_run_that_measured_nothing_has_no_such_part(tmp_path):
     assert "GAN-train" not in run_page(read_run(folder))
 
 
+@pytest.mark.parametrize("logged", [{}, {("search", 2): measured(10.0)}])
+def test_what_only_the_end_of_the_search_has_is_shown(tmp_path, logged):
+    """Real images in the place of generated ones are judged there alone."""
+    folder = folder_of(tmp_path, logged)
+    end = {"stage": "search", "round": 4, "generator": measured(40.0), "w1_confusion": None}
+    (folder / "search.json").write_text(json.dumps(end))
+    found = found_in(folder)
+    assert (found.phase, found.round, found.last.gan_test) == ("search", 4, 40.0)
+    html = run_page(read_run(folder))
+    assert "After round 4 of search" in html
+    assert 'data-class-quality="dog"' in html
+
+
 @pytest.mark.parametrize("value", [None, 0.5])
 def test_no_variety_is_a_dash(tmp_path, value):
     html = run_page(read_run(folder_of(tmp_path, {("search", 4): measured(variety=value)})))
