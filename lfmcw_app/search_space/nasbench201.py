@@ -191,7 +191,8 @@ def all_cells(nodes: int) -> Iterator[SumCell]:
 
 def cell_count(nodes: int) -> int:
     """How many cells with so many states there are."""
-    return len(OPERATIONS) ** len(sum_edges(nodes))
+    count: int = len(OPERATIONS) ** len(sum_edges(nodes))
+    return count
 
 
 def derive_sum_cell(mixing: Tensor, candidates: SumCandidates) -> SumCell:
