@@ -1,7 +1,9 @@
-"""A table of all cells of a search space with their test errors: regret and rank without noise.
+"""A table of all cells of a search space with their test errors, for regret and rank.
 
 Where every cell has been trained, a search needs no training of what it finds: its error is read
-from the table, and the best cell is known. (Ying et al., NAS-Bench-101, 2019)
+from the table. All searches are measured by the same trainings. These have noise: the mean error of
+a cell is of a few seeds, and the best cell is the one with the least of these means, which is
+somewhat too low. (Ying et al., NAS-Bench-101, 2019)
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class CellTable:
         space: name of the search space.
         nodes: of a cell, as `search.nodes` counts them.
         dataset: on which the networks were trained and tested.
-        expected: how many cells the space has.
+        expected: how many cells the space has, as the file says; `lookup.table_of` checks it.
         seeds: trainings that each cell has at least, once the table is complete.
         cells: notation → what is known of it.
         about: where the table comes from: key → value, for people.
@@ -63,7 +65,7 @@ class CellTable:
 
     @property
     def complete(self) -> bool:
-        """Whether all cells of the space are there, with all their trainings."""
+        """Whether as many cells are there as are expected, with all their trainings."""
         return self.trainings == self.expected * self.seeds
 
     @property
@@ -101,7 +103,7 @@ class CellTable:
 
     @cached_property
     def best(self) -> str:
-        """The notation of the cell with the lowest mean error."""
+        """The notation of the cell with the lowest mean error in the table."""
         return min(self._means, key=self._means.__getitem__)
 
     @cached_property

@@ -293,6 +293,9 @@ def search_split(
 ) -> tuple[Images, Images]:
     """Splits the training images (or `limit` of them) in D_tr and D_val, stratified and seeded.
 
+    The conditions of a recipe, such as wrong labels, are not in it: `parts.search_parts` is what a
+    search uses.
+
     Where the data set has validation images of its own, these are D_val and all training images are
     D_tr; `limit` takes as much of both.
 

@@ -101,7 +101,12 @@ class _Unpickler(pickle._Unpickler):
     stack: list[Any]
 
     def __init__(
-        self, stream: _Bounded, known: Known, states: tuple[type, ...], most: int, encoding: str
+        self,
+        stream: _Bounded,
+        known: Known,
+        states: tuple[type[Any], ...],
+        most: int,
+        encoding: str,
     ) -> None:
         super().__init__(stream, encoding=encoding)
         self._known, self._states = known, states
@@ -117,7 +122,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _set_state(self) -> None:
         state = self.stack.pop()
-        changed: Any = self.stack[-1]
+        changed = self.stack[-1]
         if not isinstance(changed, self._states):
             raise PickleError("it sets the state of what has none")
         changed.__setstate__(state)
@@ -159,7 +164,7 @@ def unpickled(
     known: Known,
     *,
     limits: Limits,
-    states: tuple[type, ...] = (),
+    states: tuple[type[Any], ...] = (),
     encoding: str = "ASCII",
 ) -> Any:
     """What a pickle holds.

@@ -23,6 +23,7 @@ from lfmcw_app.result import as_json
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.spaces import space_named
 
 __all__ = ["look_up", "open_table", "table_of", "with_table_digest"]
 
@@ -124,7 +125,32 @@ def table_of(recipe: Recipe) -> CellTable | None:
             f"{table.expected * table.seeds:,} trainings, which are {table.seeds} of each of "
             f"{table.expected:,} cells. Regret and rank need all of them; let its writer finish."
         )
+    _check_cells(table, how.file)
     return table
+
+
+def _check_cells(table: CellTable, file: str) -> None:
+    """Refuses a table whose cells are not those of its space, whatever its file says."""
+    cells = space_named(table.space).all_cells(table.nodes)
+    if cells is None:
+        raise InputError(
+            f"The table {file} cannot be complete: the space {table.space} has too many cells. "
+            "Take --space nasbench201, or train without --lookup."
+        )
+    count = 0
+    for cell in cells:
+        count += 1
+        if cell.notation() not in table.cells:
+            raise InputError(
+                f"The table {file} is not complete: it says that the space has "
+                f"{table.expected:,} cells, and lacks {cell.notation()}. Regret and rank need all "
+                f"cells of {table.space} with {table.nodes} nodes."
+            )
+    if count != len(table.cells):
+        raise InputError(
+            f"The table {file} has {len(table.cells):,} cells, and the space {table.space} with "
+            f"{table.nodes} nodes {count:,}. Remove those that are none of its cells."
+        )
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,7 @@ from typing import Any
 from lfmcw_app.cell_table import CellTable, TrainedCell
 from lfmcw_app.errors import InputError, listed, shown
 from lfmcw_app.known_pickle import Limits, PickleError, unpickled
+from lfmcw_app.search_space.nasbench201 import cell_count
 
 __all__ = ["ENDING", "TESTED_ON", "is_nats_bench", "read_nats_bench"]
 
@@ -96,7 +97,7 @@ def read_nats_bench(path: Path, dataset: str) -> CellTable:
         space=SPACE,
         nodes=NODES,
         dataset=dataset,
-        expected=len(names),
+        expected=cell_count(NODES),
         seeds=1,
         cells=cells,
         about={"source": "NATS-Bench, topology space", "epochs": EPOCHS},

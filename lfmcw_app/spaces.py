@@ -7,7 +7,7 @@ any of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from lfmcw_app.search_space.nasbench201 import (
     OPERATIONS,
     SumCandidates,
     SumCell,
+    all_cells,
     derive_sum_cell,
     random_sum_cell,
     sum_edges,
@@ -180,6 +181,10 @@ class Space:
     def random(self, how: Settings, seed: int) -> Cells:
         """A genotype drawn from the space."""
         return random_genotype(how.nodes, seed, self.candidates(how))
+
+    def all_cells(self, nodes: int) -> Iterator[Cells] | None:
+        """Every cell with so many nodes, once; None where there are too many for a table."""
+        return None
 
     @property
     def genotype(self) -> type[Cells]:
@@ -414,6 +419,9 @@ class NASBench201(Space):
         if sizes.pop("stem", "cifar") != "cifar":
             raise InputError(f"{self.title} has a stem of its own. Set evaluation.stem to cifar.")
         return SumNetwork(genotype, **sizes)
+
+    def all_cells(self, nodes: int) -> Iterator[Cells]:
+        return all_cells(nodes)
 
     def draw(self, genotype: Any, path: Path, title: str) -> None:
         from lfmcw_app.search_space.draw import draw_sum_cell  # matplotlib is slow to import

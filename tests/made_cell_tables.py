@@ -131,14 +131,25 @@ def nats_meta():
 
 
 def write_nats_file(folder, **change):
-    """Writes the one file; `change` replaces entries of what it holds."""
+    """Writes the one file, a part of the cells; `change` replaces entries of what it holds."""
     entries = {index: nats_entry(index) for index in range(len(NATS_CELLS))}
     held = {**nats_meta(), "arch2infos": entries, "evaluated_indexes": {0, 1, 2}, **change}
     return compressed(folder / "NATS-tss-v1_0-3ffb9.pickle.pbz2", held)
 
 
+def write_small_nats_file(folder, leave_out=0):
+    """Writes the one file as it would be for cells of 2 nodes, all 5 of them but some at the end.
+
+    It is read with `nats_bench.NODES` set to 2.
+    """
+    names = [cell.notation() for cell in all_cells(2)]
+    names = names[: len(names) - leave_out]
+    entries = {index: nats_entry(index) for index in range(len(names))}
+    return write_nats_file(folder, meta_archs=names, arch2infos=entries)
+
+
 def write_nats_folder(folder):
-    """Writes the folder with a file per cell."""
+    """Writes the folder with a file per cell, for a part of the cells."""
     place = folder / "NATS-tss-v1_0-3ffb9-simple"
     place.mkdir()
     compressed(place / "meta.pickle.pbz2", nats_meta())

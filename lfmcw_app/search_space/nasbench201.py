@@ -26,7 +26,8 @@ from lfmcw_app.search_space.operations import primitive_named
 from mlo.errors import nearest
 
 __all__ = [
-    "MOST_NODES", "OPERATIONS", "SumCandidates", "SumCell", "all_cells", "derive_sum_cell",
+    "MOST_NODES", "OPERATIONS", "SumCandidates", "SumCell", "all_cells", "cell_count",
+    "derive_sum_cell",
     "random_sum_cell", "sum_edges",
 ]  # fmt: skip
 
@@ -186,6 +187,12 @@ def _from_notation(text: str) -> list[Any]:
 def all_cells(nodes: int) -> Iterator[SumCell]:
     """All cells with so many states, the last edge varying fastest."""
     return map(SumCell, product(OPERATIONS, repeat=len(sum_edges(nodes))))
+
+
+def cell_count(nodes: int) -> int:
+    """How many cells with so many states there are."""
+    count: int = len(OPERATIONS) ** len(sum_edges(nodes))
+    return count
 
 
 def derive_sum_cell(mixing: Tensor, candidates: SumCandidates) -> SumCell:

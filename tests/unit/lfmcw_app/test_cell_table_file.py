@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
-from made_cell_tables import made_error, rows_of, write_csv, write_nats_file
+from made_cell_tables import made_error, rows_of, write_csv, write_nats_file, write_nats_folder
 
 from lfmcw_app.cell_table_file import (
     COLUMNS,
@@ -178,10 +181,21 @@ def test_a_published_table_becomes_a_small_file(tmp_path):
     write_cell_table(table, path)
     again = read_cell_table(path, "cifar100")
     assert again.cells == table.cells
-    assert again.complete
+    assert again.expected == table.expected == 15_625
+    assert not again.complete  # a part of the cells
     assert again.about == {"file": table.name, **table.about}
     with pytest.raises(InputError, match="nothing is overwritten"):
         write_cell_table(table, path)
+
+
+def test_the_documented_command_converts_the_folder(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "nasbench201.md").read_text("utf-8")
+    (command,) = re.findall(r"python -c '(.+?)'\n", page, re.DOTALL)
+    folder = write_nats_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(command, {})
+    made = read_cell_table(tmp_path / "nats_cifar10.csv", "cifar10")
+    assert made.cells == read_nats_bench(folder, "cifar10").cells
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ import os
 import shutil
 
 import pytest
-from made_cell_tables import made_error, write_csv, write_nats_file, write_nats_folder
+from made_cell_tables import (
+    made_error,
+    write_csv,
+    write_nats_file,
+    write_nats_folder,
+    write_small_nats_file,
+)
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -112,6 +118,55 @@ def test_a_table_that_is_not_complete_is_refused(tmp_path):
         table_of(recipe_of(file))
 
 
+def rewritten(path, *, cells, rows=None, more=()):
+    """A table of 3 nodes whose head says another number of cells, with some of its rows."""
+    *head, columns = path.read_text().splitlines()[:7]
+    lines = path.read_text().splitlines()[7:][:rows]
+    head = [line.replace("# cells: 125", f"# cells: {cells}") for line in head]
+    lines += [f"{cell},{seed},1.0,1,1.0" for cell in more for seed in (0, 1)]
+    path.write_text("\n".join([*head, columns, *lines, ""]))
+    return path
+
+
+def test_the_space_says_how_many_cells_there_are(tmp_path):
+    """A table that counts itself as complete is not believed."""
+    path = write_csv(tmp_path / "cells.csv")
+    file = rewritten(path, rows=20, cells=10)
+    assert open_table(file, "digits").complete
+    with pytest.raises(InputError, match=r"the space has 10 cells, and lacks \|none~0\|\+"):
+        table_of(recipe_of(file))
+
+
+def test_cells_that_are_none_make_no_table_complete(tmp_path):
+    none = ("|none~0|", "|none~0|+|none~0|made_up~1|")
+    file = rewritten(write_csv(tmp_path / "more.csv"), cells=127, more=none)
+    with pytest.raises(InputError, match=r"has 127 cells, and the space nasbench201 .* nodes 125"):
+        table_of(recipe_of(file))
+    file = rewritten(write_csv(tmp_path / "cells.csv"), rows=246, cells=125, more=none)
+    with pytest.raises(InputError, match="125 cells, and lacks"):
+        table_of(recipe_of(file))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "write", "said"),
+    [(4, write_nats_file, "3 of 15,625"), (2, write_small_nats_file, "4 of 5")],
+)
+def test_a_part_of_nats_bench_is_not_complete(nodes, write, said, tmp_path, monkeypatch):
+    """Its list of cells may be as short as its results."""
+    monkeypatch.setattr("lfmcw_app.nats_bench.NODES", nodes)
+    file = write(tmp_path, **({"leave_out": 1} if nodes == 2 else {}))
+    with pytest.raises(InputError, match=f"not complete: it has {said} trainings"):
+        table_of(recipe_of(file, dataset="cifar10", nodes=nodes))
+
+
+def test_a_space_that_nobody_can_list_has_no_table(tmp_path):
+    path = write_csv(tmp_path / "cells.csv")
+    path.write_text(path.read_text().replace("# space: nasbench201", "# space: darts"))
+    given = {"dataset": "digits", "search.nodes": 3, "lookup.file": str(path)}
+    with pytest.raises(InputError, match="the space darts has too many cells"):
+        table_of(load_recipe("smoke", overrides=given))
+
+
 @pytest.mark.parametrize("name", ["NAS-Bench-201-v1_1-096897.pth", "folder"])
 def test_other_formats_are_refused(name, tmp_path):
     path = tmp_path / name
@@ -133,12 +188,13 @@ def test_a_large_table_is_read_and_hashed_once(table_file, monkeypatch):
     assert table_of(recipe) is first
 
 
-def test_nats_bench_serves_its_data_sets(tmp_path):
-    file = write_nats_file(tmp_path)
-    tables = [table_of(recipe_of(file, dataset=name, nodes=4)) for name in ("cifar10", "cifar100")]
+def test_nats_bench_serves_its_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr("lfmcw_app.nats_bench.NODES", 2)
+    file = write_small_nats_file(tmp_path)
+    tables = [table_of(recipe_of(file, dataset=name, nodes=2)) for name in ("cifar10", "cifar100")]
     assert [table.dataset for table in tables] == ["cifar10", "cifar100"]
     with pytest.raises(InputError, match="and none on 'digits'"):
-        table_of(recipe_of(file, nodes=4))
+        table_of(recipe_of(file, nodes=2))
 
 
 def test_nothing_can_start_from_weights_without_a_training(table_file):
