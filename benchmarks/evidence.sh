@@ -24,9 +24,14 @@ seeds=${SEEDS:-20}
 mkdir -p "$out"
 
 nodes=3 preset=small train=() search=(--set search.steps=300) warm_rounds=1500 small=()
-name=cifar10-jpeg orders=(first second)
+name=cifar10-jpeg orders=(first second) kinds=(plain hard unequal)
+papers=(
+    "table2 darts first" "controls darts first" "table2 darts second" "table2 pdarts first"
+    "table2 pcdarts first"
+)
 if [ -n "${SHORT:-}" ]; then
-    nodes=2 preset=smoke seeds=1 warm_rounds=2 name=short orders=(second)
+    nodes=2 preset=smoke seeds=1 warm_rounds=2 name=short orders=(second) kinds=(hard)
+    papers=("table2 darts second")
     train=(--set evaluation.epochs=1 --set data.train_images=100)
     search=(--set search.steps=2 --set data.search_images=300)
     small=(--set search.steps=2 --set search.generator.warmup_rounds=0)
@@ -109,7 +114,7 @@ for what in "$@"; do
     cells) table_of_cells ;;
     ablation)
         for order in "${orders[@]}"; do
-            for kind in plain hard unequal; do
+            for kind in "${kinds[@]}"; do
                 for generator in real gan; do
                     ablation $kind $generator $order
                 done
@@ -117,11 +122,9 @@ for what in "$@"; do
         done
         ;;
     paper)
-        paper table2 darts first
-        paper controls darts first
-        paper table2 darts second
-        paper table2 pdarts first
-        paper table2 pcdarts first
+        for arguments in "${papers[@]}"; do
+            paper $arguments
+        done
         ;;
     *)
         echo "WHAT is cells, ablation or paper, got $what." >&2

@@ -134,7 +134,7 @@ def test_a_judge_of_a_recipe_has_the_halves_of_its_search(quick):
     assert Judge.of(dataset, recipe).measure(Made(drawn)) == alike.measure(Made(drawn))
 
 
-def test_the_judge_of_a_mislabelled_search_knows_the_right_labels(quick):
+def test_the_judge_of_mislabelled_images_knows_right_labels(quick):
     """A generator is measured by the class that its pictures show, whatever the search is told."""
     dataset = bars()
     names = dataset.class_names
