@@ -35,7 +35,7 @@ def all_primitives():
     names = [name for name in PRIMITIVES if name not in ("none", "noise")]
     edges = tuple(
         Edge(names[(2 * node + source) % len(names)], source)
-        for node in range(4)
+        for node in range((len(names) + 1) // 2)
         for source in (0, 1)
     )
     assert {edge.primitive for edge in edges} == set(names)
