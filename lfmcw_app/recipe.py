@@ -49,6 +49,9 @@ ADAPTED: dict[str, tuple[str, Any]] = {
     "search.generator.init.run": ("search.generator.warmup_rounds", 0),
 }
 """What presets adapt to the data → the key that says so, and its value where one is given."""
+MOST_SECTIONS = 3
+"""Sections within one another: search.generator.init."""
+
 OVERLAYS = {"original": ("paper", "original")}
 """Presets that go over another one; the others stand for themselves."""
 
@@ -828,11 +831,14 @@ def _over(
 
 
 def _dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted key → value, of a tree's sections and of what is in them."""
+    """Dotted key → value, of a tree's sections and of what is in them.
+
+    No deeper than a recipe: a YAML file can hold itself.
+    """
     found: dict[str, Any] = {}
     for name, value in tree.items():
         found[f"{above}{name}"] = value
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and above.count(".") < MOST_SECTIONS:
             found |= _dotted(value, f"{above}{name}.")
     return found
 

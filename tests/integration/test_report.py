@@ -284,6 +284,12 @@ def test_a_run_of_before_reports_is_shown_without_what_it_lacks(whole, tmp_path)
         folder,
         ignore=shutil.ignore_patterns("samples", "timings.jsonl", "dataset.json", "report.html"),
     )
+    (folder / "search.json").unlink()
+    metrics = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        line.pop("quality", None)
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     html = run_page(read_run(folder))
     assert 'id="costs"' not in html
     assert 'id="images"' not in html
