@@ -151,13 +151,14 @@ def run_command(command: Sequence[str], log: str) -> int:
         ).returncode
 
 
-class LocalProcesses(AbstractContextManager["LocalProcesses"]):
-    """Processes of this machine, so many at a time."""
+class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
+    """Processes of this machine, for so many runs at a time."""
 
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="run")
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[Any]] = set()
+        # No process may start after the others were told to end.
+        self._lock = threading.RLock()
         self._stopped = False
 
     def submit(self, command: Sequence[str], log: Path) -> Future[int]:
@@ -166,19 +167,23 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
     def _run(self, command: list[str], log: Path) -> int:
         if (log.parent / RESULT).exists():  # another sweep was here first
             return 0
-        with log.open("ab") as output:
-            # The lock: no process may start after the others were told to end.
-            with self._lock:
-                if self._stopped:
-                    raise InterruptedError("the sweep was stopped")
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-                )
-                self._running.add(process)
-            try:
-                return process.wait()
-            finally:
-                self._running.discard(process)
+        return self._carry_out(command, log)
+
+    def _carry_out(self, command: list[str], log: Path) -> int:
+        """Runs a command to its end, its output added to `log`; returns its exit code."""
+        raise NotImplementedError
+
+    def _check_not_stopped(self) -> None:
+        if self._stopped:
+            raise InterruptedError("the sweep was stopped")
+
+    def _start(self, command: Sequence[str], **streams: Any) -> subprocess.Popen[Any]:
+        """Starts a process that is told to end with the sweep."""
+        with self._lock:
+            self._check_not_stopped()
+            process = subprocess.Popen(command, **streams)
+            self._processes.add(process)
+            return process
 
     def __exit__(
         self,
@@ -188,31 +193,37 @@ class LocalProcesses(AbstractContextManager["LocalProcesses"]):
     ) -> None:
         with self._lock:
             self._stopped = True
-            for process in list(self._running):
+            for process in list(self._processes):
                 process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
 
-class Workers(AbstractContextManager["Workers"]):
-    """Processes of this machine that carry out one run after another, so many at a time.
+class LocalProcesses(_OfThisMachine):
+    """A process for each run."""
+
+    def _carry_out(self, command: list[str], log: Path) -> int:
+        with log.open("ab") as output:
+            process = self._start(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+            try:
+                return process.wait()
+            finally:
+                self._processes.discard(process)
+
+
+class Workers(_OfThisMachine):
+    """Processes that carry out one run after another.
 
     They import the program once and keep the data set (worker.py), where a process for each run
     would do both again. One that dies is a failure of the run that it had; another takes its place.
     """
 
     def __init__(self, jobs: int) -> None:
-        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="worker")
+        super().__init__(jobs)
         self._idle: list[subprocess.Popen[str]] = []
-        self._workers: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-        self._stopped = False
 
-    def submit(self, command: Sequence[str], log: Path) -> Future[int]:
-        return self._pool.submit(self._run, list(command), log)
-
-    def _run(self, command: list[str], log: Path) -> int:
-        if (log.parent / RESULT).exists():  # another sweep was here first
-            return 0
+    def _carry_out(self, command: list[str], log: Path) -> int:
         worker = self._take()
         assert worker.stdin is not None and worker.stdout is not None
         try:
@@ -225,25 +236,21 @@ class Workers(AbstractContextManager["Workers"]):
         if answer:
             self._idle.append(worker)
             return int(answer)
-        self._workers.discard(worker)
+        self._processes.discard(worker)
         return worker.wait()
 
     def _take(self) -> subprocess.Popen[str]:
         """An idle worker, or a new one."""
-        # The lock: no process may start after the others were told to end.
         with self._lock:
-            if self._stopped:
-                raise InterruptedError("the sweep was stopped")
+            self._check_not_stopped()
             if self._idle:
                 return self._idle.pop()
-            worker = subprocess.Popen(
+            return self._start(
                 [sys.executable, "-m", "lfmcw_app.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            self._workers.add(worker)
-            return worker
 
     def __exit__(
         self,
@@ -251,14 +258,9 @@ class Workers(AbstractContextManager["Workers"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._lock:
-            self._stopped = True
-            for worker in list(self._workers):
-                worker.terminate()
-        self._pool.shutdown(cancel_futures=True)
-
+        super().__exit__(kind, error, traceback)
         # A worker that has stopped its run well waits for another one.
-        for worker in self._workers:
+        for worker in self._processes:
             worker.communicate()
 
 
