@@ -18,7 +18,6 @@ import json
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from lfmcw_app.cell_table_file import CellTableFile, Row
 from lfmcw_app.complete_runs import evaluate_genotype
 from lfmcw_app.data import Dataset
 from lfmcw_app.data_checks import fitted, read_data
+from lfmcw_app.provenance import commit
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.resolving import resolve_recipe
 from lfmcw_app.run_folder import RunFolder
@@ -45,14 +45,10 @@ def head(arguments: argparse.Namespace) -> dict[str, str]:
     """What the file says of its making; the part of a process is no matter of the table."""
     settings = [f"--set {shlex.quote(setting)}" for setting in arguments.assign]
     seeds = " ".join(map(str, arguments.seeds))
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
     return {
         "command": f"python benchmarks/cell_table.py folder:PATH --named {arguments.named} --out "
         f"FILE --preset {arguments.preset} {' '.join(settings)} --seeds {seeds}",
-        "commit": commit or "unknown",
+        "commit": commit() or "unknown",
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {platform.system()}",
         "date": date.today().isoformat(),

@@ -26,6 +26,7 @@ from results_data import (
     SYNTHETIC,
     UNIFORM,
     Effect,
+    Experiment,
     PaperRow,
     Results,
     condition_said,
@@ -205,12 +206,17 @@ def quality(results: Results) -> str:
     return table(head, rows)
 
 
+def looked_up(results: Results) -> list[tuple[str, Experiment]]:
+    """The experiments whose errors come from a table of cells, with their titles."""
+    found = [experiment for experiment in results.experiments if experiment.design.looked_up]
+    titles = distinct_titles(experiment.design for experiment in found)
+    return [(titles[experiment.design], experiment) for experiment in found]
+
+
 def ranks(results: Results) -> str:
     """Where the cells of looked-up searches stand in the table of all cells."""
-    looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
-    titles = distinct_titles(experiment.design for experiment in looked_up)
     rows = []
-    for experiment in looked_up:
+    for title, experiment in looked_up(results):
         for arm in experiment.arms:
             runs = experiment.runs(arm)
             regrets = [row.regret_percent for row in runs if row.regret_percent is not None]
@@ -219,7 +225,7 @@ def ranks(results: Results) -> str:
             within = sum(place <= 10 for place in places)
             rows.append(
                 (
-                    titles[experiment.design], arm, len(runs),
+                    title, arm, len(runs),
                     f"{statistics.fmean(regrets):.2f}{spread}",
                     f"{statistics.median(places):g} ({min(places)} to {max(places)})",
                     f"{within} of {len(places)}",
@@ -234,16 +240,14 @@ def ranks(results: Results) -> str:
 
 def rank_differences(results: Results) -> str:
     """The planned comparisons of looked-up searches by the ranks of their cells."""
-    looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
-    titles = distinct_titles(experiment.design for experiment in looked_up)
     rows = []
-    for experiment in looked_up:
+    for title, experiment in looked_up(results):
         for found in experiment.findings_by_rank:
             of = found.comparison
             interval = "" if math.isnan(of.interval) else f" (± {of.interval:.1f})"
             rows.append(
                 (
-                    titles[experiment.design], f"{found.arm} minus {found.against}",
+                    title, f"{found.arm} minus {found.against}",
                     of.seeds_said,
                     "" if math.isinf(of.detectable) else f"{of.detectable:.1f}",
                     f"{of.difference:+.1f}{interval}", f"{found.p_value:.2g}", found.verdict,

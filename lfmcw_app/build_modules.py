@@ -21,7 +21,14 @@ from lfmcw_app.search_space.supernet import Architecture, Supernet
 from lfmcw_app.spaces import space_named
 from mlo.distributed import global_mean, rank_and_size
 
-__all__ = ["GAN", "SearchModules", "WeightedLearner", "build_modules", "make_generator"]
+__all__ = [
+    "GAN",
+    "SearchModules",
+    "WeightedLearner",
+    "build_modules",
+    "generator_for",
+    "make_generator",
+]
 
 CLASS_LOSS_MOMENTUM = 0.9
 
@@ -191,6 +198,18 @@ def make_generator(
     return generator
 
 
+def generator_for(how: Generator, dataset: Dataset) -> ImageGenerator:
+    """Builds the generator of a recipe for the images of a data set."""
+    return make_generator(
+        how,
+        num_classes=dataset.num_classes,
+        image_size=dataset.image_size,
+        image_channels=dataset.channels,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+
+
 def _players(
     how: Generator, dataset: Dataset, supernet: Callable[[Norm], Supernet], feature_size: int
 ) -> tuple[ImageGenerator, Discriminator]:
@@ -202,14 +221,7 @@ def _players(
             f"search.generator.discriminator_norm is {norm!r}; the game of {how.name} takes "
             f"{', '.join(game.trunk_norms)}."
         )
-    generator = make_generator(
-        how,
-        num_classes=dataset.num_classes,
-        image_size=dataset.image_size,
-        image_channels=dataset.channels,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
+    generator = generator_for(how, dataset)
 
     # A norm behind a convolution would undo spectral norm in the trunk, so that is refused.
     undone = game.spectral_norm == "all" and norm != "none"

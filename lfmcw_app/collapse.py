@@ -133,6 +133,10 @@ def doubts_about_pictures(quality: Quality, generated_accuracy: float | None) ->
     return met
 
 
+def _mean(shares: Sequence[float]) -> float | None:
+    return sum(shares) / len(shares) if shares else None
+
+
 def last_quality(
     entries: Sequence[Mapping[str, Any]], rounds: int | None = None
 ) -> tuple[int, Quality, list[str]] | None:
@@ -155,7 +159,7 @@ def last_quality(
     )
     known = [found["generated_accuracy"] for found in metrics if "generated_accuracy" in found]
     quality = Quality.from_data(seen[last]["quality"])
-    met = doubts_about_pictures(quality, sum(known) / len(known) if known else None)
+    met = doubts_about_pictures(quality, _mean(known))
     return seen[last]["round"], quality, list(met.values())
 
 
@@ -199,7 +203,7 @@ class CollapseDetector:
             for observation in self._seen
             if observation.generated_accuracy is not None
         ]
-        met = doubts_about_pictures(quality, sum(known) / len(known) if known else None)
+        met = doubts_about_pictures(quality, _mean(known))
         new = [text for rule, text in met.items() if rule not in self._told_of_pictures]
         self._told_of_pictures = set(met)
         return new

@@ -95,12 +95,16 @@ def _completed(
     if folder.result is not None and not folder.changes:
         folder.finish_clearing()  # before its checkpoints are taken for those of a run
     lacks_network = not (folder.path / NETWORK).exists() and folder.checkpoints(TRAINING).exists()
-    if folder.result is not None and not folder.changes and not lacks_network:
-        return folder.result
+
+    def held() -> dict[str, Any] | None:
+        return None if folder.changes or lacks_network else folder.result
+
+    if (result := held()) is not None:
+        return result
     with folder.locked():
         # Another process may have completed it until the lock was free, and cleared it.
-        if folder.result is not None and not folder.changes and not lacks_network:
-            return folder.result
+        if (result := held()) is not None:
+            return result
         if folder.writes:
             describe_dataset(dataset, folder)
         result = work()

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from lfmcw_app.build_modules import make_generator
+from lfmcw_app.build_modules import generator_for
 from lfmcw_app.collapse import doubts_about_pictures
 from lfmcw_app.data import Batches, Dataset, Images, resident
 from lfmcw_app.errors import NumbersWarning
@@ -94,14 +94,7 @@ def build_warmup(
         dtype: of weights and images.
     """
     search, how = recipe.search, recipe.search.generator
-    generator = make_generator(
-        how,
-        num_classes=dataset.num_classes,
-        image_size=dataset.image_size,
-        image_channels=dataset.channels,
-        mean=dataset.mean,
-        std=dataset.std,
-    )
+    generator = generator_for(how, dataset)
     discriminator = WarmupDiscriminator(
         num_classes=dataset.num_classes,
         image_size=dataset.image_size,

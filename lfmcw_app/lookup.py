@@ -19,8 +19,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.nats_bench import is_nats_bench, read_nats_bench
 from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import Recipe
-from lfmcw_app.result import as_json
-from lfmcw_app.resuming import numbers_changed
+from lfmcw_app.result import as_json, of_run
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
@@ -195,10 +194,7 @@ def look_up(
         "parameters": trained.parameters,
         "multiply_adds_millions": round(trained.multiply_adds, 3),
         **generator_result(folder),
-        "seed": recipe.seed,
-        **({"trial": True} if recipe.trial else {}),
-        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
-        "genotype": genotype.to_data(),
+        **of_run(folder, genotype),
     }
     folder.complete(as_json(result), made_by(torch.device(device)))
     return result

@@ -1,4 +1,4 @@
-"""Files that commands make where the user says: new ones, there whole or not at all."""
+"""Files that commands make where the user says, there whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lfmcw_app.errors import InputError
 
-__all__ = ["check_new", "new_file"]
+__all__ = ["check_new", "new_file", "replacing"]
 
 
 def check_new(path: Path) -> None:
@@ -36,15 +36,30 @@ def new_file(path: Path) -> Iterator[Path]:
         InputError: if the file exists, or cannot be written.
     """
     check_new(path)
-    # In the same folder, so that it can be renamed; with the same ending, which some writers read.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}). Make room or give the "
             "permission, or name another file."
         ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, whose file takes the place of `path` when the body has ended well.
+
+    If the body fails, what was there stays.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    # In the same folder, so that it can be renamed; with the same ending, which some writers read.
+    # Two commands may write the same file: each has a name of its own until it is whole.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -177,9 +177,6 @@ def learning_rate_schedule(
 
     An epoch has `per_epoch` rounds. The schedule is one function of the epoch, warm-up included:
     with a warm-up by hand the scheduler would multiply a wrong last rate.
-
-    One function of the epoch, warm-up included: a warm-up by hand would leave a scheduler that
-    multiplies the last rate with a wrong one.
     """
     epochs = max(1, math.ceil(rounds / per_epoch))
 

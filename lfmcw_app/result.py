@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.printing import say
+from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
 
-__all__ = ["as_json", "edge_names", "print_result"]
+__all__ = ["as_json", "edge_names", "of_run", "print_result"]
 
 WORST = 3
 """Classes that are named with the result."""
@@ -30,6 +31,17 @@ def as_json(result: dict[str, Any]) -> str:
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
+    """The last entries of every result: the seed, what makes the run an exception, the cells."""
+    recipe = folder.recipe
+    return {
+        "seed": recipe.seed,
+        **({"trial": True} if recipe.trial else {}),
+        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
+        "genotype": genotype.to_data(),
+    }
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:

@@ -7,17 +7,16 @@ results are made of them. Rows of several machines can stand in one file or in s
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lfmcw_app.errors import InputError, shown
+from lfmcw_app.output_files import replacing
 
-__all__ = ["COLUMNS", "Row", "distinct", "read_results", "replacing", "write_results"]
+__all__ = ["COLUMNS", "Row", "distinct", "read_results", "write_results"]
 
 
 class Row(BaseModel):
@@ -85,18 +84,6 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(row.model_dump() for row in rows)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields another path, whose file takes the place of `path` when the body has ended well."""
-    # Two commands may write the same table: each has a name of its own until it is whole.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_results(*paths: Path) -> list[Row]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import mlo
-from lfmcw_app.build_modules import SearchModules, build_modules, make_generator
+from lfmcw_app.build_modules import SearchModules, build_modules, generator_for
 from lfmcw_app.classifier import network_path
 from lfmcw_app.data import Dataset
 from lfmcw_app.errors import InputError, shown
@@ -350,14 +350,7 @@ def check_generator_fits(recipe: Recipe, dataset: Dataset) -> str:
             )
     _check_same_images(recipe, theirs, dataset, described["digest"])
     with preserved():
-        generator = make_generator(
-            how,
-            num_classes=dataset.num_classes,
-            image_size=dataset.image_size,
-            image_channels=dataset.channels,
-            mean=dataset.mean,
-            std=dataset.std,
-        )
+        generator = generator_for(how, dataset)
     load_into_generator(generator, weights, how.init.run)
     return (
         f"Starting weights: the generator in {how.init.run} (digest {how.init.digest}), after "

@@ -14,10 +14,11 @@ from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
+from lfmcw_app.output_files import replacing
 from lfmcw_app.pictures import describe_dataset
 from lfmcw_app.recipe import Recipe
 from lfmcw_app.result_rows import row_of
-from lfmcw_app.results_file import Row, replacing, write_results
+from lfmcw_app.results_file import Row, write_results
 from lfmcw_app.run_folder import LOCK, RunFolder
 
 __all__ = ["TableReport", "claim", "run_folder", "run_path"]

@@ -20,8 +20,7 @@ from lfmcw_app.problems import learning_rate_schedule
 from lfmcw_app.processes import parallelism
 from lfmcw_app.provenance import made_by
 from lfmcw_app.recipe import Evaluation, Recipe
-from lfmcw_app.result import as_json
-from lfmcw_app.resuming import numbers_changed
+from lfmcw_app.result import as_json, of_run
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_end import generator_result
 from lfmcw_app.search_space.cost import network_cost
@@ -135,10 +134,7 @@ def train_derived(
         **({"budget": budget} if budget else {}),
         **generator_result(folder),
         **({"init": recipe.evaluation.init.model_dump()} if recipe.evaluation.init.run else {}),
-        "seed": recipe.seed,
-        **({"trial": True} if recipe.trial else {}),
-        **({"changed": changed} if (changed := numbers_changed(folder.path)) else {}),
-        "genotype": genotype.to_data(),
+        **of_run(folder, genotype),
     }
     plan = NetworkPlan.of(recipe, genotype, dataset)
     write_network(folder, network, plan, dataset, result)

@@ -323,12 +323,7 @@ class SumNetwork(_Skeleton, ImageNetwork):
         Raises:
             InputError: if height or width is not divisible by `divisor`.
         """
-        if images.shape[-2] % self.divisor or images.shape[-1] % self.divisor:
-            raise InputError(
-                f"Images of {images.shape[-2]}×{images.shape[-1]} do not fit this network, which "
-                f"needs a height and width divisible by {self.divisor}. Set data.image_size to "
-                "such a size."
-            )
+        self.check_size(images)
         # As in the supernet: on a CPU this takes a third less time.
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         for layer, cell in enumerate(self.cells):

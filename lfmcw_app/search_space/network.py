@@ -141,6 +141,19 @@ class ImageNetwork(nn.Module):
     drop_probability: float = 0.0
     divisor: int = 1
 
+    def check_size(self, images: Tensor) -> None:
+        """Refuses images [B, C, H, W] that the network cannot halve as often as it does.
+
+        Raises:
+            InputError: if height or width is not divisible by `divisor`.
+        """
+        if images.shape[-2] % self.divisor or images.shape[-1] % self.divisor:
+            raise InputError(
+                f"Images of {images.shape[-2]}×{images.shape[-1]} do not fit this network, which "
+                f"needs a height and width divisible by {self.divisor}. Set data.image_size to "
+                "such a size."
+            )
+
     def parameter_count(self) -> int:
         """Trainable parameters without the auxiliary head, as papers count them."""
         auxiliary = self.auxiliary.parameters() if self.auxiliary is not None else ()
@@ -207,12 +220,7 @@ class DerivedNetwork(ImageNetwork):
         Raises:
             InputError: if height or width is not divisible by `divisor`.
         """
-        if images.shape[-2] % self.divisor or images.shape[-1] % self.divisor:
-            raise InputError(
-                f"Images of {images.shape[-2]}×{images.shape[-1]} do not fit this network, which "
-                f"needs a height and width divisible by {self.divisor}. Set data.image_size to "
-                "such a size."
-            )
+        self.check_size(images)
         before_last = self.stem(images)
         last = self.second_stem(before_last)
         auxiliary = None

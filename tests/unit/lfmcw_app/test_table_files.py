@@ -101,7 +101,7 @@ def test_a_table_has_a_row_per_run_in_the_order_of_its_arms(tmp_path, digits):
     assert not (tmp_path / "figure.png").exists()
     report.write()
     assert (tmp_path / "figure.png").stat().st_size > 2000
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.part*"))
     assert f"copy {report.results} to docs/data/runs/{tmp_path.name}.csv" in report.to_contribute()
 
 
