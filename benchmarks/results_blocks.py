@@ -26,7 +26,6 @@ from results_data import (
     SYNTHETIC,
     UNIFORM,
     Effect,
-    Experiment,
     PaperRow,
     Results,
     condition_said,
@@ -206,17 +205,10 @@ def quality(results: Results) -> str:
     return table(head, rows)
 
 
-def looked_up(results: Results) -> list[tuple[str, Experiment]]:
-    """The experiments whose errors come from a table of cells, with their titles."""
-    found = [experiment for experiment in results.experiments if experiment.design.looked_up]
-    titles = distinct_titles(experiment.design for experiment in found)
-    return [(titles[experiment.design], experiment) for experiment in found]
-
-
 def ranks(results: Results) -> str:
     """Where the cells of looked-up searches stand in the table of all cells."""
     rows = []
-    for title, experiment in looked_up(results):
+    for title, experiment in results.looked_up():
         for arm in experiment.arms:
             runs = experiment.runs(arm)
             regrets = [row.regret_percent for row in runs if row.regret_percent is not None]
@@ -241,7 +233,7 @@ def ranks(results: Results) -> str:
 def rank_differences(results: Results) -> str:
     """The planned comparisons of looked-up searches by the ranks of their cells."""
     rows = []
-    for title, experiment in looked_up(results):
+    for title, experiment in results.looked_up():
         for found in experiment.findings_by_rank:
             of = found.comparison
             interval = "" if math.isnan(of.interval) else f" (± {of.interval:.1f})"

@@ -267,6 +267,12 @@ class Results:
                 found[runs] = effect
         return [*found.values(), *self._reported_effects(arm, against)]
 
+    def looked_up(self) -> list[tuple[str, Experiment]]:
+        """The experiments whose errors come from a table of cells, with their titles."""
+        found = [experiment for experiment in self.experiments if experiment.design.looked_up]
+        titles = distinct_titles(experiment.design for experiment in found)
+        return [(titles[experiment.design], experiment) for experiment in found]
+
     def _reported_effects(self, arm: str, against: str) -> Iterator[Effect]:
         # A table reports differences from its first arm, which either of the two may be.
         firsts = {line.design.table: line for line in self.reported if line.found is None}

@@ -145,17 +145,15 @@ ARM_COLOURS = {METHOD: "#d95f02", BASELINE: "#1f77b4", RANDOM: "#777777"}
 
 def searched_arms(results: Results) -> list[tuple[str, dict[str, list[int]]]]:
     """(title, arm → ranks of its cells) of each experiment with look-ups; random cells once."""
-    looked_up = [experiment for experiment in results.experiments if experiment.design.looked_up]
-    titles = distinct_titles(experiment.design for experiment in looked_up)
     rows: list[tuple[str, dict[str, list[int]]]] = []
     drawn: list[int] = []
-    for experiment in looked_up:
+    for title, experiment in results.looked_up():
         ranks = {
             arm: sorted(row.rank for row in experiment.runs(arm) if row.rank is not None)
             for arm in ARM_COLOURS
         }
         drawn = drawn or ranks[RANDOM]
-        rows.append((titles[experiment.design], {arm: ranks[arm] for arm in (METHOD, BASELINE)}))
+        rows.append((title, {arm: ranks[arm] for arm in (METHOD, BASELINE)}))
     return [*rows, (RANDOM, {RANDOM: drawn})] if drawn else rows
 
 
