@@ -42,7 +42,7 @@ GROUPS = (
 COLOURS = {"better": "#1a7f37", "worse": "#c0392b"}
 """Verdict → colour of the interval; others are grey."""
 
-WIDEST = 3.0
+WIDEST = 15.0
 """Percentage points on either side of the forest plot; longer intervals end in an arrow."""
 
 
