@@ -10,11 +10,12 @@
 #          By default all of them, in this order.
 #
 # It can be stopped and repeated: what is done is not done again. SEEDS=20 is the number of searches
-# of an arm, JOBS=1 of those at a time. SHORT=1 goes through all of it in miniature, on digits for
-# example, and its figures say nothing.
+# of an arm, JOBS=1 of those at a time. KINDS="plain hard unequal", GENERATORS="real gan" and
+# ORDERS="first second" choose parts of the ablation. SHORT=1 goes through all of it in miniature, on
+# digits for example, and its figures say nothing.
 set -euo pipefail
 here=$(dirname "$0")
-[ $# -ge 2 ] || { sed -n '2,16p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,17p' "$0"; exit 2; }
 data=$1 out=$2
 shift 2
 [ $# -gt 0 ] || set -- cells ablation paper
@@ -24,7 +25,10 @@ seeds=${SEEDS:-20}
 mkdir -p "$out"
 
 nodes=3 preset=small train=() search=(--set search.steps=300) warm_rounds=1500 small=()
-name=cifar10-jpeg orders=(first second) kinds=(plain hard unequal)
+name=cifar10-jpeg
+read -ra orders <<<"${ORDERS:-first second}"
+read -ra kinds <<<"${KINDS:-plain hard unequal}"
+read -ra generators <<<"${GENERATORS:-real gan}"
 papers=(
     "table2 darts first" "controls darts first" "table2 darts second" "table2 pdarts first"
     "table2 pcdarts first"
@@ -115,7 +119,7 @@ for what in "$@"; do
     ablation)
         for order in "${orders[@]}"; do
             for kind in "${kinds[@]}"; do
-                for generator in real gan; do
+                for generator in "${generators[@]}"; do
                     ablation $kind $generator $order
                 done
             done
