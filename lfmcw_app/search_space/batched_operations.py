@@ -57,7 +57,7 @@ def make_gain_norm(style: OperationStyle, channels: int, edges: int) -> nn.Modul
     """The norm of operations on `edges` edges, `channels` channels each: (maps, gain) → maps."""
     width = edges * channels
     if style.norm == "batch":
-        return GainBatchNorm(width)
+        return GainBatchNorm(width, running_statistics=style.running_statistics)
     if style.norm == "none":
         return GainOnly()
     return GainGroupNorm(edges if style.norm == "group" else width, width)

@@ -207,6 +207,8 @@ class _Skeleton(nn.Module):
 class SumSupernet(_Skeleton):
     """A stack of cells that mix the candidate operations; the architecture is an argument.
 
+    As in `Supernet`, BatchNorms keep no running statistics.
+
     Args:
         in_channels: channels of an image.
         num_classes: size of the logits.
@@ -228,6 +230,7 @@ class SumSupernet(_Skeleton):
         style: OperationStyle,
         checkpointing: bool = False,
     ) -> None:
+        style = replace(style, running_statistics=False)
         super().__init__(
             in_channels=in_channels,
             num_classes=num_classes,
