@@ -25,7 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.requested_gradients import gradient_requested, recorded_by_autograd
+from lfmcw_app.search_space.requested_gradients import (
+    autocasted,
+    gradient_requested,
+    recorded_by_autograd,
+)
 
 __all__ = ["LARGE", "DepthwiseConv", "depthwise"]
 
@@ -60,11 +64,7 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) 
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
     if not recorded_by_autograd(x, weight):
         return _convolution(x, weight, stride, dilation)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        # As F.conv2d would: a Function's gradients need one type for all that it saves.
-        narrow = torch.get_autocast_dtype(kind)
-        x, weight = x.to(narrow), weight.to(narrow)
+    x, weight = autocasted(x, weight)
     out: Tensor = _Depthwise.apply(x, weight.view_as(weight), stride, dilation)
     return out
 
@@ -122,9 +122,7 @@ class _InputGradient(torch.autograd.Function):
         ctx.stride, ctx.dilation = stride, dilation
         ctx.save_for_backward(weight, g)
         # Only its shape and the order of its memory are read.
-        x = torch.empty(
-            shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last
-        )
+        x = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
         return _input_gradient(x, weight, g, stride, dilation)
 
     @staticmethod
