@@ -146,7 +146,7 @@ class RunFolder:
             what = "another run" if (path / "config.yaml").exists() else "something else"
             raise InputError(
                 f"--out {path} holds {what} already, and nothing there is overwritten. Name a new "
-                f"folder, or go on with that run by --resume {path}."
+                f"folder, or resume that run by --resume {path}."
             )
 
     @contextmanager
@@ -250,7 +250,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(
                 f"{what} cannot be written in {self.path} ({error.strerror or error}). Make room "
-                "or give the permission, then go on with --resume: nothing that was saved is lost."
+                "or give the permission, then resume with --resume: nothing that was saved is lost."
             ) from None
 
     def log(self, entry: dict[str, Any]) -> None:
@@ -281,12 +281,12 @@ class RunFolder:
         except OSError as error:
             self._warn(
                 f"{what} cannot be written in {self.path} ({error.strerror or error}); the run "
-                "goes on without it."
+                "continues without it."
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said
             self._warn(
-                f"{what} cannot be made ({type(error).__name__}: {error}); the run goes on without "
-                "it."
+                f"{what} cannot be made ({type(error).__name__}: {error}); the run continues "
+                "without it."
             )
 
     def _write_pending(self, *, flush: bool = False) -> None:
@@ -446,9 +446,9 @@ class RunFolder:
                 often = f" ({self._failed_saves} in a row)" if self._failed_saves > 1 else ""
                 raise InputError(
                     f"{what}{often}. The run stops, and the last checkpoint stands. Make room or "
-                    "give the permission, then go on with --resume."
+                    "give the permission, then resume with --resume."
                 ) from None
-            self._warn(f"{what}. The run goes on, and tries again at the next one.")
+            self._warn(f"{what}. The run continues, and tries again at the next one.")
             return False
         self._failed_saves = 0
         return True

@@ -138,13 +138,13 @@ def test_a_checkpoint_that_must_be_written_is_an_error(folder, monkeypatch):
 
 
 def test_an_optional_file_that_cannot_be_written_is_warned_of(folder):
-    words = "the run goes on without it"
+    words = "the run continues without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         full()
 
 
 def test_whatever_a_picture_fails_at_is_warned_of(folder):
-    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run goes on without it"
+    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run continues without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         1 / 0  # noqa: B018
 
