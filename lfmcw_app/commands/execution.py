@@ -70,6 +70,12 @@ def carry_out(
         tensorboard: whether event files are written.
     """
     say(console, f"Run folder: {folder.path}")
+    if folder.begun and (changed := folder.changed_environment()):
+        say(
+            console,
+            f"It began elsewhere ({', '.join(changed)}). It resumes; its numbers may differ from "
+            "those of an uninterrupted run in their last bits.",
+        )
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
