@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import say
 from lfmcw_app.run_folder import REPORT, RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
@@ -158,6 +159,7 @@ def main_of(command: Callable[..., None]) -> None:
     """Runs a function as a command line, with `--install-completion` for the shell."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
+    end_with_parent()
     try:
         app()
     except KeyboardInterrupt:
