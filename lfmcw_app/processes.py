@@ -62,7 +62,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             raise
         raise InputError(
             f"Process {dist.get_rank()} lost the connection to another one, which has ended; that "
-            "one's own message says why. Go on from the last checkpoint with --resume."
+            "one's own message says why. Resume from the last checkpoint with --resume."
         ) from error
     finally:
         dist.destroy_process_group()

@@ -134,10 +134,10 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
     """
 
     def go_on(what: str) -> None:
-        say(console, f"{what} Go on with: {command}")
+        say(console, f"{what} Resume with: {command}")
 
     try:
-        with stop_signals(f"Go on with: {command}"):
+        with stop_signals(f"Resume with: {command}"):
             yield
     except Stopped as stop:
         what = "Interrupted" if stop.exit_code else "Stopped"

@@ -171,7 +171,7 @@ def check_no_trial(max_steps: int | None) -> None:
         InputError: if it is given.
     """
     if max_steps is not None:
-        raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+        raise InputError("--max-steps starts a trial of its own; drop it to resume with --resume.")
 
 
 def check_keep(name: str) -> None:
