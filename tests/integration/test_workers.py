@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_table import TINY, rows
-from tiny_runs import resume
+from started_processes import PATIENCE, started, wait_for
+from test_table import SHORT, rows
+from tiny_runs import TINY
 
 import mlo
 from lfmcw_app.arms import TABLES, arm_recipe
@@ -24,7 +25,9 @@ from lfmcw_app.data_checks import fitted
 from lfmcw_app.sweep import LOG, Workers, resume_command, sweep
 from lfmcw_app.table_files import run_folder
 
-SETTINGS = [*TINY.split(), "search.order=first"]
+SETTINGS = [
+    f"{key}={value}" for key, value in {**TINY, **SHORT, "search.order": "first"}.items()
+]
 
 
 def folders(root, seeds=2):
