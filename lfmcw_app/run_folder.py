@@ -47,10 +47,11 @@ import torch
 from filelock import FileLock, Timeout
 
 import mlo
-from lfmcw_app.errors import HeldError, InputError
+from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
 from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import (
     CHANGES,
@@ -77,6 +78,9 @@ KEEP = {
 
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
 """What a run folder may hold before its recipe is there: after a kill in the first moment."""
+
+DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads")
+"""Entries of environment.json on which the last bits of a run depend."""
 
 GONE = "the folder is gone: it was moved or deleted"
 
@@ -147,6 +151,20 @@ class RunFolder:
         """Writes the versions and the hardware, with the recipe that the run began with."""
         recipe = began.model_dump(mode="json", by_alias=True)
         self.write(ENVIRONMENT, json.dumps({**_environment(), "recipe": recipe}, indent=1))
+
+    def changed_environment(self) -> list[str]:
+        """What is not as it was when the run began, and may change last bits: "torch 2.8 → 2.9"."""
+        try:
+            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            known = {key: began[key] for key in DECIDES_BITS if began.get(key) is not None}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return []  # damaged or not there: nothing is known
+        here = _environment()
+        return [
+            f"{key} {shown(before)} → {shown(here[key])}"
+            for key, before in known.items()
+            if here[key] != before
+        ]
 
     def _check_empty(self) -> None:
         path = self.path
@@ -353,6 +371,11 @@ class RunFolder:
         self.clear()
 
     @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return any(self.path.glob("*.pt"))
+
+    @property
     def draws(self) -> bool:
         """Whether this process makes pictures and the report."""
         return self.writes and self.keep == "all"
@@ -552,6 +575,8 @@ def _environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "mlo": mlo.__version__,
+        "commit": commit(),
+        "cpu": device_kind(torch.device("cpu")),
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -8,6 +8,7 @@ import shutil
 from itertools import count
 
 import pytest
+import torch
 import yaml
 from crash_points import disk_is_full, killed_at, striking
 
@@ -117,6 +118,16 @@ def test_a_checkpoint_deleted_meanwhile_is_written_again(folder):
     (folder.path / "search.pt").unlink()
     assert folder.save("search", optimizer, {"best": 0.5})
     assert RunFolder.open(folder.path).restore("search", optimizer, PHASES) == {"best": 0.5}
+
+
+def test_what_has_changed_since_a_run_began_is_known(folder):
+    assert folder.changed_environment() == []
+    file = folder.path / "environment.json"
+    began = json.loads(file.read_text())
+    file.write_text(json.dumps({**began, "torch": "1.0", "commit": None}))
+    assert folder.changed_environment() == [f"torch '1.0' → {torch.__version__!r}"]
+    file.write_text("[]")
+    assert folder.changed_environment() == []
 
 
 def test_only_one_process_runs_in_a_folder(folder):
