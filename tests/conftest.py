@@ -1,4 +1,4 @@
-"""One thread a test process, since the processes of pytest-xdist share the cores; what tests cost."""
+"""One thread per test process, as those of pytest-xdist share the cores; what each test costs."""
 
 import torch
 from processor_time import ProcessorTime, add_options

@@ -44,7 +44,7 @@ class ProcessorTime:
         self._file = config.getoption("cost")
         self._limit = config.getoption("cost_limit")
         self._since = spent()
-        self._phases = defaultdict(dict)   # test: phase: seconds
+        self._phases = defaultdict(dict)  # test: phase: seconds
         self._slow = set()
 
     def pytest_runtest_logstart(self):

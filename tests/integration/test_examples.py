@@ -6,12 +6,12 @@ import ast
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from started_processes import finished
 
 from mlo.testing import bilevel_quadratic
 
@@ -33,14 +33,8 @@ def output_of(name: str, folder: Path, *arguments: object) -> str:
     An example leaves nothing behind but the picture that its `--picture` names.
     """
     assert "--picture" in arguments
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / name, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    result = finished([sys.executable, EXAMPLES / name, *arguments], cwd=folder, env=environment)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
     picture = [

@@ -12,8 +12,8 @@ import sys
 
 import pytest
 from browser import browser
-from made_run_folders import add_classes, make_folder
 from command_calls import call
+from made_run_folders import add_classes, make_folder
 from started_processes import finished as finished_process
 from tiny_runs import arguments, resume, run
 

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 from command_calls import call
-from started_processes import finished, started
 
 from lfmcw_app.commands import run as run_command
 
