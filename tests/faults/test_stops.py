@@ -10,8 +10,10 @@ from contextlib import ExitStack
 
 import pytest
 from filelock import FileLock
+from interrupted_command import command as interrupted
+from interrupted_command import is_held
 from interrupted_runs import outcome
-from started_processes import PATIENCE, finished, has_lines, wait_for
+from started_processes import PATIENCE, finished, wait_for
 from started_processes import started as started_process
 
 import mlo
@@ -34,9 +36,9 @@ def started(runs, tmp_path):
             config = tmp_path / "recipe.yaml"
             config.write_text(runs.recipe().to_yaml())
             given = ("digits", "--preset=smoke", f"--config={config}", f"--out={folder}")
-            process = stack.enter_context(started_process([*COMMAND, *given], **PIPES))
-            wait_for(has_lines(folder / "metrics.jsonl", lines), process)
-            process.send_signal(signal.SIGSTOP)
+            command = interrupted(signal.SIGSTOP, lines, "--threads=1", *given)
+            process = stack.enter_context(started_process(command, **PIPES))
+            wait_for(lambda: is_held(process), process)
             return process, folder
 
         yield start
@@ -122,19 +124,30 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
 
 
 def test_a_round_that_ends_in_time_is_not_given_up():
-    """A round that ends in time is not given up while its state is written."""
+    """A round that ends in time is not given up while its state is written.
+
+    The thread that would give it up hears of the end while that is being done.
+    """
     code, printed, errors = program(
-        """
-        import time
+        f"""
+        import threading
+        told = threading.Event()
+        class Settled(threading.Event):
+            def wait(self, timeout):
+                print("within", timeout, flush=True)
+                ended = super().wait({PATIENCE})
+                told.set()
+                return ended
+        stopping._settled = Settled()
         with stopping.stop_signals():
             os.kill(os.getpid(), signal.SIGTERM)
-            print(stopping.requested() == signal.SIGTERM)
+            print(stopping.requested() == signal.SIGTERM, flush=True)
             stopping.settled()
-            time.sleep(0.6)
-            print("written", flush=True)
+            print("written", told.wait({PATIENCE}), flush=True)
         """
     )
-    assert (code, printed, errors) == (0, "True\nwritten\n", "")
+    assert (code, errors) == (0, "")
+    assert sorted(printed.splitlines()) == ["True", "within 0.2", "written True"]
 
 
 def test_the_second_interrupt_stops_at_once():

@@ -5,12 +5,13 @@ wait for the device, and the command line.
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import sys
 
 import pytest
 import torch
-from started_processes import finished, has_lines, started, wait_for
+from interrupted_command import command as interrupted
+from started_processes import finished
 from torch.nn import functional as F
 
 from lfmcw_app.build_modules import build_modules
@@ -180,9 +181,9 @@ def test_a_killed_run_resumes_where_it_was(device, tmp_path):
     where = f"--device={device.type}"
     folder, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     options = [f"--set={key}={value}" for key, value in settings.items()]
-    run = command("digits", where, "--out", folder, *options)
-    with started(run, stdout=subprocess.DEVNULL) as process:
-        wait_for(has_lines(log, 4), process)
+    given = ("--threads=1", "digits", where, "--out", folder, *options)
+    killed = finished(interrupted(signal.SIGKILL, 4, *given))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = log.read_text().splitlines()[:2]
     assert not (folder / "result.json").exists()
     resumed = finished(command("--resume", folder, where))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import sys
 
 import pytest
 import torch
+from interrupted_command import command as interrupted
 from PIL import Image
 from started_processes import finished as finished_process
-from started_processes import has_lines, started, wait_for
-from tiny_runs import called, command, outcome, resume, run, settings
+from tiny_runs import arguments, called, outcome, resume, run, settings
 
 from lfmcw_app.commands.evaluate import evaluate
 from lfmcw_app.commands.run import run as run_command
@@ -69,10 +69,10 @@ def test_a_run_is_a_function_of_its_seed(whole, tmp_path):
 
 def killed(folder, lines, *given, **changes):
     """Leaves the folder of a run that was killed after so many lines of metrics."""
-    still = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with started(command("--out", folder, *given, **changes), **still) as process:
-        wait_for(has_lines(folder / "metrics.jsonl", lines), process)
-    assert not (folder / "result.json").exists(), "the run was complete before it was killed"
+    options = arguments("--out", folder, *given, **changes)
+    done = finished_process(interrupted(signal.SIGKILL, lines, *options))
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (folder / "result.json").exists()
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
-"""The main job on a recipe that takes a second: called in this process, or as a command of its own.
+"""The main job on a recipe that takes a second, called in this process.
 
-The judge of generated images has a constant number of steps, which would take most of the time.
+The judge of generated images has few steps: its usual ones would take most of the time.
 """
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 from command_calls import call
+from interrupted_command import JUDGE_STEPS
 
 from lfmcw_app.commands import run as run_command
 
@@ -29,8 +28,6 @@ TINY = {
     "evaluation.epochs": 2,
     "evaluation.batch_size": 16,
 }
-
-JUDGE_STEPS = 10
 
 
 def settings(**changes):
@@ -56,21 +53,6 @@ def run(*given, **changes):
 
 def resume(folder):
     return called(run_command.run, "--threads=1", "--resume", folder)
-
-
-# ------------------------------ in processes of their own
-
-PROGRAM = f"""
-from lfmcw_app import generator_quality
-from lfmcw_app.commands.run import main
-generator_quality.STEPS = {JUDGE_STEPS}
-main()
-"""
-
-
-def command(*given, **changes):
-    """The same run as of `run`, as a command."""
-    return [sys.executable, "-c", PROGRAM, *arguments(*given, **changes)]
 
 
 def outcome(folder):
