@@ -44,6 +44,7 @@ def started(runs, tmp_path):
         yield start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, number, code):
     """A signal saves and ends the run, which resumes bit for bit."""
@@ -62,6 +63,7 @@ def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, 
     assert outcome(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused(started, runs, whole):
     """A second run in a folder is refused until the first is killed."""
     process, folder = started(2)

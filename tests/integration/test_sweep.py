@@ -76,6 +76,7 @@ def test_processes_of_this_machine(jobs, tmp_path):
     check(outcomes(LocalProcesses(jobs), tmp_path, *KINDS), tmp_path)
 
 
+@pytest.mark.slow
 def test_jobs_of_submitit(tmp_path):
     """On submitit's own stand-in for SLURM."""
     pytest.importorskip("submitit")
