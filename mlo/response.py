@@ -40,7 +40,7 @@ from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.loss import LossFunction
 from mlo.once import SharedResults
-from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
@@ -270,6 +270,38 @@ class Evaluation:
         self._collect([Input(name, None) for name in self.loss.reads], found)
         return tuple(found.values())
 
+    @cached_property
+    def inner(self) -> bool:
+        """Whether the loss reads solutions that are functions of the problem's own value."""
+        return not self.dependent.isdisjoint(self.loss.reads)
+
+    def depends(self, solution: Solution) -> bool:
+        """Whether a solution in this evaluation is a function of the problem's own value."""
+        return solution.name in self.dependent and not isinstance(solution, Constant)
+
+    @cached_property
+    def sweeps(self) -> bool:
+        """Whether those solutions depend on nothing else, and can be swept (`sweep.py`)."""
+        found: dict[int, bool] = {}
+        waiting = [self.solutions[name] for name in self.loss.reads if name in self.dependent]
+        while waiting:
+            lower = waiting.pop()
+            if id(lower) in found or isinstance(lower, Constant):
+                continue
+            found[id(lower)] = lower.sweeps
+            if not lower.sweeps:
+                return False
+            for item in lower.free_inputs:
+                if item.solution is None and item.name == self.loss.problem.name:
+                    continue
+                solution = item.solution or self.solutions.get(item.name)
+                if solution is None or not (
+                    isinstance(solution, Constant) or self.depends(solution)
+                ):
+                    return False
+                waiting.append(solution)
+        return True
+
     def _collect(self, items: Iterable[Input], found: dict[tuple[str, int], Input]) -> None:
         # A method, since a closure that calls itself is a reference cycle: it would keep the
         # evaluation alive until the garbage collector runs.
@@ -338,6 +370,11 @@ class Solution(ABC):
     @abstractmethod
     def free_inputs(self) -> tuple[Input, ...]:
         """What the solution is a function of, each once."""
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether its derivative may be a part of a sweep (`hypergradient/sweep.py`)."""
+        return False
 
     def constants(self) -> Tensors:
         """The value, through which no derivative flows."""
@@ -408,6 +445,11 @@ class Stationary(Solution):
         """Those of its evaluation."""
         return self.evaluation.free_inputs
 
+    @cached_property
+    def sweeps(self) -> bool:
+        """Whether its derivative may be a part of a sweep."""
+        return self.engine.sweeps and self.residual is None and self.evaluation.sweeps
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stepped(Solution):
@@ -439,6 +481,12 @@ class Stepped(Solution):
             for item in recorded.evaluation.free_inputs:
                 found.setdefault((item.name, id(item.solution)), item)
         return tuple(found.values())
+
+    @cached_property
+    def sweeps(self) -> bool:
+        """Whether its derivative may be a part of a sweep."""
+        around = acts_around_step(self.evaluation.loss.problem) or self.start is not None
+        return self.engine.sweeps and not around and self.evaluation.sweeps
 
     def at_step(self, recorded: RecordedStep) -> Stepped:
         """The same solution with its derivative taken at one of the recorded steps."""
@@ -496,6 +544,11 @@ class AbstractEngine(ABC):
     @property
     def takes_residuals(self) -> bool:
         """Whether it differentiates any condition F = 0, not only that a gradient vanishes."""
+        return False
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it can be a part of a sweep through several problems (`sweep.py`)."""
         return False
 
     @property
@@ -914,7 +967,13 @@ class Pullback:
     def reads_at(
         self, parameters: Tensors, inputs: Sequence[Tensor]
     ) -> Iterator[dict[str, Tensors]]:
-        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`.
+        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`."""
+        with self.reading_at(parameters, inputs) as inner:
+            yield {name: inner.tensors(name) for name in self.solution.evaluation.loss.reads}
+
+    @contextmanager
+    def reading_at(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Reading]:
+        """Yields what stands for the problems that the loss sees, at `parameters` and `inputs`.
 
         Args:
             parameters: own parameters, on which responses below may depend.
@@ -939,7 +998,7 @@ class Pullback:
             reader=f"{self.reading.reader}/{self.solution.name}",
         )
         try:
-            yield {name: inner.tensors(name) for name in evaluation.loss.reads}
+            yield inner
         finally:
             responses.clear()  # as in `total_gradient`: a cycle that nothing would free
 

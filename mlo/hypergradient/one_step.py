@@ -23,16 +23,18 @@ from torch import Tensor
 
 from mlo.errors import EngineError
 from mlo.hypergradient.finite_difference import FiniteDifference
-from mlo.hypergradient.products import Autograd, Engine, LinearSystem, Solve
+from mlo.hypergradient.products import Autograd, LinearSystem, Solve
+from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem
 from mlo.response import Cotangent, StepEngine, Stepped
+from mlo.tensors import zeros_for_none
 
 __all__ = ["OneStep", "darts"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneStep(Engine, StepEngine):
+class OneStep(SweepEngine, StepEngine):
     """Differentiates the optimizer's last step, exactly: momentum, decay, Adam, clipping.
 
     Args:
@@ -104,6 +106,48 @@ class OneStep(Engine, StepEngine):
             scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
         q = [scaled.get(name) for name in system.names]
         return Solve(q=q, report=self.report(system.problem))
+
+    def applied(self, system: LinearSystem, direction: Sequence[Tensor]) -> list[Tensor]:
+        """(∂θ'/∂g) u: how the step moves with its gradient."""
+        solution = system.call.solution
+        assert isinstance(solution, Stepped)
+        step, u = solution.step, dict(zip(system.names, direction, strict=True))
+        scales: dict[str, float | None] = {}
+        for name in u:
+            plain = self.plain
+            scales[name] = -step.learning_rate(name) if plain else step.gradient_coefficient(name)
+        linear = None not in scales.values()
+        clips = step.couples_parameters and not self.plain
+        if not linear or clips:
+            u = self._along_step(solution, u, linear=linear)
+        if not linear:
+            return list(u.values())
+        return [(scales[name] or 0.0) * entry for name, entry in u.items()]
+
+    def _along_step(
+        self, solution: Stepped, u: dict[str, Tensor], *, linear: bool
+    ) -> dict[str, Tensor]:
+        """(∂θ'/∂g) u; of a linear step that clips (∂clipped/∂g) u."""
+        # w ↦ (∂θ'/∂g)ᵀ w is linear, and its own transpose is what is wanted.
+        step, parameters = solution.step, solution.evaluation.parameters
+        with torch.enable_grad():
+            g = {name: solution.gradient[name].detach().requires_grad_() for name in u}
+            before = {name: parameters[name].detach() for name in u}
+            after = step.clipped(g) if linear else step.apply(before, g)
+            w = {name: torch.zeros_like(entry, requires_grad=True) for name, entry in u.items()}
+            moving = [name for name in u if after[name].requires_grad]
+            pulled = torch.autograd.grad(
+                [after[name] for name in moving],
+                list(g.values()),
+                [w[name] for name in moving],
+                create_graph=True,
+                allow_unused=True,
+            )
+        pairs = [(p, u[n]) for n, p in zip(g, pulled, strict=True) if p is not None]
+        found = torch.autograd.grad(
+            [p for p, _ in pairs], list(w.values()), [e for _, e in pairs], allow_unused=True
+        )
+        return dict(zip(u, zeros_for_none(found, list(w.values())), strict=True))
 
     def _through_whole_step(
         self, system: LinearSystem, solution: Stepped, v_of: dict[str, Tensor]
