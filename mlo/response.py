@@ -653,6 +653,8 @@ class Reading:
             solve keep one memory per reader, since several upper problems may ask for the response
             of the same lower problem.
         held_constant: problems whose solutions are treated as constants.
+        in_graph: whether responses are wanted as plain operations, where an engine can give them
+            so, since the loss's gradient is differentiated.
     """
 
     values: dict[str, Tensors]
@@ -661,6 +663,7 @@ class Reading:
     reports: list[SolveReport] = field(default_factory=list)
     reader: str
     held_constant: frozenset[str] = frozenset()
+    in_graph: bool = False
 
     def tensors(self, name: str) -> Tensors:
         """What stands for a problem: a response where it lies below, else its value."""
@@ -942,7 +945,7 @@ class Pullback:
         """
         evaluation = self.solution.evaluation
         with (
-            self.reads_at(parameters, inputs) as reads,
+            self.reads_at(parameters, inputs, in_graph=True) as reads,
             evaluation.losses(parameters, reads, players=players, shared=shared) as losses,
         ):
             yield losses
@@ -965,19 +968,22 @@ class Pullback:
 
     @contextmanager
     def reads_at(
-        self, parameters: Tensors, inputs: Sequence[Tensor]
+        self, parameters: Tensors, inputs: Sequence[Tensor], *, in_graph: bool = False
     ) -> Iterator[dict[str, Tensors]]:
-        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`."""
-        with self.reading_at(parameters, inputs) as inner:
+        """Yields problem → tensors for all that the problem reads (see `reading_at`)."""
+        with self.reading_at(parameters, inputs, in_graph=in_graph) as inner:
             yield {name: inner.tensors(name) for name in self.solution.evaluation.loss.reads}
 
     @contextmanager
-    def reading_at(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Reading]:
+    def reading_at(
+        self, parameters: Tensors, inputs: Sequence[Tensor], *, in_graph: bool = False
+    ) -> Iterator[Reading]:
         """Yields what stands for the problems that the loss sees, at `parameters` and `inputs`.
 
         Args:
             parameters: own parameters, on which responses below may depend.
             inputs: tensors that stand for the inputs, flat.
+            in_graph: as in `Reading`.
         """
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
@@ -995,6 +1001,7 @@ class Pullback:
             values=values,
             solutions=evaluation.solutions,
             responses=responses,
+            in_graph=in_graph,
             reader=f"{self.reading.reader}/{self.solution.name}",
         )
         try:

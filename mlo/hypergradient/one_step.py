@@ -15,6 +15,7 @@ as well then, and −Aᵀ q joins −Bᵀ q.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,9 +27,8 @@ from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.products import Autograd, LinearSystem, Solve
 from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
-from mlo.problem import Problem
-from mlo.response import Cotangent, StepEngine, Stepped
-from mlo.tensors import zeros_for_none
+from mlo.problem import Problem, Tensors
+from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
 
 __all__ = ["OneStep", "darts"]
 
@@ -107,47 +107,86 @@ class OneStep(SweepEngine, StepEngine):
         q = [scaled.get(name) for name in system.names]
         return Solve(q=q, report=self.report(system.problem))
 
+    def respond(self, solution: Solution, reading: Reading) -> Tensors:
+        """Returns a node, or the step as plain operations where these are differentiated again.
+
+        Then autograd sums all that flows into the step's gradient before it goes on. Behind a node
+        each product would be a backward pass of its own, with two of each for every level below.
+        """
+        assert isinstance(solution, Stepped)
+        around = acts_around_step(solution.evaluation.loss.problem) or solution.start is not None
+        if not reading.in_graph or not self.sweeps or around:
+            return super().respond(solution, reading)
+        inputs: list[Tensor] = []
+        for item in solution.evaluation.free_inputs:
+            inputs += reading.of(item).values()
+        wanted = [tensor.requires_grad for tensor in inputs]
+        made = solution.constants()
+        if not any(wanted):
+            return made
+        with ExitStack() as stack, torch.enable_grad():
+            call = Pullback(
+                solution=solution,
+                outputs=tuple(made.values()),
+                inputs=inputs,
+                wanted=wanted,
+                differentiate=True,
+                reading=reading,
+                stack=stack,
+            )
+            system = self.linearize(call)
+            g = dict(zip(system.names, system.gradient(), strict=True))
+            moved = self._moved(solution, g)
+        reading.note(self.report(solution.name))
+        # The value that the step has led to, with the derivative of the step that is made again.
+        return {name: made[name] + (moved[name] - moved[name].detach()) for name in made}
+
+    def _moved(self, solution: Stepped, g: Tensors) -> Tensors:
+        """The step as a function of its gradient g, up to a constant."""
+        step, parameters = solution.step, solution.evaluation.parameters
+        coefficients = self._coefficients(step, g)
+        if coefficients is None:
+            return step.apply({name: parameters[name].detach() for name in g}, g)
+        clipped = g if self.plain else step.clipped(g)
+        return {name: c * clipped[name] for name, c in coefficients.items()}
+
+    def _coefficients(self, step: OptimizerStep, names: Iterable[str]) -> dict[str, float] | None:
+        """The c of θ' = c g + …, one per parameter; None where the step is not linear in g."""
+        found: dict[str, float] = {}
+        for name in names:
+            c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
+            if c is None:
+                return None
+            found[name] = c
+        return found
+
     def applied(self, system: LinearSystem, direction: Sequence[Tensor]) -> list[Tensor]:
         """(∂θ'/∂g) u: how the step moves with its gradient."""
         solution = system.call.solution
         assert isinstance(solution, Stepped)
-        step, u = solution.step, dict(zip(system.names, direction, strict=True))
-        scales: dict[str, float | None] = {}
-        for name in u:
-            plain = self.plain
-            scales[name] = -step.learning_rate(name) if plain else step.gradient_coefficient(name)
-        linear = None not in scales.values()
-        clips = step.couples_parameters and not self.plain
-        if not linear or clips:
-            u = self._along_step(solution, u, linear=linear)
-        if not linear:
-            return list(u.values())
-        return [(scales[name] or 0.0) * entry for name, entry in u.items()]
-
-    def _along_step(
-        self, solution: Stepped, u: dict[str, Tensor], *, linear: bool
-    ) -> dict[str, Tensor]:
-        """(∂θ'/∂g) u; of a linear step that clips (∂clipped/∂g) u."""
         # w ↦ (∂θ'/∂g)ᵀ w is linear, and its own transpose is what is wanted.
-        step, parameters = solution.step, solution.evaluation.parameters
+        u = dict(zip(system.names, direction, strict=True))
+        coefficients = self._coefficients(solution.step, u)
+        if coefficients is not None and (self.plain or solution.step.grad_clip is None):
+            return [c * u[name] for name, c in coefficients.items()]
         with torch.enable_grad():
             g = {name: solution.gradient[name].detach().requires_grad_() for name in u}
-            before = {name: parameters[name].detach() for name in u}
-            after = step.clipped(g) if linear else step.apply(before, g)
-            w = {name: torch.zeros_like(entry, requires_grad=True) for name, entry in u.items()}
-            moving = [name for name in u if after[name].requires_grad]
+            moved = self._moved(solution, g)
+            names = [name for name, tensor in moved.items() if tensor.requires_grad]
+            w = [torch.zeros_like(moved[name], requires_grad=True) for name in names]
             pulled = torch.autograd.grad(
-                [after[name] for name in moving],
-                list(g.values()),
-                [w[name] for name in moving],
+                [moved[name] for name in names],
+                [g[name] for name in names],
+                w,
                 create_graph=True,
-                allow_unused=True,
+                materialize_grads=True,
             )
-        pairs = [(p, u[n]) for n, p in zip(g, pulled, strict=True) if p is not None]
+        pairs = [(t, u[n]) for n, t in zip(names, pulled, strict=True) if t.requires_grad]
         found = torch.autograd.grad(
-            [p for p, _ in pairs], list(w.values()), [e for _, e in pairs], allow_unused=True
+            [t for t, _ in pairs], w, [entry for _, entry in pairs], materialize_grads=True
         )
-        return dict(zip(u, zeros_for_none(found, list(w.values())), strict=True))
+        moves = dict(zip(names, found, strict=True))
+        return [moves.get(name, torch.zeros_like(entry)) for name, entry in u.items()]
 
     def _through_whole_step(
         self, system: LinearSystem, solution: Stepped, v_of: dict[str, Tensor]
