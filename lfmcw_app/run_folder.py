@@ -1,8 +1,8 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
 config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, and the recipe that the run began with; of a complete run
-                   what completed it
+environment.json   versions and hardware, how numbers are computed (numerics.py), and the recipe
+                   that the run began with; of a complete run what completed it
 changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
@@ -47,6 +47,7 @@ from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.errors import HeldError, InputError
+from lfmcw_app.numerics import described_numerics
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import (
@@ -130,7 +131,11 @@ class RunFolder:
             with folder.locked():
                 folder._check_empty()  # another process may have come first
                 folder.write("config.yaml", recipe.to_yaml())
-                began = {**_environment(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
+                began = {
+                    **_environment(),
+                    "numerics": described_numerics(recipe),
+                    "recipe": recipe.model_dump(mode="json", by_alias=True),
+                }
                 folder.write(ENVIRONMENT, json.dumps(began, indent=1))
         except OSError as error:
             raise InputError(
