@@ -74,7 +74,10 @@ def _without_pixels(dataset: Dataset, in_memory: bool | None) -> Dataset:
             return images
         return replace(images, pixels=_black(shape[0], shape[-1], shape[1]))
 
-    parts = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+    held_out = dataset.validation
     return replace(
-        dataset, **{part: black(images) for part, images in parts.items() if images is not None}
+        dataset,
+        train=black(dataset.train),
+        test=black(dataset.test),
+        validation=None if held_out is None else black(held_out),
     )

@@ -26,7 +26,7 @@ READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.def
 """What brings numbers to the CPU: a single one (`item`), or a tensor (`cpu`, `tolist`)."""
 
 
-class MemoryCount(TorchDispatchMode):
+class MemoryCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages on the meta device that are made while it is active.
 
     A number that is read there is taken for 1, true or one of each kind: a loss is finite, and a
@@ -42,7 +42,7 @@ class MemoryCount(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         # A storage is one object for as long as any tensor has it.
         self._known: Any = WeakIdKeyDictionary()

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 import lfmcw_app.memory_projection as projected
+from lfmcw_app.counted_memory import BLOCK
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory_projection import (
     CountedPhase,
@@ -38,7 +39,7 @@ DARTS = {**SMALL, "search.method": "darts"}
 def counted(**settings):
     """Phase → what was counted of it."""
     overrides = {**DARTS, **{key.replace("__", "."): value for key, value in settings.items()}}
-    phases = count_memory(load_recipe("smoke", overrides=overrides), noise_dataset(size=16))
+    phases = count_memory(load_recipe("smoke", overrides=overrides), noise_dataset(size=8))
     return {phase.name: phase for phase in phases}
 
 
@@ -56,13 +57,16 @@ def test_what_is_held_is_parameters_optimizers_and_images():
     (training,) = count_memory(recipe, dataset, searches=False)
     (planned,) = planned_phases(recipe, dataset, torch.device("cpu"), searches=False)
     network = planned.build().problems["network"].module
-    weights = sum(4 * p.numel() for p in network.parameters())
-    buffers = sum(b.numel() * b.element_size() for b in network.buffers())
-    pixels = dataset.train.pixels.numel()
-    least = 2 * weights + buffers + pixels  # the weights and their momenta
-    tensors = 2 * len(list(network.parameters())) + len(list(network.buffers()))
-    # Blocks of 512 bytes, and a few small tensors: labels, the means and the last losses.
-    assert least <= training.held <= least + 512 * (tensors + 40)
+
+    def blocks(*tensors):
+        return sum(-(-t.numel() * t.element_size() // BLOCK) * BLOCK for t in tensors)
+
+    images = blocks(dataset.train.pixels, dataset.train.labels)
+    # The weights have a momentum each.
+    known = 2 * blocks(*network.parameters()) + blocks(*network.buffers()) + images
+    # Beside these a copy of the buffers, of before the round, and a few single numbers.
+    most = known + blocks(*network.buffers()) + 40 * BLOCK
+    assert known <= training.held <= most
 
 
 def test_the_peak_grows_with_the_batch_in_a_straight_line():
@@ -72,12 +76,12 @@ def test_the_peak_grows_with_the_batch_in_a_straight_line():
 
 
 def test_checkpointed_cells_take_less_at_the_peak():
-    size = {"search__batch_size": 12, "search__channels": 8, "search__layers": 6}
+    size = {"search__batch_size": 12, "search__channels": 8}
     plain, checkpointed = counted(**size), counted(**size, search__checkpointing=True)
-    assert checkpointed["search"].peak < 0.7 * plain["search"].peak
+    assert checkpointed["search"].peak < 0.8 * plain["search"].peak
 
 
-@pytest.mark.parametrize("engine", ["darts", "cg", "neumann"])
+@pytest.mark.parametrize("engine", ["one_step", "darts", {"name": "cg", "max_steps": 1}], ids=str)
 def test_engines_that_read_numbers_are_counted(engine):
     found = counted(search__order="second", search__hypergradient=engine)
     assert found["search"].peak > counted()["search"].held

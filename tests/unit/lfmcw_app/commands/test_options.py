@@ -65,10 +65,10 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
 
 def test_the_meta_device_only_counts(monkeypatch):
     assert options.pick_device("meta", counts=True) == torch.device("meta")
-    with pytest.raises(InputError, match="has shapes and no numbers.*--dry-run"):
+    with pytest.raises(InputError, match=r"has shapes and no numbers.*--dry-run"):
         options.pick_device("meta")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="memory of one process.*without torchrun"):
+    with pytest.raises(InputError, match=r"memory of one process.*without torchrun"):
         options.pick_device("meta", counts=True)
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(options, "datetime", Noon)
     first = options.fresh_folder("digits")
     assert str(first) == "runs/digits-20260102-120000"
-    first.mkdir(parents=True)
+    assert first.is_dir()  # made here, so that no other process can take it
     assert str(options.fresh_folder("digits")) == "runs/digits-20260102-120000-2"
 
 
