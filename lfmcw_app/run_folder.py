@@ -1,8 +1,8 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
 config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, and the recipe that the run began with; of a complete run
-                   what completed it
+environment.json   versions and hardware, how numbers are computed (numerics.py), and the recipe
+                   that the run began with; of a complete run what completed it
 changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
@@ -50,6 +50,7 @@ import mlo
 from lfmcw_app.batchnorm import without_statistics
 from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
@@ -151,7 +152,8 @@ class RunFolder:
     def _write_environment(self, began: Recipe) -> None:
         """Writes the versions and the hardware, with the recipe that the run began with."""
         recipe = began.model_dump(mode="json", by_alias=True)
-        self.write(ENVIRONMENT, json.dumps({**_environment(), "recipe": recipe}, indent=1))
+        found = {**_environment(), "numerics": described_numerics(began), "recipe": recipe}
+        self.write(ENVIRONMENT, json.dumps(found, indent=1))
 
     def changed_environment(self) -> list[str]:
         """What is not as it was when the run began, and may change last bits: "torch 2.8 → 2.9"."""

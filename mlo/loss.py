@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mlo.check_schedule import CheckSchedule
+from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.distributed import ACTIVE, DataParallel, inside
 from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
@@ -92,7 +92,7 @@ class LossFunction:
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
-        self.checks = CheckSchedule()
+        self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
         self.repeats = False  # whether an evaluation that was made again gave the same value
         # What the problem was declared with: where each of its parameters and modules stands.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []

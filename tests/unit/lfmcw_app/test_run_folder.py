@@ -16,6 +16,7 @@ from torch import nn
 import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import DIAGNOSES, KEEP, RunFolder
@@ -40,6 +41,7 @@ def test_a_new_folder_holds_the_recipe_and_the_environment(folder):
     )
     environment = json.loads((folder.path / "environment.json").read_text())
     assert environment["mlo"] == mlo.__version__
+    assert environment["numerics"] == described_numerics(RECIPE)
     assert RunFolder.open(folder.path).recipe == RECIPE
 
 

@@ -61,6 +61,15 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         options.pick_device("tpu")
 
 
+def test_the_meta_device_only_counts(monkeypatch):
+    assert options.pick_device("meta", counts=True) == torch.device("meta")
+    with pytest.raises(InputError, match=r"has shapes and no numbers.*--dry-run"):
+        options.pick_device("meta")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"memory of one process.*without torchrun"):
+        options.pick_device("meta", counts=True)
+
+
 def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
     class Noon(datetime.datetime):
         @classmethod
