@@ -12,6 +12,10 @@ import torch
 
 from lfmcw_app.commands import options
 from lfmcw_app.errors import InputError
+from lfmcw_app.readers import DATASETS
+from lfmcw_app.recipe import PRESETS
+from lfmcw_app.run_folder import KEEP
+from lfmcw_app.spaces import SPACES
 
 
 @pytest.mark.parametrize(
@@ -37,6 +41,13 @@ def test_the_shell_completes_options_and_values(module, words, expected):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
     )
     assert expected in finished.stdout.split()
+
+
+def test_the_names_that_help_shows_are_those_of_the_tables():
+    assert tuple(DATASETS) == options.DATASETS
+    assert PRESETS == options.PRESETS
+    assert tuple(KEEP) == options.KEPT
+    assert list(SPACES) == options.all_spaces()
 
 
 def test_completion_offers_only_what_begins_alike():
