@@ -11,6 +11,7 @@ second copy differs from the first is the noise.
 
     python benchmarks/overhead.py              # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
+    python benchmarks/overhead.py --network small       # 970 parameters: a round of a few ms
     python benchmarks/overhead.py --device cuda
     python benchmarks/overhead.py --profile    # also the functions in which mlo spends its own time
     python benchmarks/overhead.py --quick      # a small network: only shows that both are equal
@@ -60,9 +61,9 @@ TOLERANCES = {"darts": 1e-6}
 class Perceptron(nn.Module):
     """Two hidden layers; with `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, inputs: int = INPUTS) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(INPUTS, hidden), nn.Linear(hidden, hidden)])
+        self.layers = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)])
         self.head = nn.Linear(hidden, CLASSES)
 
     def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
@@ -103,8 +104,14 @@ class Convolutional(nn.Module):
         return logits
 
 
-NETWORKS = {"perceptron": (Perceptron, 680, 8), "convolutional": (Convolutional, 105, 4)}
-"""Name → class, its width for 1.0 M parameters, and for `--quick`."""
+FEW_INPUTS = 32
+
+NETWORKS: dict[str, tuple[Callable[[int], nn.Module], int, int, int]] = {
+    "perceptron": (Perceptron, 680, 8, INPUTS),
+    "convolutional": (Convolutional, 105, 4, INPUTS),
+    "small": (partial(Perceptron, inputs=FEW_INPUTS), 16, 8, FEW_INPUTS),
+}
+"""Name → what makes it, its width (of 1.0 M parameters; small: 970) and for `--quick`, inputs."""
 
 
 class Upper(nn.Module):
@@ -172,16 +179,16 @@ class Start:
 def start(
     setting: Setting,
     make: Callable[[], nn.Module],
-    batch_size: int,
+    batch: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Start:
-    """Makes modules and eight batches of noise for each loss."""
+    """Makes modules and eight batches of noise, [size, inputs], for each loss."""
     torch.manual_seed(0)
     network, upper = make(), Upper(*setting.shape)
     batches = []
     for _ in range(16):
-        x, y = torch.randn(batch_size, INPUTS), torch.randint(CLASSES, (batch_size,))
+        x, y = torch.randn(batch), torch.randint(CLASSES, batch[:1])
         batches.append((x.to(device, dtype), y.to(device)))
     return Start(
         network=network.to(device, dtype),
@@ -441,9 +448,10 @@ def main() -> None:
     torch.set_num_threads(1)
     device = torch.device(args.device)
     on_nonfinite = None if args.on_nonfinite == "none" else args.on_nonfinite
-    network, width, small = NETWORKS[args.network]
+    network, width, small, inputs = NETWORKS[args.network]
     make = partial(network, small if args.quick else width)
     repeats = 3 if args.quick else args.repeats
+    batch = (args.batch_size, inputs)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     size = sum(parameter.numel() for parameter in make().parameters())
     print(
@@ -460,7 +468,7 @@ def main() -> None:
     print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |")
     print("|---|---|---|")
     for name, setting, engine in chosen:
-        begin = start(setting, make, args.batch_size, device, torch.float64)
+        begin = start(setting, make, batch, device, torch.float64)
         worst = check(setting, engine, begin, on_nonfinite)
         print(f"| {name} | {engine} | {worst:.1e} |", flush=True)
 
@@ -468,7 +476,7 @@ def main() -> None:
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     profiles: list[str] = []
     for name, setting, engine in chosen:
-        begin = start(setting, make, args.batch_size, device, torch.float32)
+        begin = start(setting, make, batch, device, torch.float32)
         sides: dict[str, Callable[[], object]] = {
             "by hand": ByHand(setting, engine, begin).step,
             "by hand, again": ByHand(setting, engine, begin).step,
