@@ -230,12 +230,8 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
 
 def measurements(problem: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
     """The rows of the file of measurements."""
-    columns = (
-        "error", "error_one_step", "cosine", "scale", "ms", "ratio", "ratio_low", "ratio_high",
-        "memory_mb", "losses", "passes",
-    )  # fmt: skip
     for row in rows:
-        found = dict.fromkeys(columns, "")
+        found = dict.fromkeys(COLUMNS, "")
         if not row.failed and row.median is not None:
             (_, _, error, error_one_step, cosine, scale, ms, _, memory, losses, passes) = cells(
                 row, rows
@@ -247,8 +243,14 @@ def measurements(problem: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             ratio = ratio_of(row, rows)
             found |= ratio.cells() if ratio else {}
         named = {"problem": problem, "library": row.library, "method": row.label}
-        yield {**named, **found, "failed": row.failed}
+        yield {**found, **named, "failed": row.failed}
 
+
+COLUMNS = (
+    "problem", "library", "method", "error", "error_one_step", "cosine", "scale", "ms", "ratio",
+    "ratio_low", "ratio_high", "memory_mb", "losses", "passes", "failed",
+)  # fmt: skip
+"""Of the file of measurements; what a row has none of is empty."""
 
 HEADER = (
     "library", "method", "error", "error (1 step)", "cosine", "scale", "ms", "mlo ÷ it", "MB",
@@ -323,6 +325,7 @@ def run(
 
     def save(rows: Iterable[dict[str, str]]) -> None:
         if file is not None:
+            rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
             write_measurements(file, rows, part=("problem",), packages=PACKAGES)
 
     torch.set_num_threads(1)

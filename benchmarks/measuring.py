@@ -231,7 +231,7 @@ def write_measurements(
 
 def provenance(packages: Sequence[str]) -> dict[str, str]:
     """How a measurement of this process is made: the columns `PROVENANCE`."""
-    script = Path(sys.argv[0])
+    script = Path(sys.argv[0]).resolve()
     place = script.relative_to(ROOT) if script.is_relative_to(ROOT) else script.name
     return {
         "command": " ".join(["python", str(place), *_without_file(sys.argv[1:])]),
