@@ -12,6 +12,10 @@ from started_processes import finished
 
 from lfmcw_app.commands import options
 from lfmcw_app.errors import InputError
+from lfmcw_app.readers import DATASETS
+from lfmcw_app.recipe import PRESETS
+from lfmcw_app.run_folder import KEEP
+from lfmcw_app.spaces import SPACES
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,13 @@ def test_the_shell_completes_options_and_values(module, words, expected):
     code = f"import sys; sys.argv = [{program!r}]; from lfmcw_app.{module} import main; main()"
     completed = finished([sys.executable, "-c", code], env=environment)
     assert expected in completed.stdout.split()
+
+
+def test_the_names_that_help_shows_are_those_of_the_tables():
+    assert tuple(DATASETS) == options.DATASETS
+    assert PRESETS == options.PRESETS
+    assert tuple(KEEP) == options.KEPT
+    assert list(SPACES) == options.all_spaces()
 
 
 def test_completion_offers_only_what_begins_alike():
