@@ -173,7 +173,7 @@ class CheckpointStore:
         try:
             # A damaged last checkpoint must not replace a sound previous one. Of one that this
             # store has written or read itself it is known to be sound.
-            if self._last_is_sound or (self.last.exists() and _is_sound(self.last)):
+            if self.last.exists() and (self._last_is_sound or _is_sound(self.last)):
                 os.replace(self.last, self.previous)
             os.replace(temporary, self.last)
         except BaseException:

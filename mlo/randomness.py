@@ -23,6 +23,9 @@ from mlo.errors import CheckpointError
 
 __all__ = ["RandomState", "forked", "preserved", "replayed"]
 
+MERSENNE_WORDS = 624
+"""Of the state of numpy's global generator, a Mersenne Twister."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomState:
@@ -112,8 +115,14 @@ class RandomState:
         Args:
             state: the state.
             gpus: indices of the run's own GPUs now, in the order in which they were saved.
+
+        Raises:
+            ValueError: if numpy could not take it.
         """
         python, numpy = state["python"], state["numpy"]
+        # numpy takes any position, and would read there.
+        if not 0 <= numpy["pos"] <= MERSENNE_WORDS:
+            raise ValueError(f"numpy's position is {numpy['pos']}, of {MERSENNE_WORDS} words")
         return cls(
             cpu=state["cpu"],
             cuda=dict(zip(_own(gpus), state["cuda"], strict=False)),
@@ -143,7 +152,7 @@ class _NumpyState:
     up a cached second normal deviate (`has_gauss`).
     """
 
-    WORDS = 625 * 4  # of the Mersenne Twister: 624 words and the position
+    BYTES = (MERSENNE_WORDS + 1) * 4  # the words and the position
 
     def __init__(self) -> None:
         self._last: dict[str, Any] | None = None
@@ -173,7 +182,7 @@ class _NumpyState:
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if not isinstance(generator, np.random.MT19937):
             return None
-        return ctypes.string_at(generator.ctypes.state_address, self.WORDS)
+        return ctypes.string_at(generator.ctypes.state_address, self.BYTES)
 
 
 _NUMPY = _NumpyState()

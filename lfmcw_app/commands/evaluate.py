@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -119,7 +120,7 @@ def evaluate(
                     "--dry-run and --max-steps are about trainings, and with --lookup there is "
                     "none. Drop them."
                 )
-            place = out or options.fresh_folder(f"{short_name(recipe.dataset)}-lookup")
+            place = options.place(out, f"{short_name(recipe.dataset)}-lookup")
             _look_up(folder, place, recipe, cells, console)
             return
         check_batches(recipe, searches=False)
@@ -144,7 +145,7 @@ def evaluate(
             recipe = planned
 
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
-            shared = shared_folder(folder, out or options.fresh_folder(name), recipe)
+            shared = shared_folder(folder, options.place(out, name), recipe)
             if folder is None:  # marks the folder as one without a search
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
@@ -152,13 +153,17 @@ def evaluate(
 
 
 def _look_up(
-    folder: RunFolder | None, out: Path, recipe: Recipe, cells: Cells, console: Console
+    folder: RunFolder | None,
+    place: Callable[[], Path],
+    recipe: Recipe,
+    cells: Cells,
+    console: Console,
 ) -> None:
     """Looks up the error of a genotype in the recipe's table; neither data nor a device are used.
 
     Args:
         folder: the one that is resumed.
-        out: of a new one.
+        place: of a new one; see `shared_folder`.
         recipe: names the table.
         cells: the genotype.
         console: where the result is printed.
@@ -173,7 +178,7 @@ def _look_up(
         table = table_of(recipe)
         assert table is not None
         table.trained(cells)  # refused before a folder is made
-        shared = shared_folder(folder, out, recipe)
+        shared = shared_folder(folder, place, recipe)
         if folder is None:  # marks the folder as one without a search
             shared.write(EVALUATED, cells.to_json())
         work = partial(look_up_genotype, shared, cells)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import say
 from lfmcw_app.run_folder import REPORT, RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
@@ -70,6 +71,12 @@ def carry_out(
         tensorboard: whether event files are written.
     """
     say(console, f"Run folder: {folder.path}")
+    if folder.begun and (changed := folder.changed_environment()):
+        say(
+            console,
+            f"It began elsewhere ({', '.join(changed)}). It resumes; its numbers may differ from "
+            "those of an uninterrupted run in their last bits.",
+        )
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
@@ -134,10 +141,10 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
     """
 
     def go_on(what: str) -> None:
-        say(console, f"{what} Go on with: {command}")
+        say(console, f"{what} Resume with: {command}")
 
     try:
-        with stop_signals(f"Go on with: {command}"):
+        with stop_signals(f"Resume with: {command}"):
             yield
     except Stopped as stop:
         what = "Interrupted" if stop.exit_code else "Stopped"
@@ -152,6 +159,7 @@ def main_of(command: Callable[..., None]) -> None:
     """Runs a function as a command line, with `--install-completion` for the shell."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
+    end_with_parent()
     try:
         app()
     except KeyboardInterrupt:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +22,7 @@ from mlo.errors import nearest
 
 __all__ = [
     "DATASET_HELP", "check_keep", "check_no_trial", "complete_dataset", "completing",
-    "default_threads", "fresh_folder", "pick_device", "set_threads", "with_lookup",
+    "default_threads", "fresh_folder", "pick_device", "place", "set_threads", "with_lookup",
 ]  # fmt: skip
 
 DATASET_HELP = (
@@ -171,7 +173,7 @@ def check_no_trial(max_steps: int | None) -> None:
         InputError: if it is given.
     """
     if max_steps is not None:
-        raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+        raise InputError("--max-steps starts a trial of its own; drop it to resume with --resume.")
 
 
 def check_keep(name: str) -> None:
@@ -184,15 +186,31 @@ def check_keep(name: str) -> None:
         raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEEP)}")
 
 
+def place(out: Path | None, name: str) -> Callable[[], Path]:
+    """Where a new run folder is made: as --out says, or under runs/."""
+    return partial(fresh_folder, name) if out is None else lambda: out
+
+
 def fresh_folder(name: str) -> Path:
-    """A folder under runs/ that no other run has."""
+    """Makes a folder under runs/ that no other run has.
+
+    Raises:
+        InputError: if it cannot be made.
+    """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    # Several runs may start in one second.
-    path, count = Path("runs") / f"{name}-{stamp}", 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / f"{name}-{stamp}-{count}"
-    return path
+    for count in itertools.count(1):
+        path = Path("runs") / (f"{name}-{stamp}-{count}" if count > 1 else f"{name}-{stamp}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # several runs may start in one second
+            continue
+        except OSError as error:
+            raise InputError(
+                f"The run folder {path} cannot be made ({error.strerror or error}). Name one that "
+                "can with --out."
+            ) from None
+        return path
+    raise AssertionError
 
 
 def pick_device(name: str) -> torch.device:

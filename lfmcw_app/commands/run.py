@@ -138,8 +138,8 @@ def run(
                 return
             recipe = planned
 
-            out = out or options.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
-            shared = shared_folder(folder, out, recipe)
+            place = options.place(out, f"{short_name(recipe.dataset)}-{recipe.preset}")
+            shared = shared_folder(folder, place, recipe)
             shared.keep = keep
             work = partial(run_phases, shared, images, console, target)
             carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)

@@ -58,7 +58,7 @@ def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, 
     process.send_signal(signal.SIGCONT)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
-    assert f"the state is saved. Go on with: python -m lfmcw_app.run --resume {folder}" in printed
+    assert f"the state is saved. Resume with: python -m lfmcw_app.run --resume {folder}" in printed
     assert "Traceback" not in errors
     lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
     assert lines < 15
@@ -120,7 +120,7 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
     code, printed, errors = program(
         """
         import threading
-        with stopping.stop_signals("Go on with: THIS"):
+        with stopping.stop_signals("Resume with: THIS"):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             long_instruction()
             print("survived", flush=True)
@@ -128,7 +128,7 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
     )
     assert (code, printed) == (0, "")
     assert (
-        "did not end within 0 s, so it is given up; the last checkpoint stands. Go on with: THIS"
+        "did not end within 0 s, so it is given up; the last checkpoint stands. Resume with: THIS"
         in errors
     )
 

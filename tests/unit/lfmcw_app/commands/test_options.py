@@ -73,7 +73,7 @@ def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(options, "datetime", Noon)
     first = options.fresh_folder("digits")
     assert str(first) == "runs/digits-20260102-120000"
-    first.mkdir(parents=True)
+    assert first.is_dir()  # made here, so that no other process can take it
     assert str(options.fresh_folder("digits")) == "runs/digits-20260102-120000-2"
 
 
