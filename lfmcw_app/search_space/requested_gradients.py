@@ -23,12 +23,15 @@ def gradient_requested(ctx: Any, index: int) -> bool:
 
     PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires
     gradients. For a leaf PyTorch does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to
-    the function instead.
+    the function instead. A compiler, which traces the backward pass apart from any engine, is told
+    yes too, and drops what nobody uses.
 
     Args:
         ctx: the function's context, in its `backward`.
         index: of the input, among those that are tensors.
     """
+    if torch.compiler.is_compiling():
+        return True
     node = ctx.next_functions[index][0]
     if node is None:
         return False
