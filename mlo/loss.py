@@ -25,7 +25,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import hooks_resting, is_sharded
 from mlo.step_formulas import resolve_settings
-from mlo.tensors import add, map_tensors, versions_of
+from mlo.tensors import add_all, map_tensors, versions_of
 
 __all__ = [
     "Examine",
@@ -407,8 +407,8 @@ class GradientSums:
             self.direct[player], self.cotangents[player] = list(direct), list(cotangents)
             self.losses[player] = detached
             return
-        self.direct[player] = list(map(add, self.direct[player], direct))
-        self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
+        self.direct[player] = add_all(self.direct[player], direct)
+        self.cotangents[player] = add_all(self.cotangents[player], cotangents)
         self.losses[player] = self.losses[player] + detached
 
     def replaced(

@@ -46,7 +46,7 @@ from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
 from mlo.restart import Start
 from mlo.sharding import gathered
-from mlo.tensors import versions_of
+from mlo.tensors import copies, versions_of
 
 __all__ = [
     "AbstractEngine",
@@ -255,8 +255,9 @@ class Evaluation:
         for other, buffers in self.buffers.items():
             if buffers and other != but:
                 live = self.loss.in_common[other] if but else ()
-                copies = {key: b.clone() for key, b in buffers.items() if key not in live}
-                found[other] = {**found[other], **copies}
+                own = {key: buffer for key, buffer in buffers.items() if key not in live}
+                copied = dict(zip(own, copies(own.values()), strict=True))
+                found[other] = {**found[other], **copied}
         return found
 
     @cached_property

@@ -20,7 +20,7 @@ from mlo.loss import Examine, GradientSums
 from mlo.problem import Problem, Tensors
 from mlo.records import SolveReport
 from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
-from mlo.tensors import zeros_for_none
+from mlo.tensors import add_all, zeros_for_none
 
 __all__ = ["TotalGradient", "total_gradient"]
 
@@ -220,12 +220,7 @@ def _with_implicit_term(
             allow_unused=True,
             retain_graph=player != players[-1],
         )
-        for name, term in zip(names, implicit, strict=True):
-            direct_term = total[name]
-            if direct_term is None:
-                total[name] = term
-            elif term is not None:
-                total[name] = direct_term + term
+        total |= zip(names, add_all(direct, implicit), strict=True)
     return total
 
 
