@@ -38,7 +38,7 @@ from torch import Tensor
 
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
-from mlo.loss import LossFunction
+from mlo.loss import LossFunction, share_of
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep
 from mlo.problem import Problem, Tensors
@@ -157,7 +157,7 @@ class Evaluation:
                 with replayed(state, problem.generators):
                     value = loss.value(batch, players=players, shared=shared)
                 for player, scalar in value.players.items():
-                    share = scalar / len(self.batches)
+                    share = share_of(scalar, len(self.batches))
                     total[player] = total[player] + share if player in total else share
             yield total if averaged is None else averaged.leave(total)
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.distributed import running_statistics
 from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums
@@ -213,11 +214,10 @@ def _with_implicit_term(
             continue
         # Each player has cotangents of its own, and so solves of its own.
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
-        implicit = torch.autograd.grad(
+        implicit = grad(
             reached,
             [reading.values[problem.name][name] for name in names],
-            grad_outputs=cotangents,
-            allow_unused=True,
+            cotangents,
             retain_graph=player != players[-1],
         )
         for name, term in zip(names, implicit, strict=True):
