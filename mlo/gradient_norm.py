@@ -59,9 +59,10 @@ class GradientNorm:
         parts = self._parts
         # On the CPU a number is read faster than two are combined.
         if parts is not None and parts[0].device.type == "cpu" and parts[0].dtype in WIDE:
-            small = all([part.item() < BELOW_OVERFLOW for part in parts])
-            if not small:  # large, or no number
-                values.append(self.total)
+            for part in parts:
+                if not part.item() < BELOW_OVERFLOW:  # large, or no number
+                    values.append(self.total)
+                    break
         else:
             values.append(self.total)
         if all([value.device.type == "cpu" for value in values]):

@@ -26,7 +26,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import hooks_resting, is_sharded
 from mlo.step_formulas import resolve_settings
-from mlo.tensors import add, map_tensors, versions_of, zeros_for_none
+from mlo.tensors import add, in_new_containers, map_tensors, versions_of, zeros_for_none
 
 __all__ = [
     "Examine",
@@ -167,6 +167,7 @@ class LossFunction:
         *,
         players: Collection[str] | None = None,
         shared: RecordedResults | SharedResults | None = None,
+        versions: tuple[int, ...] | None = None,
     ) -> LossValue:
         """Evaluates the loss with the tensors and flags that the modules hold now.
 
@@ -174,16 +175,19 @@ class LossFunction:
             batch: its batch.
             players: those whose losses are needed; None: all.
             shared: takes its calls of `once`.
+            versions: those of the batch's tensors, where they are known.
 
         Raises:
             ProblemError: if the loss changes its batch in place, so that it could not be evaluated
                 again.
         """
         problem = self.problem
-        given, versions = batch, None
+        given = batch
         if batch is not None:
-            # The same tensors in new containers, so that a loss may pop entries from its batch.
-            given, versions = map_tensors(batch, _itself), versions_of(batch)
+            # So that a loss may pop entries from its batch.
+            given = in_new_containers(batch)
+            if versions is None:
+                versions = versions_of(batch)
 
         # A loss may run another optimizer inside, which must not share results with this one.
         if problem.precision is None and shared is CURRENT.get():
@@ -271,9 +275,22 @@ class LossFunction:
                 )
         return parameters | dict(returned)
 
-    def among_processes(self, parallel: DataParallel | None) -> AbstractContextManager[None]:
-        """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body."""
-        return nullcontext() if ACTIVE[-1] is parallel else inside(parallel)
+    def is_among(self, parallel: DataParallel | None) -> bool:
+        """Whether `mlo.distributed.global_mean` and its like refer to these processes already."""
+        return ACTIVE[-1] is parallel
+
+    @contextmanager
+    def among_processes(
+        self, parallel: DataParallel | None, placed: AbstractContextManager[None]
+    ) -> Iterator[None]:
+        """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body.
+
+        Args:
+            parallel: the processes.
+            placed: another context of the body.
+        """
+        with inside(parallel), placed:
+            yield
 
     def differentiate(
         self,
@@ -284,6 +301,8 @@ class LossFunction:
         players: Collection[str] | None = None,
         create_graph: bool = False,
         examine: Examine | None = None,
+        versions: Sequence[tuple[int, ...] | None] = (),
+        begun: RandomState | None = None,
     ) -> GradientSums:
         """Evaluates the loss on each batch and differentiates it where the modules stand now.
 
@@ -294,6 +313,8 @@ class LossFunction:
             players: those whose losses are differentiated, each in its own parameters; None: all.
             create_graph: whether the gradients can themselves be differentiated.
             examine: is shown each player's loss on the first batch, before it is differentiated.
+            versions: of each batch's tensors, where they are known.
+            begun: the random state now, where it is known.
         """
         problem, parallel = self.problem, self.parallel
         found = GradientSums(problem, len(batches), leaves)
@@ -301,14 +322,17 @@ class LossFunction:
             first = examine is not None and index == 0
             recorded = RecordedResults(problem.name) if first else None
 
+            known = versions[index] if versions else None
             # With noise="own" each process has a random state of its own inside the loss. The state
             # is captured in there: it is the one that a re-evaluation must replay.
-            noise: AbstractContextManager[None] = nullcontext()
             if parallel is not None and parallel.noise == "own":
-                noise = forked(parallel.rank, problem.generators)
-            with noise:
-                found.random_states.append(RandomState.capture(problem.generators))
-                value = self.value(batch, players=players, shared=recorded)
+                with forked(parallel.rank, problem.generators):
+                    found.random_states.append(RandomState.capture(problem.generators))
+                    value = self.value(batch, players=players, shared=recorded, versions=known)
+            else:
+                now = begun if begun is not None and index == 0 else None
+                found.random_states.append(now or RandomState.capture(problem.generators))
+                value = self.value(batch, players=players, shared=recorded, versions=known)
             if recorded is not None:
                 recorded.check(list(parameters.values()))
             if value.metrics:
@@ -596,10 +620,6 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
                         places.append((registry, key, isinstance(tensor, nn.Parameter)))
                     found[member][f"{prefix}.{key}" if prefix else key] = places
     return found
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:

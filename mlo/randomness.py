@@ -52,11 +52,11 @@ class RandomState:
         # Asking a CUDA that was not started for its states would start it.
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
-            cpu=torch.get_rng_state(),
+            cpu=torch.default_generator.get_state(),
             cuda=dict(enumerate(torch.cuda.get_rng_state_all())) if started else {},
             python=_PYTHON.read(),
             numpy=_NUMPY.read(),
-            generators=tuple(map(torch.Generator.get_state, generators)),
+            generators=tuple([g.get_state() for g in generators]) if generators else (),
         )
 
     def restore(self, generators: Sequence[torch.Generator] = ()) -> None:
@@ -65,7 +65,7 @@ class RandomState:
         Raises:
             ValueError: if `generators` are not as many as were captured.
         """
-        torch.set_rng_state(self.cpu)
+        torch.default_generator.set_state(self.cpu)
         for index, state in self.cuda.items():
             torch.cuda.set_rng_state(state, index)
         _PYTHON.write(self.python)

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["add", "map_tensors", "tensors_of", "versions_of", "zeros_for_none"]
+__all__ = [
+    "add",
+    "in_new_containers",
+    "map_tensors",
+    "tensors_of",
+    "versions_of",
+    "zeros_for_none",
+]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -28,6 +35,18 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         entries = [map_tensors(entry, function) for entry in value]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     return value
+
+
+def in_new_containers(value: Any) -> Any:
+    """The same tensors in new containers, which their receiver may change."""
+    # (A tuple of tensors cannot be changed.)
+    if type(value) is tuple and all([isinstance(entry, Tensor) for entry in value]):
+        return value
+    return map_tensors(value, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -121,7 +121,12 @@ class Updater:
         memory, random = history.copied_memory(), RandomState.capture(problem.generators)
         try:
             found = self._levels[name].differentiate(
-                name, batches, is_update=True, players=players, keep_graph=keep_graph
+                name,
+                batches,
+                is_update=True,
+                players=players,
+                keep_graph=keep_graph,
+                begun=random,
             )
             try:
                 settings = self._set(problem, found.evaluation)
@@ -187,12 +192,15 @@ class Updater:
         Raises:
             ProblemError: if drawing a batch changed an earlier one.
         """
+        stream, count = self._history.streams[name], self._history.graph.problems[name].accumulate
+        if count == 1:
+            return (stream.next(),)
         # Data that fill one buffer again and again change the batch before, which shows in its
         # tensors' versions.
         batches: list[Any] = []
         versions: list[tuple[int, ...]] = []
-        for _ in range(self._history.graph.problems[name].accumulate):
-            batches.append(self._history.streams[name].next())
+        for _ in range(count):
+            batches.append(stream.next())
             versions.append(versions_of(batches[-1]))
         if list(map(versions_of, batches)) != versions:
             raise ProblemError(
