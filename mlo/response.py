@@ -38,7 +38,7 @@ from torch import Tensor
 
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
-from mlo.loss import LossFunction
+from mlo.loss import LossFunction, share_of
 from mlo.once import SharedResults
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
@@ -110,6 +110,16 @@ class Evaluation:
     dependent: frozenset[str]
     made: int = 0
 
+    def having(self, **changes: Any) -> Evaluation:
+        """The same with other batches, random states or modes.
+
+        (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays, since
+        it depends on none of these.
+        """
+        other = object.__new__(Evaluation)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
     @contextmanager
     def losses(
         self,
@@ -152,12 +162,13 @@ class Evaluation:
 
         # The context stays open while the caller differentiates: checkpoints run modules again.
         total: dict[str, Tensor] = {}
-        with loss.among_processes(averaged), self.replayed_at(parameters, reads):
+        placed = self.replayed_at(parameters, reads)
+        with placed if loss.is_among(averaged) else loss.among_processes(averaged, placed):
             for batch, state in zip(self.batches, self.random_states, strict=True):
                 with replayed(state, problem.generators):
                     value = loss.value(batch, players=players, shared=shared)
                 for player, scalar in value.players.items():
-                    share = scalar / len(self.batches)
+                    share = share_of(scalar, len(self.batches))
                     total[player] = total[player] + share if player in total else share
             yield total if averaged is None else averaged.leave(total)
 
@@ -246,19 +257,18 @@ class Evaluation:
         return self.loss.placed(self._with_buffers(tensors, but=name if is_update else ""))
 
     def _with_buffers(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], but: str = ""
+        self, tensors: dict[str, Mapping[str, Tensor]], but: str = ""
     ) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors with copies of the buffers of all problems but one."""
+        """Adds copies of the buffers of all problems but one to the tensors."""
         # Copies again, since each evaluation may change them (BatchNorm's running statistics).
         # What others share with the one (a frozen encoder) is among its own, and stays.
-        found = dict(tensors)
         for other, buffers in self.buffers.items():
             if buffers and other != but:
                 live = self.loss.in_common[other] if but else ()
                 own = {key: buffer for key, buffer in buffers.items() if key not in live}
                 copied = dict(zip(own, copies(own.values()), strict=True))
-                found[other] = {**found[other], **copied}
-        return found
+                tensors[other] = {**tensors[other], **copied}
+        return tensors
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, warn_user
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
 from mlo.hypergradient.products import (
     Autograd,
@@ -27,7 +28,7 @@ from mlo.hypergradient.products import (
 from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.sharding import total_norm, whole
+from mlo.sharding import whole
 from mlo.tensors import add
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]

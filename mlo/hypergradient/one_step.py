@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.errors import EngineError
 from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.products import Autograd, LinearSystem, Solve
@@ -253,12 +254,11 @@ class OneStep(SweepEngine, StepEngine):
                 parameters = system.call.solution.evaluation.parameters
                 after = step.apply({name: parameters[name].detach() for name in g}, g)
                 minus_v = {name: -v for name, v in v_of.items()}
-        found = torch.autograd.grad(
+        found = grad(
             [after[name] for name in g],
             list(g.values()),
-            grad_outputs=[minus_v[name] for name in g],
+            [minus_v[name] for name in g],
             create_graph=system.call.differentiate,
-            allow_unused=True,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}
 
