@@ -28,8 +28,9 @@ ROUNDS = 2
 """Of each of two searches that are compared: the second begins with the optimizers' states."""
 
 LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaMemcpyAsync", "cudaMemsetAsync", "cudaGraphLaunch")
-WAITS = ("Synchronize", "cudaMemcpy")
-"""Beginnings of the names of CUDA's calls that launch; parts of the names of those that wait."""
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+"""Beginnings of the names of CUDA's calls that launch; names of those that wait. The profiler
+itself ends with a cudaDeviceSynchronize, which is not counted."""
 
 READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
 """Operators of a CPU whose result the host would wait for on a GPU."""
@@ -48,13 +49,7 @@ def launches_and_waits(work: Callable[[], object], device: torch.device) -> tupl
         launches = sum(name.startswith("aten::") and not inner for name, inner in names)
         return launches, sum(name in READS for name, _ in names)
     launches = sum(name.startswith(LAUNCHES) for name, _ in names)
-    # The profiler's own end waits for the device once.
-    waits = sum(_waits(name) for name, _ in names if name != "cudaDeviceSynchronize")
-    return launches, waits
-
-
-def _waits(name: str) -> bool:
-    return name == WAITS[1] or (name.startswith("cuda") and name.endswith(WAITS[0]))
+    return launches, sum(name in WAITS for name, _ in names)
 
 
 def launch_table(size: dict[str, int], only: str, device: torch.device) -> None:

@@ -3,9 +3,10 @@
 The original operations are one module per operation of an edge. There are three tables: a forward
 pass, a full gradient and α's gradient of both supernets; complete steps of every method through
 `build_search` with this project's supernet, and of DARTS with the original operations; the passes
-of a step. Each time is the median and range of interleaved repetitions on the same batch; ratios
-are to the original operations. Memory is the most that one pass or step takes beyond what was held
-before it: by a GPU's allocator, or by a process in which nothing else runs.
+of a step. Rows are printed as they are measured. Each time is the median and range of interleaved
+repetitions on the same batch; ratios are to the original operations. Memory is the most that one
+pass or step takes beyond what was held before it: by a GPU's allocator, or by a process in which
+nothing else runs.
 
     # C=16, 8 cells, 32×32, batch 8: about 15 minutes
     python benchmarks/search_step.py
@@ -56,16 +57,17 @@ SIZES: dict[str, dict[str, int]] = {
 KEPT = {"name": "one_step", "keep_graph": True}
 STEPS: dict[str, dict[str, Any]] = {
     "DARTS, first order": {"method": "darts", "order": "first"},
+    "LFM-CW, first order": {"order": "first"},
+    "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
+    "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
     "DARTS, second order (one_step)": {"method": "darts"},
     "DARTS, second order (one_step, graph kept)": {"method": "darts", "hypergradient": KEPT},
     "DARTS, second order (darts)": {"method": "darts", "hypergradient": "darts"},
-    "LFM-CW, first order": {"order": "first"},
     "LFM-CW, second order (one_step)": {},
     "LFM-CW, second order (one_step, graph kept)": {"hypergradient": KEPT},
     "LFM-CW, second order (darts)": {"hypergradient": "darts"},
-    "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
-    "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
 }
+"""First order first: what takes longest may not be measured where time is short."""
 ORIGINAL = "DARTS, first order, original operations"
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -328,19 +330,16 @@ def supernet_table(size: dict[str, int], repeats: int, device: torch.device) -> 
 
 
 def step_table(size: dict[str, int], repeats: int, only: str, device: torch.device) -> None:
-    """Prints complete steps."""
-    names = [ORIGINAL, *(name for name in STEPS if only in name)]
-    memory = {name: measured_apart(step_memory, size, name, device=device) for name in names}
-    searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], device, original=True)}
-    searches |= {name: search(size, STEPS[name], device) for name in memory if name != ORIGINAL}
-    counted = {name: passes(optimizer) for name, optimizer in searches.items()}  # also warms up
-    times = interleaved(
-        {name: optimizer.step for name, optimizer in searches.items()}, repeats, device
-    )
+    """Prints complete steps, each when it is measured: in turns with the original operations."""
     head = ("step", "ms", "range", "times faster", "÷ original", "forward", "backward", "MB")
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for name, found in times.items():
-        print(row(name, found, times[ORIGINAL], *counted[name], f"{memory[name]:.0f}"))
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    original = search(size, STEPS["DARTS, first order"], device, original=True)
+    for name in [ORIGINAL, *(name for name in STEPS if only in name)]:
+        memory = measured_apart(step_memory, size, name, device=device)
+        optimizer = original if name == ORIGINAL else search(size, STEPS[name], device)
+        counted = passes(optimizer)  # also warms up
+        times = interleaved({ORIGINAL: original.step, name: optimizer.step}, repeats, device)
+        print(row(name, times[name], times[ORIGINAL], *counted, f"{memory:.0f}"), flush=True)
     print()
 
 
