@@ -1,8 +1,8 @@
 """The table of docs/gpus.md: what the paper's recipes take of a GPU, and what fits which card.
 
-Everything is counted on PyTorch's meta device: no GPU is needed, and no data. A recipe is counted
-at its batch and at half of it; what other batches take is on the line through both. Rows are
-printed as they are counted, and take about ten minutes of one core in all.
+Everything is counted on PyTorch's meta device: no GPU is needed, and no data. A recipe that does
+not fit every card is counted at half its batch too; what other batches take is on the line through
+both. Rows are printed as they are counted, and take about ten minutes of one core in all.
 
     python benchmarks/gpu_memory.py
     python benchmarks/gpu_memory.py --only "first order"
@@ -51,19 +51,21 @@ def peak(recipe: Recipe, section: str) -> int:
 def row(name: str, preset: str, dataset: str) -> str:
     """A row of the table: batch, peak, and for each card whether it fits or which batch does."""
     space, section, settings = CASES[name]
-    settings = {"dataset": dataset, **settings}
-    key = f"{section}.batch_size"
     batch = getattr(load_recipe(preset, space=space), section).batch_size
-    batches = (batch // 2, batch)
-    peaks = [
-        peak(load_recipe(preset, space=space, overrides={**settings, key: size}), section)
-        for size in batches
-    ]
-    cards = [
-        "✓" if fits(peaks[1], card) else str(largest_batch(batches, peaks, card) or "–")
-        for card in CARDS
-    ]
-    return f"| {name} | {batch} | {peaks[1] / 1e9:.1f} | {' | '.join(cards)} |"
+
+    def counted(size: int) -> int:
+        overrides = {"dataset": dataset, **settings, f"{section}.batch_size": size}
+        return peak(load_recipe(preset, space=space, overrides=overrides), section)
+
+    batches, high = (batch // 2, batch), counted(batch)
+    cards = ["✓"] * len(CARDS)
+    if not fits(high, min(CARDS)):
+        peaks = (counted(batches[0]), high)
+        cards = [
+            "✓" if fits(high, card) else str(largest_batch(batches, peaks, card) or "–")
+            for card in CARDS
+        ]
+    return f"| {name} | {batch} | {high / 1e9:.1f} | {' | '.join(cards)} |"
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import mlo
+from lfmcw_app.batchnorm import without_statistics
 from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
 from lfmcw_app.numerics import described_numerics
@@ -524,7 +525,7 @@ class RunFolder:
                 )
             self._log.go_to(self._log.length)  # where the phase before this one ended
             return {}
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(self._of_this_version(state["optimizer"], optimizer))
         self._log.go_to(state["metrics_bytes"])
         phase_state: dict[str, Any] = state.get("standing", {})
         return phase_state
@@ -543,10 +544,30 @@ class RunFolder:
             raise mlo.CheckpointError(
                 f"There is no checkpoint of {phase!r} in {self.path} to go back to."
             )
-        optimizer.roll_back(state["optimizer"])
+        optimizer.roll_back(self._of_this_version(state["optimizer"], optimizer))
         self._log.go_to(state["metrics_bytes"])
         phase_state: dict[str, Any] = state["standing"]
         return phase_state
+
+    def _of_this_version(
+        self, state: dict[str, Any], optimizer: mlo.MultilevelOptimizer
+    ) -> dict[str, Any]:
+        """The state of an optimizer without running statistics that its modules do not keep."""
+        problems, dropped = dict(state["problems"]), 0
+        for name, problem in optimizer.problems.items():
+            if name in problems:
+                kept, fewer = without_statistics(
+                    problems[name]["module"], problem.module.state_dict()
+                )
+                problems[name] = {**problems[name], "module": kept}
+                dropped += fewer
+        if dropped:
+            self._warn(
+                f"The checkpoint in {self.path} is of an earlier version, whose supernets kept "
+                f"running statistics of BatchNorm. These {dropped} tensors are dropped: no search "
+                "reads them."
+            )
+        return {**state, "problems": problems}
 
     def _check(self, phase: str, state: dict[str, Any]) -> None:
         """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""

@@ -7,13 +7,11 @@ gradient.
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from html import escape
 from typing import Any
 
 import torch
@@ -127,6 +125,8 @@ class EngineComparison:
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
+        from html import escape  # slow to import, for its table of entities
+
         body = [f"<tr>{''.join(f'<th>{heading}</th>' for heading in (*HEADINGS, 'notes'))}</tr>"]
         for row in self.rows:
             label, *rest = [escape(cell) for cell in row.cells]
@@ -292,10 +292,13 @@ def _row(
         if not report.converged
     ]
     notes += [str(warning.message) for warning in said]
+
+    from statistics import median  # slow to import, with decimals and fractions
+
     return EngineRow(
         label=label,
         gradient=found.gradient,
-        seconds=statistics.median(seconds),
+        seconds=median(seconds),
         products=sum(report.iterations for report in found.reports),
         reports=tuple(found.reports),
         notes=tuple(dict.fromkeys(notes)),
