@@ -58,6 +58,8 @@ class Ratio:
         }
 
     def __str__(self) -> str:
+        if self.low == self.high:
+            return f"{self.median:.2f}"
         return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
@@ -263,8 +265,8 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The revision that is measured, with a plus if files that matter differ from it."""
-    described = _git("rev-parse", "--short=7", "HEAD")
+    """The last commit of files that matter, with a plus if they differ from it."""
+    described = _git("log", "-1", "--format=%h", "--abbrev=7", "--", *SOURCES)
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     return f"{described}+" if changed else described
 
