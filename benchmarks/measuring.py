@@ -58,9 +58,13 @@ class Ratio:
         }
 
     def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.median:.2f}"
-        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+        median, low, high = map(two_digits, (self.median, self.low, self.high))
+        return median if low == high else f"{median} ({low}–{high})"
+
+
+def two_digits(ratio: float) -> str:
+    """A ratio with two decimals, or with two digits where it is small."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from measuring import PROVENANCE, Ratio
+from measuring import PROVENANCE, Ratio, two_digits
 from results_data import Results
 from results_markdown import NOTHING, digest, save_figure, table
 
@@ -109,7 +109,7 @@ def peers(results: Results) -> str:
         rows.append(
             (
                 against, f"{faster} of {len(pairs)}", f"{best.ratio}: {best.what}",
-                f"{middle(pairs):.2f}", f"{worst.ratio}: {worst.what}",
+                two_digits(middle(pairs)), f"{worst.ratio}: {worst.what}",
             )
         )  # fmt: skip
     return table(("mlo against", "at most 1", "best", "median", "worst"), rows)
