@@ -108,8 +108,9 @@ def pair(
     torch.manual_seed(0)
     ours, original = build(size, False, dtype, **options), build(size, True, dtype, **options)
     assert isinstance(ours, Supernet)
-    tensors = dict([*ours.named_parameters(), *ours.named_buffers()])
-    original.load_state_dict(split_by_edge(ours, tensors))
+    # The original keeps running statistics; this project's supernet does not.
+    split = split_by_edge(ours, dict(ours.named_parameters()))
+    original.load_state_dict({**original.state_dict(), **split})
     batch = batch_of(size, device, dtype)
     arch = Architecture(size["nodes"], scale=0.1).to(device, dtype)
     return ours.to(device), original.to(device), arch, batch

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlo.check_schedule import CheckSchedule
+from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -279,7 +279,7 @@ def _row(
             found = _ask(levels, name)
             notes += _missing_steps(history, name)
             for loss in history.losses.values():
-                loss.checks = _NoChecks()
+                loss.checks = NoChecks()
             for _ in range(repetitions):
                 began = _now(optimizer)
                 _ask(levels, name)
@@ -394,16 +394,6 @@ def _missing_steps(history: History, name: str) -> list[str]:
     if without:
         notes.append(f"no step is recorded of {', '.join(without)}, which is seen one step ahead")
     return notes
-
-
-class _NoChecks(CheckSchedule):
-    """Makes no check: all of them were made when the gradient was looked at."""
-
-    def is_due(self, check: str, *, once: bool = False) -> bool:
-        return False
-
-    def was_noted(self, check: str) -> bool:
-        return True
 
 
 @contextmanager

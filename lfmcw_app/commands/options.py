@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -126,8 +127,9 @@ DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
-        autocompletion=completing("auto", "cpu", "cuda"),
-        help="cpu, cuda, or auto: cuda where there is one.",
+        autocompletion=completing("auto", "cpu", "cuda", "meta"),
+        help="cpu, cuda, or auto: cuda where there is one. With --dry-run also meta: the memory of "
+        "a GPU, counted without one.",
     ),
 ]
 QuietOption = Annotated[
@@ -230,14 +232,31 @@ def fresh_folder(name: str) -> Path:
     raise AssertionError
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, *, counts: bool = False) -> torch.device:
     """Reads the --device option.
 
+    Args:
+        name: its value.
+        counts: whether the meta device will do, since only memory is asked for.
+
     Raises:
-        InputError: for an unknown device, or CUDA where there is none.
+        InputError: for an unknown device, CUDA where there is none, or meta where numbers are
+            needed.
     """
     import torch
 
+    if name == "meta" and counts and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "--device meta counts the memory of one process. Run it without torchrun, with the "
+            "part of each batch that a process has (search.batch_size, evaluation.batch_size)."
+        )
+    if name == "meta" and counts:
+        return torch.device("meta")
+    if name == "meta":
+        raise InputError(
+            "--device meta has shapes and no numbers: lfmcw_app.run and lfmcw_app.evaluate count "
+            "memory on it, with --dry-run. Use cpu, cuda or auto."
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):

@@ -62,6 +62,7 @@ def run(
     from lfmcw_app.data import short_name
     from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.lookup import table_of
+    from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.resolving import resolve_recipe
@@ -110,7 +111,7 @@ def run(
                 space=space,
                 order=order,
                 method=method,
-                cuda=options.pick_device(device).type == "cuda",
+                cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
@@ -119,7 +120,7 @@ def run(
         check_batches(recipe)
         options.set_threads(threads, recipe.preset)
 
-        with joined(options.pick_device(device)) as target:
+        with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
@@ -130,6 +131,10 @@ def run(
             for check in checks:
                 if told := check(recipe, images):
                     say(console, told)
+            if target.type == "meta":
+                counted = count_memory(recipe, images)
+                print_memory(recipe, counted, console)
+                return
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
