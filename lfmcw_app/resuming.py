@@ -55,6 +55,7 @@ CHANGEABLE = {
     "search.checkpointing": False,
     "search.epochs": True,
     "search.steps": True,
+    "search.compile": True,
     "search.weights.lr": True,
     "search.weights.min_lr": True,
     "search.weights.grad_clip": True,
