@@ -1,8 +1,8 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
 config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, and the recipe that the run began with; of a complete run
-                   what completed it
+environment.json   versions and hardware, how numbers are computed (numerics.py), and the recipe
+                   that the run began with; of a complete run what completed it
 changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
@@ -47,8 +47,10 @@ import torch
 from filelock import FileLock, Timeout
 
 import mlo
+from lfmcw_app.batchnorm import without_statistics
 from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
@@ -150,7 +152,8 @@ class RunFolder:
     def _write_environment(self, began: Recipe) -> None:
         """Writes the versions and the hardware, with the recipe that the run began with."""
         recipe = began.model_dump(mode="json", by_alias=True)
-        self.write(ENVIRONMENT, json.dumps({**_environment(), "recipe": recipe}, indent=1))
+        found = {**_environment(), "numerics": described_numerics(began), "recipe": recipe}
+        self.write(ENVIRONMENT, json.dumps(found, indent=1))
 
     def changed_environment(self) -> list[str]:
         """What is not as it was when the run began, and may change last bits: "torch 2.8 → 2.9"."""
@@ -522,7 +525,7 @@ class RunFolder:
                 )
             self._log.go_to(self._log.length)  # where the phase before this one ended
             return {}
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(self._of_this_version(state["optimizer"], optimizer))
         self._log.go_to(state["metrics_bytes"])
         phase_state: dict[str, Any] = state.get("standing", {})
         return phase_state
@@ -541,10 +544,30 @@ class RunFolder:
             raise mlo.CheckpointError(
                 f"There is no checkpoint of {phase!r} in {self.path} to go back to."
             )
-        optimizer.roll_back(state["optimizer"])
+        optimizer.roll_back(self._of_this_version(state["optimizer"], optimizer))
         self._log.go_to(state["metrics_bytes"])
         phase_state: dict[str, Any] = state["standing"]
         return phase_state
+
+    def _of_this_version(
+        self, state: dict[str, Any], optimizer: mlo.MultilevelOptimizer
+    ) -> dict[str, Any]:
+        """The state of an optimizer without running statistics that its modules do not keep."""
+        problems, dropped = dict(state["problems"]), 0
+        for name, problem in optimizer.problems.items():
+            if name in problems:
+                kept, fewer = without_statistics(
+                    problems[name]["module"], problem.module.state_dict()
+                )
+                problems[name] = {**problems[name], "module": kept}
+                dropped += fewer
+        if dropped:
+            self._warn(
+                f"The checkpoint in {self.path} is of an earlier version, whose supernets kept "
+                f"running statistics of BatchNorm. These {dropped} tensors are dropped: no search "
+                "reads them."
+            )
+        return {**state, "problems": problems}
 
     def _check(self, phase: str, state: dict[str, Any]) -> None:
         """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import shutil
 import warnings
 from collections.abc import Callable
@@ -270,7 +269,7 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
     If it fails, no file is left.
     """
     # With the permissions of any other file: `tempfile` would keep everybody else from reading it.
-    name = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+    name = target.parent / f".{target.name}.{os.urandom(8).hex()}.part"
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:

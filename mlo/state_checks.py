@@ -260,12 +260,16 @@ def _alike(found: Any, own: Any) -> bool:
     if own is None:  # an option that is not set
         return found is None or _is_number(found)
     if isinstance(own, Mapping):
-        return isinstance(found, Mapping)
+        known = isinstance(found, Mapping) and [key for key in found if key in own]
+        return isinstance(known, list) and all(_alike(found[key], own[key]) for key in known)
     if isinstance(own, (list, tuple)):
-        # (Betas are two; the milestones that are left become fewer.)
-        if not isinstance(found, (list, tuple)) or not all(map(_is_number, found)):
+        # (Betas are two; of a list, such as rates or milestones, the length may change.)
+        if not isinstance(found, (list, tuple)):
             return False
-        return isinstance(own, list) or len(found) == len(own)
+        if all(map(_is_number, own)):
+            same_length = isinstance(own, list) or len(found) == len(own)
+            return same_length and all(map(_is_number, found))
+        return len(found) == len(own) and all(map(_alike, found, own))
     if isinstance(own, bool):  # the state's entries depend on it (amsgrad)
         return found is own
     if _is_number(own):

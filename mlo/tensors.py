@@ -15,6 +15,7 @@ __all__ = [
     "add_all",
     "are_plain",
     "copies",
+    "in_new_containers",
     "map_tensors",
     "scaled",
     "tensors_of",
@@ -41,17 +42,43 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+def in_new_containers(value: Any) -> Any:
+    """The same tensors in new containers, which their receiver may change."""
+    # (A tuple of tensors cannot be changed.)
+    if type(value) is tuple and all([isinstance(entry, Tensor) for entry in value]):
+        return value
+    return map_tensors(value, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """Every tensor in it."""
     found: list[Tensor] = []
-    map_tensors(value, found.append)
+    _collect(value, found)
     return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            _collect(entry, found)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            if isinstance(entry, Tensor):
+                found.append(entry)
+            else:
+                _collect(entry, found)
 
 
 def versions_of(value: Any) -> tuple[int, ...]:
     """The in-place version of every tensor in it."""
     # PyTorch counts the changes of a tensor, except of one made in inference mode.
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value))
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value)])
 
 
 def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:

@@ -27,10 +27,14 @@ class Strikes:
         folder: changes elsewhere do not count.
         at: the number of the change that is struck, from 0.
         strike: is called there; None counts only.
+        lasting: whether all later changes are struck too.
     """
 
-    def __init__(self, folder: Path, at: int, strike: Callable[[], None] | None) -> None:
+    def __init__(
+        self, folder: Path, at: int, strike: Callable[[], None] | None, *, lasting: bool
+    ) -> None:
         self._folder, self._at, self._strike = os.path.realpath(folder), at, strike
+        self._lasting = lasting
         self.seen: list[str] = []
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
@@ -49,7 +53,9 @@ class Strikes:
         if name != self._folder and not name.startswith(self._folder + os.sep):
             return
         self.seen.append(f"{event} {os.path.basename(name)}")
-        if len(self.seen) - 1 == self._at and self._strike is not None:
+        number = len(self.seen) - 1
+        due = number >= self._at if self._lasting else number == self._at
+        if due and self._strike is not None:
             self._strike()
 
 
@@ -64,13 +70,17 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 @contextmanager
 def striking(
-    folder: Path, at: int = -1, strike: Callable[[], None] | None = None
+    folder: Path,
+    at: int = -1,
+    strike: Callable[[], None] | None = None,
+    *,
+    lasting: bool = False,
 ) -> Iterator[Strikes]:
     """Strikes at a change that the body makes below a folder."""
     if not _installed:  # a hook cannot be taken out again
         sys.addaudithook(_hook)
         _installed.append(True)
-    strikes = Strikes(folder, at, strike)
+    strikes = Strikes(folder, at, strike, lasting=lasting)
     _active.append(strikes)
     try:
         yield strikes

@@ -68,7 +68,8 @@ def evaluate(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import read_and_tell
-    from lfmcw_app.projection import after_projection, print_choice, project_training
+    from lfmcw_app.memory_projection import count_memory, print_memory
+    from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_network_fits
 
     console = Console(quiet=quiet and not dry_run)
@@ -111,7 +112,7 @@ def evaluate(
                 assign,
                 seed,
                 space=space,
-                cuda=options.pick_device(device).type == "cuda",
+                cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             cells = _given(genotype, recipe)
         if not recipe.trains:
@@ -126,7 +127,7 @@ def evaluate(
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 
-        with joined(options.pick_device(device)) as target:
+        with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
@@ -136,7 +137,11 @@ def evaluate(
             begins = folder is None or not folder.checkpoints(TRAINING).exists()
             if begins and (told := check_network_fits(recipe, cells, images)):
                 say(console, told)
-            measure = partial(project_training, recipe, cells, images, target)
+            if target.type == "meta":
+                counted = count_memory(recipe, images, searches=False, genotype=cells)
+                print_memory(recipe, counted, console)
+                return
+            measure = partial(project, recipe, images, target, searches=False, genotype=cells)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
             )

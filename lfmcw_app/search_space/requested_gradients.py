@@ -1,4 +1,5 @@
-"""Whether autograd records a graph, and which gradients a backward pass is asked for.
+"""What a Function asks PyTorch: whether a graph is recorded, which gradients are asked for, in
+which type it computes.
 
 `torch.autograd.grad(loss, some_inputs)` does not ask for those of other inputs.
 """
@@ -10,12 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["gradient_requested", "recorded_by_autograd"]
+__all__ = ["autocasted", "gradient_requested", "recorded_by_autograd"]
 
 
 def recorded_by_autograd(*inputs: Tensor) -> bool:
     """Whether autograd records what is made of these tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+
+
+def autocasted(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """The inputs as an operator of lower precision has them under autocast; else themselves.
+
+    Autocast does not look into a Function, whose gradients need one type for all that it saves.
+    """
+    kind = inputs[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return inputs
+    narrow = torch.get_autocast_dtype(kind)
+    return tuple(x if x.dtype == torch.float64 else x.to(narrow) for x in inputs)
 
 
 def gradient_requested(ctx: Any, index: int) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, warn_user
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
 from mlo.hypergradient.products import (
     Autograd,
@@ -27,7 +28,7 @@ from mlo.hypergradient.products import (
 from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.sharding import total_norm, whole
+from mlo.sharding import whole
 from mlo.tensors import add
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
@@ -95,29 +96,39 @@ class FiniteDifference(Products):
 
     def step_size(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype
-    ) -> float:
+    ) -> Tensor:
         """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
+
+        A GPU is not waited for.
 
         Args:
             parameters: θ, one tensor per parameter.
             direction: u, likewise.
             dtype: in which the loss is computed.
+
+        Returns:
+            A tensor without dimensions, on the device and with a value in the dtype of θ.
         """
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
-            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
-            norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
+            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction])
+            norms = [whole(tensor.detach().norm()) for tensor in parameters]
             # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
-            sizes = [
-                max(norm, 0.01 * math.sqrt(t.numel()))
-                for norm, t in zip(norms, parameters, strict=True)
-            ]
-            ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
-            return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
-        norm = float(total_norm([tensor.detach() for tensor in direction]))
-        radius = 0.01 if self.step == "darts" else float(self.step)
-        return radius / norm if norm > 0.0 else 0.0
+            least = [0.01 * math.sqrt(tensor.numel()) for tensor in parameters]
+            ratios = torch.stack(torch._foreach_clamp_min(norms, least)) / moved
+            # Here, and below, u = 0 leads to ∞, and so does a norm that is not a number.
+            ratio = torch.where(moved > 0.0, ratios, torch.inf).min()
+            e = math.cbrt(torch.finfo(dtype).eps) * ratio
+        else:
+            norm = total_norm([tensor.detach() for tensor in direction])
+            radius = 0.01 if self.step == "darts" else float(self.step)
+            e = torch.where(norm > 0.0, radius / norm, torch.inf)
+        # θ moves by as much as the difference is divided by: by e as θ's dtype rounds it. Powers of
+        # two are exact in half precision, as are their inverses.
+        if parameters[0].dtype in (torch.float16, torch.bfloat16):
+            e = e.float().log2().floor().exp2()
+        return torch.where(e.isfinite(), e, 0.0).to(parameters[0].dtype)
 
 
 class FiniteDifferenceSystem(LinearSystem):
@@ -154,7 +165,7 @@ class FiniteDifferenceSystem(LinearSystem):
             found |= {name: own[name] for name in members}
         return [found[name] for name in self.names]
 
-    def step_size(self, u: Sequence[Tensor]) -> float:
+    def step_size(self, u: Sequence[Tensor]) -> Tensor:
         """The e at which θ ± e u is a suitable displacement; 0 where u is zero."""
         return self._products.step_size(self.parameters, u, self.dtype)
 
@@ -199,8 +210,6 @@ class FiniteDifferenceSystem(LinearSystem):
         # (F(θ + e u) − F(θ − e u)) / 2e: here all players move, each player's own gradient is read.
         directions = dict(zip(self.names, u, strict=True))
         e = self._step_size_along(directions)
-        if not e:
-            return [torch.zeros_like(tensor) for tensor in self.parameters]
         found: dict[str, Tensor] = {}
         for player, members in self.players.items():
             sides = self._both_sides(directions, e)
@@ -217,8 +226,6 @@ class FiniteDifferenceSystem(LinearSystem):
         # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
             e = self._step_size_along(directions) * factor
-            if not e:
-                continue
             terms = self._weighted_gradients(
                 player, self._both_sides(directions, e), in_inputs=in_inputs
             )
@@ -233,7 +240,7 @@ class FiniteDifferenceSystem(LinearSystem):
         gradient = self._gradient_at(player, self._theta, in_inputs=False)
         return dict(zip(self.names, gradient, strict=True))
 
-    def _step_size_along(self, directions: Mapping[str, Tensor]) -> float:
+    def _step_size_along(self, directions: Mapping[str, Tensor]) -> Tensor:
         """The e of a player's differences, along its own directions; by name."""
         theta = [self._theta[name] for name in directions]
         return self._products.step_size(theta, list(directions.values()), self.dtype)
@@ -245,21 +252,29 @@ class FiniteDifferenceSystem(LinearSystem):
         return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
 
     def _both_sides(
-        self, directions: Mapping[str, Tensor], e: float
-    ) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory."""
+        self, directions: Mapping[str, Tensor], e: Tensor
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory.
+
+        Where e is zero, as u is, the weights are zero.
+        """
         moved: dict[str, Tensor] = {}
+        weight = torch.where(e > 0.0, 0.5 / e, 0.0)
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 for name, direction in directions.items():
                     # From θ each time: moving back by −2e would add the rounding of a second sum.
-                    moved[name] = torch.add(
-                        self._theta[name], direction, alpha=sign * e, out=moved.get(name)
+                    moved[name] = torch.addcmul(
+                        self._theta[name], direction, e, value=sign, out=moved.get(name)
                     )
-            yield sign / (2.0 * e), {**self._theta, **moved}
+            yield sign * weight, {**self._theta, **moved}
 
     def _weighted_gradients(
-        self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
+        self,
+        player: str,
+        points: Iterable[tuple[Tensor | float, Mapping[str, Tensor]]],
+        *,
+        in_inputs: bool,
     ) -> list[Tensor]:
         """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
 
@@ -367,13 +382,15 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _displacement(self, u: Cotangent) -> float:
         """The smallest step of the differences in a direction."""
-        sizes = [self._step_size_along(directions) for directions in self._by_player(u).values()]
+        sizes = [
+            float(self._step_size_along(directions)) for directions in self._by_player(u).values()
+        ]
         return min((size for size in sizes if size > 0.0), default=0.0)
 
     def _slopes(self, player: str, directions: Mapping[str, Tensor]) -> tuple[float, float, float]:
         """(L₊ − L₋) / 2e of a player, ⟨∇L, u⟩, and what rounding may make of their difference."""
         e = self._step_size_along(directions)
-        if not e:
+        if not bool(e):
             return 0.0, 0.0, 0.0
         # The difference knows what the loss does; the slope only what autograd sees of it.
         inputs = [tensor.detach() for tensor in self.call.input_aliases()]
@@ -388,8 +405,8 @@ class FiniteDifferenceSystem(LinearSystem):
                     values.append(float(losses[player].detach()))
         own = self._own_gradient(player)
         slope = sum(float((own[name] * u).sum()) for name, u in directions.items())
-        noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / e
-        return (values[0] - values[1]) / (2.0 * e), slope, noise
+        noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / float(e)
+        return (values[0] - values[1]) / (2.0 * float(e)), slope, noise
 
 
 @contextmanager

@@ -28,13 +28,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.step_size import persistent_step_size
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
-from mlo.sharding import total_norm
 from mlo.tensors import zeros_for_none
 
 __all__ = ["Penalty"]
@@ -110,7 +110,7 @@ class Penalty(PullbackEngine):
         # start, by at most α K v.
         expected = [alpha * self.steps * entry for entry in v] if kept is None else q
         if isinstance(self.multiplier, str):
-            e = system.step_size(expected)
+            e = float(system.step_size(expected))
         else:
             e = 1.0 / self.multiplier
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 import yaml
 from crash_points import disk_is_full, killed_at, striking
+from torch import nn
 
 import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.numerics import described_numerics
 from lfmcw_app.output_files import leftovers
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import DIAGNOSES, KEEP, RunFolder
@@ -39,6 +41,7 @@ def test_a_new_folder_holds_the_recipe_and_the_environment(folder):
     )
     environment = json.loads((folder.path / "environment.json").read_text())
     assert environment["mlo"] == mlo.__version__
+    assert environment["numerics"] == described_numerics(RECIPE)
     assert RunFolder.open(folder.path).recipe == RECIPE
 
 
@@ -181,6 +184,55 @@ def test_lines_since_the_checkpoint_are_dropped(folder):
     again = RunFolder.open(folder.path)
     assert again.restore("search", optimizer, PHASES) == {"best": 0.5}
     assert folder.metrics.read_text() == '{"round": 1}\n'
+
+
+class Normed(nn.Module):
+    """A layer and a BatchNorm, which keeps running statistics or does not."""
+
+    def __init__(self, *, tracks):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2, track_running_stats=tracks)
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+
+def normed(*, tracks):
+    module = Normed(tracks=tracks)
+    problem = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.Adam(module.parameters()),
+        loss=lambda w, batch: w(batch).sin().sum(),
+        data=[torch.arange(12.0).view(4, 3).cos()],
+    )
+    return mlo.MultilevelOptimizer([problem])
+
+
+@pytest.mark.parametrize("how", ["restore", "roll_back"])
+def test_running_statistics_of_an_earlier_version_are_dropped(folder, how):
+    """Its supernets kept them. The run continues as it would have, bit for bit."""
+    old, new = normed(tracks=True), normed(tracks=False)
+    old.step()
+    folder.save("search", old, {})
+    with pytest.warns(mlo.CheckpointWarning, match=r"These 3 tensors are dropped"):
+        folder.restore("search", new, PHASES) if how == "restore" else folder.roll_back(
+            "search", new
+        )
+    for optimizer in (old, new):
+        optimizer.step()
+    weights = dict(old.problems["w"].module.named_parameters())
+    for name, weight in new.problems["w"].module.named_parameters():
+        assert torch.equal(weight, weights[name])
+
+
+def test_missing_statistics_are_refused(folder):
+    """A derived network's are read by its tests."""
+    folder.save("search", normed(tracks=False), {})
+    with pytest.raises(mlo.CheckpointError, match=r"'norm.running_mean'.*differ in name or shape"):
+        folder.restore("search", normed(tracks=True), PHASES)
 
 
 def test_a_phase_without_a_checkpoint_begins_anew(folder):

@@ -29,12 +29,14 @@ def optimizer():
     w, x = Vector(torch.ones(3)), Vector(torch.ones(3))
     sgd = torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(x.parameters(), lr=0.1)
+    warm = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 0.5)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 10)
     data = [torch.full((3,), 0.1 * k) for k in range(4)]
     lower = mlo.Problem(
         "w",
         module=w,
         optimizer=sgd,
-        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 10),
+        scheduler=torch.optim.lr_scheduler.SequentialLR(sgd, [warm, cosine], milestones=[2]),
         loss=training,
         data=data,
         average="ema",
