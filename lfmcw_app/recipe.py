@@ -656,8 +656,8 @@ class Search(_Section):
             if engine.uses_second_derivatives:
                 raise ValueError(
                     f"compile {self.compile} and the engine {engine.label!r}: compiled modules "
-                    "have no second derivatives. Set order to first, hypergradient to darts (finite "
-                    "differences) for every problem, or compile to null"
+                    "have no second derivatives. Set order to first, hypergradient to darts "
+                    "(finite differences) for every problem, or compile to null"
                 )
         return self
 
