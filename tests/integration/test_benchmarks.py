@@ -105,6 +105,17 @@ def test_search_steps_beside_the_original_operations():
     assert all(float(row[5]) > 0 for row in measured.values())
 
 
+def test_launches_of_a_step_are_counted_by_part():
+    """The launches of a step are told by part and problem, and the rest does few of them."""
+    printed = output_of("search_step.py", "--size", "tiny", "--count", "--only", "DARTS, first")
+    counted = {row[0]: row for row in rows_after(printed, "| DARTS, first order | w2 | arch |")}
+    launches = {part: int(row[3]) for part, row in counted.items()}
+    assert launches.pop("all") == sum(launches.values())
+    # Of 94 parameters and two optimizers.
+    assert 0 < launches["optimizers"] + launches["sums of gradients"] < 94
+    assert all(int(row[1]) + int(row[2]) == int(row[3]) for row in counted.values())
+
+
 def test_what_the_guards_cost_is_printed_for_each_engine():
     printed = output_of("guards.py", "--quick")
     measured = rows_after(printed, "| engine | first round")
