@@ -65,8 +65,8 @@ class GradientNorm:
                     break
         else:
             values.append(self.total)
-        if all([value.device.type == "cpu" for value in values]):
-            return all([math.isfinite(value.item()) for value in values])
+        if all(value.device.type == "cpu" for value in values):
+            return all(math.isfinite(value.item()) for value in values)
         # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]

@@ -198,8 +198,7 @@ class _NumpyState(_Kept):
         self._memory: Any = None
 
     def _get(self) -> dict[str, Any]:
-        found: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
-        return found
+        return np.random.get_state(legacy=False)
 
     def _set(self, state: dict[str, Any]) -> None:
         np.random.set_state(state)

@@ -45,7 +45,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 def in_new_containers(value: Any) -> Any:
     """The same tensors in new containers, which their receiver may change."""
     # (A tuple of tensors cannot be changed.)
-    if type(value) is tuple and all([isinstance(entry, Tensor) for entry in value]):
+    if type(value) is tuple and all(isinstance(entry, Tensor) for entry in value):
         return value
     return map_tensors(value, _itself)
 
