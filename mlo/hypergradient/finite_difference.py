@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, warn_user
-from mlo.gradient_norm import total_norm
+from mlo.gradient_norm import norms_of, total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
 from mlo.hypergradient.products import (
     Autograd,
@@ -28,7 +28,6 @@ from mlo.hypergradient.products import (
 from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.sharding import whole
 from mlo.tensors import add
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
@@ -107,8 +106,7 @@ class FiniteDifference(Products):
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
-            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction]).tolist()
-            norms = torch.stack([whole(tensor.detach().norm()) for tensor in parameters]).tolist()
+            moved, norms = norms_of(direction), norms_of(parameters)
             # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
             sizes = [
                 max(norm, 0.01 * math.sqrt(t.numel()))
@@ -282,19 +280,17 @@ class FiniteDifferenceSystem(LinearSystem):
         with torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
-                theta = {
-                    name: tensor.detach().requires_grad_(not in_inputs)
-                    for name, tensor in parameters.items()
-                }
+                # (They are constants already.)
+                theta = parameters
+                if not in_inputs:
+                    theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
                 losses = stack.enter_context(
                     self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
                 like = [*(of if in_inputs else theta.values()), *shared.leaves]
-                scaled = [term * weight for term in gradients(losses[player], like)]
-                if total is None:
-                    total = scaled
-                else:
-                    total = [a + b for a, b in zip(total, scaled, strict=True)]
+                terms = gradients(losses[player], like)
+                scaled = [term * weight for term in terms]
+                total = scaled if total is None else list(map(torch.add, total, scaled))
             assert total is not None
             if not shared.leaves:
                 return total
