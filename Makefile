@@ -1,4 +1,5 @@
-# make run: the main job on the embedded data set.  make test: the test suite.  Both make .venv first.
+# make run: the main job on the embedded data set.  make test: the tests of the core, the oracles and a short run (under 5
+# minutes on 2 cores).  make test-all: every test, make test-slow: those that make test leaves out.  All make .venv first.
 # make check: what .ci/run checks before the tests.  make docs: the documentation, in site/.
 # make results: the tables and figures of docs/results.md, from docs/data.
 # make benchmark: mlo's engines against other libraries (about 20 minutes), in an environment of its own.
@@ -9,13 +10,22 @@ BIN := $(VENV)/bin
 BENCH := .venv-benchmarks
 PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1 jax==0.4.38 jaxopt==0.8.5
 
-.PHONY: run test check format docs results betty browser benchmark benchmark-environment clean
+.PHONY: run test test-all test-slow check format docs results betty browser benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
 
+# Tests of a group share what is made once per process.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(PYTEST_OPTIONS)
+
 test: $(VENV)/.installed-test $(VENV)/.installed-betty
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-betty
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.installed-test $(VENV)/.installed-betty
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -30,9 +30,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import Ratio, turns, write_measurements
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -368,36 +370,24 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def turns(
-    sides: dict[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of single rounds, in turns.
-
-    Every side comes first, second and so on equally often.
-    """
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    orders: Iterator[Sequence[str]] = itertools.cycle(itertools.permutations(sides))
-    for repeat in range(-3, repeats):
-        for name in next(orders):
-            began = clock(device)
-            sides[name]()
-            ended = clock(device)
-            if repeat >= 0:
-                times[name].append(ended - began)
-    return times
-
-
 def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
-    """The rows of a table: medians, and quartiles of the ratios to the loop by hand."""
-    hand = times["by hand"]
+    """The rows of a table: medians, and the ratio to the loop by hand with quartiles."""
     for side, found in times.items():
-        ratios = [100.0 * (a / b - 1.0) for a, b in zip(found, hand, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        overhead = 100.0 * (statistics.median(found) / statistics.median(hand) - 1.0)
-        times_ms = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
-        percent = (f"{overhead:+.1f}", f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}")
-        cells = [name, engine, side, *times_ms, *percent]
+        milliseconds = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
+        cells = (name, engine, side, *milliseconds, str(Ratio.of(found, times["by hand"])))
         yield f"| {' | '.join(cells)} |"
+
+
+def measurement(times: dict[str, list[float]]) -> dict[str, str]:
+    """The columns of the file of measurements."""
+    hand = times["by hand"]
+    noise = Ratio.of(times["by hand, again"], hand)
+    return {
+        "by_hand_ms": f"{1e3 * statistics.median(hand):.4g}",
+        "mlo_ms": f"{1e3 * statistics.median(times['mlo']):.4g}",
+        **Ratio.of(times["mlo"], hand).cells(),
+        "noise": f"{noise.median:.4g}",
+    }
 
 
 def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
@@ -444,6 +434,7 @@ def main() -> None:
         action="store_true",
         help="a small network, few rounds: only shows that all are equal",
     )
+    parser.add_argument("--csv", type=Path, help="also writes the measurements into this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
@@ -467,26 +458,35 @@ def main() -> None:
 
     print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |")
     print("|---|---|---|")
+    differences = []
     for name, setting, engine in chosen:
         begin = start(setting, make, batch, device, torch.float64)
-        worst = check(setting, engine, begin, on_nonfinite)
-        print(f"| {name} | {engine} | {worst:.1e} |", flush=True)
+        differences.append(check(setting, engine, begin, on_nonfinite))
+        print(f"| {name} | {engine} | {differences[-1]:.1e} |", flush=True)
 
-    head = ("problem", "engine", "side", "ms", "least", "overhead %", "in a turn, %", "quartiles")
+    head = ("problem", "engine", "side", "ms", "least", "÷ by hand (quartiles)")
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     profiles: list[str] = []
-    for name, setting, engine in chosen:
+    measured: list[dict[str, object]] = []
+    for (name, setting, engine), difference in zip(chosen, differences, strict=True):
         begin = start(setting, make, batch, device, torch.float32)
         sides: dict[str, Callable[[], object]] = {
             "by hand": ByHand(setting, engine, begin).step,
             "by hand, again": ByHand(setting, engine, begin).step,
             "mlo": WithMlo(setting, engine, begin, on_nonfinite).step,
         }
-        for line in rows(name, engine, turns(sides, repeats, device)):
+        times = turns(sides, repeats, partial(clock, device))
+        for line in rows(name, engine, times):
             print(line, flush=True)
+        place = {"network": args.network, "parameters": size, "batch": args.batch_size}
+        found = {"difference": f"{difference:.1e}", **measurement(times)}
+        measured.append({**place, "problem": name, "engine": engine, **found})
         if args.profile:
             profiles += [f"\n{name}, {engine}:\n", *profile(sides["mlo"], repeats)]
     print("\n".join(profiles))
+    if args.csv:
+        part = ("network", "batch", "problem", "engine")
+        write_measurements(args.csv, measured, part=part)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     """The tensor on the device; a GPU gets it without the CPU waiting (from pinned memory)."""
     if torch.device(device).type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    # Pinned memory is not shared between entries, as that of an expanded tensor is.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def rows_of(draws: Tensor, part: Part) -> Tensor:

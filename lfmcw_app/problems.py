@@ -27,6 +27,7 @@ from lfmcw_app.build_modules import GAN, SearchModules, WeightedLearner
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches, resident
 from lfmcw_app.generators import GAMES, PlayerLosses
 from lfmcw_app.ops import class_weighted_cross_entropy
+from lfmcw_app.optimizers import step_options
 from lfmcw_app.processes import parallelism
 from lfmcw_app.recipe import Recipe, Search, WeightOptimizer
 from lfmcw_app.search_space.supernet import Architecture, Supernet
@@ -248,7 +249,11 @@ def build_search(
         # w1 and w2 are trained alike: with the same SGD, schedule and batches.
         how = search.weights
         optimizer = torch.optim.SGD(
-            module.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+            module.parameters(),
+            lr=how.lr,
+            momentum=how.momentum,
+            weight_decay=how.weight_decay,
+            **step_options(device),
         )
         schedule = learning_rate_schedule(optimizer, how, rounds, per_epoch)
         return Problem(
@@ -278,6 +283,7 @@ def build_search(
             lr=search.architecture.lr,
             betas=search.architecture.betas,
             weight_decay=search.architecture.weight_decay,
+            **step_options(device),
         ),
         grad_clip=search.architecture.grad_clip,
         precision=search.precision,
@@ -318,13 +324,17 @@ def build_search(
         arch,
     ]
     if modules.gan is not None:
-        problems.insert(1, _game(search, modules.gan, training.alike()))
+        problems.insert(1, _game(search, modules.gan, training.alike(), device))
     return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
 
 
-def _game(search: Search, gan: GAN, batches: Batches) -> Problem:
+def _game(search: Search, gan: GAN, batches: Batches, device: torch.device | str) -> Problem:
     """Declares the problem of the two players."""
     how = search.generator
+
+    def adam(module: nn.Module, lr: float) -> torch.optim.Adam:
+        return torch.optim.Adam(module.parameters(), lr=lr, betas=how.betas, **step_options(device))
+
     # The players have an Adam each; the discriminator may move several times per round.
     return Problem(
         "gan",
@@ -332,14 +342,8 @@ def _game(search: Search, gan: GAN, batches: Batches) -> Problem:
         players={"generator": "generator", "discriminator": "discriminator"},
         player_steps={"discriminator": how.discriminator_steps},
         optimizer={
-            "generator": torch.optim.Adam(
-                gan.generator.parameters(),
-                lr=how.warmed_lr if how.begins_warm else how.lr,
-                betas=how.betas,
-            ),
-            "discriminator": torch.optim.Adam(
-                gan.discriminator.parameters(), lr=how.discriminator_lr, betas=how.betas
-            ),
+            "generator": adam(gan.generator, how.warmed_lr if how.begins_warm else how.lr),
+            "discriminator": adam(gan.discriminator, how.discriminator_lr),
         },
         precision=search.precision,
         loss=make_gan_loss(how.name),

@@ -115,6 +115,12 @@ class Augmentation(_Section):
     )
 
 
+DETERMINISTIC: Any = Field(
+    default=False,
+    description="on a GPU, algorithms that repeat bit for bit, some of them slower; an operation "
+    "that has none ends the run",
+)
+
 FITS_BATCH: Any = Field(
     default=False,
     description="where there are fewer images than a batch, it has as many as there are; false "
@@ -540,6 +546,12 @@ class Search(_Section):
     precision: Literal["bf16"] | None = Field(
         default=None, description="bf16: all losses under bfloat16 autocast; first order only"
     )
+    tf32: bool = Field(
+        default=False,
+        description="on a GPU, float32 convolutions and products in TF32 (ten bits of the "
+        "mantissa); finite differences never are",
+    )
+    deterministic: bool = DETERMINISTIC
     checkpointing: bool = Field(
         default=False,
         description="cells run again in backward passes instead of keeping activations: less "
@@ -653,6 +665,10 @@ class Evaluation(_Section):
     precision: Literal["bf16"] | None = Field(
         default=None, description="bf16: losses under bfloat16 autocast"
     )
+    tf32: bool = Field(
+        default=True, description="on a GPU, float32 convolutions and products in TF32"
+    )
+    deterministic: bool = DETERMINISTIC
     auxiliary_weight: float = Field(
         default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head"
     )

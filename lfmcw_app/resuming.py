@@ -53,6 +53,8 @@ CHANGEABLE = {
     "lookup.file": False,  # the digest of the file is checked
     "search.gradient_terms_every": False,
     "search.checkpointing": False,
+    "search.tf32": True,
+    "search.deterministic": True,
     "search.epochs": True,
     "search.steps": True,
     "search.weights.lr": True,
@@ -64,6 +66,8 @@ CHANGEABLE = {
     "search.generator.warmed_lr": True,
     "search.generator.discriminator_lr": True,
     "search.generator.quality": False,
+    "evaluation.tf32": True,
+    "evaluation.deterministic": True,
     "evaluation.epochs": True,
     "evaluation.steps": True,
     "evaluation.min_steps": True,

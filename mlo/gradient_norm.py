@@ -66,8 +66,8 @@ class GradientNorm:
                     break
         else:
             values.append(self.total)
-        if all([value.is_cpu for value in values]):
-            return all([math.isfinite(value.item()) for value in values])
+        if all(value.is_cpu for value in values):
+            return all(math.isfinite(value.item()) for value in values)
         # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]
@@ -77,17 +77,12 @@ class GradientNorm:
         return float(self.total)
 
 
-def norms_of(tensors: Sequence[Tensor]) -> list[float]:
-    """The Euclidean norm of every tensor, with one synchronisation."""
+def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The Euclidean norm of every tensor, as scalars on their devices."""
     with torch.no_grad():
         if _alike(tensors):
-            found = torch._foreach_norm(list(tensors))
-        else:
-            found = [whole(tensor.norm()) for tensor in tensors]
-        if found and found[0].is_cpu:
-            return [norm.item() for norm in found]
-        numbers: list[float] = torch.stack(tuple(found)).tolist()
-        return numbers
+            return torch._foreach_norm(list(tensors))
+        return [whole(tensor.norm()) for tensor in tensors]
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:

@@ -48,7 +48,7 @@ from mlo.response import (
 )
 from mlo.restart import Start
 from mlo.solve_sums import SolveSums
-from mlo.tensors import versions_of
+from mlo.tensors import copies, versions_of
 from mlo.total_gradient import TotalGradient, total_gradient
 
 __all__ = ["History", "Levels", "restore_buffers"]
@@ -676,8 +676,7 @@ class Levels:
         for lower in graph.solutions_in[name]:
             solution = self.find(lower)
             if outlives:
-                copies = {k: tensor.detach().clone() for k, tensor in solution.value.items()}
-                solution = replace(solution, value=copies)
+                solution = replace(solution, value=_held(solution.value, copy=True))
             solutions[lower] = solution
         # Copies only where they are needed: implicit engines differentiate where the parameters
         # stand, and a question is over before anything moves.
@@ -712,13 +711,12 @@ class Levels:
     def _copied_buffers(self, names: Sequence[str]) -> dict[str, Tensors]:
         copied: dict[str, Tensors] = {}
         for name in names:
-            own: Tensors = {}
+            live: Tensors = {}
             for prefix, registry in self._buffers[name]:
-                if registry:
-                    for key, buffer in registry.items():
-                        if buffer is not None:
-                            own[prefix + key] = buffer.detach().clone()
-            copied[name] = own
+                for key, buffer in registry.items():
+                    if buffer is not None:
+                        live[prefix + key] = buffer
+            copied[name] = _held(live, copy=True)
         return copied
 
 
@@ -776,6 +774,5 @@ def _places_of(problem: Problem) -> tuple[tuple[int, int], ...]:
 def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:
     """Parameters as constants, as copies where the live ones will move."""
     if copy:
-        with torch.no_grad():
-            return {key: parameter.clone() for key, parameter in parameters.items()}
+        return dict(zip(parameters, copies(parameters.values()), strict=True))
     return {key: parameter.detach() for key, parameter in parameters.items()}

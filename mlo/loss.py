@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mlo.backward import grad
-from mlo.check_schedule import CheckSchedule
+from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.distributed import ACTIVE, DataParallel, inside
 from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
@@ -26,7 +26,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import hooks_resting, is_sharded
 from mlo.step_formulas import resolve_settings
-from mlo.tensors import add, in_new_containers, map_tensors, versions_of, zeros_for_none
+from mlo.tensors import add_all, in_new_containers, map_tensors, versions_of, zeros_for_none
 
 __all__ = [
     "Examine",
@@ -94,7 +94,7 @@ class LossFunction:
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
-        self.checks = CheckSchedule()
+        self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
         self.repeats = False  # whether an evaluation that was made again gave the same value
         # What the problem was declared with: where each of its parameters and modules stands.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
@@ -408,8 +408,8 @@ class GradientSums:
             self.direct[player], self.cotangents[player] = list(direct), list(cotangents)
             self.losses[player] = detached
             return
-        self.direct[player] = list(map(add, self.direct[player], direct))
-        self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
+        self.direct[player] = add_all(self.direct[player], direct)
+        self.cotangents[player] = add_all(self.cotangents[player], cotangents)
         self.losses[player] = self.losses[player] + detached
 
     def replaced(

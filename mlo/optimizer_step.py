@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from mlo.errors import EngineError, ProblemError
 from mlo.problem import Problem, Tensors
 from mlo.step_formulas import formula_step
+from mlo.tensors import scaled
 
 __all__ = [
     "OptimizerStep",
@@ -426,7 +427,7 @@ def clip_by_norm(gradients: Tensors, largest: float, norm: Tensor) -> Tensors:
     """
     # torch.nn.utils.clip_grad_norm_ scales by this, 1e-6 included.
     scale = torch.clamp(largest / (norm + 1e-6), max=1.0)
-    return {key: gradient * scale for key, gradient in gradients.items()}
+    return dict(zip(gradients, scaled(list(gradients.values()), scale), strict=True))
 
 
 def l2_penalty(problem: Problem) -> dict[str, float]:
@@ -573,7 +574,7 @@ def _gradient_coefficient(
 
 
 def _holds_tensors(state: Mapping[str, Any]) -> bool:
-    return any([isinstance(value, Tensor) for value in state.values()])
+    return any(isinstance(value, Tensor) for value in state.values())
 
 
 def _copied(value: Any) -> Any:

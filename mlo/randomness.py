@@ -27,6 +27,9 @@ from mlo.errors import CheckpointError
 
 __all__ = ["RandomState", "forked", "preserved", "replayed"]
 
+MERSENNE_WORDS = 624
+"""Of the state of numpy's global generator, a Mersenne Twister."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomState:
@@ -116,8 +119,14 @@ class RandomState:
         Args:
             state: the state.
             gpus: indices of the run's own GPUs now, in the order in which they were saved.
+
+        Raises:
+            ValueError: if numpy could not take it.
         """
         python, numpy = state["python"], state["numpy"]
+        # numpy takes any position, and would read there.
+        if not 0 <= numpy["pos"] <= MERSENNE_WORDS:
+            raise ValueError(f"numpy's position is {numpy['pos']}, of {MERSENNE_WORDS} words")
         return cls(
             cpu=state["cpu"],
             cuda=dict(zip(_own(gpus), state["cuda"], strict=False)),
@@ -181,7 +190,7 @@ class _Kept(ABC):
 class _NumpyState(_Kept):
     """Of numpy's global generator."""
 
-    SIZE = 625 * 4  # of the Mersenne Twister: 624 words and the position
+    SIZE = (MERSENNE_WORDS + 1) * 4  # the words and the position
 
     def __init__(self) -> None:
         super().__init__()

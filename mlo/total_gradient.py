@@ -23,7 +23,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import SolveReport
 from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
-from mlo.tensors import zeros_for_none
+from mlo.tensors import add_all, zeros_for_none
 
 __all__ = ["TotalGradient", "total_gradient"]
 
@@ -255,12 +255,7 @@ def _with_implicit_term(
             cotangents,
             retain_graph=player != players[-1],
         )
-        for name, term in zip(names, implicit, strict=True):
-            direct_term = total[name]
-            if direct_term is None:
-                total[name] = term
-            elif term is not None:
-                total[name] = direct_term + term
+        total.update(zip(names, add_all(direct, implicit), strict=True))
     return total
 
 

@@ -23,7 +23,7 @@ from mlo.records import Record
 from mlo.response import Evaluation
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import tensors_of, versions_of
+from mlo.tensors import copies, tensors_of, versions_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -232,7 +232,8 @@ class Updater:
         if problem.after_step is None:
             return
         reads = evaluation.current_reads()
-        before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
+        live = problem.parameters
+        before = dict(zip(live, copies(live.values()), strict=True))
         if problem.name in self._history.differentiated:
             self._step_checks.check_after_step(problem, evaluation, before, reads)
         with torch.no_grad():
@@ -255,13 +256,13 @@ class Updater:
         by_formula = problem.settings is not None
         if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
-        foreign = any([is_foreign(optimizer) for optimizer in problem.optimizers.values()])
+        foreign = any(is_foreign(optimizer) for optimizer in problem.optimizers.values())
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
         elif found.graph is not None or checked is not None or foreign:
             # Some optimizers change a gradient in place, which the derivative may need. (Autograd
             # also gives one tensor to several parameters, as of a + b, or an expanded one.)
-            gradient = {key: tensor.clone() for key, tensor in gradient.items()}
+            gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
         # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
         # momentum included, as in plain PyTorch.
         unused = found.unused
@@ -323,7 +324,8 @@ class Updater:
             self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
-        before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
+        live = problem.parameters
+        before = dict(zip(live, copies(live.values()), strict=True))
         problem.after_update(problem)
         for key, parameter in problem.parameters.items():
             if not _equal(before[key], parameter):

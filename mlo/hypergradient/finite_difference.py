@@ -95,28 +95,56 @@ class FiniteDifference(Products):
 
     def step_size(
         self, parameters: Sequence[Tensor], direction: Sequence[Tensor], dtype: torch.dtype
-    ) -> float:
+    ) -> Tensor:
         """Returns e for the perturbation θ ± e u of the parameters that u moves; 0 where u is zero.
+
+        A GPU is not waited for.
 
         Args:
             parameters: θ, one tensor per parameter.
             direction: u, likewise.
             dtype: in which the loss is computed.
+
+        Returns:
+            A tensor without dimensions, on the device and with a value in the dtype of θ.
         """
+        dtype_of_theta = parameters[0].dtype
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
             moved, norms = norms_of(direction), norms_of(parameters)
             # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
-            sizes = [
-                max(norm, 0.01 * math.sqrt(t.numel()))
-                for norm, t in zip(norms, parameters, strict=True)
-            ]
-            ratios = [size / u for size, u in zip(sizes, moved, strict=True) if u > 0.0]
-            return math.cbrt(torch.finfo(dtype).eps) * min(ratios, default=0.0)
-        norm = float(total_norm([tensor.detach() for tensor in direction]))
-        radius = 0.01 if self.step == "darts" else float(self.step)
-        return radius / norm if norm > 0.0 else 0.0
+            least = [0.01 * math.sqrt(tensor.numel()) for tensor in parameters]
+            e = math.cbrt(torch.finfo(dtype).eps) * _least_ratio(norms, least, moved)
+        else:
+            norm = total_norm([tensor.detach() for tensor in direction])
+            radius = 0.01 if self.step == "darts" else float(self.step)
+            e = torch.where(norm > 0.0, radius / norm, torch.inf)
+        # θ moves by as much as the difference is divided by: by e as θ's dtype rounds it. Powers of
+        # two are exact in half precision, as are their inverses.
+        if dtype_of_theta in (torch.float16, torch.bfloat16):
+            e = e.float().log2().floor().exp2()
+        # (u = 0 has led to ∞, and so has a norm that is not a number.)
+        if e.is_cpu:
+            value = e.item()
+            return torch.tensor(value if math.isfinite(value) else 0.0, dtype=dtype_of_theta)
+        return torch.where(e.isfinite(), e, 0.0).to(dtype_of_theta)
+
+
+def _least_ratio(
+    norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
+) -> Tensor:
+    """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
+    if norms[0].is_cpu:  # where a number is read faster than an operator is called
+        ratios = [
+            max(norm.item(), size) / by
+            for norm, size, by in zip(norms, least, [u.item() for u in moved], strict=True)
+            if by > 0.0
+        ]
+        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
+    by = torch.stack(tuple(moved))
+    ratios_of = torch.stack(torch._foreach_clamp_min(list(norms), list(least))) / by
+    return torch.where(by > 0.0, ratios_of, torch.inf).min()
 
 
 class FiniteDifferenceSystem(LinearSystem):
@@ -153,7 +181,7 @@ class FiniteDifferenceSystem(LinearSystem):
             found |= {name: own[name] for name in members}
         return [found[name] for name in self.names]
 
-    def step_size(self, u: Sequence[Tensor]) -> float:
+    def step_size(self, u: Sequence[Tensor]) -> Tensor:
         """The e at which θ ± e u is a suitable displacement; 0 where u is zero."""
         return self._products.step_size(self.parameters, u, self.dtype)
 
@@ -198,8 +226,6 @@ class FiniteDifferenceSystem(LinearSystem):
         # (F(θ + e u) − F(θ − e u)) / 2e: here all players move, each player's own gradient is read.
         directions = dict(zip(self.names, u, strict=True))
         e = self._step_size_along(directions)
-        if not e:
-            return [torch.zeros_like(tensor) for tensor in self.parameters]
         found: dict[str, Tensor] = {}
         for player, members in self.players.items():
             sides = self._both_sides(directions, e)
@@ -215,9 +241,8 @@ class FiniteDifferenceSystem(LinearSystem):
         total: list[Tensor] | None = None
         # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
-            e = self._step_size_along(directions) * factor
-            if not e:
-                continue
+            e = self._step_size_along(directions)
+            e = e if factor == 1.0 else e * factor
             terms = self._weighted_gradients(
                 player, self._both_sides(directions, e), in_inputs=in_inputs
             )
@@ -232,7 +257,7 @@ class FiniteDifferenceSystem(LinearSystem):
         gradient = self._gradient_at(player, self._theta, in_inputs=False)
         return dict(zip(self.names, gradient, strict=True))
 
-    def _step_size_along(self, directions: Mapping[str, Tensor]) -> float:
+    def _step_size_along(self, directions: Mapping[str, Tensor]) -> Tensor:
         """The e of a player's differences, along its own directions; by name."""
         theta = [self._theta[name] for name in directions]
         return self._products.step_size(theta, list(directions.values()), self.dtype)
@@ -244,21 +269,34 @@ class FiniteDifferenceSystem(LinearSystem):
         return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
 
     def _both_sides(
-        self, directions: Mapping[str, Tensor], e: float
-    ) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory."""
+        self, directions: Mapping[str, Tensor], e: Tensor
+    ) -> Iterator[tuple[Tensor | float, dict[str, Tensor]]]:
+        """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory.
+
+        Where e is zero, as u is, the weights are zero.
+        """
         moved: dict[str, Tensor] = {}
+        weight: Tensor | float
+        if e.is_cpu:  # where a number is read faster than an operator is called
+            number = e.item()
+            weight = 0.5 / number if number > 0.0 else 0.0
+        else:
+            weight = torch.where(e > 0.0, 0.5 / e, 0.0)
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 for name, direction in directions.items():
                     # From θ each time: moving back by −2e would add the rounding of a second sum.
-                    moved[name] = torch.add(
-                        self._theta[name], direction, alpha=sign * e, out=moved.get(name)
+                    moved[name] = torch.addcmul(
+                        self._theta[name], direction, e, value=sign, out=moved.get(name)
                     )
-            yield sign / (2.0 * e), {**self._theta, **moved}
+            yield sign * weight, {**self._theta, **moved}
 
     def _weighted_gradients(
-        self, player: str, points: Iterable[tuple[float, Mapping[str, Tensor]]], *, in_inputs: bool
+        self,
+        player: str,
+        points: Iterable[tuple[Tensor | float, Mapping[str, Tensor]]],
+        *,
+        in_inputs: bool,
     ) -> list[Tensor]:
         """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
 
@@ -363,13 +401,15 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _displacement(self, u: Cotangent) -> float:
         """The smallest step of the differences in a direction."""
-        sizes = [self._step_size_along(directions) for directions in self._by_player(u).values()]
+        sizes = [
+            float(self._step_size_along(directions)) for directions in self._by_player(u).values()
+        ]
         return min((size for size in sizes if size > 0.0), default=0.0)
 
     def _slopes(self, player: str, directions: Mapping[str, Tensor]) -> tuple[float, float, float]:
         """(L₊ − L₋) / 2e of a player, ⟨∇L, u⟩, and what rounding may make of their difference."""
         e = self._step_size_along(directions)
-        if not e:
+        if not bool(e):
             return 0.0, 0.0, 0.0
         # The difference knows what the loss does; the slope only what autograd sees of it.
         inputs = [tensor.detach() for tensor in self.call.input_aliases()]
@@ -384,8 +424,8 @@ class FiniteDifferenceSystem(LinearSystem):
                     values.append(float(losses[player].detach()))
         own = self._own_gradient(player)
         slope = sum(float((own[name] * u).sum()) for name, u in directions.items())
-        noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / e
-        return (values[0] - values[1]) / (2.0 * e), slope, noise
+        noise = 10.0 * torch.finfo(self.dtype).eps * max(map(abs, values)) / float(e)
+        return (values[0] - values[1]) / (2.0 * float(e)), slope, noise
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class Penalty(PullbackEngine):
         # start, by at most α K v.
         expected = [alpha * self.steps * entry for entry in v] if kept is None else q
         if isinstance(self.multiplier, str):
-            e = system.step_size(expected)
+            e = float(system.step_size(expected))
         else:
             e = 1.0 / self.multiplier
 

@@ -434,6 +434,10 @@ class Engine(PullbackEngine):
             return self.name
         return f"{self.name} × {self.products.name}"
 
+    def linearize(self, call: Pullback) -> LinearSystem:
+        """The products at the point of `call`."""
+        return self.products.linearize(call)
+
     @abstractmethod
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         """Returns q with Aᵀ q ≈ v.
@@ -451,7 +455,7 @@ class Engine(PullbackEngine):
         Raises:
             EngineError: if `solve` returned a q of another shape than the parameters.
         """
-        system = self.products.linearize(call)
+        system = self.linearize(call)
         with torch.set_grad_enabled(call.differentiate):
             solve = self.solve(system, cotangent)
             if not _fits(solve.q, system.parameters):

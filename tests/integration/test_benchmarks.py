@@ -5,12 +5,12 @@ tested.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from started_processes import finished
 
 from lfmcw_app.lookup import open_table
 
@@ -18,13 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def output_of(name, *arguments):
-    result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / name, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = finished([sys.executable, ROOT / "benchmarks" / name, *arguments], env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -143,13 +138,9 @@ def test_overhead_beside_the_same_updates_written_by_hand(network):
 
 def gpu_results(folder, **environment):
     """The file that benchmarks/gpu.sh writes on a CPU, and how it ends."""
-    result = subprocess.run(
-        [ROOT / "benchmarks" / "gpu.sh", folder],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    own = {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    program = [ROOT / "benchmarks" / "gpu.sh", folder]
+    result = finished(program, env={**os.environ, **own, **environment})
     files = list(folder.glob("gpu-results-*.md"))
     return result, files[0].read_text("utf-8") if files else ""
 
@@ -196,12 +187,8 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path):
 
 
 def test_a_problem_that_does_not_exist_is_refused():
-    result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "engines.py", "--problem", "layerd"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    program = ROOT / "benchmarks" / "engines.py"
+    result = finished([sys.executable, program, "--problem", "layerd"])
     assert result.returncode == 2
     assert "there is no problem 'layerd'" in result.stderr
 

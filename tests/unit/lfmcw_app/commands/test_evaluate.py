@@ -25,11 +25,11 @@ def call(monkeypatch):
     def run(*arguments):
         taken = []
 
-        def train(recipe, genotype, dataset, device):
+        def train(recipe, dataset, device, *, searches, genotype):
             taken.append(genotype)
             raise InputError("caught")
 
-        monkeypatch.setattr("lfmcw_app.projection.project_training", train)
+        monkeypatch.setattr("lfmcw_app.projection.project", train)
         arguments = [*map(str, arguments), "--dry-run", "--threads=1"]
         result = CliRunner().invoke(app, arguments)
         return result.exit_code, " ".join(result.output.split()), taken
