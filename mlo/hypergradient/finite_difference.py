@@ -324,7 +324,7 @@ class FiniteDifferenceSystem(LinearSystem):
             stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
                 # (They are constants already.)
-                theta = parameters
+                theta = dict(parameters)
                 if not in_inputs:
                     theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
                 losses = stack.enter_context(
