@@ -1,7 +1,8 @@
-# make run: the main job on the embedded data set.  make test: the test suite.  Both make .venv first.
+# make run: the main job on the embedded data set.  make test: the tests of the core, the oracles and a short run (under 5
+# minutes on 2 cores).  make test-all: every test, make test-slow: those that make test leaves out.  All make .venv first.
 # make check: what .ci/run checks before the tests.  make docs: the documentation, in site/.
-# make results: the tables and figures of docs/results.md, from docs/data.
-# make benchmark: mlo's engines against other libraries (about 20 minutes), in an environment of its own.
+# make results: the tables and figures of docs/results.md and docs/benchmarks.md, from docs/data.
+# make benchmark: what docs/benchmarks.md shows of a CPU (about 25 minutes), in an environment of its own; resumes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,13 +10,22 @@ BIN := $(VENV)/bin
 BENCH := .venv-benchmarks
 PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1 jax==0.4.38 jaxopt==0.8.5
 
-.PHONY: run test check format docs results betty browser benchmark benchmark-environment clean
+.PHONY: run test test-all test-slow check format docs results betty browser benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
 
+# Tests of a group share what is made once per process.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(PYTEST_OPTIONS)
+
 test: $(VENV)/.installed-test $(VENV)/.installed-betty
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-betty
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.installed-test $(VENV)/.installed-betty
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -30,7 +40,7 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-# The tables and figures of docs/results.md, from docs/data.
+# The tables and figures of the pages that docs/data has the figures of.
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/results_page.py
 
@@ -41,8 +51,10 @@ browser:
 
 betty: $(VENV)/.installed-betty
 
+# With BEFORE=REVISION that revision is compared with this one, too.
 benchmark: benchmark-environment
-	$(BENCH)/bin/python benchmarks/engines.py
+	$(BENCH)/bin/python benchmarks/measure_all.py $(if $(BEFORE),--before $(BEFORE))
+	$(BENCH)/bin/python benchmarks/results_page.py
 
 benchmark-environment: $(BENCH)/.installed
 

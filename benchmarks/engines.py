@@ -12,18 +12,12 @@ for `--problem solutions` (solutions of other solvers) `engines_solutions.py`.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import select
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,8 +27,9 @@ import typer
 from engines_libraries import KEPT, LIBRARIES
 from engines_oracle import reference
 from engines_problems import PROBLEMS, build
-from engines_solutions import SOLUTION_LEGEND, measure_row, solution_tables
+from engines_solutions import SOLUTION_LEGEND, serve_row, solution_rows, solution_table
 from engines_worker import serve
+from measuring import Ratio, Worker, asked_in_turns, installed, write_measurements
 
 import mlo
 from lfmcw_app.errors import InputError
@@ -84,10 +79,10 @@ FINISH_LIMIT = 300.0
 SOLUTIONS = "solutions"
 """The problems of `engines_solutions.py`, with a table of their own."""
 
-LAYERS = (2, 4, 6, 8, 10)
-PACKAGES = {"mlo": "mlo", "Betty": "betty-ml", "TorchOpt": "torchopt", "BOAT": "boat-torch"} | {
-    name: name for name in ("hypergrad", "higher", "jaxopt", "jax", "torch")
-}
+LAYERS = (2, 4, 6, 8)
+PACKAGES = (
+    "betty-ml", "torchopt", "boat-torch", "hypergrad", "higher", "jaxopt", "jax", "torch"
+)  # fmt: skip
 
 ROUNDED = ", ".join(f"`{method}` {count}" for method, count in ROUNDS.items())
 LEGEND = f"""
@@ -101,9 +96,9 @@ step of every lower problem, then the hypergradient and an SGD step of the outer
   of one SGD step of each lower problem there, which is what `one_step` and `darts` approximate.
   *cosine* and *scale* (ratio of norms) are of the second for these methods, of the first for the
   others. The outermost problem rests. Steps before the error is taken: {ROUNDED}, else 1.
-- *ms*: median time of a step in float32 over the repetitions, a process for each row, rows
-  interleaved; *range*: least and largest; *÷ mlo*: ratio of the median to that of mlo's same
-  method.
+- *ms*: median processor time of a step in float32 over the turns, a process for each row, rows in
+  turns; *mlo ÷ it*: ratio of the time of mlo's same method to it, median and quartiles over the
+  turns.
 - *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first
   evaluation of the losses.
 - *losses*: evaluations of any problem's loss in one step; *passes*: calls of `torch.autograd.grad`
@@ -128,6 +123,11 @@ class Row:
     failed: str = ""
 
     @property
+    def name(self) -> str:
+        """What tells it from the other rows of its problem."""
+        return f"{self.library}, {self.label}"
+
+    @property
     def median(self) -> float | None:
         """Median time of a step."""
         return statistics.median(self.seconds) if self.seconds else None
@@ -136,45 +136,6 @@ class Row:
     def label(self) -> str:
         """The method and its products."""
         return f"{self.method}, K={self.steps}" if self.steps else self.method
-
-
-class Process:
-    """A worker process, which answers one request at a time."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-
-    def ask(self, request: str, limit: float) -> dict[str, Any]:
-        """Returns the answer, or `{"failed": why}`.
-
-        It fails after `limit` seconds, or when the process has died.
-        """
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(f"{request}\n".encode())
-            process.stdin.flush()
-        except BrokenPipeError:
-            return {"failed": f"the process ended with code {process.wait()}"}
-        if not select.select([process.stdout], [], [], limit)[0]:
-            return {"failed": f"over {limit:g} s ({request})"}
-        line = process.stdout.readline()
-        if not line:
-            return {"failed": f"the process ended with code {process.wait()}"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.communicate()
 
 
 def rows_of(problem: str, sizes: dict[str, int], *, quick: bool) -> list[Row]:
@@ -202,47 +163,56 @@ def rows_of(problem: str, sizes: dict[str, int], *, quick: bool) -> list[Row]:
 
 def measure(path: Path, rows: list[Row], *, repeats: int, limit: float) -> None:
     """Fills the rows: all are set up, then timed in turns, then compared."""
-    processes: dict[int, Process] = {}
+    workers: dict[str, Worker] = {}
+    by_name = {row.name: row for row in rows}
 
-    def ask(index: int, request: str, seconds: float) -> dict[str, Any]:
-        answer = processes[index].ask(request, seconds)
+    def ask(name: str, request: str, seconds: float) -> dict[str, Any]:
+        answer = workers[name].ask(request, seconds)
         if "failed" in answer:
-            rows[index].failed = answer["failed"]
-            processes.pop(index).close()
+            give_up(name, answer["failed"])
         return answer
 
-    def set_up(index: int) -> None:
-        row = rows[index]
+    def give_up(name: str, why: str) -> None:
+        by_name[name].failed = why
+        workers.pop(name).close()
+
+    def set_up(row: Row) -> None:
         arguments = (row.library, row.method, row.steps, ROUNDS.get(row.method, 1), path)
-        processes[index] = Process([str(argument) for argument in arguments])
-        if "failed" not in ask(index, "ready", READY_LIMIT):
-            row.answers |= ask(index, "start", limit)
+        workers[row.name] = Worker([__file__, "worker", *map(str, arguments)])
+        if "failed" not in ask(row.name, "ready", READY_LIMIT):
+            row.answers |= ask(row.name, "start", limit)
 
     try:
         # Nothing is timed here, so as many are set up at once as there are cores.
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(set_up, [index for index, row in enumerate(rows) if not row.failed]))
-        waiting = sorted(processes)
-        for _ in range(repeats):
-            for index in waiting:
-                if index in processes:
-                    answer = ask(index, "time", limit)
-                    rows[index].seconds += [answer["seconds"]] if "seconds" in answer else []
-        for index in waiting:
-            if index in processes:
-                rows[index].answers |= ask(index, "finish", FINISH_LIMIT)
+            list(pool.map(set_up, [row for row in rows if not row.failed]))
+        in_order = {row.name: workers[row.name] for row in rows if row.name in workers}
+        times, failed = asked_in_turns(in_order, repeats, limit)
+        for name, why in failed.items():
+            give_up(name, why)
+        for name, seconds in times.items():
+            by_name[name].seconds = seconds
+            by_name[name].answers |= ask(name, "finish", FINISH_LIMIT)
     finally:
-        for process in processes.values():
-            process.close()
+        for worker in workers.values():
+            worker.close()
 
 
-def cells(row: Row, baseline: Row | None) -> list[str]:
+def ratio_of(row: Row, rows: Sequence[Row]) -> Ratio | None:
+    """The ratio of mlo's same method to a peer's row, where both were measured."""
+    for ours in rows:
+        same = ours.library == "mlo" and (ours.method, ours.steps) == (row.method, row.steps)
+        if same and row.library != "mlo" and ours.seconds and row.seconds:
+            return Ratio.of(ours.seconds, row.seconds)
+    return None
+
+
+def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     """The cells of one line."""
     found = row.answers
     if row.failed or row.median is None:
-        return [row.library, row.label, row.failed, *[""] * 10]
+        return [row.library, row.label, row.failed, *[""] * 9]
     near = found["one_step" if row.method in STEP_METHODS else "implicit"]
-    ratio = f"{row.median / baseline.median:.2f}" if baseline and baseline.median else ""
     return [
         row.library,
         row.label,
@@ -251,27 +221,49 @@ def cells(row: Row, baseline: Row | None) -> list[str]:
         f"{near['cosine']:.4f}",
         f"{near['scale']:.3g}",
         f"{1e3 * row.median:.2f}",
-        f"{1e3 * min(row.seconds):.2f}-{1e3 * max(row.seconds):.2f}",
-        ratio,
+        str(ratio_of(row, rows) or ""),
         f"{found['memory']:.1f}",
         str(found["evaluations"]),
         str(found["passes"]),
     ]
 
 
+def measurements(problem: str, rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    """The rows of the file of measurements."""
+    for row in rows:
+        found = dict.fromkeys(COLUMNS, "")
+        if not row.failed and row.median is not None:
+            (_, _, error, error_one_step, cosine, scale, ms, _, memory, losses, passes) = cells(
+                row, rows
+            )
+            found |= {
+                "error": error, "error_one_step": error_one_step, "cosine": cosine, "scale": scale,
+                "ms": ms, "memory_mb": memory, "losses": losses, "passes": passes,
+            }  # fmt: skip
+            ratio = ratio_of(row, rows)
+            found |= ratio.cells() if ratio else {}
+        named = {"problem": problem, "library": row.library, "method": row.label}
+        yield {**found, **named, "failed": row.failed}
+
+
+COLUMNS = (
+    "problem", "library", "method", "error", "error_one_step", "cosine", "scale", "ms", "ratio",
+    "ratio_low", "ratio_high", "memory_mb", "losses", "passes", "failed",
+)  # fmt: skip
+"""Of the file of measurements; what a row has none of is empty."""
+
 HEADER = (
-    "library", "method", "error", "error (1 step)", "cosine", "scale", "ms", "range", "÷ mlo", "MB",
+    "library", "method", "error", "error (1 step)", "cosine", "scale", "ms", "mlo ÷ it", "MB",
     "losses", "passes",
 )  # fmt: skip
 
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The lines of a Markdown table."""
-    baselines = {(row.method, row.steps): row for row in rows if row.library == "mlo"}
     yield f"| {' | '.join(HEADER)} |"
     yield f"|{'---|' * len(HEADER)}"
     for row in rows:
-        yield f"| {' | '.join(cells(row, baselines.get((row.method, row.steps)))[: len(HEADER)])} |"
+        yield f"| {' | '.join(cells(row, rows)[: len(HEADER)])} |"
 
 
 def growth(tables: dict[int, list[Row]]) -> Iterator[str]:
@@ -285,17 +277,6 @@ def growth(tables: dict[int, list[Row]]) -> Iterator[str]:
     yield f"|---|---|{'---|' * len(tables)}"
     for (library, label), found in lines.items():
         yield f"| {library} | {label} | {' | '.join(found.get(layers, '') for layers in tables)} |"
-
-
-def versions() -> str:
-    """The machine and the packages, in one line."""
-    found = []
-    for package in PACKAGES.values():
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} not installed")
-    return f"Python {platform.python_version()} on {platform.machine()}; {', '.join(found)}."
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -322,6 +303,10 @@ def run(
     output: Annotated[
         Path | None, typer.Option(help="Also writes the tables into this file.")
     ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--csv", help="Also writes the measurements into this CSV by problem."),
+    ] = None,
 ) -> None:
     """Prints a Markdown table for each problem."""
     if context.invoked_subcommand is not None:
@@ -338,17 +323,21 @@ def run(
         if output is not None:
             output.write_text("\n".join(lines) + "\n")
 
+    def save(rows: Iterable[dict[str, str]]) -> None:
+        if file is not None:
+            rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
+            write_measurements(file, rows, part=("problem",), packages=PACKAGES)
+
     torch.set_num_threads(1)
-    say(versions())
+    say(f"{', '.join(map(installed, PACKAGES))}.")
     layers = LAYERS[:2] if quick else LAYERS
     with tempfile.TemporaryDirectory() as folder:
         for name in problem or every:
             if name == SOLUTIONS:
                 say("\n## solutions of other solvers\n")
-                for line in solution_tables(
-                    __file__, quick=quick, repeats=repeats or (2 if quick else 5)
-                ):
-                    say(line)
+                found = solution_rows(__file__, quick=quick, repeats=repeats or (2 if quick else 5))
+                say("\n".join(solution_table(found)))
+                save(found)
                 say(SOLUTION_LEGEND)
                 continue
             by_layers: dict[int, list[Row]] = {}
@@ -371,6 +360,7 @@ def run(
                     counts = sorted(set(known.sizes.values()))
                 say(f"\n## {full}\n\nParameters: {counts}; α = {known.step_size:.3g}.\n")
                 say("\n".join(table(rows)))
+                save(measurements(full, rows))
             if by_layers:
                 say("\n## layered: ms per step\n")
                 say("\n".join(growth(by_layers)))
@@ -390,12 +380,11 @@ def solution(
     problem: str,
     library: str,
     method: str,
-    repeats: int,
     quick: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Measures one row of the solutions of other solvers."""
     torch.set_num_threads(1)
-    measure_row(problem, library, method, quick=quick, repeats=repeats)
+    serve_row(problem, library, method, quick=quick)
 
 
 if __name__ == "__main__":

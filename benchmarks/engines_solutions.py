@@ -8,10 +8,7 @@ is timed is the decorated call, the upper loss and its backward pass.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import Ratio, Worker, answers, asked_in_turns
 
-__all__ = ["SOLUTION_LEGEND", "measure_row", "solution_tables"]
+__all__ = ["SOLUTION_LEGEND", "serve_row", "solution_rows", "solution_table"]
 
 Arrays = dict[str, np.ndarray]
 TOL, STEPS = 1e-10, 400
@@ -51,10 +49,10 @@ SOLUTION_LEGEND = f"""
 The solution is given, to rounding. *error*: ‖found − exact‖ / ‖exact‖ of the gradients in all that
 the solution depends on, in float64, against closed forms (ridge, lasso) or autograd through 500
 iterations (deep equilibrium). Iterative solvers: tolerance {TOL:g} (relative), at most {STEPS}
-steps (`neumann`: as many terms, α = 1). *ms*: median time in float32, on one thread, of one
-decorated call with the backward pass, at a tolerance of 1e-5; *range*: least and largest; *÷ mlo*:
-ratio to the first row of the problem; *jit*: the whole of it compiled, without the time to compile.
-mlo's calls contain its checks (the residual of the solution, tensors that are read but not
+steps (`neumann`: as many terms, α = 1). *ms*: median processor time in float32 of one decorated
+call with the backward pass, at a tolerance of 1e-5; *mlo ÷ it*: ratio of the time of the problem's
+first row to it, with quartiles over the turns; *jit*: the whole of it compiled, without the time to
+compile. mlo's calls contain its checks (the residual of the solution, tensors that are read but not
 declared), the others have none.
 """
 
@@ -307,66 +305,115 @@ LIBRARIES: dict[str, Callable[[Case, str, torch.dtype], Gradients]] = {
 # ------------------------------ measuring
 
 
-def measure_row(problem: str, library: str, method: str, *, quick: bool, repeats: int) -> None:
-    """Prints error and times of one row as JSON; what it raises is a result too."""
+def serve_row(problem: str, library: str, method: str, *, quick: bool) -> None:
+    """Answers `start` by the error of one row, and `time` by its seconds per call."""
     case = CASES[problem](quick=quick)
     warnings.simplefilter("ignore")
-    answers, sys.stdout = sys.stdout, sys.stderr
-    try:
-        answer: dict[str, Any] = _measured(case, library, method, quick=quick, repeats=repeats)
-    except Exception as error:  # noqa: BLE001 - whatever it raises is a result
-        answer = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"}
-    print(json.dumps(answer), file=answers, flush=True)
+    gradients: Gradients | None = None
+
+    def start() -> dict[str, Any]:
+        nonlocal gradients
+        error = _error(case, LIBRARIES[library](case, method, torch.float64)())
+        gradients = LIBRARIES[library](case, method, torch.float32)
+        gradients()  # what is loaded or compiled at the first call
+        return {"error": error}
+
+    def timed() -> dict[str, Any]:
+        assert gradients is not None
+        began, count = time.process_time(), 0
+        while time.process_time() - began < (0.02 if quick else 0.3):
+            gradients()
+            count += 1
+        return {"seconds": (time.process_time() - began) / count}
+
+    answers({"start": start, "time": timed})
 
 
-def _measured(
-    case: Case, library: str, method: str, *, quick: bool, repeats: int
-) -> dict[str, Any]:
+def _error(case: Case, found: dict[str, Any]) -> float:
+    """‖found − exact‖ / ‖exact‖ over all that the solution depends on."""
     reads = _torch(case.reads, torch.float64, grad=True)
     exact = case.exact(reads, _torch(case.constants, torch.float64))
     expected = torch.autograd.grad(_upper(exact), list(reads.values()))
-    found = LIBRARIES[library](case, method, torch.float64)()
     off, size = 0.0, 0.0
     for name, gradient in zip(reads, expected, strict=True):
         ours = torch.tensor(np.asarray(found[name]), dtype=torch.float64)
         off += float((ours - gradient).square().sum())
         size += float(gradient.square().sum())
-
-    gradients = LIBRARIES[library](case, method, torch.float32)
-    gradients()  # what is loaded or compiled at the first call
-    seconds = []
-    for _ in range(repeats):
-        began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < (0.02 if quick else 0.3):
-            gradients()
-            count += 1
-        seconds.append((time.perf_counter() - began) / count)
-    return {"error": (off / size) ** 0.5, "seconds": seconds}
+    return float((off / size) ** 0.5)
 
 
-def solution_tables(script: str, *, quick: bool, repeats: int) -> Iterator[str]:
-    """The lines of the table; one process per row runs `script`'s hidden command `solution`."""
-    yield "| problem | library | solver | error | ms | range | ÷ mlo |"
-    yield "|---|---|---|---|---|---|---|"
-    for problem, libraries in METHODS.items():
-        baseline: float | None = None
-        for library, methods in libraries.items():
+LIMIT = 300.0
+"""Seconds in which a process must answer."""
+
+
+def solution_rows(script: str, *, quick: bool, repeats: int) -> list[dict[str, str]]:
+    """The rows of all problems; one process per row runs `script`'s hidden command `solution`."""
+    return [
+        row
+        for problem in METHODS
+        for row in _rows_of(problem, script, quick=quick, repeats=repeats)
+    ]
+
+
+def _rows_of(problem: str, script: str, *, quick: bool, repeats: int) -> list[dict[str, str]]:
+    """The rows of one problem: all are set up, then timed in turns."""
+    workers: dict[str, Worker] = {}
+    errors: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    rows = [(library, method) for library, of in METHODS[problem].items() for method in of]
+    try:
+        for library, method in rows:
+            name = f"{library}, {method}"
             if find_spec(MODULES[library]) is None:
-                yield f"| {problem} | {library} | - | not installed | | | |"
+                failed[name] = "not installed"
                 continue
-            for method in methods:
-                arguments = ["solution", problem, library, method, str(repeats)]
-                command = [sys.executable, script, *arguments, *(["--quick"] if quick else [])]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-                lines = done.stdout.strip().splitlines()
-                answer = json.loads(lines[-1]) if lines else {"failed": "the process ended"}
-                if "failed" in answer:
-                    yield f"| {problem} | {library} | {method} | {answer['failed']} | | | |"
-                    continue
-                times = [1e3 * second for second in answer["seconds"]]
-                median = statistics.median(times)
-                baseline = median if baseline is None else baseline
-                yield (
-                    f"| {problem} | {library} | {method} | {answer['error']:.1e} | {median:.2f} | "
-                    f"{min(times):.2f}-{max(times):.2f} | {median / baseline:.2f} |"
-                )
+            flags = ["--quick"] if quick else []
+            worker = Worker([script, "solution", problem, library, method, *flags])
+            answer = worker.ask("start", LIMIT)
+            if "failed" in answer:
+                failed[name] = answer["failed"]
+                worker.close()
+            else:
+                workers[name], errors[name] = worker, answer["error"]
+        times, late = asked_in_turns(workers, repeats, LIMIT)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    failed |= late
+    ours = times.get(f"{rows[0][0]}, {rows[0][1]}")
+    return [
+        {
+            "problem": problem,
+            "library": library,
+            "method": method,
+            **_cells(f"{library}, {method}", times, errors, ours),
+            "failed": failed.get(f"{library}, {method}", ""),
+        }
+        for library, method in rows
+    ]
+
+
+def _cells(
+    name: str,
+    times: dict[str, list[float]],
+    errors: dict[str, float],
+    ours: list[float] | None,
+) -> dict[str, str]:
+    """Error, time and the ratio of mlo's first row to it; empty where it has none."""
+    if name not in times:
+        return dict.fromkeys(("error", "ms", "ratio", "ratio_low", "ratio_high"), "")
+    found = {"error": f"{errors[name]:.1e}", "ms": f"{1e3 * statistics.median(times[name]):.3g}"}
+    if ours is None:
+        return found | dict.fromkeys(("ratio", "ratio_low", "ratio_high"), "")
+    return found | Ratio.of(ours, times[name]).cells()
+
+
+def solution_table(rows: list[dict[str, str]]) -> Iterator[str]:
+    """The lines of the table."""
+    yield "| problem | library | solver | error | ms | mlo ÷ it |"
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        ratio = f"{row['ratio']} ({row['ratio_low']}–{row['ratio_high']})" if row["ratio"] else ""
+        error = row["failed"] or row["error"]
+        cells = (row["problem"], row["library"], row["method"], error, row["ms"], ratio)
+        yield f"| {' | '.join(cells)} |"

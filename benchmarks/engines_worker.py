@@ -6,8 +6,6 @@ It measures one task in one library by one method.
 from __future__ import annotations
 
 import gc
-import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ import torch
 from engines_libraries import LIBRARIES, Method, Program, Refused
 from engines_oracle import Reference, flat
 from engines_problems import Task
+from measuring import answers
 from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor
 
@@ -44,27 +43,17 @@ def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> Non
         rounds: steps made before the gradient is compared, for methods that keep a state.
         path: file of the task and its `Reference`.
     """
-    # Libraries print what they like; only answers may reach the reader.
-    answers, sys.stdout = sys.stdout, sys.stderr
     # A file that this benchmark has just written.
     task, reference = torch.load(path, weights_only=False)
     asked = Method(name=method, steps=steps, step_size=reference.step_size)
     measuring = _Measuring(task, reference, library, asked, rounds)
-    requests: dict[str, Callable[[], dict[str, Any]]] = {
+    requests = {
         "ready": dict,
         "start": measuring.start,
         "time": measuring.time,
         "finish": measuring.finish,
     }
-    for line in sys.stdin:
-        try:
-            answer = requests[line.strip()]()
-        except Refused as refusal:
-            answer = {"failed": str(refusal)}
-        except Exception as error:  # noqa: BLE001 - whatever it raises is a result
-            first = str(error).strip().splitlines()
-            answer = {"failed": type(error).__name__ + (f": {first[0][:80]}" if first else "")}
-        print(json.dumps(answer), file=answers, flush=True)
+    answers(requests, (Refused,))
 
 
 class _Measuring:
@@ -92,22 +81,22 @@ class _Measuring:
         self._warm_up_torch()
         return_free_memory()
         before = reset_peak()
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(2):
             self._program.step()
-        seconds = (time.perf_counter() - began) / 2
+        seconds = (time.process_time() - began) / 2
         memory = peak() - before
         self._block = max(1, min(200, round(BLOCK / seconds)))
         return {"memory": memory / 2**20}
 
     def time(self) -> dict[str, Any]:
-        """Seconds per step, over one block of steps."""
+        """Seconds of processor time per step, over one block of steps."""
         assert self._program is not None
         gc.collect()
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(self._block):
             self._program.step()
-        return {"seconds": (time.perf_counter() - began) / self._block}
+        return {"seconds": (time.process_time() - began) / self._block}
 
     def finish(self) -> dict[str, Any]:
         """Compares the gradient in float64, and counts the evaluations of one step."""

@@ -11,6 +11,7 @@ second copy differs from the first is the noise.
 
     python benchmarks/overhead.py              # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
+    python benchmarks/overhead.py --network small       # 970 parameters: a round of a few ms
     python benchmarks/overhead.py --device cuda
     python benchmarks/overhead.py --profile    # also the functions in which mlo spends its own time
     python benchmarks/overhead.py --quick      # a small network: only shows that both are equal
@@ -29,9 +30,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import Ratio, turns, write_measurements
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -60,9 +63,9 @@ TOLERANCES = {"darts": 1e-6}
 class Perceptron(nn.Module):
     """Two hidden layers; with `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, inputs: int = INPUTS) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(INPUTS, hidden), nn.Linear(hidden, hidden)])
+        self.layers = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)])
         self.head = nn.Linear(hidden, CLASSES)
 
     def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
@@ -103,8 +106,14 @@ class Convolutional(nn.Module):
         return logits
 
 
-NETWORKS = {"perceptron": (Perceptron, 680, 8), "convolutional": (Convolutional, 105, 4)}
-"""Name → class, its width for 1.0 M parameters, and for `--quick`."""
+FEW_INPUTS = 32
+
+NETWORKS: dict[str, tuple[Callable[[int], nn.Module], int, int, int]] = {
+    "perceptron": (Perceptron, 680, 8, INPUTS),
+    "convolutional": (Convolutional, 105, 4, INPUTS),
+    "small": (partial(Perceptron, inputs=FEW_INPUTS), 16, 8, FEW_INPUTS),
+}
+"""Name → what makes it, its width (of 1.0 M parameters; small: 970) and for `--quick`, inputs."""
 
 
 class Upper(nn.Module):
@@ -172,16 +181,16 @@ class Start:
 def start(
     setting: Setting,
     make: Callable[[], nn.Module],
-    batch_size: int,
+    batch: tuple[int, int],
     device: torch.device,
     dtype: torch.dtype,
 ) -> Start:
-    """Makes modules and eight batches of noise for each loss."""
+    """Makes modules and eight batches of noise, [size, inputs], for each loss."""
     torch.manual_seed(0)
     network, upper = make(), Upper(*setting.shape)
     batches = []
     for _ in range(16):
-        x, y = torch.randn(batch_size, INPUTS), torch.randint(CLASSES, (batch_size,))
+        x, y = torch.randn(batch), torch.randint(CLASSES, batch[:1])
         batches.append((x.to(device, dtype), y.to(device)))
     return Start(
         network=network.to(device, dtype),
@@ -361,36 +370,24 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def turns(
-    sides: dict[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of single rounds, in turns.
-
-    Every side comes first, second and so on equally often.
-    """
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    orders: Iterator[Sequence[str]] = itertools.cycle(itertools.permutations(sides))
-    for repeat in range(-3, repeats):
-        for name in next(orders):
-            began = clock(device)
-            sides[name]()
-            ended = clock(device)
-            if repeat >= 0:
-                times[name].append(ended - began)
-    return times
-
-
 def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
-    """The rows of a table: medians, and quartiles of the ratios to the loop by hand."""
-    hand = times["by hand"]
+    """The rows of a table: medians, and the ratio to the loop by hand with quartiles."""
     for side, found in times.items():
-        ratios = [100.0 * (a / b - 1.0) for a, b in zip(found, hand, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        overhead = 100.0 * (statistics.median(found) / statistics.median(hand) - 1.0)
-        times_ms = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
-        percent = (f"{overhead:+.1f}", f"{middle:+.1f}", f"{low:+.1f} to {high:+.1f}")
-        cells = [name, engine, side, *times_ms, *percent]
+        milliseconds = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
+        cells = (name, engine, side, *milliseconds, str(Ratio.of(found, times["by hand"])))
         yield f"| {' | '.join(cells)} |"
+
+
+def measurement(times: dict[str, list[float]]) -> dict[str, str]:
+    """The columns of the file of measurements."""
+    hand = times["by hand"]
+    noise = Ratio.of(times["by hand, again"], hand)
+    return {
+        "by_hand_ms": f"{1e3 * statistics.median(hand):.4g}",
+        "mlo_ms": f"{1e3 * statistics.median(times['mlo']):.4g}",
+        **Ratio.of(times["mlo"], hand).cells(),
+        "noise": f"{noise.median:.4g}",
+    }
 
 
 def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
@@ -437,13 +434,15 @@ def main() -> None:
         action="store_true",
         help="a small network, few rounds: only shows that all are equal",
     )
+    parser.add_argument("--csv", type=Path, help="also writes the measurements into this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
     on_nonfinite = None if args.on_nonfinite == "none" else args.on_nonfinite
-    network, width, small = NETWORKS[args.network]
+    network, width, small, inputs = NETWORKS[args.network]
     make = partial(network, small if args.quick else width)
     repeats = 3 if args.quick else args.repeats
+    batch = (args.batch_size, inputs)
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     size = sum(parameter.numel() for parameter in make().parameters())
     print(
@@ -459,26 +458,35 @@ def main() -> None:
 
     print(f"| problem | engine | largest difference after {CHECKED_ROUNDS} rounds in float64 |")
     print("|---|---|---|")
+    differences = []
     for name, setting, engine in chosen:
-        begin = start(setting, make, args.batch_size, device, torch.float64)
-        worst = check(setting, engine, begin, on_nonfinite)
-        print(f"| {name} | {engine} | {worst:.1e} |", flush=True)
+        begin = start(setting, make, batch, device, torch.float64)
+        differences.append(check(setting, engine, begin, on_nonfinite))
+        print(f"| {name} | {engine} | {differences[-1]:.1e} |", flush=True)
 
-    head = ("problem", "engine", "side", "ms", "least", "overhead %", "in a turn, %", "quartiles")
+    head = ("problem", "engine", "side", "ms", "least", "÷ by hand (quartiles)")
     print(f"\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
     profiles: list[str] = []
-    for name, setting, engine in chosen:
-        begin = start(setting, make, args.batch_size, device, torch.float32)
+    measured: list[dict[str, object]] = []
+    for (name, setting, engine), difference in zip(chosen, differences, strict=True):
+        begin = start(setting, make, batch, device, torch.float32)
         sides: dict[str, Callable[[], object]] = {
             "by hand": ByHand(setting, engine, begin).step,
             "by hand, again": ByHand(setting, engine, begin).step,
             "mlo": WithMlo(setting, engine, begin, on_nonfinite).step,
         }
-        for line in rows(name, engine, turns(sides, repeats, device)):
+        times = turns(sides, repeats, partial(clock, device))
+        for line in rows(name, engine, times):
             print(line, flush=True)
+        place = {"network": args.network, "parameters": size, "batch": args.batch_size}
+        found = {"difference": f"{difference:.1e}", **measurement(times)}
+        measured.append({**place, "problem": name, "engine": engine, **found})
         if args.profile:
             profiles += [f"\n{name}, {engine}:\n", *profile(sides["mlo"], repeats)]
     print("\n".join(profiles))
+    if args.csv:
+        part = ("network", "batch", "problem", "engine")
+        write_measurements(args.csv, measured, part=part)
 
 
 if __name__ == "__main__":

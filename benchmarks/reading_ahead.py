@@ -68,7 +68,7 @@ def measured(
         dataset.train, dataset, batch_size=64, seed=0, augmentation=HOW, device=device
     )
     stream.batch(0)
-    step()  # and what is read ahead meanwhile is that of a run that goes on
+    step()  # and what is read ahead meanwhile is that of a run that continues
     waited, began = 0.0, time.perf_counter()
     for index in range(1, batches + 1):
         asked = time.perf_counter()

@@ -3,9 +3,10 @@
 The original operations are one module per operation of an edge. There are three tables: a forward
 pass, a full gradient and α's gradient of both supernets; complete steps of every method through
 `build_search` with this project's supernet, and of DARTS with the original operations; the passes
-of a step. Each time is the median and range of interleaved repetitions on the same batch; ratios
-are to the original operations. Memory is the most that one pass or step takes beyond what was held
-before it: by a GPU's allocator, or by a process in which nothing else runs.
+of a step. Rows are printed as they are measured. Each time is the median processor time of turns on
+the same batch; ratios are to the original operations, with quartiles over the turns. Memory is the
+most that one pass or step takes beyond what was held before it: by a GPU's allocator, or by a
+process in which nothing else runs.
 
     # C=16, 8 cells, 32×32, batch 8: about 15 minutes
     python benchmarks/search_step.py
@@ -15,6 +16,8 @@ before it: by a GPU's allocator, or by a process in which nothing else runs.
     python benchmarks/search_step.py --profile
     # only compares values and gradients, at the full batch size
     python benchmarks/search_step.py --check
+    # only counts what the parts of each step launch (launches.py), on images of 8×8: a minute
+    python benchmarks/search_step.py --count
     # on a GPU, in float32 without TF32 unless --tf32 is given
     python benchmarks/search_step.py --device cuda
 """
@@ -25,12 +28,15 @@ import argparse
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from launches import launches_of_step, print_launches
+from measuring import Ratio, turns, write_measurements
 from reference_supernet import ReferenceSupernet, split_by_edge
 from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor, nn
@@ -56,16 +62,17 @@ SIZES: dict[str, dict[str, int]] = {
 KEPT = {"name": "one_step", "keep_graph": True}
 STEPS: dict[str, dict[str, Any]] = {
     "DARTS, first order": {"method": "darts", "order": "first"},
+    "LFM-CW, first order": {"order": "first"},
+    "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
+    "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
     "DARTS, second order (one_step)": {"method": "darts"},
     "DARTS, second order (one_step, graph kept)": {"method": "darts", "hypergradient": KEPT},
     "DARTS, second order (darts)": {"method": "darts", "hypergradient": "darts"},
-    "LFM-CW, first order": {"order": "first"},
     "LFM-CW, second order (one_step)": {},
     "LFM-CW, second order (one_step, graph kept)": {"hypergradient": KEPT},
     "LFM-CW, second order (darts)": {"hypergradient": "darts"},
-    "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
-    "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
 }
+"""First order first: what takes longest may not be measured where time is short."""
 ORIGINAL = "DARTS, first order, original operations"
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -106,8 +113,9 @@ def pair(
     torch.manual_seed(0)
     ours, original = build(size, False, dtype, **options), build(size, True, dtype, **options)
     assert isinstance(ours, Supernet)
-    tensors = dict([*ours.named_parameters(), *ours.named_buffers()])
-    original.load_state_dict(split_by_edge(ours, tensors))
+    # The original keeps running statistics; this project's supernet does not.
+    split = split_by_edge(ours, dict(ours.named_parameters()))
+    original.load_state_dict({**original.state_dict(), **split})
     batch = batch_of(size, device, dtype)
     arch = Architecture(size["nodes"], scale=0.1).to(device, dtype)
     return ours.to(device), original.to(device), arch, batch
@@ -281,66 +289,93 @@ def measured_apart(function: Callable[..., float], *arguments: Any, device: torc
 
 
 def clock(device: torch.device) -> float:
-    """Seconds on the wall, of a GPU when it has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    """Seconds of processor time, or of a GPU on the wall when it has done what it was given."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def interleaved(
     work: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every repetition, after one that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):
-        for name, function in work.items():
-            began = clock(device)
-            function()
-            if repeat:
-                times[name].append(clock(device) - began)
-    return times
+    """Seconds of every repetition, in turns, after one turn that is not counted."""
+    return turns(work, repeats, partial(clock, device), uncounted=1)
 
 
 def row(name: str, times: list[float], base: list[float], *more: object) -> str:
-    """A row of a table: name, median, range, times faster than `base`, and ratio to it."""
-    mid, of_base = statistics.median(times), statistics.median(base)
-    spread = f"{min(times) * 1e3:.1f}–{max(times) * 1e3:.1f}"
-    ratios = (f"{of_base / mid:.2f}", f"{mid / of_base:.2f}")
-    cells = [name, f"{mid * 1e3:.1f}", spread, *ratios, *more]
+    """A row of a table: name, median, ratio to `base` with quartiles."""
+    cells = [name, f"{1e3 * statistics.median(times):.1f}", str(Ratio.of(times, base)), *more]
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def supernet_table(size: dict[str, int], repeats: int, device: torch.device) -> None:
-    """Prints passes through both supernets."""
+def measurement(times: list[float], base: list[float]) -> dict[str, str]:
+    """The columns of times in the file of measurements."""
+    return {
+        "ms": f"{1e3 * statistics.median(times):.4g}",
+        "original_ms": f"{1e3 * statistics.median(base):.4g}",
+        **Ratio.of(times, base).cells(),
+    }
+
+
+def supernet_table(
+    size: dict[str, int], repeats: int, device: torch.device
+) -> Iterator[dict[str, str]]:
+    """Prints passes through both supernets, and yields what the file keeps of them."""
     ours, original, arch, batch = pair(size, device)
     networks = {"original": original, "this one": ours}
-    print("| pass | supernet | ms | range | times faster | ÷ original | MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("| pass | supernet | ms | ÷ original (quartiles) | MB |")
+    print("|---|---|---|---|---|")
     for name, work in PASSES.items():
         sides: dict[str, Callable[[], object]] = {
             which: partial(work, network, arch, batch) for which, network in networks.items()
         }
         found = interleaved(sides, repeats, device)
+        memory = {}
         for which, times in found.items():
-            memory = measured_apart(pass_memory, size, name, which == "original", device=device)
-            print(row(f"{name} | {which}", times, found["original"], f"{memory:.0f}"), flush=True)
+            memory[which] = measured_apart(
+                pass_memory, size, name, which == "original", device=device
+            )
+            line = row(f"{name} | {which}", times, found["original"], f"{memory[which]:.0f}")
+            print(line, flush=True)
+        yield {
+            "what": name,
+            **measurement(found["this one"], found["original"]),
+            "forward": "",
+            "backward": "",
+            "memory_mb": f"{memory['this one']:.0f}",
+            "original_memory_mb": f"{memory['original']:.0f}",
+        }
     print()
 
 
-def step_table(size: dict[str, int], repeats: int, only: str, device: torch.device) -> None:
-    """Prints complete steps."""
-    names = [ORIGINAL, *(name for name in STEPS if only in name)]
-    memory = {name: measured_apart(step_memory, size, name, device=device) for name in names}
-    searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], device, original=True)}
-    searches |= {name: search(size, STEPS[name], device) for name in memory if name != ORIGINAL}
-    counted = {name: passes(optimizer) for name, optimizer in searches.items()}  # also warms up
-    times = interleaved(
-        {name: optimizer.step for name, optimizer in searches.items()}, repeats, device
-    )
-    head = ("step", "ms", "range", "times faster", "÷ original", "forward", "backward", "MB")
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for name, found in times.items():
-        print(row(name, found, times[ORIGINAL], *counted[name], f"{memory[name]:.0f}"))
+def step_table(
+    size: dict[str, int], repeats: int, only: str, device: torch.device
+) -> Iterator[dict[str, str]]:
+    """Prints complete steps, and yields what the file keeps of them.
+
+    Each is measured by itself, in turns with the original operations, and printed at once.
+    """
+    head = ("step", "ms", "÷ original (quartiles)", "forward", "backward", "MB")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    original = search(size, STEPS["DARTS, first order"], device, original=True)
+    memory: dict[str, float] = {}
+    for name in [ORIGINAL, *(name for name in STEPS if only in name)]:
+        memory[name] = measured_apart(step_memory, size, name, device=device)
+        optimizer = original if name == ORIGINAL else search(size, STEPS[name], device)
+        counted = passes(optimizer)  # also warms up
+        times = interleaved({ORIGINAL: original.step, name: optimizer.step}, repeats, device)
+        found, base = times[name], times[ORIGINAL]
+        print(row(name, found, base, *counted, f"{memory[name]:.0f}"), flush=True)
+        if name != ORIGINAL:
+            yield {
+                "what": name,
+                **measurement(found, base),
+                "forward": str(counted[0]),
+                "backward": str(counted[1]),
+                "memory_mb": f"{memory[name]:.0f}",
+                "original_memory_mb": f"{memory[ORIGINAL]:.0f}",
+            }
     print()
 
 
@@ -402,6 +437,16 @@ def profile(size: dict[str, int], device: torch.device) -> None:
         print()
 
 
+def count(size: dict[str, int], only: str, device: torch.device) -> None:
+    """Prints what each step launches. The counts do not depend on the images."""
+    size = size | {"batch_size": 2, "image_size": 8}
+    for name, options in STEPS.items():
+        if only in name:
+            optimizer = search(size, options, device)
+            optimizer.step()  # makes the optimizers' states, and checks the losses
+            print_launches(name, launches_of_step(optimizer))
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -422,7 +467,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only steps whose name holds this")
     parser.add_argument("--no-steps", action="store_true", help="only the supernets")
     parser.add_argument("--profile", action="store_true", help="also the time of each operator")
+    parser.add_argument("--csv", type=Path, help="also writes the measurements into this file")
     parser.add_argument("--check", action="store_true", help="only compare values and gradients")
+    parser.add_argument("--count", action="store_true", help="only count launches, by part")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine (or this build of PyTorch) has no CUDA")
@@ -437,6 +484,10 @@ def main() -> None:
     numbers = "float32 with TF32" if args.tf32 else "float32"
     print(f"torch {torch.__version__}, {where}, {numbers}, {args.size}: {size}\n")
 
+    if args.count:
+        count(size, args.only, device)
+        return
+
     # By default PyTorch's convolutions take TF32 and its matrix products do not. One side's 1×1
     # convolutions are products, so both are set alike.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -444,11 +495,15 @@ def main() -> None:
     if args.check:
         return
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
-    supernet_table(size, args.repeats, device)
+    found = list(supernet_table(size, args.repeats, device))
     if args.profile:
         profile(size, device)
     if not args.no_steps:
-        step_table(size, args.repeats, args.only, device)
+        found += step_table(size, args.repeats, args.only, device)
+    if args.csv:
+        size_said = {"size": args.size, "batch": size["batch_size"]}
+        measured = [{**size_said, **entry} for entry in found]
+        write_measurements(args.csv, measured, part=("size", "batch", "what"))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import write_measurements
 from stochastic_tasks import BATCH, TASKS, Task, quadratic
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
@@ -369,6 +370,21 @@ def print_table(task: Task, rows: list[Row], units: int) -> None:
     sys.stdout.flush()
 
 
+def measurement(task: str, row: Row) -> dict[str, str]:
+    """The columns of the file of measurements."""
+    return {
+        "task": task,
+        "by": row.side,
+        "method": row.method,
+        "value": f"{row.value:.4g}",
+        "second": "" if np.isnan(row.second) else f"{row.second:.3f}",
+        "step": str(row.step),
+        "ratio": str(row.ratio),
+        "rounds": str(row.rounds),
+        "seconds": f"{row.seconds:.2f}",
+    }
+
+
 def print_spread(task: Task, units: int, suite: Path | None) -> None:
     """The values of several seeds at one point of the grid, sorted."""
     for name, (solver, ratio) in SPREAD.items():
@@ -411,6 +427,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--spread", action="store_true", help="five seeds of some methods")
     parser.add_argument("--short", action="store_true", help="one task, one point, few calls")
+    parser.add_argument("--csv", type=Path, help="also writes the table into this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.short:
@@ -425,7 +442,12 @@ def main() -> None:
         return
     for name in options.tasks:
         task = TASKS[name]()
-        print_table(task, list(rows_of(task, options.units, options.seed, suite)), options.units)
+        rows = list(rows_of(task, options.units, options.seed, suite))
+        print_table(task, rows, options.units)
+        if options.csv:
+            measured = [measurement(name, row) for row in rows]
+            part, packages = ("task", "by", "method"), ("torch", "jax", "benchopt")
+            write_measurements(options.csv, measured, part=part, packages=packages)
 
 
 if __name__ == "__main__":

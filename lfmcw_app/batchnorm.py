@@ -10,13 +10,15 @@ Johnson, Rethinking "Batch" in BatchNorm (2021), section 3, where it is called p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["recompute_statistics"]
+__all__ = ["give_statistics", "recompute_statistics", "without_statistics"]
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class _Sums:
@@ -85,3 +87,40 @@ def recompute_statistics(network: nn.Module, passes: Iterable[Callable[[], objec
         network.train(trained)
     for one in sums:
         one.finish()
+
+
+def give_statistics(network: nn.Module) -> None:
+    """Has all BatchNorm layers keep running statistics from now on, as those of a supernet do not.
+
+    In evaluation they then normalise every image by what `recompute_statistics` found, and not by
+    the images beside it.
+    """
+    one = next(network.parameters())
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            fresh = nn.BatchNorm1d(layer.num_features, affine=False).to(one.device, one.dtype)
+            layer.track_running_stats = True
+            for name, buffer in fresh.named_buffers():
+                layer.register_buffer(name, buffer)
+
+
+def without_statistics(
+    state: Mapping[str, Any], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """A module's saved state, without running statistics that the module does not keep.
+
+    The supernets of earlier versions kept them, and no search read them.
+
+    Args:
+        state: name → tensor, as it was saved.
+        own: the module's own state.
+
+    Returns:
+        The state, and how many tensors were left out.
+    """
+    kept = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own or name.rpartition(".")[2] not in STATISTICS
+    }
+    return kept, len(state) - len(kept)

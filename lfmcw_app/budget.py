@@ -7,7 +7,7 @@ E is the expected cost when noise of scale τ is added before the derivation
 constant. So E follows the derived cells closely throughout a search, and the architecture moves
 towards smaller cells only while those it stands for, or their neighbours, are too large. With τ = 1
 E would stay near the mean of all cells until the mixing weights are far apart, and its penalty
-would go on pushing long after the derived cells meet the limit. The factor τ gives the penalty's
+would keep pushing long after the derived cells meet the limit. The factor τ gives the penalty's
 gradient the same size whatever the spread.
 
 Reference: Polyak, A general method for solving extremal problems (1967): a constraint acts while it

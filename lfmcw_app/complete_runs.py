@@ -16,6 +16,7 @@ from lfmcw_app.fingerprint import check_unchanged
 from lfmcw_app.lookup import look_up, table_of
 from lfmcw_app.memory import enough_memory
 from lfmcw_app.network_file import NETWORK
+from lfmcw_app.numerics import numerics_of
 from lfmcw_app.pictures import describe_dataset, save_cells
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search import search
@@ -37,7 +38,10 @@ def run(
     table = table_of(folder.recipe)
 
     def both() -> dict[str, Any]:
-        with enough_memory("search", folder.recipe, device, resumes=folder.path):
+        with (
+            numerics_of(folder.recipe, "search"),
+            enough_memory("search", folder.recipe, device, resumes=folder.path),
+        ):
             genotype = search(folder, dataset, console, device)
         if table is not None:
             return look_up(folder, genotype, table, device)
@@ -78,7 +82,10 @@ def look_up_genotype(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
 def _trained(
     folder: RunFolder, genotype: Cells, dataset: Dataset, console: Console, device: torch.device
 ) -> dict[str, Any]:
-    with enough_memory("training", folder.recipe, device, resumes=folder.path):
+    with (
+        numerics_of(folder.recipe, "evaluation"),
+        enough_memory("training", folder.recipe, device, resumes=folder.path),
+    ):
         return train_derived(folder, genotype, dataset, console, device)
 
 

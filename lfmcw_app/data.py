@@ -35,6 +35,8 @@ __all__ = [
 
 FOLDER, RANDOM = "folder:", "random:"
 RESIDENT_SHARE = 0.1
+LEAST_GPU = 16 * 10**9
+"""Bytes that a GPU is taken to have where there is none (the meta device)."""
 STATISTICS_IMAGES = 4096
 """Of a folder's images, at most so many are read for mean and standard deviation."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -386,9 +388,10 @@ def resident(images: Images, how: Augmentation, device: torch.device | str) -> I
     GPU's free memory.
     """
     device, pixels = torch.device(device), images.pixels
-    if device.type != "cuda" or not isinstance(pixels, Tensor) or how.resized_crop:
+    if device.type == "cpu" or not isinstance(pixels, Tensor) or how.resized_crop:
         return images
-    if pixels.numel() > RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else LEAST_GPU
+    if pixels.numel() > RESIDENT_SHARE * free:
         return images
     return replace(images, pixels=pixels.to(device))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from lfmcw_app.blank_data import blank
 from lfmcw_app.budget import check_budget
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.class_checks import check_classes
@@ -61,15 +63,24 @@ def read_data(
     searches = searches and recipe.search.method != "random"
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
     check_sizes(recipe, image_size=least, device=device, searches=searches)
-    with enough_memory("data", recipe, device), main_first():
-        dataset = reader()(
+    how = recipe.data
+
+    def read(in_memory: bool | None) -> Dataset:
+        return reader()(
             recipe.dataset,
             root,
-            recipe.data.image_size,
-            in_memory=recipe.data.in_memory,
-            groups=recipe.data.groups,
-            options=DecodingOptions.of(recipe.data),
+            how.image_size,
+            in_memory=in_memory,
+            groups=how.groups,
+            options=DecodingOptions.of(how),
         )
+
+    with enough_memory("data", recipe, device), main_first():
+        if device.type == "meta":
+            files = partial(read, False)
+            dataset = blank(recipe.dataset, how.image_size, in_memory=how.in_memory, read=files)
+        else:
+            dataset = read(how.in_memory)
     check_sizes(
         recipe,
         image_size=dataset.image_size,

@@ -231,7 +231,7 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
 
     Args:
         folder: of the run, with dataset.json if it has begun.
-        fingerprint: of the data that it would go on with.
+        fingerprint: of the data that it would resume with.
 
     Raises:
         InputError: saying what is different, or that dataset.json is damaged.

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.generators import ImageGenerator
+from lfmcw_app.optimizers import step_options
 from lfmcw_app.parts import search_parts
 from lfmcw_app.recipe import Recipe
 from mlo.randomness import preserved
@@ -243,7 +244,9 @@ class Judge:
             network = _classifier(pictures.images.shape[1], self._dataset.num_classes)
             network.to(self._device)
             places = torch.randint(len(pictures.labels), (STEPS, BATCH)).to(self._device)
-            optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+            optimizer = torch.optim.Adam(
+                network.parameters(), lr=LEARNING_RATE, **step_options(self._device)
+            )
             schedule = torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, LEARNING_RATE, total_steps=STEPS
             )

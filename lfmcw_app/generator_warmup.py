@@ -26,6 +26,7 @@ from lfmcw_app.generator_quality import Judge, Quality
 from lfmcw_app.generators import GAMES, ImageGenerator, PlayerLosses
 from lfmcw_app.generators.average import MovingAverage
 from lfmcw_app.generators.warmup_discriminator import WarmupDiscriminator
+from lfmcw_app.optimizers import step_options
 from lfmcw_app.phase import Phase
 from lfmcw_app.pictures import save_snapshot, snapshot_rounds
 from lfmcw_app.processes import parallelism
@@ -106,7 +107,9 @@ def build_warmup(
     players.to(device=device, dtype=dtype)
 
     def adam(module: nn.Module, lr: float) -> torch.optim.Adam:
-        return torch.optim.Adam(module.parameters(), lr=lr, betas=how.warmup_betas)
+        return torch.optim.Adam(
+            module.parameters(), lr=lr, betas=how.warmup_betas, **step_options(device)
+        )
 
     problem = Problem(
         "gan",

@@ -98,10 +98,12 @@ def memory_of(device: torch.device) -> int | None:
     """Bytes of memory that this process can have at most; None if that is not known.
 
     Of a GPU its memory. Of a CPU the least of the machine's memory with swap, what its control
-    group may use, and what its limits (ulimit -v) allow.
+    group may use, and what its limits (ulimit -v) allow. The meta device takes none.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "meta":
+        return None
     known = [size for size in (_machine(), _control_group(), _limit()) if size is not None]
     return min(known, default=None)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lfmcw_app.errors import InputError
 
-__all__ = ["check_new", "new_file", "replacing"]
+__all__ = ["check_new", "leftovers", "new_file", "replacing"]
+
+LEFTOVER = re.compile(r"\..+\.part(\.\w+)?")
+"""Names of temporary files: those of `replacing`, and of `mlo.save_checkpoint`."""
 
 
 def check_new(path: Path) -> None:
@@ -63,3 +67,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """The temporary files in a folder, which writers that were killed have left."""
+    return [path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +21,16 @@ from mlo import DataParallel, NonFiniteError
 from mlo.distributed import rank_and_size
 
 __all__ = [
-    "FollowerFolder", "all_gathered", "check_batches", "from_main", "is_main", "joined",
+    "BACKENDS", "FollowerFolder", "all_gathered", "check_batches", "from_main", "is_main", "joined",
     "main_first", "parallelism", "quiet_unless_main", "shared_folder", "wait_for_all",
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others before it counts them as lost."""
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""Kind of device → what its processes talk by. NCCL carries no tensors of the CPU, such as the
+numbers of a solver or what `all_gathered` sends; gloo does, and no GPU waits for them."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 """What gloo says when another process is gone."""
@@ -53,7 +57,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
 
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group(BACKENDS[device.type], timeout=PATIENCE)
     try:
         yield device
     except RuntimeError as error:
@@ -62,7 +66,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             raise
         raise InputError(
             f"Process {dist.get_rank()} lost the connection to another one, which has ended; that "
-            "one's own message says why. Go on from the last checkpoint with --resume."
+            "one's own message says why. Resume from the last checkpoint with --resume."
         ) from error
     finally:
         dist.destroy_process_group()
@@ -150,15 +154,20 @@ def check_batches(recipe: Recipe, *, searches: bool = True) -> None:
             )
 
 
-def shared_folder(opened: RunFolder | None, out: Path, recipe: Recipe) -> RunFolder:
+def shared_folder(opened: RunFolder | None, place: Callable[[], Path], recipe: Recipe) -> RunFolder:
     """The run folder of all processes: the first one makes it unless it is `opened` already.
 
     The others only read it.
+
+    Args:
+        opened: the folder of a run that is resumed.
+        place: where a new one is made. By default the path contains the time, so the first process
+            alone decides on it.
+        recipe: of the run.
     """
     if not dist.is_initialized():
-        return opened or RunFolder.create(out, recipe)
-    # The first process decides on the path: by default it contains the time.
-    folder = opened or RunFolder.create(out, recipe) if is_main() else None
+        return opened or RunFolder.create(place(), recipe)
+    folder = opened or RunFolder.create(place(), recipe) if is_main() else None
     known = None if folder is None else (folder.path, folder.written_recipe, folder.changes)
     path, written, changes = from_main(known)
     if folder is None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -19,27 +20,30 @@ from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import FOLDER, Dataset
 from lfmcw_app.generator_warmup import build_warmup
 from lfmcw_app.memory import enough_memory
-from lfmcw_app.parts import search_part_labels, search_parts
+from lfmcw_app.numerics import numerics_of
+from lfmcw_app.parts import search_part_labels, search_parts, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import build_search, search_rounds
 from lfmcw_app.recipe import Recipe, trial
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.genotype import Cells
+from lfmcw_app.search_space.pdarts import set_skip_drop_probability
 from lfmcw_app.sizes import primitive_weights
-from lfmcw_app.spaces import space_named
+from lfmcw_app.spaces import SearchStage, space_named
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
-from lfmcw_app.training import build_training
+from lfmcw_app.training import build_training, training_rounds
 from lfmcw_app.units import duration
 from mlo import MultilevelOptimizer
 from mlo.distributed import rank_and_size
 from mlo.randomness import preserved
 
 __all__ = [
+    "PlannedPhase",
     "Projection",
     "after_projection",
+    "planned_phases",
     "print_choice",
     "project",
-    "project_training",
     "rough_seconds",
 ]
 
@@ -61,57 +65,110 @@ class Projection:
     memory: float
 
 
-def project(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[Projection]:
-    """Runs two rounds of every phase and returns what the phases will take.
+@dataclass(frozen=True, kw_only=True)
+class PlannedPhase:
+    """A phase of a run before it is built.
 
-    Which operations a stage of P-DARTS drops is not known yet. Those that cost most are kept here.
+    Attributes:
+        name: of the phase.
+        section: of the recipe, whose settings it has.
+        rounds: how many it has.
+        build: makes modules, data streams and optimizers for it alone.
     """
-    # In the rounds of a warm-up the architecture rests, which is cheaper; they are not measured.
-    recipe = _without_warmup(recipe)
+
+    name: str
+    section: Literal["search", "evaluation"]
+    rounds: int
+    build: Callable[[], MultilevelOptimizer]
+
+
+def planned_phases(
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    searches: bool = True,
+    genotype: Cells | None = None,
+) -> list[PlannedPhase]:
+    """The phases of a run, each as it is when it takes most.
+
+    The architecture moves from the first round on: in a warm-up it rests, which is cheaper. Which
+    operations a stage of P-DARTS drops is not known yet; those that cost most are kept here. Paths
+    drop with the probability of the last epoch.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is searched and trained on.
+        device: where.
+        searches: whether there is a search.
+        genotype: what is trained; None for random cells.
+    """
+    planned = _planned_search(_without_warmup(recipe), dataset, device) if searches else []
+    if recipe.trains:
+        how = recipe.evaluation
+        per_epoch = len(training_labels(recipe, dataset)) // how.batch_size
+
+        def training() -> MultilevelOptimizer:
+            optimizer, _ = build_training(recipe, genotype, dataset, device)
+            network: Any = optimizer.problems["network"].module
+            network.drop_probability = how.drop_path
+            return optimizer
+
+        rounds = training_rounds(how, per_epoch)
+        planned.append(
+            PlannedPhase(name=TRAINING, section="evaluation", rounds=rounds, build=training)
+        )
+    return planned
+
+
+def _planned_search(recipe: Recipe, dataset: Dataset, device: torch.device) -> list[PlannedPhase]:
     how = recipe.search
+    stages, dropped = search_stages(how), 0
+    if not stages:
+        return []
     parts = search_parts(recipe, dataset)
-    found = []
-    dropped = 0
-    with enough_memory("search", recipe, device):
-        if WARMUP in phases_of(recipe):
-            optimizer = build_warmup(recipe, dataset, parts.train, device=device)
-            found.append(_measured(WARMUP, how.generator.warmup_rounds, optimizer, device))
-            del optimizer
-        for stage in search_stages(how):
-            modules = build_modules(
-                how,
-                dataset,
-                candidates=_most_costly(space_named(how.space).candidates(how), dropped)
-                if dropped
-                else None,
-                layers=stage.layers,
-                device=device,
-            )
-            optimizer = build_search(
-                recipe,
-                dataset,
-                parts.train,
-                parts.validation,
-                modules,
-                unused=parts.unused,
-                device=device,
-            )
-            rounds = search_rounds(how, len(parts.train))
-            found.append(_measured(stage.name, rounds, optimizer, device))
-            dropped += stage.drops.drops if stage.drops is not None else 0
-            del modules, optimizer  # the next stage is measured without their memory
-    if not recipe.trains:
-        return found
-    return [*found, *project_training(recipe, None, dataset, device)]
+    planned = []
+    if WARMUP in phases_of(recipe):
+        build = partial(build_warmup, recipe, dataset, parts.train, device=device)
+        rounds = how.generator.warmup_rounds
+        planned.append(PlannedPhase(name=WARMUP, section="search", rounds=rounds, build=build))
+
+    def searched(stage: SearchStage, candidates: Candidates | None) -> MultilevelOptimizer:
+        modules = build_modules(
+            how, dataset, candidates=candidates, layers=stage.layers, device=device
+        )
+        for module in modules:
+            if module is not None and stage.skip_dropout:
+                set_skip_drop_probability(module, stage.skip_dropout)
+        train, validation, unused = parts.train, parts.validation, parts.unused
+        return build_search(
+            recipe, dataset, train, validation, modules, unused=unused, device=device
+        )
+
+    rounds = search_rounds(how, len(parts.train))
+    for stage in stages:
+        left = _most_costly(space_named(how.space).candidates(how), dropped) if dropped else None
+        build = partial(searched, stage, left)
+        planned.append(PlannedPhase(name=stage.name, section="search", rounds=rounds, build=build))
+        dropped += stage.drops.drops if stage.drops is not None else 0
+    return planned
 
 
-def project_training(
-    recipe: Recipe, genotype: Cells | None, dataset: Dataset, device: torch.device
+def project(
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    searches: bool = True,
+    genotype: Cells | None = None,
 ) -> list[Projection]:
-    """Runs two rounds of a genotype's training, by default a random one's; returns its cost."""
-    with enough_memory("training", recipe, device):
-        optimizer, rounds = build_training(recipe, genotype, dataset, device)
-        return [_measured(TRAINING, rounds, optimizer, device)]
+    """Runs two rounds of every phase, as `planned_phases` has them; returns what they will take."""
+    found = []
+    for phase in planned_phases(recipe, dataset, device, searches=searches, genotype=genotype):
+        kind = "search" if phase.section == "search" else "training"
+        with numerics_of(recipe, phase.section), enough_memory(kind, recipe, device):
+            found.append(_measured(phase, device))
+    return found
 
 
 PASSES = {
@@ -247,16 +304,16 @@ def _most_costly(candidates: Candidates, dropped: int) -> Candidates:
     )
 
 
-def _measured(
-    name: str, rounds: int, optimizer: MultilevelOptimizer, device: torch.device
-) -> Projection:
+def _measured(phase: PlannedPhase, device: torch.device) -> Projection:
+    optimizer = phase.build()
     optimizer.step()  # fills caches; not measured
     _synchronize(device)
     began = time.perf_counter()
     optimizer.step()
     _synchronize(device)
+    seconds = time.perf_counter() - began
     return Projection(
-        name=name, rounds=rounds, seconds=time.perf_counter() - began, memory=_peak_memory(device)
+        name=phase.name, rounds=phase.rounds, seconds=seconds, memory=_peak_memory(device)
     )
 
 

@@ -115,6 +115,12 @@ class Augmentation(_Section):
     )
 
 
+DETERMINISTIC: Any = Field(
+    default=False,
+    description="on a GPU, algorithms that repeat bit for bit, some of them slower; an operation "
+    "that has none ends the run",
+)
+
 FITS_BATCH: Any = Field(
     default=False,
     description="where there are fewer images than a batch, it has as many as there are; false "
@@ -540,10 +546,21 @@ class Search(_Section):
     precision: Literal["bf16"] | None = Field(
         default=None, description="bf16: all losses under bfloat16 autocast; first order only"
     )
+    tf32: bool = Field(
+        default=False,
+        description="on a GPU, float32 convolutions and products in TF32 (ten bits of the "
+        "mantissa); finite differences never are",
+    )
+    deterministic: bool = DETERMINISTIC
     checkpointing: bool = Field(
         default=False,
         description="cells run again in backward passes instead of keeping activations: less "
         "memory",
+    )
+    compile: Literal["inductor", "aot_eager", "eager"] | None = Field(
+        default=None,
+        description="backend of torch.compile for supernets and discriminator: fewer launches on a "
+        "GPU, after minutes of compiling; first order or finite differences only",
     )
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
@@ -615,6 +632,36 @@ class Search(_Section):
         return self
 
     @model_validator(mode="after")
+    def _can_be_compiled(self) -> Search:
+        if self.compile is None or self.method == "random":
+            return self
+        if self.checkpointing:
+            raise ValueError(
+                f"compile {self.compile} and checkpointing: cells that run again are not compiled "
+                "(torch 2.14.1). Set checkpointing to false, or compile to null"
+            )
+        if self.space == "pdarts" and any(self.progressive.skip_dropout):
+            raise ValueError(
+                f"compile {self.compile} and progressive.skip_dropout: its probability changes "
+                "with every epoch, and the supernet would be compiled anew each time. Set "
+                "progressive.skip_dropout to zeros, or compile to null"
+            )
+        if self.order == "first":
+            return self
+        # One engine, or one per lower problem, "default" for the others.
+        several = isinstance(self.hypergradient, Mapping) and "name" not in self.hypergradient
+        choices = dict(self.hypergradient) if several else {"default": self.hypergradient}
+        for choice in {"default": "one_step", **choices}.values():
+            engine = engine_from(choice)
+            if engine.uses_second_derivatives:
+                raise ValueError(
+                    f"compile {self.compile} and the engine {engine.label!r}: compiled modules "
+                    "have no second derivatives. Set order to first, hypergradient to darts "
+                    "(finite differences) for every problem, or compile to null"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _generates(self) -> Search:
         if self.synthetic_only and self.method != "lfmcw":
             raise ValueError(
@@ -653,6 +700,10 @@ class Evaluation(_Section):
     precision: Literal["bf16"] | None = Field(
         default=None, description="bf16: losses under bfloat16 autocast"
     )
+    tf32: bool = Field(
+        default=True, description="on a GPU, float32 convolutions and products in TF32"
+    )
+    deterministic: bool = DETERMINISTIC
     auxiliary_weight: float = Field(
         default=0.4, ge=0, description="weight of the auxiliary head's loss; 0: no head"
     )

@@ -1,8 +1,8 @@
 """A run folder: what a run writes, where, and how an interrupted run finds its place again.
 
 config.yaml        the resolved recipe, as it is now
-environment.json   versions and hardware, and the recipe that the run began with; of a complete run
-                   what completed it
+environment.json   versions and hardware, how numbers are computed (numerics.py), and the recipe
+                   that the run began with; of a complete run what completed it
 changes.jsonl      settings that were changed on --resume, where there are any (resuming.py)
 metrics.jsonl      one line per round of search and training, a function of recipe and seed alone
 search.pt          last checkpoint of the search; training.pt: of the derived network's training.
@@ -31,6 +31,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import warnings
@@ -46,8 +47,13 @@ import torch
 from filelock import FileLock, Timeout
 
 import mlo
-from lfmcw_app.errors import HeldError, InputError
+from lfmcw_app.batchnorm import without_statistics
+from lfmcw_app.errors import HeldError, InputError, shown
+from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.numerics import described_numerics
+from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
+from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.resuming import (
     CHANGES,
@@ -71,6 +77,14 @@ KEEP = {
     "results": ("*.pt", *PICTURES, "metrics.jsonl"),
 }
 """What is kept of a run that is complete → what is removed, or not made in the first place."""
+
+BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
+"""What a run folder may hold before its recipe is there: after a kill in the first moment."""
+
+DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads")
+"""Entries of environment.json on which the last bits of a run depend."""
+
+GONE = "the folder is gone: it was moved or deleted"
 
 FAILED_SAVES = 10
 """A run stops after so many checkpoints in a row that could not be written: it keeps nothing."""
@@ -102,11 +116,7 @@ class RunFolder:
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
         self.recipe = recipe
-        self._pending: list[str] = []
-        # Of metrics.jsonl, up to the last line that is known to be whole.
-        self._metrics_bytes = 0
-        # Whether the rounds that run now have their lines in metrics.jsonl already.
-        self._repeats = False
+        self._log = MetricsLog(self.metrics, writes=self.writes)
         self._failed_saves = 0
         self._stores: dict[str, mlo.CheckpointStore] = {}
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -129,31 +139,53 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             with folder.locked():
                 folder._check_empty()  # another process may have come first
-                folder.write("config.yaml", recipe.to_yaml())
-                began = {**_environment(), "recipe": recipe.model_dump(mode="json", by_alias=True)}
-                folder.write(ENVIRONMENT, json.dumps(began, indent=1))
+                # With this file there is a run, which can be resumed; without it there is none.
+                folder._replace("config.yaml", recipe.to_yaml())
+                folder._write_environment(recipe)
         except OSError as error:
             raise InputError(
-                f"The run folder {path} cannot be written ({error}). Name another with --out."
+                f"The run folder {path} cannot be written ({error}). Make room or give the "
+                "permission, then start again, or name another folder with --out."
             ) from None
         return folder
+
+    def _write_environment(self, began: Recipe) -> None:
+        """Writes the versions and the hardware, with the recipe that the run began with."""
+        recipe = began.model_dump(mode="json", by_alias=True)
+        found = {**_environment(), "numerics": described_numerics(began), "recipe": recipe}
+        self.write(ENVIRONMENT, json.dumps(found, indent=1))
+
+    def changed_environment(self) -> list[str]:
+        """What is not as it was when the run began, and may change last bits: "torch 2.8 → 2.9"."""
+        try:
+            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            known = {key: began[key] for key in DECIDES_BITS if began.get(key) is not None}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return []  # damaged or not there: nothing is known
+        here = _environment()
+        return [
+            f"{key} {shown(before)} → {shown(here[key])}"
+            for key, before in known.items()
+            if here[key] != before
+        ]
 
     def _check_empty(self) -> None:
         path = self.path
         if not path.exists():
             return
-        if not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()):
+        if not path.is_dir() or any(not BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir()):
             what = "another run" if (path / "config.yaml").exists() else "something else"
             raise InputError(
                 f"--out {path} holds {what} already, and nothing there is overwritten. Name a new "
-                f"folder, or go on with that run by --resume {path}."
+                f"folder, or resume that run by --resume {path}."
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes from running in this folder while the body runs.
 
-        The system releases the lock of a process that dies.
+        The system releases the lock of a process that dies. What killed writers have left is
+        removed, and made whole.
 
         Raises:
             HeldError: if another process holds it.
@@ -170,9 +202,19 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"The run folder {self.path} cannot be written ({error}).") from None
         try:
+            self._tidy()
             yield
         finally:
             lock.release()
+
+    def _tidy(self) -> None:
+        """Removes leftovers of killed writers; writes environment.json if it is missing."""
+        for leftover in leftovers(self.path):
+            with self.attempting(leftover.name):
+                leftover.unlink(missing_ok=True)
+        begun = (self.path / "config.yaml").exists()
+        if self.writes and begun and not (self.path / ENVIRONMENT).exists():
+            self._write_environment(known_recipes(self.path, self.written_recipe)[0])
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -185,7 +227,11 @@ class RunFolder:
         try:
             tree = parse_yaml(config.read_text("utf-8"))
         except FileNotFoundError:
-            raise InputError(f"--resume {path}: there is no run in it (no config.yaml).") from None
+            stopped = path.is_dir() and any(BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir())
+            again = " It was stopped before it began: start it again with --out." if stopped else ""
+            raise InputError(
+                f"--resume {path}: there is no run in it (no config.yaml).{again}"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"--resume {path}: its config.yaml cannot be read ({error})."
@@ -233,14 +279,18 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written.
         """
-        # A name that is replaced in one step shows the old file or the new one, at any moment.
-        temporary = self.path / f".{name}.part"
         with self.writing(name):
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path / name)
+            self._replace(name, text)
+
+    def _replace(self, name: str, text: str) -> None:
+        # A name that is replaced in one step shows the old file or the new one, at any moment.
+        with (
+            replacing(self.path / name) as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -249,24 +299,28 @@ class RunFolder:
             yield
         except OSError as error:
             raise InputError(
-                f"{what} cannot be written in {self.path} ({error.strerror or error}). Make room "
-                "or give the permission, then go on with --resume: nothing that was saved is lost."
+                f"{what} cannot be written in {self.path} ({self._reason(error)}). "
+                f"{self._remedy()}, then resume with --resume: nothing that was saved is lost."
             ) from None
+
+    def _reason(self, error: OSError) -> str:
+        return error.strerror or str(error) if self.path.is_dir() else GONE
+
+    def _remedy(self) -> str:
+        return "Make room or give the permission" if self.path.is_dir() else "Put it back"
 
     def log(self, entry: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl, and passes it to the listeners.
 
         A line that cannot be written waits in memory for the next checkpoint.
         """
-        self._pending.append(json.dumps(entry) + "\n")
-        if len(self._pending) == 1:
-            try:
-                self._write_pending()
-            except OSError as error:
-                self._warn(
-                    f"metrics.jsonl cannot be written ({error.strerror or error}); its lines wait "
-                    "in memory."
-                )
+        try:
+            self._log.add(entry)
+        except OSError as error:
+            self._warn(
+                f"metrics.jsonl cannot be written in {self.path} ({self._reason(error)}); its "
+                "lines wait in memory."
+            )
         for listener in self.listeners:
             listener(entry)
 
@@ -280,33 +334,14 @@ class RunFolder:
             yield
         except OSError as error:
             self._warn(
-                f"{what} cannot be written in {self.path} ({error.strerror or error}); the run "
-                "goes on without it."
+                f"{what} cannot be written in {self.path} ({self._reason(error)}); the run "
+                "continues without it."
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said
             self._warn(
-                f"{what} cannot be made ({type(error).__name__}: {error}); the run goes on without "
-                "it."
+                f"{what} cannot be made ({type(error).__name__}: {error}); the run continues "
+                "without it."
             )
-
-    def _write_pending(self, *, flush: bool = False) -> None:
-        """Writes the lines that wait.
-
-        After a failure the file may end in part of a line, which the next attempt removes.
-        """
-        # `_metrics_bytes` ends with the last whole line; repeated rounds only advance it.
-        text = "".join(self._pending).encode()
-        if text and not self._repeats:
-            with self.metrics.open("ab") as file:
-                if file.tell() > self._metrics_bytes:
-                    file.truncate(self._metrics_bytes)
-                file.write(text)
-                file.flush()
-        if flush and self.metrics.exists():
-            with self.metrics.open("rb") as file:
-                os.fsync(file.fileno())
-        self._metrics_bytes += len(text)
-        self._pending.clear()
 
     @staticmethod
     def _warn(message: str) -> None:
@@ -337,6 +372,11 @@ class RunFolder:
                 began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
                 self.keep = began.get("completed", {}).get("keep", "all")
         self.clear()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return any(self.path.glob("*.pt"))
 
     @property
     def draws(self) -> bool:
@@ -427,11 +467,11 @@ class RunFolder:
         """
         # The lines first: a checkpoint may not know of lines that are not on the disk.
         try:
-            self._write_pending(flush=True)
+            self._log.write(flush=True)
             state = {
                 "recipe": self.recipe.to_yaml(),
                 "phase": phase,
-                "metrics_bytes": self._metrics_bytes,
+                "metrics_bytes": self._log.length,
                 "standing": phase_state,  # files of earlier versions have the key too
                 "optimizer": optimizer.state_dict(),
             }
@@ -440,15 +480,15 @@ class RunFolder:
             self._failed_saves += 1
             what = (
                 f"The checkpoint of round {optimizer.round} of {phase} cannot be written in "
-                f"{self.path} ({error.strerror or error})"
+                f"{self.path} ({self._reason(error)})"
             )
             if must or self._failed_saves >= FAILED_SAVES:
                 often = f" ({self._failed_saves} in a row)" if self._failed_saves > 1 else ""
                 raise InputError(
-                    f"{what}{often}. The run stops, and the last checkpoint stands. Make room or "
-                    "give the permission, then go on with --resume."
+                    f"{what}{often}. The run stops, and the last checkpoint stands. "
+                    f"{self._remedy()}, then resume with --resume."
                 ) from None
-            self._warn(f"{what}. The run goes on, and tries again at the next one.")
+            self._warn(f"{what}. The run continues, and tries again at the next one.")
             return False
         self._failed_saves = 0
         return True
@@ -475,20 +515,18 @@ class RunFolder:
         after = phases[phases.index(phase) + 1 :]
         later = [other for other in after if self.checkpoints(other).exists()]
         store = self.checkpoints(phase)
-        if self.writes:
-            store.remove_leftovers()  # a finished phase has no later save, which would do so
         state = store.load(partial(self._check, phase))
-        self._repeats = bool(later)
+        self._log.repeats = bool(later)
         if state is None:
             if later:
                 raise mlo.CheckpointError(
                     f"{self.path} has a checkpoint of {later[0]!r} but none of {phase!r} before it "
                     f"({phase}.pt). Put it back, or start again in a new folder."
                 )
-            self._go_to(self._metrics_bytes)  # where the phase before this one ended
+            self._log.go_to(self._log.length)  # where the phase before this one ended
             return {}
-        optimizer.load_state_dict(state["optimizer"])
-        self._go_to(state["metrics_bytes"])
+        optimizer.load_state_dict(self._of_this_version(state["optimizer"], optimizer))
+        self._log.go_to(state["metrics_bytes"])
         phase_state: dict[str, Any] = state.get("standing", {})
         return phase_state
 
@@ -506,10 +544,30 @@ class RunFolder:
             raise mlo.CheckpointError(
                 f"There is no checkpoint of {phase!r} in {self.path} to go back to."
             )
-        optimizer.roll_back(state["optimizer"])
-        self._go_to(state["metrics_bytes"])
+        optimizer.roll_back(self._of_this_version(state["optimizer"], optimizer))
+        self._log.go_to(state["metrics_bytes"])
         phase_state: dict[str, Any] = state["standing"]
         return phase_state
+
+    def _of_this_version(
+        self, state: dict[str, Any], optimizer: mlo.MultilevelOptimizer
+    ) -> dict[str, Any]:
+        """The state of an optimizer without running statistics that its modules do not keep."""
+        problems, dropped = dict(state["problems"]), 0
+        for name, problem in optimizer.problems.items():
+            if name in problems:
+                kept, fewer = without_statistics(
+                    problems[name]["module"], problem.module.state_dict()
+                )
+                problems[name] = {**problems[name], "module": kept}
+                dropped += fewer
+        if dropped:
+            self._warn(
+                f"The checkpoint in {self.path} is of an earlier version, whose supernets kept "
+                f"running statistics of BatchNorm. These {dropped} tensors are dropped: no search "
+                "reads them."
+            )
+        return {**state, "problems": problems}
 
     def _check(self, phase: str, state: dict[str, Any]) -> None:
         """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""
@@ -530,22 +588,6 @@ class RunFolder:
                 f"{where} ({phase}.pt) is from another recipe than any that this run has had. "
                 "Resume the run that it belongs to, or start again in a new folder."
             )
-        there = self.metrics.stat().st_size if self.metrics.exists() else 0
-        if there < length:
-            raise mlo.CheckpointError(
-                f"{self.metrics} is shorter ({there} bytes) than when the checkpoint was written "
-                f"({length} bytes): it was cut or replaced. Start again in a new folder."
-            )
-
-    def _go_to(self, length: int) -> None:
-        """Continues metrics.jsonl from a length.
-
-        What follows that length is dropped, unless it belongs to later phases.
-        """
-        self._pending.clear()
-        self._metrics_bytes = length
-        if self.writes and self.metrics.exists() and not self._repeats:
-            os.truncate(self.metrics, length)
 
 
 def _environment() -> dict[str, Any]:
@@ -556,6 +598,8 @@ def _environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "mlo": mlo.__version__,
+        "commit": commit(),
+        "cpu": device_kind(torch.device("cpu")),
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -97,7 +97,7 @@ class _Described(BaseModel):
 
 
 def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGenerator:
-    """Loads the generator from the last checkpoint of a run's search, which may still go on.
+    """Loads the generator from the last checkpoint of a run's search, which may still run.
 
     Args:
         run: the run folder.

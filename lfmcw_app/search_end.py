@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lfmcw_app.assessment import MOST_CLASSES
-from lfmcw_app.batchnorm import recompute_statistics
+from lfmcw_app.batchnorm import give_statistics, recompute_statistics
 from lfmcw_app.build_modules import SearchModules
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.errors import InputError
@@ -137,8 +137,8 @@ def confusion_of_w1(
     The rows are the labels that D_val has in the search, by which W1's mistakes weigh the classes:
     the right ones, unless `data.wrong_labels` makes some wrong in D_val too (in: both).
 
-    The running statistics of its norms are computed anew before, on images of D_tr. Modules and
-    random state are left as they are.
+    A copy of it has running statistics, computed on images of D_tr: an answer does not depend on
+    the images beside it. Modules and random state are left as they are.
 
     Returns:
         Counts, [classes][classes]. Answers that are no numbers are in none.
@@ -146,6 +146,7 @@ def confusion_of_w1(
     assert modules.w1 is not None
     device = next(modules.w1.parameters()).device
     network = copy.deepcopy(modules.w1)
+    give_statistics(network)
     with preserved(), torch.no_grad():
         mixing = modules.arch()
         some = subset(train, MOST_IMAGES, 0)

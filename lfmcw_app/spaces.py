@@ -175,7 +175,7 @@ class Space:
         return derive_genotype(mixing, candidates)
 
     def derive_now(self, mixing: MixingWeights, candidates: Candidates) -> Cells:
-        """What is shown while a stage goes on: the cells of its present weights."""
+        """What is shown while a stage runs: the cells of its present weights."""
         return derive_genotype(mixing, candidates)
 
     def random(self, how: Settings, seed: int) -> Cells:

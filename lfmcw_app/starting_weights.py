@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import mlo
+from lfmcw_app.batchnorm import without_statistics
 from lfmcw_app.build_modules import SearchModules, build_modules, generator_for
 from lfmcw_app.classifier import network_path
 from lfmcw_app.data import Dataset
@@ -467,6 +468,7 @@ def _load(
         InputError: naming the first weight that does not fit.
     """
     own = network.state_dict()
+    weights, _ = without_statistics(weights, own)
     kept = missing if with_classifier else (*missing, CLASSIFIER)
     wanted = {name: tensor for name, tensor in own.items() if not name.startswith(kept)}
     given = {

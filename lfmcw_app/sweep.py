@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from lfmcw_app.errors import HeldError, InputError
+from lfmcw_app.parent_pipe import start_child
 from lfmcw_app.run_folder import LOCK
 from mlo.errors import nearest
 
@@ -178,10 +179,10 @@ class _OfThisMachine(AbstractContextManager["_OfThisMachine"]):
             raise InterruptedError("the sweep was stopped")
 
     def _start(self, command: Sequence[str], **streams: Any) -> subprocess.Popen[Any]:
-        """Starts a process that is told to end with the sweep."""
+        """Starts a process that is told to end with the sweep, or with this process."""
         with self._lock:
             self._check_not_stopped()
-            process = subprocess.Popen(command, **streams)
+            process = start_child(command, **streams)
             self._processes.add(process)
             return process
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+import mlo
 from lfmcw_app.arms import TABLES, contrasts
 from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
 from lfmcw_app.data import Dataset, short_name
@@ -96,8 +98,15 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
         raise InputError(
             f"{folder} holds a table of {what} (recipes.yaml). Name another folder with --out."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"The table's folder {folder} cannot be written ({error.strerror or error}). Make room "
+            "or give the permission, then repeat the command, or name another folder with --out."
+        ) from None
 
 
 class TableReport:
@@ -138,8 +147,33 @@ class TableReport:
             "results`, which fills the table's row in docs/results.md, and open a pull request."
         )
 
-    def write(self, *, figure: bool = True) -> None:
-        """Writes table.md, runs.csv and, unless not wanted, figure.png of the results so far."""
+    def write_so_far(self) -> None:
+        """Writes table.md and runs.csv of the results so far; a failure is a warning."""
+        try:
+            self._write(figure=False)  # a second each
+        except OSError as error:
+            warnings.warn(
+                f"{self.path} cannot be written ({error.strerror or error}). The runs continue, "
+                "and it is tried again after the next one.",
+                mlo.CheckpointWarning,
+                stacklevel=2,
+            )
+
+    def write(self) -> None:
+        """Writes table.md, runs.csv and figure.png.
+
+        Raises:
+            InputError: if they cannot be written.
+        """
+        try:
+            self._write(figure=True)
+        except OSError as error:
+            raise InputError(
+                f"The files of {self._folder} cannot be written ({error.strerror or error}). Make "
+                "room or give the permission, then repeat the command: no run is made again."
+            ) from None
+
+    def _write(self, *, figure: bool) -> None:
         order = list(TABLES[self._name])
         rows = sorted(self._rows.values(), key=lambda row: (order.index(row.arm), row.seed))
         arms, measure = summaries(rows), measure_of(rows)

@@ -14,6 +14,7 @@ from lfmcw_app.assessment import assessed
 from lfmcw_app.budget import budget_result
 from lfmcw_app.data import Batches, Dataset, resident, subset
 from lfmcw_app.network_file import NetworkPlan, write_network
+from lfmcw_app.optimizers import step_options
 from lfmcw_app.parts import training_labels, training_part
 from lfmcw_app.phase import Phase
 from lfmcw_app.problems import learning_rate_schedule
@@ -84,6 +85,7 @@ def build_training(
         lr=how.weights.lr,
         momentum=how.weights.momentum,
         weight_decay=how.weights.weight_decay,
+        **step_options(device),
     )
     problem = Problem(
         "network",

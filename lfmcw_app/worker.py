@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from lfmcw_app.kept_data import keeping_data
+from lfmcw_app.parent_pipe import end_with_parent
 
 __all__ = ["exit_code", "main"]
 
@@ -53,6 +54,8 @@ def _code(error: SystemExit) -> int:
 
 def main() -> None:
     """Carries out the commands of the input, until it ends."""
+    end_with_parent()
+
     # What a run prints is its log's, also what libraries write to the descriptors themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_RDWR)

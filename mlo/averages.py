@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 
 from mlo.errors import ConfigurationError, ProblemError, nearest
+from mlo.tensors import are_plain, copies
 
 __all__ = ["Average", "Averages", "Ema", "TailAverage", "average_from"]
+
+
+Many = list[Tensor]
+"""One tensor for each parameter, on which foreach operators work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +33,16 @@ class Average(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def moved(self, kept: Mapping[str, Tensor], value: Tensor, count: int) -> dict[str, Tensor]:
-        """Takes one more iterate of a tensor in.
+    def moved(self, kept: Mapping[str, Many], values: Many, count: int) -> dict[str, Many]:
+        """Takes one more iterate in.
 
         Args:
             kept: what the last call returned; empty at the first.
-            value: the new iterate.
+            values: the new iterate, one tensor for each parameter, which is not changed later.
             count: the number of iterates, this one included.
 
         Returns:
-            what is kept, under "mean" the average.
+            what is kept, one tensor for each parameter; under "mean" the average.
         """
 
 
@@ -61,13 +66,16 @@ class Ema(Average):
                 f"The average 'ema' takes a decay from 0 to below 1, got {self.decay!r}."
             )
 
-    def moved(self, kept: Mapping[str, Tensor], value: Tensor, count: int) -> dict[str, Tensor]:
+    def moved(self, kept: Mapping[str, Many], values: Many, count: int) -> dict[str, Many]:
         """The mean, moved by the weight of the newest iterate."""
         if count == 1:
-            return {"mean": value}
+            return {"mean": values}
         # Σ_k d^k over the iterates so far is (1 − dᵗ) / (1 − d), of which the newest has 1.
         weight = (1.0 - self.decay) / (1.0 - self.decay**count)
-        return {"mean": kept["mean"] + weight * (value - kept["mean"])}
+        steps = list(torch._foreach_sub(values, kept["mean"]))
+        torch._foreach_mul_(steps, weight)
+        torch._foreach_add_(steps, kept["mean"])
+        return {"mean": steps}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,26 +98,32 @@ class TailAverage(Average):
                 f"The average 'tail' begins after 0 updates or more, got begin={self.begin!r}."
             )
 
-    def moved(self, kept: Mapping[str, Tensor], value: Tensor, count: int) -> dict[str, Tensor]:
+    def moved(self, kept: Mapping[str, Many], values: Many, count: int) -> dict[str, Many]:
         """The mean since `begin`, or since the power of two before the last one."""
         if self.begin is not None:
-            return {"mean": _mean(kept.get("mean"), value, max(1, count - self.begin))}
+            return {"mean": _mean(kept.get("mean"), values, max(1, count - self.begin))}
         # A new mean begins at each power of two; what is read is the one that began before it.
         latest = 1 << (count.bit_length() - 1)
         if count == 1:
-            return {"mean": value, "next": value}
+            return {"mean": values, "next": values}
         if count == latest:
-            mean = _mean(kept["next"], value, count - latest // 2 + 1)
-            return {"mean": mean, "next": value}
+            mean = _mean(kept["next"], values, count - latest // 2 + 1)
+            return {"mean": mean, "next": values}
         return {
-            "mean": _mean(kept["mean"], value, count - latest // 2 + 1),
-            "next": _mean(kept["next"], value, count - latest + 1),
+            "mean": _mean(kept["mean"], values, count - latest // 2 + 1),
+            "next": _mean(kept["next"], values, count - latest + 1),
         }
 
 
-def _mean(mean: Tensor | None, value: Tensor, number: int) -> Tensor:
+def _mean(mean: Many | None, values: Many, number: int) -> Many:
     """The mean of `number` values, given that of all but the last."""
-    return value if mean is None or number == 1 else mean + (value - mean) / number
+    if mean is None or number == 1:
+        return values
+    # mean + (value − mean) / number
+    steps = list(torch._foreach_sub(values, mean))
+    torch._foreach_div_(steps, number)
+    torch._foreach_add_(steps, mean)
+    return steps
 
 
 class Averages:
@@ -132,11 +146,18 @@ class Averages:
     def take(self, parameters: Mapping[str, Tensor]) -> None:
         """Takes the parameters in, after an update."""
         self.count += 1
-        for key, parameter in parameters.items():
+        values: dict[str, Tensor] = {}
+        for key, copy in zip(parameters, copies(parameters.values()), strict=True):
             # In single precision at least, in which small weights count.
-            dtype = torch.promote_types(parameter.dtype, torch.float32)
-            value = parameter.detach().to(dtype, copy=True)
-            self.kept[key] = self.average.moved(self.kept.get(key, {}), value, self.count)
+            values[key] = copy.to(torch.promote_types(copy.dtype, torch.float32))
+        # Sharded tensors and plain ones do not go into one list.
+        together = [list(values)] if are_plain(values.values()) else [[key] for key in values]
+        for keys in together:
+            names = self.kept.get(keys[0], {})
+            kept = {name: [self.kept[key][name] for key in keys] for name in names}
+            moved = self.average.moved(kept, [values[key] for key in keys], self.count)
+            for place, key in enumerate(keys):
+                self.kept[key] = {name: tensors[place] for name, tensors in moved.items()}
 
     def values(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameter → its average, as a copy; the parameter itself before the first update."""

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import shutil
 import warnings
 from collections.abc import Callable
@@ -173,7 +172,7 @@ class CheckpointStore:
         try:
             # A damaged last checkpoint must not replace a sound previous one. Of one that this
             # store has written or read itself it is known to be sound.
-            if self._last_is_sound or (self.last.exists() and _is_sound(self.last)):
+            if self.last.exists() and (self._last_is_sound or _is_sound(self.last)):
                 os.replace(self.last, self.previous)
             os.replace(temporary, self.last)
         except BaseException:
@@ -270,7 +269,7 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
     If it fails, no file is left.
     """
     # With the permissions of any other file: `tempfile` would keep everybody else from reading it.
-    name = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+    name = target.parent / f".{target.name}.{os.urandom(8).hex()}.part"
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:

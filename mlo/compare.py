@@ -7,19 +7,17 @@ gradient.
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from html import escape
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mlo.check_schedule import CheckSchedule
+from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.checks import check_engines, check_restarts, check_simultaneous
 from mlo.errors import ConfigurationError, EngineError, GraphError, ProblemError, nearest
 from mlo.hypergradient.registry import EngineChoice, engines_for
@@ -127,6 +125,8 @@ class EngineComparison:
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows."""
+        from html import escape  # slow to import, for its table of entities
+
         body = [f"<tr>{''.join(f'<th>{heading}</th>' for heading in (*HEADINGS, 'notes'))}</tr>"]
         for row in self.rows:
             label, *rest = [escape(cell) for cell in row.cells]
@@ -279,7 +279,7 @@ def _row(
             found = _ask(levels, name)
             notes += _missing_steps(history, name)
             for loss in history.losses.values():
-                loss.checks = _NoChecks()
+                loss.checks = NoChecks()
             for _ in range(repetitions):
                 began = _now(optimizer)
                 _ask(levels, name)
@@ -292,10 +292,13 @@ def _row(
         if not report.converged
     ]
     notes += [str(warning.message) for warning in said]
+
+    from statistics import median  # slow to import, with decimals and fractions
+
     return EngineRow(
         label=label,
         gradient=found.gradient,
-        seconds=statistics.median(seconds),
+        seconds=median(seconds),
         products=sum(report.iterations for report in found.reports),
         reports=tuple(found.reports),
         notes=tuple(dict.fromkeys(notes)),
@@ -391,16 +394,6 @@ def _missing_steps(history: History, name: str) -> list[str]:
     if without:
         notes.append(f"no step is recorded of {', '.join(without)}, which is seen one step ahead")
     return notes
-
-
-class _NoChecks(CheckSchedule):
-    """Makes no check: all of them were made when the gradient was looked at."""
-
-    def is_due(self, check: str, *, once: bool = False) -> bool:
-        return False
-
-    def was_noted(self, check: str) -> bool:
-        return True
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Literal
 
 from mlo.errors import GraphError, nearest
-from mlo.graph_picture import Arrow, graph_svg
 from mlo.problem import Problem
 
 __all__ = ["DependencyGraph", "Order"]
@@ -224,6 +223,8 @@ class DependencyGraph:
 
     def to_svg(self) -> str:
         """Returns the picture as SVG text: solid arrows are solutions, dashed ones values."""
+        from mlo.graph_picture import Arrow, graph_svg  # with html, slow to import
+
         arrows = [
             Arrow(start=start, end=name, dashed=reads is self.reads_above)
             for name in self.problems

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mlo.errors import EngineError, ProblemError, warn_user
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.double_backward import check_double_backward, leaves_of
 from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.iterative import IterativeEngine
@@ -38,7 +39,6 @@ from mlo.response import (
     Stationary,
     StepEngine,
 )
-from mlo.sharding import total_norm
 from mlo.tensors import map_tensors
 
 __all__ = ["implicit_solution"]

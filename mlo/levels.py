@@ -9,7 +9,7 @@ others. Each view caches its own solutions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,7 @@ from mlo.response import (
 )
 from mlo.restart import Start
 from mlo.solve_sums import SolveSums
-from mlo.tensors import versions_of
+from mlo.tensors import copies, versions_of
 from mlo.total_gradient import TotalGradient, total_gradient
 
 __all__ = ["History", "Levels", "restore_buffers"]
@@ -82,7 +82,7 @@ class History:
         estimates: problem → its estimator at work.
         averages: problem → the average of its iterates.
         kept_graphs: problem → the gradient of its last update with its graph, if it is kept.
-        learning_rates: problem → those of its optimizers at its last update.
+        learning_rates: problem that is solved → those of its optimizers at its last update.
         sums: problem → its gradients of this update's solves so far (`accumulate_solves`).
         resumed: problems whose steps before a state was loaded are missing in their solutions.
         generators: the random generators that the problems name.
@@ -109,6 +109,16 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
+        # Problem → engine, of which later gradients differentiate steps; else None.
+        self._step_engines: dict[str, StepEngine | None] = {}
+        # Problem → whether its solution is taken for stationary.
+        self._solved: dict[str, bool] = {}
+        for name in graph.problems:
+            engine = engines[name]
+            differentiated = name in self.differentiated
+            steps = differentiated and isinstance(engine, StepEngine)
+            self._step_engines[name] = engine if steps else None  # type: ignore[assignment]
+            self._solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
         self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
@@ -201,10 +211,11 @@ class History:
 
     def step_engine(self, name: str) -> StepEngine | None:
         """The problem's engine, where a later gradient differentiates steps of its optimizer."""
-        engine = self.engines[name]
-        if name in self.differentiated and isinstance(engine, StepEngine):
-            return engine
-        return None
+        return self._step_engines[name]
+
+    def is_solved(self, name: str) -> bool:
+        """Whether the problem's solution is taken for a stationary point."""
+        return self._solved[name]
 
     def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
         """Notes an update: where it was made, and its step, if a later gradient needs that."""
@@ -359,13 +370,13 @@ class History:
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `restore_memory`."""
         # A shallow copy: its tensors are replaced, never changed in place.
-        return {name: dict(kept) for name, kept in self.memory.items()}
+        return {name: kept.copy() for name, kept in self.memory.items() if kept}
 
     def restore_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts the engines' memory back."""
         for name, kept in self.memory.items():
             kept.clear()
-            kept.update(memory[name])
+            kept.update(memory.get(name, {}))
         for estimates in self.estimates.values():
             estimates.memory.discard()
 
@@ -389,6 +400,7 @@ class Levels:
     def __init__(self, history: History, *, ahead: bool = False) -> None:
         self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
+        self._steps_ahead = 0  # that were made on copies, in which losses are evaluated
         graph = history.graph
         # Walking the modules at every update would take longer than copying their buffers, so the
         # dicts that hold buffers are found once.
@@ -398,6 +410,8 @@ class Levels:
             self._buffers[name] = [
                 (f"{prefix}." if prefix else "", module._buffers) for prefix, module in modules
             ]
+        # The problem, and those that its loss reads.
+        self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
         # The problems on which a solution depends; it is made again after any of these has moved.
         # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
         self._dependencies: dict[str, tuple[str, ...]] = {}
@@ -501,7 +515,7 @@ class Levels:
             evaluation = self.evaluation(name, batches, random_states=(now,) * len(batches))
         else:
             evaluation = self.evaluation(name, batches, random_states=last.random_states)
-            evaluation = replace(evaluation, modes=last.modes)
+            evaluation = evaluation.having(modes=last.modes)
         if begun is not None:
             evaluation = begun if last is not None else _on(begun, evaluation)
         return Stationary(
@@ -542,6 +556,7 @@ class Levels:
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
+        self._steps_ahead += 1
         found = self.differentiate(name, self.batches(name), keep_graph=engine.keeps_graph)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
@@ -572,6 +587,7 @@ class Levels:
         players: Collection[str] | None = None,
         keep_graph: bool = False,
         held_constant: frozenset[str] = frozenset(),
+        begun: RandomState | None = None,
     ) -> TotalGradient:
         """The total gradient of a problem's loss at its current parameters.
 
@@ -582,12 +598,14 @@ class Levels:
             players: the players that move; None: all.
             keep_graph: whether the gradient's graph is kept.
             held_constant: problems whose solutions are treated as constants.
+            begun: the random state now, where it is known.
         """
         history, problem = self._history, self._history.graph.problems[name]
+        drawn = self._steps_ahead
         # A step that is made and differentiated later needs what the parameters were before it.
         stays = history.step_engine(name) is None and not history.simultaneous
         moves = is_update and not stays
-        if is_update:
+        if is_update and history.is_solved(name):
             history.learning_rates[name] = _learning_rates(problem)
         evaluation = self.evaluation(name, batches, parameters_move=moves)
 
@@ -598,22 +616,28 @@ class Levels:
             for key, parameter in problem.parameters.items():
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
-        with _hooks_resting(problem, hooks) if hooks else nullcontext():
-            try:
-                found = total_gradient(
-                    evaluation,
-                    is_update=is_update,
-                    examine=history.checks.pending.get(name),
-                    players=players,
-                    keep_graph=keep_graph,
-                    held_constant=held_constant,
-                    estimates=history.estimates.get(name),
-                )
-            except BaseException:
-                # An update is made as a whole or not at all. A question has worked on copies.
-                if is_update:
-                    restore_buffers(evaluation)
-                raise
+        try:
+            if hooks:
+                _let_hooks_rest(problem, hooks)
+            found = total_gradient(
+                evaluation,
+                is_update=is_update,
+                examine=history.checks.pending.get(name),
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                estimates=history.estimates.get(name),
+                # (Looking for solutions may have evaluated other losses, which draw numbers.)
+                begun=begun if self._steps_ahead == drawn else None,
+            )
+        except BaseException:
+            # An update is made as a whole or not at all. A question has worked on copies.
+            if is_update:
+                restore_buffers(evaluation)
+            raise
+        finally:
+            for key, own in hooks.items():
+                problem.parameters[key]._backward_hooks = own
 
         if hooks:
             gradient = history.checks.call_hooks(name, hooks, found.gradient)
@@ -652,8 +676,7 @@ class Levels:
         for lower in graph.solutions_in[name]:
             solution = self.find(lower)
             if outlives:
-                copies = {k: tensor.detach().clone() for k, tensor in solution.value.items()}
-                solution = replace(solution, value=copies)
+                solution = replace(solution, value=_held(solution.value, copy=True))
             solutions[lower] = solution
         # Copies only where they are needed: implicit engines differentiate where the parameters
         # stand, and a question is over before anything moves.
@@ -665,9 +688,9 @@ class Levels:
             parameters=_held(problem.parameters, copy=parameters_move),
             batches=batches,
             random_states=random_states,
-            versions=tuple([None if batch is None else versions_of(batch) for batch in batches]),
+            versions=_versions(batches),
             modes=loss.modes,
-            buffers=self._copied_buffers((name, *loss.reads)),
+            buffers=self._copied_buffers(self._seen[name]),
             values=values,
             solutions=solutions,
             dependent=graph.solutions_depending_on[name],
@@ -688,24 +711,19 @@ class Levels:
     def _copied_buffers(self, names: Sequence[str]) -> dict[str, Tensors]:
         copied: dict[str, Tensors] = {}
         for name in names:
-            copied[name] = {}
+            live: Tensors = {}
             for prefix, registry in self._buffers[name]:
                 for key, buffer in registry.items():
                     if buffer is not None:
-                        copied[name][prefix + key] = buffer.detach().clone()
+                        live[prefix + key] = buffer
+            copied[name] = _held(live, copy=True)
         return copied
 
 
-@contextmanager
-def _hooks_resting(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> Iterator[None]:
-    """Runs the body without the hooks on some parameters."""
-    try:
-        for key in hooks:
-            problem.parameters[key]._backward_hooks = None
-        yield
-    finally:
-        for key, own in hooks.items():
-            problem.parameters[key]._backward_hooks = own
+def _let_hooks_rest(problem: Problem, hooks: Mapping[str, dict[int, Any]]) -> None:
+    """Takes the hooks off some parameters."""
+    for key in hooks:
+        problem.parameters[key]._backward_hooks = None
 
 
 @torch.no_grad()
@@ -726,8 +744,7 @@ def _learning_rates(problem: Problem) -> tuple[float, ...]:
 
 def _on(point: Evaluation, other: Evaluation) -> Evaluation:
     """An evaluation at one's point on the batches, with the noise, of another."""
-    return replace(
-        point,
+    return point.having(
         batches=other.batches,
         random_states=other.random_states,
         versions=other.versions,
@@ -737,8 +754,11 @@ def _on(point: Evaluation, other: Evaluation) -> Evaluation:
 
 def _with_batches(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluation:
     """The same evaluation on other batches, as many."""
-    versions = tuple([None if batch is None else versions_of(batch) for batch in batches])
-    return replace(evaluation, batches=batches, versions=versions)
+    return evaluation.having(batches=batches, versions=_versions(batches))
+
+
+def _versions(batches: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
+    return tuple([None if batch is None else versions_of(batch) for batch in batches])
 
 
 def _copied_end(problem: Problem) -> End:
@@ -754,5 +774,5 @@ def _places_of(problem: Problem) -> tuple[tuple[int, int], ...]:
 def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:
     """Parameters as constants, as copies where the live ones will move."""
     if copy:
-        return {key: parameter.detach().clone() for key, parameter in parameters.items()}
+        return dict(zip(parameters, copies(parameters.values()), strict=True))
     return {key: parameter.detach() for key, parameter in parameters.items()}

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mlo.check_schedule import CheckSchedule
+from mlo.backward import grad
+from mlo.check_schedule import CheckSchedule, NoChecks
 from mlo.distributed import ACTIVE, DataParallel, inside
 from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
@@ -25,7 +26,7 @@ from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, forked
 from mlo.sharding import hooks_resting, is_sharded
 from mlo.step_formulas import resolve_settings
-from mlo.tensors import add, map_tensors, versions_of
+from mlo.tensors import add_all, in_new_containers, map_tensors, versions_of, zeros_for_none
 
 __all__ = [
     "Examine",
@@ -35,18 +36,19 @@ __all__ = [
     "call_deferred",
     "gradients",
     "is_number",
+    "share_of",
 ]
 
 Examine = Callable[[Tensor, Sequence[Tensor]], None]
 """Checks a player's loss on a first batch, given its parameters; raises if the loss is unfit."""
 
-Places = list[tuple[dict[str, Any], str]]
-"""All places of one tensor: a module's dict of parameters or buffers, and the name in it."""
+Places = list[tuple[dict[str, Any], str, bool]]
+"""All places of one tensor: a module's dict, the name in it, and whether it is a parameter."""
 
 TRAINING = attrgetter("training")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class LossValue:
     """What a loss returned: player → scalar, and metrics.
 
@@ -92,7 +94,7 @@ class LossFunction:
         # Every module once, however many members hold it.
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
-        self.checks = CheckSchedule()
+        self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
         self.repeats = False  # whether an evaluation that was made again gave the same value
         # What the problem was declared with: where each of its parameters and modules stands.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
@@ -142,10 +144,9 @@ class LossFunction:
         """The training flag of every module in it."""
         return list(map(TRAINING, self._modules))
 
-    @contextmanager
     def placed(
         self, tensors: Mapping[str, Mapping[str, Tensor]], modes: Sequence[bool] | None = None
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Puts tensors in place of the live ones, and sets training flags, while the body runs.
 
         The body must contain the backward passes too, since `torch.utils.checkpoint` runs the
@@ -156,36 +157,9 @@ class LossFunction:
             tensors: problem → name → tensor. A tied tensor is replaced in all its places.
             modes: the training flags, as `modes` returned them; None leaves them alone.
         """
-        flags = self.modes if modes is not None else []
-        changed = modes is not None and flags != list(modes)
-        before: list[tuple[dict[str, Any], str, Tensor]] = []
-        try:
-            for problem, named in tensors.items():
-                places = self._places[problem]
-                for name, tensor in named.items():
-                    for registry, key in places[name]:
-                        # In the registry itself, which takes any tensor; assigning the module's
-                        # attribute would demand an nn.Parameter.
-                        live = registry[key]
-                        before.append((registry, key, live))
-                        if isinstance(live, nn.Parameter) and not isinstance(tensor, nn.Parameter):
-                            # So that the methods of modules take it for one (`get_parameter`).
-                            tensor._is_param = True
-                        registry[key] = tensor
-            if changed:
-                self._set_modes(modes or ())
-            with hooks_resting(self._modules) if self.sharded else nullcontext():
-                yield
-        finally:
-            if changed:
-                self._set_modes(flags)
-            # Backwards: a place that was replaced twice gets its first tensor back last.
-            for registry, key, tensor in reversed(before):
-                registry[key] = tensor
-
-    def _set_modes(self, modes: Sequence[bool]) -> None:
-        for module, training in zip(self._modules, modes, strict=True):
-            module.training = training
+        where = [(self._places[problem], named) for problem, named in tensors.items() if named]
+        placed = _Placed(where, self._modules, modes)
+        return _with_hooks_resting(placed, self._modules) if self.sharded else placed
 
     def value(
         self,
@@ -193,6 +167,7 @@ class LossFunction:
         *,
         players: Collection[str] | None = None,
         shared: RecordedResults | SharedResults | None = None,
+        versions: tuple[int, ...] | None = None,
     ) -> LossValue:
         """Evaluates the loss with the tensors and flags that the modules hold now.
 
@@ -200,30 +175,29 @@ class LossFunction:
             batch: its batch.
             players: those whose losses are needed; None: all.
             shared: takes its calls of `once`.
+            versions: those of the batch's tensors, where they are known.
 
         Raises:
             ProblemError: if the loss changes its batch in place, so that it could not be evaluated
                 again.
         """
         problem = self.problem
-        given, versions = batch, None
+        given = batch
         if batch is not None:
-            # The same tensors in new containers, so that a loss may pop entries from its batch.
-            given, versions = map_tensors(batch, _itself), versions_of(batch)
+            # So that a loss may pop entries from its batch.
+            given = in_new_containers(batch)
+            if versions is None:
+                versions = versions_of(batch)
 
         # A loss may run another optimizer inside, which must not share results with this one.
-        once = nullcontext() if shared is CURRENT.get() else sharing(shared)
-        autocast: AbstractContextManager[Any] = nullcontext()
-        if problem.precision is not None:
-            autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
-        with autocast, once:
-            try:
-                result = problem.loss(problem.module, given, **self._of_loss)
-            except TypeError as error:
-                if batch is None and problem.data is None:
-                    error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
-                raise
-            value = _parse(problem, result, players)
+        if problem.precision is None and shared is CURRENT.get():
+            value = self._called(given, players)
+        else:
+            autocast: AbstractContextManager[Any] = nullcontext()
+            if problem.precision is not None:
+                autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
+            with autocast, sharing(shared):
+                value = self._called(given, players)
 
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(
@@ -232,6 +206,17 @@ class LossFunction:
                 "or x - mean in place of x.sub_(mean))."
             )
         return value
+
+    def _called(self, batch: Any, players: Collection[str] | None) -> LossValue:
+        """Calls the loss, and parses what it returns."""
+        problem = self.problem
+        try:
+            result = problem.loss(problem.module, batch, **self._of_loss)
+        except TypeError as error:
+            if batch is None and problem.data is None:
+                error.add_note(f"Problem {problem.name!r} has no data=, so its batch is None.")
+            raise
+        return _parse(problem, result, players)
 
     def settings(self, made: int) -> dict[str, dict[str, Any]]:
         """The optimizers' settings with the tensors that the modules hold: parameter → setting.
@@ -290,9 +275,22 @@ class LossFunction:
                 )
         return parameters | dict(returned)
 
-    def among_processes(self, parallel: DataParallel | None) -> AbstractContextManager[None]:
-        """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body."""
-        return nullcontext() if ACTIVE[-1] is parallel else inside(parallel)
+    def is_among(self, parallel: DataParallel | None) -> bool:
+        """Whether `mlo.distributed.global_mean` and its like refer to these processes already."""
+        return ACTIVE[-1] is parallel
+
+    @contextmanager
+    def among_processes(
+        self, parallel: DataParallel | None, placed: AbstractContextManager[None]
+    ) -> Iterator[None]:
+        """Makes `mlo.distributed.global_mean` and its like refer to these processes in the body.
+
+        Args:
+            parallel: the processes.
+            placed: another context of the body.
+        """
+        with inside(parallel), placed:
+            yield
 
     def differentiate(
         self,
@@ -303,6 +301,8 @@ class LossFunction:
         players: Collection[str] | None = None,
         create_graph: bool = False,
         examine: Examine | None = None,
+        versions: Sequence[tuple[int, ...] | None] = (),
+        begun: RandomState | None = None,
     ) -> GradientSums:
         """Evaluates the loss on each batch and differentiates it where the modules stand now.
 
@@ -313,6 +313,8 @@ class LossFunction:
             players: those whose losses are differentiated, each in its own parameters; None: all.
             create_graph: whether the gradients can themselves be differentiated.
             examine: is shown each player's loss on the first batch, before it is differentiated.
+            versions: of each batch's tensors, where they are known.
+            begun: the random state now, where it is known.
         """
         problem, parallel = self.problem, self.parallel
         found = GradientSums(problem, len(batches), leaves)
@@ -320,14 +322,17 @@ class LossFunction:
             first = examine is not None and index == 0
             recorded = RecordedResults(problem.name) if first else None
 
+            known = versions[index] if versions else None
             # With noise="own" each process has a random state of its own inside the loss. The state
             # is captured in there: it is the one that a re-evaluation must replay.
-            noise: AbstractContextManager[None] = nullcontext()
             if parallel is not None and parallel.noise == "own":
-                noise = forked(parallel.rank, problem.generators)
-            with noise:
-                found.random_states.append(RandomState.capture(problem.generators))
-                value = self.value(batch, players=players, shared=recorded)
+                with forked(parallel.rank, problem.generators):
+                    found.random_states.append(RandomState.capture(problem.generators))
+                    value = self.value(batch, players=players, shared=recorded, versions=known)
+            else:
+                now = begun if begun is not None and index == 0 else None
+                found.random_states.append(now or RandomState.capture(problem.generators))
+                value = self.value(batch, players=players, shared=recorded, versions=known)
             if recorded is not None:
                 recorded.check(list(parameters.values()))
             if value.metrics:
@@ -381,19 +386,13 @@ class GradientSums:
         Raises:
             ProblemError: if a gradient is sparse.
         """
-        share = loss / self._batches
+        share = share_of(loss, self._batches)
         inputs = [*own, *self._leaves]
         found: Sequence[Tensor | None] = [None] * len(inputs)
         self.has_derivative &= share.requires_grad
         if share.requires_grad:
             # One backward pass for both: own parameters, and whatever else is differentiated in.
-            found = torch.autograd.grad(
-                share,
-                inputs,
-                allow_unused=True,
-                retain_graph=retain_graph,
-                create_graph=create_graph,
-            )
+            found = grad([share], inputs, retain_graph=retain_graph, create_graph=create_graph)
             for gradient in found:
                 if gradient is not None and gradient.layout != torch.strided:
                     raise ProblemError(
@@ -403,12 +402,14 @@ class GradientSums:
 
         # The sum over the batches, of which each has contributed its share of the mean.
         direct, cotangents, detached = found[: len(own)], found[len(own) :], share.detach()
+        if share.is_leaf or share._is_view():  # a parameter, perhaps, which is about to move
+            detached = detached.clone()
         if player not in self.losses:
             self.direct[player], self.cotangents[player] = list(direct), list(cotangents)
             self.losses[player] = detached
             return
-        self.direct[player] = list(map(add, self.direct[player], direct))
-        self.cotangents[player] = list(map(add, self.cotangents[player], cotangents))
+        self.direct[player] = add_all(self.direct[player], direct)
+        self.cotangents[player] = add_all(self.cotangents[player], cotangents)
         self.losses[player] = self.losses[player] + detached
 
     def replaced(
@@ -425,7 +426,7 @@ class GradientSums:
         """Adds a batch's metrics: numbers are averaged; of anything else the last value stays."""
         # A number's share of the mean is added; anything else (a count, a string) replaces.
         for key, value in metrics.items():
-            share = value / self._batches if is_number(value) else value
+            share = share_of(value, self._batches) if is_number(value) else value
             earlier = self.metrics.get(key) if is_number(value) else None
             self.metrics[key] = share if earlier is None else earlier + share
 
@@ -489,6 +490,11 @@ class _Entry(NamedTuple):
     like: Tensor
 
 
+def share_of(value: Any, count: int) -> Any:
+    """What one of so many batches adds to a mean: of the only one, its value as it is."""
+    return value if count == 1 else value / count
+
+
 def gradients(
     loss: Tensor,
     inputs: Sequence[Tensor],
@@ -497,17 +503,10 @@ def gradients(
     retain_graph: bool | None = None,
 ) -> list[Tensor]:
     """`torch.autograd.grad`, with zeros for inputs that the loss does not depend on."""
-    found: Sequence[Tensor | None] = [None] * len(inputs)
-    if loss.requires_grad:
-        found = torch.autograd.grad(
-            loss,
-            list(inputs),
-            create_graph=create_graph,
-            retain_graph=retain_graph,
-            allow_unused=True,
-        )
-    pairs = zip(found, inputs, strict=True)
-    return [torch.zeros_like(tensor) if entry is None else entry for entry, tensor in pairs]
+    if not loss.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    found = grad([loss], inputs, retain_graph=retain_graph, create_graph=create_graph)
+    return zeros_for_none(found, inputs)
 
 
 def call_deferred(
@@ -534,6 +533,76 @@ def call_deferred(
 # ------------------------------ parts of the above
 
 
+class _Placed:
+    """A context in which other tensors stand in the modules, as `LossFunction.placed` describes.
+
+    (A class takes a third of the time of a generator with `contextmanager`.)
+
+    Args:
+        where: pairs of the places of tensors by name, and tensors to put there.
+        modules: whose training flags are set.
+        modes: the flags; None leaves them alone.
+    """
+
+    __slots__ = ("_before", "_flags", "_modes", "_modules", "_where")
+
+    def __init__(
+        self,
+        where: Sequence[tuple[dict[str, Places], Mapping[str, Tensor]]],
+        modules: Sequence[nn.Module],
+        modes: Sequence[bool] | None,
+    ) -> None:
+        self._where, self._modules, self._modes = where, modules, modes
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+        self._flags: list[bool] | None = None
+
+    def __enter__(self) -> None:
+        before = self._before
+        try:
+            for places, named in self._where:
+                for name, tensor in named.items():
+                    for registry, key, is_parameter in places[name]:
+                        # In the registry itself, which takes any tensor; assigning the module's
+                        # attribute would demand an nn.Parameter.
+                        before.append((registry, key, registry[key]))
+                        if is_parameter and type(tensor) is not nn.Parameter:
+                            # So that the methods of modules take it for one (`get_parameter`).
+                            tensor._is_param = True
+                        registry[key] = tensor
+            if self._modes is not None:
+                flags = list(map(TRAINING, self._modules))
+                if flags != list(self._modes):
+                    self._flags = flags
+                    _set_modes(self._modules, self._modes)
+        except BaseException:
+            self._restore()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._flags is not None:
+            _set_modes(self._modules, self._flags)
+        # Backwards: a place that was replaced twice gets its first tensor back last.
+        for registry, key, tensor in reversed(self._before):
+            registry[key] = tensor
+
+
+@contextmanager
+def _with_hooks_resting(
+    placed: AbstractContextManager[None], modules: Sequence[nn.Module]
+) -> Iterator[None]:
+    """Runs the body with tensors in their places, and without the hooks of `fully_shard`."""
+    with placed, hooks_resting(modules):
+        yield
+
+
+def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    for module, training in zip(modules, modes, strict=True):
+        module.training = training
+
+
 def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]:
     """Problem → name of a parameter or buffer → all places of that tensor in all modules."""
     # With duplicates: a submodule that has two names has its tensors under both.
@@ -549,14 +618,10 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
                     # A tied tensor (two names, one tensor) has several places, perhaps in several
                     # problems' modules.
                     places = by_tensor.setdefault(id(tensor), [])
-                    if not any(known is registry and name == key for known, name in places):
-                        places.append((registry, key))
+                    if not any(known is registry and name == key for known, name, _ in places):
+                        places.append((registry, key, isinstance(tensor, nn.Parameter)))
                     found[member][f"{prefix}.{key}" if prefix else key] = places
     return found
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:
@@ -578,7 +643,8 @@ def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> Los
         is_tensor = isinstance(scalar, Tensor)
         if not is_tensor or scalar.numel() != 1 or not scalar.dtype.is_floating_point:
             raise _no_scalar(problem, player, scalar)
-        players[player] = scalar.reshape(())
+        if scalar.dim():
+            players[player] = scalar.reshape(())
     if metrics:
         metrics = map_tensors(metrics, _kept)
     return LossValue(players=players, metrics=metrics)

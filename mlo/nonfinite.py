@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +18,6 @@ __all__ = [
     "SKIPS_IN_A_ROW",
     "SNAPSHOT_EVERY",
     "OnNonFinite",
-    "is_finite",
     "nonfinite_error",
 ]
 
@@ -33,22 +31,6 @@ ROLLBACKS = 3
 
 SNAPSHOT_EVERY = 100
 """Rounds between the states that `rollback` keeps."""
-
-
-def is_finite(norm: Tensor, losses: Iterable[Tensor]) -> bool:
-    """Whether the norm of a gradient and the losses are all finite.
-
-    On a GPU this takes one reduction and one synchronisation.
-    """
-    values = [norm, *losses]
-    if all(value.device.type == "cpu" for value in values):
-        return all(math.isfinite(value.item()) for value in values)
-    # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
-    return math.isfinite(
-        sum(
-            (0.0 * value.detach().to(norm.device) for value in values), torch.zeros_like(norm)
-        ).item()
-    )
 
 
 def nonfinite_error(

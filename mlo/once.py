@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mlo.errors import ProblemError
 from mlo.randomness import RandomState
-from mlo.tensors import add, map_tensors
+from mlo.tensors import add_all, map_tensors
 
 __all__ = ["CURRENT", "RecordedResults", "SharedResults", "once", "sharing"]
 
@@ -171,7 +171,7 @@ class SharedResults:
                     "mlo.once something that it has computed itself, and uses elsewhere too. "
                     "Compute this by mlo.once as well."
                 ) from error
-            total = [add(a, b) for a, b in zip(total, found, strict=False)]
+            total = add_all(total, found[: len(inputs)])
             for leaf, more in zip(earlier, found[len(inputs) :], strict=True):
                 if more is not None:
                     due[id(leaf)] = due[id(leaf)] + more

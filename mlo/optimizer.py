@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from html import escape
 from time import perf_counter
 from typing import Any, Literal, get_args, overload
 
@@ -196,6 +195,8 @@ class MultilevelOptimizer:
 
     def _repr_html_(self) -> str:
         """The picture that a notebook shows: the graph, and which engine differentiates what."""
+        from html import escape  # slow to import, for its table of entities
+
         return f"{self.graph.to_svg()}<div><code>{escape(repr(self))}</code></div>"
 
     # ------------------------------ rounds

@@ -130,7 +130,7 @@ class Problem:
             differentiate it in the settings too.
         restart_from: a problem listed later, or a submodule of its module: "init", "init.head".
             Each block of `steps` updates begins at the values of its parameters of the same names,
-            with fresh optimizers (schedulers go on). A parameter with one more dimension in front
+            with fresh optimizers (schedulers stay). A parameter with one more dimension in front
             begins at copies of the value: many tasks in one problem. The solution is then a
             function of that value, in which `unroll` over all steps and `one_step` (where steps=1)
             are exact. `first_order` passes the gradient on unchanged. For implicit engines the

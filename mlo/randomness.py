@@ -7,9 +7,13 @@ the evaluation that it repeats.
 
 from __future__ import annotations
 
+import _random
 import ctypes
 import hashlib
 import random
+import struct
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +26,9 @@ from torch import Tensor
 from mlo.errors import CheckpointError
 
 __all__ = ["RandomState", "forked", "preserved", "replayed"]
+
+MERSENNE_WORDS = 624
+"""Of the state of numpy's global generator, a Mersenne Twister."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +55,11 @@ class RandomState:
         # Asking a CUDA that was not started for its states would start it.
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
-            cpu=torch.get_rng_state(),
+            cpu=torch.default_generator.get_state(),
             cuda=dict(enumerate(torch.cuda.get_rng_state_all())) if started else {},
-            python=random.getstate(),
+            python=_PYTHON.read(),
             numpy=_NUMPY.read(),
-            generators=tuple(map(torch.Generator.get_state, generators)),
+            generators=tuple([g.get_state() for g in generators]) if generators else (),
         )
 
     def restore(self, generators: Sequence[torch.Generator] = ()) -> None:
@@ -61,10 +68,10 @@ class RandomState:
         Raises:
             ValueError: if `generators` are not as many as were captured.
         """
-        torch.set_rng_state(self.cpu)
+        torch.default_generator.set_state(self.cpu)
         for index, state in self.cuda.items():
             torch.cuda.set_rng_state(state, index)
-        random.setstate(self.python)
+        _PYTHON.write(self.python)
         _NUMPY.write(self.numpy)
         for generator, state in zip(generators, self.generators, strict=True):
             generator.set_state(state)
@@ -112,8 +119,14 @@ class RandomState:
         Args:
             state: the state.
             gpus: indices of the run's own GPUs now, in the order in which they were saved.
+
+        Raises:
+            ValueError: if numpy could not take it.
         """
         python, numpy = state["python"], state["numpy"]
+        # numpy takes any position, and would read there.
+        if not 0 <= numpy["pos"] <= MERSENNE_WORDS:
+            raise ValueError(f"numpy's position is {numpy['pos']}, of {MERSENNE_WORDS} words")
         return cls(
             cpu=state["cpu"],
             cuda=dict(zip(_own(gpus), state["cuda"], strict=False)),
@@ -135,48 +148,115 @@ def _own(gpus: Sequence[int] | None) -> Sequence[int]:
     return (torch.cuda.current_device(),) if gpus is None else gpus
 
 
-class _NumpyState:
-    """The state of numpy's global generator, read in full only after it has moved.
+class _Kept(ABC):
+    """The state of a generator, read and written in full only after it has moved.
 
-    Reading it in full takes 40 µs, and so does writing it, several times per update. Its words and
-    position can be read at their address in 1 µs. Every draw moves them, except one that only uses
-    up a cached second normal deviate (`has_gauss`).
+    Python's and numpy's generators are Mersenne Twisters of 624 words. To read them in full takes
+    15 and 40 µs, and to write them as long, several times per update. Their memory is compared in
+    0.1 µs. Every draw changes it, except one that only uses up a cached second normal deviate.
     """
 
-    WORDS = 625 * 4  # of the Mersenne Twister: 624 words and the position
-
     def __init__(self) -> None:
-        self._last: dict[str, Any] | None = None
+        self._last: Any = None
         self._words: bytes | None = None
 
-    def read(self) -> dict[str, Any]:
+    @abstractmethod
+    def _get(self) -> Any:
+        """The state in full."""
+
+    @abstractmethod
+    def _set(self, state: Any) -> None:
+        """Goes back to a state."""
+
+    @abstractmethod
+    def _peek(self) -> bytes | None:
+        """The generator's memory; None where it does not tell whether the state has moved."""
+
+    def read(self) -> Any:
         """The state; the same object as long as nothing was drawn."""
-        # Without words (another generator, or a cached deviate) nothing tells whether it has moved.
-        # It is read in full then.
-        if self._last is None or self._words is None or self._words != self._peek():
-            self._keep(np.random.get_state(legacy=False))
-        assert self._last is not None
+        words = self._peek()
+        if words is None or words != self._words:
+            self._last, self._words = self._get(), words
         return self._last
 
-    def write(self, state: dict[str, Any]) -> None:
+    def write(self, state: Any) -> None:
         """Goes back to a state."""
-        if state is self._last and self._words is not None and self._words == self._peek():
-            return
-        np.random.set_state(state)
-        self._keep(state)
+        words = self._peek()
+        if words is None or words != self._words or state is not self._last:
+            self._set(state)
+            self._last, self._words = state, self._peek()
 
-    def _keep(self, state: dict[str, Any]) -> None:
-        self._last, self._words = state, None if state["has_gauss"] else self._peek()
+
+class _NumpyState(_Kept):
+    """Of numpy's global generator."""
+
+    SIZE = (MERSENNE_WORDS + 1) * 4  # the words and the position
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._generator: Any = None
+        self._memory: Any = None
+
+    def _get(self) -> dict[str, Any]:
+        return np.random.get_state(legacy=False)
+
+    def _set(self, state: dict[str, Any]) -> None:
+        np.random.set_state(state)
+
+    def read(self) -> Any:
+        state = super().read()
+        if state["has_gauss"]:  # the next draw may leave the words alone
+            self._words = None
+        return state
+
+    def write(self, state: dict[str, Any]) -> None:
+        super().write(state)
+        if state["has_gauss"]:
+            self._words = None
 
     def _peek(self) -> bytes | None:
-        # Public, but not in the stubs.
+        # Public, but not in the stubs. Another generator may take its place.
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        if not isinstance(generator, np.random.MT19937):
+        if generator is not self._generator:
+            self._generator, self._memory = generator, None
+            if isinstance(generator, np.random.MT19937):
+                address = generator.ctypes.state_address
+                self._memory = (ctypes.c_char * self.SIZE).from_address(address)
+        return None if self._memory is None else self._memory.raw  # type: ignore[no-any-return]
+
+
+class _PythonState(_Kept):
+    """Of `random`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owner = random.getstate.__self__  # type: ignore[attr-defined]
+        self._memory = _memory_of(self._owner)
+
+    def _get(self) -> tuple[Any, ...]:
+        return random.getstate()
+
+    def _set(self, state: tuple[Any, ...]) -> None:
+        random.setstate(state)
+
+    def _peek(self) -> bytes | None:
+        if self._memory is None or self._owner.gauss_next is not None:
             return None
-        return ctypes.string_at(generator.ctypes.state_address, self.WORDS)
+        return self._memory.raw  # type: ignore[no-any-return]
 
 
-_NUMPY = _NumpyState()
+def _memory_of(owner: random.Random) -> Any:
+    """The memory behind the head of Python's generator; None where its words are not in there."""
+    if sys.implementation.name != "cpython":
+        return None
+    head = object.__basicsize__
+    size = _random.Random.__basicsize__ - head
+    memory = (ctypes.c_char * size).from_address(id(owner) + head)
+    words = owner.getstate()[1][:-1]
+    return memory if struct.pack(f"={len(words)}I", *words) in memory.raw else None
+
+
+_NUMPY, _PYTHON = _NumpyState(), _PythonState()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mlo.errors import NonFiniteError
+from mlo.gradient_norm import GradientNorm
 
 __all__ = ["GradientReport", "Record", "SolveReport"]
 
@@ -98,7 +99,7 @@ class Record:
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     _losses: dict[str, Tensor | dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-    _gradient_norms: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _gradient_norms: dict[str, Tensor | GradientNorm] = field(default_factory=dict, repr=False)
     _player_gradient_norms: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     def add(
@@ -107,7 +108,7 @@ class Record:
         *,
         loss: Tensor | dict[str, Tensor],
         metrics: dict[str, Any],
-        gradient_norm: Tensor,
+        gradient_norm: Tensor | GradientNorm,
         player_norms: dict[str, Tensor] | None = None,
     ) -> None:
         """Notes one update of a problem; a later one in the same round replaces it."""

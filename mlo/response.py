@@ -38,15 +38,15 @@ from torch import Tensor
 
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
-from mlo.loss import LossFunction
+from mlo.loss import LossFunction, share_of
 from mlo.once import SharedResults
-from mlo.optimizer_step import OptimizerStep
+from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState, replayed
 from mlo.records import SolveReport
 from mlo.restart import Start
 from mlo.sharding import gathered
-from mlo.tensors import versions_of
+from mlo.tensors import copies, versions_of
 
 __all__ = [
     "AbstractEngine",
@@ -110,6 +110,16 @@ class Evaluation:
     dependent: frozenset[str]
     made: int = 0
 
+    def having(self, **changes: Any) -> Evaluation:
+        """The same with other batches, random states or modes.
+
+        (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays: it
+        depends on none of these.
+        """
+        other = object.__new__(Evaluation)
+        other.__dict__.update(self.__dict__, **changes)
+        return other
+
     @contextmanager
     def losses(
         self,
@@ -137,6 +147,7 @@ class Evaluation:
             ProblemError: if a batch was changed since the loss was evaluated on it.
         """
         self.check_batches()
+        versions = self.versions
         loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
         averaged = parallel if parallel is not None and parallel.exact else None
         if averaged is not None:
@@ -152,12 +163,13 @@ class Evaluation:
 
         # The context stays open while the caller differentiates: checkpoints run modules again.
         total: dict[str, Tensor] = {}
-        with loss.among_processes(averaged), self.replayed_at(parameters, reads):
-            for batch, state in zip(self.batches, self.random_states, strict=True):
+        placed = self.replayed_at(parameters, reads)
+        with placed if loss.is_among(averaged) else loss.among_processes(averaged, placed):
+            for batch, state, known in zip(self.batches, self.random_states, versions, strict=True):
                 with replayed(state, problem.generators):
-                    value = loss.value(batch, players=players, shared=shared)
+                    value = loss.value(batch, players=players, shared=shared, versions=known)
                 for player, scalar in value.players.items():
-                    share = scalar / len(self.batches)
+                    share = share_of(scalar, len(self.batches))
                     total[player] = total[player] + share if player in total else share
             yield total if averaged is None else averaged.leave(total)
 
@@ -246,18 +258,18 @@ class Evaluation:
         return self.loss.placed(self._with_buffers(tensors, but=name if is_update else ""))
 
     def _with_buffers(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], but: str = ""
+        self, tensors: dict[str, Mapping[str, Tensor]], but: str = ""
     ) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors with copies of the buffers of all problems but one."""
+        """Adds copies of the buffers of all problems but one to the tensors."""
         # Copies again, since each evaluation may change them (BatchNorm's running statistics).
         # What others share with the one (a frozen encoder) is among its own, and stays.
-        found = dict(tensors)
         for other, buffers in self.buffers.items():
             if buffers and other != but:
                 live = self.loss.in_common[other] if but else ()
-                copies = {key: b.clone() for key, b in buffers.items() if key not in live}
-                found[other] = {**found[other], **copies}
-        return found
+                own = {key: buffer for key, buffer in buffers.items() if key not in live}
+                copied = dict(zip(own, copies(own.values()), strict=True))
+                tensors[other] = {**tensors[other], **copied}
+        return tensors
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -269,6 +281,38 @@ class Evaluation:
         found: dict[tuple[str, int], Input] = {}
         self._collect([Input(name, None) for name in self.loss.reads], found)
         return tuple(found.values())
+
+    @cached_property
+    def inner(self) -> bool:
+        """Whether the loss reads solutions that are functions of the problem's own value."""
+        return not self.dependent.isdisjoint(self.loss.reads)
+
+    def depends(self, solution: Solution) -> bool:
+        """Whether a solution in this evaluation is a function of the problem's own value."""
+        return solution.name in self.dependent and not isinstance(solution, Constant)
+
+    @cached_property
+    def sweeps(self) -> bool:
+        """Whether those solutions depend on nothing else, and can be swept (`sweep.py`)."""
+        found: dict[int, bool] = {}
+        waiting = [self.solutions[name] for name in self.loss.reads if name in self.dependent]
+        while waiting:
+            lower = waiting.pop()
+            if id(lower) in found or isinstance(lower, Constant):
+                continue
+            found[id(lower)] = lower.sweeps
+            if not lower.sweeps:
+                return False
+            for item in lower.free_inputs:
+                if item.solution is None and item.name == self.loss.problem.name:
+                    continue
+                solution = item.solution or self.solutions.get(item.name)
+                if solution is None or not (
+                    isinstance(solution, Constant) or self.depends(solution)
+                ):
+                    return False
+                waiting.append(solution)
+        return True
 
     def _collect(self, items: Iterable[Input], found: dict[tuple[str, int], Input]) -> None:
         # A method, since a closure that calls itself is a reference cycle: it would keep the
@@ -339,6 +383,11 @@ class Solution(ABC):
     def free_inputs(self) -> tuple[Input, ...]:
         """What the solution is a function of, each once."""
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether its derivative may be a part of a sweep (`hypergradient/sweep.py`)."""
+        return False
+
     def constants(self) -> Tensors:
         """The value, through which no derivative flows."""
         return {name: value.detach() for name, value in self.value.items()}
@@ -408,6 +457,11 @@ class Stationary(Solution):
         """Those of its evaluation."""
         return self.evaluation.free_inputs
 
+    @cached_property
+    def sweeps(self) -> bool:
+        """Whether its derivative may be a part of a sweep."""
+        return self.engine.sweeps and self.residual is None and self.evaluation.sweeps
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stepped(Solution):
@@ -439,6 +493,12 @@ class Stepped(Solution):
             for item in recorded.evaluation.free_inputs:
                 found.setdefault((item.name, id(item.solution)), item)
         return tuple(found.values())
+
+    @cached_property
+    def sweeps(self) -> bool:
+        """Whether its derivative may be a part of a sweep."""
+        around = acts_around_step(self.evaluation.loss.problem) or self.start is not None
+        return self.engine.sweeps and not around and self.evaluation.sweeps
 
     def at_step(self, recorded: RecordedStep) -> Stepped:
         """The same solution with its derivative taken at one of the recorded steps."""
@@ -496,6 +556,11 @@ class AbstractEngine(ABC):
     @property
     def takes_residuals(self) -> bool:
         """Whether it differentiates any condition F = 0, not only that a gradient vanishes."""
+        return False
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it can be a part of a sweep through several problems (`sweep.py`)."""
         return False
 
     @property
@@ -600,6 +665,8 @@ class Reading:
             solve keep one memory per reader, since several upper problems may ask for the response
             of the same lower problem.
         held_constant: problems whose solutions are treated as constants.
+        in_graph: whether responses are wanted as plain operations, where an engine can give them
+            so, since the loss's gradient is differentiated.
     """
 
     values: dict[str, Tensors]
@@ -608,6 +675,7 @@ class Reading:
     reports: list[SolveReport] = field(default_factory=list)
     reader: str
     held_constant: frozenset[str] = frozenset()
+    in_graph: bool = False
 
     def tensors(self, name: str) -> Tensors:
         """What stands for a problem: a response where it lies below, else its value."""
@@ -889,7 +957,7 @@ class Pullback:
         """
         evaluation = self.solution.evaluation
         with (
-            self.reads_at(parameters, inputs) as reads,
+            self.reads_at(parameters, inputs, in_graph=True) as reads,
             evaluation.losses(parameters, reads, players=players, shared=shared) as losses,
         ):
             yield losses
@@ -912,13 +980,22 @@ class Pullback:
 
     @contextmanager
     def reads_at(
-        self, parameters: Tensors, inputs: Sequence[Tensor]
+        self, parameters: Tensors, inputs: Sequence[Tensor], *, in_graph: bool = False
     ) -> Iterator[dict[str, Tensors]]:
-        """Yields problem → tensors for all that the problem reads, at `parameters` and `inputs`.
+        """Yields problem → tensors for all that the problem reads (see `reading_at`)."""
+        with self.reading_at(parameters, inputs, in_graph=in_graph) as inner:
+            yield {name: inner.tensors(name) for name in self.solution.evaluation.loss.reads}
+
+    @contextmanager
+    def reading_at(
+        self, parameters: Tensors, inputs: Sequence[Tensor], *, in_graph: bool = False
+    ) -> Iterator[Reading]:
+        """Yields what stands for the problems that the loss sees, at `parameters` and `inputs`.
 
         Args:
             parameters: own parameters, on which responses below may depend.
             inputs: tensors that stand for the inputs, flat.
+            in_graph: as in `Reading`.
         """
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
@@ -931,15 +1008,17 @@ class Pullback:
             else:
                 responses[id(solution)] = dict(zip(solution.value, rest, strict=False))
         # The inputs are given; what depends on this problem is resolved anew, from `parameters`.
-        inner = replace(
-            self.reading,
+        inner = Reading(
             values=values,
             solutions=evaluation.solutions,
             responses=responses,
+            reports=self.reading.reports,
+            in_graph=in_graph,
             reader=f"{self.reading.reader}/{self.solution.name}",
+            held_constant=self.reading.held_constant,
         )
         try:
-            yield {name: inner.tensors(name) for name in evaluation.loss.reads}
+            yield inner
         finally:
             responses.clear()  # as in `total_gradient`: a cycle that nothing would free
 

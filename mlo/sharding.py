@@ -23,7 +23,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "total_norm", "whole"]
+__all__ = ["gathered", "hooks_resting", "is_sharded", "sharded_like", "whole"]
 
 
 def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
@@ -118,9 +118,3 @@ def hooks_resting(modules: Iterable[nn.Module]) -> Iterator[None]:
         for hooks, before in taken:
             hooks.clear()
             hooks.update(before)
-
-
-@torch.no_grad()
-def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
-    return whole(torch.nn.utils.get_total_norm(list(tensors)))

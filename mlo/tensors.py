@@ -1,15 +1,27 @@
-"""Tensors in the containers that users build (dicts, lists, tuples), and sums with None as zero."""
+"""Tensors in the containers of users (dicts, lists, tuples); many tensors as one operation."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-__all__ = ["add", "map_tensors", "tensors_of", "versions_of", "zeros_for_none"]
+__all__ = [
+    "add",
+    "add_all",
+    "are_plain",
+    "copies",
+    "in_new_containers",
+    "map_tensors",
+    "scaled",
+    "tensors_of",
+    "versions_of",
+    "zeros_for_none",
+]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -30,17 +42,43 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+def in_new_containers(value: Any) -> Any:
+    """The same tensors in new containers, which their receiver may change."""
+    # (A tuple of tensors cannot be changed.)
+    if type(value) is tuple and all(isinstance(entry, Tensor) for entry in value):
+        return value
+    return map_tensors(value, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """Every tensor in it."""
     found: list[Tensor] = []
-    map_tensors(value, found.append)
+    _collect(value, found)
     return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            _collect(entry, found)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            if isinstance(entry, Tensor):
+                found.append(entry)
+            else:
+                _collect(entry, found)
 
 
 def versions_of(value: Any) -> tuple[int, ...]:
     """The in-place version of every tensor in it."""
     # PyTorch counts the changes of a tensor, except of one made in inference mode.
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value))
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value)])
 
 
 def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -56,3 +94,65 @@ def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one + other
+
+
+# ------------------------------ many tensors as one operation
+
+# A GPU takes the tensors of a foreach operator in few kernels. On a CPU each tensor gets what the
+# plain operator gives it, bit for bit.
+
+
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether foreach operators take these tensors.
+
+    They are dense ones of no subclass (DTensor), through which no derivative is taken: that of some
+    foreach operators fails (`_foreach_mul` by a tensor, torch 2.14.1).
+    """
+    differentiable = torch.is_grad_enabled()
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, Parameter) or tensor.layout != torch.strided:
+            return False
+        if differentiable and tensor.requires_grad:
+            return False
+    return True
+
+
+def on_cpu(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all tensors are on the CPU, which gains nothing by foreach operators."""
+    return all(tensor is None or tensor.is_cpu for tensor in tensors)
+
+
+def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Copies of the tensors, as constants."""
+    found = [tensor.detach() for tensor in tensors]
+    if on_cpu(found):
+        return [tensor.clone() for tensor in found]
+    kinds = {(tensor.device, tensor.dtype) for tensor in found}
+    if len(kinds) != 1 or not hasattr(torch, "_foreach_clone") or not are_plain(found):
+        return [tensor.clone() for tensor in found]
+    return list(torch._foreach_clone(found))
+
+
+def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+    """The tensors times a scalar tensor."""
+    if not tensors or not are_plain([*tensors, factor]):
+        return [tensor * factor for tensor in tensors]
+    return list(torch._foreach_mul(list(tensors), factor))
+
+
+def add_all(totals: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The sums of two lists of gradients, in which None stands for zero."""
+    if on_cpu(terms):
+        return list(map(add, totals, terms))
+    both = [
+        (place, total, term)
+        for place, (total, term) in enumerate(zip(totals, terms, strict=True))
+        if total is not None and term is not None
+    ]
+    if not both or not are_plain([tensor for _, *pair in both for tensor in pair]):
+        return list(map(add, totals, terms))
+    sums = torch._foreach_add([total for _, total, _ in both], [term for *_, term in both])
+    found = [term if total is None else total for total, term in zip(totals, terms, strict=True)]
+    for (place, *_), value in zip(both, sums, strict=True):
+        found[place] = value
+    return found

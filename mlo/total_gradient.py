@@ -8,21 +8,26 @@ sends these through the responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.distributed import running_statistics
 from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums
 from mlo.problem import Problem, Tensors
+from mlo.randomness import RandomState
 from mlo.records import SolveReport
 from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
-from mlo.tensors import zeros_for_none
+from mlo.tensors import add_all, zeros_for_none
 
 __all__ = ["TotalGradient", "total_gradient"]
+
+NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,6 @@ class TotalGradient:
     graph: GradientGraph | None = None
 
 
-@torch.enable_grad()
 def total_gradient(
     evaluation: Evaluation,
     *,
@@ -62,6 +66,7 @@ def total_gradient(
     held_constant: frozenset[str] = frozenset(),
     examine: Examine | None = None,
     estimates: Estimates | None = None,
+    begun: RandomState | None = None,
 ) -> TotalGradient:
     """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
 
@@ -78,10 +83,30 @@ def total_gradient(
         held_constant: problems whose solutions are treated as constants.
         examine: is shown each player's loss on the first batch, before it is differentiated.
         estimates: corrects the gradient, or the terms that it is made of.
+        begun: the random state now, where it is known.
     """
+    # (To enable what is enabled takes longer than to ask.)
+    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+        return _total_gradient(
+            evaluation, is_update, players, keep_graph, held_constant, examine, estimates, begun
+        )
+
+
+def _total_gradient(
+    evaluation: Evaluation,
+    is_update: bool,
+    players: Collection[str] | None,
+    keep_graph: bool,
+    held_constant: frozenset[str],
+    examine: Examine | None,
+    estimates: Estimates | None,
+    begun: RandomState | None,
+) -> TotalGradient:
+    """As `total_gradient`, where gradients are enabled."""
     loss, problem = evaluation.loss, evaluation.loss.problem
+    live = cast(Tensors, problem.parameters)  # which are only read
     reading = Reading(
-        values={**evaluation.values, problem.name: dict(problem.parameters)},
+        values={**evaluation.values, problem.name: live},
         solutions=evaluation.solutions,
         reader=problem.name,
         held_constant=held_constant,
@@ -91,7 +116,7 @@ def total_gradient(
     cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
 
     # 2. The direct gradient, and the cotangents of what is read.
-    parameters: Tensors = dict(problem.parameters)
+    parameters = live
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
@@ -99,7 +124,7 @@ def total_gradient(
         own = parameters
     parallel = loss.parallel
     placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
-    with loss.among_processes(parallel), placed:
+    with placed if loss.is_among(parallel) else loss.among_processes(parallel, placed):
         found = loss.differentiate(
             evaluation.batches,
             parameters,
@@ -107,6 +132,8 @@ def total_gradient(
             players=players,
             create_graph=keep_graph,
             examine=examine,
+            versions=evaluation.versions,
+            begun=begun,
         )
 
     # 3. The implicit term. Exact parallelism averages the cotangents before they go through the
@@ -116,7 +143,7 @@ def total_gradient(
         found.average(parallel, moving)
     estimated = None
     if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
-        taken = replace(evaluation, random_states=tuple(found.random_states))
+        taken = evaluation.having(random_states=tuple(found.random_states))
         estimated = _Estimated(evaluation=taken, players=tuple(found.direct), estimates=estimates)
     corrected = found if estimated is None else estimated.terms(found, cut)
     gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
@@ -135,23 +162,27 @@ def total_gradient(
             _copy_changed(problem, parameters)
         graph = _kept_graph(problem, parameters, cut.tensors, found)
         gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
-    known = {key: value for key, value in gradient.items() if value is not None}
-    unused = frozenset(problem.parameters).difference(known)
-    for key in unused:
-        known[key] = torch.zeros_like(problem.parameters[key])
+    full: Tensors = {}
+    unused: list[str] = []
+    for key, parameter in problem.parameters.items():
+        value = gradient.get(key)
+        if value is None:
+            unused.append(key)
+            value = torch.zeros_like(parameter)
+        full[key] = value
     return TotalGradient(
-        gradient={key: known[key] for key in problem.parameters},
-        unused=unused,
+        gradient=full,
+        unused=frozenset(unused) if unused else NOTHING,
         losses=found.losses,
         metrics=found.metrics,
         reports=reading.reports,
-        evaluation=replace(evaluation, random_states=tuple(found.random_states)),
+        evaluation=evaluation.having(random_states=tuple(found.random_states)),
         has_derivative=found.has_derivative,
         graph=graph,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Cut:
     """What a loss reads, cut off from where it comes from.
 
@@ -175,17 +206,21 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
     gradients too.
     """
     cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
-    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
+    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else NOTHING
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
         # A solution that is no function of the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
-        cut.tensors[other] = {}
+        if not depends and other not in inputs:
+            cut.tensors[other] = {key: tensor.detach() for key, tensor in read.items()}
+            continue
+        leaves = cut.tensors[other] = {}
         for key, tensor in read.items():
             responds = depends and tensor.requires_grad
-            leaf = tensor.detach().requires_grad_(responds or other in inputs)
-            cut.tensors[other][key] = leaf
+            leaf = leaves[key] = tensor.detach()
+            if responds or other in inputs:
+                leaf.requires_grad_()
             if responds:
                 cut.responses.append(tensor)
                 cut.leaves.append(leaf)
@@ -202,7 +237,9 @@ def _with_implicit_term(
     players = list(found.direct)
     for player, direct in found.direct.items():
         names = problem.player_parameters[player]
-        total |= zip(names, direct, strict=True)
+        total.update(zip(names, direct, strict=True))
+        if not responses:
+            continue
         reached: list[Tensor] = []
         cotangents: list[Tensor] = []
         for tensor, v in zip(responses, found.cotangents[player], strict=True):
@@ -213,19 +250,13 @@ def _with_implicit_term(
             continue
         # Each player has cotangents of its own, and so solves of its own.
         reading.reader = f"{problem.name}.{player}" if problem.is_game else problem.name
-        implicit = torch.autograd.grad(
+        implicit = grad(
             reached,
             [reading.values[problem.name][name] for name in names],
-            grad_outputs=cotangents,
-            allow_unused=True,
+            cotangents,
             retain_graph=player != players[-1],
         )
-        for name, term in zip(names, implicit, strict=True):
-            direct_term = total[name]
-            if direct_term is None:
-                total[name] = term
-            elif term is not None:
-                total[name] = direct_term + term
+        total.update(zip(names, add_all(direct, implicit), strict=True))
     return total
 
 

@@ -13,17 +13,17 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mlo.checks import StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
+from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.levels import History, Levels, restore_buffers
-from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, is_finite, nonfinite_error
+from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
 from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_steps
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation
-from mlo.sharding import total_norm
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import tensors_of, versions_of
+from mlo.tensors import copies, tensors_of, versions_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -121,7 +121,12 @@ class Updater:
         memory, random = history.copied_memory(), RandomState.capture(problem.generators)
         try:
             found = self._levels[name].differentiate(
-                name, batches, is_update=True, players=players, keep_graph=keep_graph
+                name,
+                batches,
+                is_update=True,
+                players=players,
+                keep_graph=keep_graph,
+                begun=random,
             )
             try:
                 settings = self._set(problem, found.evaluation)
@@ -136,8 +141,8 @@ class Updater:
             raise
 
         # Nothing has moved yet: an update that is not finite leaves the problem as it was.
-        norm = total_norm(found.gradient.values())
-        finite = self.on_nonfinite is None or is_finite(norm, found.losses.values())
+        norm = GradientNorm(found.gradient.values())
+        finite = self.on_nonfinite is None or norm.is_finite(found.losses.values())
         if finite:
             self.skips_in_a_row[name] = 0
         else:
@@ -147,7 +152,7 @@ class Updater:
             mean = self._mean_of_solves(name, found, record, finite=finite, moves=moves)
             if mean is None:
                 return
-            found, norm = mean, total_norm(mean.gradient.values())
+            found, norm = mean, GradientNorm(mean.gradient.values())
         elif not finite:
             return
 
@@ -187,12 +192,15 @@ class Updater:
         Raises:
             ProblemError: if drawing a batch changed an earlier one.
         """
+        stream, count = self._history.streams[name], self._history.graph.problems[name].accumulate
+        if count == 1:
+            return (stream.next(),)
         # Data that fill one buffer again and again change the batch before, which shows in its
         # tensors' versions.
         batches: list[Any] = []
         versions: list[tuple[int, ...]] = []
-        for _ in range(self._history.graph.problems[name].accumulate):
-            batches.append(self._history.streams[name].next())
+        for _ in range(count):
+            batches.append(stream.next())
             versions.append(versions_of(batches[-1]))
         if list(map(versions_of, batches)) != versions:
             raise ProblemError(
@@ -203,13 +211,12 @@ class Updater:
 
     # ------------------------------ the step, and the user's hooks around it
 
-    @torch.no_grad()
     def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
         """Finds the settings of this step, and writes those that are numbers to the optimizers."""
         if problem.settings is None:
             return {}
         self._step_checks.check_bare(problem)
-        with evaluation.replayed_at({}, evaluation.current_reads()):
+        with torch.no_grad(), evaluation.replayed_at({}, evaluation.current_reads()):
             found = evaluation.loss.settings(evaluation.made)
         check_values(problem.name, found)
         check_schedulers(problem, found)
@@ -225,7 +232,8 @@ class Updater:
         if problem.after_step is None:
             return
         reads = evaluation.current_reads()
-        before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
+        live = problem.parameters
+        before = dict(zip(live, copies(live.values()), strict=True))
         if problem.name in self._history.differentiated:
             self._step_checks.check_after_step(problem, evaluation, before, reads)
         with torch.no_grad():
@@ -238,7 +246,7 @@ class Updater:
         self,
         problem: Problem,
         found: TotalGradient,
-        norm: Tensor,
+        norm: GradientNorm,
         step: OptimizerStep | None,
         settings: Mapping[str, Mapping[str, Any]],
     ) -> None:
@@ -248,17 +256,18 @@ class Updater:
         by_formula = problem.settings is not None
         if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
-        foreign = any(map(is_foreign, problem.optimizers.values()))
+        foreign = any(is_foreign(optimizer) for optimizer in problem.optimizers.values())
         if problem.grad_clip is not None:
-            gradient = clip_by_norm(gradient, problem.grad_clip, norm)
+            gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
         elif found.graph is not None or checked is not None or foreign:
             # Some optimizers change a gradient in place, which the derivative may need. (Autograd
             # also gives one tensor to several parameters, as of a + b, or an expanded one.)
-            gradient = {key: tensor.clone() for key, tensor in gradient.items()}
+            gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
         # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
         # momentum included, as in plain PyTorch.
+        unused = found.unused
         for key, parameter in problem.parameters.items():
-            parameter.grad = None if key in found.unused else gradient[key]
+            parameter.grad = None if key in unused else gradient[key]
         self._call_before(problem, differentiated=step is not None)
         before: Tensors = {}
         if checked is not None:
@@ -271,7 +280,10 @@ class Updater:
             made.make(problem)
         else:
             for optimizer in problem.optimizers.values():
-                with plain_steps(optimizer):
+                if optimizer.defaults.get("differentiable"):
+                    with plain_steps(optimizer):
+                        optimizer.step()
+                else:
                     optimizer.step()
         for parameter in problem.parameters.values():
             parameter.grad = None
@@ -312,7 +324,8 @@ class Updater:
             self._history.mark(problem.name)
             return
         # A change would be missing in the derivative, so it is refused instead of differentiated.
-        before = {key: parameter.detach().clone() for key, parameter in problem.parameters.items()}
+        live = problem.parameters
+        before = dict(zip(live, copies(live.values()), strict=True))
         problem.after_update(problem)
         for key, parameter in problem.parameters.items():
             if not _equal(before[key], parameter):
@@ -361,7 +374,9 @@ class Updater:
             raise error
         record.skipped[name] = error
 
-    def _note(self, problem: Problem, found: TotalGradient, norm: Tensor, record: Record) -> None:
+    def _note(
+        self, problem: Problem, found: TotalGradient, norm: GradientNorm, record: Record
+    ) -> None:
         """Writes an update into the record."""
         players: dict[str, Tensor] = {}
         if problem.is_game:

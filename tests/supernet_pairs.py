@@ -38,17 +38,15 @@ SPACES = {
 }
 
 
-def tensors(module):
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
 def pair(dtype=torch.float64, **options):
     """A supernet, the reference with the same weights, and an architecture away from its start."""
     torch.manual_seed(0)
     options = SMALL | options
     supernet = Supernet(**options).to(dtype)
     reference = ReferenceSupernet(**options).to(dtype)
-    reference.load_state_dict(split_by_edge(supernet, tensors(supernet)))
+    # The reference keeps running statistics, as the original programs do.
+    split = split_by_edge(supernet, dict(supernet.named_parameters()))
+    reference.load_state_dict({**reference.state_dict(), **split})
     edge_weights = options.get("partial_channels", 1) > 1
     arch = Architecture(
         options["nodes"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -67,7 +68,8 @@ def evaluate(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import read_and_tell
-    from lfmcw_app.projection import after_projection, print_choice, project_training
+    from lfmcw_app.memory_projection import count_memory, print_memory
+    from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_network_fits
 
     console = Console(quiet=quiet and not dry_run)
@@ -110,7 +112,7 @@ def evaluate(
                 assign,
                 seed,
                 space=space,
-                cuda=options.pick_device(device).type == "cuda",
+                cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             cells = _given(genotype, recipe)
         if not recipe.trains:
@@ -119,13 +121,13 @@ def evaluate(
                     "--dry-run and --max-steps are about trainings, and with --lookup there is "
                     "none. Drop them."
                 )
-            place = out or options.fresh_folder(f"{short_name(recipe.dataset)}-lookup")
+            place = options.place(out, f"{short_name(recipe.dataset)}-lookup")
             _look_up(folder, place, recipe, cells, console)
             return
         check_batches(recipe, searches=False)
         options.set_threads(threads, recipe.preset)
 
-        with joined(options.pick_device(device)) as target:
+        with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
@@ -135,7 +137,11 @@ def evaluate(
             begins = folder is None or not folder.checkpoints(TRAINING).exists()
             if begins and (told := check_network_fits(recipe, cells, images)):
                 say(console, told)
-            measure = partial(project_training, recipe, cells, images, target)
+            if target.type == "meta":
+                counted = count_memory(recipe, images, searches=False, genotype=cells)
+                print_memory(recipe, counted, console)
+                return
+            measure = partial(project, recipe, images, target, searches=False, genotype=cells)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
             )
@@ -144,7 +150,7 @@ def evaluate(
             recipe = planned
 
             name = f"{short_name(recipe.dataset)}-{recipe.preset}-evaluation"
-            shared = shared_folder(folder, out or options.fresh_folder(name), recipe)
+            shared = shared_folder(folder, options.place(out, name), recipe)
             if folder is None:  # marks the folder as one without a search
                 shared.write(EVALUATED, cells.to_json())
             work = partial(evaluate_genotype, shared, cells, images, console, target)
@@ -152,13 +158,17 @@ def evaluate(
 
 
 def _look_up(
-    folder: RunFolder | None, out: Path, recipe: Recipe, cells: Cells, console: Console
+    folder: RunFolder | None,
+    place: Callable[[], Path],
+    recipe: Recipe,
+    cells: Cells,
+    console: Console,
 ) -> None:
     """Looks up the error of a genotype in the recipe's table; neither data nor a device are used.
 
     Args:
         folder: the one that is resumed.
-        out: of a new one.
+        place: of a new one; see `shared_folder`.
         recipe: names the table.
         cells: the genotype.
         console: where the result is printed.
@@ -173,7 +183,7 @@ def _look_up(
         table = table_of(recipe)
         assert table is not None
         table.trained(cells)  # refused before a folder is made
-        shared = shared_folder(folder, out, recipe)
+        shared = shared_folder(folder, place, recipe)
         if folder is None:  # marks the folder as one without a search
             shared.write(EVALUATED, cells.to_json())
         work = partial(look_up_genotype, shared, cells)

@@ -7,36 +7,20 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import say
-from lfmcw_app.run_folder import REPORT, RunFolder
 from lfmcw_app.stopping import Stopped, stop_signals
-from mlo.errors import (
-    CheckpointError,
-    CheckpointWarning,
-    ConfigurationError,
-    EngineError,
-    GraphError,
-    NonFiniteError,
-    ProblemError,
-)
+
+if TYPE_CHECKING:
+    from lfmcw_app.run_folder import RunFolder
 
 __all__ = ["carry_out", "conclude", "main_of", "reported_errors"]
-
-USER_ERRORS = (
-    InputError,
-    CheckpointError,
-    ConfigurationError,
-    EngineError,
-    GraphError,
-    NonFiniteError,
-    ProblemError,
-)
 
 
 @contextmanager
@@ -70,6 +54,12 @@ def carry_out(
         tensorboard: whether event files are written.
     """
     say(console, f"Run folder: {folder.path}")
+    if folder.begun and (changed := folder.changed_environment()):
+        say(
+            console,
+            f"It began elsewhere ({', '.join(changed)}). It resumes; its numbers may differ from "
+            "those of an uninterrupted run in their last bits.",
+        )
     go_on = f"python -m {module} --resume {folder.path}"
     with stoppable(console, go_on), listening(folder, tensorboard=tensorboard):
         result = work()
@@ -81,6 +71,7 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
     # matplotlib, which takes a second to import, is not there for `--help`.
     from lfmcw_app.report import write_report
     from lfmcw_app.result import print_result
+    from lfmcw_app.run_folder import REPORT
 
     # The result is in the folder already: a report that cannot be written is no failure.
     if folder.writes:
@@ -96,6 +87,18 @@ def reported_errors(console: Console) -> Iterator[None]:
 
     Other errors are bugs and keep their traceback. Warnings are shown as one paragraph too.
     """
+    # With them comes torch, which is not there for `--help`.
+    from mlo import errors as core
+
+    user_errors = (
+        InputError,
+        core.CheckpointError,
+        core.ConfigurationError,
+        core.EngineError,
+        core.GraphError,
+        core.NonFiniteError,
+        core.ProblemError,
+    )
     number = int(os.environ.get("RANK", "0"))  # of this process, under torchrun
 
     def paragraph(kind: str, text: object) -> None:
@@ -113,12 +116,12 @@ def reported_errors(console: Console) -> Iterator[None]:
 
     with warnings.catch_warnings():
         # Each of these is news, although its words may be the same.
-        for category in (CheckpointWarning, NumbersWarning):
+        for category in (core.CheckpointWarning, NumbersWarning):
             warnings.simplefilter("always", category)
         warnings.showwarning = shown
         try:
             yield
-        except USER_ERRORS as error:
+        except user_errors as error:
             paragraph(f"[bold red]Error{f' in process {number}' if number else ''}:[/]", error)
             code = error.exit_code if isinstance(error, InputError) else InputError.exit_code
             raise typer.Exit(code) from None
@@ -134,10 +137,10 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
     """
 
     def go_on(what: str) -> None:
-        say(console, f"{what} Go on with: {command}")
+        say(console, f"{what} Resume with: {command}")
 
     try:
-        with stop_signals(f"Go on with: {command}"):
+        with stop_signals(f"Resume with: {command}"):
             yield
     except Stopped as stop:
         what = "Interrupted" if stop.exit_code else "Stopped"
@@ -152,6 +155,7 @@ def main_of(command: Callable[..., None]) -> None:
     """Runs a function as a command line, with `--install-completion` for the shell."""
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
+    end_with_parent()
     try:
         app()
     except KeyboardInterrupt:

@@ -1,27 +1,45 @@
-"""The options that command lines share, and what their values mean."""
+"""The options that command lines share, and what their values mean.
+
+`--help` imports this module and no torch. What needs torch imports it by itself.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from lfmcw_app.data import DATASETS
 from lfmcw_app.errors import InputError
-from lfmcw_app.recipe import PRESETS
-from lfmcw_app.run_folder import KEEP
-from lfmcw_app.spaces import SPACES
-from mlo.errors import nearest
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "DATASET_HELP", "check_keep", "check_no_trial", "complete_dataset", "completing",
-    "default_threads", "fresh_folder", "pick_device", "set_threads", "with_lookup",
+    "default_threads", "fresh_folder", "pick_device", "place", "set_threads", "with_lookup",
 ]  # fmt: skip
+
+# What has these names needs torch, which takes ten times as long to import as `--help` takes to
+# print. A test compares them.
+DATASETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+PRESETS = ("smoke", "small", "paper", "original")
+SPACES = ("darts", "pdarts", "pcdarts", "s1", "s2", "s3", "s4", "nasbench201")
+KEPT = ("all", "metrics", "results")
+
+
+def all_spaces() -> list[str]:
+    """The application's search spaces, then those of other packages; none is loaded."""
+    others = [point.name for point in entry_points(group="lfmcw_app.spaces")]
+    return list(dict.fromkeys([*SPACES, *others]))
+
 
 DATASET_HELP = (
     f"Data set: {', '.join(DATASETS)}, folder:PATH (your own images), random:NAME "
@@ -64,8 +82,8 @@ MethodOption = Annotated[
 SpaceOption = Annotated[
     str | None,
     typer.Option(
-        autocompletion=completing(*SPACES),
-        help=f"Search space: {', '.join(SPACES)}, with the preset's settings for it.",
+        autocompletion=completing(*all_spaces()),
+        help=f"Search space: {', '.join(all_spaces())}, with the preset's settings for it.",
     ),
 ]
 ConfigOption = Annotated[
@@ -109,8 +127,9 @@ DataOption = Annotated[Path, typer.Option(help="Folder of data files.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
-        autocompletion=completing("auto", "cpu", "cuda"),
-        help="cpu, cuda, or auto: cuda where there is one.",
+        autocompletion=completing("auto", "cpu", "cuda", "meta"),
+        help="cpu, cuda, or auto: cuda where there is one. With --dry-run also meta: the memory of "
+        "a GPU, counted without one.",
     ),
 ]
 QuietOption = Annotated[
@@ -126,7 +145,7 @@ TensorBoardOption = Annotated[
 KeepOption = Annotated[
     str,
     typer.Option(
-        autocompletion=completing(*KEEP),
+        autocompletion=completing(*KEPT),
         help="Of a complete run: all; metrics: no checkpoints, weights and pictures; results: no "
         "metrics.jsonl either. What is not kept is not drawn.",
     ),
@@ -171,7 +190,7 @@ def check_no_trial(max_steps: int | None) -> None:
         InputError: if it is given.
     """
     if max_steps is not None:
-        raise InputError("--max-steps starts a trial of its own; drop it to go on with --resume.")
+        raise InputError("--max-steps starts a trial of its own; drop it to resume with --resume.")
 
 
 def check_keep(name: str) -> None:
@@ -180,27 +199,64 @@ def check_keep(name: str) -> None:
     Raises:
         InputError: for an unknown name.
     """
-    if name not in KEEP:
-        raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEEP)}")
+    from mlo.errors import nearest
+
+    if name not in KEPT:
+        raise InputError(f"Unknown --keep {name!r}. {nearest(name, KEPT)}")
+
+
+def place(out: Path | None, name: str) -> Callable[[], Path]:
+    """Where a new run folder is made: as --out says, or under runs/."""
+    return partial(fresh_folder, name) if out is None else lambda: out
 
 
 def fresh_folder(name: str) -> Path:
-    """A folder under runs/ that no other run has."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    # Several runs may start in one second.
-    path, count = Path("runs") / f"{name}-{stamp}", 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / f"{name}-{stamp}-{count}"
-    return path
-
-
-def pick_device(name: str) -> torch.device:
-    """Reads the --device option.
+    """Makes a folder under runs/ that no other run has.
 
     Raises:
-        InputError: for an unknown device, or CUDA where there is none.
+        InputError: if it cannot be made.
     """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for count in itertools.count(1):
+        path = Path("runs") / (f"{name}-{stamp}-{count}" if count > 1 else f"{name}-{stamp}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # several runs may start in one second
+            continue
+        except OSError as error:
+            raise InputError(
+                f"The run folder {path} cannot be made ({error.strerror or error}). Name one that "
+                "can with --out."
+            ) from None
+        return path
+    raise AssertionError
+
+
+def pick_device(name: str, *, counts: bool = False) -> torch.device:
+    """Reads the --device option.
+
+    Args:
+        name: its value.
+        counts: whether the meta device will do, since only memory is asked for.
+
+    Raises:
+        InputError: for an unknown device, CUDA where there is none, or meta where numbers are
+            needed.
+    """
+    import torch
+
+    if name == "meta" and counts and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "--device meta counts the memory of one process. Run it without torchrun, with the "
+            "part of each batch that a process has (search.batch_size, evaluation.batch_size)."
+        )
+    if name == "meta" and counts:
+        return torch.device("meta")
+    if name == "meta":
+        raise InputError(
+            "--device meta has shapes and no numbers: lfmcw_app.run and lfmcw_app.evaluate count "
+            "memory on it, with --dry-run. Use cpu, cuda or auto."
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -223,6 +279,8 @@ def default_threads(preset: str) -> int | None:
 
 def set_threads(threads: int | None, preset: str) -> None:
     """Sets the number of CPU threads to `threads`, or to the default of the preset."""
+    import torch
+
     number = threads or default_threads(preset)
     if number is not None:
         torch.set_num_threads(number)

@@ -47,16 +47,16 @@ def resumed_folder(
     evaluated = (path / EVALUATED).exists()
     if searches and evaluated:
         raise InputError(
-            f"{path} holds the evaluation of a given genotype, which has no search to go on with. "
-            f"Go on with it by python -m lfmcw_app.evaluate --resume {path}"
+            f"{path} holds the evaluation of a given genotype, which has no search to resume. "
+            f"Resume it by python -m lfmcw_app.evaluate --resume {path}"
         )
     if not searches and not evaluated:
         raise InputError(
             f"{path} holds no evaluation of a given genotype (no {EVALUATED}). If it is a search, "
-            f"go on with it by python -m lfmcw_app.run --resume {path}"
+            f"resume it by python -m lfmcw_app.run --resume {path}"
         )
     if out is not None and out.resolve() != path.resolve():
-        raise InputError(f"--resume {path} goes on in its own folder; drop --out {out}.")
+        raise InputError(f"--resume {path} resumes in its own folder; drop --out {out}.")
     if dataset is not None:
         check_dataset(dataset)
     given = {**options, "dataset": dataset or _place(folder)}

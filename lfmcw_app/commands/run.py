@@ -12,13 +12,8 @@ from rich.console import Console
 
 from lfmcw_app.commands import options
 from lfmcw_app.commands.execution import carry_out, main_of, reported_errors
-from lfmcw_app.commands.resumption import resumed_folder
-from lfmcw_app.data import DATASETS, short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.printing import say
-from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
-from lfmcw_app.resolving import resolve_recipe
-from lfmcw_app.tensorboard import check_tensorboard
 
 
 def run(
@@ -61,12 +56,18 @@ def run(
     ] = False,
 ) -> None:
     """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
-    # Not needed for `--help`, and slow to import: the networks, and matplotlib.
+    # Not needed for `--help`, and slow to import: torch, the networks, recipes, and matplotlib.
+    from lfmcw_app.commands.resumption import resumed_folder
     from lfmcw_app.complete_runs import run as run_phases
+    from lfmcw_app.data import short_name
     from lfmcw_app.data_checks import read_and_tell
     from lfmcw_app.lookup import table_of
+    from lfmcw_app.memory_projection import count_memory, print_memory
+    from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
     from lfmcw_app.projection import after_projection, print_choice, project
+    from lfmcw_app.resolving import resolve_recipe
     from lfmcw_app.starting_weights import check_generator_fits, check_supernets_fit
+    from lfmcw_app.tensorboard import check_tensorboard
 
     # A recipe or a projection that is asked for is printed in any case.
     console = Console(quiet=quiet and not (print_config or dry_run))
@@ -97,8 +98,8 @@ def run(
             recipe = folder.recipe
         elif dataset is None:
             raise InputError(
-                f"Name a data set: {', '.join(DATASETS)}. For a first try: python -m lfmcw_app.run "
-                "digits"
+                f"Name a data set: {', '.join(options.DATASETS)}. For a first try: "
+                "python -m lfmcw_app.run digits"
             )
         else:
             recipe = resolve_recipe(
@@ -110,7 +111,7 @@ def run(
                 space=space,
                 order=order,
                 method=method,
-                cuda=options.pick_device(device).type == "cuda",
+                cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
         if print_config:
             console.print(recipe.to_yaml(), end="", highlight=False, soft_wrap=True, markup=False)
@@ -119,7 +120,7 @@ def run(
         check_batches(recipe)
         options.set_threads(threads, recipe.preset)
 
-        with joined(options.pick_device(device)) as target:
+        with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
@@ -130,6 +131,10 @@ def run(
             for check in checks:
                 if told := check(recipe, images):
                     say(console, told)
+            if target.type == "meta":
+                counted = count_memory(recipe, images)
+                print_memory(recipe, counted, console)
+                return
             measure = partial(project, recipe, images, target)
             planned = after_projection(
                 recipe, measure, console, dry_run=dry_run, max_steps=max_steps
@@ -138,8 +143,8 @@ def run(
                 return
             recipe = planned
 
-            out = out or options.fresh_folder(f"{short_name(recipe.dataset)}-{recipe.preset}")
-            shared = shared_folder(folder, out, recipe)
+            place = options.place(out, f"{short_name(recipe.dataset)}-{recipe.preset}")
+            shared = shared_folder(folder, place, recipe)
             shared.keep = keep
             work = partial(run_phases, shared, images, console, target)
             carry_out(shared, console, "lfmcw_app.run", work, tensorboard=tensorboard)

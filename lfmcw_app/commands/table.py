@@ -149,7 +149,7 @@ def table(
         keys = {path: key for key, path in folders.items()}
         missing = [path for key, path in folders.items() if not report.add(key, path)]
         if len(missing) < len(folders):
-            report.write()
+            report.write_so_far()
         say(
             console,
             f"{len(recipes)} runs, {len(recipes) - len(missing)} of them done before. They log to "
@@ -175,13 +175,13 @@ def table(
                 run = f"{key[0]}, seed {key[1]}"
                 tries = f" after {outcome.tries} tries" if outcome.tries > 1 else ""
                 if outcome.failure is None and report.add(key, outcome.folder):
-                    report.write(figure=False)  # a second each
+                    report.write_so_far()
                     say(console, f"{run}: {report.said(key)}{tries}")
                 else:
                     failures.append(f"{run}: {outcome.failure}{tries}")
                     say(console, f"Failed: {failures[-1]}")
 
-        if report.path.exists():
+        if len(failures) < len(recipes):
             report.write()
             say(console, report.path.read_text("utf-8"))
             say(console, f"In {folder}: table.md, runs.csv, figure.png")

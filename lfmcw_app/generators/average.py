@@ -56,10 +56,13 @@ class MovingAverage(nn.Module):
         # round it to the default one.
         early = self.updates < self.start * parts
         moved = 1.0 - self.decay ** (1.0 / parts)
+        shares: dict[torch.dtype, Tensor] = {}
         for name, tensor in tensors.items():
             average = getattr(self, self._keys[name])
-            copied = early.to(average.dtype)
-            average.lerp_(tensor.detach(), copied + (1 - copied) * moved)
+            if average.dtype not in shares:
+                copied = early.to(average.dtype)
+                shares[average.dtype] = copied + (1 - copied) * moved
+            average.lerp_(tensor.detach(), shares[average.dtype])
         self.updates.add_(1)
 
     @torch.no_grad()

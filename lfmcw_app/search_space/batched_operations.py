@@ -2,12 +2,13 @@
 
 A bank holds the weights of one primitive of all these edges in the order of the edges, so that
 channels [e·C, (e+1)·C) of its maps belong to edge e. Those of convolutions are one grouped
-convolution and norm. `LayerBank` makes a bank of any layer: right, and not fast.
+convolution and norm; banks of convolutions on the same edges share their norms too
+(`JointConvolutions`). `LayerBank` makes a bank of any layer: right, and not fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from lfmcw_app.search_space.depthwise import DepthwiseConv
 from lfmcw_app.search_space.layers import OperationStyle, pool
 from lfmcw_app.search_space.norms import GainBatchNorm, GainGroupNorm, GainOnly
-from lfmcw_app.search_space.pointwise import PointwiseConv
+from lfmcw_app.search_space.pointwise import PointwiseConv, side_by_side
 
 __all__ = [
-    "Bank", "ConvolutionBank", "FullConvolutionBank", "LayerBank", "Reads", "ReduceBank",
-    "SharedMaps", "make_gain_norm", "pooled",
+    "Bank", "ConvolutionBank", "FullConvolutionBank", "JointConvolutions", "LayerBank", "Reads",
+    "ReduceBank", "SharedMaps", "make_gain_norm", "pooled",
 ]  # fmt: skip
 
 Reads = Literal["state", "activated", "repeated"]
@@ -57,7 +58,7 @@ def make_gain_norm(style: OperationStyle, channels: int, edges: int) -> nn.Modul
     """The norm of operations on `edges` edges, `channels` channels each: (maps, gain) → maps."""
     width = edges * channels
     if style.norm == "batch":
-        return GainBatchNorm(width)
+        return GainBatchNorm(width, running_statistics=style.running_statistics)
     if style.norm == "none":
         return GainOnly()
     return GainGroupNorm(edges if style.norm == "group" else width, width)
@@ -117,6 +118,63 @@ class ConvolutionBank(Bank):
         """
         out: Tensor = self.norm(self.layers(activated), gain)
         return out
+
+
+class JointConvolutions(nn.Module):
+    """Several convolution banks on the same edges, with one norm for all of them.
+
+    It holds no weights, which are those of the banks. First halves of separable convolutions have
+    a norm of their own.
+
+    Args:
+        banks: what it will be called with.
+        channels: C, of one edge.
+        style: norms and activation.
+    """
+
+    def __init__(
+        self, banks: Sequence[ConvolutionBank], channels: int, style: OperationStyle
+    ) -> None:
+        super().__init__()
+        edges = banks[0].blocks
+        self.width = edges * channels
+        halves = sum(len(bank.layers) > 2 for bank in banks)
+        self.activation = style.make_activation()
+        self.half_norm = make_gain_norm(style, channels, edges * halves) if halves else None
+        self.norm = make_gain_norm(style, channels, edges * len(banks))
+
+    def forward(self, banks: Sequence[ConvolutionBank], activated: Tensor, gain: Tensor) -> Tensor:
+        """Returns weight · operation for every bank and edge, [B, banks · E·C, H', W'].
+
+        Args:
+            banks: the weights.
+            activated: the activated state, repeated for each edge, [B, E·C, H, W].
+            gain: the mixing weight of every channel of every bank, [banks · E·C].
+        """
+        halves: list[Tensor] = []
+        if self.half_norm is not None:
+            first = [bank.layers for bank in banks if len(bank.layers) > 2]
+            maps = side_by_side(
+                [layers[0](activated) for layers in first],
+                [_pointwise(layers, 1) for layers in first],
+            )
+            parts = torch.split(self.half_norm(maps), self.width, dim=1)
+            halves = [self.activation(part) for part in parts]
+        given = iter(halves)
+        inputs = [
+            bank.layers[-2](next(given) if len(bank.layers) > 2 else activated) for bank in banks
+        ]
+        out: Tensor = self.norm(
+            side_by_side(inputs, [_pointwise(bank.layers, -1) for bank in banks]), gain
+        )
+        return out
+
+
+def _pointwise(layers: nn.Sequential, index: int) -> PointwiseConv:
+    """The pointwise convolution at a place of a bank's layers."""
+    layer = layers[index]
+    assert isinstance(layer, PointwiseConv)
+    return layer
 
 
 class FullConvolutionBank(Bank):

@@ -8,17 +8,21 @@ known. The values and gradients are those of the sum as written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lfmcw_app.search_space.layers import FactorizedReduce, OperationStyle, ReLUConvNorm
+from lfmcw_app.search_space.node_sums import (
+    CellWeights,
+    add_dropped,
+    add_source,
+    take_node,
+)
 from lfmcw_app.search_space.outgoing_edges import OutgoingEdges
 from lfmcw_app.search_space.pcdarts import channel_shuffle
-from lfmcw_app.search_space.weighted_sum import weighted_sum
 
 __all__ = ["Cell", "edge_count", "edge_index"]
 
@@ -37,15 +41,6 @@ def edge_index(node: int, source: int) -> int:
     The states 0 and 1 are the cell's inputs, 2 + i is node i.
     """
     return edge_count(node) + source
-
-
-@dataclass
-class _Incoming:
-    """What flows into a node: weighted maps, and maps that still wait for their weights."""
-
-    terms: list[Tensor] = field(default_factory=list)
-    shared: list[Tensor] = field(default_factory=list)
-    passed: list[Tensor] = field(default_factory=list)
 
 
 class Cell(nn.Module):
@@ -103,37 +98,20 @@ class Cell(nn.Module):
             names = [primitives[row] for row in self._rows(source)]
             stride = 2 if reduces and source < 2 else 1
             self.fans.append(OutgoingEdges(self.seen, stride, names, style))
-        self._order_weights(primitives)
+
+        def place(source: int, edge: int, name: str) -> int:
+            # A row of the weights has as many columns as its edge has primitives.
+            row = self._rows(source)[edge]
+            return row * len(primitives[row]) + primitives[row].index(name)
+
+        self.weights = CellWeights(list(self.fans), place, len(primitives) * len(primitives[0]))  # type: ignore[arg-type]
+        if partial_channels > 1:
+            rows = [row for source in range(1 + nodes) for row in self._rows(source)]
+            self.register_buffer("positions", torch.tensor(rows), persistent=False)
 
     def _rows(self, source: int) -> list[int]:
         """Rows of α of the edges that leave a state, in the order of the nodes at their ends."""
         return [edge_index(node, source) for node in range(max(0, source - 1), self.nodes)]
-
-    def _order_weights(self, primitives: Sequence[Sequence[str]]) -> None:
-        """Sets where the weights of each bank, then those of each node's shared operations, are.
-
-        The places are those in the flattened weights.
-        """
-        banks: list[list[int]] = []
-        shared: list[list[int]] = [[] for _ in range(self.nodes)]
-        for source, outgoing in enumerate(self.fans):
-            assert isinstance(outgoing, OutgoingEdges)
-            rows = self._rows(source)
-            for name, edges in outgoing.edges.items():
-                # A row of the weights has as many columns as its edge has primitives.
-                places = []
-                for row in (rows[edge] for edge in edges):
-                    names = primitives[row]
-                    places.append(row * len(names) + names.index(name))
-                if name in outgoing.banks:
-                    banks.append(places)
-                else:
-                    for e, place in zip(edges, places, strict=True):
-                        shared[max(0, source - 1) + e].append(place)
-        groups = banks + shared
-        self.sizes = [len(group) for group in groups]
-        positions = torch.tensor([place for group in groups for place in group], dtype=torch.long)
-        self.register_buffer("positions", positions, persistent=False)
 
     def forward(
         self, before_last: Tensor, last: Tensor, weights: Tensor, skip_drop_probability: float = 0.0
@@ -150,57 +128,75 @@ class Cell(nn.Module):
             weights: mixing weights, [edges, primitives].
             skip_drop_probability: of the identities.
         """
-        # One gather for all mixing weights, in the order in which they are needed.
-        chosen = torch.split(weights.flatten().index_select(0, self.positions), self.sizes)
-        of_banks, of_nodes = iter(chosen[: -self.nodes]), chosen[-self.nodes :]
-        # The weights of an edge sum to its own: softmax(α) to one, and β · softmax(α) to β.
-        of_edges = torch.split(weights.sum(1), [2 + node for node in range(self.nodes)])
-
         # A state is sent on as soon as it is known: the sums of later nodes fill up meanwhile.
-        incoming = [_Incoming() for _ in range(self.nodes)]
         states = [self.preprocess0(before_last), self.preprocess1(last)]
-        for source, outgoing in enumerate(self.fans):
+        passes = self._passes(weights)
+        sums: Tensor | None = None
+        passed: Tensor | None = None
+        for source, (gain, shared_weights) in enumerate(self.weights(weights)):
+            outgoing = self.fans[source]
             assert isinstance(outgoing, OutgoingEdges)
             if source >= 2:
-                node = source - 2
-                states.append(self._node(incoming[node], of_nodes[node], of_edges[node]))
-            ahead = incoming[max(0, source - 1) :]
-            own_weights = [next(of_banks) for _ in outgoing.banks]
-            self._spread(outgoing, states[source], own_weights, ahead, skip_drop_probability)
-        states.append(self._node(incoming[-1], of_nodes[-1], of_edges[-1]))
+                state, sums, passed = self._node(sums, passed)
+                states.append(state)
+            state = states[source]
+            if self.partial_channels > 1:
+                state, passed = self._pass(state, passed, next(passes), outgoing.stride)
+            sums = self._send(outgoing, state, gain, shared_weights, sums, skip_drop_probability)
+        states.append(self._node(sums, passed)[0])
         return torch.cat(states[2:], dim=1)
 
-    def _spread(
+    def _send(
         self,
         outgoing: OutgoingEdges,
         state: Tensor,
-        weights: list[Tensor],
-        ahead: list[_Incoming],
+        gain: Tensor,
+        shared_weights: Tensor,
+        sums: Tensor | None,
         skip_drop_probability: float,
-    ) -> None:
-        """Adds what a state sends over its edges to what flows into the nodes at their ends."""
-        # PC-DARTS: the operations see the first channels, and the others bypass them.
-        if self.partial_channels > 1:
-            state, others = torch.split(state, [self.seen, state.shape[1] - self.seen], dim=1)
-            state = state.contiguous(memory_format=torch.channels_last)
-            passed = F.max_pool2d(others, 2) if outgoing.stride == 2 else others
-            for node in ahead:
-                node.passed.append(passed)
+    ) -> Tensor:
+        """Adds what a state sends over its edges to the sums of the nodes at their ends."""
+        weighted, shared = outgoing(state, gain)
+        if self.training and skip_drop_probability > 0.0 and "skip_connect" in shared:
+            columns = dict(zip(shared, torch.split(shared_weights, 1, dim=1), strict=True))
+            skip, of_skip = shared.pop("skip_connect"), columns.pop("skip_connect")
+            sums = add_dropped(sums, skip, of_skip, skip_drop_probability)
+            if columns:
+                shared_weights = torch.cat(list(columns.values()), dim=1)
+        maps = list(shared.values())
+        return add_source(sums, weighted, maps, shared_weights, outgoing.rows, self.seen)
 
-        sums, shared = outgoing(state, weights)
-        for edges, maps in sums.items():
-            for edge, part in zip(edges, torch.split(maps, self.seen, dim=1), strict=True):
-                ahead[edge].terms.append(part)
-        for name, maps in shared.items():
-            drops = name == "skip_connect" and skip_drop_probability > 0.0
-            for edge in outgoing.edges[name]:  # each edge has a mask of its own
-                sent = F.dropout(maps, skip_drop_probability, self.training) if drops else maps
-                ahead[edge].shared.append(sent)
+    def _pass(
+        self, state: Tensor, passed: Tensor | None, edge_weights: Tensor, stride: int
+    ) -> tuple[Tensor, Tensor]:
+        """PC-DARTS: the operations see the first channels, and the others bypass them.
 
-    def _node(self, incoming: _Incoming, shared_weights: Tensor, edge_weights: Tensor) -> Tensor:
-        """The value of a node, [B, channels, H', W']."""
-        mixed = weighted_sum(incoming.terms, shared_weights, incoming.shared)
+        Returns the first channels, and the sums of the others.
+        """
+        state, others = torch.split(state, [self.seen, state.shape[1] - self.seen], dim=1)
+        if stride == 2:
+            others = F.max_pool2d(others, 2)
+        state = state.contiguous(memory_format=torch.channels_last)
+        return state, add_source(passed, [], [others], edge_weights, {}, others.shape[1])
+
+    def _passes(self, weights: Tensor) -> Iterator[Tensor]:
+        """The weights of the edges out of each state, [edges, 1]; none where nothing bypasses.
+
+        Those of an edge's operations sum to them: softmax(α) to one, and β · softmax(α) to β.
+        """
         if self.partial_channels == 1:
-            return mixed
-        passed = weighted_sum([], edge_weights, incoming.passed)
-        return channel_shuffle(torch.cat([mixed, passed], dim=1), self.partial_channels)
+            return iter(())
+        of_edges = weights.sum(1, keepdim=True).index_select(0, self.positions)
+        return iter(torch.split(of_edges, [len(self._rows(s)) for s in range(1 + self.nodes)]))
+
+    def _node(
+        self, sums: Tensor | None, passed: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The value of the next node, [B, channels, H', W'], and what is left of the sums."""
+        assert sums is not None
+        mixed, sums = take_node(sums)
+        if passed is None:
+            return mixed, sums, None
+        others, passed = take_node(passed)
+        mixed = channel_shuffle(torch.cat([mixed, others], dim=1), self.partial_channels)
+        return mixed, sums, passed

@@ -1,17 +1,20 @@
-"""Depthwise convolution with fast gradients on a CPU, at every order.
+"""Depthwise convolution with fast gradients at every order.
 
 y = x ∗ w is bilinear, so its gradients are bilinear again and the three maps are closed under
 differentiation:
 
     y  = depthwise(x, w)            y[p] = Σ_k w[k] x[s·p + d·k]
-    gx = depthwise(g, flipped w)    at stride 1: the same map, with the same kernel and derivatives
+    gx = input_gradient(w, g)       gx[q] = Σ_k w[k] g[p] over q = s·p + d·k
     gw = weight_gradient(x, g)      gw[k] = Σ_p x[s·p + d·k] g[p]
 
-oneDNN (torch 2.14.1) has fast kernels for the first at every dilation. It does not use them for the
-input's gradient at dilation 2 (5 to 8 times slower), nor for the weight's at dilation 2 (15 times)
-and for kernels wider than 3 (2 to 6 times on large maps). There the first is used in place of the
-second, and the third is taken apart into pieces of dilation 1 and kernel 3. PyTorch's own double
-backward would go through the channels one by one. (The functions are not made for `torch.func`.)
+At stride 1 the second is depthwise(g, flipped w). PyTorch's own double backward goes through the
+channels one by one, on every device.
+
+On a CPU, oneDNN (torch 2.14.1) has fast kernels for the first at every dilation. It does not use
+them for the input's gradient at dilation 2 (5 to 8 times slower), nor for the weight's at dilation
+2 (15 times) and for kernels wider than 3 (2 to 6 times on large maps). There the first is used in
+place of the second, and the third is taken apart into pieces of dilation 1 and kernel 3. (The
+functions are not made for `torch.func`.)
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lfmcw_app.search_space.requested_gradients import gradient_requested, recorded_by_autograd
+from lfmcw_app.search_space.requested_gradients import (
+    autocasted,
+    gradient_requested,
+    recorded_by_autograd,
+)
 
 __all__ = ["LARGE", "DepthwiseConv", "depthwise"]
 
@@ -55,12 +62,9 @@ def depthwise(x: Tensor, weight: Tensor, *, stride: int = 1, dilation: int = 1) 
     if stride == dilation == 2:
         # Every tap falls on an even row and column.
         x, stride, dilation = x[:, :, ::2, ::2], 1, 1
-    if (
-        not recorded_by_autograd(x, weight)
-        or x.device.type != "cpu"
-        or torch.is_autocast_enabled("cpu")
-    ):
+    if not recorded_by_autograd(x, weight):
         return _convolution(x, weight, stride, dilation)
+    x, weight = autocasted(x, weight)
     out: Tensor = _Depthwise.apply(x, weight.view_as(weight), stride, dilation)
     return out
 
@@ -101,11 +105,42 @@ class _Depthwise(torch.autograd.Function):
             return gx, gw, None, None
 
         # Where PyTorch's own are fast, both come from one call.
-        if ctx.dilation == 1 and not _in_pieces(x, weight.shape[-1], ctx.stride):
+        if not _in_pieces(x, weight.shape[-1], *how):
             return *_native(x, weight, g, *how, which=(in_x, in_weight)), None, None
         gx = _input_gradient(x, weight, g, *how) if in_x else None
         gw = _weight_gradient(x, g, weight.shape[-1], *how) if in_weight else None
         return gx, gw, None, None
+
+
+class _InputGradient(torch.autograd.Function):
+    """(w, g) → Σ_k w[k] g[p] over q = s·p + d·k, [B, C, H, W]: the shape of the input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, g: Tensor, shape: torch.Size, stride: int, dilation: int
+    ) -> Tensor:
+        ctx.stride, ctx.dilation = stride, dilation
+        ctx.save_for_backward(weight, g)
+        # Only its shape and the order of its memory are read.
+        x = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+        return _input_gradient(x, weight, g, stride, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (weight, g), (v,) = ctx.saved_tensors, grads
+        how = ctx.stride, ctx.dilation
+        # ⟨v, gx⟩ = ⟨v ∗ w, g⟩: linear in w as v's convolution is, and in g.
+        gw = (
+            _WeightGradient.apply(v, g, weight.shape[-1], *how)
+            if gradient_requested(ctx, 0)
+            else None
+        )
+        gg = (
+            depthwise(v, weight, stride=ctx.stride, dilation=ctx.dilation)
+            if gradient_requested(ctx, 1)
+            else None
+        )
+        return gw, gg, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
@@ -135,27 +170,32 @@ def _input_gradient(x: Tensor, weight: Tensor, g: Tensor, stride: int, dilation:
     """The transpose of x → x ∗ w, applied to `g`."""
     if stride == 1:
         return depthwise(g, weight.flip(2, 3), dilation=dilation)
+    if recorded_by_autograd(weight, g):
+        made: Tensor = _InputGradient.apply(weight, g, x.shape, stride, dilation)
+        return made
     found, _ = _native(x, weight, g, stride, dilation, which=(True, False))
     assert found is not None
     return found
 
 
 def _weight_gradient(x: Tensor, g: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
-    if stride == 1 and dilation == 2:
+    if _in_pieces(x, kernel, stride, dilation):
+        if dilation == 1:
+            return _from_3x3(x, g)
         # Rows and columns of one parity only meet their own: these are four images of half the
         # size, at dilation 1.
         return _weight_gradient(_parities(x), _parities(g), kernel, 1, 1)
-    if dilation == 1 and _in_pieces(x, kernel, stride):
-        return _from_3x3(x, g)
     weight = g.new_empty(g.shape[1], 1, kernel, kernel)
     _, found = _native(x, weight, g, stride, dilation, which=(False, True))
     assert found is not None
     return found
 
 
-def _in_pieces(x: Tensor, kernel: int, stride: int) -> bool:
-    """Whether a filter's gradient at dilation 1 is put together from those of 3×3 filters."""
-    return kernel == 5 and stride == 1 and x.numel() >= LARGE
+def _in_pieces(x: Tensor, kernel: int, stride: int, dilation: int) -> bool:
+    """Whether a filter's gradient is taken apart: on a CPU, where that is faster."""
+    if x.device.type != "cpu" or stride == 2:
+        return False
+    return dilation == 2 or (kernel == 5 and x.numel() >= LARGE)
 
 
 def _native(

@@ -40,17 +40,22 @@ class OperationStyle:
         activation: "relu", or "silu" for a smooth network in which finite differences of gradients
             are accurate.
         pools_with_norm: whether a supernet's pools have a norm behind them, as in DARTS.
+        running_statistics: whether BatchNorms keep them, for evaluation: not in a supernet, which
+            always normalises by its batch.
     """
 
     norm: Norm = "batch"
     affine: bool = False
     activation: Literal["relu", "silu"] = "relu"
     pools_with_norm: bool = True
+    running_statistics: bool = True
 
     def make_norm(self, channels: int) -> nn.Module:
         """A normalisation layer over `channels`."""
         if self.norm == "batch":
-            return nn.BatchNorm2d(channels, affine=self.affine)
+            return nn.BatchNorm2d(
+                channels, affine=self.affine, track_running_stats=self.running_statistics
+            )
         if self.norm == "none":
             return nn.Identity()
         # Over all channels of an image, or over each by itself.

@@ -19,9 +19,9 @@ from lfmcw_app.search_space.checkpointing import checkpointed
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.nasbench201 import SumCandidates, SumCell, sum_edges
 from lfmcw_app.search_space.network import STYLE, ImageNetwork, drop_path
+from lfmcw_app.search_space.node_sums import CellWeights, add_source, take_node
 from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.outgoing_edges import OutgoingEdges
-from lfmcw_app.search_space.weighted_sum import weighted_sum
 
 __all__ = ["STAGES", "SumArchitecture", "SumMixing", "SumNetwork", "SumSupernet"]
 
@@ -92,34 +92,29 @@ class MixedSumCell(nn.Module):
         style: norms and activation.
     """
 
-    positions: Tensor
-
     def __init__(self, channels: int, candidates: SumCandidates, style: OperationStyle) -> None:
         super().__init__()
-        self.channels = channels
         # As in the authors' programs a pool has no norm behind it.
         style = replace(style, pools_with_norm=False)
         edges = sum_edges(candidates.nodes)
         self.outgoing = nn.ModuleList()
-        banks: list[list[int]] = []
-        shared: list[list[int]] = [[] for _ in range(candidates.nodes - 1)]
+        # The edges out of each state, in the order of the nodes at their ends.
+        leaving: list[list[int]] = []
         for source in range(candidates.nodes - 1):
-            # The edges out of a state, in the order of the nodes at their ends.
-            rows = [row for row, (_, start) in enumerate(edges) if start == source]
-            outgoing = OutgoingEdges(channels, 1, [candidates.cell[row] for row in rows], style)
-            self.outgoing.append(outgoing)
-            for name, those in outgoing.edges.items():
-                places = [_place(candidates, rows[edge], name) for edge in those]
-                if name in outgoing.banks:
-                    banks.append(places)
-                else:
-                    for edge, place in zip(those, places, strict=True):
-                        shared[source + edge].append(place)
+            leaving.append([row for row, (_, start) in enumerate(edges) if start == source])
+            names = [candidates.cell[row] for row in leaving[-1]]
+            self.outgoing.append(OutgoingEdges(channels, 1, names, style))
 
-        # Where the weights of each bank, then those of each node's shared maps, are in α.
-        self.sizes = [len(group) for group in banks + shared]
-        positions = torch.tensor([place for group in banks + shared for place in group])
-        self.register_buffer("positions", positions, persistent=False)
+        def place(source: int, edge: int, name: str) -> int:
+            row = leaving[source][edge]
+            names = candidates.cell[row]
+            return row * len(names) + names.index(name)
+
+        self.weights = CellWeights(
+            list(self.outgoing),  # type: ignore[arg-type]
+            place,
+            len(candidates.cell) * len(candidates.cell[0]),
+        )
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Returns the last node, [B, C, H, W].
@@ -128,32 +123,20 @@ class MixedSumCell(nn.Module):
             x: the input, [B, C, H, W].
             weights: mixing weights, [edges, operations].
         """
-        nodes = len(self.outgoing)
-        chosen = torch.split(weights.flatten().index_select(0, self.positions), self.sizes)
-        of_banks, of_nodes = iter(chosen[:-nodes]), chosen[-nodes:]
-
         # A state is sent on as soon as it is known: the sums of later nodes fill up meanwhile.
-        terms: list[list[Tensor]] = [[] for _ in range(nodes)]
-        maps: list[list[Tensor]] = [[] for _ in range(nodes)]
-        state = x
-        for source, outgoing in enumerate(self.outgoing):
+        state, sums = x, None
+        for outgoing, (gain, shared_weights) in zip(
+            self.outgoing, self.weights(weights), strict=True
+        ):
             assert isinstance(outgoing, OutgoingEdges)
-            sums, shared = outgoing(state, [next(of_banks) for _ in outgoing.banks])
+            weighted, shared = outgoing(state, gain)
+            maps = list(shared.values())
+            sums = add_source(
+                sums, weighted, maps, shared_weights, outgoing.rows, outgoing.channels
+            )
             # The first edge out of a state leads to the next node.
-            for edges, made in sums.items():
-                for edge, part in zip(edges, made.split(self.channels, dim=1), strict=True):
-                    terms[source + edge].append(part)
-            for name, made in shared.items():
-                for edge in outgoing.edges[name]:
-                    maps[source + edge].append(made)
-            state = weighted_sum(terms[source], of_nodes[source], maps[source])
+            state, sums = take_node(sums)
         return state
-
-
-def _place(candidates: SumCandidates, row: int, name: str) -> int:
-    """Where the weight of an operation on an edge is in the flattened α."""
-    names = candidates.cell[row]
-    return row * len(names) + names.index(name)
 
 
 class _Skeleton(nn.Module):
@@ -207,6 +190,8 @@ class _Skeleton(nn.Module):
 class SumSupernet(_Skeleton):
     """A stack of cells that mix the candidate operations; the architecture is an argument.
 
+    As in `Supernet`, BatchNorms keep no running statistics.
+
     Args:
         in_channels: channels of an image.
         num_classes: size of the logits.
@@ -228,6 +213,7 @@ class SumSupernet(_Skeleton):
         style: OperationStyle,
         checkpointing: bool = False,
     ) -> None:
+        style = replace(style, running_statistics=False)
         super().__init__(
             in_channels=in_channels,
             num_classes=num_classes,

@@ -23,26 +23,27 @@ class _SyncGainBatchNorm(SyncBatchNorm):
 
 
 class GainBatchNorm(nn.BatchNorm2d):
-    """BatchNorm without parameters of its own and with an optional gain."""
+    """BatchNorm without parameters of its own and with an optional gain.
+
+    Args:
+        channels: C.
+        running_statistics: whether it keeps them; without, it always normalises by its batch.
+    """
 
     synchronized = _SyncGainBatchNorm
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=False)
+    def __init__(self, channels: int, *, running_statistics: bool = True) -> None:
+        super().__init__(channels, affine=False, track_running_stats=running_statistics)
 
     def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
         """Normalises `x` [B, C, H, W] and multiplies by `gain` [C]."""
-        updates = self.training and self.track_running_stats
-        if updates and self.num_batches_tracked is not None:
+        if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         # batch_norm's backward on a CPU reads a gain's memory without its strides (torch 2.14.1).
         gain = None if gain is None else gain.contiguous()
         mean, variance = self.running_mean, self.running_var
-        if self.training and not updates:
-            mean = variance = None
-        return F.batch_norm(
-            x, mean, variance, gain, None, self.training, self.momentum or 0.0, self.eps
-        )
+        by_batch = self.training or mean is None
+        return F.batch_norm(x, mean, variance, gain, None, by_batch, self.momentum or 0.0, self.eps)
 
 
 class GainGroupNorm(nn.GroupNorm):

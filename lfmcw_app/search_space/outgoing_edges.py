@@ -1,16 +1,23 @@
 """All edges that leave one state of a cell: their operations, evaluated bank by bank.
 
 The edges read the same maps. Their activation and pools are computed once, and the operations of
-one kind together (`batched_operations.py`).
+one kind together (`batched_operations.py`). Banks of convolutions on the same edges are evaluated
+together as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from lfmcw_app.search_space.batched_operations import Bank, SharedMaps
+from lfmcw_app.search_space.batched_operations import (
+    Bank,
+    ConvolutionBank,
+    JointConvolutions,
+    SharedMaps,
+)
 from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.search_space.operations import primitive_named
 
@@ -32,8 +39,11 @@ class OutgoingEdges(nn.Module):
     Attributes:
         banks: primitive → the weights of it on all edges that have it.
         edges: primitive → the positions of these edges.
+        count: number of all edges.
         pools: primitive without weights → what it makes of the state, the same on all edges.
         shared: the names of these.
+        order: (primitive, edge) of every mixing weight of a bank, in the order in which `forward`
+            takes them.
     """
 
     def __init__(
@@ -46,7 +56,7 @@ class OutgoingEdges(nn.Module):
         for name in sorted(found):
             self.edges[name] = tuple(e for e, names in enumerate(primitives) if name in names)
 
-        self.channels, self.stride = channels, stride
+        self.channels, self.stride, self.count = channels, stride, len(primitives)
         self.activation = style.make_activation()
         self.banks = nn.ModuleDict()
         self.pools = nn.ModuleDict()
@@ -58,39 +68,73 @@ class OutgoingEdges(nn.Module):
                 self.banks[name] = made
         self.shared = tuple(name for name in self.edges if name not in self.banks)
 
+        # Convolutions on the same edges are one group, and every other bank is one.
+        grouped: dict[object, list[str]] = {}
+        for name, bank in self.banks.items():
+            joins = type(bank) is ConvolutionBank
+            grouped.setdefault(self.edges[name] if joins else name, []).append(name)
+        self.groups = tuple(map(tuple, grouped.values()))
+        self.joint = nn.ModuleDict()
+        for names in self.groups:
+            members = [self.banks[name] for name in names]
+            if len(members) > 1:
+                self.joint[names[0]] = JointConvolutions(members, channels, style)  # type: ignore[arg-type]
+        parts = sorted({edges for edges in self.edges.values() if len(edges) < self.count})
+        self._parts = {edges: f"edges_{number}" for number, edges in enumerate(parts)}
+        for edges, buffer in self._parts.items():
+            self.register_buffer(buffer, torch.tensor(edges), persistent=False)
+        self.order = tuple(
+            (name, edge) for names in self.groups for name in names for edge in self.edges[name]
+        )
+
     def forward(
-        self, state: Tensor, weights: Sequence[Tensor]
-    ) -> tuple[dict[tuple[int, ...], Tensor], dict[str, Tensor]]:
+        self, state: Tensor, gain: Tensor
+    ) -> tuple[list[tuple[tuple[int, ...], Tensor]], dict[str, Tensor]]:
         """Evaluates the operations.
 
         Args:
             state: [B, C, H, W].
-            weights: for every bank the mixing weights of its edges.
+            gain: the mixing weights in `order`, each once per channel, [len(order) · C].
 
         Returns:
-            edges → the weighted sum of the operations that have weights, for every set of edges
-            that some of them are on, [B, len(edges)·C, H', W']; and primitive → what it makes of
-            the state, for those without weights.
+            (edges, maps with their weights) of the operations that have weights, [B, m·E·C, H',
+            W'], where m banks on E edges stand side by side and are to be added up; and primitive →
+            what it makes of the state, for those without weights.
         """
-        # Operations with weights: the weights of a bank are applied by its norm, and banks on the
-        # same edges are added up.
-        sums: dict[tuple[int, ...], Tensor] = {}
+        # Operations with weights: the weights of a bank are applied by its norm.
+        weighted: list[tuple[tuple[int, ...], Tensor]] = []
         if self.banks:
             activated = self.activation(state)
             repeated: dict[tuple[int, ...], Tensor] = {}
-            for (name, bank), chosen in zip(self.banks.items(), weights, strict=True):
+            for names, own_gain in zip(self.groups, self._split(gain), strict=True):
+                bank, edges = self.banks[names[0]], self.edges[names[0]]
                 assert isinstance(bank, Bank)
-                edges = self.edges[name]
                 given = state if bank.reads == "state" else activated
                 if bank.reads == "repeated":
                     if edges not in repeated:
                         repeated[edges] = _repeated(activated, len(edges))
                     given = repeated[edges]
-                out = bank(given, chosen.repeat_interleave(self.channels))
-                sums[edges] = sums[edges] + out if edges in sums else out
+                if names[0] in self.joint:
+                    members = [self.banks[name] for name in names]
+                    out = self.joint[names[0]](members, given, own_gain)
+                else:
+                    out = bank(given, own_gain)
+                weighted.append((edges, out))
 
         # The others give every edge the same maps; each edge's weights are applied in its node.
-        return sums, {name: self.pools[name](state) for name in self.shared}
+        return weighted, {name: self.pools[name](state) for name in self.shared}
+
+    def _split(self, gain: Tensor) -> Sequence[Tensor]:
+        """The gains of each group."""
+        if len(self.groups) == 1:  # whose gradient needs no copy
+            return [gain]
+        edges = [len(names) * len(self.edges[names[0]]) for names in self.groups]
+        return torch.split(gain, [count * self.channels for count in edges])
+
+    @property
+    def rows(self) -> dict[tuple[int, ...], Tensor]:
+        """Sets of edges that are not all of them → their positions as a tensor."""
+        return {edges: self.get_buffer(name) for edges, name in self._parts.items()}
 
 
 def blocks_of_convolutions(root: nn.Module) -> dict[nn.Module, int]:

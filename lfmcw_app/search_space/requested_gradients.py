@@ -1,4 +1,5 @@
-"""Whether autograd records a graph, and which gradients a backward pass is asked for.
+"""What a Function asks PyTorch: whether a graph is recorded, which gradients are asked for, in
+which type it computes.
 
 `torch.autograd.grad(loss, some_inputs)` does not ask for those of other inputs.
 """
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["gradient_requested", "recorded_by_autograd"]
+__all__ = ["autocasted", "gradient_requested", "recorded_by_autograd"]
 
 
 def recorded_by_autograd(*inputs: Tensor) -> bool:
@@ -18,17 +19,33 @@ def recorded_by_autograd(*inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
+def autocasted(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """The inputs as an operator of lower precision has them under autocast; else themselves.
+
+    Autocast does not look into a Function, whose gradients need one type for all that it saves.
+    """
+    kind = inputs[0].device.type
+    # The meta device knows no autocast.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return inputs
+    narrow = torch.get_autocast_dtype(kind)
+    return tuple(x if x.dtype == torch.float64 else x.to(narrow) for x in inputs)
+
+
 def gradient_requested(ctx: Any, index: int) -> bool:
     """Whether the running backward pass needs the gradient in an input of a Function.
 
     PyTorch's own operators ask this; `ctx.needs_input_grad` says only whether the input requires
     gradients. For a leaf PyTorch does not tell, and the answer is yes: pass `leaf.view_as(leaf)` to
-    the function instead.
+    the function instead. A compiler, which traces the backward pass apart from any engine, is told
+    yes too, and drops what nobody uses.
 
     Args:
         ctx: the function's context, in its `backward`.
         index: of the input, among those that are tensors.
     """
+    if torch.compiler.is_compiling():
+        return True
     node = ctx.next_functions[index][0]
     if node is None:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -93,7 +94,8 @@ def reduction_layers(layers: int) -> tuple[int, int]:
 class Supernet(nn.Module):
     """A stack of cells over a stem, with a linear classifier.
 
-    It holds weights only; the architecture is an argument.
+    It holds weights only; the architecture is an argument. Its BatchNorms keep no running
+    statistics: a search never reads them, and copies and moves all buffers in each evaluation.
 
     Args:
         in_channels: channels of an image.
@@ -136,7 +138,7 @@ class Supernet(nn.Module):
         self.skip_drop_probability = 0.0
         self.checkpointing = checkpointing
         candidates = as_candidates(primitives, nodes)
-        style = style or OperationStyle()
+        style = replace(style or OperationStyle(), running_statistics=False)
         width = stem_multiplier * channels
         self.stem, self.second_stem = make_stem(stem, in_channels, width, style)
         self.cells = nn.ModuleList()

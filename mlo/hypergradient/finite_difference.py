@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError, warn_user
+from mlo.gradient_norm import norms_of, total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
 from mlo.hypergradient.products import (
     Autograd,
@@ -25,7 +26,6 @@ from mlo.hypergradient.products import (
 )
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.sharding import total_norm, whole
 from mlo.tensors import add, zeros_for_none
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
@@ -106,26 +106,43 @@ class FiniteDifference(Products):
         Returns:
             A tensor without dimensions, on the device and with a value in the dtype of θ.
         """
+        dtype_of_theta = parameters[0].dtype
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
-            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction])
-            norms = [whole(tensor.detach().norm()) for tensor in parameters]
+            moved, norms = norms_of(direction), norms_of(parameters)
             # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
             least = [0.01 * math.sqrt(tensor.numel()) for tensor in parameters]
-            ratios = torch.stack(torch._foreach_clamp_min(norms, least)) / moved
-            # Here, and below, u = 0 leads to ∞, and so does a norm that is not a number.
-            ratio = torch.where(moved > 0.0, ratios, torch.inf).min()
-            e = math.cbrt(torch.finfo(dtype).eps) * ratio
+            e = math.cbrt(torch.finfo(dtype).eps) * _least_ratio(norms, least, moved)
         else:
             norm = total_norm([tensor.detach() for tensor in direction])
             radius = 0.01 if self.step == "darts" else float(self.step)
             e = torch.where(norm > 0.0, radius / norm, torch.inf)
         # θ moves by as much as the difference is divided by: by e as θ's dtype rounds it. Powers of
         # two are exact in half precision, as are their inverses.
-        if parameters[0].dtype in (torch.float16, torch.bfloat16):
+        if dtype_of_theta in (torch.float16, torch.bfloat16):
             e = e.float().log2().floor().exp2()
-        return torch.where(e.isfinite(), e, 0.0).to(parameters[0].dtype)
+        # (u = 0 has led to ∞, and so has a norm that is not a number.)
+        if e.is_cpu:
+            value = e.item()
+            return torch.tensor(value if math.isfinite(value) else 0.0, dtype=dtype_of_theta)
+        return torch.where(e.isfinite(), e, 0.0).to(dtype_of_theta)
+
+
+def _least_ratio(
+    norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
+) -> Tensor:
+    """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
+    if norms[0].is_cpu:  # where a number is read faster than an operator is called
+        ratios = [
+            max(norm.item(), size) / by
+            for norm, size, by in zip(norms, least, [u.item() for u in moved], strict=True)
+            if by > 0.0
+        ]
+        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
+    by = torch.stack(tuple(moved))
+    ratios_of = torch.stack(torch._foreach_clamp_min(list(norms), list(least))) / by
+    return torch.where(by > 0.0, ratios_of, torch.inf).min()
 
 
 class FiniteDifferenceSystem(LinearSystem):
@@ -230,7 +247,8 @@ class FiniteDifferenceSystem(LinearSystem):
         total: list[Tensor | None] = [None] * len(of)
         # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
-            e = self._step_size_along(directions) * factor
+            e = self._step_size_along(directions)
+            e = e if factor == 1.0 else e * factor
             terms = self._weighted_gradients(
                 player, self._both_sides(directions, e), in_inputs=in_inputs
             )
@@ -257,13 +275,18 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _both_sides(
         self, directions: Mapping[str, Tensor], e: Tensor
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    ) -> Iterator[tuple[Tensor | float, dict[str, Tensor]]]:
         """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory.
 
         Where e is zero, as u is, the weights are zero.
         """
         moved: dict[str, Tensor] = {}
-        weight = torch.where(e > 0.0, 0.5 / e, 0.0)
+        weight: Tensor | float
+        if e.is_cpu:  # where a number is read faster than an operator is called
+            number = e.item()
+            weight = 0.5 / number if number > 0.0 else 0.0
+        else:
+            weight = torch.where(e > 0.0, 0.5 / e, 0.0)
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 for name, direction in directions.items():
@@ -300,10 +323,10 @@ class FiniteDifferenceSystem(LinearSystem):
         with torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
-                theta = {
-                    name: tensor.detach().requires_grad_(not in_inputs)
-                    for name, tensor in parameters.items()
-                }
+                # (They are constants already.)
+                theta = parameters
+                if not in_inputs:
+                    theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
                 losses = stack.enter_context(
                     self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
@@ -364,10 +387,11 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:
         """Bᵀ u of the wanted inputs, and the size of the gradient in them; None: there is none."""
-        if self.call.solution.evaluation.loss.problem.compile:
-            return None
         try:
             with ExitStack() as stack:
+                if self.call.solution.evaluation.loss.problem.compile:
+                    # Only compiled modules lack a second derivative.
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
                 call = replace(self.call, stack=stack, differentiate=False)
                 system = Autograd().linearize(call)
                 system.check_double_backward()

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from mlo.errors import EngineError
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.products import LinearSystem, Solve
 from mlo.projected_step import ProjectedStep
 from mlo.response import Cotangent
-from mlo.sharding import total_norm
 from mlo.tensors import zeros_for_none
 
 __all__ = ["solve_on_free_variables"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlo.hypergradient.products import Engine, LinearSystem, Solve
+from torch import Tensor
+
+from mlo.hypergradient.products import LinearSystem, Solve
+from mlo.hypergradient.sweep import SweepEngine
 from mlo.response import Cotangent
 
 __all__ = ["Identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(Engine):
+class Identity(SweepEngine):
     """Takes q = v: one mixed product and no inverse at all.
 
     Reference: Luketina et al. (2016), T1-T2. Betty's `darts` does the same.
@@ -22,3 +26,6 @@ class Identity(Engine):
 
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         return Solve(q=list(cotangent), report=self.report(system.problem))
+
+    def applied(self, system: LinearSystem, direction: Sequence[Tensor]) -> list[Tensor]:
+        return [-entry for entry in direction]

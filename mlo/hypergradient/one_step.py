@@ -15,24 +15,27 @@ as well then, and −Aᵀ q joins −Bᵀ q.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.errors import EngineError
 from mlo.hypergradient.finite_difference import FiniteDifference
-from mlo.hypergradient.products import Autograd, Engine, LinearSystem, Solve
+from mlo.hypergradient.products import Autograd, LinearSystem, Solve
+from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
-from mlo.problem import Problem
-from mlo.response import Cotangent, StepEngine, Stepped
+from mlo.problem import Problem, Tensors
+from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
 
 __all__ = ["OneStep", "darts"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneStep(Engine, StepEngine):
+class OneStep(SweepEngine, StepEngine):
     """Differentiates the optimizer's last step, exactly: momentum, decay, Adam, clipping.
 
     Args:
@@ -105,6 +108,87 @@ class OneStep(Engine, StepEngine):
         q = [scaled.get(name) for name in system.names]
         return Solve(q=q, report=self.report(system.problem))
 
+    def respond(self, solution: Solution, reading: Reading) -> Tensors:
+        """Returns a node, or the step as plain operations where these are differentiated again.
+
+        Then autograd sums all that flows into the step's gradient before it goes on. Behind a node
+        each product would be a backward pass of its own, with two of each for every level below.
+        """
+        assert isinstance(solution, Stepped)
+        around = acts_around_step(solution.evaluation.loss.problem) or solution.start is not None
+        if not reading.in_graph or not self.sweeps or around:
+            return super().respond(solution, reading)
+        inputs: list[Tensor] = []
+        for item in solution.evaluation.free_inputs:
+            inputs += reading.of(item).values()
+        wanted = [tensor.requires_grad for tensor in inputs]
+        made = solution.constants()
+        if not any(wanted):
+            return made
+        with ExitStack() as stack, torch.enable_grad():
+            call = Pullback(
+                solution=solution,
+                outputs=tuple(made.values()),
+                inputs=inputs,
+                wanted=wanted,
+                differentiate=True,
+                reading=reading,
+                stack=stack,
+            )
+            system = self.linearize(call)
+            g = dict(zip(system.names, system.gradient(), strict=True))
+            moved = self._moved(solution, g)
+        reading.note(self.report(solution.name))
+        # The value that the step has led to, with the derivative of the step that is made again.
+        return {name: made[name] + (moved[name] - moved[name].detach()) for name in made}
+
+    def _moved(self, solution: Stepped, g: Tensors) -> Tensors:
+        """The step as a function of its gradient g, up to a constant."""
+        step, parameters = solution.step, solution.evaluation.parameters
+        coefficients = self._coefficients(step, g)
+        if coefficients is None:
+            return step.apply({name: parameters[name].detach() for name in g}, g)
+        clipped = g if self.plain else step.clipped(g)
+        return {name: c * clipped[name] for name, c in coefficients.items()}
+
+    def _coefficients(self, step: OptimizerStep, names: Iterable[str]) -> dict[str, float] | None:
+        """The c of θ' = c g + …, one per parameter; None where the step is not linear in g."""
+        found: dict[str, float] = {}
+        for name in names:
+            c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
+            if c is None:
+                return None
+            found[name] = c
+        return found
+
+    def applied(self, system: LinearSystem, direction: Sequence[Tensor]) -> list[Tensor]:
+        """(∂θ'/∂g) u: how the step moves with its gradient."""
+        solution = system.call.solution
+        assert isinstance(solution, Stepped)
+        # w ↦ (∂θ'/∂g)ᵀ w is linear, and its own transpose is what is wanted.
+        u = dict(zip(system.names, direction, strict=True))
+        coefficients = self._coefficients(solution.step, u)
+        if coefficients is not None and (self.plain or solution.step.grad_clip is None):
+            return [c * u[name] for name, c in coefficients.items()]
+        with torch.enable_grad():
+            g = {name: solution.gradient[name].detach().requires_grad_() for name in u}
+            moved = self._moved(solution, g)
+            names = [name for name, tensor in moved.items() if tensor.requires_grad]
+            w = [torch.zeros_like(moved[name], requires_grad=True) for name in names]
+            pulled = torch.autograd.grad(
+                [moved[name] for name in names],
+                [g[name] for name in names],
+                w,
+                create_graph=True,
+                materialize_grads=True,
+            )
+        pairs = [(t, u[n]) for n, t in zip(names, pulled, strict=True) if t.requires_grad]
+        found = torch.autograd.grad(
+            [t for t, _ in pairs], w, [entry for _, entry in pairs], materialize_grads=True
+        )
+        moves = dict(zip(names, found, strict=True))
+        return [moves.get(name, torch.zeros_like(entry)) for name, entry in u.items()]
+
     def _through_whole_step(
         self, system: LinearSystem, solution: Stepped, v_of: dict[str, Tensor]
     ) -> Solve:
@@ -170,12 +254,11 @@ class OneStep(Engine, StepEngine):
                 parameters = system.call.solution.evaluation.parameters
                 after = step.apply({name: parameters[name].detach() for name in g}, g)
                 minus_v = {name: -v for name, v in v_of.items()}
-        found = torch.autograd.grad(
+        found = grad(
             [after[name] for name in g],
             list(g.values()),
-            grad_outputs=[minus_v[name] for name in g],
+            [minus_v[name] for name in g],
             create_graph=system.call.differentiate,
-            allow_unused=True,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}
 

@@ -23,12 +23,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.options import number
 from mlo.loss import gradients
 from mlo.optimizer_step import l2_penalty
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
-from mlo.sharding import total_norm, whole
+from mlo.sharding import whole
 from mlo.tensors import zeros_for_none
 
 __all__ = ["OuterProduct"]

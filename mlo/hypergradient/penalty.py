@@ -28,13 +28,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.finite_difference import FiniteDifference
 from mlo.hypergradient.iterative import FlatOperator
 from mlo.hypergradient.options import count, number, number_or_auto
 from mlo.hypergradient.step_size import persistent_step_size
 from mlo.records import SolveReport
 from mlo.response import Cotangent, Pullback, PullbackEngine
-from mlo.sharding import total_norm
 from mlo.tensors import zeros_for_none
 
 __all__ = ["Penalty"]

@@ -22,7 +22,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.errors import EngineError, nearest, warn_user
+from mlo.gradient_norm import total_norm
 from mlo.hypergradient.batch_bias import halves_of, is_mean
 from mlo.hypergradient.double_backward import (
     check_double_backward,
@@ -40,7 +42,6 @@ from mlo.response import (
     Stationary,
     Stepped,
 )
-from mlo.sharding import total_norm
 from mlo.tensors import add, zeros_for_none
 
 __all__ = [
@@ -268,13 +269,12 @@ class AutogradSystem(LinearSystem):
         if not pairs:
             return [torch.zeros_like(entry) for entry in u]
         outputs, entries = zip(*pairs, strict=True)
-        found = torch.autograd.grad(
+        found = grad(
             outputs,
             w,
-            grad_outputs=entries,
+            entries,
             retain_graph=True,
             create_graph=self.call.differentiate and torch.is_grad_enabled(),
-            allow_unused=True,
         )
         return zeros_for_none(found, w)
 
@@ -340,13 +340,12 @@ class AutogradSystem(LinearSystem):
         if not outputs or not inputs:
             return [None] * len(inputs)
         try:
-            found: Sequence[Tensor | None] = torch.autograd.grad(
+            found: Sequence[Tensor | None] = grad(
                 outputs,
-                list(inputs),
-                grad_outputs=entries,
+                inputs,
+                entries,
                 retain_graph=True,
                 create_graph=create_graph or (self.call.differentiate and torch.is_grad_enabled()),
-                allow_unused=True,
             )
         except RuntimeError as error:
             if not is_about_double_backward(error):
@@ -440,6 +439,10 @@ class Engine(PullbackEngine):
             return self.name
         return f"{self.name} × {self.products.name}"
 
+    def linearize(self, call: Pullback) -> LinearSystem:
+        """The products at the point of `call`."""
+        return self.products.linearize(call)
+
     @abstractmethod
     def solve(self, system: LinearSystem, cotangent: Cotangent) -> Solve:
         """Returns q with Aᵀ q ≈ v.
@@ -457,7 +460,7 @@ class Engine(PullbackEngine):
         Raises:
             EngineError: if `solve` returned a q of another shape than the parameters.
         """
-        system = self.products.linearize(call)
+        system = self.linearize(call)
         with torch.set_grad_enabled(call.differentiate):
             solve = self.solve(system, cotangent)
             if not _fits(solve.q, system.parameters):

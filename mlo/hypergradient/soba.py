@@ -242,7 +242,7 @@ class Soba(Engine):
             v: the cotangent.
             residual: v − Aᵀ q before the update.
             iterations: products with Aᵀ.
-            lost: the relative residual of a q that starts again; None: q goes on.
+            lost: the relative residual of a q that starts again; None: q is kept.
         """
         # A young q cannot have arrived, and gets no advice.
         restart = lost is not None

@@ -19,11 +19,13 @@ from lfmcw_app.run_folder import RunFolder
 RECIPE = {
     "dataset": "digits",
     "checkpoint_every": 2,
+    "data.image_size": 8,
     "data.search_images": 80,
     "data.train_images": 60,
     "data.test_images": 50,
     "search.channels": 4,
     "search.nodes": 2,
+    "search.primitives": ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"],
     "search.steps": 6,
     "search.order": "first",
     "search.method": "darts",

@@ -1,4 +1,4 @@
-"""Pictures that change while a run is stopped: it does not go on with others than it began with."""
+"""Pictures that change while a run is stopped: it resumes with no others."""
 
 from __future__ import annotations
 

@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from started_processes import PATIENCE, wait_for
+from started_processes import started as started_process
 
 SETTINGS = {
     "search.method": "darts", "search.order": "first", "search.channels": 4, "search.nodes": 2,
@@ -19,6 +20,9 @@ SETTINGS = {
     "evaluation.channels": 4, "evaluation.epochs": 1, "evaluation.batch_size": 16,
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+STREAMS = {
+    "env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,22 +42,9 @@ def started(tmp_path):
     ]
     options = ["digits", "--device=cpu", "--threads=1", "--out", str(folder)]
     settings = [f"--set={key}={value}" for key, value in SETTINGS.items()]
-    process = subprocess.Popen(
-        [*command, *options, *settings],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        wait_for(lambda: lines(folder) >= 6 or process.poll() is not None)
-        assert process.poll() is None, process.communicate()[1]
+    with started_process([*command, *options, *settings], **STREAMS) as process:
+        wait_for(lambda: lines(folder) >= 6, process)
         yield process, folder
-    finally:
-        for worker in workers(process):
-            os.kill(worker, signal.SIGKILL)
-        process.kill()
-        process.communicate()
 
 
 def lines(folder: Path) -> int:
@@ -62,13 +53,6 @@ def lines(folder: Path) -> int:
         if (folder / "metrics.jsonl").exists()
         else 0
     )
-
-
-def wait_for(condition, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def workers(process: subprocess.Popen) -> list[int]:
@@ -81,17 +65,11 @@ def workers(process: subprocess.Popen) -> list[int]:
 def resumed(folder: Path) -> int:
     """Rounds of the search after a single process resumed it for a while."""
     before = lines(folder)
-    single = subprocess.Popen(
-        [sys.executable, "-m", "lfmcw_app.run", "--resume", str(folder), "--threads=1"],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for(lambda: lines(folder) >= before + 3 or single.poll() is not None)
-    assert single.poll() is None, single.communicate()[1]
-    single.terminate()
-    assert single.wait(60) == 0, single.communicate()[1]
+    command = [sys.executable, "-m", "lfmcw_app.run", "--resume", folder, "--threads=1"]
+    with started_process(command, **STREAMS) as single:
+        wait_for(lambda: lines(folder) >= before + 3, single)
+        single.terminate()
+        assert single.wait(PATIENCE) == 0, single.communicate()[1]
     rounds = [
         json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
@@ -106,7 +84,7 @@ def test_a_killed_process_ends_all_and_a_single_one_resumes(started, victim):
     pids = workers(process)
     assert len(pids) == 2
     os.kill(sorted(pids)[victim], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert "SIGKILL" in errors or "Signal 9" in errors
     assert resumed(folder) > 6
@@ -117,7 +95,7 @@ def test_all_processes_stop_after_the_same_round_when_asked_to(started):
     process, folder = started
     pids = workers(process)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

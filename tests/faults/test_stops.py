@@ -6,17 +6,22 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
+from contextlib import ExitStack
 
 import pytest
 from filelock import FileLock
+from interrupted_command import command as interrupted
+from interrupted_command import is_held
 from interrupted_runs import outcome
+from started_processes import PATIENCE, finished, wait_for
+from started_processes import started as started_process
 
 import mlo
 from lfmcw_app.errors import InputError
 from lfmcw_app.run_folder import RunFolder
 
 COMMAND = [sys.executable, "-m", "lfmcw_app.run", "--threads=1"]
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 @pytest.fixture
@@ -24,41 +29,31 @@ def started(runs, tmp_path):
     """Starts a run in a process of its own and returns it after so many lines of metrics, held
     still.
     """
-    processes = []
+    with ExitStack() as stack:
 
-    def start(lines):
-        folder = tmp_path / "run"
-        config = tmp_path / "recipe.yaml"
-        config.write_text(runs.recipe().to_yaml())
-        process = subprocess.Popen(
-            [*COMMAND, "digits", "--preset=smoke", f"--config={config}", f"--out={folder}"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        processes.append(process)
-        metrics = folder / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= lines):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGSTOP)
-        return process, folder
+        def start(lines):
+            folder = tmp_path / "run"
+            config = tmp_path / "recipe.yaml"
+            config.write_text(runs.recipe().to_yaml())
+            given = ("digits", "--preset=smoke", f"--config={config}", f"--out={folder}")
+            command = interrupted(signal.SIGSTOP, lines, "--threads=1", *given)
+            process = stack.enter_context(started_process(command, **PIPES))
+            wait_for(lambda: is_held(process), process)
+            return process, folder
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+        yield start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, number, code):
     """A signal saves and ends the run, which resumes bit for bit."""
     process, folder = started(3)
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, errors
-    assert f"the state is saved. Go on with: python -m lfmcw_app.run --resume {folder}" in printed
+    assert f"the state is saved. Resume with: python -m lfmcw_app.run --resume {folder}" in printed
     assert "Traceback" not in errors
     lines = (folder / "metrics.jsonl").read_bytes().count(b"\n")
     assert lines < 15
@@ -68,12 +63,11 @@ def test_a_signal_saves_the_run_which_resumes_bit_for_bit(started, runs, whole, 
     assert outcome(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_second_run_in_a_folder_is_refused(started, runs, whole):
     """A second run in a folder is refused until the first is killed."""
     process, folder = started(2)
-    second = subprocess.run(
-        [*COMMAND, "--resume", folder], capture_output=True, text=True, timeout=120, check=False
-    )
+    second = finished([*COMMAND, "--resume", folder])
     assert second.returncode == 75
     assert "Another process is running in" in second.stderr
     assert "Traceback" not in second.stderr
@@ -109,9 +103,7 @@ def program(body):
             hashlib.pbkdf2_hmac("sha512", b"", b"", 1 << 24)
         """
     ) + textwrap.dedent(body)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = finished([sys.executable, "-c", code])
     return done.returncode, done.stdout, done.stderr
 
 
@@ -120,7 +112,7 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
     code, printed, errors = program(
         """
         import threading
-        with stopping.stop_signals("Go on with: THIS"):
+        with stopping.stop_signals("Resume with: THIS"):
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
             long_instruction()
             print("survived", flush=True)
@@ -128,25 +120,36 @@ def test_a_round_that_outlasts_the_grace_is_given_up():
     )
     assert (code, printed) == (0, "")
     assert (
-        "did not end within 0 s, so it is given up; the last checkpoint stands. Go on with: THIS"
+        "did not end within 0 s, so it is given up; the last checkpoint stands. Resume with: THIS"
         in errors
     )
 
 
 def test_a_round_that_ends_in_time_is_not_given_up():
-    """A round that ends in time is not given up while its state is written."""
+    """A round that ends in time is not given up while its state is written.
+
+    The thread that would give it up hears of the end while that is being done.
+    """
     code, printed, errors = program(
-        """
-        import time
+        f"""
+        import threading
+        told = threading.Event()
+        class Settled(threading.Event):
+            def wait(self, timeout):
+                print("within", timeout, flush=True)
+                ended = super().wait({PATIENCE})
+                told.set()
+                return ended
+        stopping._settled = Settled()
         with stopping.stop_signals():
             os.kill(os.getpid(), signal.SIGTERM)
-            print(stopping.requested() == signal.SIGTERM)
+            print(stopping.requested() == signal.SIGTERM, flush=True)
             stopping.settled()
-            time.sleep(0.6)
-            print("written", flush=True)
+            print("written", told.wait({PATIENCE}), flush=True)
         """
     )
-    assert (code, printed, errors) == (0, "True\nwritten\n", "")
+    assert (code, errors) == (0, "")
+    assert sorted(printed.splitlines()) == ["True", "within 0.2", "written True"]
 
 
 def test_the_second_interrupt_stops_at_once():

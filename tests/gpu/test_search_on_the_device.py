@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 import torch
+from interrupted_command import command as interrupted
+from started_processes import finished
 from torch.nn import functional as F
 
 from lfmcw_app.build_modules import build_modules
@@ -181,22 +181,12 @@ def test_a_killed_run_resumes_where_it_was(device, tmp_path):
     where = f"--device={device.type}"
     folder, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     options = [f"--set={key}={value}" for key, value in settings.items()]
-    with subprocess.Popen(
-        command("digits", where, "--out", folder, *options), stdout=subprocess.DEVNULL
-    ) as process:
-        try:
-            deadline = time.monotonic() + 200
-            while not log.exists() or len(log.read_text().splitlines()) < 4:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            process.send_signal(signal.SIGKILL)
+    given = ("--threads=1", "digits", where, "--out", folder, *options)
+    killed = finished(interrupted(signal.SIGKILL, 4, *given))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = log.read_text().splitlines()[:2]
     assert not (folder / "result.json").exists()
-    resumed = subprocess.run(
-        command("--resume", folder, where), capture_output=True, text=True, timeout=250
-    )
+    resumed = finished(command("--resume", folder, where))
     assert resumed.returncode == 0, resumed.stderr
     result = json.loads((folder / "result.json").read_text())
     assert result["test_images"] == 50

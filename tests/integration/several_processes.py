@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import data_parallel_cases
+from started_processes import PATIENCE, started
 
 import mlo
 
-TIMEOUT = 300
-"""Seconds after which processes count as hanging."""
+OUTPUT = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
 def launch(size, folder, script=data_parallel_cases.__file__, arguments=None, expect=0):
@@ -20,25 +21,14 @@ def launch(size, folder, script=data_parallel_cases.__file__, arguments=None, ex
     environment["PYTHONPATH"] = os.pathsep.join(
         [os.path.dirname(os.path.dirname(mlo.__file__)), *sys.path]
     )
-    running = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                script,
-                *(arguments or [str(folder / "store"), str(rank), str(size), str(folder)]),
-            ],
-            env={**environment, "RANK": str(rank), "WORLD_SIZE": str(size)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        printed = [process.communicate(timeout=TIMEOUT)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
+    with ExitStack() as stack:
+        running = []
+        for rank in range(size):
+            given = arguments or [folder / "store", rank, size, folder]
+            own = {**environment, "RANK": str(rank), "WORLD_SIZE": str(size)}
+            command = [sys.executable, script, *given]
+            running.append(stack.enter_context(started(command, env=own, **OUTPUT)))
+        printed = [process.communicate(timeout=PATIENCE)[0] for process in running]
     codes = [process.returncode for process in running]
     assert all((code == 0) == (expect == 0) for code in codes), "\n".join(
         [f"exit codes {codes}", *printed]

@@ -201,18 +201,6 @@ def test_a_damaged_result_is_named(invoke, tmp_path):
     assert "result.json" in result.output.replace("\n", "")
 
 
-def test_a_shortened_metrics_file_is_noticed(invoke, tmp_path):
-    import mlo
-
-    recipe = load_recipe("smoke")
-    folder = RunFolder.create(tmp_path / "run", recipe)
-    state = {"recipe": recipe.to_yaml(), "phase": "search", "metrics_bytes": 500, "optimizer": {}}
-    mlo.save_checkpoint(state, folder.path / "search.pt")
-    result = invoke("--resume", folder.path)
-    assert result.exit_code == 2
-    assert "is shorter" in " ".join(result.output.split())
-
-
 # ------------------------------ recipes
 
 

@@ -15,6 +15,8 @@ from several_processes import launch
 import mlo
 from mlo.distributed import SyncBatchNorm, _rows
 
+pytestmark = pytest.mark.xdist_group("data parallel")  # the processes are started once
+
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
@@ -56,6 +58,7 @@ def error(found, exact):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_equal_one_on_the_whole_batch(several, alone, size):
     """Several processes equal one on the whole batch, with every engine."""
@@ -69,6 +72,7 @@ def test_several_processes_equal_one_on_the_whole_batch(several, alone, size):
     assert {graph for graph, _ in errors} == {*cases.GRAPHS, "coupled", "uneven"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_all_processes_hold_the_same_bits(several, size):
     results, _ = several(size)
@@ -79,6 +83,7 @@ def test_all_processes_hold_the_same_bits(several, size):
                     assert torch.equal(value, other[key][name]), (key, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_one_process_and_several_resume_each_others_states(several, size):
     results, folder = several(size)
@@ -95,6 +100,7 @@ def test_one_process_and_several_resume_each_others_states(several, size):
     assert error(cases.parameters(back), cases.parameters(whole)) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_parameters_are_the_first_process_s_from_the_start(several, size):
     results, _ = several(size)
@@ -105,6 +111,7 @@ def test_parameters_are_the_first_process_s_from_the_start(several, size):
         assert all(torch.equal(found["begun", ""][key], value) for key, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_mistakes_of_several_processes_are_named(several, size):
     for rank, found in enumerate(several(size)[0]):
@@ -115,6 +122,7 @@ def test_mistakes_of_several_processes_are_named(several, size):
         assert f"'net.first' differs between process {rank}" in said["another_state"]
 
 
+@pytest.mark.slow
 def test_noise_is_own_or_shared_and_states_stay_alike(several):
     """Noise is each process's own, or shared; the random states stay alike."""
     first, second = several(2)[0]
@@ -126,6 +134,7 @@ def test_noise_is_own_or_shared_and_states_stay_alike(several):
     assert torch.equal(first["noises", "shared"]["drawn"], second["noises", "shared"]["drawn"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["direct", "cg", "one_step"])
 def test_final_averages_once_and_is_biased(several, engine):
     for size in (2, 4):
@@ -135,6 +144,7 @@ def test_final_averages_once_and_is_biased(several, engine):
         assert 1e-3 < bias < 2.0
 
 
+@pytest.mark.slow
 def test_a_sharded_transformer_learns_the_same_weights(several):
     """By `penalty`, in two processes as in one, where the weights do move."""
     found = several(2)[0][0]["sharded transformer", ""]
@@ -145,6 +155,7 @@ def test_a_sharded_transformer_learns_the_same_weights(several):
     assert float(exact["start"].abs().min()) > 1e-4
 
 
+@pytest.mark.slow
 def test_sharded_parameters_give_the_numbers_of_whole_ones(several):
     """fully_shard on two processes, with finite differences and with exact products."""
     found = several(2)[0][0]

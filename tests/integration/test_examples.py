@@ -6,12 +6,12 @@ import ast
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from started_processes import finished
 
 from mlo.testing import bilevel_quadratic
 
@@ -33,14 +33,8 @@ def output_of(name: str, folder: Path, *arguments: object) -> str:
     An example leaves nothing behind but the picture that its `--picture` names.
     """
     assert "--picture" in arguments
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / name, *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    result = finished([sys.executable, EXAMPLES / name, *arguments], cwd=folder, env=environment)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
     picture = [
@@ -76,6 +70,7 @@ def test_every_example_is_tested_and_short():
         assert len(text.splitlines()) < UNDER.get(name, 155), name
 
 
+@pytest.mark.slow
 def test_learned_regularisation_finds_the_decoys(tmp_path):
     """Learned regularisation finds the decoys and helps on test images."""
     printed = output_of("hyperparameter_optimization.py", tmp_path, "--picture", "decays.png")
@@ -86,6 +81,7 @@ def test_learned_regularisation_finds_the_decoys(tmp_path):
     assert number(printed, "decoys") > 5 * number(printed, "median decay: pixels")
 
 
+@pytest.mark.slow
 def test_regularisation_by_cg_agrees_with_the_dense_solve(tmp_path):
     """The learned regularisation is the same by conjugate gradients and by a dense solve."""
     by = {}
@@ -106,6 +102,7 @@ def test_regularisation_by_cg_agrees_with_the_dense_solve(tmp_path):
         assert change(by["cg"], label) == pytest.approx(change(by["direct"], label), abs=5e-4)
 
 
+@pytest.mark.slow
 def test_data_reweighting_finds_the_wrong_labels(tmp_path):
     printed = output_of(
         "data_reweighting.py",
@@ -124,6 +121,7 @@ def test_data_reweighting_finds_the_wrong_labels(tmp_path):
     assert float(re.search(r"^AUC: (\S+)$", printed, re.MULTILINE)[1]) > 0.9
 
 
+@pytest.mark.slow
 def test_the_program_from_betty_learns_what_a_high_loss_means(tmp_path):
     """The program from Betty learns that a high loss is a wrong label."""
     printed = output_of("from_betty.py", tmp_path, "--steps", 150, "--picture", "weights.png")
@@ -132,6 +130,7 @@ def test_the_program_from_betty_learns_what_a_high_loss_means(tmp_path):
     assert number(printed, "weighted") > number(printed, "all alike") + 3
 
 
+@pytest.mark.slow
 def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
     """Not the same numbers: Betty's darts leaves out the learning rate, which Adam's epsilon sees.
 
@@ -148,6 +147,7 @@ def test_the_program_from_betty_learns_the_same_on_bettys_engine(tmp_path):
         assert number(printed, "wrong labels") < 0.3  # about 0.5 at first
 
 
+@pytest.mark.slow
 def test_few_shot_methods_learn_to_adapt(tmp_path):
     printed = output_of("few_shot.py", tmp_path, "--steps", 40, "--picture", "few_shot.png")
     control = number(printed, "control, accuracy (%) on new tasks:")
@@ -157,6 +157,7 @@ def test_few_shot_methods_learn_to_adapt(tmp_path):
         assert after > control + 5
 
 
+@pytest.mark.slow
 def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
     arguments = ("--steps", 20, "--picture", "gan.png")
     printed = output_of("gan_game.py", tmp_path, *arguments)
@@ -166,6 +167,7 @@ def test_the_regulariser_of_the_gan_learns_through_both_players(tmp_path):
     assert number(printed, "learned") < number(printed, "fixed")
 
 
+@pytest.mark.slow
 def test_architecture_search_chooses_better_than_chance(tmp_path):
     printed = output_of(
         "architecture_search.py", tmp_path, "--steps", 40, "--picture", "search.png"
@@ -174,6 +176,7 @@ def test_architecture_search_chooses_better_than_chance(tmp_path):
     assert number(printed, "(%): chosen") > number(printed, "random mean") + 5
 
 
+@pytest.mark.slow
 def test_the_learned_schedule_beats_the_best_constant_rate(tmp_path):
     printed = output_of(
         "learning_rate_schedule.py", tmp_path, "--steps", 40, "--picture", "schedule.png"
@@ -186,6 +189,7 @@ def test_the_learned_schedule_beats_the_best_constant_rate(tmp_path):
     assert learned < reverse  # the order of the rates was learned, not only their size
 
 
+@pytest.mark.slow
 def test_data_distillation_beats_as_many_real_images(tmp_path):
     printed = output_of(
         "data_distillation.py", tmp_path, "--steps", 20, "--picture", "distilled.png"
@@ -195,6 +199,7 @@ def test_data_distillation_beats_as_many_real_images(tmp_path):
     assert after > number(printed, "best") + 5
 
 
+@pytest.mark.slow
 def test_the_transformer_learns_which_source_is_corrupted(tmp_path):
     arguments = ("--steps", 20, "--train-steps", 60, "--picture", "sources.png")
     printed = output_of("transformer_reweighting.py", tmp_path, *arguments)
@@ -202,12 +207,14 @@ def test_the_transformer_learns_which_source_is_corrupted(tmp_path):
     assert number(printed, "learned weights: loss") < number(printed, "equal weights: loss")
 
 
+@pytest.mark.slow
 def test_a_source_that_is_not_corrupted_keeps_its_weight(tmp_path):
     arguments = ("--share", 0, "--steps", 20, "--train-steps", 1, "--picture", "sources.png")
     printed = output_of("transformer_reweighting.py", tmp_path, *arguments)
     assert number(printed, "learned weight of mail") > 0.18
 
 
+@pytest.mark.slow
 def test_the_custom_engine_keeps_its_bound(tmp_path):
     condition, dim = 25.0, 40
     arguments = (

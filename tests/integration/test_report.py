@@ -8,18 +8,19 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 
 import pytest
-import typer
 from browser import browser
+from command_calls import call
 from made_run_folders import add_classes, make_folder
-from tiny_runs import resume, run
-from typer.testing import CliRunner
+from started_processes import finished as finished_process
+from tiny_runs import arguments, resume, run
 
 from lfmcw_app.commands.report import report as report_command
 from lfmcw_app.report import comparison_page, read_run, run_page
+
+pytestmark = pytest.mark.xdist_group("reports")  # one run and one browser for all
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
@@ -28,7 +29,7 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.ha
 def whole(tmp_path_factory):
     """A real run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    finished = run("--out", folder, **{"search.steps": 4})
+    finished = run("--out", folder, **{"search.primitives": None})
     assert finished.returncode == 0, finished.stderr
     return folder
 
@@ -44,10 +45,8 @@ def lines(folder, phase="search"):
     return [entry for entry in entries if entry["phase"] == phase]
 
 
-def report(*arguments):
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(report_command)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def report(*given):
+    return call(report_command, *given)
 
 
 # ------------------------------ in a browser
@@ -232,7 +231,7 @@ def test_what_comes_from_the_run_cannot_become_part_of_the_page(page, tmp_path):
 def test_runs_are_laid_side_by_side(whole, page, tmp_path):
     other = make_folder(tmp_path / "other", {"search": (8, 4)}, settings=("search.lambda=2",))
     finished = report("--compare", whole, other, "--out", tmp_path / "both.html")
-    assert finished.exit_code == 0, finished.stderr
+    assert finished.returncode == 0, finished.stderr
     for width in (1280, 390):
         page.open(tmp_path / "both.html", width=width)
         assert page.texts("#results thead th")[1:] == ["whole", "other"]
@@ -311,27 +310,31 @@ def test_a_damaged_file_is_named(tmp_path, name, text, words):
     folder = make_folder(tmp_path / "run", {"search": (8, 2)})
     (folder / name).write_text(text)
     finished = report(folder)
-    assert finished.exit_code == 2
+    assert finished.returncode == 2
     assert words in " ".join(finished.stderr.split())
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     finished = report(tmp_path)
-    assert finished.exit_code == 2
+    assert finished.returncode == 2
     assert "There is no run in" in finished.stderr
     assert "needs two run folders" in report("--compare", tmp_path).stderr
 
 
 @pytest.mark.slow
-def test_the_command_in_the_report_repeats_the_run(whole, tmp_path):
-    html = (whole / "report.html").read_text("utf-8")
+def test_the_command_in_the_report_repeats_the_run(tmp_path):
+    """In a process of its own, as the command names its program."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    program = [sys.executable, "-m", "lfmcw_app.run"]
+    finished = finished_process([*program, *arguments("--method=darts", "--out", first)])
+    assert finished.returncode == 0, finished.stderr
+    html = (first / "report.html").read_text("utf-8")
     command = shlex.split(re.search(r"<pre data-command>(.*?)</pre>", html)[1])
     assert command[0] == "python"
-    again = [sys.executable, *command[1:], "--threads=1", "--out", str(tmp_path / "again")]
-    finished = subprocess.run(again, capture_output=True, text=True, timeout=300)
+    finished = finished_process([sys.executable, *command[1:], "--threads=1", "--out", again])
     assert finished.returncode == 0, finished.stderr
     for name in ("metrics.jsonl", "result.json", "config.yaml"):
-        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()
+        assert (again / name).read_bytes() == (first / name).read_bytes()
 
 
 def test_a_report_can_be_written_again_after_resuming(whole):

@@ -7,9 +7,8 @@ import json
 import shutil
 
 import pytest
-import typer
 from made_cell_tables import write_csv
-from typer.testing import CliRunner
+from tiny_runs import called
 
 from lfmcw_app.cell_table_file import read_cell_table
 from lfmcw_app.commands.run import run
@@ -30,10 +29,8 @@ def cells(tmp_path_factory):
 
 
 def call(command, *arguments):
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    done = CliRunner().invoke(app, [*map(str, arguments), *TINY])
-    return done.exit_code, " ".join(done.output.split())
+    done = called(command, *arguments, *TINY)
+    return done.returncode, done.words
 
 
 def result_of(folder, cells):

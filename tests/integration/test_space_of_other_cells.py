@@ -6,15 +6,17 @@ import json
 
 import pytest
 import torch
-import typer
 from one_cell_space import ONE_CELL, OneCell
-from typer.testing import CliRunner
+from tiny_runs import called, settings
 
 from lfmcw_app import load_network
 from lfmcw_app.commands import evaluate, report, run
 from lfmcw_app.spaces import SPACES
 
-SMALL = ("--preset", "smoke", "--seed", "1", "--space", "one_cell")
+SMALL = (
+    "--preset=smoke", "--seed=1", "--space=one_cell", "--threads=1",
+    *settings(**{"search.primitives": None}),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -23,11 +25,9 @@ def one_cell(monkeypatch):
 
 
 def call(command, *args, code=0):
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(command)
-    done = CliRunner().invoke(app, [str(arg) for arg in args], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return " ".join(done.output.split())
+    done = called(command, *args)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.words
 
 
 @pytest.mark.parametrize("method", ["lfmcw", "darts", "random"])

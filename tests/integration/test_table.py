@@ -5,34 +5,20 @@ made twice.
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 
 import pytest
+from tiny_runs import called, settings
 
 from lfmcw_app.arms import TABLES
+from lfmcw_app.commands.table import table as table_command
 
-TINY = (
-    "search.channels=4 search.nodes=1 search.steps=2 search.batch_size=8 "
-    "search.generator.channels=2 search.generator.noise_dim=4 data.search_images=80 "
-    "data.train_images=60 data.test_images=50 evaluation.channels=2 evaluation.epochs=1 "
-    "evaluation.batch_size=16"
-)
+SHORT = {"search.steps": 2, "evaluation.epochs": 1}
 
 
 def table(folder, *arguments):
-    settings = [f"--set={setting}" for setting in TINY.split()]
-    command = [
-        sys.executable,
-        "-m",
-        "lfmcw_app.table",
-        *arguments,
-        "--threads=1",
-        "--out",
-        str(folder),
-    ]
-    runs = f"--runs={folder.parent / 'runs'}"
-    return subprocess.run([*command, runs, *settings], capture_output=True, text=True, timeout=280)
+    """The table in `folder`, of runs in the folder beside it."""
+    places = ("--threads=1", "--out", folder, f"--runs={folder.parent / 'runs'}")
+    return called(table_command, *arguments, *places, *settings(**SHORT))
 
 
 def rows(folder):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import data_parallel_search
 import pytest
 import torch
 from several_processes import launch
-from tiny_runs import TINY, run
+from started_processes import finished
+from tiny_runs import arguments, settings
+
+pytestmark = pytest.mark.xdist_group("torchrun")  # the searches of two processes are made once
 
 SHORT = {
     "search.steps": 2,
@@ -23,8 +25,7 @@ SHORT = {
 }
 
 
-def torchrun(*arguments, module="lfmcw_app.run", processes=2, **changes):
-    settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
+def torchrun(*given, module="lfmcw_app.run", processes=2, **changes):
     launcher = [
         sys.executable,
         "-m",
@@ -32,13 +33,9 @@ def torchrun(*arguments, module="lfmcw_app.run", processes=2, **changes):
         "--standalone",
         f"--nproc-per-node={processes}",
     ]
-    return subprocess.run(
-        [*launcher, "-m", module, *map(str, arguments), "--device=cpu", "--threads=1", *settings],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-    )
+    program = [*launcher, "-m", module, *given, "--device=cpu", "--threads=1"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    return finished([*program, *settings(**changes)], env=environment)
 
 
 def numbers(value, name=""):
@@ -61,7 +58,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     """Batches, augmentation, the generator's noise, class means and BatchNorm are those of the
     whole batch.
     """
-    alone = run("--out", tmp_path / "one", **SHORT)
+    program = [sys.executable, "-m", "lfmcw_app.run"]
+    alone = finished([*program, *arguments("--out", tmp_path / "one", **SHORT)])
     assert alone.returncode == 0, alone.stderr
     shared = torchrun("digits", "--out", tmp_path / "two", **SHORT)
     assert shared.returncode == 0, shared.stderr
@@ -121,9 +119,9 @@ def logged(folder):
 @pytest.mark.slow
 def test_two_processes_train_a_derived_network_as_one_does(tmp_path):
     for name, processes in (("one", 1), ("two", 2)):
-        arguments = ("random:0", "digits", "--out", tmp_path / name)
-        finished = torchrun(*arguments, module="lfmcw_app.evaluate", processes=processes, **SHORT)
-        assert finished.returncode == 0, finished.stderr
+        given = ("random:0", "digits", "--out", tmp_path / name)
+        done = torchrun(*given, module="lfmcw_app.evaluate", processes=processes, **SHORT)
+        assert done.returncode == 0, done.stderr
     one, two = (logged(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 2
     for expected, found in zip(one, two, strict=True):

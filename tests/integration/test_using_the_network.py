@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 from small_pictures import write_classes
+from started_processes import finished
 from tiny_runs import TINY
 
 PROGRAM = """
@@ -29,10 +29,7 @@ torch.save(torch.stack([preprocess.pixels(path) for path in paths]), sys.argv[3]
 
 
 def python(*arguments, cwd, env=None, rc=0):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = finished([sys.executable, *arguments], cwd=cwd, env=env)
     assert done.returncode == rc, done.stdout + done.stderr
     return done.stdout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -10,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from started_processes import finished
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
         str(tmp_path / "dist"),
         str(ROOT),
     ]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    built = finished(command)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = (tmp_path / "dist").glob("mlo-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -50,7 +50,7 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
         "--no-deps",
         wheel,
     ]
-    installed = subprocess.run(install, capture_output=True, text=True, timeout=300)
+    installed = finished(install)
     assert installed.returncode == 0, installed.stderr
     # The dependencies come from this environment; its own editable copy of the packages does not,
     # since a path file is read only in a site folder.
@@ -61,10 +61,8 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
     }
 
     def run(*arguments):
-        return subprocess.run(
-            [clean / arguments[0], *arguments[1:]],
-            capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
-        )  # fmt: skip
+        program = [clean / arguments[0], *arguments[1:]]
+        return finished(program, cwd=tmp_path, env=environment)
 
     where = run("python", "-c", "import mlo, lfmcw_app; print(mlo.__file__, lfmcw_app.__file__)")
     assert where.stdout.count(str(tmp_path / "clean")) == 2, where.stdout + where.stderr
@@ -74,7 +72,7 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
         "data.train_images=40", "data.test_images=20", "evaluation.channels=2",
         "evaluation.epochs=1", "evaluation.batch_size=16", "search.method=darts",
     ]  # fmt: skip
-    finished = run(
+    done = run(
         "lfmcw",
         "digits",
         "--threads=1",
@@ -82,7 +80,7 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
         "run",
         *(f"--set={setting}" for setting in settings),
     )
-    assert finished.returncode == 0, finished.stderr
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.html").exists()
     compared = run("lfmcw-report", "run", "--out", "again.html")
     assert compared.returncode == 0, compared.stderr

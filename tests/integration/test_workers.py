@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from test_table import TINY, rows
-from tiny_runs import resume
+from started_processes import PATIENCE, finished, started, wait_for
+from test_table import SHORT, rows
+from tiny_runs import TINY
 
 import mlo
 from lfmcw_app.arms import TABLES, arm_recipe
@@ -24,7 +25,7 @@ from lfmcw_app.data_checks import fitted
 from lfmcw_app.sweep import LOG, Workers, resume_command, sweep
 from lfmcw_app.table_files import run_folder
 
-SETTINGS = [*TINY.split(), "search.order=first"]
+SETTINGS = [f"{key}={value}" for key, value in {**TINY, **SHORT, "search.order": "first"}.items()]
 
 
 def folders(root, seeds=2):
@@ -75,8 +76,8 @@ def test_workers_and_processes_compute_the_same_numbers(tmp_path):
     found = carried_out(by_worker)
     assert all(outcome.failure is None for outcome in found.values())
     mine, other = by_worker[-1], by_process[-1]
-    finished = resume(other)
-    assert finished.returncode == 0, finished.stderr
+    resumed = finished(resume_command(other, data=Path("data"), device="cpu", threads=1))
+    assert resumed.returncode == 0, resumed.stderr
     expected, found = numbers(other), numbers(mine)
     assert len(expected) > 100
     assert {key for key in expected if found[key] != expected[key]} == set()
@@ -137,6 +138,9 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path, monkeypatch):
     assert of_one != processes(tmp_path / "second" / LOG)
 
 
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
 def table_command(root, *arguments):
     settings = [f"--set={setting}" for setting in SETTINGS]
     places = [f"--runs={root / 'runs'}", f"--out={root / 'table'}"]
@@ -145,19 +149,16 @@ def table_command(root, *arguments):
     return [*command, *places, *how, *settings, *arguments]
 
 
-def started(command):
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.slow
 def test_two_tables_share_their_runs(tmp_path):
     """Two commands at once: every run is made by one of them, and both have the whole table."""
     command = table_command(tmp_path, "--seeds=2")
-    both = [started(command) for _ in range(2)]
-    for process in both:
-        printed, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
-        assert printed.count("% test error") >= 4
+    with ExitStack() as stack:
+        both = [stack.enter_context(started(command, **PIPES)) for _ in range(2)]
+        for process in both:
+            printed, errors = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, errors
+            assert printed.count("% test error") >= 4
     assert len(rows(tmp_path / "table")) == 4
     made = [path.read_text() for path in (tmp_path / "runs").glob("*/log.txt")]
     assert [text.count("search: 2 rounds to come") for text in made] == [1] * 4
@@ -171,23 +172,14 @@ def test_two_tables_share_their_runs(tmp_path):
 )
 def test_a_table_that_is_stopped_leaves_runs_to_resume(number, code, tmp_path):
     settings = ["--seeds=1", "--set=search.steps=100000"]
-    process = subprocess.Popen(
-        table_command(tmp_path, *settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while not list((tmp_path / "runs").glob("*/metrics.jsonl")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, number)  # as a terminal and a scheduler do
-    process.communicate(timeout=60)
-    assert process.returncode == code
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    command = table_command(tmp_path, *settings)
+    with started(command, **PIPES, start_new_session=True) as process:
+        wait_for(lambda: list((tmp_path / "runs").glob("*/metrics.jsonl")), process)
+        os.killpg(process.pid, number)  # as a terminal and a scheduler do
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == code
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
     [begun] = [path.parent for path in (tmp_path / "runs").glob("*/metrics.jsonl")]
     assert "the state is saved" in (begun / LOG).read_text()
     done = mlo.load_checkpoint(begun / "search.pt")["optimizer"]["round"]

@@ -1,14 +1,22 @@
-"""The main job on a recipe that takes seconds, as a command of its own."""
+"""The main job on a recipe that takes a second, called in this process.
+
+The judge of generated images has few steps: its usual ones would take most of the time.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import pytest
+from command_calls import call
+from interrupted_command import JUDGE_STEPS
+
+from lfmcw_app.commands import run as run_command
 
 TINY = {
+    "data.image_size": 8,
     "search.channels": 4,
     "search.nodes": 1,
-    "search.steps": 6,
+    "search.primitives": ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"],
+    "search.steps": 4,
     "search.batch_size": 8,
     "search.generator.channels": 2,
     "search.generator.noise_dim": 4,
@@ -17,33 +25,34 @@ TINY = {
     "data.train_images": 60,
     "data.test_images": 50,
     "evaluation.channels": 2,
-    "evaluation.epochs": 4,
+    "evaluation.epochs": 2,
     "evaluation.batch_size": 16,
 }
 
 
-def command(*arguments, **changes):
-    settings = [f"--set={key}={value}" for key, value in {**TINY, **changes}.items()]
-    return [
-        sys.executable,
-        "-m",
-        "lfmcw_app.run",
-        "digits",
-        "--threads=1",
-        *settings,
-        *map(str, arguments),
-    ]
+def settings(**changes):
+    """Options of the tiny recipe with changes; None leaves a setting as the preset has it."""
+    values = {**TINY, **changes}
+    return [f"--set={key}={value}" for key, value in values.items() if value is not None]
 
 
-def run(*arguments, **changes):
-    return subprocess.run(
-        command(*arguments, **changes), capture_output=True, text=True, timeout=300
-    )
+def arguments(*given, **changes):
+    return ["digits", "--threads=1", *settings(**changes), *map(str, given)]
+
+
+def called(command, *given):
+    """A command in this process, with a judge of few steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lfmcw_app.generator_quality.STEPS", JUDGE_STEPS)
+        return call(command, *given)
+
+
+def run(*given, **changes):
+    return called(run_command.run, *arguments(*given, **changes))
 
 
 def resume(folder):
-    arguments = [sys.executable, "-m", "lfmcw_app.run", "--threads=1", "--resume", str(folder)]
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    return called(run_command.run, "--threads=1", "--resume", folder)
 
 
 def outcome(folder):

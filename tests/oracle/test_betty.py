@@ -5,12 +5,12 @@ do.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from started_processes import finished
 from torch import nn
 from torch.optim import SGD
 
@@ -232,23 +232,10 @@ def test_all_of_this_holds_for_the_release_that_pip_picks():
     other = Path(sys.prefix) / "betty-0.1.1"
     if not other.exists():
         pytest.skip("betty-ml 0.1.1 is not beside the environment (make betty)")
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:cacheprovider",
-            __file__,
-        ],
+    result = finished(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
         env={**os.environ, "PYTHONPATH": str(other), "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=200,
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout

@@ -23,17 +23,23 @@ from lfmcw_app.search_space.pdarts import set_skip_drop_probability
 from mlo.testing import check_gradient_changes_nothing, relative_error
 
 SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+FEW = ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")
+"""One primitive of each kind: what is compared does not depend on how many there are, its cost
+does."""
 
 
 def make(
     *,
     candidates=None,
+    primitives=FEW,
     activation="relu",
     engine="one_step",
     grad_clip=None,
     batch_size=12,
     **search,
 ):
+    if primitives is not None:
+        search["primitives"] = list(primitives)
     recipe = load_recipe(
         "smoke",
         overrides={
@@ -93,7 +99,7 @@ def oracle(recipe, modules, optimizer):
 
 @pytest.mark.parametrize("grad_clip", [None, 0.5], ids=["unclipped", "clipped"])
 def test_one_step_equals_the_equations_differentiated_naively(grad_clip):
-    recipe, modules, optimizer = make(grad_clip=grad_clip)
+    recipe, modules, optimizer = make(grad_clip=grad_clip, primitives=None)
     expected = oracle(recipe, modules, optimizer)
     assert relative_error(optimizer.gradient("arch"), expected) < 1e-9
 
@@ -153,9 +159,9 @@ def left_by_a_stage():
 def test_every_space_equals_the_equations(space, method):
     """With the dropout of P-DARTS, and the noise of S4, drawn in the same order."""
     options = {"space": space, "method": method}
-    recipe, modules, optimizer = make(
-        candidates=left_by_a_stage() if space == "pdarts" else None, **options
-    )
+    options |= {"candidates": left_by_a_stage()} if space == "pdarts" else {}
+    options |= {"primitives": None} if space != "pcdarts" else {}
+    recipe, modules, optimizer = make(**options)
     if space == "pdarts":
         for module in modules:
             if module is not None:

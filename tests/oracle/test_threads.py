@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import torch
+from started_processes import PATIENCE
 
 import mlo
 from mlo.testing import Vector, identical
@@ -47,7 +48,7 @@ def test_a_thread_beside_it_keeps_its_default_dtype():
 
     thread = threading.Thread(target=beside)
     thread.start()
-    assert started.wait(60)
+    assert started.wait(PATIENCE)
     try:
         for seed in range(20):
             build(seed).gradient("x")
@@ -85,14 +86,14 @@ def test_an_update_waits_for_the_one_in_another_thread():
 
     def slow(w, batch, *, x):
         inside.set()
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE)
         order.append("first")
         return whole(w, batch, x=x)
 
     first.problems["w"].loss = slow
     running = threading.Thread(target=first.step)
     running.start()
-    assert inside.wait(60)
+    assert inside.wait(PATIENCE)
 
     waiting = threading.Thread(target=lambda: (second.step(), order.append("second")))
     waiting.start()

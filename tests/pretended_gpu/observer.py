@@ -16,11 +16,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
+from pretended_gpu.marks import mark, place_of, shares_storage
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from pretended_gpu.marks import mark, place_of, shares_storage
 
 __all__ = ["Gpu", "Mismatch", "Observer", "Seen", "Waited"]
 

@@ -19,26 +19,49 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from pretended_gpu.marks import CUDA, Place, is_on_gpu, mark, place_of, wants_gpu
 from pretended_gpu.observer import Gpu, Observer
+from torch import Tensor
 
 __all__ = ["pretended_gpu"]
 
 MEMORY = 80 * 2**30
 
-FACTORIES = (
-    "arange as_tensor empty empty_like empty_strided eye from_numpy full full_like linspace "
-    "logspace normal ones ones_like rand rand_like randint randint_like randn randn_like randperm "
-    "scalar_tensor tensor tril_indices triu_indices zeros zeros_like"
-).split()
+FACTORIES = [
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "eye",
+    "from_numpy",
+    "full",
+    "full_like",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+    "scalar_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+    "zeros_like",
+]
 """Functions of torch that make tensors."""
 
 COPYING = {"tensor", "as_tensor", "new_tensor"}
 """Those that copy numbers of Python to a GPU, which waits."""
 
-NEW = "new_empty new_empty_strided new_full new_ones new_tensor new_zeros".split()
+NEW = ["new_empty", "new_empty_strided", "new_full", "new_ones", "new_tensor", "new_zeros"]
 """Methods that make tensors."""
 
 NO_NUMPY = (

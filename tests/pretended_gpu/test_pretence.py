@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
+from pretended_gpu.observer import Mismatch, Waited
 from torch.nn import functional as F
 
 from mlo.randomness import RandomState
-from pretended_gpu.observer import Mismatch, Waited
 
 
 def on_gpu(*shape):
@@ -89,10 +89,23 @@ def test_a_number_of_the_cpu_is_taken():
         lambda x: x.copy_(torch.ones(3)),
         lambda x: torch.cuda.synchronize(),
     ],
-    ids=(
-        "item float bool tolist cpu nonzero mask index list equal tensor to non_blocking copy_ "
-        "synchronize"
-    ).split(),
+    ids=[
+        "item",
+        "float",
+        "bool",
+        "tolist",
+        "cpu",
+        "nonzero",
+        "mask",
+        "index",
+        "list",
+        "equal",
+        "tensor",
+        "to",
+        "non_blocking",
+        "copy_",
+        "synchronize",
+    ],
 )
 def test_a_wait_is_seen(gpu, waits):
     x = on_gpu(3)

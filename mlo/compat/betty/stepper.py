@@ -217,7 +217,7 @@ def _member(problem: Problem, level: int) -> Member:
 
 
 def _check_roll_back(problems: Sequence[Problem], iterations: int) -> None:
-    """Refuses cycles that end while others go on: there is no one moment to go back from."""
+    """Refuses cycles that end while others continue: there is no one moment to go back from."""
     for problem in problems:
         counts = problem.config.unroll_steps * problem.gas
         expected = iterations if problem.leaf else 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lfmcw_app.batchnorm import recompute_statistics
+from lfmcw_app.batchnorm import give_statistics, recompute_statistics, without_statistics
 from lfmcw_app.search_space.genotype import random_genotype
 from lfmcw_app.search_space.network import DerivedNetwork
 from mlo.distributed import SyncBatchNorm
@@ -100,3 +100,31 @@ def test_few_steps_no_longer_leave_initial_statistics():
     assert torch.allclose(network[1].running_mean, 0.1 * seen, atol=1e-6)
     recompute_statistics(network, [partial(network, x)])
     assert torch.allclose(network[1].running_mean, seen, atol=1e-6)
+
+
+def without(network):
+    """The network with BatchNorms that keep no running statistics."""
+    for name, layer in list(network.named_children()):
+        if isinstance(layer, nn.BatchNorm2d):
+            setattr(network, name, nn.BatchNorm2d(layer.num_features, track_running_stats=False))
+    return network
+
+
+def test_layers_that_kept_no_statistics_are_given_them():
+    network, plain, x = without(small_network()).double(), small_network().double(), images()
+    give_statistics(network)
+    for one in (network, plain):
+        recompute_statistics(one, [partial(one, x.double())])
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    assert network[1].running_var.dtype == torch.float64
+    alone = network.eval()(x[:1].double())
+    assert torch.equal(alone, plain.eval()(x[:1].double()))
+    assert torch.allclose(alone, network(x.double())[:1])
+
+
+def test_only_statistics_that_a_module_does_not_keep_are_left_out():
+    saved = small_network().state_dict()
+    assert without_statistics(saved, small_network().state_dict()) == (saved, 0)
+    own = without(small_network()).state_dict()
+    kept, dropped = without_statistics({**saved, "other": 1}, own)
+    assert (set(kept), dropped) == ({*own, "other"}, 6)

@@ -49,7 +49,7 @@ def searched(folder, **options):
 
 
 def test_a_script_runs_is_stopped_and_resumes(tmp_path, monkeypatch, capsys):
-    """Stopped after a round by SIGTERM, it goes on from there, to the result of a run in one go."""
+    """Stopped after a round by SIGTERM, it resumes from there, to the result of a run in one go."""
     whole = searched(tmp_path / "whole", quiet=True)
     assert capsys.readouterr().out == ""
     assert (tmp_path / "whole" / "report.html").exists()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
 from small_pictures import IMAGENET, write_classes
+from started_processes import PATIENCE, finished, wait_for
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import Batches, PairedBatches, in_order, load_dataset, search_split
@@ -23,18 +22,15 @@ def workers():
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def ended(seconds=10.0):
-    """Whether all threads that prepare something end by themselves."""
-    until = time.monotonic() + seconds
-    while workers() and time.monotonic() < until:
-        time.sleep(0.001)
-    return not workers()
+def ended():
+    """Waits until all threads that prepare something have ended by themselves."""
+    wait_for(lambda: not workers())
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert ended()
+    ended()
 
 
 class Recorder:
@@ -46,7 +42,7 @@ class Recorder:
 
     def __call__(self, index):
         self.calls.append(index)
-        assert index not in self.waits or self.go.wait(10)
+        assert index not in self.waits or self.go.wait(PATIENCE)
         if index == self.fails:
             raise InputError(f"The image {index} cannot be read.")
         return index**2
@@ -63,11 +59,11 @@ def test_the_next_values_are_prepared_without_being_asked_for():
     make = Recorder()
     ahead = Prefetcher(make, depth=3)
     assert ahead.get(5) == 25
-    assert ended()
+    ended()
     assert sorted(make.calls) == [5, 6, 7, 8]
     ahead.get(6)
     ahead.get(7)
-    assert ended()
+    ended()
     assert sorted(make.calls) == [5, 6, 7, 8, 9, 10]  # each once
 
 
@@ -83,7 +79,7 @@ def test_nothing_is_prepared_beyond_the_end():
     make = Recorder()
     ahead = Prefetcher(make, depth=4, end=3)
     assert [ahead.get(index) for index in range(3)] == [0, 1, 4]
-    assert ended()
+    ended()
     assert sorted(make.calls) == [0, 1, 2]
 
 
@@ -95,7 +91,7 @@ def test_readers_share_what_they_all_come_to():
         for reader in ("w1", "gan", "w2"):
             assert ahead.get(index, reader) == index**2
         assert ahead.get(4 * index + 50, "elsewhere") == (4 * index + 50) ** 2
-    assert ended()
+    ended()
     assert sorted(call for call in make.calls if call < 13) == list(range(12))
 
 
@@ -104,12 +100,12 @@ def test_an_error_is_raised_to_who_asks_for_its_index():
     ahead = Prefetcher(make, depth=2)
     for index in (10, 11, 12):  # 13 has failed by now, or will
         assert ahead.get(index) == index**2
-    assert ended()
+    ended()
     for _ in range(2):
         with pytest.raises(InputError, match="The image 13 cannot be read"):
             ahead.get(13)
     assert ahead.get(14) == 196
-    assert ended()
+    ended()
     assert make.calls.count(13) == 2  # the second time it was tried again
 
 
@@ -119,7 +115,7 @@ def test_a_jump_abandons_what_has_not_begun():
     assert ahead.get(20) == 400
     assert ahead.get(500) == 250_000
     make.go.set()
-    assert ended()
+    ended()
     assert {call for call in make.calls if call < 100} <= {20, 21}  # 21 may have begun
 
 
@@ -134,7 +130,7 @@ def test_an_interrupted_reader_leaves_no_thread():
     assert ahead.get(1) == 1
     with pytest.raises(KeyboardInterrupt):
         ahead.get(2)
-    assert ended()
+    ended()
 
 
 @pytest.mark.parametrize("ending", ["", "raise KeyboardInterrupt", "sys.exit(3)"])
@@ -154,11 +150,9 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 """
-    began = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
-    assert result.stderr == b""
+    result = finished([sys.executable, "-c", program])
+    assert result.stderr == ""
     assert result.returncode == {"": 0, "sys.exit(3)": 3}.get(ending, 130)
-    assert time.monotonic() - began < 30
 
 
 # ------------------------------ streams of images
@@ -213,7 +207,7 @@ def test_streams_do_not_depend_on_the_depth(kind, pictures, monkeypatch):
         found = with_depth(monkeypatch, depth, lambda: drawn(stream()))
         assert len(found) == len(expected)
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    assert ended()
+    ended()
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -291,7 +285,7 @@ def test_the_test_pass_reads_ahead_and_shares_the_batches(pictures, monkeypatch)
     early = in_order(pictures.test, pictures, 2)
     next(early)
     early.close()
-    assert ended()
+    ended()
 
 
 # ------------------------------ searches
@@ -357,5 +351,5 @@ def test_problems_read_a_file_of_a_common_batch_once(tmp_path, monkeypatch):
     torch.manual_seed(0)
     optimizer = build_search(recipe, data, train, validation, build_modules(recipe.search, data))
     losses_of(optimizer, 1)
-    assert ended()
+    ended()
     assert sorted(index for _, index in read) == [0, 0, 1, 1, 2, 2]  # of two streams

@@ -89,10 +89,10 @@ def test_a_training_alone_does_not_mind_the_searchs_batches(monkeypatch):
 
 def test_a_single_process_makes_the_run_folder(tmp_path):
     recipe = load_recipe("smoke")
-    made = shared_folder(None, tmp_path / "run", recipe)
+    made = shared_folder(None, lambda: tmp_path / "run", recipe)
     assert type(made) is RunFolder
     assert (tmp_path / "run" / "config.yaml").exists()
-    assert shared_folder(made, tmp_path / "other", recipe) is made
+    assert shared_folder(made, lambda: tmp_path / "other", recipe) is made
     assert not (tmp_path / "other").exists()
 
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from itertools import count
 
 import pytest
+import torch
 import yaml
+from crash_points import disk_is_full, killed_at, striking
+from torch import nn
 
 import mlo
 from lfmcw_app.errors import InputError
+from lfmcw_app.metrics_log import MetricsLog
+from lfmcw_app.numerics import described_numerics
+from lfmcw_app.output_files import leftovers
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import DIAGNOSES, KEEP, RunFolder
 from mlo.testing import bilevel_quadratic
@@ -33,6 +41,7 @@ def test_a_new_folder_holds_the_recipe_and_the_environment(folder):
     )
     environment = json.loads((folder.path / "environment.json").read_text())
     assert environment["mlo"] == mlo.__version__
+    assert environment["numerics"] == described_numerics(RECIPE)
     assert RunFolder.open(folder.path).recipe == RECIPE
 
 
@@ -56,6 +65,72 @@ def test_a_folder_without_a_run_is_refused(tmp_path, content, words):
         (tmp_path / "config.yaml").write_bytes(data)
     with pytest.raises(InputError, match=words):
         RunFolder.open(tmp_path)
+
+
+def begun(path):
+    """What a user does after an interruption: the same command again, or --resume."""
+    try:
+        folder = RunFolder.create(path, RECIPE)
+    except InputError:
+        folder = RunFolder.open(path)
+    with folder.locked():
+        pass
+    assert folder.recipe == RECIPE
+    assert json.loads((path / "environment.json").read_text())["recipe"]["seed"] == RECIPE.seed
+    assert not leftovers(path)
+
+
+def test_a_kill_at_any_moment_of_its_making_is_mended(tmp_path):
+    for number in count():
+        path = tmp_path / f"run-{number}"
+        if not killed_at(path, number, lambda path=path: RunFolder.create(path, RECIPE)):
+            break
+        begun(path)
+    assert number > 5  # the folder, the lock, and two files with a name of their own until whole
+
+
+def test_a_disk_full_at_any_moment_of_its_making_is_mended(tmp_path):
+    with striking(tmp_path / "whole") as changes:
+        RunFolder.create(tmp_path / "whole", RECIPE)
+    refused = 0
+    for number in range(len(changes.seen)):
+        path = tmp_path / f"run-{number}"
+        with striking(path, number, disk_is_full):
+            try:
+                RunFolder.create(path, RECIPE)
+            except InputError:
+                refused += 1
+        begun(path)
+    assert refused > 5  # a second attempt at the lock may succeed
+
+
+def test_a_folder_that_is_gone_is_said_to_be_gone(folder):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    shutil.rmtree(folder.path)
+    with pytest.warns(mlo.CheckpointWarning, match="is gone: it was moved or deleted"):
+        folder.log({"round": 1})
+    with pytest.raises(InputError, match=r"is gone: it was moved or deleted.*Put it back"):
+        folder.save("search", optimizer, {}, must=True)
+    with pytest.raises(InputError, match="is gone: it was moved or deleted"):
+        folder.write("genotype.json", "{}")
+
+
+def test_a_checkpoint_deleted_meanwhile_is_written_again(folder):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    folder.save("search", optimizer, {})
+    (folder.path / "search.pt").unlink()
+    assert folder.save("search", optimizer, {"best": 0.5})
+    assert RunFolder.open(folder.path).restore("search", optimizer, PHASES) == {"best": 0.5}
+
+
+def test_what_has_changed_since_a_run_began_is_known(folder):
+    assert folder.changed_environment() == []
+    file = folder.path / "environment.json"
+    began = json.loads(file.read_text())
+    file.write_text(json.dumps({**began, "torch": "1.0", "commit": None}))
+    assert folder.changed_environment() == [f"torch '1.0' → {torch.__version__!r}"]
+    file.write_text("[]")
+    assert folder.changed_environment() == []
 
 
 def test_only_one_process_runs_in_a_folder(folder):
@@ -91,7 +166,7 @@ def test_lines_that_cannot_be_written_wait(folder, monkeypatch):
     """Lines that cannot be written wait for the next checkpoint."""
     optimizer = bilevel_quadratic().optimizer("one_step")
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "_write_pending", full)
+        patch.setattr(MetricsLog, "write", full)
         with pytest.warns(mlo.CheckpointWarning, match="its lines wait in memory"):
             folder.log({"round": 1})
         folder.log({"round": 2})
@@ -109,6 +184,55 @@ def test_lines_since_the_checkpoint_are_dropped(folder):
     again = RunFolder.open(folder.path)
     assert again.restore("search", optimizer, PHASES) == {"best": 0.5}
     assert folder.metrics.read_text() == '{"round": 1}\n'
+
+
+class Normed(nn.Module):
+    """A layer and a BatchNorm, which keeps running statistics or does not."""
+
+    def __init__(self, *, tracks):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2, track_running_stats=tracks)
+
+    def forward(self, x):
+        return self.norm(self.layer(x))
+
+
+def normed(*, tracks):
+    module = Normed(tracks=tracks)
+    problem = mlo.Problem(
+        "w",
+        module=module,
+        optimizer=torch.optim.Adam(module.parameters()),
+        loss=lambda w, batch: w(batch).sin().sum(),
+        data=[torch.arange(12.0).view(4, 3).cos()],
+    )
+    return mlo.MultilevelOptimizer([problem])
+
+
+@pytest.mark.parametrize("how", ["restore", "roll_back"])
+def test_running_statistics_of_an_earlier_version_are_dropped(folder, how):
+    """Its supernets kept them. The run continues as it would have, bit for bit."""
+    old, new = normed(tracks=True), normed(tracks=False)
+    old.step()
+    folder.save("search", old, {})
+    with pytest.warns(mlo.CheckpointWarning, match=r"These 3 tensors are dropped"):
+        folder.restore("search", new, PHASES) if how == "restore" else folder.roll_back(
+            "search", new
+        )
+    for optimizer in (old, new):
+        optimizer.step()
+    weights = dict(old.problems["w"].module.named_parameters())
+    for name, weight in new.problems["w"].module.named_parameters():
+        assert torch.equal(weight, weights[name])
+
+
+def test_missing_statistics_are_refused(folder):
+    """A derived network's are read by its tests."""
+    folder.save("search", normed(tracks=False), {})
+    with pytest.raises(mlo.CheckpointError, match=r"'norm.running_mean'.*differ in name or shape"):
+        folder.restore("search", normed(tracks=True), PHASES)
 
 
 def test_a_phase_without_a_checkpoint_begins_anew(folder):
@@ -138,13 +262,13 @@ def test_a_checkpoint_that_must_be_written_is_an_error(folder, monkeypatch):
 
 
 def test_an_optional_file_that_cannot_be_written_is_warned_of(folder):
-    words = "the run goes on without it"
+    words = "the run continues without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         full()
 
 
 def test_whatever_a_picture_fails_at_is_warned_of(folder):
-    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run goes on without it"
+    words = r"cells\.png cannot be made \(ZeroDivisionError: .*\); the run continues without it"
     with pytest.warns(mlo.CheckpointWarning, match=words), folder.attempting("cells.png"):
         1 / 0  # noqa: B018
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 import mlo
+from lfmcw_app.batchnorm import give_statistics
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
@@ -233,6 +234,24 @@ def test_a_search_begins_with_the_supernets_of_the_run(tmp_path, name, method):
     assert equal(modules.w1, theirs.w2.network if theirs.w1 is None else theirs.w1)
     assert not equal(modules.arch, theirs.arch)
     assert theirs.gan is None or not equal(modules.gan, theirs.gan)
+
+
+def test_supernets_of_an_earlier_version_give_their_weights(tmp_path):
+    """They kept running statistics, which are in the digest and are not taken."""
+    made = recipe()
+    torch.manual_seed(7)
+    theirs = build_modules(made.search, digits())
+    own = theirs.w2.network.state_dict()
+    for network in (theirs.w1, theirs.w2):
+        give_statistics(network)
+    problems = {name: {"module": getattr(theirs, name).state_dict()} for name in ("w1", "w2")}
+    mlo.CheckpointStore(tmp_path, "search").save({"optimizer": {"problems": problems}})
+    made = with_digests(recipe(**{"search.init.run": str(tmp_path)}))
+    modules = build_modules(made.search, digits())
+    load_into_supernets(modules, made)
+    assert modules.w2.network.state_dict().keys() == own.keys()
+    assert equal(modules.w2.network, theirs.w2.network)
+    assert equal(modules.w1, theirs.w1)
 
 
 def test_supernets_for_other_classes_have_new_classifiers(tmp_path):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
+from crash_points import disk_is_full, killed_at, striking
 
+import mlo
 from lfmcw_app.data import load_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.fingerprint import Fingerprint, check_unchanged
@@ -69,6 +72,39 @@ def test_a_folder_holds_one_table(tmp_path, digits):
         claim(tmp_path / "table", {"arm": load_recipe("smoke")}, changed(digits))
 
 
+def test_a_kill_at_any_moment_of_its_claim_is_mended(tmp_path, digits):
+    recipes = {"arm": load_recipe("smoke")}
+    for number in count():
+        folder = tmp_path / f"table-{number}"
+        if not killed_at(folder, number, lambda folder=folder: claim(folder, recipes, digits)):
+            break
+        claim(folder, recipes, digits)
+    assert number > 2
+
+
+def test_a_full_disk_costs_a_table_nothing(tmp_path, digits):
+    recipe = load_recipe("smoke")
+    full = striking(tmp_path / "table", 1, disk_is_full)
+    with pytest.raises(InputError, match=r"No space left.*repeat the command"), full:
+        claim(tmp_path / "table", {"arm": recipe}, digits)
+    claim(tmp_path / "table", {"arm": recipe}, digits)
+
+    report = TableReport("table2", tmp_path / "table", "a title")
+    folder = run_folder(tmp_path, recipe, digits)
+    RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
+    report.add(("LFM-CW", 0), folder)
+    report.write_so_far()
+    before = report.results.read_bytes()
+    full = striking(tmp_path / "table", 0, disk_is_full)
+    with pytest.warns(mlo.CheckpointWarning, match="tried again after the next one"), full:
+        report.write_so_far()
+    full = striking(tmp_path / "table", 0, disk_is_full)
+    with pytest.raises(InputError, match="no run is made again"), full:
+        report.write()
+    assert report.results.read_bytes() == before
+    report.write()
+
+
 def test_runs_without_a_result_are_not_in_the_table(tmp_path, digits):
     folder = run_folder(tmp_path, load_recipe("smoke"), digits)
     report = TableReport("table2", tmp_path, "a title")
@@ -93,7 +129,7 @@ def test_a_table_has_a_row_per_run_in_the_order_of_its_arms(tmp_path, digits):
         folder = run_folder(tmp_path, load_recipe("smoke", overrides={"seed": seed}), digits)
         RunFolder.open(folder).write("result.json", '{"test_error_percent": 1.5}')
         report.add((label, seed), folder)
-    report.write(figure=False)
+    report.write_so_far()
     rows = read_results(report.results)
     found = [(row.arm, row.seed) for row in rows]
     assert found == [("no LFM-CW", 1), ("LFM-CW", 0), ("LFM-CW", 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlo.check_schedule import CheckSchedule
+from mlo.check_schedule import CheckSchedule, NoChecks
 
 
 def made(schedule, occasions, **options):
@@ -28,3 +28,9 @@ def test_a_check_that_has_said_its_word_is_made_no_more():
     assert made(schedule, 3) == [1, 2]
     schedule.dismiss("check")
     assert made(schedule, 30) == []
+
+
+def test_where_there_are_no_numbers_nothing_is_checked():
+    schedule = NoChecks()
+    assert made(schedule, 10) == made(schedule, 10, once=True) == []
+    assert schedule.was_noted("check")

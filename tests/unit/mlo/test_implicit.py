@@ -130,7 +130,7 @@ def test_without_a_gradient_to_read_the_result_is_a_constant():
 
 
 def test_the_result_is_a_copy():
-    """A solver that goes on from its parameters does not disturb it."""
+    """A solver that continues from its parameters does not disturb it."""
     decay = decay_of()
     w = ridge(decay.detach())
     found = mlo.implicit_solution(w, decay, loss=ridge_loss)

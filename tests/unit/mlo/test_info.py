@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import torch
+from started_processes import finished
 
 import mlo
 from mlo import info
@@ -20,9 +20,7 @@ def test_info_lists_versions_devices_and_every_engine():
     assert "[finite_difference]" in next(
         line for line in text.splitlines() if line.startswith("  darts ")
     )
-    printed = subprocess.run(
-        [sys.executable, "-m", "mlo.info"], capture_output=True, text=True, timeout=120
-    )
+    printed = finished([sys.executable, "-m", "mlo.info"])
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout.splitlines()[0] == text.splitlines()[0]
 

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mlo.sharding import gathered, hooks_resting, is_sharded, sharded_like, total_norm, whole
+from mlo.gradient_norm import total_norm
+from mlo.sharding import gathered, hooks_resting, is_sharded, sharded_like, whole
 
 
 @pytest.fixture(scope="module")

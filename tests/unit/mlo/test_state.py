@@ -82,7 +82,7 @@ def refused(optimizer, state, match):
     with pytest.raises(mlo.CheckpointError, match=match):
         optimizer.load_state_dict(state)
     assert identical(before, optimizer.state_dict())
-    optimizer.step()  # and the run goes on
+    optimizer.step()  # and the run continues
 
 
 def test_a_state_of_another_optimizer_is_refused():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mlo
 from mlo.testing import Vector, diamond, identical, trilevel_quadratic
@@ -265,3 +268,70 @@ def test_modules_may_be_changed_between_updates_of_others():
             with torch.no_grad():
                 optimizer.problems["w"].parameters["v"].zero_()
     assert not optimizer.problems["w"].parameters["v"].any()
+
+
+# ------------------------------ operators beside the loss and its gradient
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that are called from Python: not those of backward passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        if torch._C._current_graph_task_id() == -1 and name not in ("detach", "promote_types"):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators_of_a_round(parameters, *, engine, **options):
+    """Operators of a round of two problems, of which the lower one has so many parameters."""
+    torch.manual_seed(0)
+    w = torch.nn.ParameterList(torch.randn(3) for _ in range(parameters))
+    x = Vector(torch.ones(3))
+
+    def loss(w, batch, *, x):
+        # One operator, however many parameters there are.
+        return torch.stack(list(w)).sub(x.v).square().mean() * batch
+
+    lower = mlo.Problem(
+        "w",
+        module=w,
+        optimizer=torch.optim.SGD(w.parameters(), lr=0.1, momentum=0.9, foreach=True),
+        loss=loss,
+        data=[torch.tensor(1.0), torch.tensor(2.0)],
+        grad_clip=0.1,
+        **options,
+    )
+    upper = mlo.Problem(
+        "x",
+        module=x,
+        optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+        loss=lambda x, _, *, w: torch.stack(list(w)).sub(x.v).square().mean(),
+    )
+    optimizer = mlo.MultilevelOptimizer([lower, upper], engine)
+    optimizer.step()  # makes the optimizers' states
+    optimizer.step()  # makes what averages keep
+    optimizer.step()
+    with Operators() as found:
+        optimizer.step()
+    return found.counts
+
+
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("first_order", {"accumulate": 3}),
+        ("first_order", {"average": mlo.Ema(decay=0.9)}),
+        ("first_order", {"average": "tail"}),
+        ({"name": "one_step", "products": "finite_difference"}, {}),
+    ],
+    ids=["plain", "ema", "tail", "one_step"],
+)
+def test_many_parameters_take_no_more_operators(engine, options):
+    """Copies, sums, clipping, norm, step and average take as many operators for 40 as for 4."""
+    few, many = (operators_of_a_round(n, engine=engine, **options) for n in (4, 40))
+    assert many == few

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from started_processes import finished
 from torch.nn import functional as F
 
 from lfmcw_app.errors import InputError
@@ -435,23 +436,10 @@ def test_all_of_this_holds_for_the_kernels(formulation):
     pytest.importorskip("triton", reason="triton is not installed (it comes with PyTorch on Linux)")
     if formulation != "analytic":
         pytest.skip("once is enough")
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:cacheprovider",
-            __file__,
-        ],
+    result = finished(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        timeout=280,
     )
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout

@@ -84,7 +84,7 @@ def inspected(ptx, folder):
     architecture = re.search(r"\.target (sm_\w+)", ptx)[1]
     command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={architecture}", path]
     report = subprocess.run(
-        [*command, "-o", folder / "kernel.cubin"], capture_output=True, text=True, timeout=60
+        [*command, "-o", folder / "kernel.cubin"], capture_output=True, text=True
     )
     assert report.returncode == 0, report.stderr
     loads = re.findall(r"ld\.global(?:\.v(\d))?\.b(\d+)", ptx)

@@ -174,3 +174,18 @@ def test_drop_path_drops_edges_that_are_not_identities():
     kept = pooled.flatten(1).amax(1)
     assert set(kept.tolist()) == {0.0, 2.0}
     assert torch.equal(DerivedSumCell(SumCell(("skip_connect",)), 2)(x, 0.5), x)
+
+
+def test_a_supernet_keeps_no_running_statistics():
+    """It normalises by the batch, in evaluation too. The derived network keeps them."""
+    supernet = SumSupernet(
+        in_channels=1, num_classes=3, channels=4, layers=3, candidates=candidates_of(3),
+        style=OperationStyle(),
+    )  # fmt: skip
+    assert supernet.state_dict().keys() == dict(supernet.named_parameters()).keys()
+    mixing, images = SumArchitecture(candidates_of(3))(), torch.randn(4, 1, 8, 8)
+    trained = supernet(images, mixing)
+    assert torch.equal(supernet.eval()(images, mixing), trained)
+    cell = SumCell(("nor_conv_3x3",) * 3)
+    network = SumNetwork(cell, in_channels=1, num_classes=3, channels=4, layers=3)
+    assert any(name.endswith("running_var") for name in network.state_dict())

@@ -74,3 +74,11 @@ def test_it_has_a_synchronised_counterpart(maps, gain):
     converted = SyncBatchNorm.convert(copy.deepcopy(plain))
     assert isinstance(converted, SyncBatchNorm)
     torch.testing.assert_close(converted(maps, gain), plain(maps, gain))
+
+
+def test_without_running_statistics_a_norm_goes_by_its_batch(maps, gain):
+    norm = GainBatchNorm(6, running_statistics=False).double()
+    assert not norm.state_dict()
+    expected = GainBatchNorm(6).double()(maps, gain)
+    assert torch.equal(norm(maps, gain), expected)
+    assert torch.equal(norm.eval()(maps, gain), expected)

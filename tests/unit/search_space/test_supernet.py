@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import mlo
+from lfmcw_app.batchnorm import give_statistics, recompute_statistics
 from lfmcw_app.generators.blocks import normalize_spectrally
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.layers import OperationStyle
@@ -156,7 +158,7 @@ def test_each_edge_of_a_supernet_has_its_own_candidates():
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
 def test_skip_dropout_is_replayed_under_a_seed(kind):
-    """Skip dropout is replayed under a seed, and changes only the statistics of norms."""
+    """Skip dropout is replayed under a seed, and changes nothing of the supernet."""
     supernet, arch = tiny(kind)
     before = copy.deepcopy(supernet.state_dict())
     images, weights = torch.randn(2, 1, 8, 8, dtype=torch.float64), arch()
@@ -167,16 +169,9 @@ def test_skip_dropout_is_replayed_under_a_seed(kind):
 
     assert torch.equal(logits(0), logits(0))
     assert not torch.equal(logits(0), logits(1))
-    changed = {
-        name
-        for name, value in supernet.state_dict().items()
-        if not torch.equal(value, before[name])
-    }
-    assert {name.rsplit(".", 1)[1] for name in changed} == {
-        "running_mean",
-        "running_var",
-        "num_batches_tracked",
-    }
+    after = supernet.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("kind", ["p-darts", "pc-darts"])
@@ -311,22 +306,28 @@ def test_single_precision_is_as_near_as_its_rounding():
     assert_alike(supernet, reference, arch, torch.randn(4, 2, 8, 8), 1e-5)
 
 
+@pytest.mark.parametrize("space", SPACES)
+def test_a_supernet_keeps_no_running_statistics(space):
+    """Nothing but parameters is saved: it normalises by the batch, in evaluation too."""
+    supernet, _, arch = pair(**SPACES[space])
+    assert supernet.state_dict().keys() == dict(supernet.named_parameters()).keys()
+    images = torch.randn(4, 2, 64, 64, dtype=torch.float64)
+    trained = supernet(images, arch())
+    assert torch.equal(supernet.eval()(images, arch()), trained)
+
+
 @pytest.mark.parametrize("space", ["darts", "pc-darts", "p-darts, second stage"])
-def test_running_statistics_are_those_of_the_reference(space):
-    """Running statistics are those of the reference, and are used in evaluation."""
+def test_settled_statistics_are_those_of_the_reference(space):
+    """A supernet that is given running statistics evaluates by them as the reference does."""
     supernet, reference, arch = pair(**SPACES[space])
-    for _ in range(2):
-        images = torch.randn(4, 2, 16, 16, dtype=torch.float64)
-        supernet(images, arch()), reference(images, arch())
-    ours, theirs = (
-        split_by_edge(supernet, dict(supernet.named_buffers())),
-        dict(reference.named_buffers()),
-    )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-10, atol=1e-14) for name in theirs)
-    assert torch.allclose(
-        supernet.eval()(images, arch()), reference.eval()(images, arch()), rtol=1e-10
-    )
+    give_statistics(supernet)
+    images = torch.randn(4, 2, 16, 16, dtype=torch.float64)
+    for network in (supernet, reference):
+        recompute_statistics(network, [partial(network, images, arch())])
+    others = torch.randn(4, 2, 16, 16, dtype=torch.float64)
+    found = supernet.eval()(others, arch())
+    assert torch.allclose(found, reference.eval()(others, arch()), rtol=1e-10)
+    assert torch.allclose(found[:1], supernet(others[:1], arch()), rtol=1e-10)
 
 
 def test_spectral_norm_divides_each_edges_own_weights():

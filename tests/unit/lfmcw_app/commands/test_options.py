@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import datetime
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from started_processes import finished
 
 from lfmcw_app.commands import options
 from lfmcw_app.errors import InputError
+from lfmcw_app.readers import DATASETS
+from lfmcw_app.recipe import PRESETS
+from lfmcw_app.run_folder import KEEP
+from lfmcw_app.spaces import SPACES
 
 
 @pytest.mark.parametrize(
@@ -33,10 +37,15 @@ def test_the_shell_completes_options_and_values(module, words, expected):
         "COMP_CWORD": str(len(words.split()) - 1),
     }
     code = f"import sys; sys.argv = [{program!r}]; from lfmcw_app.{module} import main; main()"
-    finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert expected in finished.stdout.split()
+    completed = finished([sys.executable, "-c", code], env=environment)
+    assert expected in completed.stdout.split()
+
+
+def test_the_names_that_help_shows_are_those_of_the_tables():
+    assert tuple(DATASETS) == options.DATASETS
+    assert PRESETS == options.PRESETS
+    assert tuple(KEEP) == options.KEPT
+    assert list(SPACES) == options.all_spaces()
 
 
 def test_completion_offers_only_what_begins_alike():
@@ -63,6 +72,15 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
         options.pick_device("tpu")
 
 
+def test_the_meta_device_only_counts(monkeypatch):
+    assert options.pick_device("meta", counts=True) == torch.device("meta")
+    with pytest.raises(InputError, match=r"has shapes and no numbers.*--dry-run"):
+        options.pick_device("meta")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"memory of one process.*without torchrun"):
+        options.pick_device("meta", counts=True)
+
+
 def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
     class Noon(datetime.datetime):
         @classmethod
@@ -73,7 +91,7 @@ def test_a_folder_of_the_same_second_has_a_number(tmp_path, monkeypatch):
     monkeypatch.setattr(options, "datetime", Noon)
     first = options.fresh_folder("digits")
     assert str(first) == "runs/digits-20260102-120000"
-    first.mkdir(parents=True)
+    assert first.is_dir()  # made here, so that no other process can take it
     assert str(options.fresh_folder("digits")) == "runs/digits-20260102-120000-2"
 
 
@@ -87,15 +105,13 @@ def test_a_trial_is_a_run_of_its_own():
 def test_help_waits_for_no_pictures(module):
     """matplotlib takes a second to import; `--help` does not need it."""
     code = f"import lfmcw_app.{module}, sys; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert finished([sys.executable, "-c", code]).returncode == 0
 
 
 def test_all_commands_are_listed_by_the_package():
-    finished = subprocess.run(
-        [sys.executable, "-m", "lfmcw_app", "--help"], capture_output=True, text=True, timeout=120
-    )
+    printed = finished([sys.executable, "-m", "lfmcw_app", "--help"]).stdout
     for command in ("run", "evaluate", "report", "table"):
-        assert f" {command} " in finished.stdout
+        assert f" {command} " in printed
 
 
 def test_what_a_run_keeps_is_one_of_a_few_names():

@@ -51,7 +51,7 @@ def test_options_beside_resume_change_the_recipe(path, tmp_path):
         "evaluation.weights.lr 0.025 → 0.1",
     ]
     assert folder.recipe.on_nonfinite == "skip"
-    assert RunFolder.open(path).recipe.on_nonfinite == "stop"  # until the run goes on
+    assert RunFolder.open(path).recipe.on_nonfinite == "stop"  # until the run resumes
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_options_that_cannot_be_taken_up_are_refused(path, options, words):
 
 
 def test_another_folder_of_output_is_refused(path, tmp_path):
-    with pytest.raises(InputError, match="goes on in its own folder; drop --out"):
+    with pytest.raises(InputError, match="resumes in its own folder; drop --out"):
         resumed(path, out=tmp_path / "other")
     (path / EVALUATED).touch()
     with pytest.raises(InputError, match=r"python -m lfmcw_app\.evaluate --resume"):

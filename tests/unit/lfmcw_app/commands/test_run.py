@@ -38,7 +38,7 @@ def test_the_recipe_of_the_options_is_printed():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--out", "elsewhere"), "goes on in its own folder"),
+        (("--out", "elsewhere"), "resumes in its own folder"),
         (("--seed", "3"), "seed 0 → 3. This cannot change"),
         (("digits", "--seed", "3"), "has another recipe"),
         (("cifar10",), "has another recipe"),

@@ -54,7 +54,7 @@ def test_a_singular_jacobian_gives_least_squares_and_says_so():
     assert relative_error(optimizer.gradient("x")["v"], expected) < 1e-8
     with pytest.warns(mlo.SolveWarning, match="The Jacobian is singular"):
         report = optimizer.step().solves["w"]
-    assert report.iterations < 2 * DIM + 10  # it does not go on in vain
+    assert report.iterations < 2 * DIM + 10  # it does not continue in vain
 
 
 def test_a_zero_jacobian_moves_nothing():

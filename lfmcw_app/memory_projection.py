@@ -1,0 +1,184 @@
+"""The GPU memory that a recipe's phases take, counted on the meta device: no GPU is needed."""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import mlo
+from lfmcw_app.counted_memory import MemoryCount
+from lfmcw_app.data import Dataset
+from lfmcw_app.errors import InputError
+from lfmcw_app.printing import say
+from lfmcw_app.projection import PlannedPhase, planned_phases
+from lfmcw_app.recipe import Recipe
+from lfmcw_app.search_space.genotype import Cells
+
+__all__ = [
+    "CARDS",
+    "META",
+    "NOT_COUNTED",
+    "ROOM",
+    "CountedPhase",
+    "count_memory",
+    "count_phase",
+    "fits",
+    "in_single_precision",
+    "largest_batch",
+    "print_memory",
+]
+
+CARDS = (16, 24, 40, 80)
+"""Sizes of GPUs, in GiB, that people have."""
+
+ROOM = 0.85
+"""Of a card, what tensors are taken to have. The rest is for what is not counted: an assumption."""
+
+NOT_COUNTED = (
+    "Not counted: CUDA's context, the workspaces of cuDNN and cuBLAS, gaps between the allocator's "
+    "blocks."
+)
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedPhase:
+    """What a phase of a run takes of a GPU.
+
+    Attributes:
+        name: of the phase.
+        rounds: how many it has.
+        held: bytes that stay between two rounds: weights, optimizers, images.
+        peak: bytes at most, in the second round, which has the optimizers' states too.
+    """
+
+    name: str
+    rounds: int
+    held: int
+    peak: int
+
+
+def count_memory(
+    recipe: Recipe, dataset: Dataset, *, searches: bool = True, genotype: Cells | None = None
+) -> list[CountedPhase]:
+    """Runs two rounds of every phase on the meta device; see `planned_phases`.
+
+    A phase in bfloat16 is counted in float32, since the meta device has no autocast.
+
+    Args:
+        recipe: the recipe.
+        dataset: what is searched and trained on; no pixel of it is looked at.
+        searches: whether there is a search.
+        genotype: what is trained; None for random cells.
+
+    Raises:
+        InputError: if a phase decides by numbers what shape it computes.
+    """
+    recipe = in_single_precision(recipe)
+    planned = planned_phases(recipe, dataset, META, searches=searches, genotype=genotype)
+    return [count_phase(phase) for phase in planned]
+
+
+def in_single_precision(recipe: Recipe) -> Recipe:
+    """The recipe without autocast."""
+    sections = {
+        name: getattr(recipe, name).model_copy(update={"precision": None})
+        for name in ("search", "evaluation")
+    }
+    return recipe.model_copy(update=sections)
+
+
+def count_phase(phase: PlannedPhase) -> CountedPhase:
+    """Builds a phase on the meta device and runs two rounds of it.
+
+    Raises:
+        InputError: if it decides by numbers what shape it computes.
+    """
+    gc.collect()  # what the phase before has left
+    count = MemoryCount()
+    try:
+        # Numbers are all 1 there, so what engines say of them means nothing.
+        with warnings.catch_warnings(), count:
+            warnings.simplefilter("ignore", mlo.SolveWarning)
+            optimizer = phase.build()
+            optimizer.step()
+            count.restart()
+            held = count.held
+            optimizer.step()
+    except (NotImplementedError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"The memory of {phase.name} cannot be counted on the meta device ({said}). Its engine "
+            "or an operation of it decides by numbers what is computed. Take another engine "
+            "(search.hypergradient=one_step) for the count, or --device cuda where there is one."
+        ) from error
+    return CountedPhase(
+        name=phase.name,
+        rounds=phase.rounds,
+        held=held,
+        peak=count.peak,
+    )
+
+
+# ------------------------------ cards
+
+
+def fits(peak: float, card: int) -> bool:
+    """Whether a counted peak in bytes fits a card of so many GiB; see `ROOM`."""
+    return peak <= ROOM * card * 2**30
+
+
+def largest_batch(batches: Sequence[int], peaks: Sequence[int], card: int) -> int | None:
+    """The largest batch, a multiple of 8, that fits a card of so many GiB; None if not even 8 does.
+
+    What a round takes is a straight line in the batch: weights, and activations of every image.
+
+    Args:
+        batches: two batches, the smaller one first.
+        peaks: what was counted with each, in bytes.
+        card: size of the card in GiB.
+    """
+    (small, large), (low, high) = batches, peaks
+    per_image = (high - low) / (large - small)
+    most = (ROOM * card * 2**30 - (low - per_image * small)) / per_image
+    batch = 8 * math.floor(most / 8)
+    return batch if batch >= 8 else None
+
+
+def print_memory(recipe: Recipe, phases: Sequence[CountedPhase], console: Console) -> None:
+    """Prints a row per phase, and which cards the largest one fits."""
+    if not phases:
+        say(console, "Nothing to count: cells are drawn, and the test error is looked up.")
+        return
+    title = "GPU memory, counted on the meta device"
+    table = Table(title=title, title_justify="left")
+    for column in ("phase", "rounds", "held GB", "peak GB"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase in phases:
+        sizes = (f"{size / 1e9:.2f}" for size in (phase.held, phase.peak))
+        table.add_row(phase.name, f"{phase.rounds:,}", *sizes)
+    console.print(table)
+
+    peak = max(phase.peak for phase in phases)
+    fitting = [f"{card} GB" for card in CARDS if fits(peak, card)]
+    cards = f"It fits a card of {', '.join(fitting)}" if fitting else "It fits none of these cards"
+    say(
+        console,
+        f"{cards}, where {ROOM:.0%} of it are for what is counted. {NOT_COUNTED}",
+    )
+    rounded = [
+        name for name in ("search", "evaluation") if getattr(recipe, name).precision is not None
+    ]
+    if rounded:
+        say(
+            console,
+            f"Counted in float32, which takes more than bfloat16: {' and '.join(rounded)}.",
+        )

@@ -1,0 +1,100 @@
+"""The norm of a gradient: tensor by tensor at once, and of all together when somebody asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mlo.sharding import whole
+
+__all__ = ["GradientNorm", "norms_of", "total_norm"]
+
+BELOW_OVERFLOW = 1e15
+"""Norms of parts below this cannot overflow together, in a dtype with float32's exponents."""
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+WIDE = (torch.float32, torch.float64, torch.bfloat16)
+"""Dtypes with float32's exponents, or more."""
+
+
+class GradientNorm:
+    """The Euclidean norm of tensors together, of sharded ones over all their parts.
+
+    Taking it notes the norms of the tensors, which later changes of them do not reach. Those are
+    combined when the whole is read.
+
+    Args:
+        tensors: of any devices and dtypes.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        found = list(tensors)
+        self._parts: Sequence[Tensor] | None = None
+        self._total: Tensor | None = None
+        with torch.no_grad():
+            if _alike(found):
+                self._parts = torch._foreach_norm(found)
+            else:
+                self._total = whole(torch.nn.utils.get_total_norm(found))
+
+    @property
+    def total(self) -> Tensor:
+        """The norm, a scalar on the device of the tensors."""
+        # As `torch.nn.utils.get_total_norm` does, which groups tensors first; that takes as long.
+        if self._total is None:
+            assert self._parts is not None
+            with torch.no_grad():
+                self._total = torch.linalg.vector_norm(torch.stack(tuple(self._parts)))
+        return self._total
+
+    def is_finite(self, losses: Iterable[Tensor]) -> bool:
+        """Whether the norm and the losses are all finite.
+
+        On a GPU this takes one reduction and one synchronisation.
+        """
+        values = list(losses)
+        parts = self._parts
+        # On the CPU a number is read faster than two are combined.
+        if parts is not None and parts[0].is_cpu and parts[0].dtype in WIDE:
+            for part in parts:
+                if not part.item() < BELOW_OVERFLOW:  # large, or no number
+                    values.append(self.total)
+                    break
+        else:
+            values.append(self.total)
+        if all(value.is_cpu for value in values):
+            return all(math.isfinite(value.item()) for value in values)
+        # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
+        norm = self.total
+        zeros = [0.0 * value.detach().to(norm.device) for value in values]
+        return math.isfinite(sum(zeros, torch.zeros_like(norm)).item())
+
+    def __float__(self) -> float:
+        return float(self.total)
+
+
+def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The Euclidean norm of every tensor, as scalars on their devices."""
+    with torch.no_grad():
+        if _alike(tensors):
+            return torch._foreach_norm(list(tensors))
+        return [whole(tensor.norm()) for tensor in tensors]
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
+    return GradientNorm(tensors).total
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are plain, of one dtype, and together on the CPU or on one GPU."""
+    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
+        return False
+    if len(tensors) == 1:
+        return type(tensors[0]) in PLAIN
+    alike = {(type(tensor) in PLAIN, tensor.dtype, tensor.get_device()) for tensor in tensors}
+    return len(alike) == 1 and next(iter(alike))[0]
