@@ -363,10 +363,11 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:
         """Bᵀ u of the wanted inputs, and the size of the gradient in them; None: there is none."""
-        if self.call.solution.evaluation.loss.problem.compile:
-            return None
         try:
             with ExitStack() as stack:
+                if self.call.solution.evaluation.loss.problem.compile:
+                    # Only compiled modules lack a second derivative.
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
                 call = replace(self.call, stack=stack, differentiate=False)
                 system = Autograd().linearize(call)
                 system.check_double_backward()
