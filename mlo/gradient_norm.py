@@ -10,10 +10,12 @@ from torch import Tensor
 
 from mlo.sharding import whole
 
-__all__ = ["GradientNorm", "total_norm"]
+__all__ = ["GradientNorm", "norms_of", "total_norm"]
 
 BELOW_OVERFLOW = 1e15
 """Norms of parts below this cannot overflow together, in a dtype with float32's exponents."""
+
+PLAIN = (Tensor, torch.nn.Parameter)
 
 WIDE = (torch.float32, torch.float64, torch.bfloat16)
 """Dtypes with float32's exponents, or more."""
@@ -33,11 +35,10 @@ class GradientNorm:
         found = list(tensors)
         self._parts: Sequence[Tensor] | None = None
         self._total: Tensor | None = None
-        if found and _alike(found):
-            with torch.no_grad():
+        with torch.no_grad():
+            if _alike(found):
                 self._parts = torch._foreach_norm(found)
-        else:
-            with torch.no_grad():
+            else:
                 self._total = whole(torch.nn.utils.get_total_norm(found))
 
     @property
@@ -58,15 +59,15 @@ class GradientNorm:
         values = list(losses)
         parts = self._parts
         # On the CPU a number is read faster than two are combined.
-        if parts is not None and parts[0].device.type == "cpu" and parts[0].dtype in WIDE:
+        if parts is not None and parts[0].is_cpu and parts[0].dtype in WIDE:
             for part in parts:
                 if not part.item() < BELOW_OVERFLOW:  # large, or no number
                     values.append(self.total)
                     break
         else:
             values.append(self.total)
-        if all([value.device.type == "cpu" for value in values]):
-            return all([math.isfinite(value.item()) for value in values])
+        if all(value.is_cpu for value in values):
+            return all(math.isfinite(value.item()) for value in values)
         # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]
@@ -76,6 +77,14 @@ class GradientNorm:
         return float(self.total)
 
 
+def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The Euclidean norm of every tensor, as scalars on their devices."""
+    with torch.no_grad():
+        if _alike(tensors):
+            return torch._foreach_norm(list(tensors))
+        return [whole(tensor.norm()) for tensor in tensors]
+
+
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
     return GradientNorm(tensors).total
@@ -83,11 +92,9 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
 
 def _alike(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are plain, of one dtype, and together on the CPU or on one GPU."""
-    device, dtype = tensors[0].device, tensors[0].dtype
-    if device.type not in ("cpu", "cuda"):
+    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
         return False
-    kinds = (Tensor, torch.nn.Parameter)
-    for tensor in tensors:
-        if type(tensor) not in kinds or tensor.dtype is not dtype or tensor.device != device:
-            return False
-    return True
+    if len(tensors) == 1:
+        return type(tensors[0]) in PLAIN
+    alike = {(type(tensor) in PLAIN, tensor.dtype, tensor.get_device()) for tensor in tensors}
+    return len(alike) == 1 and next(iter(alike))[0]

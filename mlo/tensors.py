@@ -45,7 +45,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 def in_new_containers(value: Any) -> Any:
     """The same tensors in new containers, which their receiver may change."""
     # (A tuple of tensors cannot be changed.)
-    if type(value) is tuple and all([isinstance(entry, Tensor) for entry in value]):
+    if type(value) is tuple and all(isinstance(entry, Tensor) for entry in value):
         return value
     return map_tensors(value, _itself)
 
@@ -117,9 +117,16 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     return True
 
 
+def on_cpu(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all tensors are on the CPU, which gains nothing by foreach operators."""
+    return all(tensor is None or tensor.is_cpu for tensor in tensors)
+
+
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
     found = [tensor.detach() for tensor in tensors]
+    if on_cpu(found):
+        return [tensor.clone() for tensor in found]
     kinds = {(tensor.device, tensor.dtype) for tensor in found}
     if len(kinds) != 1 or not hasattr(torch, "_foreach_clone") or not are_plain(found):
         return [tensor.clone() for tensor in found]
@@ -135,6 +142,8 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 
 def add_all(totals: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two lists of gradients, in which None stands for zero."""
+    if on_cpu(terms):
+        return list(map(add, totals, terms))
     both = [
         (place, total, term)
         for place, (total, term) in enumerate(zip(totals, terms, strict=True))

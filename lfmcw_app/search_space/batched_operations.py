@@ -155,7 +155,8 @@ class JointConvolutions(nn.Module):
         if self.half_norm is not None:
             first = [bank.layers for bank in banks if len(bank.layers) > 2]
             maps = side_by_side(
-                [layers[0](activated) for layers in first], [layers[1] for layers in first]
+                [layers[0](activated) for layers in first],
+                [_pointwise(layers, 1) for layers in first],
             )
             parts = torch.split(self.half_norm(maps), self.width, dim=1)
             halves = [self.activation(part) for part in parts]
@@ -163,8 +164,17 @@ class JointConvolutions(nn.Module):
         inputs = [
             bank.layers[-2](next(given) if len(bank.layers) > 2 else activated) for bank in banks
         ]
-        out: Tensor = self.norm(side_by_side(inputs, [bank.layers[-1] for bank in banks]), gain)
+        out: Tensor = self.norm(
+            side_by_side(inputs, [_pointwise(bank.layers, -1) for bank in banks]), gain
+        )
         return out
+
+
+def _pointwise(layers: nn.Sequential, index: int) -> PointwiseConv:
+    """The pointwise convolution at a place of a bank's layers."""
+    layer = layers[index]
+    assert isinstance(layer, PointwiseConv)
+    return layer
 
 
 class FullConvolutionBank(Bank):
