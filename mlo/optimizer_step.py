@@ -408,7 +408,8 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
 
 def acts_around_step(problem: Problem) -> bool:
     """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
-    return not (problem.settings is problem.after_step is problem.restart_from is None)
+    around = (problem.settings, problem.after_step, problem.restart_from)
+    return around != (None, None, None)
 
 
 def clip(gradients: Tensors, largest: float) -> Tensors:

@@ -113,8 +113,8 @@ class Evaluation:
     def having(self, **changes: Any) -> Evaluation:
         """The same with other batches, random states or modes.
 
-        (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays, since
-        it depends on none of these.
+        (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays: it
+        depends on none of these.
         """
         other = object.__new__(Evaluation)
         other.__dict__.update(self.__dict__, **changes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -104,8 +104,9 @@ def _total_gradient(
 ) -> TotalGradient:
     """As `total_gradient`, where gradients are enabled."""
     loss, problem = evaluation.loss, evaluation.loss.problem
+    live = cast(Tensors, problem.parameters)  # which are only read
     reading = Reading(
-        values={**evaluation.values, problem.name: problem.parameters},
+        values={**evaluation.values, problem.name: live},
         solutions=evaluation.solutions,
         reader=problem.name,
         held_constant=held_constant,
@@ -115,7 +116,7 @@ def _total_gradient(
     cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
 
     # 2. The direct gradient, and the cotangents of what is read.
-    parameters: Tensors = problem.parameters
+    parameters = live
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.

@@ -121,7 +121,7 @@ class ConvolutionBank(Bank):
 
 
 class JointConvolutions(nn.Module):
-    """The sum of several convolution banks on the same edges, with one norm for all of them.
+    """Several convolution banks on the same edges, with one norm for all of them.
 
     It holds no weights, which are those of the banks. First halves of separable convolutions have
     a norm of their own.
@@ -144,19 +144,19 @@ class JointConvolutions(nn.Module):
         self.norm = make_gain_norm(style, channels, edges * len(banks))
 
     def forward(self, banks: Sequence[ConvolutionBank], activated: Tensor, gain: Tensor) -> Tensor:
-        """Returns Σ weight · operation for every edge, [B, E·C, H', W'].
+        """Returns weight · operation for every bank and edge, [B, banks · E·C, H', W'].
 
         Args:
             banks: the weights.
             activated: the activated state, repeated for each edge, [B, E·C, H, W].
             gain: the mixing weight of every channel of every bank, [banks · E·C].
         """
-        # The banks stand side by side in the channels: [B, banks · E·C, H', W'].
         halves: list[Tensor] = []
         if self.half_norm is not None:
             first = [bank.layers for bank in banks if len(bank.layers) > 2]
             maps = side_by_side(
-                [layers[0](activated) for layers in first], [layers[1] for layers in first]
+                [layers[0](activated) for layers in first],
+                [_pointwise(layers, 1) for layers in first],
             )
             parts = torch.split(self.half_norm(maps), self.width, dim=1)
             halves = [self.activation(part) for part in parts]
@@ -164,11 +164,17 @@ class JointConvolutions(nn.Module):
         inputs = [
             bank.layers[-2](next(given) if len(bank.layers) > 2 else activated) for bank in banks
         ]
-        out: Tensor = self.norm(side_by_side(inputs, [bank.layers[-1] for bank in banks]), gain)
-        if len(banks) == 1:
-            return out
-        pixels = torch.unflatten(out.permute(0, 2, 3, 1), 3, (len(banks), self.width))
-        return pixels.sum(3).permute(0, 3, 1, 2)
+        out: Tensor = self.norm(
+            side_by_side(inputs, [_pointwise(bank.layers, -1) for bank in banks]), gain
+        )
+        return out
+
+
+def _pointwise(layers: nn.Sequential, index: int) -> PointwiseConv:
+    """The pointwise convolution at a place of a bank's layers."""
+    layer = layers[index]
+    assert isinstance(layer, PointwiseConv)
+    return layer
 
 
 class FullConvolutionBank(Bank):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.errors import EngineError, warn_user
 from mlo.gradient_norm import norms_of, total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
@@ -22,13 +23,11 @@ from mlo.hypergradient.products import (
     Autograd,
     LinearSystem,
     Products,
-    present,
     register_products,
 )
-from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.tensors import add
+from mlo.tensors import add, zeros_for_none
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
@@ -108,7 +107,7 @@ class FiniteDifference(Products):
         Returns:
             A tensor without dimensions, on the device and with a value in the dtype of θ.
         """
-        dtype_of_theta = parameters[0].dtype
+        dtype_of_theta = parameters[0].dtype.to_real()
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
@@ -135,14 +134,12 @@ def _least_ratio(
     norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
 ) -> Tensor:
     """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
-    if norms[0].is_cpu:  # where a number is read faster than an operator is called
-        ratios = [
-            max(norm.item(), size) / by
-            for norm, size, by in zip(norms, least, [u.item() for u in moved], strict=True)
-            if by > 0.0
-        ]
-        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
     by = torch.stack(tuple(moved))
+    if by.is_cpu:  # where numbers are read faster than operators are called
+        sizes = torch.stack(tuple(norms)).tolist()
+        triples = zip(sizes, least, by.tolist(), strict=True)
+        ratios = [max(size, smallest) / u for size, smallest, u in triples if u > 0.0]
+        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
     ratios_of = torch.stack(torch._foreach_clamp_min(list(norms), list(least))) / by
     return torch.where(by > 0.0, ratios_of, torch.inf).min()
 
@@ -212,7 +209,9 @@ class FiniteDifferenceSystem(LinearSystem):
         source = self.call.source(self.call.inputs)
         wanted = {key: t for key, (place, t) in source.items() if found[place] is not None}
         if wanted:
-            along = self._difference(u, in_inputs=False, factor=factor)
+            along = zeros_for_none(
+                self._difference(u, in_inputs=False, factor=factor), self.parameters
+            )
             terms = start.pulled(dict(zip(self.names, along, strict=True)), wanted)
             for key, term in terms.items():
                 place = source[key][0]
@@ -220,7 +219,7 @@ class FiniteDifferenceSystem(LinearSystem):
         return found
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        return self._difference(u, in_inputs=False)
+        return zeros_for_none(self._difference(u, in_inputs=False), self.parameters)
 
     def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
         # (F(θ + e u) − F(θ − e u)) / 2e: here all players move, each player's own gradient is read.
@@ -229,16 +228,22 @@ class FiniteDifferenceSystem(LinearSystem):
         found: dict[str, Tensor] = {}
         for player, members in self.players.items():
             sides = self._both_sides(directions, e)
-            terms = self._weighted_gradients(player, sides, in_inputs=False)
+            terms = zeros_for_none(
+                self._weighted_gradients(player, sides, in_inputs=False), self.parameters
+            )
             of_all = dict(zip(self.names, terms, strict=True))
             found |= {name: of_all[name] for name in members}
         return [found[name] for name in self.names]
 
     def _difference(
         self, u: Sequence[Tensor | None], *, in_inputs: bool, factor: float = 1.0
-    ) -> list[Tensor]:
-        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ."""
-        total: list[Tensor] | None = None
+    ) -> list[Tensor | None]:
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ.
+
+        None where no loss depends on an entry: what is below it then takes no part.
+        """
+        of = self.call.select(self.call.inputs) if in_inputs else self.parameters
+        total: list[Tensor | None] = [None] * len(of)
         # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
             e = self._step_size_along(directions)
@@ -246,10 +251,7 @@ class FiniteDifferenceSystem(LinearSystem):
             terms = self._weighted_gradients(
                 player, self._both_sides(directions, e), in_inputs=in_inputs
             )
-            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
-        if total is None:
-            of = self.call.select(self.call.inputs) if in_inputs else self.parameters
-            return [torch.zeros_like(t) for t in of]
+            total = list(map(add, total, terms))
         return total
 
     def _own_gradient(self, player: str) -> dict[str, Tensor]:
@@ -266,7 +268,9 @@ class FiniteDifferenceSystem(LinearSystem):
         self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool
     ) -> list[Tensor]:
         """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
-        return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
+        found = self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
+        of = self.call.select(self.call.inputs) if in_inputs else self.parameters
+        return zeros_for_none(found, of)
 
     def _both_sides(
         self, directions: Mapping[str, Tensor], e: Tensor
@@ -297,7 +301,7 @@ class FiniteDifferenceSystem(LinearSystem):
         points: Iterable[tuple[Tensor | float, Mapping[str, Tensor]]],
         *,
         in_inputs: bool,
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
 
         The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
@@ -312,33 +316,32 @@ class FiniteDifferenceSystem(LinearSystem):
         # this problem: it would depend on θ, and is held fixed here.)
         problem = self.call.solution.evaluation.loss.problem
         shared = SharedResults(problem.name, problem.generators)
-        total: list[Tensor] | None = None
+        total: list[Tensor | None] = []
         # The tensors of the first point stay in their places until the shared results have been
         # differentiated, since checkpointing would run modules again.
         with torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
                 # (They are constants already.)
-                theta = parameters
+                theta = dict(parameters)
                 if not in_inputs:
                     theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
                 losses = stack.enter_context(
                     self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
                 like = [*(of if in_inputs else theta.values()), *shared.leaves]
-                terms = gradients(losses[player], like)
-                scaled = [term * weight for term in terms]
-                total = scaled if total is None else list(map(torch.add, total, scaled))
-            assert total is not None
+                loss = losses[player]
+                terms: Sequence[Tensor | None] = [None] * len(like)
+                if loss.requires_grad:
+                    terms = grad([loss], like)
+                scaled = [None if term is None else term * weight for term in terms]
+                total = list(map(add, total, scaled)) if total else scaled
             if not shared.leaves:
                 return total
 
             # L = f(θ, s(x), x): what flows through the shared s joins the rest (see `mlo.once`).
-            direct, cotangents = total[: len(of)], total[len(of) :]
-            found = []
-            for term, more in zip(direct, shared.gradients(cotangents, of), strict=True):
-                found.append(term if more is None else term + more)
-            return found
+            cotangents = zeros_for_none(total[len(of) :], shared.leaves)
+            return list(map(add, total[: len(of)], shared.gradients(cotangents, of)))
 
     # ------------------------------ compared with what they stand for
 
@@ -354,14 +357,14 @@ class FiniteDifferenceSystem(LinearSystem):
             self._compare_values(u, tolerance / 5.0, engine)
             return
         exact, size = pair
-        ours = present(found)
+        ours = self._of_wanted(found)
         error = _distance(ours, exact)
         # Rounding of two gradients, which the difference divides by its step.
         noise = 10.0 * torch.finfo(self.dtype).eps * size / max(self._displacement(u), 1e-30)
         if error <= tolerance * _norm(exact) + noise:
             return
         # Rounding and kinks show at another step size, and what is detached does not.
-        twice = present(self._mixed(u, factor=2.0))
+        twice = self._of_wanted(self._mixed(u, factor=2.0))
         steady = error > 3.0 * _distance(ours, twice)
         if steady or error > UNSTEADY * tolerance * _norm(exact):
             warn_user(
@@ -383,14 +386,15 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:
         """Bᵀ u of the wanted inputs, and the size of the gradient in them; None: there is none."""
-        if self.call.solution.evaluation.loss.problem.compile:
-            return None
         try:
             with ExitStack() as stack:
+                if self.call.solution.evaluation.loss.problem.compile:
+                    # Only compiled modules lack a second derivative.
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
                 call = replace(self.call, stack=stack, differentiate=False)
                 system = Autograd().linearize(call)
                 system.check_double_backward()
-                exact = [entry.detach() for entry in present(system.mixed_vjp(u))]
+                exact = [entry.detach() for entry in self._of_wanted(system.mixed_vjp(u))]
                 return exact, system.input_gradient_norm()
         except (torch.OutOfMemoryError, EngineError):
             return None
@@ -398,6 +402,11 @@ class FiniteDifferenceSystem(LinearSystem):
             if not is_about_double_backward(error):
                 raise
             return None
+
+    def _of_wanted(self, found: Sequence[Tensor | None]) -> list[Tensor]:
+        """The entries of the wanted inputs; zeros of those that no loss depends on."""
+        entries = [entry for entry, want in zip(found, self.call.wanted, strict=True) if want]
+        return zeros_for_none(entries, self.call.select(self.call.inputs))
 
     def _displacement(self, u: Cotangent) -> float:
         """The smallest step of the differences in a direction."""
