@@ -719,7 +719,7 @@ class Levels:
                 for key, buffer in registry.items():
                     if buffer is not None:
                         live[prefix + key] = buffer
-            copied[name] = _held(live, copy=True)
+            copied[name] = _held(live, copy=True) if live else live
         return copied
 
 
