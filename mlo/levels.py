@@ -400,7 +400,9 @@ class Levels:
     def __init__(self, history: History, *, ahead: bool = False) -> None:
         self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
-        self._steps_ahead = 0  # that were made on copies, in which losses are evaluated
+        # How often a search for solutions has evaluated losses or looked for batches, which draw
+        # numbers (a DataLoader that shuffles does so too).
+        self._draws = 0
         graph = history.graph
         # Walking the modules at every update would take longer than copying their buffers, so the
         # dicts that hold buffers are found once.
@@ -535,6 +537,7 @@ class Levels:
     def _solve_batches(self, name: str, groups: int) -> list[tuple[Any, ...]]:
         """So many groups of `solve_batches` batches from the data of a problem's solves."""
         # Fresh ones; a question looks at them and leaves them to the next solve.
+        self._draws += 1
         stream, size = (
             self._history.solve_streams[name],
             self._history.graph.problems[name].solve_batches,
@@ -556,7 +559,7 @@ class Levels:
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
-        self._steps_ahead += 1
+        self._draws += 1
         found = self.differentiate(name, self.batches(name), keep_graph=engine.keeps_graph)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
@@ -601,7 +604,7 @@ class Levels:
             begun: the random state now, where it is known.
         """
         history, problem = self._history, self._history.graph.problems[name]
-        drawn = self._steps_ahead
+        draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
         stays = history.step_engine(name) is None and not history.simultaneous
         moves = is_update and not stays
@@ -627,8 +630,7 @@ class Levels:
                 keep_graph=keep_graph,
                 held_constant=held_constant,
                 estimates=history.estimates.get(name),
-                # (Looking for solutions may have evaluated other losses, which draw numbers.)
-                begun=begun if self._steps_ahead == drawn else None,
+                begun=begun if self._draws == draws else None,
             )
         except BaseException:
             # An update is made as a whole or not at all. A question has worked on copies.
@@ -702,6 +704,7 @@ class Levels:
         last = self._last(name)
         if last is not None:
             return last.batches
+        self._draws += 1
         return self._history.streams[name].peek(self._history.graph.problems[name].accumulate)
 
     def _last(self, name: str) -> Evaluation | None:
@@ -716,7 +719,7 @@ class Levels:
                 for key, buffer in registry.items():
                     if buffer is not None:
                         live[prefix + key] = buffer
-            copied[name] = _held(live, copy=True)
+            copied[name] = _held(live, copy=True) if live else live
         return copied
 
 

@@ -26,7 +26,8 @@ WITHOUT_TESTS = {
 """Module → why it has no test file of its name."""
 
 WITHOUT_MODULE = {
-    "tests/unit/mlo/hypergradient/test_contract.py": "of all engines: they keep one contract"
+    "tests/unit/mlo/hypergradient/test_contract.py": "of all engines: they keep one contract",
+    "tests/unit/ops/test_triton_kernels.py": "of lfmcw_app/ops/_triton.py, which is private",
 }
 """Test file → why no module has its name."""
 
