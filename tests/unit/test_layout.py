@@ -99,6 +99,7 @@ def test_names_of_tests_are_short():
 CLOCKS = {
     "tests/started_processes.py": "waits for events, with one bound far above what they take",
     "tests/faults/campaign.py": "no test: interrupts runs at random moments",
+    "tests/faults/forked_runs.py": "waits for the ends of the campaign's runs",
     "tests/oracle/test_threads.py": "looks a while whether something comes too early",
 }
 """File that asks a clock, or waits for some seconds → why this fails on no busy machine."""
