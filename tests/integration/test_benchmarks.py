@@ -108,7 +108,8 @@ def test_search_steps_beside_the_original_operations():
 def test_launches_of_a_step_are_counted_by_part():
     """The launches of a step are told by part and problem, and the rest does few of them."""
     printed = output_of("search_step.py", "--size", "tiny", "--count", "--only", "DARTS, first")
-    counted = {row[0]: row for row in rows_after(printed, "| DARTS, first order | w2 | arch |")}
+    table = printed[printed.index("| DARTS, first order | w2 | arch |") :].split("\n\n")[0]
+    counted = {row[0]: row for row in rows_after(table, "| DARTS")}
     launches = {part: int(row[3]) for part, row in counted.items()}
     assert launches.pop("all") == sum(launches.values())
     # Of 94 parameters and two optimizers.
