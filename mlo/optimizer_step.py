@@ -171,17 +171,23 @@ class OptimizerStep:
         """The gradients as the step takes them: clipped by the norm of all together."""
         return gradients if self.grad_clip is None else clip(gradients, self.grad_clip)
 
-    def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
+    def apply(
+        self, parameters: Tensors, gradients: Tensors, *, differentiated: bool = True
+    ) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
 
         Args:
             parameters: name → tensor before the step.
             gradients: name → gradient, for the same names; all of the problem's where the step
                 clips.
+            differentiated: whether derivatives are wanted, for which entries of a gradient that
+                are exactly zero are moved off zero.
 
         Raises:
             EngineError: if an optimizer has no differentiable step.
         """
+        if differentiated:
+            gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         return self._apply(parameters, gradients, {})[0]
 
     def derivative_error(self, parameters: Tensors, gradients: Tensors) -> float:
@@ -249,6 +255,7 @@ class OptimizerStep:
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
+        gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         moved, states = self._apply(parameters, gradients, state)
         after: dict[tuple[str, str], Tensor] = {}
         for key, tensor in moved.items():
@@ -280,7 +287,7 @@ class OptimizerStep:
         self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
     ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
         """The parameters after the step, and the optimizers' state of each."""
-        gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
+        gradients = self.clipped(gradients)
         if self.by_formula:
             return self._by_formula(parameters, gradients, state)
         # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
