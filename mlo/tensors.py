@@ -15,6 +15,7 @@ __all__ = [
     "add_all",
     "are_plain",
     "copies",
+    "laid_out",
     "in_new_containers",
     "map_tensors",
     "scaled",
@@ -124,6 +125,17 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     if len(kinds) != 1 or not hasattr(torch, "_foreach_clone") or not are_plain(found):
         return [tensor.clone() for tensor in found]
     return list(torch._foreach_clone(found))
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides of another one of its shape, as `backward()` lays out `.grad`.
+
+    A fused step takes both for one layout: on a CPU it pairs wrong entries, on CUDA it refuses
+    (torch 2.14.1). Convolutions of maps whose channels come last give such gradients.
+    """
+    if tensor.stride() == like.stride() or tensor.layout != torch.strided:
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
