@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
 # Every GPU test, and every benchmark that says something about a GPU, in one command of at most ten minutes (beside the
-# installation). Writes one file with the card's name; a part that fails is in the file, and in the exit code.
+# installation). Rows are shown as they are measured. Writes one file with the card's name, anew after each step, so that
+# what is done stays where the rest is cut off; a step that fails is in the file, and in the exit code.
+#
+# There are three parts: kernels (the fused loss), engines (of mlo) and search; PARTS names those that are wanted.
 #
 #   benchmarks/gpu.sh                                # gpu-results-CARD.md in the current folder
 #   benchmarks/gpu.sh results                        # in another one; OUT=results does the same
 #   PYTHON=python benchmarks/gpu.sh                  # with what is installed: PyTorch with CUDA, pytest, this project's needs
+#   PARTS=search benchmarks/gpu.sh                   # one part, or several: PARTS="kernels search"
 #   DEVICE=cpu SIZE=tiny benchmarks/gpu.sh           # a trial without a GPU, which shows that every part runs
 #
-# Without PYTHON the Makefile's environment is used, and made where it is missing. BUDGET: seconds for all parts together.
-# Exit code: 0 all parts passed, 1 some did not, 2 it could not begin.
+# Without PYTHON the Makefile's environment is used, and made where it is missing. BUDGET: seconds for all steps together, 570 or on a CPU 3600.
+# Exit code: 0 all steps passed, 1 some did not, 2 it could not begin.
 set -uo pipefail
 
 OUT=${1:-${OUT:-.}}
 DEVICE=${DEVICE:-cuda}
 SIZE=${SIZE:-paper}
-BUDGET=${BUDGET:-570}
+if [ "$DEVICE" = cuda ]; then BUDGET=${BUDGET:-570}; else BUDGET=${BUDGET:-3600}; fi
+PARTS=${PARTS:-kernels engines search}
 
 give_up() {
     echo "gpu.sh: $1" >&2
@@ -23,6 +28,10 @@ give_up() {
 
 case "$DEVICE" in cuda | cpu) ;; *) give_up "DEVICE is cuda or cpu, got '$DEVICE'" ;; esac
 case "$SIZE" in paper | small | tiny) ;; *) give_up "SIZE is paper, small or tiny, got '$SIZE'" ;; esac
+for name in $PARTS; do
+    case "$name" in kernels | engines | search) ;; *) give_up "PARTS holds kernels, engines, search, got '$name'" ;; esac
+done
+[ -n "${PARTS// /}" ] || give_up "PARTS is empty"
 case "$BUDGET" in '' | *[!0-9]*) give_up "BUDGET is a number of seconds, got '$BUDGET'" ;; esac
 mkdir -p "$OUT" || give_up "the folder '$OUT' cannot be made"
 OUT=$(cd "$OUT" && pwd) || give_up "the folder cannot be entered"
@@ -36,6 +45,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=$PWD/.venv/bin/python
 fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1
 
 parts=$(mktemp -d) || give_up "no temporary folder"
 trap 'rm -rf "$parts"' EXIT
@@ -90,85 +100,132 @@ failed=0
 count=0
 summary=$parts/summary
 began=$SECONDS
+: > "$summary"
+: > "$parts/body"
 
-# part TITLE LIMIT COMMAND...: runs a part, at most LIMIT seconds and as long as the budget lasts, and notes how it went.
-part() {
-    local title=$1 limit=$2 left result code start=$SECONDS
-    shift 2
-    count=$((count + 1))
-    left=$((BUDGET - (SECONDS - began)))
-    [ "$limit" -le "$left" ] || limit=$left
-    echo "$title (at most $limit s)" >&2
-    if [ "$limit" -le 0 ]; then
-        code=124
-        result="NOT RUN: no time was left"
-        : > "$parts/out"
-        : > "$parts/err"
-    else
-        timeout --kill-after=10 "$limit" "$@" > "$parts/out" 2> "$parts/err"
-        code=$?
-        case $code in
-            0) result=passed ;;
-            124 | 137) result="FAILED: stopped after $limit s" ;;
-            *) result="FAILED: exit code $code" ;;
-        esac
-    fi
-    [ "$code" -eq 0 ] || failed=$((failed + 1))
-    echo "    $result, $((SECONDS - start)) s" >&2
-    echo "| $title | $result | $((SECONDS - start)) |" >> "$summary"
+# write_file: the results so far. It is replaced as a whole, so that it is never cut off.
+write_file() {
+    {
+        printf '# Results on %s\n\n' "$card"
+        [ "$DEVICE" = cuda ] || printf '**A trial on a CPU: no GPU was used, and the GPU tests were skipped.**\n\n'
+        [ "$failed" -eq 0 ] || printf '**%d of %d parts failed.**\n\n' "$failed" "$count"
+        printf '| | |\n|---|---|\n'
+        tail -n +2 <<< "$described"
+        printf '| parts | %s |\n| date | %s |\n| commit | %s |\n\n' "$PARTS" "$(date -u +%Y-%m-%d)" "$commit"
+        printf '| part | result | s |\n|---|---|---|\n'
+        cat "$summary" "$parts/body"
+    } > "$file.new" && mv "$file.new" "$file" || give_up "$file cannot be written"
+}
+
+# note TITLE RESULT SECONDS KIND: adds what a step has printed, a test's last lines or a benchmark's tables, to the file.
+note() {
+    local title=$1 result=$2 seconds=$3 kind=$4
+    [ "$result" = passed ] || failed=$((failed + 1))
+    echo "    $result, $seconds s" >&2
+    echo "| $title | $result | $seconds |" >> "$summary"
     {
         printf '\n## %s\n\n' "$title"
-        [ "$code" -eq 0 ] || printf '**%s**\n\n' "$result"
-        if [[ "$*" == *pytest* ]]; then
+        [ "$result" = passed ] || printf '**%s**\n\n' "$result"
+        if [ "$kind" = tests ]; then
             printf '```\n'
             tail -n 60 "$parts/out"
             printf '```\n'
         else
             cat "$parts/out"
         fi
-        if [ "$code" -ne 0 ] && [ -s "$parts/err" ]; then
+        if [ "$result" != passed ] && [ -s "$parts/err" ]; then
             printf '\n```\n'
             tail -n 40 "$parts/err"
             printf '```\n'
         fi
     } >> "$parts/body"
+    write_file
 }
 
-python_part() { part "$1" "$2" "$PYTHON" "${@:3}"; }
+# part TITLE LIMIT KIND COMMAND...: runs a step, at most LIMIT seconds and as long as the budget lasts.
+part() {
+    local limit=$2 left code
+    title=$1 kind=$3 start=$SECONDS
+    shift 3
+    count=$((count + 1))
+    left=$((BUDGET - (SECONDS - began)))
+    # On a CPU, which may be busy with other things, a step has all the time that is left.
+    { [ "$DEVICE" = cuda ] && [ "$limit" -le "$left" ]; } || limit=$left
+    echo "$title (at most $limit s)" >&2
+    : > "$parts/out"
+    : > "$parts/err"
+    if [ "$limit" -le 0 ]; then
+        note "$title" "NOT RUN: no time was left" 0 "$kind"
+        return
+    fi
+    {
+        timeout --kill-after=10 "$limit" "$@" 2> "$parts/err" &
+        echo $! > "$parts/pid"
+        wait $!
+        echo $? > "$parts/code"
+    } | tee "$parts/out" >&2 &
+    wait $! # a signal interrupts it
+    code=$(cat "$parts/code")
+    case $code in
+        0) note "$title" passed $((SECONDS - start)) "$kind" ;;
+        124 | 137) note "$title" "FAILED: stopped after $limit s" $((SECONDS - start)) "$kind" ;;
+        *) note "$title" "FAILED: exit code $code" $((SECONDS - start)) "$kind" ;;
+    esac
+}
+
+# A signal ends the step that runs; what it has printed is kept.
+stopped() {
+    trap - INT TERM
+    kill "$(cat "$parts/pid")" && wait
+    note "$title" "FAILED: stopped by a signal" $((SECONDS - start)) "$kind"
+    exit 1
+}
+trap stopped INT TERM
+
+tests() { part "$1" "$2" tests "$PYTHON" -m pytest -q -p no:cacheprovider "${@:3}"; }
+benchmark() { part "$1" "$2" benchmark "$PYTHON" "benchmarks/$3" --device "$DEVICE" "${@:4}"; }
 
 if [ "$DEVICE" = cuda ]; then export REQUIRE_GPU=1; fi
 if [ "$SIZE" = tiny ]; then
     fused=(--quick --repeats 1)
     steps=(--size tiny --repeats 1 --only "first order")
+    rounds=(--size tiny --only "DARTS, first order")
     overhead=(--quick)
 else
     fused=(--repeats 5)
     steps=(--size "$SIZE" --repeats 3)
+    rounds=(--size "$SIZE")
     overhead=(--repeats 200)
 fi
-python_part "GPU tests" 200 -m pytest -q -p no:cacheprovider tests/gpu
-python_part "Overhead over PyTorch by hand" 60 benchmarks/overhead.py --device "$DEVICE" "${overhead[@]}"
-python_part "Overhead, without the check for lost numbers" 60 \
-    benchmarks/overhead.py --device "$DEVICE" --on-nonfinite none "${overhead[@]}"
-python_part "The fused class-weighted loss" 110 benchmarks/fused_loss.py --device "$DEVICE" "${fused[@]}"
-if [ "$DEVICE" = cuda ] && [ "$SIZE" = paper ]; then
-    python_part "Supernets at the paper's batch" 60 \
-        benchmarks/search_step.py --device cuda --size paper --batch-size 64 --repeats 5 --no-steps
-    python_part "Supernets at the paper's batch, TF32" 60 \
-        benchmarks/search_step.py --device cuda --size paper --batch-size 64 --repeats 5 --no-steps --tf32
-fi
-python_part "Search steps beside the original operations" 180 \
-    benchmarks/search_step.py --device "$DEVICE" "${steps[@]}"
+kernel_tests=tests/gpu/test_class_weighted_kernels.py
+engine_tests=tests/gpu/test_engines_on_the_device.py
 
-{
-    printf '# Results on %s\n\n' "$card"
-    [ "$DEVICE" = cuda ] || printf '**A trial on a CPU: no GPU was used, and the GPU tests were skipped.**\n\n'
-    [ "$failed" -eq 0 ] || printf '**%d of %d parts failed.**\n\n' "$failed" "$count"
-    printf '| | |\n|---|---|\n'
-    tail -n +2 <<< "$described"
-    printf '| date | %s |\n| commit | %s |\n\n' "$(date -u +%Y-%m-%d)" "$commit"
-    printf '| part | result | s |\n|---|---|---|\n'
-    cat "$summary" "$parts/body"
-} > "$file" || give_up "$file cannot be written"
+kernels() {
+    tests "GPU tests of the kernels" 120 "$kernel_tests"
+    benchmark "The fused class-weighted loss" 110 fused_loss.py "${fused[@]}"
+    benchmark "The fused class-weighted loss, bfloat16" 80 fused_loss.py --dtype bfloat16 "${fused[@]}"
+}
+
+engines() {
+    tests "GPU tests of the engines" 100 "$engine_tests"
+    benchmark "Overhead over PyTorch by hand" 60 overhead.py "${overhead[@]}"
+    benchmark "Overhead, without the check for lost numbers" 60 overhead.py --on-nonfinite none "${overhead[@]}"
+}
+
+search() {
+    tests "GPU tests of the search, and all others" 150 tests/gpu "--ignore=$kernel_tests" "--ignore=$engine_tests"
+    benchmark "Launches, waits, and equal rounds" 120 gpu_rounds.py "${rounds[@]}"
+    benchmark "Search steps beside the original operations" 180 search_step.py "${steps[@]}"
+    if [ "$DEVICE" = cuda ] && [ "$SIZE" = paper ]; then
+        local size=(--size paper --batch-size 64 --repeats 5 --no-steps)
+        benchmark "Supernets at the paper's batch" 60 search_step.py "${size[@]}"
+        benchmark "Supernets at the paper's batch, TF32" 60 search_step.py "${size[@]}" --tf32
+    fi
+}
+
+for name in kernels engines search; do
+    if [[ " $PARTS " == *" $name "* ]]; then "$name"; fi
+done
+
 echo "$file: $((count - failed)) of $count parts passed"
 [ "$failed" -eq 0 ]

@@ -3,9 +3,10 @@
 The original operations are one module per operation of an edge. There are three tables: a forward
 pass, a full gradient and α's gradient of both supernets; complete steps of every method through
 `build_search` with this project's supernet, and of DARTS with the original operations; the passes
-of a step. Each time is the median processor time of turns on the same batch; ratios are to the
-original operations, with quartiles over the turns. Memory is the most that one pass or step takes
-beyond what was held before it: by a GPU's allocator, or by a process in which nothing else runs.
+of a step. Rows are printed as they are measured. Each time is the median processor time of turns on
+the same batch; ratios are to the original operations, with quartiles over the turns. Memory is the
+most that one pass or step takes beyond what was held before it: by a GPU's allocator, or by a
+process in which nothing else runs.
 
     # C=16, 8 cells, 32×32, batch 8: about 15 minutes
     python benchmarks/search_step.py
@@ -61,16 +62,17 @@ SIZES: dict[str, dict[str, int]] = {
 KEPT = {"name": "one_step", "keep_graph": True}
 STEPS: dict[str, dict[str, Any]] = {
     "DARTS, first order": {"method": "darts", "order": "first"},
+    "LFM-CW, first order": {"order": "first"},
+    "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
+    "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
     "DARTS, second order (one_step)": {"method": "darts"},
     "DARTS, second order (one_step, graph kept)": {"method": "darts", "hypergradient": KEPT},
     "DARTS, second order (darts)": {"method": "darts", "hypergradient": "darts"},
-    "LFM-CW, first order": {"order": "first"},
     "LFM-CW, second order (one_step)": {},
     "LFM-CW, second order (one_step, graph kept)": {"hypergradient": KEPT},
     "LFM-CW, second order (darts)": {"hypergradient": "darts"},
-    "PC-DARTS, first order": {"method": "darts", "order": "first", "space": "pcdarts"},
-    "P-DARTS, third stage": {"method": "darts", "order": "first", "space": "pdarts"},
 }
+"""First order first: what takes longest may not be measured where time is short."""
 ORIGINAL = "DARTS, first order, original operations"
 CPU = torch.device("cpu")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -350,25 +352,27 @@ def supernet_table(
 def step_table(
     size: dict[str, int], repeats: int, only: str, device: torch.device
 ) -> Iterator[dict[str, str]]:
-    """Prints complete steps, and yields what the file keeps of them."""
-    names = [ORIGINAL, *(name for name in STEPS if only in name)]
-    memory = {name: measured_apart(step_memory, size, name, device=device) for name in names}
-    searches = {ORIGINAL: search(size, STEPS["DARTS, first order"], device, original=True)}
-    searches |= {name: search(size, STEPS[name], device) for name in memory if name != ORIGINAL}
-    counted = {name: passes(optimizer) for name, optimizer in searches.items()}  # also warms up
-    times = interleaved(
-        {name: optimizer.step for name, optimizer in searches.items()}, repeats, device
-    )
+    """Prints complete steps, and yields what the file keeps of them.
+
+    Each is measured by itself, in turns with the original operations, and printed at once.
+    """
     head = ("step", "ms", "÷ original (quartiles)", "forward", "backward", "MB")
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    for name, found in times.items():
-        print(row(name, found, times[ORIGINAL], *counted[name], f"{memory[name]:.0f}"))
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
+    original = search(size, STEPS["DARTS, first order"], device, original=True)
+    memory: dict[str, float] = {}
+    for name in [ORIGINAL, *(name for name in STEPS if only in name)]:
+        memory[name] = measured_apart(step_memory, size, name, device=device)
+        optimizer = original if name == ORIGINAL else search(size, STEPS[name], device)
+        counted = passes(optimizer)  # also warms up
+        times = interleaved({ORIGINAL: original.step, name: optimizer.step}, repeats, device)
+        found, base = times[name], times[ORIGINAL]
+        print(row(name, found, base, *counted, f"{memory[name]:.0f}"), flush=True)
         if name != ORIGINAL:
             yield {
                 "what": name,
-                **measurement(found, times[ORIGINAL]),
-                "forward": str(counted[name][0]),
-                "backward": str(counted[name][1]),
+                **measurement(found, base),
+                "forward": str(counted[0]),
+                "backward": str(counted[1]),
                 "memory_mb": f"{memory[name]:.0f}",
                 "original_memory_mb": f"{memory[ORIGINAL]:.0f}",
             }

@@ -23,9 +23,12 @@ from lfmcw_app.search_space.genotype import Cells
 
 __all__ = [
     "CARDS",
+    "META",
     "NOT_COUNTED",
+    "ROOM",
     "CountedPhase",
     "count_memory",
+    "count_phase",
     "fits",
     "in_single_precision",
     "largest_batch",
@@ -81,7 +84,7 @@ def count_memory(
     """
     recipe = in_single_precision(recipe)
     planned = planned_phases(recipe, dataset, META, searches=searches, genotype=genotype)
-    return [_counted(phase) for phase in planned]
+    return [count_phase(phase) for phase in planned]
 
 
 def in_single_precision(recipe: Recipe) -> Recipe:
@@ -93,7 +96,12 @@ def in_single_precision(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update=sections)
 
 
-def _counted(phase: PlannedPhase) -> CountedPhase:
+def count_phase(phase: PlannedPhase) -> CountedPhase:
+    """Builds a phase on the meta device and runs two rounds of it.
+
+    Raises:
+        InputError: if it decides by numbers what shape it computes.
+    """
     gc.collect()  # what the phase before has left
     count = MemoryCount()
     try:

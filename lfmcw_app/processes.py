@@ -21,12 +21,16 @@ from mlo import DataParallel, NonFiniteError
 from mlo.distributed import rank_and_size
 
 __all__ = [
-    "FollowerFolder", "all_gathered", "check_batches", "from_main", "is_main", "joined",
+    "BACKENDS", "FollowerFolder", "all_gathered", "check_batches", "from_main", "is_main", "joined",
     "main_first", "parallelism", "quiet_unless_main", "shared_folder", "wait_for_all",
 ]  # fmt: skip
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others before it counts them as lost."""
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""Kind of device → what its processes talk by. NCCL carries no tensors of the CPU, such as the
+numbers of a solver or what `all_gathered` sends; gloo does, and no GPU waits for them."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 """What gloo says when another process is gone."""
@@ -53,7 +57,7 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
 
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group(BACKENDS[device.type], timeout=PATIENCE)
     try:
         yield device
     except RuntimeError as error:

@@ -111,20 +111,20 @@ class OptimizerStep:
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
+                own = optimizer.state
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))
                     if name is None:  # frozen
                         continue
-                    state = optimizer.state.get(parameter, {})
+                    state = own.get(parameter, {})
                     coefficient = _gradient_coefficient(optimizer, options, state)
                     kept = None
-                    empty = not any(isinstance(value, Tensor) for value in state.values())
-                    if linear_state or empty or coefficient is None:
+                    if linear_state or coefficient is None or not _holds_tensors(state):
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _ParameterState(
                         optimizer=optimizer,
                         index=index,
-                        options=dict(options),
+                        options=options,
                         state=kept,
                         shape=parameter.shape,
                         gradient_coefficient=coefficient,
@@ -152,8 +152,9 @@ class OptimizerStep:
     @property
     def couples_parameters(self) -> bool:
         """Whether the step of one parameter may depend on the gradients of others."""
-        foreign = any(is_foreign(group.optimizer) for group in self.groups.values())
-        return self.grad_clip is not None or foreign
+        # By optimizer, of which there are few, and not by parameter.
+        optimizers = {id(group.optimizer): group.optimizer for group in self.groups.values()}
+        return self.grad_clip is not None or any(map(is_foreign, optimizers.values()))
 
     def learning_rate(self, name: str) -> float:
         """The parameter's learning rate at this step; negative where its optimizer maximizes."""
@@ -408,8 +409,11 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
 
 def acts_around_step(problem: Problem) -> bool:
     """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
-    around = (problem.settings, problem.after_step, problem.restart_from)
-    return any(part is not None for part in around)
+    return (
+        problem.settings is not None
+        or problem.after_step is not None
+        or problem.restart_from is not None
+    )
 
 
 def clip(gradients: Tensors, largest: float) -> Tensors:
@@ -542,9 +546,6 @@ def plain_steps(optimizer: Optimizer) -> Iterator[None]:
 
     PyTorch refuses its in-place step on leaves; the derivative is taken by a twin all the same.
     """
-    if not optimizer.defaults.get("differentiable"):
-        yield
-        return
     groups = [group for group in optimizer.param_groups if group.get("differentiable")]
     optimizer.defaults["differentiable"] = False
     for group in groups:
@@ -580,6 +581,10 @@ def _gradient_coefficient(
     in_buffer = 1.0 - options["dampening"] if dampened else 1.0
     direction = 1.0 + momentum * in_buffer if options["nesterov"] else in_buffer
     return rate * direction if options["maximize"] else -rate * direction
+
+
+def _holds_tensors(state: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in state.values())
 
 
 def _copied(value: Any) -> Any:

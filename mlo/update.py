@@ -211,13 +211,12 @@ class Updater:
 
     # ------------------------------ the step, and the user's hooks around it
 
-    @torch.no_grad()
     def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
         """Finds the settings of this step, and writes those that are numbers to the optimizers."""
         if problem.settings is None:
             return {}
         self._step_checks.check_bare(problem)
-        with evaluation.replayed_at({}, evaluation.current_reads()):
+        with torch.no_grad(), evaluation.replayed_at({}, evaluation.current_reads()):
             found = evaluation.loss.settings(evaluation.made)
         check_values(problem.name, found)
         check_schedulers(problem, found)
@@ -257,7 +256,7 @@ class Updater:
         by_formula = problem.settings is not None
         if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
-        foreign = any(map(is_foreign, problem.optimizers.values()))
+        foreign = any(is_foreign(optimizer) for optimizer in problem.optimizers.values())
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
         elif found.graph is not None or checked is not None or foreign:
@@ -268,8 +267,9 @@ class Updater:
             gradient = {key: laid_out(g, problem.parameters[key]) for key, g in gradient.items()}
         # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
         # momentum included, as in plain PyTorch.
+        unused = found.unused
         for key, parameter in problem.parameters.items():
-            parameter.grad = None if key in found.unused else gradient[key]
+            parameter.grad = None if key in unused else gradient[key]
         self._call_before(problem, differentiated=step is not None)
         before: Tensors = {}
         if checked is not None:
@@ -282,7 +282,10 @@ class Updater:
             made.make(problem)
         else:
             for optimizer in problem.optimizers.values():
-                with plain_steps(optimizer):
+                if optimizer.defaults.get("differentiable"):
+                    with plain_steps(optimizer):
+                        optimizer.step()
+                else:
                     optimizer.step()
         for parameter in problem.parameters.values():
             parameter.grad = None

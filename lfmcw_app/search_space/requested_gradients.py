@@ -25,7 +25,8 @@ def autocasted(*inputs: Tensor) -> tuple[Tensor, ...]:
     Autocast does not look into a Function, whose gradients need one type for all that it saves.
     """
     kind = inputs[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    # The meta device knows no autocast.
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return inputs
     narrow = torch.get_autocast_dtype(kind)
     return tuple(x if x.dtype == torch.float64 else x.to(narrow) for x in inputs)

@@ -271,11 +271,21 @@ GRAPHS = {
 }
 
 
-def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS):
+def moved(problems, device):
+    """The problems on a device, with their batches."""
+    for one in problems:
+        one.module.to(device)
+        one.data = [tuple(tensor.to(device) for tensor in batch) for batch in one.data]
+    return problems
+
+
+def run_graph(graph, engine, parallel, distributed="exact", rounds=ROUNDS, device=None):
     """Name → value of everything that a run makes: losses, metrics, norms, gradients, parameters;
     None if it is refused.
     """
     problems = GRAPHS[graph](parallel)
+    if device is not None:
+        problems = moved(problems, device)
     choice = {"name": engine, **ENGINES.get(engine, {})}
     if graph == "trilevel" and engine == "neumann":
         choice["step_size"] = (

@@ -127,3 +127,12 @@ def test_images_that_the_recipe_leaves_out_are_told():
     asked = load_recipe("small", overrides={"data.train_images": 200, "data.search_images": 100})
     said = " ".join(adaptations(asked, fitted(asked, dataset), dataset))
     assert "does not use all images: 200 of 300 training images, searching on 50 + 50." in said
+
+
+def test_the_memory_of_a_recipe_needs_no_data(tmp_path):
+    """On the meta device only the shape of the images is needed."""
+    recipe = load_recipe("paper", overrides={"dataset": "cifar10"})
+    fitting, dataset = read_data(recipe, tmp_path, device=torch.device("meta"))
+    assert fitting == recipe
+    assert (len(dataset.train), dataset.image_size) == (50_000, 32)
+    assert list(tmp_path.iterdir()) == []

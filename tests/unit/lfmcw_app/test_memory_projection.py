@@ -14,6 +14,7 @@ from lfmcw_app.errors import InputError
 from lfmcw_app.memory_projection import (
     CountedPhase,
     count_memory,
+    count_phase,
     fits,
     largest_batch,
     print_memory,
@@ -28,6 +29,7 @@ SMALL = {
     "search.steps": 11,
     "search.batch_size": 4,
     "search.order": "first",
+    "search.primitives": ["none", "skip_connect", "sep_conv_3x3"],
     "search.generator.channels": 4,
     "evaluation.channels": 2,
     "evaluation.epochs": 3,
@@ -36,20 +38,25 @@ SMALL = {
 DARTS = {**SMALL, "search.method": "darts"}
 
 
+def small_recipe(**settings):
+    dotted = {key.replace("__", "."): value for key, value in settings.items()}
+    return load_recipe("smoke", overrides={**DARTS, **dotted})
+
+
 def counted(**settings):
-    """Phase → what was counted of it."""
-    overrides = {**DARTS, **{key.replace("__", "."): value for key, value in settings.items()}}
-    phases = count_memory(load_recipe("smoke", overrides=overrides), noise_dataset(size=8))
-    return {phase.name: phase for phase in phases}
+    """What was counted of a search; its training is left out."""
+    planned = planned_phases(small_recipe(**settings), noise_dataset(size=8), projected.META)
+    return count_phase(planned[0])
 
 
 def test_every_phase_is_counted_and_no_number_is_needed():
-    found = counted()
-    assert list(found) == ["search", "training"]
-    assert all(0 < phase.held < phase.peak for phase in found.values())
-    assert found["search"].rounds == 11
-    again = counted()
-    assert again == found  # the count is a function of the recipe
+    recipe, dataset = small_recipe(), noise_dataset(size=8)
+    found = count_memory(recipe, dataset)
+    assert [(phase.name, phase.rounds) for phase in found] == [("search", 11), ("training", 18)]
+    assert all(0 < phase.held < phase.peak for phase in found)
+    # The count is a function of the recipe; bfloat16 is counted in float32.
+    of_training = small_recipe(evaluation__precision="bf16")
+    assert count_memory(of_training, dataset, searches=False) == found[1:]
 
 
 def test_what_is_held_is_parameters_optimizers_and_images():
@@ -70,7 +77,7 @@ def test_what_is_held_is_parameters_optimizers_and_images():
 
 
 def test_the_peak_grows_with_the_batch_in_a_straight_line():
-    peaks = [counted(search__batch_size=size)["search"].peak for size in (4, 8, 12)]
+    peaks = [counted(search__batch_size=size).peak for size in (4, 8, 12)]
     assert peaks[0] < peaks[1] < peaks[2]
     assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], rel=0.02)
 
@@ -78,17 +85,14 @@ def test_the_peak_grows_with_the_batch_in_a_straight_line():
 def test_checkpointed_cells_take_less_at_the_peak():
     size = {"search__batch_size": 12, "search__channels": 8}
     plain, checkpointed = counted(**size), counted(**size, search__checkpointing=True)
-    assert checkpointed["search"].peak < 0.8 * plain["search"].peak
+    assert checkpointed.held == plain.held
+    assert checkpointed.peak < 0.8 * plain.peak
 
 
 @pytest.mark.parametrize("engine", ["one_step", "darts", {"name": "cg", "max_steps": 1}], ids=str)
 def test_engines_that_read_numbers_are_counted(engine):
     found = counted(search__order="second", search__hypergradient=engine)
-    assert found["search"].peak > counted()["search"].held
-
-
-def test_bfloat16_is_counted_in_float32():
-    assert counted(search__precision="bf16") == counted()
+    assert found.peak > found.held > 0
 
 
 def test_a_phase_that_needs_numbers_is_refused(monkeypatch):
@@ -99,7 +103,7 @@ def test_a_phase_that_needs_numbers_is_refused(monkeypatch):
     planned = projected.PlannedPhase(name="mine", section="search", rounds=1, build=Chooses)
     monkeypatch.setattr(projected, "planned_phases", lambda *arguments, **options: [planned])
     with pytest.raises(InputError, match=r"memory of mine cannot be counted .*one_step"):
-        counted()
+        count_memory(small_recipe(), noise_dataset(size=8))
 
 
 def test_a_card_has_room_for_what_is_not_counted():

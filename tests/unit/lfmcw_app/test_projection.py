@@ -14,6 +14,7 @@ from lfmcw_app.projection import (
     Projection,
     _most_costly,
     after_projection,
+    planned_phases,
     print_choice,
     project,
     rough_seconds,
@@ -83,6 +84,32 @@ def test_every_phase_is_measured():
     found = project(recipe, load_dataset("digits"), torch.device("cpu"))
     assert [(phase.name, phase.rounds) for phase in found] == [("search", 11), ("training", 6)]
     assert all(phase.seconds > 0 and phase.memory > 0 for phase in found)
+
+
+def test_phases_are_planned_as_they_take_most():
+    """Paths drop as in the last epoch; identities of P-DARTS as in its first."""
+    settings = {
+        "search.method": "darts",
+        "search.nodes": 1,
+        "search.batch_size": 8,
+        "search.order": "first",
+        "search.progressive.added_layers": [0],
+        "search.progressive.dropped_operations": [2],
+        "search.progressive.skip_dropout": [0.4],
+        "evaluation.channels": 2,
+        "evaluation.drop_path": 0.3,
+    }
+    recipe = load_recipe("smoke", space="pdarts", overrides=settings)
+    planned = planned_phases(recipe, load_dataset("digits", image_size=8), torch.device("cpu"))
+    assert [phase.section for phase in planned] == ["search", "evaluation"]
+    search, training = (phase.build().problems for phase in planned)
+    assert training["network"].module.drop_probability == 0.3
+    dropped = [getattr(m, "skip_drop_probability", None) for m in search["w2"].module.modules()]
+    assert 0.4 in dropped
+    alone = planned_phases(
+        recipe, load_dataset("digits", image_size=8), torch.device("cpu"), searches=False
+    )
+    assert [phase.name for phase in alone] == ["training"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"search.method": "darts"}, {"search.method": "random"}])

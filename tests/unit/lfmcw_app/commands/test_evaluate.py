@@ -75,3 +75,17 @@ def test_a_search_is_not_resumed_as_an_evaluation(call, tmp_path):
     code, printed, _ = call("--resume", folder.path)
     assert code == 2
     assert f"python -m lfmcw_app.run --resume {folder.path}" in printed
+
+
+def test_the_memory_of_a_gpu_is_told_without_one():
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(evaluate)
+    small = ("--set=evaluation.channels=2", "--set=evaluation.batch_size=8", "--threads=1")
+    result = CliRunner().invoke(app, ["random:0", *SMOKE, *small, "--dry-run", "--device=meta"])
+    assert result.exit_code == 0, result.output
+    assert "GPU memory, counted on the meta device" in result.output
+    assert "│ training │" in result.output
+    assert "│ search" not in result.output
+    refused = CliRunner().invoke(app, ["random:0", *SMOKE, "--device=meta"])
+    assert refused.exit_code == 2
+    assert "has shapes and no numbers" in " ".join(refused.output.split())
