@@ -33,6 +33,7 @@ __all__ = [
     "decays_outside_gradient",
     "has_differentiable_step",
     "is_foreign",
+    "is_fused",
     "l2_penalty",
     "plain_steps",
 ]
@@ -524,6 +525,11 @@ def _bare_copy(optimizer: Optimizer) -> Optimizer:
 def is_foreign(optimizer: Optimizer) -> bool:
     """Whether an optimizer is of another class than torch.optim's, a subclass of one included."""
     return not type(optimizer).__module__.startswith("torch.optim")
+
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimizer was asked for the fused step."""
+    return any(group.get("fused") for group in optimizer.param_groups)
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "are_plain",
     "copies",
     "in_new_containers",
+    "laid_out",
     "map_tensors",
     "scaled",
     "tensors_of",
@@ -138,6 +139,17 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
         if hasattr(torch, "_foreach_clone") and are_alike(found):
             return list(torch._foreach_clone(found))
         return [tensor.clone() for tensor in found]
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides of another one of its shape, as `backward()` lays out `.grad`.
+
+    A fused step takes both for one layout: on a CPU it pairs wrong entries, on CUDA it refuses
+    (torch 2.14.1). Convolutions of maps whose channels come last give such gradients.
+    """
+    if tensor.stride() == like.stride() or tensor.layout != torch.strided:
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
