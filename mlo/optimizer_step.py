@@ -519,6 +519,11 @@ def is_foreign(optimizer: Optimizer) -> bool:
     return not type(optimizer).__module__.startswith("torch.optim")
 
 
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether its step takes all parameters, gradients and state in one kernel."""
+    return any(group.get("fused") for group in optimizer.param_groups)
+
+
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:
     """Refuses settings of an optimizer whose derivative would be lost.
 

@@ -15,6 +15,7 @@ __all__ = [
     "add_all",
     "are_plain",
     "copies",
+    "in_layout_of",
     "in_new_containers",
     "map_tensors",
     "scaled",
@@ -131,6 +132,14 @@ def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     if len(kinds) != 1 or not hasattr(torch, "_foreach_clone") or not are_plain(found):
         return [tensor.clone() for tensor in found]
     return list(torch._foreach_clone(found))
+
+
+def in_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with its entries in memory in the order of another one of its shape."""
+    layouts = zip(tensor.shape, tensor.stride(), like.stride(), strict=True)
+    if all(one == other for size, one, other in layouts if size > 1):
+        return tensor
+    return torch.empty_like(like).copy_(tensor)
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:

@@ -16,14 +16,14 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.levels import History, Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
-from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_steps
+from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, is_fused, plain_steps
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copies, tensors_of, versions_of
+from mlo.tensors import copies, in_layout_of, tensors_of, versions_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -266,6 +266,11 @@ class Updater:
         # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
         # momentum included, as in plain PyTorch.
         unused = found.unused
+        if any(map(is_fused, problem.optimizers.values())):
+            # Fused steps take memory as it lies: on CUDA they refuse a gradient of another layout
+            # (convolutions have some), and on a CPU they move the wrong entries.
+            parameters = problem.parameters
+            gradient = {key: in_layout_of(t, parameters[key]) for key, t in gradient.items()}
         for key, parameter in problem.parameters.items():
             parameter.grad = None if key in unused else gradient[key]
         self._call_before(problem, differentiated=step is not None)

@@ -37,6 +37,28 @@ def test_one_gradient_of_two_parameters_is_clipped_once():
     assert torch.equal(ours.a, plain.a) and torch.equal(ours.b, plain.b)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_fused_step_takes_gradients_of_any_layout(momentum):
+    """As of a transposed product; PyTorch's fused step takes its memory as it lies."""
+
+    def moved(**options):
+        torch.manual_seed(0)
+        module = torch.nn.Linear(3, 4, bias=False)
+        x = torch.randn(3, 4)
+        problem = mlo.Problem(
+            "n",
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum, **options),
+            loss=lambda n, _: (n.weight.t().contiguous() * x).square().sum(),
+        )
+        optimizer = mlo.MultilevelOptimizer([problem])
+        for _ in range(2):
+            optimizer.step()
+        return module.weight.detach()
+
+    torch.testing.assert_close(moved(fused=True), moved(fused=False))
+
+
 # ------------------------------ the iterator over updates
 
 
