@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from mlo.sharding import whole
+from mlo.tensors import are_alike
 
 __all__ = ["GradientNorm", "norms_of", "total_norm"]
 
 BELOW_OVERFLOW = 1e15
 """Norms of parts below this cannot overflow together, in a dtype with float32's exponents."""
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 WIDE = (torch.float32, torch.float64, torch.bfloat16)
 """Dtypes with float32's exponents, or more."""
@@ -33,11 +32,11 @@ class GradientNorm:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         found = list(tensors)
-        self._parts: Sequence[Tensor] | None = None
+        self._parts: Tensor | None = None
         self._total: Tensor | None = None
         with torch.no_grad():
-            if _alike(found):
-                self._parts = torch._foreach_norm(found)
+            if are_alike(found):
+                self._parts = torch.stack(tuple(torch._foreach_norm(found)))
             else:
                 self._total = whole(torch.nn.utils.get_total_norm(found))
 
@@ -47,8 +46,7 @@ class GradientNorm:
         # As `torch.nn.utils.get_total_norm` does, which groups tensors first; that takes as long.
         if self._total is None:
             assert self._parts is not None
-            with torch.no_grad():
-                self._total = torch.linalg.vector_norm(torch.stack(tuple(self._parts)))
+            self._total = torch.linalg.vector_norm(self._parts)
         return self._total
 
     def is_finite(self, losses: Iterable[Tensor]) -> bool:
@@ -58,13 +56,11 @@ class GradientNorm:
         """
         values = list(losses)
         parts = self._parts
-        # On the CPU a number is read faster than two are combined.
-        if parts is not None and parts[0].is_cpu and parts[0].dtype in WIDE:
-            for part in parts:
-                if not part.item() < BELOW_OVERFLOW:  # large, or no number
-                    values.append(self.total)
-                    break
-        else:
+        # On the CPU numbers are read faster than they are combined.
+        small = False
+        if parts is not None and parts.is_cpu and parts.dtype in WIDE:
+            small = all(map(BELOW_OVERFLOW.__gt__, parts.tolist()))  # not of NaN
+        if not small:
             values.append(self.total)
         if all(value.is_cpu for value in values):
             return all(math.isfinite(value.item()) for value in values)
@@ -80,7 +76,7 @@ class GradientNorm:
 def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The Euclidean norm of every tensor, as scalars on their devices."""
     with torch.no_grad():
-        if _alike(tensors):
+        if are_alike(tensors):
             return torch._foreach_norm(list(tensors))
         return [whole(tensor.norm()) for tensor in tensors]
 
@@ -88,13 +84,3 @@ def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
     return GradientNorm(tensors).total
-
-
-def _alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors are plain, of one dtype, and together on the CPU or on one GPU."""
-    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
-        return False
-    if len(tensors) == 1:
-        return type(tensors[0]) in PLAIN
-    alike = {(type(tensor) in PLAIN, tensor.dtype, tensor.get_device()) for tensor in tensors}
-    return len(alike) == 1 and next(iter(alike))[0]

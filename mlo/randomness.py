@@ -222,7 +222,7 @@ class _NumpyState(_Kept):
             if isinstance(generator, np.random.MT19937):
                 address = generator.ctypes.state_address
                 self._memory = (ctypes.c_char * self.SIZE).from_address(address)
-        return None if self._memory is None else self._memory.raw  # type: ignore[no-any-return]
+        return None if self._memory is None else self._memory.raw
 
 
 class _PythonState(_Kept):

@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -613,8 +613,11 @@ class StepEngine(AbstractEngine):
         return 1
 
     @property
-    def keeps_graph(self) -> bool:
-        """Whether the gradient of a step is kept with its graph until it is differentiated."""
+    def keeps_graph(self) -> bool | Literal["auto"]:
+        """Whether the gradient of a step is kept with its graph until it is differentiated.
+
+        "auto": where it has one graph, which fits the memory.
+        """
         return False
 
     def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 __all__ = [
     "add",
     "add_all",
+    "are_alike",
     "are_plain",
     "copies",
     "in_layout_of",
@@ -99,6 +100,8 @@ def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 # ------------------------------ many tensors as one operation
 
+PLAIN, DENSE = (Tensor, Parameter), torch.strided
+
 # A GPU takes the tensors of a foreach operator in few kernels. On a CPU each tensor gets what the
 # plain operator gives it, bit for bit.
 
@@ -111,27 +114,31 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     """
     differentiable = torch.is_grad_enabled()
     for tensor in tensors:
-        if type(tensor) not in (Tensor, Parameter) or tensor.layout != torch.strided:
+        if type(tensor) not in PLAIN or tensor.layout is not DENSE:
             return False
         if differentiable and tensor.requires_grad:
             return False
     return True
 
 
-def on_cpu(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all tensors are on the CPU, which gains nothing by foreach operators."""
-    return all(tensor is None or tensor.is_cpu for tensor in tensors)
+def are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are plain, of one dtype, and together on the CPU or on one GPU."""
+    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
+        return False
+    kinds = {
+        (tensor.dtype, tensor.get_device(), type(tensor) in PLAIN and tensor.layout is DENSE)
+        for tensor in tensors
+    }
+    return len(kinds) == 1 and kinds.pop()[2]
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
-    found = [tensor.detach() for tensor in tensors]
-    if on_cpu(found):
+    found = list(tensors)
+    with torch.no_grad():
+        if hasattr(torch, "_foreach_clone") and are_alike(found):
+            return list(torch._foreach_clone(found))
         return [tensor.clone() for tensor in found]
-    kinds = {(tensor.device, tensor.dtype) for tensor in found}
-    if len(kinds) != 1 or not hasattr(torch, "_foreach_clone") or not are_plain(found):
-        return [tensor.clone() for tensor in found]
-    return list(torch._foreach_clone(found))
 
 
 def in_layout_of(tensor: Tensor, like: Tensor) -> Tensor:
@@ -151,8 +158,8 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 
 def add_all(totals: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two lists of gradients, in which None stands for zero."""
-    if on_cpu(terms):
-        return list(map(add, totals, terms))
+    if len(terms) == 1:
+        return [add(totals[0], terms[0])]
     both = [
         (place, total, term)
         for place, (total, term) in enumerate(zip(totals, terms, strict=True))

@@ -199,7 +199,7 @@ def tile(
     longest = WHOLE_ROW // share
     block = triton.next_power_of_2(columns)
     block = min(block, longest if second and block <= longest else 4096)
-    # Some 2,048 entries per program and 16 loads per thread are enough in flight. A row is never cut
+    # Some 2,048 entries per program and 16 loads per thread are enough in flight. A row is not cut
     # between programs.
     rows = max(1, 2048 // share // block)
     loads = 2 if second and columns <= block else 1  # a row in several blocks is loaded twice

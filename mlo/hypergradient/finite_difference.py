@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.errors import EngineError, warn_user
 from mlo.gradient_norm import norms_of, total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
@@ -106,7 +107,7 @@ class FiniteDifference(Products):
         Returns:
             A tensor without dimensions, on the device and with a value in the dtype of θ.
         """
-        dtype_of_theta = parameters[0].dtype
+        dtype_of_theta = parameters[0].dtype.to_real()
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
@@ -133,14 +134,12 @@ def _least_ratio(
     norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
 ) -> Tensor:
     """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
-    if norms[0].is_cpu:  # where a number is read faster than an operator is called
-        ratios = [
-            max(norm.item(), size) / by
-            for norm, size, by in zip(norms, least, [u.item() for u in moved], strict=True)
-            if by > 0.0
-        ]
-        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
     by = torch.stack(tuple(moved))
+    if by.is_cpu:  # where numbers are read faster than operators are called
+        sizes = torch.stack(tuple(norms)).tolist()
+        triples = zip(sizes, least, by.tolist(), strict=True)
+        ratios = [max(size, smallest) / u for size, smallest, u in triples if u > 0.0]
+        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
     ratios_of = torch.stack(torch._foreach_clamp_min(list(norms), list(least))) / by
     return torch.where(by > 0.0, ratios_of, torch.inf).min()
 
@@ -324,7 +323,7 @@ class FiniteDifferenceSystem(LinearSystem):
             stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
                 # (They are constants already.)
-                theta = parameters
+                theta = dict(parameters)
                 if not in_inputs:
                     theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
                 losses = stack.enter_context(
@@ -334,7 +333,7 @@ class FiniteDifferenceSystem(LinearSystem):
                 loss = losses[player]
                 terms: Sequence[Tensor | None] = [None] * len(like)
                 if loss.requires_grad:
-                    terms = torch.autograd.grad(loss, like, allow_unused=True)
+                    terms = grad([loss], like)
                 scaled = [None if term is None else term * weight for term in terms]
                 total = list(map(add, total, scaled)) if total else scaled
             if not shared.leaves:

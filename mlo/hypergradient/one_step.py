@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,9 +42,12 @@ class OneStep(SweepEngine, StepEngine):
         plain: treats the step as one of plain gradient descent with the optimizer's learning rate
             ξ, so that q = ξ v whatever the optimizer. These are the papers' equations to the
             letter; their programs, like the default here, unroll what the optimizer does.
-        keep_graph: retains the gradient's graph until the response is differentiated, instead of
-            recomputing it: same numbers, less time, more memory meanwhile. (For a response that is
-            differentiated twice it is recomputed all the same.)
+        keep_graph: True retains the gradient's graph until the response is differentiated, instead
+            of recomputing it: same numbers, less time, more memory meanwhile. (For a response that
+            is differentiated twice it is recomputed all the same.) False recomputes it. "auto"
+            retains it from the problem's second update on, where it would fit four times into the
+            memory of the device (`mlo.graph_memory`) and the gradient has one graph: of one batch,
+            in one process, without another response.
 
     Raises:
         EngineError: if `keep_graph` is given with products other than "autograd".
@@ -53,21 +56,26 @@ class OneStep(SweepEngine, StepEngine):
     """
 
     plain: bool = False
-    keep_graph: bool = False
+    keep_graph: bool | Literal["auto"] = "auto"
     name: ClassVar[str] = "one_step"
     takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_graph and not isinstance(self.products, Autograd):
+        if self.keep_graph not in (True, False, "auto"):
+            raise EngineError(
+                f"Engine 'one_step': keep_graph must be True, False or 'auto', got "
+                f"{self.keep_graph!r}."
+            )
+        if self.keep_graph is True and not isinstance(self.products, Autograd):
             raise EngineError(
                 "keep_graph=True is for exact products, which differentiate the gradient; "
                 f"{self.products.name!r} does not. Use products='autograd' or leave keep_graph out."
             )
 
     @property
-    def keeps_graph(self) -> bool:
-        return self.keep_graph
+    def keeps_graph(self) -> bool | Literal["auto"]:
+        return self.keep_graph if isinstance(self.products, Autograd) else False
 
     @property
     def label(self) -> str:
