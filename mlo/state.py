@@ -13,7 +13,7 @@ from mlo.problem import Problem
 from mlo.randomness import RandomState, preserved
 from mlo.sharding import is_sharded
 from mlo.solve_sums import SolveSums
-from mlo.state_checks import STATE_VERSION, check_problem, check_state
+from mlo.state_checks import KERNELS, STATE_VERSION, check_problem, check_state
 
 __all__ = ["load_state", "state_of"]
 
@@ -217,7 +217,10 @@ def _load_problem(problem: Problem, saved: Mapping[str, Any]) -> None:
     problem.module.load_state_dict(saved["module"])
     # Optimizers keep the tensors that they are given, and change them in place later.
     for key, optimizer in problem.optimizers.items():
-        optimizer.load_state_dict(_copied(saved["optimizers"][key]))
+        state = _copied(saved["optimizers"][key])
+        for own, group in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            group.update({name: own[name] for name in KERNELS if name in own})
+        optimizer.load_state_dict(state)
     for key, scheduler in problem.schedulers.items():
         scheduler.load_state_dict(_copied(saved["schedulers"][key]))
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from mlo.errors import CheckpointError, CheckpointWarning
 from mlo.problem import Problem
 
-__all__ = ["STATE_VERSION", "check_problem", "check_state"]
+__all__ = ["KERNELS", "STATE_VERSION", "check_problem", "check_state"]
 
 STATE_VERSION = 2
 READABLE = (1, STATE_VERSION)
@@ -45,6 +45,9 @@ OF_PROBLEM_SINCE = {
 
 ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
 """Entries of the states of torch.optim's optimizers that have the shape of their parameter."""
+
+KERNELS = ("foreach", "fused")
+"""Settings of an optimizer that choose its kernels and not its steps: those of this run stay."""
 
 
 def check_state(state: Any, problems: Mapping[str, Problem]) -> None:
@@ -252,7 +255,9 @@ def _group_misfit(own: Mapping[str, Any], group: Any, defaults: Collection[str],
     if missing := set(defaults) - set(group):
         return f"it lacks {', '.join(sorted(missing))} of {mine}"
     for key, value in group.items():
-        if key != "params" and key in own and not _alike(value, own[key]):
+        if key == "params" or (key in KERNELS and (value is None or isinstance(value, bool))):
+            continue
+        if key in own and not _alike(value, own[key]):
             return f"its {key} is {value!r:.60}, here {own[key]!r:.60}"
     return ""
 

@@ -129,3 +129,24 @@ def test_a_state_that_was_not_edited_is_taken(state):
     list(other.run(2))
     run.step(), other.step()
     assert identical(run.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("kernels", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_kernels_of_a_step_are_those_of_this_run(kernels):
+    """A state of another device, or of an earlier version, chose others for the same steps."""
+
+    def run(**options):
+        module = Vector(torch.ones(3))
+        adam = torch.optim.Adam(module.parameters(), lr=0.1, **options)
+        problem = mlo.Problem("x", module=module, optimizer=adam, loss=lambda x, _: x.v.sin().sum())
+        return mlo.MultilevelOptimizer([problem]), module, adam
+
+    old, before, _ = run(foreach=None)
+    old.step()
+    new, after, adam = run(**kernels)
+    own = [dict(group) for group in adam.param_groups]
+    new.load_state_dict(old.state_dict())
+    for group, mine in zip(adam.param_groups, own, strict=True):
+        assert (group["foreach"], group["fused"]) == (mine["foreach"], mine["fused"])
+    old.step(), new.step()
+    torch.testing.assert_close(after.v, before.v)
