@@ -156,7 +156,7 @@ def test_memory_shared_by_entries_cannot_be_pinned():
         on_gpu(2).pin_memory()
 
 
-def test_a_fused_step_wants_gradients_in_the_layout_of_parameters():
+def test_a_fused_step_wants_gradients_laid_out_alike():
     parameter = torch.nn.Parameter(on_gpu(3, 2))
     parameter.grad = on_gpu(2, 3).t()
     with pytest.raises(RuntimeError, match="same dtype, device, and layout"):
