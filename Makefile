@@ -15,8 +15,7 @@ PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1 jax==0
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
 
-# Tests of a group share what is made once per process.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(PYTEST_OPTIONS)
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_OPTIONS)
 
 test: $(VENV)/.installed-test $(VENV)/.installed-betty
 	$(PYTEST) -m 'not slow'

@@ -2,9 +2,11 @@
 
 import signal
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from processor_time import ProcessorTime, add_options
+from shared_starts import make_scheduler
 
 torch.set_num_threads(1)
 
@@ -23,3 +25,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.pluginmanager.register(ProcessorTime(config), "processor time")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return make_scheduler(config, log)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import betty_in_processes
+import pytest
 import torch
 from several_processes import launch
 
 from mlo.testing import relative_error
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does_on_the_whole_batches(tmp_path):
     launch(2, tmp_path, betty_in_processes.__file__)
     alone, steps = betty_in_processes.program(2, strategy="cpu")

@@ -15,8 +15,6 @@ from several_processes import launch
 import mlo
 from mlo.distributed import SyncBatchNorm, _rows
 
-pytestmark = pytest.mark.xdist_group("data parallel")  # the processes are started once
-
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):

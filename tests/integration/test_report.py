@@ -20,8 +20,6 @@ from tiny_runs import arguments, resume, run
 from lfmcw_app.commands.report import report as report_command
 from lfmcw_app.report import comparison_page, read_run, run_page
 
-pytestmark = pytest.mark.xdist_group("reports")  # one run and one browser for all
-
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 
 

@@ -17,8 +17,6 @@ from lfmcw_app.commands.evaluate import evaluate
 from lfmcw_app.commands.run import run as run_command
 from lfmcw_app.search_space.genotype import Genotype, random_genotype
 
-pytestmark = pytest.mark.xdist_group("runs")  # the run that most tests look at is made once
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

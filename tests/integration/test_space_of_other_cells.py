@@ -30,7 +30,9 @@ def call(command, *args, code=0):
     return done.words
 
 
-@pytest.mark.parametrize("method", ["lfmcw", "darts", "random"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("lfmcw", marks=pytest.mark.slow), "darts", "random"]
+)
 def test_a_space_of_other_cells_is_searched_and_trained(method, one_cell, tmp_path):
     folder = tmp_path / "run"
     printed = call(

@@ -13,12 +13,14 @@ from lfmcw_app.arms import TABLES
 from lfmcw_app.commands.table import table as table_command
 
 SHORT = {"search.steps": 2, "evaluation.epochs": 1}
+UNLIKE = {"search.primitives": None, "data.image_size": None}
+"""All primitives and larger images: arms of a table find different cells."""
 
 
 def table(folder, *arguments):
     """The table in `folder`, of runs in the folder beside it."""
     places = ("--threads=1", "--out", folder, f"--runs={folder.parent / 'runs'}")
-    return called(table_command, *arguments, *places, *settings(**SHORT))
+    return called(table_command, *arguments, *places, *settings(**SHORT, **UNLIKE))
 
 
 def rows(folder):

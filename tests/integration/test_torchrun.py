@@ -13,8 +13,6 @@ from several_processes import launch
 from started_processes import finished
 from tiny_runs import arguments, settings
 
-pytestmark = pytest.mark.xdist_group("torchrun")  # the searches of two processes are made once
-
 SHORT = {
     "search.steps": 2,
     "search.batch_size": 16,

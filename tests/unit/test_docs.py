@@ -45,9 +45,17 @@ def prepare_run(folder, monkeypatch):
     shutil.copy(trained.path / "evaluated.json", folder / "runs" / "pictures" / "genotype.json")
 
 
+def separate_blocks():
+    """The blocks that run alone; those that need a run first are slow."""
+    for block in BLOCKS:
+        if block[0].name not in CONTINUED:
+            slow = block[0].name in NEEDS_A_RUN
+            yield pytest.param(*block, marks=[pytest.mark.slow] if slow else [])
+
+
 @pytest.mark.parametrize(
     ("path", "number", "code"),
-    [block for block in BLOCKS if block[0].name not in CONTINUED],
+    list(separate_blocks()),
     ids=lambda value: str(value)[:30],
 )
 def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, capsys):
@@ -56,6 +64,9 @@ def test_code_blocks_run_as_pasted(path, number, code, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     if path.name in NEEDS_A_RUN:
         prepare_run(tmp_path, monkeypatch)
+    monkeypatch.setattr(
+        "lfmcw_app.generator_quality.STEPS", 10
+    )  # of a judge, in the runs of blocks
     # A block may register an engine, or an entry of the application's tables.
     monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     for table in (PRIMITIVES, SPACES, GAMES):

@@ -297,6 +297,7 @@ def search_of(pictures, method, moves_first):
         overrides={
             "search.method": method,
             "search.nodes": 1,
+            "search.primitives": ["none", "skip_connect", "sep_conv_3x3"],
             "search.channels": 4,
             "search.batch_size": 4,
             "search.validation_batch": "matched",
