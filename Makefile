@@ -1,8 +1,8 @@
 # make run: the main job on the embedded data set.  make test: the tests of the core, the oracles and a short run (under 5
 # minutes on 2 cores).  make test-all: every test, make test-slow: those that make test leaves out.  All make .venv first.
 # make check: what .ci/run checks before the tests.  make docs: the documentation, in site/.
-# make results: the tables and figures of docs/results.md, from docs/data.
-# make benchmark: mlo's engines against other libraries (about 20 minutes), in an environment of its own.
+# make results: the tables and figures of docs/results.md and docs/benchmarks.md, from docs/data.
+# make benchmark: what docs/benchmarks.md shows of a CPU (about 25 minutes), in an environment of its own; resumes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,7 +40,7 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-# The tables and figures of docs/results.md, from docs/data.
+# The tables and figures of the pages that docs/data has the figures of.
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/results_page.py
 
@@ -51,8 +51,10 @@ browser:
 
 betty: $(VENV)/.installed-betty
 
+# With BEFORE=REVISION that revision is compared with this one, too.
 benchmark: benchmark-environment
-	$(BENCH)/bin/python benchmarks/engines.py
+	$(BENCH)/bin/python benchmarks/measure_all.py $(if $(BEFORE),--before $(BEFORE))
+	$(BENCH)/bin/python benchmarks/results_page.py
 
 benchmark-environment: $(BENCH)/.installed
 

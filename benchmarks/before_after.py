@@ -189,10 +189,12 @@ def rows(part: str, roots: dict[str, Path], repeats: int, before: str) -> Iterat
         cells = {"part": part, "what": what, "unit": UNITS[part], "revision": before}
         if failed:
             why = "; ".join(f"{side}: {reason}" for side, reason in failed.items())
-            yield {**cells, **dict.fromkeys((*SIDES, "ratio", "ratio_low", "ratio_high"), why)}
+            empty = dict.fromkeys((*SIDES, "ratio", "ratio_low", "ratio_high"), "")
+            yield {**cells, **empty, "failed": why}
             continue
         medians = {side: f"{scale * statistics.median(times[side]):.5g}" for side in SIDES}
-        yield {**cells, **medians, **Ratio.of(times["after"], times["before"]).cells()}
+        ratio = Ratio.of(times["after"], times["before"])
+        yield {**cells, **medians, **ratio.cells(), "failed": ""}
 
 
 def main() -> None:
@@ -218,7 +220,7 @@ def main() -> None:
             found = []
             for row in rows(part, roots, args.repeats, before):
                 found.append(row)
-                ratio = f"{row['ratio']} ({row['ratio_low']}–{row['ratio_high']})"
+                ratio = row["failed"] or f"{row['ratio']} ({row['ratio_low']}–{row['ratio_high']})"
                 cells = (part, row["what"], row["unit"], row["before"], row["after"], ratio)
                 print(f"| {' | '.join(cells)} |", flush=True)
             if args.csv:

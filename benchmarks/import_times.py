@@ -24,7 +24,7 @@ COMMANDS = {
     "import mlo": ("-c", "import mlo"),
     "python -m lfmcw_app.run --help": ("-m", "lfmcw_app.run", "--help"),
 }
-"""What is measured → the interpreter's arguments; the first is what the others are compared with."""
+"""What is measured → the arguments; the first is what the others are compared with."""
 
 
 def children() -> float:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -87,12 +88,14 @@ PARTS = (
     ("mlo/averages.py", "averages"),
     ("mlo/sharding.py", "norms, finiteness"),
     ("mlo/nonfinite.py", "norms, finiteness"),
+    ("mlo/gradient_norm.py", "norms, finiteness"),
     ("mlo/levels.py", "copies"),
     ("mlo/response.py", "copies"),
     ("mlo/hypergradient/", "engines"),
     ("mlo/loss.py", "sums of gradients"),
     ("mlo/once.py", "sums of gradients"),
     ("mlo/tensors.py", "sums of gradients"),
+    ("mlo/backward.py", "sums of gradients"),
     ("mlo/total_gradient.py", "sums of gradients"),
     ("lfmcw_app/search_space/", "supernets"),
     ("lfmcw_app/generators/discriminator.py", "discriminator"),
@@ -108,7 +111,7 @@ PARTS = (
 
 BACKWARD, OTHER, BETWEEN = "backward passes", "other", "between"
 
-AUTOGRAD = (torch.autograd.grad.__code__, BackwardCFunction.apply.__code__)
+AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__)
 """Through these frames autograd is called, and calls backward passes in Python."""
 
 

@@ -58,7 +58,13 @@ class Ratio:
         }
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+        median, low, high = map(two_digits, (self.median, self.low, self.high))
+        return median if low == high else f"{median} ({low}–{high})"
+
+
+def two_digits(ratio: float) -> str:
+    """A ratio with two decimals, or with two digits where it is small."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -263,8 +269,8 @@ def _processor() -> str:
 
 
 def commit() -> str:
-    """The revision that is measured, with a plus if files that matter differ from it."""
-    described = _git("rev-parse", "--short=7", "HEAD")
+    """The last commit of files that matter, with a plus if they differ from it."""
+    described = _git("log", "-1", "--format=%h", "--abbrev=7", "--", *SOURCES)
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)
     return f"{described}+" if changed else described
 

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+import results_benchmarks
 from results_cells import cell_lines
 from results_data import (
     BASELINE,
@@ -32,6 +33,7 @@ from results_data import (
     distinct_titles,
     mean,
 )  # fmt: skip
+from results_markdown import NOT_RUN, NOTHING, table
 
 from lfmcw_app.arms import contrasts
 from lfmcw_app.comparison import (
@@ -43,9 +45,6 @@ from lfmcw_app.comparison import (
     least_pairs,
 )  # fmt: skip
 
-NOT_RUN = "not run here"
-NOTHING = f"*{NOT_RUN.capitalize()}.*"
-
 Pair = tuple[str, str]
 
 ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
@@ -53,14 +52,6 @@ ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
 
 
 # ------------------------------ Markdown
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; what stands for nothing where it has no rows."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    if not lines:
-        return NOTHING
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
 
 
 def points(effect: Effect) -> str:
@@ -763,5 +754,6 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
         r, "norm_statistics_passes.csv", row=("data",), column="statistics",
         value="test_error_percent",
     ),
+    **results_benchmarks.BLOCKS,
 }  # fmt: skip
 """Name in the page's markers → what makes the block."""

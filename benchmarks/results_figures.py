@@ -1,4 +1,4 @@
-"""The figures of docs/results.md: a forest plot of differences, and where searches end.
+"""The figures of the pages of results: a forest plot of differences, and where searches end.
 
 The SVGs are the same bytes each time that they are drawn with one matplotlib. Each names a digest
 of what it shows, by which a test finds a figure that is older than the data.
@@ -6,15 +6,14 @@ of what it shows, by which a test finds a figure that is older than the data.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from results_benchmarks import compared, draw_ratios, ratios_digest
 from results_cells import ordered
 from results_data import (
     BASELINE,
@@ -28,8 +27,9 @@ from results_data import (
     Results,
     distinct_titles,
 )  # fmt: skip
+from results_markdown import digest, save_figure
 
-from lfmcw_app.drawing import as_label, drawing
+from lfmcw_app.drawing import as_label
 
 GROUPS = (
     ("LFM-CW minus plain search", METHOD, BASELINE),
@@ -66,11 +66,6 @@ def forest_lines(results: Results) -> list[Line]:
     return lines
 
 
-def digest(parts: Iterable[object]) -> str:
-    """Names what a figure shows."""
-    return hashlib.sha256(repr(list(parts)).encode()).hexdigest()[:16]
-
-
 def forest_digest(results: Results) -> str:
     """Names what the forest plot shows."""
     return digest((line.text, *_numbers(line.effect)) for line in forest_lines(results))
@@ -104,7 +99,7 @@ def draw_forest(results: Results, path: Path) -> None:
     axes.set_yticks([])
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.set_xlabel("difference of the test errors, percentage points: left of 0 is better")
-    _save(figure, path, forest_digest(results))
+    save_figure(figure, path, forest_digest(results))
 
 
 def _beside(axes: Axes) -> dict[str, object]:
@@ -189,7 +184,7 @@ def draw_cells(results: Results, path: Path) -> None:
         axes.tick_params(labelsize=8)
         axes.spines[["right", "top"]].set_visible(False)
     axes.set_xlabel("rank of the cell, 1: least error", fontsize=8)
-    _save(figure, path, cells_digest(results))
+    save_figure(figure, path, cells_digest(results))
 
 
 def _leave_out_the_useless(axes: Axes, errors: Sequence[float]) -> None:
@@ -214,21 +209,15 @@ def _draw_ends(axes: Axes, arms: Sequence[tuple[str, dict[str, list[int]]]]) -> 
     axes.set_ylim(len(arms) - 0.5, -0.5)
 
 
-def _save(figure: Figure, path: Path, shown: str) -> None:
-    # Text stays text: small, and found by a search in the page.
-    with drawing(), rc_context({"svg.hashsalt": "results", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Description": shown})
-    text = path.read_text("utf-8")
-    path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", "utf-8")
-
-
 FIGURES: dict[str, tuple[Callable[[Results], str], Callable[[Results, Path], None]]] = {
     "results.svg": (forest_digest, draw_forest),
     "results_cells.svg": (cells_digest, draw_cells),
+    "benchmarks.svg": (ratios_digest, draw_ratios),
 }
 """File in docs/ → the digest of what it shows, and what draws it."""
 
 
 def wanted(results: Results) -> Sequence[str]:
     """The figures for which there are data."""
-    return [name for name in FIGURES if name != "results_cells.svg" or results.cells is not None]
+    known = {"results_cells.svg": results.cells, "benchmarks.svg": compared(results) or None}
+    return [name for name in FIGURES if known.get(name, FIGURES) is not None]

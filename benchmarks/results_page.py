@@ -1,10 +1,11 @@
-"""Makes the figures and tables of docs/results.md from the files in docs/data.
+"""Makes the figures and tables of docs/results.md and docs/benchmarks.md from docs/data.
 
     make results
 
 A page has blocks between `<!-- begin: NAME -->` and `<!-- end: NAME -->`, which this command fills
 by the functions in results_blocks.py. So prose is written by hand, and results never are. New
-results: copy the runs.csv of a table to docs/data/runs/NAME.csv, and repeat the command.
+results: copy the runs.csv of a table to docs/data/runs/NAME.csv, or write a benchmark's `--csv` to
+docs/data/benchmarks, and repeat the command.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ process in which nothing else runs.
     python benchmarks/search_step.py --profile
     # only compares values and gradients, at the full batch size
     python benchmarks/search_step.py --check
+    # only counts what the parts of each step launch (launches.py), on images of 8×8: a minute
+    python benchmarks/search_step.py --count
     # on a GPU, in float32 without TF32 unless --tf32 is given
     python benchmarks/search_step.py --device cuda
 """
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from launches import launches_of_step, print_launches
 from measuring import Ratio, turns, write_measurements
 from reference_supernet import ReferenceSupernet, split_by_edge
 from resident_memory import peak, reset_peak, return_free_memory
@@ -434,6 +437,16 @@ def profile(size: dict[str, int], device: torch.device) -> None:
         print()
 
 
+def count(size: dict[str, int], only: str, device: torch.device) -> None:
+    """Prints what each step launches. The counts do not depend on the images."""
+    size = size | {"batch_size": 2, "image_size": 8}
+    for name, options in STEPS.items():
+        if only in name:
+            optimizer = search(size, options, device)
+            optimizer.step()  # makes the optimizers' states, and checks the losses
+            print_launches(name, launches_of_step(optimizer))
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -456,6 +469,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="also the time of each operator")
     parser.add_argument("--csv", type=Path, help="also writes the measurements into this file")
     parser.add_argument("--check", action="store_true", help="only compare values and gradients")
+    parser.add_argument("--count", action="store_true", help="only count launches, by part")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: this machine (or this build of PyTorch) has no CUDA")
@@ -469,6 +483,10 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread of the CPU"
     numbers = "float32 with TF32" if args.tf32 else "float32"
     print(f"torch {torch.__version__}, {where}, {numbers}, {args.size}: {size}\n")
+
+    if args.count:
+        count(size, args.only, device)
+        return
 
     # By default PyTorch's convolutions take TF32 and its matrix products do not. One side's 1×1
     # convolutions are products, so both are set alike.

@@ -17,7 +17,7 @@ from lfmcw_app.recipe import Generator, Search
 from lfmcw_app.search_space.candidates import Candidates
 from lfmcw_app.search_space.layers import Norm, OperationStyle
 from lfmcw_app.search_space.stem import image_divisor
-from lfmcw_app.search_space.supernet import Architecture, Supernet
+from lfmcw_app.search_space.supernet import Architecture, MixingWeights, Supernet
 from lfmcw_app.spaces import space_named
 from mlo.distributed import global_mean, rank_and_size
 
@@ -52,6 +52,11 @@ class WeightedLearner(nn.Module):
         self.network = network
         self.register_buffer("class_losses", torch.full((num_classes,), math.log(num_classes)))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    def forward(self, images: Tensor, mixing: MixingWeights) -> Tensor:
+        """Returns the network's logits [B, num_classes] of `images` [B, C, H, W]."""
+        logits: Tensor = self.network(images, mixing)
+        return logits
 
     def class_weights(self, logits: Tensor, labels: Tensor, absent: str = "running_mean") -> Tensor:
         """Returns l_c, the mean loss of W1 on each class [C].

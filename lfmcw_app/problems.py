@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import mlo
 from lfmcw_app.budget import BudgetPenalty, make_penalty
 from lfmcw_app.build_modules import GAN, SearchModules, WeightedLearner
+from lfmcw_app.compilation import compile_discriminator, compile_options
 from lfmcw_app.data import Batches, Dataset, Images, PairedBatches, resident
 from lfmcw_app.generators import GAMES, PlayerLosses
 from lfmcw_app.ops import class_weighted_cross_entropy
@@ -81,7 +82,7 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
 
         # `mlo.once`: finite differences of this loss in W2 share what does not depend on W2.
         mixing = mlo.once(arch)
-        logits = w2.network(images, mixing)
+        logits = w2(images, mixing)
         real = F.cross_entropy(logits, labels)
 
         # Σ_c l_c(A, W1', D_val) Σ_m CE(x̂_{c,m}, c): the generated images have the labels of the
@@ -92,7 +93,7 @@ def make_w2_loss(how: Search) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
             # The sum stays the same, and so does what it can be differentiated in.
             class_weights = class_weights.mean().expand_as(class_weights)
         generated = generate(labels)
-        generated_logits = w2.network(generated, mixing)
+        generated_logits = w2(generated, mixing)
         synthetic = class_weighted_cross_entropy(generated_logits, labels, class_weights)
 
         metrics = {
@@ -134,7 +135,7 @@ def plain_w2_loss(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Cross entropy on a training batch: the lower problem of DARTS."""
     images, labels = batch
-    logits = w2.network(images, arch())
+    logits = w2(images, arch())
     return F.cross_entropy(logits, labels), {"accuracy": _accuracy(logits, labels)}
 
 
@@ -148,7 +149,7 @@ def make_arch_loss(
     ) -> tuple[Tensor, dict[str, Any]]:
         images, labels = batch
         mixing = arch()
-        logits = w2.network(images, mixing)
+        logits = w2(images, mixing)
         loss = F.cross_entropy(logits, labels)
         metrics: dict[str, Any] = {"accuracy": _accuracy(logits, labels)}
         if penalty is None:
@@ -263,6 +264,7 @@ def build_search(
             scheduler=schedule,
             grad_clip=how.grad_clip,
             precision=search.precision,
+            compile=compile_options(search),
             loss=loss,
             data=data,
         )
@@ -324,11 +326,19 @@ def build_search(
         arch,
     ]
     if modules.gan is not None:
-        problems.insert(1, _game(search, modules.gan, training.alike(), device))
+        # The game's module has no call of its own: that a part of it is compiled, mlo is only told.
+        compiled = compile_discriminator(search, modules)
+        problems.insert(1, _game(search, modules.gan, training.alike(), device, compiled))
     return MultilevelOptimizer(problems, engines, order=order, distributed=parallel)
 
 
-def _game(search: Search, gan: GAN, batches: Batches, device: torch.device | str) -> Problem:
+def _game(
+    search: Search,
+    gan: GAN,
+    batches: Batches,
+    device: torch.device | str,
+    compiled: Mapping[str, Any],
+) -> Problem:
     """Declares the problem of the two players."""
     how = search.generator
 
@@ -346,6 +356,7 @@ def _game(search: Search, gan: GAN, batches: Batches, device: torch.device | str
             "discriminator": adam(gan.discriminator, how.discriminator_lr),
         },
         precision=search.precision,
+        compile=compiled,
         loss=make_gan_loss(how.name),
         data=batches,
     )

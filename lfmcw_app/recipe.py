@@ -557,6 +557,11 @@ class Search(_Section):
         description="cells run again in backward passes instead of keeping activations: less "
         "memory",
     )
+    compile: Literal["inductor", "aot_eager", "eager"] | None = Field(
+        default=None,
+        description="backend of torch.compile for supernets and discriminator: fewer launches on a "
+        "GPU, after minutes of compiling; first order or finite differences only",
+    )
     weights: WeightOptimizer = WeightOptimizer()
     architecture: ArchitectureOptimizer = ArchitectureOptimizer()
     generator: Generator = Generator()
@@ -624,6 +629,30 @@ class Search(_Section):
                 "precision bf16 rounds second derivatives away (docs/benchmarks.md): set order to "
                 "first, or precision to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_compiled(self) -> Search:
+        if self.compile is None or self.method == "random":
+            return self
+        if self.checkpointing:
+            raise ValueError(
+                f"compile {self.compile} and checkpointing: cells that run again are not compiled "
+                "(torch 2.14.1). Set checkpointing to false, or compile to null"
+            )
+        if self.order == "first":
+            return self
+        # One engine, or one per lower problem, "default" for the others.
+        several = isinstance(self.hypergradient, Mapping) and "name" not in self.hypergradient
+        choices = dict(self.hypergradient) if several else {"default": self.hypergradient}
+        for choice in {"default": "one_step", **choices}.values():
+            engine = engine_from(choice)
+            if engine.uses_second_derivatives:
+                raise ValueError(
+                    f"compile {self.compile} and the engine {engine.label!r}: compiled modules "
+                    "have no second derivatives. Set order to first, hypergradient to darts "
+                    "(finite differences) for every problem, or compile to null"
+                )
         return self
 
     @model_validator(mode="after")

@@ -57,6 +57,7 @@ CHANGEABLE = {
     "search.deterministic": True,
     "search.epochs": True,
     "search.steps": True,
+    "search.compile": True,
     "search.weights.lr": True,
     "search.weights.min_lr": True,
     "search.weights.grad_clip": True,

@@ -46,6 +46,7 @@ __all__ = [
     "differentiated_problems",
     "differentiated_starts",
     "estimates_total",
+    "several_graphs",
 ]
 
 Engines = Mapping[str, AbstractEngine]
@@ -275,22 +276,29 @@ def _inner_responses(graph: DependencyGraph, engines: Engines, name: str) -> Ite
             yield inner
 
 
+def several_graphs(
+    graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
+) -> str:
+    """Why the gradient of a problem is a sum of several, or has no graph to keep; else nothing."""
+    if any(_inner_responses(graph, engines, name)):
+        return "contains the response of another problem"
+    if graph.problems[name].accumulate > 1:
+        return "is averaged over several batches"
+    if parallel is not None:
+        return "is averaged over processes"
+    if graph.problems[name].restart_from is not None:
+        return "depends on the value that it restarts from"
+    return ""
+
+
 def _check_kept_graph(
     graph: DependencyGraph, engines: Engines, name: str, parallel: DataParallel | None
 ) -> None:
     """Refuses to keep the graph of a gradient that is a sum of several."""
     engine = engines[name]
-    if not isinstance(engine, StepEngine) or not engine.keeps_graph:
+    if not isinstance(engine, StepEngine) or engine.keeps_graph is not True:
         return
-    why = ""
-    if any(_inner_responses(graph, engines, name)):
-        why = "contains the response of another problem"
-    elif graph.problems[name].accumulate > 1:
-        why = "is averaged over several batches"
-    elif parallel is not None:
-        why = "is averaged over processes"
-    elif graph.problems[name].restart_from is not None:
-        why = "depends on the value that it restarts from"
+    why = several_graphs(graph, engines, name, parallel)
     if why:
         raise EngineError(
             f"Problem {name!r} has a gradient that {why}, whose graph cannot be kept. Give "
@@ -731,7 +739,7 @@ class StepChecks:
             ProblemError: if the twin makes another step, or one whose derivative is not its own.
         """
         # First the value of the step: the twin must end where the optimizer has ended.
-        twin = step.apply(before, gradient)
+        twin = step.apply(before, gradient, differentiated=False)
         for name, parameter in problem.parameters.items():
             if name in before and not _same_step(twin[name], parameter, before[name]):
                 raise ProblemError(

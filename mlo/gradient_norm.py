@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mlo.sharding import whole
+from mlo.tensors import are_alike, numbers
 
-__all__ = ["GradientNorm", "total_norm"]
+__all__ = ["GradientNorm", "norms_of", "total_norm"]
 
 BELOW_OVERFLOW = 1e15
 """Norms of parts below this cannot overflow together, in a dtype with float32's exponents."""
@@ -33,9 +34,8 @@ class GradientNorm:
         found = list(tensors)
         self._parts: Sequence[Tensor] | None = None
         self._total: Tensor | None = None
-        if found and _alike(found):
-            with torch.no_grad():
-                self._parts = torch._foreach_norm(found)
+        if are_alike(found):
+            self._parts = torch._foreach_norm(found)
         else:
             with torch.no_grad():
                 self._total = whole(torch.nn.utils.get_total_norm(found))
@@ -46,8 +46,7 @@ class GradientNorm:
         # As `torch.nn.utils.get_total_norm` does, which groups tensors first; that takes as long.
         if self._total is None:
             assert self._parts is not None
-            with torch.no_grad():
-                self._total = torch.linalg.vector_norm(torch.stack(tuple(self._parts)))
+            self._total = torch.linalg.vector_norm(torch.stack(tuple(self._parts)))
         return self._total
 
     def is_finite(self, losses: Iterable[Tensor]) -> bool:
@@ -57,16 +56,14 @@ class GradientNorm:
         """
         values = list(losses)
         parts = self._parts
-        # On the CPU a number is read faster than two are combined.
-        if parts is not None and parts[0].device.type == "cpu" and parts[0].dtype in WIDE:
-            for part in parts:
-                if not part.item() < BELOW_OVERFLOW:  # large, or no number
-                    values.append(self.total)
-                    break
-        else:
+        # On the CPU numbers are read faster than they are combined.
+        small = False
+        if parts is not None and parts[0].is_cpu and parts[0].dtype in WIDE:
+            small = all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
+        if not small:
             values.append(self.total)
-        if all([value.device.type == "cpu" for value in values]):
-            return all([math.isfinite(value.item()) for value in values])
+        if all(value.is_cpu for value in values):
+            return all(math.isfinite(value.item()) for value in values)
         # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]
@@ -76,18 +73,14 @@ class GradientNorm:
         return float(self.total)
 
 
+def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The Euclidean norm of every tensor, as scalars on their devices."""
+    if are_alike(tensors):
+        return torch._foreach_norm(list(tensors))
+    with torch.no_grad():
+        return [whole(tensor.norm()) for tensor in tensors]
+
+
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The Euclidean norm of all tensors together, of sharded ones over all their parts."""
     return GradientNorm(tensors).total
-
-
-def _alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors are plain, of one dtype, and together on the CPU or on one GPU."""
-    device, dtype = tensors[0].device, tensors[0].dtype
-    if device.type not in ("cpu", "cuda"):
-        return False
-    kinds = (Tensor, torch.nn.Parameter)
-    for tensor in tensors:
-        if type(tensor) not in kinds or tensor.dtype is not dtype or tensor.device != device:
-            return False
-    return True

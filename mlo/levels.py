@@ -9,7 +9,7 @@ others. Each view caches its own solutions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,12 @@ from mlo.checks import (
     differentiated_problems,
     differentiated_starts,
     estimates_total,
+    several_graphs,
 )
 from mlo.errors import ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.graph import DependencyGraph
+from mlo.graph_memory import SavedBytes, fits
 from mlo.hypergradient.first_order import FirstOrder
 from mlo.hypergradient.products import Autograd, Engine
 from mlo.loss import LossFunction
@@ -48,7 +50,7 @@ from mlo.response import (
 )
 from mlo.restart import Start
 from mlo.solve_sums import SolveSums
-from mlo.tensors import copies, versions_of
+from mlo.tensors import copies, tensors_of, versions_of
 from mlo.total_gradient import TotalGradient, total_gradient
 
 __all__ = ["History", "Levels", "restore_buffers"]
@@ -109,6 +111,9 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
+        # Problem → whether the graph of its gradient is kept; None: its first update will tell.
+        self._keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
+        self._undecided = {name for name, keeps in self._keeps_graph.items() if keeps is None}
         # Problem → engine, of which later gradients differentiate steps; else None.
         self._step_engines: dict[str, StepEngine | None] = {}
         # Problem → whether its solution is taken for stationary.
@@ -320,11 +325,41 @@ class History:
 
     # ------------------------------ graphs that are kept for later in the round
 
+    def _keeps(self, name: str, losses: Mapping[str, LossFunction]) -> bool | None:
+        engine = self.engines[name]
+        if name not in self.differentiated or not isinstance(engine, StepEngine):
+            return False
+        if engine.keeps_graph != "auto":
+            return engine.keeps_graph
+        several = several_graphs(self.graph, self.engines, name, losses[name].parallel)
+        return False if several else None
+
+    def keeps_graph(self, name: str) -> bool:
+        """Whether the gradient of the problem's update is kept with its graph."""
+        return bool(self._keeps_graph[name])
+
+    def counts_graph(self, name: str) -> bool:
+        """Whether the problem's next update tells whether graphs are kept from then on."""
+        return self._keeps_graph[name] is None
+
+    def graph_decision(self, name: str) -> bool | None:
+        """Whether a problem's graphs are kept, where the first update decided that; else None."""
+        # A kept graph rounds otherwise than one that is made again. So a run that resumes must
+        # not decide anew.
+        return self._keeps_graph[name] if name in self._undecided else None
+
+    def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
+        """Goes back to a decision that was saved; None: the next update decides."""
+        if name in self._undecided:
+            self._keeps_graph[name] = keeps
+
+    def note_saved(self, name: str, saved: int) -> None:
+        """Decides whether graphs are kept, from the bytes that a forward pass saves."""
+        self._keeps_graph[name] = fits(saved, self.graph.problems[name].device)
+
     def graph_needed_later(self, name: str, later: Sequence[str]) -> bool:
         """Whether an update `later` in the round differentiates the step that is made now."""
-        engine = self.step_engine(name)
-        keeps = engine is not None and engine.keeps_graph
-        if not keeps and not self._shares_graph(name):
+        if not self._keeps_graph[name] and not self._shares_graph(name):
             return False
         # This problem's own next update makes the solution anew: only readers before that count.
         for other in later:
@@ -400,7 +435,9 @@ class Levels:
     def __init__(self, history: History, *, ahead: bool = False) -> None:
         self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
-        self._steps_ahead = 0  # that were made on copies, in which losses are evaluated
+        # How often a search for solutions has evaluated losses or looked for batches, which draw
+        # numbers (a DataLoader that shuffles does so too).
+        self._draws = 0
         graph = history.graph
         # Walking the modules at every update would take longer than copying their buffers, so the
         # dicts that hold buffers are found once.
@@ -535,6 +572,7 @@ class Levels:
     def _solve_batches(self, name: str, groups: int) -> list[tuple[Any, ...]]:
         """So many groups of `solve_batches` batches from the data of a problem's solves."""
         # Fresh ones; a question looks at them and leaves them to the next solve.
+        self._draws += 1
         stream, size = (
             self._history.solve_streams[name],
             self._history.graph.problems[name].solve_batches,
@@ -556,8 +594,9 @@ class Levels:
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
-        self._steps_ahead += 1
-        found = self.differentiate(name, self.batches(name), keep_graph=engine.keeps_graph)
+        self._draws += 1
+        keeps = self._history.keeps_graph(name)
+        found = self.differentiate(name, self.batches(name), keep_graph=keeps)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
         step = OptimizerStep.capture(problem, unused=found.unused)
@@ -601,7 +640,7 @@ class Levels:
             begun: the random state now, where it is known.
         """
         history, problem = self._history, self._history.graph.problems[name]
-        drawn = self._steps_ahead
+        draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
         stays = history.step_engine(name) is None and not history.simultaneous
         moves = is_update and not stays
@@ -616,20 +655,25 @@ class Levels:
             for key, parameter in problem.parameters.items():
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
+        examine, saved = history.checks.pending.get(name), None
+        if is_update and history.counts_graph(name):
+            saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
+            examine = None if examine is None else saved.apart(examine)
         try:
             if hooks:
                 _let_hooks_rest(problem, hooks)
-            found = total_gradient(
-                evaluation,
-                is_update=is_update,
-                examine=history.checks.pending.get(name),
-                players=players,
-                keep_graph=keep_graph,
-                held_constant=held_constant,
-                estimates=history.estimates.get(name),
-                # (Looking for solutions may have evaluated other losses, which draw numbers.)
-                begun=begun if self._steps_ahead == drawn else None,
-            )
+            with nullcontext() if saved is None else saved:
+                found = total_gradient(
+                    evaluation,
+                    is_update=is_update,
+                    examine=examine,
+                    players=players,
+                    keep_graph=keep_graph,
+                    held_constant=held_constant,
+                    estimates=history.estimates.get(name),
+                    # (Looking for solutions may have evaluated other losses, which draw numbers.)
+                    begun=begun if self._draws == draws else None,
+                )
         except BaseException:
             # An update is made as a whole or not at all. A question has worked on copies.
             if is_update:
@@ -639,6 +683,8 @@ class Levels:
             for key, own in hooks.items():
                 problem.parameters[key]._backward_hooks = own
 
+        if saved is not None:
+            history.note_saved(name, saved.total)
         if hooks:
             gradient = history.checks.call_hooks(name, hooks, found.gradient)
             found = replace(found, gradient=gradient)
@@ -702,6 +748,7 @@ class Levels:
         last = self._last(name)
         if last is not None:
             return last.batches
+        self._draws += 1
         return self._history.streams[name].peek(self._history.graph.problems[name].accumulate)
 
     def _last(self, name: str) -> Evaluation | None:
@@ -716,7 +763,7 @@ class Levels:
                 for key, buffer in registry.items():
                     if buffer is not None:
                         live[prefix + key] = buffer
-            copied[name] = _held(live, copy=True)
+            copied[name] = _held(live, copy=True) if live else live
         return copied
 
 

@@ -48,7 +48,7 @@ Places = list[tuple[dict[str, Any], str, bool]]
 TRAINING = attrgetter("training")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class LossValue:
     """What a loss returned: player → scalar, and metrics.
 
@@ -402,6 +402,8 @@ class GradientSums:
 
         # The sum over the batches, of which each has contributed its share of the mean.
         direct, cotangents, detached = found[: len(own)], found[len(own) :], share.detach()
+        if share.is_leaf or share._is_view():  # a parameter, perhaps, which is about to move
+            detached = detached.clone()
         if player not in self.losses:
             self.direct[player], self.cotangents[player] = list(direct), list(cotangents)
             self.losses[player] = detached

@@ -198,8 +198,7 @@ class _NumpyState(_Kept):
         self._memory: Any = None
 
     def _get(self) -> dict[str, Any]:
-        found: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
-        return found
+        return np.random.get_state(legacy=False)
 
     def _set(self, state: dict[str, Any]) -> None:
         np.random.set_state(state)
@@ -223,7 +222,7 @@ class _NumpyState(_Kept):
             if isinstance(generator, np.random.MT19937):
                 address = generator.ctypes.state_address
                 self._memory = (ctypes.c_char * self.SIZE).from_address(address)
-        return None if self._memory is None else bytes(self._memory.raw)
+        return None if self._memory is None else self._memory.raw
 
 
 class _PythonState(_Kept):
@@ -243,7 +242,7 @@ class _PythonState(_Kept):
     def _peek(self) -> bytes | None:
         if self._memory is None or self._owner.gauss_next is not None:
             return None
-        return bytes(self._memory.raw)
+        return self._memory.raw  # type: ignore[no-any-return]
 
 
 def _memory_of(owner: random.Random) -> Any:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -75,11 +75,12 @@ Cotangent = Sequence[Tensor | None]
 # ------------------------------ where a loss was evaluated
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Evaluation:
     """Everything that one value of a problem's loss depends on, so that it can be computed again.
 
-    Computing it again changes no live tensor: other tensors take their places for a while.
+    Computing it again changes no live tensor: other tensors take their places for a while. It is
+    not changed either, but that `total_gradient` notes the random states when it first draws.
 
     Attributes:
         loss: the loss of the problem, with the modules that it sees.
@@ -113,10 +114,10 @@ class Evaluation:
     def having(self, **changes: Any) -> Evaluation:
         """The same with other batches, random states or modes.
 
-        (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays, since
-        it depends on none of these.
+        (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays: it
+        depends on none of these.
         """
-        other = object.__new__(Evaluation)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
 
@@ -147,6 +148,7 @@ class Evaluation:
             ProblemError: if a batch was changed since the loss was evaluated on it.
         """
         self.check_batches()
+        versions = self.versions
         loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
         averaged = parallel if parallel is not None and parallel.exact else None
         if averaged is not None:
@@ -164,9 +166,9 @@ class Evaluation:
         total: dict[str, Tensor] = {}
         placed = self.replayed_at(parameters, reads)
         with placed if loss.is_among(averaged) else loss.among_processes(averaged, placed):
-            for batch, state in zip(self.batches, self.random_states, strict=True):
+            for batch, state, known in zip(self.batches, self.random_states, versions, strict=True):
                 with replayed(state, problem.generators):
-                    value = loss.value(batch, players=players, shared=shared)
+                    value = loss.value(batch, players=players, shared=shared, versions=known)
                 for player, scalar in value.players.items():
                     share = share_of(scalar, len(self.batches))
                     total[player] = total[player] + share if player in total else share
@@ -612,8 +614,11 @@ class StepEngine(AbstractEngine):
         return 1
 
     @property
-    def keeps_graph(self) -> bool:
-        """Whether the gradient of a step is kept with its graph until it is differentiated."""
+    def keeps_graph(self) -> bool | Literal["auto"]:
+        """Whether the gradient of a step is kept with its graph until it is differentiated.
+
+        "auto": where it has one graph, which fits the memory.
+        """
         return False
 
     def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:
@@ -1007,13 +1012,14 @@ class Pullback:
             else:
                 responses[id(solution)] = dict(zip(solution.value, rest, strict=False))
         # The inputs are given; what depends on this problem is resolved anew, from `parameters`.
-        inner = replace(
-            self.reading,
+        inner = Reading(
             values=values,
             solutions=evaluation.solutions,
             responses=responses,
+            reports=self.reading.reports,
             in_graph=in_graph,
             reader=f"{self.reading.reader}/{self.solution.name}",
+            held_constant=self.reading.held_constant,
         )
         try:
             yield inner

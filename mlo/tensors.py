@@ -13,10 +13,14 @@ from torch.nn import Parameter
 __all__ = [
     "add",
     "add_all",
+    "are_alike",
+    "are_few",
     "are_plain",
     "copies",
     "in_new_containers",
+    "laid_out",
     "map_tensors",
+    "numbers",
     "scaled",
     "tensors_of",
     "versions_of",
@@ -45,7 +49,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 def in_new_containers(value: Any) -> Any:
     """The same tensors in new containers, which their receiver may change."""
     # (A tuple of tensors cannot be changed.)
-    if type(value) is tuple and all([isinstance(entry, Tensor) for entry in value]):
+    if type(value) is tuple and all(isinstance(entry, Tensor) for entry in value):
         return value
     return map_tensors(value, _itself)
 
@@ -98,6 +102,8 @@ def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 # ------------------------------ many tensors as one operation
 
+PLAIN, DENSE, FEW = (Tensor, Parameter), torch.strided, 16
+
 # A GPU takes the tensors of a foreach operator in few kernels. On a CPU each tensor gets what the
 # plain operator gives it, bit for bit.
 
@@ -110,20 +116,56 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     """
     differentiable = torch.is_grad_enabled()
     for tensor in tensors:
-        if type(tensor) not in (Tensor, Parameter) or tensor.layout != torch.strided:
+        if type(tensor) not in PLAIN or tensor.layout is not DENSE:
             return False
         if differentiable and tensor.requires_grad:
             return False
     return True
 
 
+def are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether tensors are plain constants of one dtype, together on the CPU or on one GPU."""
+    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
+        return False
+    dtype, device = tensors[0].dtype, tensors[0].get_device()
+    for tensor in tensors:
+        if tensor.requires_grad or type(tensor) not in PLAIN or tensor.layout is not DENSE:
+            return False
+        if tensor.dtype is not dtype or tensor.get_device() != device:
+            return False
+    return True
+
+
+def are_few(tensors: Sequence[Tensor]) -> bool:
+    """Whether single operators take less time than one foreach operator: few, on the CPU."""
+    return len(tensors) < FEW and tensors[0].is_cpu
+
+
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
     found = [tensor.detach() for tensor in tensors]
-    kinds = {(tensor.device, tensor.dtype) for tensor in found}
-    if len(kinds) != 1 or not hasattr(torch, "_foreach_clone") or not are_plain(found):
+    if not found or are_few(found) or not are_alike(found) or not hasattr(torch, "_foreach_clone"):
         return [tensor.clone() for tensor in found]
     return list(torch._foreach_clone(found))
+
+
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The numbers of scalars of one device, with one synchronisation."""
+    if are_few(scalars):
+        return [scalar.item() for scalar in scalars]
+    found: list[float] = torch.stack(tuple(scalars)).tolist()
+    return found
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides of another one of its shape, as `backward()` lays out `.grad`.
+
+    A fused step takes both for one layout: on a CPU it pairs wrong entries, on CUDA it refuses
+    (torch 2.14.1). Convolutions of maps whose channels come last give such gradients.
+    """
+    if tensor.stride() == like.stride() or tensor.layout != torch.strided:
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
@@ -135,6 +177,8 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 
 def add_all(totals: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two lists of gradients, in which None stands for zero."""
+    if len(terms) < FEW and all(term is None or term.is_cpu for term in terms):
+        return list(map(add, totals, terms))
     both = [
         (place, total, term)
         for place, (total, term) in enumerate(zip(totals, terms, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ __all__ = ["TotalGradient", "total_gradient"]
 NOTHING: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class TotalGradient:
     """A problem's total gradient at one point, and what came with it.
 
@@ -104,8 +104,9 @@ def _total_gradient(
 ) -> TotalGradient:
     """As `total_gradient`, where gradients are enabled."""
     loss, problem = evaluation.loss, evaluation.loss.problem
+    live = cast(Tensors, problem.parameters)  # which are only read
     reading = Reading(
-        values={**evaluation.values, problem.name: problem.parameters},
+        values={**evaluation.values, problem.name: live},
         solutions=evaluation.solutions,
         reader=problem.name,
         held_constant=held_constant,
@@ -115,7 +116,7 @@ def _total_gradient(
     cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
 
     # 2. The direct gradient, and the cotangents of what is read.
-    parameters: Tensors = problem.parameters
+    parameters = live
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
@@ -135,6 +136,8 @@ def _total_gradient(
             begun=begun,
         )
 
+    evaluation.random_states = tuple(found.random_states)
+
     # 3. The implicit term. Exact parallelism averages the cotangents before they go through the
     # responses, which gives the inverse product of the mean; else the total is averaged at the end.
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
@@ -142,8 +145,9 @@ def _total_gradient(
         found.average(parallel, moving)
     estimated = None
     if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
-        taken = evaluation.having(random_states=tuple(found.random_states))
-        estimated = _Estimated(evaluation=taken, players=tuple(found.direct), estimates=estimates)
+        estimated = _Estimated(
+            evaluation=evaluation, players=tuple(found.direct), estimates=estimates
+        )
     corrected = found if estimated is None else estimated.terms(found, cut)
     gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
     if estimated is not None:
@@ -157,29 +161,31 @@ def _total_gradient(
     # 4. What is kept for later.
     graph = None
     if keep_graph:
-        if is_update:
+        if is_update and any(tensor._version > 0 for tensor in parameters.values()):
             _copy_changed(problem, parameters)
         graph = _kept_graph(problem, parameters, cut.tensors, found)
         gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
-    known = {key: value for key, value in gradient.items() if value is not None}
-    unused = NOTHING
-    if len(known) < len(problem.parameters):
-        unused = frozenset(problem.parameters).difference(known)
-        for key in unused:
-            known[key] = torch.zeros_like(problem.parameters[key])
+    full: Tensors = {}
+    unused: list[str] = []
+    for key, parameter in problem.parameters.items():
+        value = gradient.get(key)
+        if value is None:
+            unused.append(key)
+            value = torch.zeros_like(parameter)
+        full[key] = value
     return TotalGradient(
-        gradient={key: known[key] for key in problem.parameters},
-        unused=unused,
+        gradient=full,
+        unused=frozenset(unused) if unused else NOTHING,
         losses=found.losses,
         metrics=found.metrics,
         reports=reading.reports,
-        evaluation=evaluation.having(random_states=tuple(found.random_states)),
+        evaluation=evaluation,
         has_derivative=found.has_derivative,
         graph=graph,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Cut:
     """What a loss reads, cut off from where it comes from.
 
@@ -203,17 +209,21 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
     gradients too.
     """
     cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
-    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else set()
+    inputs = {item.name for item in evaluation.free_inputs} if keep_graph else NOTHING
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
         # A solution that is no function of the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
-        cut.tensors[other] = {}
+        if not depends and other not in inputs:
+            cut.tensors[other] = {key: tensor.detach() for key, tensor in read.items()}
+            continue
+        leaves = cut.tensors[other] = {}
         for key, tensor in read.items():
             responds = depends and tensor.requires_grad
-            leaf = tensor.detach().requires_grad_(responds or other in inputs)
-            cut.tensors[other][key] = leaf
+            leaf = leaves[key] = tensor.detach()
+            if responds or other in inputs:
+                leaf.requires_grad_()
             if responds:
                 cut.responses.append(tensor)
                 cut.leaves.append(leaf)
@@ -249,7 +259,7 @@ def _with_implicit_term(
             cotangents,
             retain_graph=player != players[-1],
         )
-        total |= zip(names, add_all(direct, implicit), strict=True)
+        total.update(zip(names, add_all(direct, implicit), strict=True))
     return total
 
 

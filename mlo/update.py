@@ -16,14 +16,14 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.levels import History, Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
-from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_steps
+from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, is_fused, plain_steps
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copies, tensors_of, versions_of
+from mlo.tensors import copies, laid_out, tensors_of, versions_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -211,13 +211,12 @@ class Updater:
 
     # ------------------------------ the step, and the user's hooks around it
 
-    @torch.no_grad()
     def _set(self, problem: Problem, evaluation: Evaluation) -> dict[str, dict[str, Any]]:
         """Finds the settings of this step, and writes those that are numbers to the optimizers."""
         if problem.settings is None:
             return {}
         self._step_checks.check_bare(problem)
-        with evaluation.replayed_at({}, evaluation.current_reads()):
+        with torch.no_grad(), evaluation.replayed_at({}, evaluation.current_reads()):
             found = evaluation.loss.settings(evaluation.made)
         check_values(problem.name, found)
         check_schedulers(problem, found)
@@ -257,17 +256,20 @@ class Updater:
         by_formula = problem.settings is not None
         if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
-        foreign = any(map(is_foreign, problem.optimizers.values()))
+        foreign = any(is_foreign(optimizer) for optimizer in problem.optimizers.values())
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
         elif found.graph is not None or checked is not None or foreign:
             # Some optimizers change a gradient in place, which the derivative may need. (Autograd
             # also gives one tensor to several parameters, as of a + b, or an expanded one.)
             gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
+        if any(map(is_fused, problem.optimizers.values())):
+            gradient = {key: laid_out(g, problem.parameters[key]) for key, g in gradient.items()}
         # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
         # momentum included, as in plain PyTorch.
+        unused = found.unused
         for key, parameter in problem.parameters.items():
-            parameter.grad = None if key in found.unused else gradient[key]
+            parameter.grad = None if key in unused else gradient[key]
         self._call_before(problem, differentiated=step is not None)
         before: Tensors = {}
         if checked is not None:
@@ -280,7 +282,10 @@ class Updater:
             made.make(problem)
         else:
             for optimizer in problem.optimizers.values():
-                with plain_steps(optimizer):
+                if optimizer.defaults.get("differentiable"):
+                    with plain_steps(optimizer):
+                        optimizer.step()
+                else:
                     optimizer.step()
         for parameter in problem.parameters.values():
             parameter.grad = None

@@ -38,6 +38,8 @@ class Game:
         trunk_norms: the norms that the discriminator's trunk may have, the recommended one first.
         coin_loss: the discriminator's loss if it cannot tell real from generated images; None where
             that is not bounded.
+        penalizes_gradient: whether the loss contains a gradient of the discriminator, which
+            therefore cannot be compiled.
     """
 
     generator: Callable[..., ImageGenerator]
@@ -46,6 +48,7 @@ class Game:
     spectral_norm: SpectralNorm
     trunk_norms: tuple[Norm, ...]
     coin_loss: float | None
+    penalizes_gradient: bool = False
 
 
 GAMES: Table[Game] = Table(
@@ -77,6 +80,7 @@ GAMES: Table[Game] = Table(
             spectral_norm="none",
             trunk_norms=("group", "instance", "none"),
             coin_loss=None,
+            penalizes_gradient=True,
         ),
         "biggan": Game(
             generator=ConditionalBigGAN,

@@ -8,8 +8,8 @@ convolution and norm; banks of convolutions on the same edges share their norms 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,16 @@ class ConvolutionBank(Bank):
         self.layers = nn.Sequential(*layers)
         self.norm = make_gain_norm(style, channels, edges)
 
+    @property
+    def convolutions(self) -> list[tuple[DepthwiseConv, PointwiseConv]]:
+        """The depthwise and pointwise convolution, or two such pairs in a row."""
+        kinds = DepthwiseConv, PointwiseConv
+        found = [layer for layer in self.layers if isinstance(layer, kinds)]
+        return cast(
+            "list[tuple[DepthwiseConv, PointwiseConv]]",
+            list(zip(found[::2], found[1::2], strict=True)),
+        )
+
     def forward(self, activated: Tensor, gain: Tensor) -> Tensor:
         """Returns weight · operation for every edge, [B, E·C, H', W'].
 
@@ -121,7 +131,7 @@ class ConvolutionBank(Bank):
 
 
 class JointConvolutions(nn.Module):
-    """The sum of several convolution banks on the same edges, with one norm for all of them.
+    """Several convolution banks on the same edges, with one norm for all of them.
 
     It holds no weights, which are those of the banks. First halves of separable convolutions have
     a norm of their own.
@@ -138,37 +148,36 @@ class JointConvolutions(nn.Module):
         super().__init__()
         edges = banks[0].blocks
         self.width = edges * channels
-        halves = sum(len(bank.layers) > 2 for bank in banks)
+        halves = sum(len(bank.convolutions) == 2 for bank in banks)
         self.activation = style.make_activation()
         self.half_norm = make_gain_norm(style, channels, edges * halves) if halves else None
         self.norm = make_gain_norm(style, channels, edges * len(banks))
 
     def forward(self, banks: Sequence[ConvolutionBank], activated: Tensor, gain: Tensor) -> Tensor:
-        """Returns Σ weight · operation for every edge, [B, E·C, H', W'].
+        """Returns weight · operation for every bank and edge, [B, banks · E·C, H', W'].
 
         Args:
             banks: the weights.
             activated: the activated state, repeated for each edge, [B, E·C, H, W].
             gain: the mixing weight of every channel of every bank, [banks · E·C].
         """
-        # The banks stand side by side in the channels: [B, banks · E·C, H', W'].
-        halves: list[Tensor] = []
+        given = dict.fromkeys(banks, activated)
         if self.half_norm is not None:
-            first = [bank.layers for bank in banks if len(bank.layers) > 2]
-            maps = side_by_side(
-                [layers[0](activated) for layers in first], [layers[1] for layers in first]
-            )
-            parts = torch.split(self.half_norm(maps), self.width, dim=1)
-            halves = [self.activation(part) for part in parts]
-        given = iter(halves)
-        inputs = [
-            bank.layers[-2](next(given) if len(bank.layers) > 2 else activated) for bank in banks
-        ]
-        out: Tensor = self.norm(side_by_side(inputs, [bank.layers[-1] for bank in banks]), gain)
-        if len(banks) == 1:
-            return out
-        pixels = torch.unflatten(out.permute(0, 2, 3, 1), 3, (len(banks), self.width))
-        return pixels.sum(3).permute(0, 3, 1, 2)
+            separable = [bank for bank in banks if len(bank.convolutions) == 2]
+            maps = self.half_norm(_convolved(separable, given, 0))
+            for bank, part in zip(separable, torch.split(maps, self.width, dim=1), strict=True):
+                given[bank] = self.activation(part)
+        out: Tensor = self.norm(_convolved(banks, given, -1), gain)
+        return out
+
+
+def _convolved(
+    banks: Sequence[ConvolutionBank], given: Mapping[ConvolutionBank, Tensor], position: int
+) -> Tensor:
+    """What the convolutions of each bank at a position make, side by side in the channels."""
+    pairs = [bank.convolutions[position] for bank in banks]
+    maps = [depth(given[bank]) for bank, (depth, _) in zip(banks, pairs, strict=True)]
+    return side_by_side(maps, [point for _, point in pairs])
 
 
 class FullConvolutionBank(Bank):

@@ -157,13 +157,14 @@ class Cell(nn.Module):
     ) -> Tensor:
         """Adds what a state sends over its edges to the sums of the nodes at their ends."""
         weighted, shared = outgoing(state, gain)
-        if not (self.training and skip_drop_probability > 0.0 and "skip_connect" in shared):
-            return add_source(sums, weighted, list(shared.values()), shared_weights, outgoing.rows)
-        columns = dict(zip(shared, torch.split(shared_weights, 1, dim=1), strict=True))
-        skip, of_skip = shared.pop("skip_connect"), columns.pop("skip_connect")
-        sums = add_dropped(sums, skip, of_skip, skip_drop_probability)
-        others = torch.cat(list(columns.values()), dim=1) if columns else shared_weights
-        return add_source(sums, weighted, list(shared.values()), others, outgoing.rows)
+        if self.training and skip_drop_probability > 0.0 and "skip_connect" in shared:
+            columns = dict(zip(shared, torch.split(shared_weights, 1, dim=1), strict=True))
+            skip, of_skip = shared.pop("skip_connect"), columns.pop("skip_connect")
+            sums = add_dropped(sums, skip, of_skip, skip_drop_probability)
+            if columns:
+                shared_weights = torch.cat(list(columns.values()), dim=1)
+        maps = list(shared.values())
+        return add_source(sums, weighted, maps, shared_weights, outgoing.rows, self.seen)
 
     def _pass(
         self, state: Tensor, passed: Tensor | None, edge_weights: Tensor, stride: int
@@ -176,7 +177,7 @@ class Cell(nn.Module):
         if stride == 2:
             others = F.max_pool2d(others, 2)
         state = state.contiguous(memory_format=torch.channels_last)
-        return state, add_source(passed, {}, [others], edge_weights, {})
+        return state, add_source(passed, [], [others], edge_weights, {}, others.shape[1])
 
     def _passes(self, weights: Tensor) -> Iterator[Tensor]:
         """The weights of the edges out of each state, [edges, 1]; none where nothing bypasses.

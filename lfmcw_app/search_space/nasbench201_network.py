@@ -130,7 +130,10 @@ class MixedSumCell(nn.Module):
         ):
             assert isinstance(outgoing, OutgoingEdges)
             weighted, shared = outgoing(state, gain)
-            sums = add_source(sums, weighted, list(shared.values()), shared_weights, outgoing.rows)
+            maps = list(shared.values())
+            sums = add_source(
+                sums, weighted, maps, shared_weights, outgoing.rows, outgoing.channels
+            )
             # The first edge out of a state leads to the next node.
             state, sums = take_node(sums)
         return state

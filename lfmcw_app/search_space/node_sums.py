@@ -72,19 +72,22 @@ class CellWeights(nn.Module):
 
 def add_source(
     sums: Tensor | None,
-    weighted: Mapping[tuple[int, ...], Tensor],
+    weighted: Sequence[tuple[tuple[int, ...], Tensor]],
     shared: Sequence[Tensor],
     weights: Tensor,
     rows: Mapping[tuple[int, ...], Tensor],
+    channels: int,
 ) -> Tensor:
     """Adds what a state sends over its edges to the sums at their ends.
 
     Args:
         sums: the sums so far of the nodes that its edges lead to, [edges, B, H, W, C]; None: zeros.
-        weighted: edges → maps with their weights, [B, edges · C, H, W].
+        weighted: edges, and maps with their weights, [B, m · edges · C, H, W], of which m are to
+            be added up.
         shared: maps [B, C, H, W] that all edges share.
         weights: of these, [edges, maps].
         rows: edges → their numbers as a tensor, for sets that are not all edges.
+        channels: C.
     """
     if shared:
         stacked = torch.stack([maps.permute(0, 2, 3, 1) for maps in shared])
@@ -94,8 +97,11 @@ def add_source(
         else:
             mixed = torch.addmm(sums.flatten(1), weights, flat)
         sums = mixed.view(-1, *stacked.shape[1:])
-    for edges, maps in weighted.items():
-        pixels = torch.unflatten(maps.permute(0, 2, 3, 1), 3, (len(edges), -1)).movedim(3, 0)
+    for edges, maps in weighted:
+        size = -1, len(edges), channels
+        pixels = torch.unflatten(maps.permute(0, 2, 3, 1), 3, size)
+        pixels = pixels.squeeze(3) if pixels.shape[3] == 1 else pixels.sum(3)
+        pixels = pixels.movedim(3, 0)
         if edges not in rows:
             sums = pixels.contiguous() if sums is None else sums + pixels
         else:

@@ -89,7 +89,7 @@ class OutgoingEdges(nn.Module):
 
     def forward(
         self, state: Tensor, gain: Tensor
-    ) -> tuple[dict[tuple[int, ...], Tensor], dict[str, Tensor]]:
+    ) -> tuple[list[tuple[tuple[int, ...], Tensor]], dict[str, Tensor]]:
         """Evaluates the operations.
 
         Args:
@@ -97,20 +97,16 @@ class OutgoingEdges(nn.Module):
             gain: the mixing weights in `order`, each once per channel, [len(order) · C].
 
         Returns:
-            edges → the weighted sum of the operations that have weights, for every set of edges
-            that some of them are on, [B, len(edges)·C, H', W']; and primitive → what it makes of
-            the state, for those without weights.
+            (edges, maps with their weights) of the operations that have weights, [B, m·E·C, H',
+            W'], where m banks on E edges stand side by side and are to be added up; and primitive →
+            what it makes of the state, for those without weights.
         """
-        # Operations with weights: the weights of a bank are applied by its norm, and banks on the
-        # same edges are added up.
-        sums: dict[tuple[int, ...], Tensor] = {}
+        # Operations with weights: the weights of a bank are applied by its norm.
+        weighted: list[tuple[tuple[int, ...], Tensor]] = []
         if self.banks:
             activated = self.activation(state)
             repeated: dict[tuple[int, ...], Tensor] = {}
-            sizes = [
-                len(names) * len(self.edges[names[0]]) * self.channels for names in self.groups
-            ]
-            for names, own_gain in zip(self.groups, torch.split(gain, sizes), strict=True):
+            for names, own_gain in zip(self.groups, self._split(gain), strict=True):
                 bank, edges = self.banks[names[0]], self.edges[names[0]]
                 assert isinstance(bank, Bank)
                 given = state if bank.reads == "state" else activated
@@ -123,10 +119,17 @@ class OutgoingEdges(nn.Module):
                     out = self.joint[names[0]](members, given, own_gain)
                 else:
                     out = bank(given, own_gain)
-                sums[edges] = sums[edges] + out if edges in sums else out
+                weighted.append((edges, out))
 
         # The others give every edge the same maps; each edge's weights are applied in its node.
-        return sums, {name: self.pools[name](state) for name in self.shared}
+        return weighted, {name: self.pools[name](state) for name in self.shared}
+
+    def _split(self, gain: Tensor) -> Sequence[Tensor]:
+        """The gains of each group."""
+        if len(self.groups) == 1:  # whose gradient needs no copy
+            return [gain]
+        edges = [len(names) * len(self.edges[names[0]]) for names in self.groups]
+        return torch.split(gain, [count * self.channels for count in edges])
 
     @property
     def rows(self) -> dict[tuple[int, ...], Tensor]:

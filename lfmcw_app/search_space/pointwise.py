@@ -94,10 +94,17 @@ def _multiply(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """The products themselves.
 
     A plain `torch.bmm` has its groups first, and would be followed by a transposing copy each way.
+    A compiler, which does not take a part of a tensor for `out`, plans its memory itself.
     """
+    if torch.compiler.is_compiling():
+        products = [
+            torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+            for x, weight in zip(maps, weights, strict=True)
+        ]
+        return torch.cat(products, dim=1)
     sizes = [len(weight) for weight in weights]
     out = maps[0].new_empty(len(maps[0]), sum(sizes), weights[0].shape[1])
-    for x, weight, part in zip(maps, weights, out.split(sizes, dim=1), strict=True):
+    for x, weight, part in zip(maps, weights, torch.split(out, sizes, dim=1), strict=True):
         torch.bmm(x.transpose(0, 1), weight.transpose(1, 2), out=part.transpose(0, 1))
     return out
 
@@ -115,7 +122,7 @@ class _GroupedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, ctx.count
         maps, weights = tensors[:count], tensors[count:]
-        parts = grads[0].split([len(weight) for weight in weights], dim=1)
+        parts = torch.split(grads[0], [len(weight) for weight in weights], dim=1)
         of_maps: list[Tensor | None] = [None] * count
         of_weights: list[Tensor | None] = [None] * count
         for index, (x, weight, g) in enumerate(zip(maps, weights, parts, strict=True)):

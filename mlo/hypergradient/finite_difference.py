@@ -15,21 +15,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from mlo.backward import grad
 from mlo.errors import EngineError, warn_user
-from mlo.gradient_norm import total_norm
+from mlo.gradient_norm import norms_of, total_norm
 from mlo.hypergradient.double_backward import is_about_double_backward
 from mlo.hypergradient.products import (
     Autograd,
     LinearSystem,
     Products,
-    present,
     register_products,
 )
-from mlo.loss import gradients
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.sharding import whole
-from mlo.tensors import add
+from mlo.tensors import add, numbers, zeros_for_none
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
@@ -109,26 +107,40 @@ class FiniteDifference(Products):
         Returns:
             A tensor without dimensions, on the device and with a value in the dtype of θ.
         """
+        dtype_of_theta = parameters[0].dtype.to_real()
         if self.step == "adaptive":
             # Tensor by tensor: one with large entries would otherwise hide what happens to a small
             # one, which moves by far more than its own size.
-            moved = torch.stack([whole(tensor.detach().norm()) for tensor in direction])
-            norms = [whole(tensor.detach().norm()) for tensor in parameters]
+            moved, norms = norms_of(direction), norms_of(parameters)
             # A tensor that is still zero, like a new bias, counts as one with entries of 0.01.
             least = [0.01 * math.sqrt(tensor.numel()) for tensor in parameters]
-            ratios = torch.stack(torch._foreach_clamp_min(norms, least)) / moved
-            # Here, and below, u = 0 leads to ∞, and so does a norm that is not a number.
-            ratio = torch.where(moved > 0.0, ratios, torch.inf).min()
-            e = math.cbrt(torch.finfo(dtype).eps) * ratio
+            e = math.cbrt(torch.finfo(dtype).eps) * _least_ratio(norms, least, moved)
         else:
             norm = total_norm([tensor.detach() for tensor in direction])
             radius = 0.01 if self.step == "darts" else float(self.step)
             e = torch.where(norm > 0.0, radius / norm, torch.inf)
         # θ moves by as much as the difference is divided by: by e as θ's dtype rounds it. Powers of
         # two are exact in half precision, as are their inverses.
-        if parameters[0].dtype in (torch.float16, torch.bfloat16):
+        if dtype_of_theta in (torch.float16, torch.bfloat16):
             e = e.float().log2().floor().exp2()
-        return torch.where(e.isfinite(), e, 0.0).to(parameters[0].dtype)
+        # (u = 0 has led to ∞, and so has a norm that is not a number.)
+        if e.is_cpu:
+            value = e.item()
+            return torch.tensor(value if math.isfinite(value) else 0.0, dtype=dtype_of_theta)
+        return torch.where(e.isfinite(), e, 0.0).to(dtype_of_theta)
+
+
+def _least_ratio(
+    norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
+) -> Tensor:
+    """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
+    if norms[0].is_cpu:  # where numbers are read faster than operators are called
+        triples = zip(numbers(norms), least, numbers(moved), strict=True)
+        ratios = [max(size, smallest) / u for size, smallest, u in triples if u > 0.0]
+        return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
+    by = torch.stack(tuple(moved))
+    ratios_of = torch.stack(torch._foreach_clamp_min(list(norms), list(least))) / by
+    return torch.where(by > 0.0, ratios_of, torch.inf).min()
 
 
 class FiniteDifferenceSystem(LinearSystem):
@@ -194,9 +206,11 @@ class FiniteDifferenceSystem(LinearSystem):
         if start is None:
             return found
         source = self.call.source(self.call.inputs)
-        wanted = {key: t for key, (place, t) in source.items() if found[place] is not None}
+        wanted = {key: t for key, (place, t) in source.items() if self.call.wanted[place]}
         if wanted:
-            along = self._difference(u, in_inputs=False, factor=factor)
+            along = zeros_for_none(
+                self._difference(u, in_inputs=False, factor=factor), self.parameters
+            )
             terms = start.pulled(dict(zip(self.names, along, strict=True)), wanted)
             for key, term in terms.items():
                 place = source[key][0]
@@ -204,7 +218,7 @@ class FiniteDifferenceSystem(LinearSystem):
         return found
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        return self._difference(u, in_inputs=False)
+        return zeros_for_none(self._difference(u, in_inputs=False), self.parameters)
 
     def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
         # (F(θ + e u) − F(θ − e u)) / 2e: here all players move, each player's own gradient is read.
@@ -213,26 +227,30 @@ class FiniteDifferenceSystem(LinearSystem):
         found: dict[str, Tensor] = {}
         for player, members in self.players.items():
             sides = self._both_sides(directions, e)
-            terms = self._weighted_gradients(player, sides, in_inputs=False)
+            terms = zeros_for_none(
+                self._weighted_gradients(player, sides, in_inputs=False), self.parameters
+            )
             of_all = dict(zip(self.names, terms, strict=True))
             found |= {name: of_all[name] for name in members}
         return [found[name] for name in self.names]
 
     def _difference(
         self, u: Sequence[Tensor | None], *, in_inputs: bool, factor: float = 1.0
-    ) -> list[Tensor]:
-        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ."""
-        total: list[Tensor] | None = None
+    ) -> list[Tensor | None]:
+        """Σ_p (∇ L_p(θ_p + e u_p) − ∇ L_p(θ_p − e u_p)) / 2e, with ∇ in the inputs or in θ.
+
+        None where no loss depends on an entry: what is below it then takes no part.
+        """
+        of = self.call.select(self.call.inputs) if in_inputs else self.parameters
+        total: list[Tensor | None] = [None] * len(of)
         # A player's loss is differenced along the player's own direction, with its own step size.
         for player, directions in self._by_player(u).items():
-            e = self._step_size_along(directions) * factor
+            e = self._step_size_along(directions)
+            e = e if factor == 1.0 else e * factor
             terms = self._weighted_gradients(
                 player, self._both_sides(directions, e), in_inputs=in_inputs
             )
-            total = terms if total is None else [a + b for a, b in zip(total, terms, strict=True)]
-        if total is None:
-            of = self.call.select(self.call.inputs) if in_inputs else self.parameters
-            return [torch.zeros_like(t) for t in of]
+            total = list(map(add, total, terms))
         return total
 
     def _own_gradient(self, player: str) -> dict[str, Tensor]:
@@ -249,17 +267,24 @@ class FiniteDifferenceSystem(LinearSystem):
         self, player: str, parameters: Mapping[str, Tensor], *, in_inputs: bool
     ) -> list[Tensor]:
         """∇ of a player's loss at `parameters`, in the wanted inputs or in the parameters."""
-        return self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
+        found = self._weighted_gradients(player, [(1.0, parameters)], in_inputs=in_inputs)
+        of = self.call.select(self.call.inputs) if in_inputs else self.parameters
+        return zeros_for_none(found, of)
 
     def _both_sides(
         self, directions: Mapping[str, Tensor], e: Tensor
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    ) -> Iterator[tuple[Tensor | float, dict[str, Tensor]]]:
         """Yields (1 / 2e, θ + e u), then (−1 / 2e, θ − e u), both in the same memory.
 
         Where e is zero, as u is, the weights are zero.
         """
         moved: dict[str, Tensor] = {}
-        weight = torch.where(e > 0.0, 0.5 / e, 0.0)
+        weight: Tensor | float
+        if e.is_cpu:  # where a number is read faster than an operator is called
+            number = e.item()
+            weight = 0.5 / number if number > 0.0 else 0.0
+        else:
+            weight = torch.where(e > 0.0, 0.5 / e, 0.0)
         for sign in (1.0, -1.0):
             with torch.no_grad():
                 for name, direction in directions.items():
@@ -275,7 +300,7 @@ class FiniteDifferenceSystem(LinearSystem):
         points: Iterable[tuple[Tensor | float, Mapping[str, Tensor]]],
         *,
         in_inputs: bool,
-    ) -> list[Tensor]:
+    ) -> list[Tensor | None]:
         """Σ w ∇L_p(θ), over pairs of a weight w and a point θ, for a player p.
 
         The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
@@ -290,35 +315,32 @@ class FiniteDifferenceSystem(LinearSystem):
         # this problem: it would depend on θ, and is held fixed here.)
         problem = self.call.solution.evaluation.loss.problem
         shared = SharedResults(problem.name, problem.generators)
-        total: list[Tensor] | None = None
+        total: list[Tensor | None] = []
         # The tensors of the first point stay in their places until the shared results have been
         # differentiated, since checkpointing would run modules again.
         with torch.enable_grad(), ExitStack() as stack:
             stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
-                theta = {
-                    name: tensor.detach().requires_grad_(not in_inputs)
-                    for name, tensor in parameters.items()
-                }
+                # (They are constants already.)
+                theta = dict(parameters)
+                if not in_inputs:
+                    theta = {n: t.detach().requires_grad_() for n, t in parameters.items()}
                 losses = stack.enter_context(
                     self.call.losses(theta, inputs, players=(player,), shared=shared)
                 )
                 like = [*(of if in_inputs else theta.values()), *shared.leaves]
-                scaled = [term * weight for term in gradients(losses[player], like)]
-                if total is None:
-                    total = scaled
-                else:
-                    total = [a + b for a, b in zip(total, scaled, strict=True)]
-            assert total is not None
+                loss = losses[player]
+                terms: Sequence[Tensor | None] = [None] * len(like)
+                if loss.requires_grad:
+                    terms = grad([loss], like)
+                scaled = [None if term is None else term * weight for term in terms]
+                total = list(map(add, total, scaled)) if total else scaled
             if not shared.leaves:
                 return total
 
             # L = f(θ, s(x), x): what flows through the shared s joins the rest (see `mlo.once`).
-            direct, cotangents = total[: len(of)], total[len(of) :]
-            found = []
-            for term, more in zip(direct, shared.gradients(cotangents, of), strict=True):
-                found.append(term if more is None else term + more)
-            return found
+            cotangents = zeros_for_none(total[len(of) :], shared.leaves)
+            return list(map(add, total[: len(of)], shared.gradients(cotangents, of)))
 
     # ------------------------------ compared with what they stand for
 
@@ -334,14 +356,14 @@ class FiniteDifferenceSystem(LinearSystem):
             self._compare_values(u, tolerance / 5.0, engine)
             return
         exact, size = pair
-        ours = present(found)
+        ours = self._of_wanted(found)
         error = _distance(ours, exact)
         # Rounding of two gradients, which the difference divides by its step.
         noise = 10.0 * torch.finfo(self.dtype).eps * size / max(self._displacement(u), 1e-30)
         if error <= tolerance * _norm(exact) + noise:
             return
         # Rounding and kinks show at another step size, and what is detached does not.
-        twice = present(self._mixed(u, factor=2.0))
+        twice = self._of_wanted(self._mixed(u, factor=2.0))
         steady = error > 3.0 * _distance(ours, twice)
         if steady or error > UNSTEADY * tolerance * _norm(exact):
             warn_user(
@@ -363,14 +385,15 @@ class FiniteDifferenceSystem(LinearSystem):
 
     def _exact(self, u: Cotangent) -> tuple[list[Tensor], float] | None:
         """Bᵀ u of the wanted inputs, and the size of the gradient in them; None: there is none."""
-        if self.call.solution.evaluation.loss.problem.compile:
-            return None
         try:
             with ExitStack() as stack:
+                if self.call.solution.evaluation.loss.problem.compile:
+                    # Only compiled modules lack a second derivative.
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
                 call = replace(self.call, stack=stack, differentiate=False)
                 system = Autograd().linearize(call)
                 system.check_double_backward()
-                exact = [entry.detach() for entry in present(system.mixed_vjp(u))]
+                exact = [entry.detach() for entry in self._of_wanted(system.mixed_vjp(u))]
                 return exact, system.input_gradient_norm()
         except (torch.OutOfMemoryError, EngineError):
             return None
@@ -378,6 +401,11 @@ class FiniteDifferenceSystem(LinearSystem):
             if not is_about_double_backward(error):
                 raise
             return None
+
+    def _of_wanted(self, found: Sequence[Tensor | None]) -> list[Tensor]:
+        """The entries of the wanted inputs; zeros of those that no loss depends on."""
+        entries = [entry for entry, want in zip(found, self.call.wanted, strict=True) if want]
+        return zeros_for_none(entries, self.call.select(self.call.inputs))
 
     def _displacement(self, u: Cotangent) -> float:
         """The smallest step of the differences in a direction."""

@@ -14,10 +14,10 @@ as well then, and −Aᵀ q joins −Bᵀ q.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
+from mlo.tensors import are_alike
 
 __all__ = ["OneStep", "darts"]
 
@@ -42,9 +43,12 @@ class OneStep(SweepEngine, StepEngine):
         plain: treats the step as one of plain gradient descent with the optimizer's learning rate
             ξ, so that q = ξ v whatever the optimizer. These are the papers' equations to the
             letter; their programs, like the default here, unroll what the optimizer does.
-        keep_graph: retains the gradient's graph until the response is differentiated, instead of
-            recomputing it: same numbers, less time, more memory meanwhile. (For a response that is
-            differentiated twice it is recomputed all the same.)
+        keep_graph: True retains the gradient's graph until the response is differentiated, instead
+            of recomputing it: same numbers, less time, more memory meanwhile. (For a response that
+            is differentiated twice it is recomputed all the same.) False recomputes it. "auto"
+            retains it from the problem's second update on, where it would fit four times into the
+            memory of the device (`mlo.graph_memory`) and the gradient has one graph: of one batch,
+            in one process, without another response.
 
     Raises:
         EngineError: if `keep_graph` is given with products other than "autograd".
@@ -53,21 +57,26 @@ class OneStep(SweepEngine, StepEngine):
     """
 
     plain: bool = False
-    keep_graph: bool = False
+    keep_graph: bool | Literal["auto"] = "auto"
     name: ClassVar[str] = "one_step"
     takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_graph and not isinstance(self.products, Autograd):
+        if self.keep_graph not in (True, False, "auto"):
+            raise EngineError(
+                f"Engine 'one_step': keep_graph must be True, False or 'auto', got "
+                f"{self.keep_graph!r}."
+            )
+        if self.keep_graph is True and not isinstance(self.products, Autograd):
             raise EngineError(
                 "keep_graph=True is for exact products, which differentiate the gradient; "
                 f"{self.products.name!r} does not. Use products='autograd' or leave keep_graph out."
             )
 
     @property
-    def keeps_graph(self) -> bool:
-        return self.keep_graph
+    def keeps_graph(self) -> bool | Literal["auto"]:
+        return self.keep_graph if isinstance(self.products, Autograd) else False
 
     @property
     def label(self) -> str:
@@ -95,11 +104,12 @@ class OneStep(SweepEngine, StepEngine):
         if whole:
             return self._through_whole_step(system, solution, v_of)
         # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
-        scaled: dict[str, Tensor] = {}
-        for name, v in v_of.items():
+        factors: dict[str, float] = {}
+        for name in v_of:
             c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
             if c is not None:
-                scaled[name] = -c * v
+                factors[name] = -c
+        scaled = _scaled(v_of, factors)
         # Any other optimizer (or a clipped gradient): through the step itself.
         linear = len(scaled) == len(v_of)
         if not linear or clips:
@@ -261,6 +271,16 @@ class OneStep(SweepEngine, StepEngine):
             create_graph=system.call.differentiate,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}
+
+
+def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """The tensors that have a factor, times it."""
+    chosen = [tensors[name] for name in factors]
+    if len(set(factors.values())) == 1 and are_alike(chosen):
+        made: Sequence[Tensor] = torch._foreach_mul(chosen, next(iter(factors.values())))
+    else:
+        made = [c * tensor for c, tensor in zip(factors.values(), chosen, strict=True)]
+    return dict(zip(factors, made, strict=True))
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:

@@ -250,7 +250,8 @@ class AutogradSystem(LinearSystem):
         return self.call.scatter(self._vjp(self._by_player(u), self.call.select(self._inputs)))
 
     def _hessian_vjp(self, u: Sequence[Tensor]) -> list[Tensor]:
-        return self._vjp(self._by_player(u), list(self._theta.values()))
+        theta = list(self._theta.values())
+        return zeros_for_none(self._vjp(self._by_player(u), theta), theta)
 
     def _jacobian_product(self, u: Sequence[Tensor]) -> list[Tensor]:
         # w ↦ Aᵀ w is linear, so the derivative of ⟨Aᵀ w, u⟩ in w is A u, whatever w is. The graph
@@ -260,7 +261,8 @@ class AutogradSystem(LinearSystem):
             theta = list(self._theta.values())
             with torch.enable_grad():
                 w = [entry.detach().requires_grad_() for entry in u]
-                image = self._vjp(self._by_player(w), theta, create_graph=True)
+                found = self._vjp(self._by_player(w), theta, create_graph=True)
+                image = zeros_for_none(found, theta)
             self._transposed = w, image
         w, image = self._transposed
         pairs = [(one, entry) for one, entry in zip(image, u, strict=True) if one.requires_grad]
@@ -280,7 +282,7 @@ class AutogradSystem(LinearSystem):
         # One backward pass for both.
         theta = list(self._theta.values())
         found = self._vjp(self._by_player(u), [*theta, *self.call.select(self._inputs)])
-        hessian, mixed = found[: len(theta)], found[len(theta) :]
+        hessian, mixed = zeros_for_none(found[: len(theta)], theta), found[len(theta) :]
         return self._with_penalty(hessian, u), self.call.scatter(mixed)
 
     def loss_value(self) -> Tensor:
@@ -321,8 +323,11 @@ class AutogradSystem(LinearSystem):
         inputs: Sequence[Tensor],
         *,
         create_graph: bool = False,
-    ) -> list[Tensor]:
-        """∇_inputs ⟨F, u⟩; with its graph where that is asked for, or the call's is needed."""
+    ) -> Sequence[Tensor | None]:
+        """∇_inputs ⟨F, u⟩; with its graph where that is asked for, or the call's is needed.
+
+        None where F does not depend on an input: what is below it then takes no part.
+        """
         # For all players together: autograd sums over the outputs.
         outputs: list[Tensor] = []
         entries: list[Tensor] = []
@@ -333,9 +338,9 @@ class AutogradSystem(LinearSystem):
                     outputs.append(gradient[name])
                     entries.append(direction)
         if not outputs or not inputs:
-            return [torch.zeros_like(tensor) for tensor in inputs]
+            return [None] * len(inputs)
         try:
-            found = grad(
+            found: Sequence[Tensor | None] = grad(
                 outputs,
                 inputs,
                 entries,
@@ -346,7 +351,7 @@ class AutogradSystem(LinearSystem):
             if not is_about_double_backward(error):
                 raise
             raise no_double_backward(self.problem, str(error)) from error
-        return zeros_for_none(found, inputs)
+        return found
 
 
 _PRODUCTS: dict[str, type[Products]] = {"autograd": Autograd}

@@ -15,7 +15,7 @@ TINY = {
     "data.image_size": 8,
     "search.channels": 4,
     "search.nodes": 1,
-    "search.primitives": "[none, max_pool_3x3, skip_connect, sep_conv_3x3]",
+    "search.primitives": ["none", "max_pool_3x3", "skip_connect", "sep_conv_3x3"],
     "search.steps": 4,
     "search.batch_size": 8,
     "search.generator.channels": 2,

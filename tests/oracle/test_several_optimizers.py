@@ -123,7 +123,11 @@ def unrolled(steps, clip=None, rates=(1.0, 1.0)):
 @pytest.mark.parametrize("clip", [None, CLIP], ids=["free", "clipped"])
 @pytest.mark.parametrize(
     ("engine", "steps"),
-    [("one_step", 1), ({"name": "one_step", "keep_graph": True}, 1), (mlo.Unroll(steps=3), 3)],
+    [
+        ({"name": "one_step", "keep_graph": False}, 1),
+        ({"name": "one_step", "keep_graph": True}, 1),
+        (mlo.Unroll(steps=3), 3),
+    ],
     ids=["one_step", "kept graph", "unroll"],
 )
 def test_steps_of_several_optimizers_are_differentiated(engine, steps, clip, collect):

@@ -110,7 +110,11 @@ def oracle(steps):
 
 @pytest.mark.parametrize(
     ("engine", "steps"),
-    [("one_step", 1), ({"name": "one_step", "keep_graph": True}, 1), (mlo.Unroll(steps=3), 3)],
+    [
+        ({"name": "one_step", "keep_graph": False}, 1),
+        ({"name": "one_step", "keep_graph": True}, 1),
+        (mlo.Unroll(steps=3), 3),
+    ],
     ids=["one_step", "kept graph", "unroll"],
 )
 def test_updates_on_a_shared_encoder_are_those_of_the_plain_loop(engine, steps):

@@ -81,7 +81,11 @@ def test_a_hook_that_begins_to_act_later_is_refused_then():
         optimizer.step()
 
 
-@pytest.mark.parametrize("engine", ["one_step", {"name": "one_step", "keep_graph": True}, "darts"])
+@pytest.mark.parametrize(
+    "engine",
+    [*({"name": "one_step", "keep_graph": keep} for keep in (False, True)), "darts"],
+    ids=str,
+)
 def test_a_hook_that_only_looks_is_shown_every_gradient(engine):
     seen = []
     plain, *_ = make(engine)

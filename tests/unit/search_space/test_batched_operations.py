@@ -8,6 +8,7 @@ from torch import nn
 
 from lfmcw_app.search_space.batched_operations import (
     ConvolutionBank,
+    JointConvolutions,
     LayerBank,
     ReduceBank,
 )
@@ -44,6 +45,18 @@ def test_a_bank_is_its_edges_side_by_side(kernel, dilation, stride, norm):
         single = edge_of(bank, edge, single)
         expected = single(state, gain[edge].expand(2))
         torch.testing.assert_close(found[:, 2 * edge : 2 * edge + 2], expected)
+
+
+@pytest.mark.parametrize("norm", STYLES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kinds", [((3, 1), (5, 1), (3, 2), (5, 2)), ((3, 2), (5, 2)), ((3, 1),)])
+def test_joint_convolutions_are_their_banks_side_by_side(kinds, stride, norm):
+    banks = [ConvolutionBank(*kind, 2, 3, stride, STYLES[norm]).double() for kind in kinds]
+    joint = JointConvolutions(banks, 2, STYLES[norm]).double()
+    assert not list(joint.parameters())
+    state, gain = normal(2, 6, 6, 6), normal(len(banks) * 6)
+    expected = [bank(state, own) for bank, own in zip(banks, gain.split(6), strict=True)]
+    torch.testing.assert_close(joint(banks, state, gain), torch.cat(expected, dim=1))
 
 
 @pytest.mark.parametrize("channels", [2, 5])

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lfmcw_app.search_space import depthwise as depthwise_module
 from lfmcw_app.search_space.depthwise import depthwise
 from lfmcw_app.search_space.pointwise import PointwiseConv
-from lfmcw_app.search_space.weighted_sum import weighted_sum
+from lfmcw_app.search_space.requested_gradients import autocasted
 
 
 class Operators(TorchDispatchMode):
@@ -57,10 +57,9 @@ def test_gradients_that_are_not_asked_for_are_not_computed(create_graph, monkeyp
     )
     assert (both, of_x, of_weight) == (2, 1, 1)
 
-    scalars = torch.randn(2, requires_grad=True)
 
-    def mixed():
-        return weighted_sum([], scalars.sin(), [x.sin(), x.cos()])
-
-    assert "dot" in operators_of_gradient(mixed(), (x, scalars), create_graph=create_graph)
-    assert "dot" not in operators_of_gradient(mixed(), x, create_graph=create_graph)
+def test_under_autocast_all_inputs_are_of_its_type():
+    single, double = torch.ones(2), torch.ones(2, dtype=torch.float64)
+    assert all(a is b for a, b in zip(autocasted(single, double), (single, double), strict=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert [x.dtype for x in autocasted(single, double)] == [torch.bfloat16, torch.float64]

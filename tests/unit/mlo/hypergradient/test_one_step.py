@@ -114,6 +114,7 @@ def test_a_plain_step_is_gradient_descent_whatever_the_optimizer(name):
 # ------------------------------ keep_graph
 
 KEEPING = {"name": "one_step", "keep_graph": True}
+RECOMPUTING = {"name": "one_step", "keep_graph": False}
 
 
 class Net(nn.Module):
@@ -276,7 +277,7 @@ def run(engine, **options):
 )
 def test_the_run_is_that_of_one_step(options):
     (kept, kept_gradient), (again, again_gradient) = (
-        run(engine, **options) for engine in (KEEPING, "one_step")
+        run(engine, **options) for engine in (KEEPING, RECOMPUTING)
     )
     for one, other in zip(kept, again, strict=True):
         assert relative_error(one, other) < 1e-12
@@ -285,12 +286,58 @@ def test_the_run_is_that_of_one_step(options):
 
 
 def test_a_round_evaluates_each_loss_once():
-    for engine, expected in ((KEEPING, 1), ("one_step", 2)):
+    for engine, expected in ((KEEPING, 1), (RECOMPUTING, 2)):
         optimizer, calls = make(engine)
         optimizer.step()  # in the first round losses are looked at, too
         calls.update(dict.fromkeys(calls, 0))
         optimizer.step()
         assert calls == {"teacher": expected, "student": expected, "x": 1}
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(2**40, 1), (2**10, 2)], ids=["much", "little"])
+def test_by_default_a_graph_is_kept_where_it_fits(monkeypatch, memory, expected):
+    """It is decided in the first update, which differentiates a graph that it makes again."""
+    monkeypatch.setattr("mlo.graph_memory.memory_of", lambda device: memory)
+    optimizer, calls = make("one_step")
+    other, _ = make(RECOMPUTING)
+    for _ in range(3):
+        calls.update(dict.fromkeys(calls, 0))
+        torch.manual_seed(2)
+        optimizer.step()
+        torch.manual_seed(2)
+        other.step()
+    assert calls == {"teacher": expected, "student": expected, "x": 1}
+    for key, tensor in state(optimizer).items():
+        assert torch.equal(tensor, state(other)[key])
+
+
+@pytest.mark.parametrize("more", [{"accumulate": 2}, {"restart_from": "x"}])
+def test_by_default_a_sum_of_graphs_is_made_again(more):
+    w, x = Vector(torch.ones(2)), Vector(torch.ones(2))
+    made = []
+
+    def loss(w, batch, *, x):
+        made.append(batch)
+        return (w.v * x.v).sum() ** 2
+
+    lower = mlo.Problem(
+        "w", module=w, optimizer=torch.optim.SGD(w.parameters(), lr=0.1), loss=loss, **more
+    )
+    upper = mlo.Problem(
+        "x", module=x, optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+        loss=lambda x, _, *, w: (w.v - x.v).square().sum(),
+    )  # fmt: skip
+    optimizer = mlo.MultilevelOptimizer([lower, upper], "one_step")
+    optimizer.step()
+    made.clear()
+    optimizer.step()
+    assert len(made) == 2 * more.get("accumulate", 1)
+
+
+def test_a_graph_is_kept_always_never_or_where_it_fits():
+    with pytest.raises(mlo.EngineError, match="keep_graph must be True, False or 'auto'"):
+        mlo.OneStep(keep_graph="always")
+    assert mlo.OneStep(products="finite_difference").keeps_graph is False
 
 
 def test_only_the_graph_of_the_last_move_is_kept():
@@ -350,9 +397,9 @@ def test_a_round_that_ends_early_lets_go_of_its_graphs(bad):
 
 def test_a_response_differentiated_twice_is_evaluated_again():
     """A kept graph cannot serve a response that is differentiated twice."""
-    chosen = {"w": KEEPING, "default": "one_step"}
+    chosen = {"w": KEEPING, "default": RECOMPUTING}
     for order in ("lower_first", "outermost_first"):
-        optimizers = [three_levels(engine, order) for engine in (chosen, "one_step")]
+        optimizers = [three_levels(engine, order) for engine in (chosen, RECOMPUTING)]
         for _ in range(3):
             for optimizer in optimizers:
                 optimizer.step()
@@ -421,7 +468,7 @@ def test_a_game_keeps_the_gradients_of_its_players():
         list(optimizer.run(3))
         return state(optimizer), len(calls)
 
-    (kept, fewer), (again, more) = run(KEEPING), run("one_step")
+    (kept, fewer), (again, more) = run(KEEPING), run(RECOMPUTING)
     assert relative_error(kept, again) < 1e-12
     assert (fewer, more) == (6, 9 + 2)  # and once two, to see whether the loss repeats itself
 
@@ -491,11 +538,11 @@ def test_what_a_loss_does_to_its_parameters_in_place_lasts():
         return state(optimizer)
 
     kept = rounds(KEEPING)
-    assert relative_error(kept, rounds("one_step")) < 1e-12
+    assert relative_error(kept, rounds(RECOMPUTING)) < 1e-12
     assert float(kept["w.weight"][0].norm()) < 1.5
 
 
-@pytest.mark.parametrize("engine", [KEEPING, "one_step"], ids=str)
+@pytest.mark.parametrize("engine", [KEEPING, RECOMPUTING], ids=str)
 def test_a_batch_that_changes_before_a_second_run_is_refused(engine):
     """A checkpoint would run again on a batch that has changed."""
     buffer = torch.linspace(0, 1, 4).double()
@@ -533,7 +580,7 @@ def test_an_optimizer_may_change_gradients_in_place(foreach):
         list(optimizer.run(3))
         return state(optimizer)
 
-    assert relative_error(rounds(KEEPING), rounds("one_step")) < 1e-12
+    assert relative_error(rounds(KEEPING), rounds(RECOMPUTING)) < 1e-12
 
 
 @pytest.mark.parametrize("fails", [ValueError, KeyboardInterrupt])

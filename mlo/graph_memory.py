@@ -1,0 +1,93 @@
+"""Whether the graph of a gradient fits the memory of its device, told from one evaluation.
+
+The rule is the same at every start of a run on the same kind of device: it asks for the memory that
+the device has, not for what is free at the moment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+__all__ = ["SavedBytes", "fits", "memory_of"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PER_FORWARD = 3
+"""The graph of a gradient over what the forward pass saves: itself, and a backward pass of two."""
+
+SHARE = 4
+"""How often the graph must fit: twice, beside as much for all else."""
+
+
+class SavedBytes:
+    """A context that counts the bytes that autograd saves in it, each storage once.
+
+    Args:
+        known: tensors that are there anyway, such as parameters.
+
+    Attributes:
+        total: bytes so far.
+    """
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._hooks = saved_tensors_hooks(self._pack, self._unpack)
+        self.total = 0
+
+    def apart(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function that does the same, and is not counted."""
+
+        def uncounted(*args: P.args, **kwargs: P.kwargs) -> R:
+            self._hooks.__exit__(None, None, None)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._hooks.__enter__()
+
+        return uncounted
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        if type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._seen:
+                self._seen.add(storage.data_ptr())
+                self.total += storage.nbytes()
+        return tensor
+
+    @staticmethod
+    def _unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+
+
+def memory_of(device: torch.device) -> int:
+    """The bytes of memory that a device has; 0 where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and hasattr(os, "sysconf"):
+        return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+    return 0
+
+
+def fits(saved: int, device: torch.device) -> bool:
+    """Whether the graph of a gradient is kept, whose forward pass saves so many bytes."""
+    return SHARE * PER_FORWARD * saved <= memory_of(device)
