@@ -2,7 +2,7 @@
 
 Everything is counted on PyTorch's meta device: no GPU is needed, and no data. A recipe that does
 not fit every card is counted at half its batch too; what other batches take is on the line through
-both. Rows are printed as they are counted, and take about ten minutes of one core in all.
+both. Rows are printed as they are counted, and take about ten minutes of a quiet core in all.
 
     python benchmarks/gpu_memory.py
     python benchmarks/gpu_memory.py --only "first order"
