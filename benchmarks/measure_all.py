@@ -38,7 +38,7 @@ PARTS: tuple[tuple[str, str], ...] = (
 COMPARED = (
     ("rounds", 15),
     ("steps", 5),
-    ("operators", 1),
+    ("launches", 1),
     ("chain", 1),
 )
 """Part of before_after.py, and its turns."""

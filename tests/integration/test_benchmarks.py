@@ -135,9 +135,9 @@ def test_overhead_beside_the_same_updates_written_by_hand(network):
     assert {tuple(row[:2]) for row in equal} == {
         *(
             ("mixed activations", engine)
-            for engine in ("first_order", "darts", "one_step", "one_step, graph kept")
+            for engine in ("first_order", "darts", "one_step", "one_step, recomputed")
         ),
-        *(("class weights", engine) for engine in ("darts", "one_step", "one_step, graph kept")),
+        *(("class weights", engine) for engine in ("darts", "one_step", "one_step, recomputed")),
     }
     assert all(float(row[2]) < (1e-6 if row[1] == "darts" else 1e-10) for row in equal)
     measured = rows_after(printed, "| problem | engine | side |")
