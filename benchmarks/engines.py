@@ -42,8 +42,8 @@ MANY = 50
 ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "mlo": (
         ("first_order", 0), ("one_step", 0), (RECOMPUTED, 0), ("darts", 0), ("neumann", K),
-        ("cg", K), ("cg", MANY), ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0), ("soba", 0),
-        ("penalty", 0),
+        ("cg", K), ("cg", MANY), ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0),
+        ("soba", 0), ("penalty", 0),
     ),
     "Betty": (("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY)),
     "TorchOpt": (("one_step", 0), ("neumann", K), ("cg", K), ("cg", MANY), ("direct", 0)),
