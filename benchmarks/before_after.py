@@ -1,7 +1,7 @@
 """A revision before and this checkout after: the same work in both, in turns.
 
     python benchmarks/before_after.py 30a9f47                    # rounds and search steps
-    python benchmarks/before_after.py 30a9f47 --only chain operators
+    python benchmarks/before_after.py 30a9f47 --only chain launches
     python benchmarks/before_after.py 30a9f47 --only tests       # `make test` of both; an hour
 
 The revision is unpacked into a temporary folder. Both sides run the programs of this folder, each
@@ -32,32 +32,29 @@ LIMIT = 900.0
 """Seconds in which a process must answer."""
 
 NETWORKS = ("small", "perceptron")
-ENGINES = ("first_order", "one_step", "one_step, graph kept", "darts")
+ENGINES = ("first_order", "one_step", "one_step, recomputed", "darts")
 STEPS = ("DARTS, first order", "DARTS, second order (darts)", "LFM-CW, first order")
 CHAINS = (2, 5, 9)
 
-COUNTED = {
-    "channels": 4, "layers": 8, "nodes": 4, "image_size": 32, "image_channels": 3, "batch_size": 2,
+CELLS = {
+    "channels": 4, "layers": 8, "nodes": 4, "image_size": 8, "image_channels": 3, "batch_size": 2,
 }  # fmt: skip
-"""A search with the paper's cells; fewer channels and images take as many operators."""
+"""A search with the paper's cells; fewer channels and images take as many launches."""
 
 WORKS: dict[str, tuple[str, ...]] = {
     "rounds": tuple(f"{network}: {engine}" for network in NETWORKS for engine in ENGINES),
     "steps": STEPS,
-    "operators": STEPS,
+    "launches": STEPS,
     "chain": tuple(f"{length} problems, both ways" for length in CHAINS),
     "tests": ("make test",),
 }
 """Part → what is measured in it."""
 
 UNITS = {
-    "rounds": "ms",
-    "steps": "ms",
-    "operators": "operators",
-    "chain": "operators",
-    "tests": "s",
-}
-BY_DEFAULT = ("rounds", "steps", "operators", "chain")
+    "rounds": "ms", "steps": "ms", "launches": "launches", "chain": "operators", "tests": "s",
+}  # fmt: skip
+BY_DEFAULT = ("rounds", "steps", "launches", "chain")
+COUNTED = ("launches", "chain")
 
 LEAST = 0.05
 """Seconds of a turn; shorter work is repeated in it."""
@@ -87,8 +84,13 @@ def action(part: str, what: str) -> Callable[[], object]:
         return chain.chain(int(what.split()[0]), both_ways=True, engine="one_step").step
     import search_step
 
-    size = COUNTED if part == "operators" else search_step.SIZES["small"]
-    return search_step.search(size, search_step.STEPS[what]).step
+    size = CELLS if part == "launches" else search_step.SIZES["small"]
+    optimizer = search_step.search(size, search_step.STEPS[what])
+    if part == "launches":
+        from launches import launches_of_step
+
+        return lambda: launches_of_step(optimizer).total()
+    return optimizer.step
 
 
 def serve(part: str, what: str) -> None:
@@ -111,6 +113,9 @@ def serve(part: str, what: str) -> None:
             made[0]()
         return {"seconds": (time.process_time() - began) / block}
 
+    def launched() -> dict[str, Any]:
+        return {"seconds": made[0]()}
+
     def counted() -> dict[str, Any]:
         from chain import Operators
 
@@ -118,7 +123,8 @@ def serve(part: str, what: str) -> None:
             made[0]()
         return {"seconds": found.count}
 
-    answers({"start": start, "time": counted if UNITS[part] == "operators" else timed})
+    measure = {"launches": launched, "chain": counted}.get(part, timed)
+    answers({"start": start, "time": measure})
 
 
 # ------------------------------ both sides
@@ -156,7 +162,7 @@ def measured(
         for side, worker in workers.items():
             if "failed" in (answer := worker.ask("start", LIMIT)):
                 return {}, {side: answer["failed"]}
-        return asked_in_turns(workers, 1 if UNITS[part] == "operators" else repeats, LIMIT)
+        return asked_in_turns(workers, 1 if part in COUNTED else repeats, LIMIT)
     finally:
         for worker in workers.values():
             worker.close()
@@ -166,11 +172,13 @@ def test_times(roots: dict[str, Path]) -> dict[str, list[float]]:
     """Seconds of processor time of each side's `make test`, with the options of its Makefile."""
     found = {}
     for side, root in roots.items():
-        recipe = re.search(r"^test:.*\n\t.*-m pytest(.*)$", (root / "Makefile").read_text(), re.M)
-        assert recipe is not None
+        commands = subprocess.run(
+            ["make", "--dry-run", "test"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+        options = re.findall(r"-m pytest(.*)$", commands, re.MULTILINE)[-1]
         began = os.times()
         subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *shlex.split(recipe[1])],
+            [sys.executable, "-m", "pytest", "-q", *shlex.split(options)],
             cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False,
         )  # fmt: skip
         ended = os.times()

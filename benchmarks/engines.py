@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from engines_libraries import KEPT, LIBRARIES
+from engines_libraries import LIBRARIES, RECOMPUTED
 from engines_oracle import reference
 from engines_problems import PROBLEMS, build
 from engines_solutions import SOLUTION_LEGEND, serve_row, solution_rows, solution_table
@@ -41,9 +41,9 @@ MANY = 50
 
 ROWS: dict[str, tuple[tuple[str, int], ...]] = {
     "mlo": (
-        ("first_order", 0), ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K),
-        ("cg", MANY), ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0), ("soba", 0),
-        ("penalty", 0),
+        ("first_order", 0), ("one_step", 0), (RECOMPUTED, 0), ("darts", 0), ("neumann", K),
+        ("cg", K), ("cg", MANY), ("minres", K), ("gmres", K), ("nystrom", K), ("direct", 0),
+        ("soba", 0), ("penalty", 0),
     ),
     "Betty": (("darts", 0), ("neumann", K), ("cg", K), ("cg", MANY)),
     "TorchOpt": (("one_step", 0), ("neumann", K), ("cg", K), ("cg", MANY), ("direct", 0)),
@@ -53,15 +53,15 @@ ROWS: dict[str, tuple[tuple[str, int], ...]] = {
 }  # fmt: skip
 """Library → (method by mlo's name, products). What it does not offer is a row that says so."""
 
-QUICK_METHODS = (KEPT, "darts", "cg")
+QUICK_METHODS = (RECOMPUTED, "darts", "cg")
 BILEVEL = ("BOAT", "hypergrad")
 """Libraries that know two levels only."""
 
 LAYERED_METHODS = (
-    ("one_step", 0), (KEPT, 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0),
+    ("one_step", 0), (RECOMPUTED, 0), ("darts", 0), ("neumann", K), ("cg", K), ("direct", 0),
     ("soba", 0), ("penalty", 0),
 )  # fmt: skip
-STEP_METHODS = ("one_step", KEPT, "darts")
+STEP_METHODS = ("one_step", RECOMPUTED, "darts")
 """Methods that approximate the derivative of one step, not of the solution."""
 
 ROUNDS = {"soba": 100, "penalty": 20}
@@ -101,8 +101,8 @@ step of every lower problem, then the hypergradient and an SGD step of the outer
   turns.
 - *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first
   evaluation of the losses.
-- *losses*: evaluations of any problem's loss in one step; *passes*: calls of `torch.autograd.grad`
-  and `.backward`.
+- *losses*: evaluations of any problem's loss in one step after the first; *passes*: those of
+  autograd's engine.
 """
 
 
@@ -153,7 +153,7 @@ def rows_of(problem: str, sizes: dict[str, int], *, quick: bool) -> list[Row]:
                 continue
             if problem.startswith("layered") and (method, steps) not in LAYERED_METHODS:
                 continue
-            if library == "mlo" and method not in (*mlo.available_engines(), KEPT):
+            if library == "mlo" and method not in (*mlo.available_engines(), RECOMPUTED):
                 continue
             if method == "direct" and max(list(sizes.values())[:-1]) > DIRECT_AT_MOST:
                 continue

@@ -19,7 +19,7 @@ import torch
 from engines_problems import Level, Task, Tensors, Values
 from torch import Tensor
 
-__all__ = ["KEPT", "LIBRARIES", "Method", "Program", "Refused"]
+__all__ = ["LIBRARIES", "RECOMPUTED", "Method", "Program", "Refused"]
 
 
 class Refused(Exception):
@@ -64,7 +64,7 @@ def _sgd(module: Values, level: Level) -> torch.optim.SGD:
 # ------------------------------ mlo
 
 
-KEPT = "one_step, graph kept"
+RECOMPUTED = "one_step, recomputed"
 """`one_step` with `keep_graph`."""
 
 
@@ -99,8 +99,8 @@ def mlo_program(task: Task, method: Method) -> Program:
             )
         )
     engine = {"name": method.name, **options.get(method.name, {})}
-    if method.name == KEPT:
-        engine = {"name": "one_step", "keep_graph": True}
+    if method.name == RECOMPUTED:
+        engine = {"name": "one_step", "keep_graph": False}
     optimizer = mlo.MultilevelOptimizer(problems, engine)
     return Program(step=optimizer.step, upper=problems[-1].optimizers[problems[-1].name])
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
+from measuring import Ratio, write_measurements
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -102,7 +104,7 @@ class Compiled(Case):
 
 
 def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Seconds of one call, the mean of `repeats`."""
+    """Seconds of one call, the mean of `repeats`: of a GPU, or of processor time."""
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -111,10 +113,10 @@ def seconds(work: Callable[[], object], repeats: int, device: torch.device) -> f
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1e3 / repeats
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(repeats):
         work()
-    return (time.perf_counter() - began) / repeats
+    return (time.process_time() - began) / repeats
 
 
 def peak(work: Callable[[], object], device: torch.device) -> str:
@@ -148,8 +150,8 @@ def measure(
     *,
     repeats: int,
     compiled: bool,
-) -> None:
-    """Prints the rows of one shape."""
+) -> Iterator[dict[str, str]]:
+    """Prints the rows of one shape, and yields what the file keeps of them."""
     cases: dict[str, Case] = {
         "composition": Case(composition, rows, columns, dtype, device),
         "fused": Case(fused, rows, columns, dtype, device),
@@ -185,6 +187,13 @@ def measure(
                 f"{ideal / mid:.2f} | {peak(function, device)} | {launches(function, device)} |",
                 flush=True,
             )
+        yield {
+            "size": f"{rows} × {columns}",
+            "phase": phase,
+            "composition_us": f"{1e6 * base:.4g}",
+            "fused_us": f"{1e6 * statistics.median(times['fused']):.4g}",
+            **Ratio.of(times["fused"], times["composition"]).cells(),
+        }
 
 
 def main() -> None:
@@ -201,6 +210,7 @@ def main() -> None:
         help="also torch.compile the whole product (needs a C++ compiler)",
     )
     parser.add_argument("--quick", action="store_true", help="small shapes only")
+    parser.add_argument("--csv", type=Path, help="also writes the measurements into this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(args.device)
@@ -209,8 +219,9 @@ def main() -> None:
     print("| B × C | phase | formulation | µs | range | speed-up | of copy | MB | launches |")
     print("|---|---|---|---|---|---|---|---|---|")
     shapes = SHAPES if device.type == "cuda" else SHAPES[:5]
+    found: list[dict[str, str]] = []
     for rows, columns in SHAPES[:3] if args.quick else shapes:
-        measure(
+        found += measure(
             rows,
             columns,
             getattr(torch, args.dtype),
@@ -218,6 +229,8 @@ def main() -> None:
             repeats=args.repeats,
             compiled=args.compile or device.type == "cuda",
         )
+    if args.csv:
+        write_measurements(args.csv, found, part=("size", "phase"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ PARTS: tuple[tuple[str, str], ...] = (
 COMPARED = (
     ("rounds", 15),
     ("steps", 5),
-    ("operators", 1),
+    ("launches", 1),
     ("chain", 1),
 )
 """Part of before_after.py, and its turns."""
@@ -55,7 +55,7 @@ def is_measured(name: str, command: str, now: str) -> bool:
 
 
 def main() -> None:
-    """Runs the parts; exits with 1 if one failed, after the others."""
+    """Runs the parts; exits with 1 if one failed or wrote nothing, after the others."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", help="only parts whose command holds one of these")
     parser.add_argument("--again", action="store_true", help="also what was measured already")
@@ -80,7 +80,8 @@ def main() -> None:
             [sys.executable, str(ROOT / "benchmarks" / script), *options, "--csv", file],
             cwd=ROOT, check=False,
         )  # fmt: skip
-        failed += [command] * (done.returncode != 0)
+        if done.returncode or not is_measured(name, command, now):
+            failed.append(command)
     if failed:
         sys.exit(f"error: {len(failed)} of {len(parts)} parts failed: {'; '.join(failed)}")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import write_measurements
 from PIL import Image
 from torch.nn import functional as F
 
@@ -24,10 +25,12 @@ from lfmcw_app.recipe import Augmentation
 
 HOW = Augmentation(flip=True, resized_crop=True)
 
-
 COUNT = 640
 SIZES = ((256, 256), (500, 375))
 """Width and height; of ImageNet's originals the second one is usual."""
+
+COLUMNS = ("images", "step", "ahead", "ms per batch", "of these waiting", "images/s")
+"""Of the table and of the file; the range of the repetitions is in brackets."""
 
 
 def write_images(folder: Path, width: int, height: int) -> float:
@@ -84,6 +87,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="meta")
+    parser.add_argument("--csv", type=Path, help="also writes the table into this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     steps: dict[str, Callable[[], None]] = {
@@ -92,8 +96,8 @@ def main() -> None:
         "100 ms of waiting": lambda: time.sleep(0.1),
         "200 ms of waiting": lambda: time.sleep(0.2),
     }
-    print("| images | step | ahead | ms per batch (range) | of these waiting | images/s |")
-    print("|---|---|---|---|---|---|")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    rows: list[dict[str, str]] = []
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as made:
             kilobytes = write_images(Path(made), width, height)
@@ -107,14 +111,19 @@ def main() -> None:
                         )
                 for depth, times in found.items():
                     images = f"{width}×{height}, {kilobytes:.0f} kB"
-                    print(f"| {images} | {name} | {depth} | {_row(times)} |", flush=True)
+                    cells = (images, name, str(depth), *_cells(times))
+                    print(f"| {' | '.join(cells)} |", flush=True)
+                    rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    if options.csv:
+        write_measurements(options.csv, rows, part=("images", "step", "ahead"))
 
 
-def _row(times: list[tuple[float, float]]) -> str:
+def _cells(times: list[tuple[float, float]]) -> tuple[str, str, str]:
+    """Time of a batch with its range, the part of it spent waiting, and images per second."""
     totals = [total for total, _ in times]
     middle, waited = statistics.median(totals), statistics.median(wait for _, wait in times)
     span = f"{min(totals):.0f}–{max(totals):.0f}"
-    return f"{middle:.0f} ({span}) | {waited:.0f} | {64000 / middle:.0f}"
+    return f"{middle:.0f} ({span})", f"{waited:.0f}", f"{64000 / middle:.0f}"
 
 
 if __name__ == "__main__":

@@ -291,6 +291,15 @@ def imports(results: Results) -> str:
     return table(("command", "s", "÷ import torch"), rows)
 
 
+def fused_loss(results: Results) -> str:
+    """The fused class-weighted loss beside PyTorch's composition."""
+    rows = [
+        (row["size"], row["phase"], row["composition_us"], row["fused_us"], said(row))
+        for row in rows_of(results, "fused_loss")
+    ]
+    return table(("B × C", "phase", "composition, µs", "fused, µs", "fused ÷ composition"), rows)
+
+
 def plain(name: str) -> Callable[[Results], str]:
     """A block that shows a file as it is, but for how it was made."""
 
@@ -327,7 +336,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "chain": chain,
     "stochastic": stochastic,
     "imports": imports,
-    "fused loss": plain("fused_loss"),
+    "fused loss": fused_loss,
     "reading ahead": plain("reading_ahead"),
     "measurements": measurements,
 }
