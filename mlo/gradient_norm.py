@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlo.sharding import whole
-from mlo.tensors import are_alike
+from mlo.tensors import are_alike, numbers
 
 __all__ = ["GradientNorm", "norms_of", "total_norm"]
 
@@ -32,12 +32,12 @@ class GradientNorm:
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         found = list(tensors)
-        self._parts: Tensor | None = None
+        self._parts: Sequence[Tensor] | None = None
         self._total: Tensor | None = None
-        with torch.no_grad():
-            if are_alike(found):
-                self._parts = torch.stack(tuple(torch._foreach_norm(found)))
-            else:
+        if are_alike(found):
+            self._parts = torch._foreach_norm(found)
+        else:
+            with torch.no_grad():
                 self._total = whole(torch.nn.utils.get_total_norm(found))
 
     @property
@@ -46,7 +46,7 @@ class GradientNorm:
         # As `torch.nn.utils.get_total_norm` does, which groups tensors first; that takes as long.
         if self._total is None:
             assert self._parts is not None
-            self._total = torch.linalg.vector_norm(self._parts)
+            self._total = torch.linalg.vector_norm(torch.stack(tuple(self._parts)))
         return self._total
 
     def is_finite(self, losses: Iterable[Tensor]) -> bool:
@@ -58,8 +58,8 @@ class GradientNorm:
         parts = self._parts
         # On the CPU numbers are read faster than they are combined.
         small = False
-        if parts is not None and parts.is_cpu and parts.dtype in WIDE:
-            small = all(map(BELOW_OVERFLOW.__gt__, parts.tolist()))  # not of NaN
+        if parts is not None and parts[0].is_cpu and parts[0].dtype in WIDE:
+            small = all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
         if not small:
             values.append(self.total)
         if all(value.is_cpu for value in values):
@@ -75,9 +75,9 @@ class GradientNorm:
 
 def norms_of(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """The Euclidean norm of every tensor, as scalars on their devices."""
+    if are_alike(tensors):
+        return torch._foreach_norm(list(tensors))
     with torch.no_grad():
-        if are_alike(tensors):
-            return torch._foreach_norm(list(tensors))
         return [whole(tensor.norm()) for tensor in tensors]
 
 

@@ -285,7 +285,7 @@ class _Condition:
         return {name: found[name] for name in parameters}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class _Evaluation(Evaluation):
     """One value of a loss that is a function of tensors, and reads no modules."""
 

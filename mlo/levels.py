@@ -113,6 +113,7 @@ class History:
         self.differentiated = differentiated_problems(graph, engines)
         # Problem → whether the graph of its gradient is kept; None: its first update will tell.
         self._keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
+        self._undecided = {name for name, keeps in self._keeps_graph.items() if keeps is None}
         # Problem → engine, of which later gradients differentiate steps; else None.
         self._step_engines: dict[str, StepEngine | None] = {}
         # Problem → whether its solution is taken for stationary.
@@ -340,6 +341,17 @@ class History:
     def counts_graph(self, name: str) -> bool:
         """Whether the problem's next update tells whether graphs are kept from then on."""
         return self._keeps_graph[name] is None
+
+    def graph_decision(self, name: str) -> bool | None:
+        """Whether a problem's graphs are kept, where the first update decided that; else None."""
+        # A kept graph rounds otherwise than one that is made again. So a run that resumes must
+        # not decide anew.
+        return self._keeps_graph[name] if name in self._undecided else None
+
+    def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
+        """Goes back to a decision that was saved; None: the next update decides."""
+        if name in self._undecided:
+            self._keeps_graph[name] = keeps
 
     def note_saved(self, name: str, saved: int) -> None:
         """Decides whether graphs are kept, from the bytes that a forward pass saves."""

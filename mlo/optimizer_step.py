@@ -49,7 +49,7 @@ DISPLACEMENT = 1e-5
 """Of a gradient, relative to its size, where the derivative of a step is compared."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class _ParameterState:
     """Before the step: one parameter's optimizer, its options, and its state (None: not kept)."""
 
@@ -111,14 +111,17 @@ class OptimizerStep:
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
-                own = optimizer.state
+                # One coefficient for all parameters of a group with a buffer, one for the rest.
+                coefficients: dict[bool, float | None] = {}
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))
                     if name is None:  # frozen
                         continue
-                    state = own.get(parameter, {})
-                    coefficient = _gradient_coefficient(optimizer, options, state)
-                    kept = None
+                    state = optimizer.state.get(parameter) or {}
+                    buffered = state.get("momentum_buffer") is not None
+                    if buffered not in coefficients:
+                        coefficients[buffered] = _gradient_coefficient(optimizer, options, buffered)
+                    coefficient, kept = coefficients[buffered], None
                     if linear_state or coefficient is None or not _holds_tensors(state):
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _ParameterState(
@@ -172,17 +175,23 @@ class OptimizerStep:
         """The gradients as the step takes them: clipped by the norm of all together."""
         return gradients if self.grad_clip is None else clip(gradients, self.grad_clip)
 
-    def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
+    def apply(
+        self, parameters: Tensors, gradients: Tensors, *, differentiated: bool = True
+    ) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
 
         Args:
             parameters: name → tensor before the step.
             gradients: name → gradient, for the same names; all of the problem's where the step
                 clips.
+            differentiated: whether derivatives are wanted, for which entries of a gradient that
+                are exactly zero are moved off zero.
 
         Raises:
             EngineError: if an optimizer has no differentiable step.
         """
+        if differentiated:
+            gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         return self._apply(parameters, gradients, {})[0]
 
     def derivative_error(self, parameters: Tensors, gradients: Tensors) -> float:
@@ -250,6 +259,7 @@ class OptimizerStep:
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
+        gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         moved, states = self._apply(parameters, gradients, state)
         after: dict[tuple[str, str], Tensor] = {}
         for key, tensor in moved.items():
@@ -281,7 +291,7 @@ class OptimizerStep:
         self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
     ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
         """The parameters after the step, and the optimizers' state of each."""
-        gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
+        gradients = self.clipped(gradients)
         if self.by_formula:
             return self._by_formula(parameters, gradients, state)
         # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
@@ -569,7 +579,7 @@ def _is_linear(optimizer: Optimizer) -> bool:
 
 
 def _gradient_coefficient(
-    optimizer: Optimizer, options: Mapping[str, Any], state: Mapping[str, Any]
+    optimizer: Optimizer, options: Mapping[str, Any], buffered: bool
 ) -> float | None:
     """See `OptimizerStep.gradient_coefficient`."""
     if not _is_linear(optimizer):
@@ -577,7 +587,7 @@ def _gradient_coefficient(
     momentum, rate = options["momentum"], float(options["lr"])
     # buffer' = momentum · buffer + (1 − dampening) g, and θ' = θ − rate · buffer'; with nesterov
     # θ' = θ − rate · (g + momentum · buffer'). SGD's first buffer is the bare gradient.
-    dampened = momentum and state.get("momentum_buffer") is not None
+    dampened = momentum and buffered
     in_buffer = 1.0 - options["dampening"] if dampened else 1.0
     direction = 1.0 + momentum * in_buffer if options["nesterov"] else in_buffer
     return rate * direction if options["maximize"] else -rate * direction

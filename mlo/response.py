@@ -75,11 +75,12 @@ Cotangent = Sequence[Tensor | None]
 # ------------------------------ where a loss was evaluated
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Evaluation:
     """Everything that one value of a problem's loss depends on, so that it can be computed again.
 
-    Computing it again changes no live tensor: other tensors take their places for a while.
+    Computing it again changes no live tensor: other tensors take their places for a while. It is
+    not changed either, but that `total_gradient` notes the random states when it first draws.
 
     Attributes:
         loss: the loss of the problem, with the modules that it sees.
@@ -116,7 +117,7 @@ class Evaluation:
         (`dataclasses.replace` takes twenty times as long.) What `free_inputs` has found stays: it
         depends on none of these.
         """
-        other = object.__new__(Evaluation)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
 

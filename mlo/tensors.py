@@ -14,11 +14,13 @@ __all__ = [
     "add",
     "add_all",
     "are_alike",
+    "are_few",
     "are_plain",
     "copies",
     "in_new_containers",
     "laid_out",
     "map_tensors",
+    "numbers",
     "scaled",
     "tensors_of",
     "versions_of",
@@ -100,7 +102,7 @@ def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 # ------------------------------ many tensors as one operation
 
-PLAIN, DENSE = (Tensor, Parameter), torch.strided
+PLAIN, DENSE, FEW = (Tensor, Parameter), torch.strided, 16
 
 # A GPU takes the tensors of a foreach operator in few kernels. On a CPU each tensor gets what the
 # plain operator gives it, bit for bit.
@@ -122,23 +124,37 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
 
 
 def are_alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether tensors are plain, of one dtype, and together on the CPU or on one GPU."""
+    """Whether tensors are plain constants of one dtype, together on the CPU or on one GPU."""
     if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
         return False
-    kinds = {
-        (tensor.dtype, tensor.get_device(), type(tensor) in PLAIN and tensor.layout is DENSE)
-        for tensor in tensors
-    }
-    return len(kinds) == 1 and kinds.pop()[2]
+    dtype, device = tensors[0].dtype, tensors[0].get_device()
+    for tensor in tensors:
+        if tensor.requires_grad or type(tensor) not in PLAIN or tensor.layout is not DENSE:
+            return False
+        if tensor.dtype is not dtype or tensor.get_device() != device:
+            return False
+    return True
+
+
+def are_few(tensors: Sequence[Tensor]) -> bool:
+    """Whether single operators take less time than one foreach operator: few, on the CPU."""
+    return len(tensors) < FEW and tensors[0].is_cpu
 
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
-    found = list(tensors)
-    with torch.no_grad():
-        if hasattr(torch, "_foreach_clone") and are_alike(found):
-            return list(torch._foreach_clone(found))
+    found = [tensor.detach() for tensor in tensors]
+    if not found or are_few(found) or not are_alike(found) or not hasattr(torch, "_foreach_clone"):
         return [tensor.clone() for tensor in found]
+    return list(torch._foreach_clone(found))
+
+
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """The numbers of scalars of one device, with one synchronisation."""
+    if are_few(scalars):
+        return [scalar.item() for scalar in scalars]
+    found: list[float] = torch.stack(tuple(scalars)).tolist()
+    return found
 
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
@@ -161,8 +177,8 @@ def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
 
 def add_all(totals: Sequence[Tensor | None], terms: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The sums of two lists of gradients, in which None stands for zero."""
-    if len(terms) == 1:
-        return [add(totals[0], terms[0])]
+    if len(terms) < FEW and all(term is None or term.is_cpu for term in terms):
+        return list(map(add, totals, terms))
     both = [
         (place, total, term)
         for place, (total, term) in enumerate(zip(totals, terms, strict=True))

@@ -30,7 +30,7 @@ __all__ = ["TotalGradient", "total_gradient"]
 NOTHING: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class TotalGradient:
     """A problem's total gradient at one point, and what came with it.
 
@@ -136,6 +136,8 @@ def _total_gradient(
             begun=begun,
         )
 
+    evaluation.random_states = tuple(found.random_states)
+
     # 3. The implicit term. Exact parallelism averages the cotangents before they go through the
     # responses, which gives the inverse product of the mean; else the total is averaged at the end.
     moving = running_statistics(problem.module) if is_update and parallel is not None else []
@@ -143,8 +145,9 @@ def _total_gradient(
         found.average(parallel, moving)
     estimated = None
     if estimates is not None and not held_constant:  # of a part of the gradient nothing is kept
-        taken = evaluation.having(random_states=tuple(found.random_states))
-        estimated = _Estimated(evaluation=taken, players=tuple(found.direct), estimates=estimates)
+        estimated = _Estimated(
+            evaluation=evaluation, players=tuple(found.direct), estimates=estimates
+        )
     corrected = found if estimated is None else estimated.terms(found, cut)
     gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
     if estimated is not None:
@@ -158,7 +161,7 @@ def _total_gradient(
     # 4. What is kept for later.
     graph = None
     if keep_graph:
-        if is_update:
+        if is_update and any(tensor._version > 0 for tensor in parameters.values()):
             _copy_changed(problem, parameters)
         graph = _kept_graph(problem, parameters, cut.tensors, found)
         gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
@@ -176,7 +179,7 @@ def _total_gradient(
         losses=found.losses,
         metrics=found.metrics,
         reports=reading.reports,
-        evaluation=evaluation.having(random_states=tuple(found.random_states)),
+        evaluation=evaluation,
         has_derivative=found.has_derivative,
         graph=graph,
     )

@@ -27,7 +27,7 @@ from mlo.hypergradient.products import (
 )
 from mlo.once import SharedResults
 from mlo.response import Cotangent, Pullback
-from mlo.tensors import add, zeros_for_none
+from mlo.tensors import add, numbers, zeros_for_none
 
 __all__ = ["FiniteDifference", "FiniteDifferenceSystem"]
 
@@ -134,12 +134,11 @@ def _least_ratio(
     norms: Sequence[Tensor], least: Sequence[float], moved: Sequence[Tensor]
 ) -> Tensor:
     """The least of max(norm, least) / moved over those that are moved; ∞ where none is."""
-    by = torch.stack(tuple(moved))
-    if by.is_cpu:  # where numbers are read faster than operators are called
-        sizes = torch.stack(tuple(norms)).tolist()
-        triples = zip(sizes, least, by.tolist(), strict=True)
+    if norms[0].is_cpu:  # where numbers are read faster than operators are called
+        triples = zip(numbers(norms), least, numbers(moved), strict=True)
         ratios = [max(size, smallest) / u for size, smallest, u in triples if u > 0.0]
         return torch.tensor(ratios or [math.inf], dtype=torch.float64).min()
+    by = torch.stack(tuple(moved))
     ratios_of = torch.stack(torch._foreach_clamp_min(list(norms), list(least))) / by
     return torch.where(by > 0.0, ratios_of, torch.inf).min()
 
@@ -207,7 +206,7 @@ class FiniteDifferenceSystem(LinearSystem):
         if start is None:
             return found
         source = self.call.source(self.call.inputs)
-        wanted = {key: t for key, (place, t) in source.items() if found[place] is not None}
+        wanted = {key: t for key, (place, t) in source.items() if self.call.wanted[place]}
         if wanted:
             along = zeros_for_none(
                 self._difference(u, in_inputs=False, factor=factor), self.parameters

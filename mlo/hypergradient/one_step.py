@@ -14,7 +14,7 @@ as well then, and −Aᵀ q joins −Bᵀ q.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -30,6 +30,7 @@ from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
 from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
+from mlo.tensors import are_alike
 
 __all__ = ["OneStep", "darts"]
 
@@ -103,11 +104,12 @@ class OneStep(SweepEngine, StepEngine):
         if whole:
             return self._through_whole_step(system, solution, v_of)
         # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
-        scaled: dict[str, Tensor] = {}
-        for name, v in v_of.items():
+        factors: dict[str, float] = {}
+        for name in v_of:
             c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
             if c is not None:
-                scaled[name] = -c * v
+                factors[name] = -c
+        scaled = _scaled(v_of, factors)
         # Any other optimizer (or a clipped gradient): through the step itself.
         linear = len(scaled) == len(v_of)
         if not linear or clips:
@@ -269,6 +271,16 @@ class OneStep(SweepEngine, StepEngine):
             create_graph=system.call.differentiate,
         )
         return {name: q for name, q in zip(g, found, strict=True) if q is not None}
+
+
+def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
+    """The tensors that have a factor, times it."""
+    chosen = [tensors[name] for name in factors]
+    if len(set(factors.values())) == 1 and are_alike(chosen):
+        made: Sequence[Tensor] = torch._foreach_mul(chosen, next(iter(factors.values())))
+    else:
+        made = [c * tensor for c, tensor in zip(factors.values(), chosen, strict=True)]
+    return dict(zip(factors, made, strict=True))
 
 
 def darts(*, step: float | str = "adaptive", plain: bool = False) -> OneStep:
