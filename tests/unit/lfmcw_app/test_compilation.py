@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from lfmcw_app.build_modules import build_modules
 from lfmcw_app.compilation import compile_discriminator, compile_options
@@ -14,7 +13,8 @@ from lfmcw_app.data import search_split
 from lfmcw_app.errors import InputError
 from lfmcw_app.problems import build_search
 from lfmcw_app.recipe import load_recipe
-from lfmcw_app.search_space.supernet import Architecture, Supernet
+from lfmcw_app.search_space.cell import Cell
+from lfmcw_app.search_space.layers import OperationStyle
 from lfmcw_app.testing import noise_dataset
 from mlo.testing import relative_error
 
@@ -139,24 +139,30 @@ def test_a_compiled_search_has_the_same_bits_and_compiles_once(options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_supernet_compiled_to_machine_code_has_its_gradients(tmp_path, monkeypatch):
-    """A supernet that inductor has compiled gives the gradients of the plain one."""
+def test_a_cell_compiled_to_machine_code_has_its_gradients(tmp_path, monkeypatch):
+    """A cell that inductor has compiled gives the gradients of the plain one."""
+    # One cell: machine code of a supernet takes a processor minutes.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
-    primitives = ("skip_connect", "dil_conv_3x3")
-    arch = Architecture(1, primitives)
-    network = Supernet(
-        in_channels=1, num_classes=3, channels=4, layers=3, nodes=1, primitives=primitives
+    cell = Cell(
+        (4, 4),
+        4,
+        nodes=1,
+        reduces=False,
+        reduced_before=False,
+        primitives=[("skip_connect", "dil_conv_3x3")] * 2,
+        style=OperationStyle(),
     )
-    images, labels = torch.randn(4, 1, 8, 8), torch.randint(3, (4,))
-    parameters = dict([*network.named_parameters(), *arch.named_parameters()])
+    (before, last), mixing = torch.randn(2, 2, 4, 8, 8), torch.rand(2, 2)
+    inputs = {"before": before, "last": last, "mixing": mixing, **dict(cell.named_parameters())}
 
     def gradient():
-        loss = F.cross_entropy(network(images, arch()), labels)
-        found = torch.autograd.grad(loss, list(parameters.values()))
-        return dict(zip(parameters, found, strict=True))
+        loss = cell(before, last, mixing).square().mean()
+        found = torch.autograd.grad(loss, list(inputs.values()))
+        return dict(zip(inputs, found, strict=True))
 
+    for tensor in inputs.values():
+        tensor.requires_grad_()
     plain = gradient()
-    options = compile_options(recipe_of(order="first", compile="inductor").search)
-    network.compile(**options)
+    cell.compile(**compile_options(recipe_of(order="first", compile="inductor").search))
     assert relative_error(gradient(), plain) < 1e-4
