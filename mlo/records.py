@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mlo.errors import NonFiniteError
 from mlo.gradient_norm import GradientNorm
+from mlo.tensors import map_tensors, tensors_of
 
 __all__ = ["GradientReport", "Record", "SolveReport"]
 
@@ -118,6 +120,32 @@ class Record:
         self._metrics[problem] = metrics
         self._gradient_norms[problem] = gradient_norm
 
+    def _fetch(self) -> None:
+        """Brings all numbers from a GPU at once: each copy by itself would wait for the device."""
+        for name, norm in self._gradient_norms.items():
+            if isinstance(norm, GradientNorm):
+                self._gradient_norms[name] = norm.total
+        held = (
+            self._losses,
+            self._metrics,
+            self._gradient_norms,
+            self._player_gradient_norms,
+        )
+        alike: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
+        for tensor in tensors_of(held):
+            if tensor.device.type not in ("cpu", "meta"):
+                alike.setdefault((tensor.device, tensor.dtype), {})[id(tensor)] = tensor.detach()
+        if not alike:
+            return
+        fetched: dict[int, Tensor] = {}
+        for members in alike.values():
+            flat = torch.cat([tensor.reshape(-1) for tensor in members.values()]).cpu()
+            parts = torch.split(flat, [tensor.numel() for tensor in members.values()])
+            for (key, tensor), part in zip(members.items(), parts, strict=True):
+                fetched[key] = part.view(tensor.shape)
+        for values in held:
+            values.update(map_tensors(values, lambda tensor: fetched.get(id(tensor), tensor)))
+
     def __repr__(self) -> str:
         # For a notebook or a log: the losses first, then what deserves a look.
         losses = ", ".join(f"{name}={_shown(loss)}" for name, loss in self.losses.items())
@@ -129,19 +157,23 @@ class Record:
     @property
     def losses(self) -> dict[str, Any]:
         """Problem → its loss; for a game, player → loss."""
+        self._fetch()
         return {name: _as_numbers(loss) for name, loss in self._losses.items()}
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Problem → the metrics that its loss returned, as Python numbers and lists."""
+        self._fetch()
         return {name: _as_numbers(metrics) for name, metrics in self._metrics.items()}
 
     @property
     def gradient_norms(self) -> dict[str, float]:
         """Problem → Euclidean norm of its total gradient, before clipping."""
+        self._fetch()
         return {name: float(norm) for name, norm in self._gradient_norms.items()}
 
     @property
     def player_gradient_norms(self) -> dict[str, dict[str, float]]:
         """Game → player → Euclidean norm of the gradient of the player's own parameters."""
+        self._fetch()
         return {name: _as_numbers(norms) for name, norms in self._player_gradient_norms.items()}

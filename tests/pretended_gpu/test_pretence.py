@@ -199,3 +199,12 @@ def test_the_state_of_the_gpu_is_part_of_a_random_state():
     first = torch.rand(3, device="cuda")
     state.restore()
     assert torch.equal(torch.rand(3, device="cuda").cpu(), first.cpu())
+
+
+def test_a_random_state_of_two_gpus_is_restored_on_one():
+    """Of processes that share noise; each resumes on the GPU that it has."""
+    saved = RandomState.capture().state_dict()
+    expected = torch.rand(3, device="cuda").cpu()
+    saved["cuda"] = [*saved["cuda"], torch.Generator().manual_seed(5).get_state()]
+    RandomState.from_state_dict(saved).restore()
+    assert torch.equal(torch.rand(3, device="cuda").cpu(), expected)

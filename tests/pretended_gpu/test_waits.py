@@ -8,6 +8,7 @@ import pytest
 import torch
 from gpu_cases import on_device, search
 
+import mlo
 from lfmcw_app.data import Batches, load_dataset, resident
 from lfmcw_app.recipe import Augmentation
 from mlo.testing import bilevel_quadratic
@@ -49,6 +50,24 @@ def test_a_search_waits_once_per_update(gpu, options, updates):
     assert len(waits) == updates, waits
     optimizer.on_nonfinite = None
     assert waits_of_a_round(gpu, optimizer, settled=0) == []
+
+
+def test_reading_all_of_a_record_waits_once_per_dtype(gpu):
+    record = mlo.Record(round=1)
+    values = torch.arange(6.0).to("cuda")
+    record.add(
+        "gan",
+        loss={"generator": values[1], "discriminator": values[2]},
+        metrics={"weights": values[3:], "count": torch.tensor(7).to("cuda")},
+        gradient_norm=values[4],
+        player_norms={"generator": values[5]},
+    )
+    with gpu.watched() as seen:
+        assert record.losses == {"gan": {"generator": 1.0, "discriminator": 2.0}}
+        assert record.metrics == {"gan": {"weights": [3.0, 4.0, 5.0], "count": 7}}
+        assert record.gradient_norms == {"gan": 4.0}
+        assert record.player_gradient_norms == {"gan": {"generator": 5.0}}
+    assert len(seen.waits) == 2, seen.waits
 
 
 @pytest.mark.parametrize(

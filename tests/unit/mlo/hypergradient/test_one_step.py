@@ -620,3 +620,49 @@ def test_a_live_step_whose_readers_look_ahead_keeps_no_graph():
     made = gradients_of(optimizer)
     optimizer.step()
     assert made == [("x", True, False), ("w", False, True), ("w", True, False)] * 2
+
+
+@pytest.mark.parametrize("engine", ["one_step", "darts"])
+def test_a_player_that_nothing_above_reads_takes_no_part(engine, monkeypatch):
+    """As a GAN's discriminator: what trains on images reads the generator alone."""
+    numbers = {name: torch.tensor([0.3, -0.7], dtype=torch.float64) for name in "xw"}
+    x, w = Vector(numbers["x"].clone()), Vector(numbers["w"].clone())
+    game = torch.nn.ModuleDict({name: Vector(numbers["w"] + 1.0) for name in ("g", "d")})
+
+    def played(gan, batch, *, x):
+        real = ((gan["d"].v - x.v) ** 2).sum()
+        return {"g": (gan["g"].v * gan["d"].v * x.v).sin().sum(), "d": real}
+
+    problems = [
+        mlo.Problem(
+            "gan",
+            module=game,
+            players={"g": "g", "d": "d"},
+            optimizer={
+                name: torch.optim.Adam(game[name].parameters(), lr=0.1) for name in ("g", "d")
+            },
+            loss=played,
+        ),
+        mlo.Problem(
+            "w",
+            module=w,
+            optimizer=torch.optim.SGD(w.parameters(), lr=0.1),
+            loss=lambda w, batch, *, gan: ((w.v - gan["g"].v) ** 2).sum(),
+        ),
+        mlo.Problem(
+            "x",
+            module=x,
+            optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
+            loss=lambda x, batch, *, w: (w.v**2).sum(),
+        ),
+    ]
+    solve, given = mlo.OneStep.solve, {}
+
+    def noted(self, system, cotangent):
+        given[system.problem] = dict(zip(system.names, cotangent, strict=True))
+        return solve(self, system, cotangent)
+
+    monkeypatch.setattr(mlo.OneStep, "solve", noted)
+    mlo.MultilevelOptimizer(problems, engine).step()
+    assert given["gan"]["g.v"] is not None and bool(given["gan"]["g.v"].any())
+    assert given["gan"]["d.v"] is None
