@@ -110,7 +110,7 @@ class OptimizerStep:
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
-                # One coefficient for all parameters of a group that have a buffer, one for the rest.
+                # One for all parameters of a group that have a buffer, and one for the rest.
                 coefficients: dict[bool, float | None] = {}
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))

@@ -319,7 +319,8 @@ class FiniteDifferenceSystem(LinearSystem):
         # The tensors of the first point stay in their places until the shared results have been
         # differentiated, since checkpointing would run modules again.
         with torch.enable_grad(), ExitStack() as stack:
-            stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
+            if problem.device.type == "cuda":
+                stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
                 # (They are constants already.)
                 theta = dict(parameters)
