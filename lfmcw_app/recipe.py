@@ -640,12 +640,6 @@ class Search(_Section):
                 f"compile {self.compile} and checkpointing: cells that run again are not compiled "
                 "(torch 2.14.1). Set checkpointing to false, or compile to null"
             )
-        if self.space == "pdarts" and any(self.progressive.skip_dropout):
-            raise ValueError(
-                f"compile {self.compile} and progressive.skip_dropout: its probability changes "
-                "with every epoch, and the supernet would be compiled anew each time. Set "
-                "progressive.skip_dropout to zeros, or compile to null"
-            )
         if self.order == "first":
             return self
         # One engine, or one per lower problem, "default" for the others.

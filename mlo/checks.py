@@ -739,7 +739,7 @@ class StepChecks:
             ProblemError: if the twin makes another step, or one whose derivative is not its own.
         """
         # First the value of the step: the twin must end where the optimizer has ended.
-        twin = step.apply(before, gradient)
+        twin = step.apply(before, gradient, differentiated=False)
         for name, parameter in problem.parameters.items():
             if name in before and not _same_step(twin[name], parameter, before[name]):
                 raise ProblemError(

@@ -113,6 +113,7 @@ class History:
         self.differentiated = differentiated_problems(graph, engines)
         # Problem → whether the graph of its gradient is kept; None: its first update will tell.
         self._keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
+        self._undecided = {name for name, keeps in self._keeps_graph.items() if keeps is None}
         # Problem → engine, of which later gradients differentiate steps; else None.
         self._step_engines: dict[str, StepEngine | None] = {}
         # Problem → whether its solution is taken for stationary.
@@ -341,6 +342,17 @@ class History:
         """Whether the problem's next update tells whether graphs are kept from then on."""
         return self._keeps_graph[name] is None
 
+    def graph_decision(self, name: str) -> bool | None:
+        """Whether a problem's graphs are kept, where the first update decided that; else None."""
+        # A kept graph rounds otherwise than one that is made again. So a run that resumes must
+        # not decide anew.
+        return self._keeps_graph[name] if name in self._undecided else None
+
+    def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
+        """Goes back to a decision that was saved; None: the next update decides."""
+        if name in self._undecided:
+            self._keeps_graph[name] = keeps
+
     def note_saved(self, name: str, saved: int) -> None:
         """Decides whether graphs are kept, from the bytes that a forward pass saves."""
         self._keeps_graph[name] = fits(saved, self.graph.problems[name].device)
@@ -423,7 +435,9 @@ class Levels:
     def __init__(self, history: History, *, ahead: bool = False) -> None:
         self._history, self._ahead, self._asking = history, ahead, False
         self._known: dict[str, tuple[tuple[int, ...], Solution]] = {}
-        self._steps_ahead = 0  # that were made on copies, in which losses are evaluated
+        # How often a search for solutions has evaluated losses or looked for batches, which draw
+        # numbers (a DataLoader that shuffles does so too).
+        self._draws = 0
         graph = history.graph
         # Walking the modules at every update would take longer than copying their buffers, so the
         # dicts that hold buffers are found once.
@@ -558,6 +572,7 @@ class Levels:
     def _solve_batches(self, name: str, groups: int) -> list[tuple[Any, ...]]:
         """So many groups of `solve_batches` batches from the data of a problem's solves."""
         # Fresh ones; a question looks at them and leaves them to the next solve.
+        self._draws += 1
         stream, size = (
             self._history.solve_streams[name],
             self._history.graph.problems[name].solve_batches,
@@ -579,7 +594,7 @@ class Levels:
     def _stepped(self, name: str, engine: StepEngine) -> Stepped:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
-        self._steps_ahead += 1
+        self._draws += 1
         keeps = self._history.keeps_graph(name)
         found = self.differentiate(name, self.batches(name), keep_graph=keeps)
         self._history.note_graph(name, found)
@@ -625,7 +640,7 @@ class Levels:
             begun: the random state now, where it is known.
         """
         history, problem = self._history, self._history.graph.problems[name]
-        drawn = self._steps_ahead
+        draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
         stays = history.step_engine(name) is None and not history.simultaneous
         moves = is_update and not stays
@@ -657,7 +672,7 @@ class Levels:
                     held_constant=held_constant,
                     estimates=history.estimates.get(name),
                     # (Looking for solutions may have evaluated other losses, which draw numbers.)
-                    begun=begun if self._steps_ahead == drawn else None,
+                    begun=begun if self._draws == draws else None,
                 )
         except BaseException:
             # An update is made as a whole or not at all. A question has worked on copies.
@@ -733,6 +748,7 @@ class Levels:
         last = self._last(name)
         if last is not None:
             return last.batches
+        self._draws += 1
         return self._history.streams[name].peek(self._history.graph.problems[name].accumulate)
 
     def _last(self, name: str) -> Evaluation | None:

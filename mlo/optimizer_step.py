@@ -33,6 +33,7 @@ __all__ = [
     "decays_outside_gradient",
     "has_differentiable_step",
     "is_foreign",
+    "is_fused",
     "l2_penalty",
     "plain_steps",
 ]
@@ -110,7 +111,7 @@ class OptimizerStep:
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
                 options = {key: _copied(value) for key, value in group.items() if key != "params"}
-                # One for all parameters of a group that have a buffer, and one for the rest.
+                # One coefficient for all parameters of a group with a buffer, one for the rest.
                 coefficients: dict[bool, float | None] = {}
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))
@@ -174,17 +175,23 @@ class OptimizerStep:
         """The gradients as the step takes them: clipped by the norm of all together."""
         return gradients if self.grad_clip is None else clip(gradients, self.grad_clip)
 
-    def apply(self, parameters: Tensors, gradients: Tensors) -> Tensors:
+    def apply(
+        self, parameters: Tensors, gradients: Tensors, *, differentiated: bool = True
+    ) -> Tensors:
         """Returns the parameters after the step, differentiable in `parameters` and `gradients`.
 
         Args:
             parameters: name → tensor before the step.
             gradients: name → gradient, for the same names; all of the problem's where the step
                 clips.
+            differentiated: whether derivatives are wanted, for which entries of a gradient that
+                are exactly zero are moved off zero.
 
         Raises:
             EngineError: if an optimizer has no differentiable step.
         """
+        if differentiated:
+            gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         return self._apply(parameters, gradients, {})[0]
 
     def derivative_error(self, parameters: Tensors, gradients: Tensors) -> float:
@@ -252,6 +259,7 @@ class OptimizerStep:
         Returns:
             The parameters and the state after the step, differentiable in all three.
         """
+        gradients = {key: _nudged(gradient) for key, gradient in gradients.items()}
         moved, states = self._apply(parameters, gradients, state)
         after: dict[tuple[str, str], Tensor] = {}
         for key, tensor in moved.items():
@@ -283,7 +291,7 @@ class OptimizerStep:
         self, parameters: Tensors, gradients: Tensors, state: Mapping[tuple[str, str], Tensor]
     ) -> tuple[Tensors, dict[str, dict[str, Any]]]:
         """The parameters after the step, and the optimizers' state of each."""
-        gradients = self.clipped({key: _nudged(gradient) for key, gradient in gradients.items()})
+        gradients = self.clipped(gradients)
         if self.by_formula:
             return self._by_formula(parameters, gradients, state)
         # A step changes its parameters in place. Autograd allows that for a tensor that is no leaf.
@@ -411,8 +419,11 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
 
 def acts_around_step(problem: Problem) -> bool:
     """Whether a step is more than the optimizers': a function of what it reads at fixed g too."""
-    around = (problem.settings, problem.after_step, problem.restart_from)
-    return around != (None, None, None)
+    return (
+        problem.settings is not None
+        or problem.after_step is not None
+        or problem.restart_from is not None
+    )
 
 
 def clip(gradients: Tensors, largest: float) -> Tensors:
@@ -517,6 +528,11 @@ def _bare_copy(optimizer: Optimizer) -> Optimizer:
 def is_foreign(optimizer: Optimizer) -> bool:
     """Whether an optimizer is of another class than torch.optim's, a subclass of one included."""
     return not type(optimizer).__module__.startswith("torch.optim")
+
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimizer was asked for the fused step."""
+    return any(group.get("fused") for group in optimizer.param_groups)
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:

@@ -50,6 +50,8 @@ def state_of(
         }
         if name in history.estimates:
             saved[name]["estimates"] = _copied(history.estimates[name].memory.tensors)
+        if (keeps := history.graph_decision(name)) is not None:
+            saved[name]["keeps_graph"] = keeps
         if name in history.sums:
             saved[name]["solves"] = _copied(history.sums[name].state_dict())
         if name in history.averages:
@@ -185,6 +187,7 @@ def _load_history(name: str, saved: Mapping[str, Any], history: History, *, posi
     if name in history.averages:
         history.averages[name].load_state_dict(saved["average"], device)
     history.updates[name] = saved["updates"]
+    history.restore_graph_decision(name, saved.get("keeps_graph"))
     # The dict stays the same one: solutions hold it.
     history.memory[name].clear()
     for key, tensor in saved["memory"].items():

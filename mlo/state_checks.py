@@ -35,6 +35,7 @@ OF_PROBLEM = {
 OF_PROBLEM_SINCE = {
     "optimizer_types": Mapping,
     "skips_in_a_row": int,
+    "keeps_graph": bool,
     "estimates": Mapping,
     "solves": Mapping,
     "average": Mapping,
@@ -108,7 +109,8 @@ def _check_entries(
         if wanted is int and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise _wrong(_placed(where, key), "a count", value)
         if not isinstance(value, wanted):
-            raise _wrong(_placed(where, key), "a mapping", value)
+            what = "true or false" if wanted is bool else "a mapping"
+            raise _wrong(_placed(where, key), what, value)
 
 
 EDITED = "It was edited, or written by another program. Use an earlier checkpoint."

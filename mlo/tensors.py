@@ -18,6 +18,7 @@ __all__ = [
     "are_plain",
     "copies",
     "in_new_containers",
+    "laid_out",
     "map_tensors",
     "numbers",
     "scaled",
@@ -154,6 +155,17 @@ def numbers(scalars: Sequence[Tensor]) -> list[float]:
         return [scalar.item() for scalar in scalars]
     found: list[float] = torch.stack(tuple(scalars)).tolist()
     return found
+
+
+def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides of another one of its shape, as `backward()` lays out `.grad`.
+
+    A fused step takes both for one layout: on a CPU it pairs wrong entries, on CUDA it refuses
+    (torch 2.14.1). Convolutions of maps whose channels come last give such gradients.
+    """
+    if tensor.stride() == like.stride() or tensor.layout != torch.strided:
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def scaled(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:

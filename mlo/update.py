@@ -16,14 +16,14 @@ from mlo.errors import NonFiniteError, ProblemError, warn_user
 from mlo.gradient_norm import GradientNorm, total_norm
 from mlo.levels import History, Levels, restore_buffers
 from mlo.nonfinite import SKIPS_IN_A_ROW, OnNonFinite, nonfinite_error
-from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, plain_steps
+from mlo.optimizer_step import OptimizerStep, clip_by_norm, is_foreign, is_fused, plain_steps
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import Record
 from mlo.response import Evaluation
 from mlo.solve_sums import SolveSums
 from mlo.step_formulas import check_values, common_numbers
-from mlo.tensors import copies, tensors_of, versions_of
+from mlo.tensors import copies, laid_out, tensors_of, versions_of
 from mlo.total_gradient import TotalGradient
 
 __all__ = ["Update", "Updater"]
@@ -263,6 +263,8 @@ class Updater:
             # Some optimizers change a gradient in place, which the derivative may need. (Autograd
             # also gives one tensor to several parameters, as of a + b, or an expanded one.)
             gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
+        if any(map(is_fused, problem.optimizers.values())):
+            gradient = {key: laid_out(g, problem.parameters[key]) for key, g in gradient.items()}
         # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
         # momentum included, as in plain PyTorch.
         unused = found.unused

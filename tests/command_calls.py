@@ -6,7 +6,10 @@ has: signals, kills, exit codes and an environment.
 
 from __future__ import annotations
 
+import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import typer
@@ -31,7 +34,18 @@ def call(command, *arguments):
     """Calls the function of a command; an error that it does not report is one of the test."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), own_signals():
         warnings.simplefilter("default")  # are shown, as on the command line
         done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     return Call(returncode=done.exit_code, stdout=done.stdout, stderr=done.stderr)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Puts back what signals mean to this process, which a command may set for its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,8 +2,9 @@
 
     python interrupted_command.py SIGSTOP 3 digits --preset smoke …
 
-So a run is killed, or held still, at the same place however busy the machine is. The judge of
-generated images has few steps, as in `tiny_runs`, since it would take most of the time.
+So a run is killed, or held still, at the same place however busy the machine is, and one that is
+asked to stop is not given up. The judge of generated images has few steps, as in `tiny_runs`, since
+it would take most of the time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def is_held(process):
 
 
 def main():
-    from lfmcw_app import generator_quality
+    from started_processes import PATIENCE
+
+    from lfmcw_app import generator_quality, stopping
     from lfmcw_app.commands.run import main as run
     from lfmcw_app.run_folder import RunFolder
 
@@ -49,6 +52,7 @@ def main():
 
     RunFolder.log = logging
     generator_quality.STEPS = JUDGE_STEPS
+    stopping.GRACE = PATIENCE
     sys.argv = [sys.argv[0], *arguments]
     run()
 

@@ -72,13 +72,20 @@ def kill_descendants(mark):
     Where there is no /proc, only the process itself is killed, by `started`.
     """
     entry = f"{MARK}={mark}".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            marked = entry in path.read_bytes().split(b"\0")
-        except OSError:  # it has ended, or is another user's
-            continue
-        if marked:
-            kill(int(path.parent.name))
+    # A process that is being started has no environment for a moment: it is looked at again.
+    starting = True
+    while starting:
+        starting = False
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                environment = path.read_bytes()
+                if entry in environment.split(b"\0"):
+                    kill(int(path.parent.name))
+                elif not environment:
+                    status = (path.parent / "status").read_text()
+                    starting |= "VmSize:" in status and "\nState:\tZ" not in status
+            except OSError:  # it has ended, or is another user's
+                continue
 
 
 def kill(pid):

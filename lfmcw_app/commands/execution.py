@@ -88,7 +88,7 @@ def reported_errors(console: Console) -> Iterator[None]:
     Other errors are bugs and keep their traceback. Warnings are shown as one paragraph too.
     """
     # With them comes torch, which is not there for `--help`.
-    from mlo import errors as core
+    import mlo as core
 
     user_errors = (
         InputError,

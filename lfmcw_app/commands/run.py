@@ -58,6 +58,7 @@ def run(
     """Searches a cell with LFM-CW (or DARTS) on DATASET, trains its network, reports its error."""
     # Not needed for `--help`, and slow to import: torch, the networks, recipes, and matplotlib.
     from lfmcw_app.commands.resumption import resumed_folder
+    from lfmcw_app.compilation import compile_options
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data import short_name
     from lfmcw_app.data_checks import read_and_tell
@@ -127,6 +128,7 @@ def run(
             recipe, images = read_and_tell(console, recipe, data, device=target)
             if folder is None and preset is None and not (dry_run or max_steps):
                 print_choice(recipe, images, target, console, searches=True)
+            compile_options(recipe.search)  # refused before a folder is made
             checks = () if folder is not None else (check_supernets_fit, check_generator_fits)
             for check in checks:
                 if told := check(recipe, images):

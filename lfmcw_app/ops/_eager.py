@@ -47,7 +47,7 @@ def forward(x: Tensor, y: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     # the digits of large logits.
     off = largest + F.nll_loss(x, y, reduction="none", ignore_index=NO_LABEL).unsqueeze(1)
     if smoothing:
-        off = (1.0 - smoothing) * off + smoothing * (largest - x.mean(dim=1, keepdim=True))
+        off = (1.0 - smoothing) * off + smoothing * (largest - x).mean(dim=1, keepdim=True)
     return (off + total.log()).squeeze(1), p
 
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -38,15 +40,23 @@ def row_cross_entropy(x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
 
     Returns:
         [B], in float32, or float64 for float64 logits. On CUDA a label outside [0, C) makes its
-        entry NaN.
+        entry NaN, with all derivatives in its row.
 
     Raises:
         IndexError: on a CPU for a label outside [0, C).
     """
     # Dynamo drops the forward mode of an autograd function without a word.
-    if torch.compiler.is_compiling():
-        return _eager.composition(x, y, smoothing)
-    kernels = _formulation(x)
+    kernels = None if torch.compiler.is_compiling() else _formulation(x)
+    if x.is_cuda and kernels in (None, _eager):
+        # PyTorch's own kernels end the process at such a label, as do gathers and scatters.
+        known = (y >= 0) & (y < x.shape[1])
+        poison = torch.where(known, 1.0, torch.nan)
+        return _by(kernels, x, torch.where(known, y, 0), smoothing) * poison
+    return _by(kernels, x, y, smoothing)
+
+
+def _by(kernels: ModuleType | None, x: Tensor, y: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy of each row by a formulation, or by the plain composition."""
     if kernels is None:
         return _eager.composition(x, y, smoothing)
     ce: Tensor = _Forward.apply(x, y, smoothing, kernels)[0]
@@ -61,9 +71,39 @@ def _formulation(x: Tensor) -> ModuleType | None:
     # The vmap of is_grads_batched=True does not know `_Forward.vmap`.
     if torch._C._functorch.is_legacy_batchedtensor(x):
         return None
-    if forced == "triton" or (not forced and x.is_cuda and importlib.util.find_spec("triton")):
+    if forced == "triton":
+        return _triton(x)
+    if not forced and x.is_cuda and _can_launch(x.device):
         return _triton(x)
     return _eager if x.numel() >= ANALYTIC_FROM else None
+
+
+@cache
+def _can_launch(device: torch.device) -> bool:
+    """Whether Triton is there and starts a kernel on the device, which is tried once.
+
+    Triton compiles a launcher when it starts a kernel first. That takes a C compiler and the
+    headers of Python, which many a machine that has a GPU lacks, and the driver's library in a
+    place where Triton looks.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    x, y = torch.zeros(1, 2, device=device), torch.zeros(1, dtype=torch.long, device=device)
+    try:
+        _triton(x).forward(x, y, 0.0)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        warnings.warn(
+            f"Triton cannot start a kernel on {device} ({type(error).__name__}: {error}). The "
+            "class-weighted losses are computed by PyTorch's own operations, with the same "
+            "results and more launches. A C compiler and the headers of Python are what is most "
+            "often missing. LFMCW_OPS=eager leaves Triton out without this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _triton(x: Tensor) -> ModuleType:

@@ -8,8 +8,8 @@ convolution and norm; banks of convolutions on the same edges share their norms 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,16 @@ class ConvolutionBank(Bank):
         self.layers = nn.Sequential(*layers)
         self.norm = make_gain_norm(style, channels, edges)
 
+    @property
+    def convolutions(self) -> list[tuple[DepthwiseConv, PointwiseConv]]:
+        """The depthwise and pointwise convolution, or two such pairs in a row."""
+        kinds = DepthwiseConv, PointwiseConv
+        found = [layer for layer in self.layers if isinstance(layer, kinds)]
+        return cast(
+            "list[tuple[DepthwiseConv, PointwiseConv]]",
+            list(zip(found[::2], found[1::2], strict=True)),
+        )
+
     def forward(self, activated: Tensor, gain: Tensor) -> Tensor:
         """Returns weight · operation for every edge, [B, E·C, H', W'].
 
@@ -138,7 +148,7 @@ class JointConvolutions(nn.Module):
         super().__init__()
         edges = banks[0].blocks
         self.width = edges * channels
-        halves = sum(len(bank.layers) > 2 for bank in banks)
+        halves = sum(len(bank.convolutions) == 2 for bank in banks)
         self.activation = style.make_activation()
         self.half_norm = make_gain_norm(style, channels, edges * halves) if halves else None
         self.norm = make_gain_norm(style, channels, edges * len(banks))
@@ -151,30 +161,23 @@ class JointConvolutions(nn.Module):
             activated: the activated state, repeated for each edge, [B, E·C, H, W].
             gain: the mixing weight of every channel of every bank, [banks · E·C].
         """
-        halves: list[Tensor] = []
+        given = dict.fromkeys(banks, activated)
         if self.half_norm is not None:
-            first = [bank.layers for bank in banks if len(bank.layers) > 2]
-            maps = side_by_side(
-                [layers[0](activated) for layers in first],
-                [_pointwise(layers, 1) for layers in first],
-            )
-            parts = torch.split(self.half_norm(maps), self.width, dim=1)
-            halves = [self.activation(part) for part in parts]
-        given = iter(halves)
-        inputs = [
-            bank.layers[-2](next(given) if len(bank.layers) > 2 else activated) for bank in banks
-        ]
-        out: Tensor = self.norm(
-            side_by_side(inputs, [_pointwise(bank.layers, -1) for bank in banks]), gain
-        )
+            separable = [bank for bank in banks if len(bank.convolutions) == 2]
+            maps = self.half_norm(_convolved(separable, given, 0))
+            for bank, part in zip(separable, torch.split(maps, self.width, dim=1), strict=True):
+                given[bank] = self.activation(part)
+        out: Tensor = self.norm(_convolved(banks, given, -1), gain)
         return out
 
 
-def _pointwise(layers: nn.Sequential, index: int) -> PointwiseConv:
-    """The pointwise convolution at a place of a bank's layers."""
-    layer = layers[index]
-    assert isinstance(layer, PointwiseConv)
-    return layer
+def _convolved(
+    banks: Sequence[ConvolutionBank], given: Mapping[ConvolutionBank, Tensor], position: int
+) -> Tensor:
+    """What the convolutions of each bank at a position make, side by side in the channels."""
+    pairs = [bank.convolutions[position] for bank in banks]
+    maps = [depth(given[bank]) for bank, (depth, _) in zip(banks, pairs, strict=True)]
+    return side_by_side(maps, [point for _, point in pairs])
 
 
 class FullConvolutionBank(Bank):

@@ -94,7 +94,14 @@ def _multiply(maps: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """The products themselves.
 
     A plain `torch.bmm` has its groups first, and would be followed by a transposing copy each way.
+    A compiler, which does not take a part of a tensor for `out`, plans its memory itself.
     """
+    if torch.compiler.is_compiling():
+        products = [
+            torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
+            for x, weight in zip(maps, weights, strict=True)
+        ]
+        return torch.cat(products, dim=1)
     sizes = [len(weight) for weight in weights]
     out = maps[0].new_empty(len(maps[0]), sum(sizes), weights[0].shape[1])
     for x, weight, part in zip(maps, weights, torch.split(out, sizes, dim=1), strict=True):

@@ -207,7 +207,7 @@ class FiniteDifferenceSystem(LinearSystem):
         if start is None:
             return found
         source = self.call.source(self.call.inputs)
-        wanted = {key: t for key, (place, t) in source.items() if found[place] is not None}
+        wanted = {key: t for key, (place, t) in source.items() if self.call.wanted[place]}
         if wanted:
             along = zeros_for_none(
                 self._difference(u, in_inputs=False, factor=factor), self.parameters

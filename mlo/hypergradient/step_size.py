@@ -16,7 +16,7 @@ REFRESH = 100
 """Number of solves after which a kept step size is estimated anew."""
 
 
-def inverse_step_size(u: Tensor, product: Tensor) -> float:
+def inverse_step_size(u: Tensor, product: Tensor) -> Tensor:
     """Returns the 1/α at which an error along u decays fastest, given u and Aᵀu.
 
     q ← q − α Aᵀq multiplies the component of an eigenvalue λ by 1 − αλ, which is least in modulus
@@ -27,11 +27,10 @@ def inverse_step_size(u: Tensor, product: Tensor) -> float:
     imaginary axis, or of both signs, no step makes everything decay, and a step of nearly zero
     would only stand still.
     """
-    size, along = float(product.norm()), float(u @ product)
-    if size == 0.0:
-        return 0.0
-    ratio = size / float(u.norm())  # |λ|, where u is an eigenvector
-    return min(size * size / along, 100.0 * ratio) if along > 0.0 else ratio
+    size, along = product.norm(), u @ product
+    ratio = size / u.norm()  # |λ|, where u is an eigenvector
+    found = torch.where(along > 0.0, torch.minimum(size * (size / along), 100.0 * ratio), ratio)
+    return torch.where(size == 0.0, size, found)
 
 
 def largest_inverse_step_size(
@@ -40,16 +39,14 @@ def largest_inverse_step_size(
     """Estimates λmax by power iteration; for a game, its counterpart `inverse_step_size`."""
     # Noise that is always the same: a solve that is repeated gives the same bits.
     u = fixed_noise(operator, system, 1)[:, 0]
-    estimate = 0.0
     with torch.no_grad():
         for _ in range(products):
-            u = u / u.norm()
+            size = u.norm()
+            u = u / torch.where(size == 0.0, torch.ones_like(size), size)
             product = operator(u).detach()
             estimate = inverse_step_size(u, product)
-            if estimate == 0.0:
-                break
             u = product
-    return estimate
+    return float(estimate)  # only here is a GPU waited for
 
 
 def persistent_step_size(

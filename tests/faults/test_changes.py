@@ -203,10 +203,13 @@ def test_a_folder_of_an_earlier_version_can_change_too(runs, tmp_path):
 def test_a_phase_whose_state_is_lost_is_done_again(runs, tmp_path):
     """Where weights themselves are lost no setting helps, and the message says what does."""
     folder = tmp_path / "run"
-    lost = {"search.weights.lr": 1e12, "search.weights.grad_clip": None, "checkpoint_every": 1}
+    runs.start(folder, die_after=3)
+    state = mlo.load_checkpoint(folder / "search.pt")
+    state["optimizer"]["problems"]["w2"]["module"]["network.stem.0.weight"].fill_(float("nan"))
+    mlo.save_checkpoint(state, folder / "search.pt")
     with pytest.raises(InputError, match=r"delete search\*\.pt in .*--set search\.weights\.lr="):
-        runs.start(folder, **lost)
+        runs.resume(folder)
     for checkpoint in folder.glob("search*.pt"):
         checkpoint.unlink()
-    runs.resume(folder, **{"search.weights.lr": 0.025})
+    runs.resume(folder, **{"search.weights.lr": 0.02})
     assert len(lines(folder)) == 15

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_cases import on_device
 
 from mlo.testing import GRAPHS, relative_error, trilevel_quadratic
 
@@ -25,23 +26,9 @@ REFUSED = {("cg", "game"), ("minres", "game"), ("darts", "trilevel"), ("zeroth_o
 """Not symmetric; no second derivative."""
 
 
-def to(value, device):
-    """Brings a tensor, the values of a dict, or what a function has closed over, to a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to(entry, device) for key, entry in value.items()}
-    for cell in getattr(value, "__closure__", None) or ():
-        cell.cell_contents = to(cell.cell_contents, device)
-    return value
-
-
 def gradients(name, engine, device):
     """The upper gradient before any round and after three, and the parameters after those."""
-    closed = PROBLEMS[name]()
-    for problem in closed.problems:
-        problem.module.to(device)
-        to(problem.loss, device)
+    closed = on_device(PROBLEMS[name](), device)
     optimizer = closed.optimizer(engine)
     first = optimizer.gradient(closed.upper)["v"]
     for _ in range(3):

@@ -10,22 +10,19 @@ import sys
 
 import pytest
 import torch
+from gpu_cases import search
 from interrupted_command import command as interrupted
 from started_processes import finished
 from torch.nn import functional as F
 
-from lfmcw_app.build_modules import build_modules
-from lfmcw_app.data import Batches, load_dataset, resident, search_split
+from lfmcw_app.data import Batches, load_dataset, resident
 from lfmcw_app.generators import ImageGenerator
-from lfmcw_app.problems import build_search
-from lfmcw_app.recipe import Augmentation, load_recipe
+from lfmcw_app.recipe import Augmentation
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.search_space.supernet import Architecture, Supernet
 from mlo.testing import relative_error
 
 CPU = torch.device("cpu")
-SMOOTH = ("none", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
-"""Without ReLU and max pooling, where a rounding chooses another branch."""
 
 
 @pytest.fixture
@@ -42,28 +39,6 @@ def fixed_noise(monkeypatch):
 def on_cpu(tensors):
     """The tensors of a mapping, detached and on the CPU."""
     return {key: tensor.detach().cpu() for key, tensor in tensors.items()}
-
-
-def search(device, dtype=torch.float64, **options):
-    """The search of a small recipe on digits."""
-    recipe = load_recipe(
-        "smoke",
-        overrides={
-            "search.channels": 4,
-            "search.nodes": 2,
-            "search.primitives": list(SMOOTH),
-            "search.batch_size": 12,
-            "search.generator.channels": 4,
-            "search.generator.noise_dim": 6,
-            **{f"search.{key}": value for key, value in options.items()},
-        },
-    )
-    torch.manual_seed(3)
-    dataset = load_dataset("digits")
-    train, validation = search_split(dataset, 200, seed=1)
-    # The initial values are drawn on the CPU.
-    modules = build_modules(recipe.search, dataset, activation="silu", device=device, dtype=dtype)
-    return build_search(recipe, dataset, train, validation, modules, device=device, dtype=dtype)
 
 
 @pytest.mark.parametrize(

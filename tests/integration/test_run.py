@@ -244,7 +244,6 @@ def test_every_space_runs_and_resumes_bit_for_bit_from_any_stage(space, lines, t
     assert phases[: len(stages)] == stages
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("generator", ["wgan_gp", "biggan"])
 def test_every_generator_runs(generator, tmp_path):
     options = {
@@ -283,7 +282,7 @@ def test_a_folder_of_images_is_a_data_set(tmp_path):
     )
 
 
-@pytest.mark.parametrize("space", ["darts", "pdarts"])
+@pytest.mark.parametrize("space", ["darts", pytest.param("pdarts", marks=pytest.mark.slow)])
 def test_a_dry_run_projects_every_phase_and_writes_nothing(space, tmp_path, monkeypatch):
     options = {**SPACES["pdarts"], "search.nodes": 1} if space == "pdarts" else {}
     monkeypatch.chdir(tmp_path)

@@ -138,6 +138,8 @@ class Observer(TorchDispatchMode):
         if on_gpu:
             if "cpu" in places or "pinned" in places:
                 self._check_devices(func, name, args, list(zip(operands, places, strict=True)))
+            if name.startswith("_fused_"):
+                check_layouts(name, args)
             self._note_waits(func, name, args, kwargs)
             if not func.is_view:
                 self._gpu.launch(name)
@@ -215,6 +217,24 @@ class Observer(TorchDispatchMode):
                 "Expected all tensors to be on the same device, but found at least two devices, "
                 f"cuda:0 and cpu, in {func}: {shapes} at {callers()}"
             )
+
+
+def check_layouts(name: str, args: Any) -> None:
+    """Raises where a fused step of an optimizer would: its kernels take memory as it lies."""
+    lists = [argument for argument in args if isinstance(argument, (list, tuple)) and argument]
+    shaped = [tensors for tensors in lists if tensors[0].shape == lists[0][0].shape]
+    for members in zip(*shaped, strict=True):
+        if len(set(map(layout, members))) > 1:
+            raise RuntimeError(
+                "params, grads, exp_avgs, and exp_avg_sqs must have same dtype, device, and layout "
+                f"({name}: {[(tuple(member.shape), member.stride()) for member in members]})"
+            )
+
+
+def layout(tensor: Tensor) -> tuple[int, ...]:
+    """How its entries lie in memory; the strides of dimensions of size 1 do not matter."""
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return tuple(stride for size, stride in sides if size > 1)
 
 
 def is_mask(index: Tensor) -> bool:

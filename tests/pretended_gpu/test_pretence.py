@@ -156,6 +156,13 @@ def test_memory_shared_by_entries_cannot_be_pinned():
         on_gpu(2).pin_memory()
 
 
+def test_a_fused_step_wants_gradients_laid_out_alike():
+    parameter = torch.nn.Parameter(on_gpu(3, 2))
+    parameter.grad = on_gpu(2, 3).t()
+    with pytest.raises(RuntimeError, match="same dtype, device, and layout"):
+        torch.optim.SGD([parameter], lr=0.1, fused=True).step()
+
+
 def test_a_tensor_on_the_gpu_has_no_array():
     with pytest.raises(TypeError, match="can't convert cuda:0"):
         on_gpu(2).numpy()

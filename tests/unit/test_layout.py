@@ -1,4 +1,4 @@
-"""The tests mirror the tree, and their names are short enough to be read."""
+"""The tests mirror the tree, their names are short enough to be read, and no clock decides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ WITHOUT_TESTS = {
 """Module → why it has no test file of its name."""
 
 WITHOUT_MODULE = {
-    "tests/unit/mlo/hypergradient/test_contract.py": "of all engines: they keep one contract"
+    "tests/unit/mlo/hypergradient/test_contract.py": "of all engines: they keep one contract",
+    "tests/unit/ops/test_triton_kernels.py": "of lfmcw_app/ops/_triton.py, which is private",
 }
 """Test file → why no module has its name."""
 
@@ -91,3 +92,36 @@ def test_names_of_tests_are_short():
         if len(name) > LONGEST_NAME
     ]
     assert long == []
+
+
+# ------------------------------ clocks
+
+CLOCKS = {
+    "tests/started_processes.py": "waits for events, with one bound far above what they take",
+    "tests/faults/campaign.py": "no test: interrupts runs at random moments",
+    "tests/faults/forked_runs.py": "waits for the ends of the campaign's runs",
+    "tests/oracle/test_threads.py": "looks a while whether something comes too early",
+}
+"""File that asks a clock, or waits for some seconds → why this fails on no busy machine."""
+
+
+def by_the_clock(path):
+    """Lines that sleep, read a clock, or wait for so many seconds."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = [entry.value for entry in node.keywords if entry.arg == "timeout"]
+        if name.rpartition(".")[2] in ("wait", "join", "communicate"):
+            given += node.args
+        seconds = [value for value in given if isinstance(value, ast.Constant)]
+        numbers = [value for value in seconds if isinstance(value.value, int | float)]
+        if numbers or name in ("time.sleep", "time.time", "time.monotonic", "time.perf_counter"):
+            yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_no_test_depends_on_the_clock():
+    """What is slow on a busy machine is right all the same: tests wait for events."""
+    found = {str(path.relative_to(ROOT)): list(by_the_clock(path)) for path in TESTS.rglob("*.py")}
+    assert {file: lines for file, lines in found.items() if lines and file not in CLOCKS} == {}
+    assert [file for file in CLOCKS if not found[file]] == []

@@ -467,8 +467,9 @@ def test_figures_are_the_same_bytes_each_time(data, tmp_path):
     made_cells(data / "nasbench201_3_nodes_cifar10.csv")
     made_looked_up_runs(data / "runs" / "b.csv", {BASELINE: [1, 3], METHOD: [2, 4]}, table="table2")
     results = read_all(data)
-    assert list(wanted(results)) == list(FIGURES)
-    for name, (digest, draw) in FIGURES.items():
+    assert list(wanted(read_all(DOCS / "data"))) == list(FIGURES)
+    for name in wanted(results):
+        digest, draw = FIGURES[name]
         draw(results, tmp_path / name)
         first = (tmp_path / name).read_bytes()
         draw(results, tmp_path / name)

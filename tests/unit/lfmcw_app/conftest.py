@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from small_pictures import write_classes
+from started_processes import PATIENCE
 from trained_runs import trained_run
 
 
@@ -19,6 +20,12 @@ def imagenet(tmp_path):
 def no_usual_places(monkeypatch):
     """Data sets that this machine happens to have are not found."""
     monkeypatch.setattr("lfmcw_app.published_files.PLACES", ())
+
+
+@pytest.fixture(autouse=True)
+def no_round_is_too_long(monkeypatch):
+    """A run that is stopped is not given up, which would end the process of the tests."""
+    monkeypatch.setattr("lfmcw_app.stopping.GRACE", PATIENCE)
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_layers_that_kept_no_statistics_are_given_them():
     assert torch.allclose(alone, network(x.double())[:1])
 
 
-def test_only_statistics_that_a_module_does_not_keep_are_left_out():
+def test_only_statistics_that_a_module_lacks_are_left_out():
     saved = small_network().state_dict()
     assert without_statistics(saved, small_network().state_dict()) == (saved, 0)
     own = without(small_network()).state_dict()

@@ -93,14 +93,19 @@ def test_a_discriminator_whose_gradient_is_penalized_is_not(game, compiled):
             {"order": "second", "hypergradient": {"default": "darts", "w2": "neumann"}},
             "the engine 'neumann'",
         ),
-        ({"order": "first", "space": "pdarts"}, "skip_dropout"),
         ({"order": "first", "checkpointing": True}, "checkpointing"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(options, message):
-    """Second derivatives, cells that run again, and supernets that change are refused."""
+    """Second derivatives, and cells that run again, are refused."""
     with pytest.raises(InputError, match=message):
         recipe_of(compile="inductor", **options)
+
+
+def test_supernets_that_change_with_every_epoch_are_refused():
+    recipe = recipe_of(compile="inductor", order="first", space="pdarts")
+    with pytest.raises(InputError, match="skip_dropout"):
+        compile_options(recipe.search)
 
 
 def test_finite_differences_of_every_problem_can_be_compiled():

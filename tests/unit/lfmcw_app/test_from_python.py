@@ -20,6 +20,7 @@ SETTINGS = {
     "search.channels": 4,
     "search.layers": 3,
     "search.nodes": 1,
+    "search.primitives": ["none", "skip_connect", "sep_conv_3x3"],
     "evaluation.epochs": 1,
     "evaluation.batch_size": 32,
     "evaluation.channels": 4,
@@ -39,6 +40,7 @@ def squares(shift=0):
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setattr(own_datasets, "_REGISTERED", {})
+    monkeypatch.setattr("lfmcw_app.generator_quality.STEPS", 10)
     lfmcw_app.register_dataset("squares", lambda root: squares())
 
 

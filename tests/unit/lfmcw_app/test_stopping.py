@@ -8,8 +8,7 @@ import threading
 
 import pytest
 
-from lfmcw_app import stopping
-from lfmcw_app.stopping import Stopped, requested, settled, stop_signals
+from lfmcw_app.stopping import GRACE, Stopped, requested, settled, stop_signals
 
 
 def receive(number):
@@ -71,4 +70,4 @@ def test_a_stop_has_the_exit_code_that_shells_expect(number, code):
 
 
 def test_a_round_is_given_less_time_than_schedulers_give():
-    assert 0 < stopping.GRACE < 10
+    assert 0 < GRACE < 10

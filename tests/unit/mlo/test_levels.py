@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
+import mlo
+from mlo.randomness import preserved
 from mlo.response import Constant, Stationary, Stepped
 from mlo.testing import bilevel_quadratic, chain_of_three, diamond, relative_error
 
@@ -92,3 +96,37 @@ def test_records_that_outlive_a_move_hold_copies():
     optimizer.step()
     assert torch.equal(read, then)
     assert not torch.equal(read, optimizer.problems["w1"].parameters["v"])
+
+
+@pytest.mark.parametrize("order", ["lower_first", "outermost_first"])
+def test_noise_is_replayed_where_data_of_solves_drew(order):
+    lower, upper = nn.Linear(3, 1).double(), nn.Linear(3, 1).double()
+    examples = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def fit(own, batch, *, upper):
+        return (own(batch) - upper(batch)).square().mean() + own.weight.square().sum()
+
+    drawn: list[torch.Tensor] = []
+
+    def noisy(own, batch, *, lower):
+        drawn.append(torch.randn_like(own.weight))
+        return (own.weight * drawn[-1] - lower.weight).square().sum()
+
+    def problem(name, module, loss, **options):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        return mlo.Problem(name, module=module, optimizer=optimizer, loss=loss, **options)
+
+    def loader():  # which draws its order from the global generator
+        return DataLoader(examples, batch_size=2, shuffle=True)
+
+    problems = [
+        problem("lower", lower, fit, data=loader(), solve_data=loader()),
+        problem("upper", upper, noisy),
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, hypergradient="cg", order=order)
+    for _ in range(9):  # two epochs of the solves
+        optimizer.step()
+        (state,) = levels_of(optimizer)._history.last["upper"].random_states
+        with preserved():
+            state.restore()
+            assert torch.equal(torch.randn_like(upper.weight), drawn[-1])

@@ -364,3 +364,39 @@ def test_weights_are_drawn_as_those_of_single_convolutions():
             assert float(ours[name].abs().max()) == pytest.approx(
                 float(weight.abs().max()), rel=0.2
             )
+
+
+ONE_NODE = {
+    "darts": {"nodes": 1, "channels": 12},
+    "pc-darts": {"nodes": 1, "channels": 12, "partial_channels": 2},
+    "p-darts": SPACES["p-darts, third stage"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ONE_NODE)
+def test_a_supernet_is_compiled_as_one_graph(space):
+    """Without a break, with the same values and gradients."""
+    supernet, _, arch = pair(**ONE_NODE[space])
+    images, labels = torch.randn(2, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 3])
+    found = []
+    for network in (supernet, torch.compile(supernet, fullgraph=True, backend="aot_eager")):
+        loss = F.cross_entropy(network(images, arch()), labels)
+        variables = [*supernet.parameters(), *arch.parameters()]
+        gradient = torch.autograd.grad(loss, variables)
+        found.append(dict(enumerate((loss.detach(), *gradient))))
+    assert relative_error(found[1], found[0]) < 1e-12
+
+
+@pytest.mark.slow
+def test_a_compiled_supernet_takes_a_gradient_of_some():
+    """Of the architecture alone, as its update does."""
+    supernet, _, arch = pair(**ONE_NODE["darts"])
+    images = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    compiled = torch.compile(supernet, fullgraph=True, backend="aot_eager")
+    variables = list(arch.parameters())
+    found, exact = (
+        torch.autograd.grad(network(images, arch()).square().sum(), variables)
+        for network in (compiled, supernet)
+    )
+    assert relative_error(dict(enumerate(found)), dict(enumerate(exact))) < 1e-12

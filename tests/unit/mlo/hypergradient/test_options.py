@@ -40,9 +40,11 @@ def test_every_number_declares_its_range(engine):
     for option in fields(engine):
         value = getattr(engine, option.name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number and value != "auto":
+        if not is_number and (value != "auto" or "bool" in str(option.type)):
             continue
         for wrong in ("1e-3", None, True, -1, float("nan")):
+            if wrong is True and option.name == "keep_graph":  # no number
+                continue
             with pytest.raises(mlo.EngineError, match=f"'{engine.name}': {option.name} must"):
                 mlo.engine_from({"name": engine.name, option.name: wrong})
 
