@@ -101,8 +101,7 @@ step of every lower problem, then the hypergradient and an SGD step of the outer
   turns.
 - *MB*: peak resident memory of two steps over the resident memory after imports, set-up and a first
   evaluation of the losses.
-- *losses*: evaluations of any problem's loss in one step; *passes*: calls of `torch.autograd.grad`
-  and `.backward`.
+- *losses*: evaluations of any problem's loss in one step; *passes*: runs of autograd's engine.
 """
 
 
