@@ -208,7 +208,7 @@ def test_a_second_normal_of_python_is_no_draw_of_its_words():
     assert RandomState.capture().python == random.getstate()
 
 
-def test_where_memory_does_not_tell_pythons_state_is_read_in_full(monkeypatch):
+def test_without_its_memory_pythons_state_is_read_in_full(monkeypatch):
     monkeypatch.setattr(sys.implementation, "name", "other")
     kept = _PythonState()
     before = kept.read()
