@@ -179,7 +179,7 @@ def compare_engines(
     a note says so: their gradient is then taken one step further on. `unroll` has no more steps
     than are recorded. So give the optimizer the engine that records the most of those compared.
     An engine with a memory (`soba`, `warm_start`) has that of the optimizer if it is the
-    optimizer's own, and else begins without. `keep_graph` is timed without a kept graph.
+    optimizer's own, and else begins without. `one_step` is timed without a kept graph.
 
     The reference is the most exact engine, unless `reference` names one. That is the one whose
     solves have the smallest residual, among those with exact products and without damping. Where no

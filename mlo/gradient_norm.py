@@ -55,12 +55,7 @@ class GradientNorm:
         On a GPU this takes one reduction and one synchronisation.
         """
         values = list(losses)
-        parts = self._parts
-        # On the CPU numbers are read faster than they are combined.
-        small = False
-        if parts is not None and parts[0].is_cpu and parts[0].dtype in WIDE:
-            small = all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
-        if not small:
+        if not self._is_small():
             values.append(self.total)
         if all(value.is_cpu for value in values):
             return all(math.isfinite(value.item()) for value in values)
@@ -68,6 +63,14 @@ class GradientNorm:
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]
         return math.isfinite(sum(zeros, torch.zeros_like(norm)).item())
+
+    def _is_small(self) -> bool:
+        """Whether its parts, which are known, show that it is finite."""
+        # On the CPU numbers are read faster than they are combined.
+        parts = self._parts
+        if parts is None or not parts[0].is_cpu or parts[0].dtype not in WIDE:
+            return False
+        return all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
 
     def __float__(self) -> float:
         return float(self.total)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -190,13 +190,13 @@ class LossFunction:
                 versions = versions_of(batch)
 
         # A loss may run another optimizer inside, which must not share results with this one.
-        if problem.precision is None and shared is CURRENT.get():
+        if problem.precision is not None:
+            with torch.autocast(problem.device.type, dtype=torch.bfloat16), sharing(shared):
+                value = self._called(given, players)
+        elif shared is CURRENT.get():
             value = self._called(given, players)
         else:
-            autocast: AbstractContextManager[Any] = nullcontext()
-            if problem.precision is not None:
-                autocast = torch.autocast(problem.device.type, dtype=torch.bfloat16)
-            with autocast, sharing(shared):
+            with sharing(shared):
                 value = self._called(given, players)
 
         if versions is not None and versions_of(batch) != versions:

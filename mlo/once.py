@@ -11,8 +11,7 @@ and no graph of f is kept for longer than its own side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -214,11 +213,16 @@ CURRENT: ContextVar[RecordedResults | SharedResults | None] = ContextVar(
 )
 
 
-@contextmanager
-def sharing(shared: RecordedResults | SharedResults | None) -> Iterator[None]:
-    """Lets calls of `once` in the body go to `shared`."""
-    token = CURRENT.set(shared)
-    try:
-        yield
-    finally:
-        CURRENT.reset(token)
+class sharing:
+    """A context in which calls of `once` go to `shared`."""
+
+    __slots__ = ("_shared", "_token")
+
+    def __init__(self, shared: RecordedResults | SharedResults | None) -> None:
+        self._shared = shared
+
+    def __enter__(self) -> None:
+        self._token = CURRENT.set(self._shared)
+
+    def __exit__(self, *_: object) -> None:
+        CURRENT.reset(self._token)

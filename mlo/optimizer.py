@@ -145,6 +145,8 @@ class MultilevelOptimizer:
         self._record = Record(round=0)
         self._waiting: tuple[str, ...] = ()
         self._turns: tuple[int, ...] = ()  # of its updates, which turn of its problem each one is
+        self._counted: tuple[str, ...] = ()  # the updates whose turns these are
+        self._warm_from = max(problem.warmup_steps for problem in self.problems.values())
         # What "rollback" goes back to, how often it has done so, and why it last did.
         self._snapshot: dict[str, Any] | None = None
         self._rollbacks = 0
@@ -316,16 +318,20 @@ class MultilevelOptimizer:
 
     def _moving(self) -> tuple[str, ...]:
         """The updates of the current round, in order."""
+        if self.round >= self._warm_from:
+            return self._schedule
         return tuple(name for name in self._schedule if not self._history.rests(name))
 
     def _planned(self) -> tuple[str, ...]:
         """The updates of the current round, of which the turns are counted."""
-        moving, seen = self._moving(), dict.fromkeys(self.problems, 0)
-        turns: list[int] = []
-        for name in moving:
-            turns.append(seen[name])
-            seen[name] += 1
-        self._turns = tuple(turns)
+        moving = self._moving()
+        if moving is not self._counted:  # the schedule, in all rounds but those of warming up
+            seen = dict.fromkeys(self.problems, 0)
+            turns: list[int] = []
+            for name in moving:
+                turns.append(seen[name])
+                seen[name] += 1
+            self._turns, self._counted = tuple(turns), moving
         return moving
 
     def _end_round(self) -> None:

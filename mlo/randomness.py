@@ -15,7 +15,7 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -259,14 +259,40 @@ def _memory_of(owner: random.Random) -> Any:
 _NUMPY, _PYTHON = _NumpyState(), _PythonState()
 
 
-@contextmanager
-def preserved(generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+class _Preserved:
+    """A context that leaves every random source as it was before, and may begin at a state.
+
+    (A class takes a third of the time of a generator with `contextmanager`.)
+    """
+
+    __slots__ = ("_before", "_generators", "_state")
+
+    def __init__(self, state: RandomState | None, generators: Sequence[torch.Generator]) -> None:
+        self._state, self._generators = state, generators
+
+    def __enter__(self) -> None:
+        self._before = RandomState.capture(self._generators)
+        if self._state is not None:
+            try:
+                self._state.restore(self._generators)
+            except BaseException:
+                self._before.restore(self._generators)
+                raise
+
+    def __exit__(self, *_: object) -> None:
+        self._before.restore(self._generators)
+
+
+def preserved(generators: Sequence[torch.Generator] = ()) -> AbstractContextManager[None]:
     """Runs the body and leaves every random source as it was before."""
-    before = RandomState.capture(generators)
-    try:
-        yield
-    finally:
-        before.restore(generators)
+    return _Preserved(None, generators)
+
+
+def replayed(
+    state: RandomState, generators: Sequence[torch.Generator] = ()
+) -> AbstractContextManager[None]:
+    """Runs the body under `state` and leaves every random source as it was before."""
+    return _Preserved(state, generators)
 
 
 @contextmanager
@@ -289,12 +315,4 @@ def forked(branch: int, generators: Sequence[torch.Generator] = ()) -> Iterator[
         np.random.seed(own % 2**32)
         for generator, value in zip(generators, others, strict=True):
             generator.manual_seed(value)
-        yield
-
-
-@contextmanager
-def replayed(state: RandomState, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """Runs the body under `state` and leaves every random source as it was before."""
-    with preserved(generators):
-        state.restore(generators)
         yield

@@ -960,11 +960,13 @@ class Pullback:
             shared: as in `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
-        with (
-            self.reads_at(parameters, inputs, in_graph=True) as reads,
-            evaluation.losses(parameters, reads, players=players, shared=shared) as losses,
-        ):
-            yield losses
+        inner = self._inner(parameters, inputs, in_graph=True)
+        try:
+            reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
+            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
+                yield losses
+        finally:
+            inner.responses.clear()  # as in `reading_at`
 
     @property
     def residual(self) -> Residual | None:
@@ -1001,6 +1003,14 @@ class Pullback:
             inputs: tensors that stand for the inputs, flat.
             in_graph: as in `Reading`.
         """
+        inner = self._inner(parameters, inputs, in_graph=in_graph)
+        try:
+            yield inner
+        finally:
+            inner.responses.clear()  # as in `total_gradient`: a cycle that nothing would free
+
+    def _inner(self, parameters: Tensors, inputs: Sequence[Tensor], *, in_graph: bool) -> Reading:
+        """What `reading_at` yields."""
         evaluation = self.solution.evaluation
         values: dict[str, Tensors] = {self.solution.name: parameters}
         responses: dict[int, Tensors] = {}
@@ -1012,7 +1022,7 @@ class Pullback:
             else:
                 responses[id(solution)] = dict(zip(solution.value, rest, strict=False))
         # The inputs are given; what depends on this problem is resolved anew, from `parameters`.
-        inner = Reading(
+        return Reading(
             values=values,
             solutions=evaluation.solutions,
             responses=responses,
@@ -1021,10 +1031,6 @@ class Pullback:
             reader=f"{self.reading.reader}/{self.solution.name}",
             held_constant=self.reading.held_constant,
         )
-        try:
-            yield inner
-        finally:
-            responses.clear()  # as in `total_gradient`: a cycle that nothing would free
 
 
 def alias(saved: Tensor, recorded: Tensor, *, differentiate: bool, wanted: bool = True) -> Tensor:

@@ -154,7 +154,8 @@ class FiniteDifferenceSystem(LinearSystem):
         own = next(iter(problem.parameters.values()))
         # The rounding that a difference suffers is that of the loss, under autocast too.
         self.dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
-        self._theta = {name: value.detach() for name, value in call.parameter_aliases().items()}
+        point = call.solution.evaluation.parameters
+        self._theta = {name: value.detach() for name, value in point.items()}
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         super().check_assumptions(u, found, engine)
@@ -280,18 +281,20 @@ class FiniteDifferenceSystem(LinearSystem):
         """
         moved: dict[str, Tensor] = {}
         weight: Tensor | float
-        if e.is_cpu:  # where a number is read faster than an operator is called
-            number = e.item()
-            weight = 0.5 / number if number > 0.0 else 0.0
-        else:
+        number = e.item() if e.is_cpu else None  # which is read faster than operators are called
+        if number is None:
             weight = torch.where(e > 0.0, 0.5 / e, 0.0)
+        else:
+            weight = 0.5 / number if number > 0.0 else 0.0
         for sign in (1.0, -1.0):
             with torch.no_grad():
-                for name, direction in directions.items():
+                for name, u in directions.items():
                     # From θ each time: moving back by −2e would add the rounding of a second sum.
-                    moved[name] = torch.addcmul(
-                        self._theta[name], direction, e, value=sign, out=moved.get(name)
-                    )
+                    theta, out = self._theta[name], moved.get(name)
+                    if number is None:
+                        moved[name] = torch.addcmul(theta, u, e, value=sign, out=out)
+                    else:
+                        moved[name] = torch.add(theta, u, alpha=sign * number, out=out)
             yield sign * weight, {**self._theta, **moved}
 
     def _weighted_gradients(
@@ -319,7 +322,8 @@ class FiniteDifferenceSystem(LinearSystem):
         # The tensors of the first point stay in their places until the shared results have been
         # differentiated, since checkpointing would run modules again.
         with torch.enable_grad(), ExitStack() as stack:
-            stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
+            if problem.device.type == "cuda":
+                stack.enter_context(without_tf32(problem.device, allowed=self._products.tf32))
             for weight, parameters in points:
                 # (They are constants already.)
                 theta = dict(parameters)

@@ -25,6 +25,7 @@ from torch import Tensor
 from mlo.backward import grad
 from mlo.errors import EngineError
 from mlo.hypergradient.finite_difference import FiniteDifference
+from mlo.hypergradient.options import flag_or_auto
 from mlo.hypergradient.products import Autograd, LinearSystem, Solve
 from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
@@ -57,17 +58,12 @@ class OneStep(SweepEngine, StepEngine):
     """
 
     plain: bool = False
-    keep_graph: bool | Literal["auto"] = "auto"
+    keep_graph: bool | Literal["auto"] = flag_or_auto()
     name: ClassVar[str] = "one_step"
     takes_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep_graph not in (True, False, "auto"):
-            raise EngineError(
-                f"Engine 'one_step': keep_graph must be True, False or 'auto', got "
-                f"{self.keep_graph!r}."
-            )
         if self.keep_graph is True and not isinstance(self.products, Autograd):
             raise EngineError(
                 "keep_graph=True is for exact products, which differentiate the gradient; "

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlo.errors import EngineError
 
-__all__ = ["count", "number", "number_or_auto", "scheduled_number"]
+__all__ = ["count", "flag_or_auto", "number", "number_or_auto", "scheduled_number"]
 
 AUTO = "auto"
 LOWER = "lower"
@@ -68,6 +68,22 @@ def number_or_auto(default: float | str = AUTO) -> Any:
             raise EngineError(
                 f"Engine {engine!r}: {option} must be 'auto' or a positive number, got "
                 f"{value!r}.{_yaml_hint(value)}"
+            )
+
+    return _option(default, check)
+
+
+def flag_or_auto(default: bool | str = AUTO) -> Any:
+    """True, False or "auto".
+
+    Args:
+        default: the value where none is given.
+    """
+
+    def check(engine: str, option: str, value: object) -> None:
+        if not isinstance(value, bool) and value != AUTO:
+            raise EngineError(
+                f"Engine {engine!r}: {option} must be true, false or 'auto', got {value!r}."
             )
 
     return _option(default, check)

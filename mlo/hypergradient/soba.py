@@ -104,17 +104,20 @@ class Soba(Engine):
         v = operator.flatten(cotangent)
         kept = system.recall("q")
         start = q = torch.zeros_like(v) if kept is None else kept
+        size = float(q.norm())
 
         # The first product with Aᵀ gives the residual, and a lower bound of λmax.
         product, pulled = self._first_product(system, operator, q, mixed=simultaneous)
-        observed = float(product.norm()) / float(q.norm()) if bool(q.any()) else 0.0
+        observed = 0.0
+        if self.step_size == "auto" and size != 0.0:
+            observed = float(product.norm()) / size
         alpha = self._step_size(system, operator, observed)
+        first = v - product
         scale = float(v.norm())
-        residual = float((v - product).norm()) / (scale or 1.0)
+        residual = float(first.norm()) / (scale or 1.0)
         lost = scale > 0.0 and not residual <= LOST
 
         # q ← q + α (v − Aᵀ q); from q = 0 that is α v, to which a lost q returns.
-        first = v - product
         q = alpha * v if lost else q + alpha * first
         for step in range(1, 1 if lost else self.steps):
             q = q + alpha * (v - self._product(system, operator, q, step))
@@ -122,7 +125,7 @@ class Soba(Engine):
         if pulled is None:
             pulled = self._estimated(system, operator.split(q), "mixed")[1]
 
-        iterations = (self.steps if bool(start.any()) else self.steps - 1) if not lost else 1
+        iterations = (self.steps if size != 0.0 else self.steps - 1) if not lost else 1
         return Solve(
             q=operator.split(start if simultaneous else q),
             report=self._judged(system, v, first, iterations, lost=residual if lost else None),
@@ -247,8 +250,9 @@ class Soba(Engine):
         # A young q cannot have arrived, and gets no advice.
         restart = lost is not None
         made = system.recall("updates")
-        updates = 1 if made is None or restart else int(made) + 1
-        system.keep("updates", torch.tensor(updates))
+        count = torch.tensor(1) if made is None or restart else made + 1
+        system.keep("updates", count)
+        updates = int(count)
 
         # On minibatches one residual is mostly noise. Means of residuals and cotangents are not.
         mean_residual = self._mean(system, "mean residual", residual, restart=restart)
@@ -267,7 +271,7 @@ class Soba(Engine):
         """The running mean of a vector over the last `WINDOW` or so updates."""
         # An exponential mean, which forgets by 1 / WINDOW per update.
         kept = None if restart else system.recall(what)
-        mean = value if kept is None else kept + (value - kept) / WINDOW
+        mean = value if kept is None else torch.lerp(kept, value, 1.0 / WINDOW)
         system.keep(what, mean)
         return mean
 

@@ -140,7 +140,7 @@ def test_what_the_guards_cost_is_printed_for_each_engine():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["perceptron", "convolutional"])
+@pytest.mark.parametrize("network", ["perceptron", "convolutional", "small"])
 def test_overhead_beside_the_same_updates_written_by_hand(network):
     printed = output_of("overhead.py", "--quick", "--network", network)
     equal = rows_after(

@@ -224,3 +224,14 @@ def test_a_plain_state_dict_inside_a_loss_holds_constants():
         return torch.tanh(x @ net.inner.weight.detach().T) + by_attribute(net, x)
 
     assert relative_error(read_by(constants, "one_step"), read_by(detached, "one_step")) == 0.0
+
+
+def test_a_loss_that_is_a_parameter_is_reported_as_it_was():
+    """The step moves the parameter in place."""
+    module = torch.nn.ParameterDict({"p": torch.tensor(2.0)})
+    problem = mlo.Problem(
+        "p", module=module, optimizer=SGD(module.parameters(), lr=0.5), loss=lambda p, _: p["p"]
+    )
+    record = mlo.MultilevelOptimizer([problem]).step()
+    assert record.losses == {"p": 2.0}
+    assert module["p"].item() == 1.5

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from mlo.errors import CheckpointError
-from mlo.randomness import RandomState, forked, preserved, replayed
+from mlo.randomness import RandomState, _PythonState, forked, preserved, replayed
 
 
 def draw():
@@ -185,3 +186,33 @@ def test_a_state_of_more_gpus_is_restored_on_one(gpus):
     assert float(torch.rand((), generator=only)) == noise
     without_cuda = {**saved, "cuda": []}
     RandomState.from_state_dict(without_cuda).restore()
+
+
+def test_a_state_is_read_in_full_only_after_a_draw():
+    first, again = RandomState.capture(), RandomState.capture()
+    assert again.python is first.python and again.numpy is first.numpy
+    random.random()
+    np.random.rand()
+    after = RandomState.capture()
+    assert after.python is not first.python and after.numpy is not first.numpy
+    assert after.python == random.getstate()
+
+
+def test_a_second_normal_of_python_is_no_draw_of_its_words():
+    random.seed(3)
+    random.gauss(0, 1)  # holds a second one back
+    state = RandomState.capture()
+    expected = random.gauss(0, 1)
+    with replayed(state):
+        assert random.gauss(0, 1) == expected
+    assert RandomState.capture().python == random.getstate()
+
+
+def test_without_its_memory_pythons_state_is_read_in_full(monkeypatch):
+    monkeypatch.setattr(sys.implementation, "name", "other")
+    kept = _PythonState()
+    before = kept.read()
+    random.random()
+    assert kept.read() == random.getstate() != before
+    kept.write(before)
+    assert random.getstate() == before

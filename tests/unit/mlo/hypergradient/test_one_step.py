@@ -335,7 +335,7 @@ def test_by_default_a_sum_of_graphs_is_made_again(more):
 
 
 def test_a_graph_is_kept_always_never_or_where_it_fits():
-    with pytest.raises(mlo.EngineError, match="keep_graph must be True, False or 'auto'"):
+    with pytest.raises(mlo.EngineError, match="keep_graph must be true, false or 'auto'"):
         mlo.OneStep(keep_graph="always")
     assert mlo.OneStep(products="finite_difference").keeps_graph is False
 

@@ -43,6 +43,8 @@ def test_every_number_declares_its_range(engine):
         if not is_number and (value != "auto" or "bool" in str(option.type)):
             continue
         for wrong in ("1e-3", None, True, -1, float("nan")):
+            if wrong is True and option.name == "keep_graph":  # no number
+                continue
             with pytest.raises(mlo.EngineError, match=f"'{engine.name}': {option.name} must"):
                 mlo.engine_from({"name": engine.name, option.name: wrong})
 
