@@ -89,5 +89,9 @@ def memory_of(device: torch.device) -> int:
 
 
 def fits(saved: int, device: torch.device) -> bool:
-    """Whether the graph of a gradient is kept, whose forward pass saves so many bytes."""
-    return SHARE * PER_FORWARD * saved <= memory_of(device)
+    """Whether the graph of a gradient is kept, whose forward pass saves so many bytes.
+
+    Where the device's memory is not known, as of the meta device, it is not.
+    """
+    memory = memory_of(device)
+    return memory > 0 and SHARE * PER_FORWARD * saved <= memory

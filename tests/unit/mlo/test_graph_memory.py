@@ -58,4 +58,6 @@ def test_it_fits_where_the_memory_holds_it_four_times(monkeypatch, saved, kept):
 def test_a_device_of_unknown_memory_holds_nothing():
     assert memory_of(torch.device("meta")) == 0
     assert not fits(1, torch.device("meta"))
+    # Storages there have no places, so that the count of what is saved says nothing.
+    assert not fits(0, torch.device("meta"))
     assert memory_of(torch.device("cpu")) > 2**27
