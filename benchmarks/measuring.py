@@ -59,7 +59,7 @@ class Ratio:
 
     def __str__(self) -> str:
         median, low, high = map(two_digits, (self.median, self.low, self.high))
-        return median if low == high else f"{median} ({low}–{high})"
+        return median if self.low == self.high else f"{median} ({low}–{high})"
 
 
 def two_digits(ratio: float) -> str:

@@ -315,11 +315,15 @@ def measurements(results: Results) -> str:
     """How the files were made: a row for each command."""
     rows = []
     for path in sorted((results.folder / FOLDER).glob("*.csv")):
-        entries = rows_of(results, path.stem)
-        for made in dict.fromkeys(tuple(row[key] for key in PROVENANCE) for row in entries):
-            command, machine, load, date, commit, versions = made
+        loads: dict[tuple[str, ...], list[str]] = {}
+        for row in rows_of(results, path.stem):
+            made = tuple(row[key] for key in PROVENANCE if key != "load")
+            loads.setdefault(made, []).append(row["load"])
+        for (command, machine, *others), found in loads.items():
+            known = sorted(filter(None, found), key=float)
+            load = "–".join(dict.fromkeys(known[:1] + known[-1:]))
             link = f"[{path.name}](data/{FOLDER}/{path.name})"
-            rows.append((link, f"`{command}`", machine, load, date, commit, versions))
+            rows.append((link, f"`{command}`", machine, load, *others))
     return table(("file", "command", "machine", "load", "date", "commit", "versions"), rows)
 
 

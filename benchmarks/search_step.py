@@ -363,7 +363,8 @@ def step_table(
     for name in [ORIGINAL, *(name for name in STEPS if only in name)]:
         memory[name] = measured_apart(step_memory, size, name, device=device)
         optimizer = original if name == ORIGINAL else search(size, STEPS[name], device)
-        counted = passes(optimizer)  # also warms up
+        optimizer.step()  # the first one also checks the losses
+        counted = passes(optimizer)
         times = interleaved({ORIGINAL: original.step, name: optimizer.step}, repeats, device)
         found, base = times[name], times[ORIGINAL]
         print(row(name, found, base, *counted, f"{memory[name]:.0f}"), flush=True)
