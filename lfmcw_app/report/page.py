@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,18 @@ from lfmcw_app.units import duration, size
 __all__ = ["REPORT", "comparison_page", "run_page", "write_report"]
 
 
+SHAPES = (
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+)
+"""What Python, NumPy, Pillow and torch raise at values of another shape than runs write."""
+
+
 def write_report(folder: Path) -> Path:
     """Writes report.html into a run folder and returns its path.
 
@@ -65,36 +77,54 @@ def write_report(folder: Path) -> Path:
 def run_page(run: RunData) -> str:
     """The page of one run."""
     rounds = Rounds(run)
-    alpha = evolution(run, rounds.offsets, rounds.boundaries)
-    names, pictures = sheets(run)
+    unshown = list(run.unreadable)
+
+    def shown(what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+        """A part of the page; what its numbers do not allow is named instead."""
+        try:
+            return make()
+        except SHAPES as error:
+            said = " ".join(str(error).split())[:200]
+            unshown.append(f"{what} ({type(error).__name__}: {said})")
+            return otherwise
+
+    warmup = run.warmup.entries
+    names, pictures = shown("the images", lambda: sheets(run), ([], []))
+    parts: dict[str, Any] = {
+        "state": shown("where the run stands", lambda: progress_text(run), "unfinished"),
+        "figures": shown("the key figures", lambda: key_figures(run), []),
+        "cells": shown("the cells", lambda: _cells(run.genotype), []),
+        "alpha": shown(
+            "the architecture", lambda: evolution(run, rounds.offsets, rounds.boundaries), None
+        ),
+        "losses": shown("the losses", lambda: loss_charts(rounds), []),
+        "errors": shown("the errors", lambda: error_charts(rounds), []),
+        "weights": shown("the class weights", lambda: class_weights(run), None),
+        "classes": shown("the errors by class", lambda: class_errors(run), None),
+        "w1_confusion": shown("the confusion of W1", lambda: w1_confusion(run), None),
+        "quality": shown("what images are worth", lambda: generator_quality(run, rounds), None),
+        "sheet_names": names,
+        "sheets": pictures,
+        "warmup": shown(
+            "the warm-up",
+            lambda: [*warmup_charts(warmup), *quality_charts(partial(points_of, warmup))],
+            [],
+        ),
+        "gradients": shown("the gradients", lambda: gradient_charts(rounds), []),
+        "solves": shown("the solves", lambda: solves(run), []),
+        "costs": shown("time and memory", lambda: costs(run), []),
+        "training": shown("the training", lambda: training_charts(run.training.entries), []),
+        "environment": shown("the environment", lambda: environment_rows(run.environment), ()),
+    }
     return _rendered(
         "run.html",
         [run],
         title=_title(run),
         run=run,
         what=_what(run),
-        state=progress_text(run),
-        figures=key_figures(run),
-        cells=_cells(run.genotype),
-        alpha=alpha,
-        losses=loss_charts(rounds),
-        errors=error_charts(rounds),
-        weights=class_weights(run),
-        classes=class_errors(run),
-        w1_confusion=w1_confusion(run),
-        quality=generator_quality(run, rounds),
-        sheet_names=names,
-        sheets=pictures,
-        warmup=[
-            *warmup_charts(run.warmup.entries),
-            *quality_charts(partial(points_of, run.warmup.entries)),
-        ],
-        gradients=gradient_charts(rounds),
-        solves=solves(run),
-        costs=costs(run),
-        training=training_charts(run.training.entries),
-        environment=environment_rows(run.environment),
         command=repeat_command(run),
+        unshown=unshown,
+        **parts,
     )
 
 

@@ -1,16 +1,21 @@
-"""Reads whatever a run folder holds, of a complete, an unfinished or an evaluated run."""
+"""Reads whatever a run folder holds, of a complete, an unfinished or an evaluated run.
+
+Only the recipe must be there. Files are read within bounds (bounded.py); what cannot be read is
+left out and named, since a damaged log is no reason to hide a result. Of very long runs every k-th
+round is read, and those that hold more than numbers of a curve.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.report.bounded import parse_bounded
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_end import SEARCH_END
@@ -20,6 +25,26 @@ from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.timings import TIMINGS
 
 __all__ = ["Phase", "RunData", "Snapshot", "read_run"]
+
+OF_METRICS: dict[str, type | tuple[type, ...]] = {
+    "phase": str, "round": int, "losses": dict, "metrics": dict,
+}  # fmt: skip
+OF_TIMINGS: dict[str, type | tuple[type, ...]] = {
+    "phase": str, "rounds": list, "seconds": (int, float), "problems": dict,
+}  # fmt: skip
+"""Keys that each line has → their types."""
+
+MOST_LINES = 20_000
+"""Of metrics.jsonl: a chart has some hundred points."""
+
+KEPT = (b'"alpha"', b'"candidates"', b'"quality"')
+"""Keys of lines that are read in any case."""
+
+PHASE_BYTES = 24
+"""How much of a line's beginning tells its phase."""
+
+MOST_EDGES = 2000
+MOST_ROUNDS = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +84,8 @@ class RunData:
         search_end: search.json: what generator and W1 are worth at the end of the search.
         real: a sheet of real images, as the snapshots have them.
         changes: settings that were changed on --resume and that numbers can depend on.
+        unreadable: what was left out, in words.
+        stride: of how many rounds one was read.
     """
 
     path: Path
@@ -76,6 +103,8 @@ class RunData:
     real: Path | None
     search_end: dict[str, Any]
     changes: Sequence[dict[str, Any]] = ()
+    unreadable: list[str] = field(default_factory=list)
+    stride: int = 1
 
     @property
     def name(self) -> str:
@@ -87,7 +116,7 @@ def read_run(path: Path) -> RunData:
     """Reads a run folder.
 
     Raises:
-        InputError: if there is no run in it, or one of its files is damaged.
+        InputError: if there is no run in it.
     """
     try:
         tree = parse_yaml((path / "config.yaml").read_text("utf-8"))
@@ -98,7 +127,10 @@ def read_run(path: Path) -> RunData:
     except ValueError as error:
         raise InputError(f"{path / 'config.yaml'} is damaged: {error}.") from None
     recipe = validate_recipe(tree)
-    entries = _lines(path / "metrics.jsonl", ("phase", "round", "losses", "metrics"))
+    unreadable: list[str] = []
+    metrics = path / "metrics.jsonl"
+    stride = _stride(metrics)
+    entries = _lines(metrics, OF_METRICS, unreadable, stride)
     by_phase: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         by_phase.setdefault(entry["phase"], []).append(entry)
@@ -111,55 +143,133 @@ def read_run(path: Path) -> RunData:
     return RunData(
         path=path,
         recipe=recipe,
-        environment=_mapping(path / "environment.json"),
-        dataset=_mapping(path / "dataset.json"),
+        environment=_mapping(path / "environment.json", unreadable),
+        dataset=_mapping(path / "dataset.json", unreadable),
         searched=[phase for name, phase in phases.items() if name not in (WARMUP, TRAINING)],
         warmup=phases.get(WARMUP, Phase(name=WARMUP, entries=[])),
         training=phases.get(TRAINING, Phase(name=TRAINING, entries=[])),
-        genotype=space_named(recipe.search.space).genotype.load(cells) if cells.exists() else None,
+        genotype=_genotype(cells, recipe, unreadable),
         evaluated=evaluated,
-        result=_mapping(path / "result.json") or None,
-        timings=_lines(path / TIMINGS, ("phase", "rounds", "seconds", "problems")),
+        result=_mapping(path / "result.json", unreadable) or None,
+        timings=_lines(path / TIMINGS, OF_TIMINGS, unreadable),
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
-        search_end=_mapping(path / SEARCH_END),
-        changes=numbers_changed(path),
+        search_end=_mapping(path / SEARCH_END, unreadable),
+        changes=_changes(path, unreadable),
+        unreadable=unreadable,
+        stride=stride,
     )
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path, unreadable: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = parse_bounded(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}).") from None
+        unreadable.append(f"{path.name} ({error})")
+        return {}
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: it holds a {type(value).__name__}, not an object.")
+        unreadable.append(f"{path.name} (it holds a {type(value).__name__}, not an object)")
+        return {}
     return value
 
 
-def _lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+def _genotype(path: Path, recipe: Recipe, unreadable: list[str]) -> Cells | None:
+    if not path.exists():
+        return None
+    try:
+        cells = space_named(recipe.search.space).genotype.load(path)
+        edges = sum(len(edges) for nodes in cells.to_data().values() for edges in nodes)
+        if edges > MOST_EDGES:
+            raise InputError(f"it has {edges:,} edges")
+    except InputError as error:
+        unreadable.append(f"{path.name} ({error})")
+        return None
+    return cells
+
+
+def _changes(path: Path, unreadable: list[str]) -> Sequence[dict[str, Any]]:
+    try:
+        return numbers_changed(path)
+    except (InputError, LookupError, TypeError) as error:
+        unreadable.append(f"changes.jsonl ({error})")
+        return []
+
+
+def _stride(path: Path) -> int:
+    """Of how many lines one is read, so that at most `MOST_LINES` are."""
+    if not path.is_file():
+        return 1
+    with path.open("rb") as file:
+        count = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return 1 + (count - 1) // MOST_LINES if count else 1
+
+
+def _lines(
+    path: Path, keys: dict[str, type | tuple[type, ...]], unreadable: list[str], stride: int = 1
+) -> list[dict[str, Any]]:
     """The objects of a file with one per line.
 
     A last line without its end, of a run that was killed there, is left out.
     """
     if not path.exists():
         return []
+    entries, bad, why = [], [], ""
     try:
-        *lines, _ = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}).") from None
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            raise InputError(f"{path} is damaged: line {number} is not JSON.") from None
-        if not isinstance(entry, dict) or not set(keys) <= set(entry):
-            raise InputError(f"{path} is damaged: line {number} lacks one of {', '.join(keys)}.")
-        entries.append(entry)
+        for number, line in _some_lines(path, stride):
+            try:
+                entries.append(_entry(line, keys))
+            except ValueError as error:
+                bad.append(number)
+                why = why or str(error)
+    except OSError as error:
+        unreadable.append(f"{path.name} ({error})")
+    if bad:
+        lines = ", ".join(map(str, bad[:3])) + (", …" if len(bad) > 3 else "")
+        unreadable.append(f"{len(bad):,} lines of {path.name} ({lines}; the first: {why})")
     return entries
+
+
+def _some_lines(path: Path, stride: int) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the lines that are read: each stride-th, and what must not be missed.
+
+    These are lines with α, candidates or measures, and the last of each phase.
+    """
+    before: tuple[int, bytes] | None = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            if stride > 1 and before is not None and line[:PHASE_BYTES] != before[1][:PHASE_BYTES]:
+                yield before
+            if number % stride == 0 or any(key in line for key in KEPT):
+                before = None
+                yield number, line
+            else:
+                before = number, line
+    if before is not None:
+        yield before
+
+
+def _entry(line: bytes, keys: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The object of a line.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    entry = parse_bounded(line.decode("utf-8"))
+    found = entry if isinstance(entry, dict) else {}
+    wrong = [
+        f"{key} is {shown(found[key])}" if key in found else f"it lacks {key}"
+        for key, kind in keys.items()
+        if not isinstance(found.get(key), kind) or isinstance(found[key], bool)
+    ]
+    if not wrong and not 0 <= found.get("round", 0) <= MOST_ROUNDS:
+        wrong.append(f"round is {shown(found['round'])}")
+    if wrong:
+        raise ValueError(wrong[0])
+    return found
 
 
 def _snapshots(folder: Path, phases: Sequence[str]) -> list[Snapshot]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 
 import pytest
 from made_run_folders import make_folder
 from PIL import Image
 
 from lfmcw_app.errors import InputError
-from lfmcw_app.report import run_page
+from lfmcw_app.report import reading, run_page
 from lfmcw_app.report.reading import read_run
 from lfmcw_app.search_space.genotype import random_genotype
 
@@ -64,23 +66,67 @@ def test_an_evaluation_has_the_genotype_that_was_given(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("metrics.jsonl", "nonsense\n", "line 1 is not JSON"),
-        ("metrics.jsonl", json.dumps({"phase": "search"}) + "\n", "line 1 lacks one of"),
+        ("metrics.jsonl", "nonsense\n", r"1 lines of metrics\.jsonl \(1; the first: Expecting"),
+        ("metrics.jsonl", '{"phase": "search"}\n', "the first: it lacks round"),
+        ("metrics.jsonl", '{"phase": 3, "round": 1, "losses": {}, "metrics": {}}\n', "phase is 3"),
+        (
+            "metrics.jsonl",
+            '{"phase": "search", "round": -1, "losses": {}, "metrics": {}}\n',
+            "round is -1",
+        ),
         ("result.json", "[1]", "holds a list, not an object"),
-        ("environment.json", "{", "environment.json is damaged"),
-        ("config.yaml", "search: [", "not valid YAML"),
+        ("environment.json", "{", r"environment\.json \(Expecting"),
+        ("genotype.json", "{}", r"genotype\.json \("),
+        ("changes.jsonl", "{}", r"changes\.jsonl \("),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path, name, text, words):
+def test_what_is_damaged_is_left_out_and_named(tmp_path, name, text, words):
     folder = make_folder(tmp_path / "run", {"search": (8, 1)})
     (folder / name).write_text(text)
-    with pytest.raises(InputError, match=words):
+    run = read_run(folder)
+    (said,) = run.unreadable
+    assert re.search(words, said)
+    assert said in html.unescape(run_page(run))
+
+
+def test_a_folder_whose_recipe_is_damaged_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 1)})
+    (folder / "config.yaml").write_text("search: [")
+    with pytest.raises(InputError, match="not valid YAML"):
         read_run(folder)
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="There is no run in"):
-        read_run(tmp_path)
+def test_damaged_lines_cost_the_others_nothing(tmp_path):
+    folder = make_folder(tmp_path / "run", {"search": (8, 8)})
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    lines[3] = b"\0" * 40 + b"\n"
+    lines[5] = b"\xff\n"
+    metrics.write_bytes(b"".join(lines))
+    run = read_run(folder)
+    assert [entry["round"] for entry in run.searched[0].entries] == [1, 2, 3, 5, 7, 8]
+    assert "2 lines of metrics.jsonl (4, 6; the first:" in run.unreadable[0]
+
+
+def test_of_very_long_runs_some_rounds_are_read(tmp_path, monkeypatch):
+    """Those with α, and the last of each phase, are never missed."""
+    folder = make_folder(tmp_path / "run", {"search-1": (8, 1), "search-2": (8, 1)})
+    entry = {"losses": {"w2": 1.0}, "metrics": {}, "gradient_norms": {}, "solves": {}}
+    made = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    alpha, candidates = made[0]["alpha"], made[0]["candidates"]
+    lines = []
+    for phase, count in (("search-1", 50), ("search-2", 33)):
+        for number in range(1, count + 1):
+            more = {"alpha": alpha, "candidates": candidates} if number == 7 else {}
+            lines.append(json.dumps({"phase": phase, "round": number, **entry, **more}) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    assert read_run(folder).stride == 1
+    monkeypatch.setattr(reading, "MOST_LINES", 10)
+    run = read_run(folder)
+    assert run.stride == 9
+    found = [[entry["round"] for entry in stage.entries] for stage in run.searched]
+    assert found == [[7, 9, 18, 27, 36, 45, 50], [4, 7, 13, 22, 31, 33]]
+    assert "Curves show one of 9 rounds" in run_page(run)
 
 
 def with_warm_up(folder):
