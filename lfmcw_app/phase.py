@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from lfmcw_app import stopping
-from lfmcw_app.errors import InputError, NumbersWarning
+from lfmcw_app.errors import InputError, NumbersWarning, shown
 from lfmcw_app.printing import say
 from lfmcw_app.processes import all_gathered, wait_for_all
 from lfmcw_app.progress import PhaseProgress
@@ -20,7 +20,7 @@ from lfmcw_app.resuming import learning_rates, set_learning_rates
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.timings import TIMINGS, Timings
-from mlo import MultilevelOptimizer, NonFiniteError, Record
+from mlo import CheckpointError, MultilevelOptimizer, NonFiniteError, Record
 
 __all__ = ["Phase", "PhaseState", "Round", "entry_of"]
 
@@ -40,6 +40,25 @@ class PhaseState:
     loss_count: int = 0
     best: float | None = None
     rollbacks: int = 0
+
+    @classmethod
+    def read(cls, saved: dict[str, Any]) -> PhaseState:
+        """What a checkpoint holds of it.
+
+        Raises:
+            CheckpointError: if that is something else.
+        """
+        kinds = {"loss_sum": float, "loss_count": int, "best": float, "rollbacks": int}
+        for key, value in saved.items():
+            unset = key == "best" and value is None
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            of_kind = is_number and (kinds.get(key) is float or isinstance(value, int))
+            if key not in kinds or not (unset or of_kind):
+                raise CheckpointError(
+                    f"The checkpoint's entry standing.{key} is {shown(value)}, which no run writes. "
+                    "It was edited. Use an earlier checkpoint, or start again in a new folder."
+                )
+        return cls(**saved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +119,7 @@ class Phase:
         self._judged_by, self._console = judged_by, console
         self._keep_every = folder.recipe.checkpoint_keep_every
         self._rates = learning_rates(optimizer)
-        self._state = PhaseState(**folder.restore(name, optimizer, phases))
+        self._state = PhaseState.read(folder.restore(name, optimizer, phases))
         set_learning_rates(optimizer, self._rates)
         self._take_up_changes(last=name == phases[-1])
         self._saved_at = time.monotonic()
@@ -200,7 +219,7 @@ class Phase:
         state = self._folder.roll_back(self._name, self._optimizer)
         set_learning_rates(self._optimizer, self._rates)
         wait_for_all()
-        self._state = PhaseState(**state)
+        self._state = PhaseState.read(state)
         if self._state.rollbacks == ROLLBACKS:
             raise InputError(
                 f"{told} The run went back to round {self._optimizer.round} of {self._name} "

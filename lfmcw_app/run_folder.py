@@ -573,9 +573,12 @@ class RunFolder:
         """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""
         where = f"The checkpoint of {phase!r} in {self.path}"
         length = state.get("metrics_bytes")
-        if not isinstance(length, int) or "optimizer" not in state:
+        is_count = isinstance(length, int) and not isinstance(length, bool) and length >= 0
+        parts = (state.get("optimizer"), state.get("standing", {}))
+        if not is_count or not all(isinstance(part, dict) for part in parts):
             raise mlo.CheckpointError(
-                f"{where} is not one of a run: it lacks entries. Use another folder."
+                f"{where} is not one of a run: it lacks entries, or they were edited. Use another "
+                "folder."
             )
         # Keys that are new since it was written have their defaults.
         try:

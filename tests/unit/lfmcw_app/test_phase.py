@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rich.console import Console
 
 import mlo
 from lfmcw_app import stopping
-from lfmcw_app.phase import Phase, entry_of
+from lfmcw_app.phase import Phase, PhaseState, entry_of
 from lfmcw_app.recipe import load_recipe
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.timings import TIMINGS
@@ -129,3 +130,26 @@ def test_an_entry_names_what_was_skipped():
     record = mlo.Record(round=2)
     record.skipped["w"] = mlo.NonFiniteError("lost", problem="w", round=2, term="loss", data={})
     assert entry_of(record)["skipped"] == {"w": "loss"}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"loss_sum": "x"},
+        {"loss_count": 0.5},
+        {"best": []},
+        {"rollbacks": None},
+        {"loss_sum": True},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_an_edited_phase_state_is_refused(saved):
+    with pytest.raises(mlo.CheckpointError, match=rf"standing\.{next(iter(saved))} is"):
+        PhaseState.read(saved)
+
+
+def test_a_phase_state_is_read_as_it_was_saved():
+    state = PhaseState(loss_sum=1.5, loss_count=3, best=0.25, rollbacks=1)
+    assert PhaseState.read(asdict(state)) == state
+    assert PhaseState.read({"best": None}) == PhaseState()
