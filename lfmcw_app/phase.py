@@ -55,8 +55,8 @@ class PhaseState:
             of_kind = is_number and (kinds.get(key) is float or isinstance(value, int))
             if key not in kinds or not (unset or of_kind):
                 raise CheckpointError(
-                    f"The checkpoint's entry standing.{key} is {shown(value)}, which no run writes. "
-                    "It was edited. Use an earlier checkpoint, or start again in a new folder."
+                    f"The checkpoint's entry standing.{key} is {shown(value)}, which no run "
+                    "writes. It was edited. Use an earlier checkpoint, or start again in a new folder."
                 )
         return cls(**saved)
 
