@@ -56,7 +56,7 @@ class PhaseState:
             if key not in kinds or not (unset or of_kind):
                 raise CheckpointError(
                     f"The checkpoint's entry standing.{key} is {shown(value)}, which no run "
-                    "writes. It was edited. Use an earlier checkpoint, or start again in a new folder."
+                    "writes. It was edited. Use an earlier checkpoint, or a new folder."
                 )
         return cls(**saved)
 
