@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.autograd.graph
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
 from torch.overrides import has_torch_function
 
 __all__ = ["grad"]
+
+_run_backward = getattr(torch.autograd.graph, "_engine_run_backward", None)
+"""Private to PyTorch: a version without it takes `torch.autograd.grad`, with the same numbers."""
 
 
 def grad(
@@ -40,7 +43,7 @@ def grad(
         cotangents = [torch.ones_like(output) for output in outputs]
     cotangents = tuple(cotangents)
     kept = create_graph if retain_graph is None else retain_graph
-    if has_torch_function((*outputs, *inputs, *cotangents)):
+    if _run_backward is None or has_torch_function((*outputs, *inputs, *cotangents)):
         return torch.autograd.grad(
             outputs,
             inputs,
@@ -49,7 +52,7 @@ def grad(
             create_graph=create_graph,
             allow_unused=True,
         )
-    found: Sequence[Tensor | None] = _engine_run_backward(
+    found: Sequence[Tensor | None] = _run_backward(
         outputs,
         cotangents,
         kept,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mlo import backward
 from mlo.backward import grad
 
 
@@ -64,3 +65,13 @@ def test_a_mode_sees_the_call():
     with Watching():
         grad([y], [a], [torch.ones(3)])
     assert torch.autograd.grad in seen
+
+
+def test_a_pytorch_without_that_function_gives_the_same(monkeypatch):
+    a, b, unused, y, z = case()
+    v = [torch.randn(3), torch.randn(3)]
+    expected = grad([y, z], [a, b, unused], v, retain_graph=True)
+    monkeypatch.setattr(backward, "_run_backward", None)
+    found = grad([y, z], [a, b, unused], v)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert found[2] is None
