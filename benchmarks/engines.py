@@ -17,7 +17,7 @@ import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -349,9 +349,9 @@ def run(
                     say(f"\n## {full}\n\nSkipped: {error}")
                     continue
                 known = reference(task)
-                torch.save((task, known), path)
-
-                # The worker processes read the task and its exact gradients from the file.
+                # The worker processes build the same task, and read its exact gradients here.
+                state = {"problem": full, "quick": quick, "reference": asdict(known)}
+                torch.save(state, path)
                 rows = rows_of(full, known.sizes, quick=quick)
                 measure(path, rows, repeats=repeats or (2 if quick else 5), limit=limit)
                 counts: list[Any] = list(known.sizes.items())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from engines_libraries import LIBRARIES, Method, Program, Refused
 from engines_oracle import Reference, flat
-from engines_problems import Task
+from engines_problems import Task, build
 from measuring import answers
 from resident_memory import peak, reset_peak, return_free_memory
 from torch import Tensor
@@ -41,10 +41,10 @@ def serve(library: str, method: str, steps: int, rounds: int, path: Path) -> Non
         method: the method's name.
         steps: its number of products.
         rounds: steps made before the gradient is compared, for methods that keep a state.
-        path: file of the task and its `Reference`.
+        path: file of the task's name and its `Reference`.
     """
-    # A file that this benchmark has just written.
-    task, reference = torch.load(path, weights_only=False)
+    state = torch.load(path, weights_only=True)
+    task, reference = build(state["problem"], quick=state["quick"]), Reference(**state["reference"])
     asked = Method(name=method, steps=steps, step_size=reference.step_size)
     measuring = _Measuring(task, reference, library, asked, rounds)
     requests = {
