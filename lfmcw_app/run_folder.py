@@ -324,6 +324,16 @@ class RunFolder:
         for listener in self.listeners:
             listener(entry)
 
+    def _continue_log(self, length: int) -> None:
+        """Continues metrics.jsonl from a length that it had."""
+        try:
+            self._log.go_to(length)
+        except OSError as error:  # the next write cuts it to this length
+            self._warn(
+                f"metrics.jsonl cannot be written in {self.path} ({self._reason(error)}); it is "
+                "tried again with the next line."
+            )
+
     @contextmanager
     def attempting(self, what: str) -> Iterator[None]:
         """Downgrades a failure to make or to write an optional file to a warning.
@@ -523,10 +533,10 @@ class RunFolder:
                     f"{self.path} has a checkpoint of {later[0]!r} but none of {phase!r} before it "
                     f"({phase}.pt). Put it back, or start again in a new folder."
                 )
-            self._log.go_to(self._log.length)  # where the phase before this one ended
+            self._continue_log(self._log.length)  # where the phase before this one ended
             return {}
         optimizer.load_state_dict(self._of_this_version(state["optimizer"], optimizer))
-        self._log.go_to(state["metrics_bytes"])
+        self._continue_log(state["metrics_bytes"])
         phase_state: dict[str, Any] = state.get("standing", {})
         return phase_state
 
@@ -545,7 +555,7 @@ class RunFolder:
                 f"There is no checkpoint of {phase!r} in {self.path} to go back to."
             )
         optimizer.roll_back(self._of_this_version(state["optimizer"], optimizer))
-        self._log.go_to(state["metrics_bytes"])
+        self._continue_log(state["metrics_bytes"])
         phase_state: dict[str, Any] = state["standing"]
         return phase_state
 

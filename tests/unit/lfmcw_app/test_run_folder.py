@@ -235,6 +235,19 @@ def test_missing_statistics_are_refused(folder):
         folder.restore("search", normed(tracks=True), PHASES)
 
 
+def test_a_log_that_cannot_be_cut_is_cut_with_the_next_line(folder):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    folder.log({"round": 1})
+    folder.save("search", optimizer, {})
+    folder.log({"round": 2})
+    again = RunFolder.open(folder.path)
+    full = striking(folder.path, 0, disk_is_full)
+    with pytest.warns(mlo.CheckpointWarning, match="tried again with the next line"), full:
+        again.restore("search", optimizer, PHASES)
+    again.log({"round": 3})
+    assert folder.metrics.read_text() == '{"round": 1}\n{"round": 3}\n'
+
+
 def test_a_phase_without_a_checkpoint_begins_anew(folder):
     optimizer = bilevel_quadratic().optimizer("one_step")
     assert folder.restore("search", optimizer, PHASES) == {}
