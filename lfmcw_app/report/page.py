@@ -78,16 +78,7 @@ def run_page(run: RunData) -> str:
     """The page of one run."""
     rounds = Rounds(run)
     unshown = list(run.unreadable)
-
-    def shown(what: str, make: Callable[[], Any], otherwise: Any) -> Any:
-        """A part of the page; what its numbers do not allow is named instead."""
-        try:
-            return make()
-        except SHAPES as error:
-            said = " ".join(str(error).split())[:200]
-            unshown.append(f"{what} ({type(error).__name__}: {said})")
-            return otherwise
-
+    shown = partial(_shown, unshown)
     warmup = run.warmup.entries
     names, pictures = shown("the images", lambda: sheets(run), ([], []))
     parts: dict[str, Any] = {
@@ -128,6 +119,16 @@ def run_page(run: RunData) -> str:
     )
 
 
+def _shown(unshown: list[str], what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+    """A part of a page; where its numbers allow none, it is named in `unshown` instead."""
+    try:
+        return make()
+    except SHAPES as error:
+        said = " ".join(str(error).split())[:200]
+        unshown.append(f"{what} ({type(error).__name__}: {said})")
+        return otherwise
+
+
 def comparison_page(runs: Sequence[RunData]) -> str:
     """The page of several runs side by side."""
     rounds = [Rounds(run) for run in runs]
@@ -144,9 +145,8 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     # Curves of one run have one colour in all charts.
     training = []
     for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
-        entries = run.training.entries
-        accuracies = [(float(e["round"]), e["metrics"]["network"]["accuracy"]) for e in entries]
-        errors = [(number, 100.0 * (1.0 - accuracy)) for number, accuracy in accuracies]
+        of_network = at("metrics", "network", "accuracy", percent_wrong=True)
+        errors = points_of(run.training.entries, of_network)
         training.append(Series(label=label, points=errors, colour=f"series-{1 + index % 8}"))
 
     of_w2 = ("metrics", "arch", "accuracy")
@@ -161,8 +161,19 @@ def comparison_page(runs: Sequence[RunData]) -> str:
     # The rows of the table: all figures that some run has, in their order on a run's page.
     figures: dict[str, dict[str, Figure]] = {}
     named: dict[str, str] = {}
+    unshown: list[str] = []
+
+    def of_each(what: str, make: Callable[[RunData], Any], otherwise: Any) -> list[Any]:
+        named = zip(labels, runs, strict=True)
+        return [
+            _shown(unshown, f"{label}: {what}", partial(make, run), otherwise)
+            for label, run in named
+        ]
+
     for label, run in zip(labels, runs, strict=True):
-        figures[label] = {figure.key: figure for figure in key_figures(run)}
+        unshown += [f"{label}: {what}" for what in run.unreadable]
+    for label, found in zip(labels, of_each("the key figures", key_figures, []), strict=True):
+        figures[label] = {figure.key: figure for figure in found}
         named |= {figure.key: figure.label for figure in figures[label].values()}
     return _rendered(
         "comparison.html",
@@ -170,13 +181,14 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         title=f"{len(runs)} runs compared",
         labels=labels,
         whats=[_what(run) for run in runs],
-        states=[progress_text(run) for run in runs],
+        states=of_each("where the run stands", progress_text, "unfinished"),
         rows={key: named[key] for key in FIGURES if key in named},
         figures=figures,
         differences=_differences(runs),
         charts=[chart for chart in charts if chart],
-        cells=[_cells(run.genotype) for run in runs],
-        weights=[class_weights(run) for run in runs],
+        cells=of_each("the cells", lambda run: _cells(run.genotype), []),
+        weights=of_each("the class weights", class_weights, None),
+        unshown=unshown,
     )
 
 

@@ -307,8 +307,12 @@ def test_a_report_without_a_damaged_file_names_it(tmp_path, name):
     (folder / name).write_text("{}\n" if name.endswith("l") else "[1]")
     assert report(folder).returncode == 0
     html = (folder / "report.html").read_text("utf-8")
-    assert "Of this folder is not shown:" in html
+    assert "Not shown, since it is damaged:" in html
     assert name in html
+    other = make_folder(tmp_path / "other", {"search": (8, 2)})
+    out = tmp_path / "both.html"
+    assert report("--compare", folder, other, "--out", out).returncode == 0
+    assert re.search(rf"<li>run: [^<]*{name}", out.read_text("utf-8"))
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
