@@ -32,8 +32,11 @@ BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Kind of device → what its processes talk by. NCCL carries no tensors of the CPU, such as the
 numbers of a solver or what `all_gathered` sends; gloo does, and no GPU waits for them."""
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says when another process is gone."""
+
+WAITED = ("Timed out waiting", "collective operation timeout")
+"""What gloo and NCCL say when another process does not come."""
 
 
 @contextmanager
@@ -61,15 +64,29 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except RuntimeError as error:
-        # The process that failed first says why; the others only lose the connection to it.
-        if not any(text in str(error) for text in LOST):
+        told = _what_happened(str(error), dist.get_rank())
+        if told is None:
             raise
-        raise InputError(
-            f"Process {dist.get_rank()} lost the connection to another one, which has ended; that "
-            "one's own message says why. Resume from the last checkpoint with --resume."
-        ) from error
+        raise InputError(f"{told} Resume from the last checkpoint with --resume.") from error
     finally:
         dist.destroy_process_group()
+
+
+def _what_happened(error: str, rank: int) -> str | None:
+    """What an error of the connection to other processes means; None where it is another one."""
+    # The process that failed first says why; the others only lose the connection to it.
+    if any(text in error for text in LOST):
+        return (
+            f"Process {rank} lost the connection to another one, which has ended; that one's own "
+            "message says why."
+        )
+    if any(text in error for text in WAITED):
+        minutes = PATIENCE.total_seconds() / 60
+        return (
+            f"Process {rank} has waited {minutes:.0f} minutes for another one, which hangs or was "
+            "stopped. End all of them, and look at its machine."
+        )
+    return None
 
 
 def is_main() -> bool:

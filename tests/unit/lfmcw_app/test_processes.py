@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 import mlo
+from lfmcw_app import processes
 from lfmcw_app.errors import InputError
 from lfmcw_app.processes import (
     FollowerFolder,
@@ -108,3 +109,17 @@ def test_a_follower_writes_nothing(tmp_path):
     error = mlo.NonFiniteError("lost", problem="w", round=1, term="loss", data={})
     assert "first process" in follower.save_diagnosis(error)
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:1", "has ended"),
+        ("Timed out waiting 1800000ms for recv operation to complete", "has waited 30 minutes"),
+        ("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1) ran for 1", "hangs or"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_what_other_processes_did_is_told(error, words):
+    told = processes._what_happened(error, 1)
+    assert told is None if words is None else words in told
