@@ -563,13 +563,14 @@ class RunFolder:
         self, state: dict[str, Any], optimizer: mlo.MultilevelOptimizer
     ) -> dict[str, Any]:
         """The state of an optimizer without running statistics that its modules do not keep."""
-        problems, dropped = dict(state["problems"]), 0
+        # What has another shape is left to the optimizer, which refuses it in words.
+        found = state.get("problems")
+        problems, dropped = dict(found) if isinstance(found, dict) else {}, 0
         for name, problem in optimizer.problems.items():
-            if name in problems:
-                kept, fewer = without_statistics(
-                    problems[name]["module"], problem.module.state_dict()
-                )
-                problems[name] = {**problems[name], "module": kept}
+            saved = problems.get(name)
+            if isinstance(saved, dict) and isinstance(saved.get("module"), dict):
+                kept, fewer = without_statistics(saved["module"], problem.module.state_dict())
+                problems[name] = {**saved, "module": kept}
                 dropped += fewer
         if dropped:
             self._warn(
@@ -577,7 +578,7 @@ class RunFolder:
                 f"running statistics of BatchNorm. These {dropped} tensors are dropped: no search "
                 "reads them."
             )
-        return {**state, "problems": problems}
+        return {**state, "problems": problems} if dropped else state
 
     def _check(self, phase: str, state: dict[str, Any]) -> None:
         """Raises a CheckpointError unless a checkpoint is one of this phase of this run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import io
 import os
@@ -140,7 +141,7 @@ class CheckpointStore:
         pattern = re.compile(rf"{re.escape(self.name)}\.round-(\d+)\.pt")
         found = [
             (int(match[1]), path)
-            for path in self.folder.iterdir()
+            for path in self.folder.glob(f"{glob.escape(self.name)}.*")  # none in no folder
             if (match := pattern.fullmatch(path.name))
         ]
         return [path for _, path in sorted(found, reverse=True)]

@@ -406,3 +406,22 @@ def test_a_run_that_was_stopped_in_its_clearing_is_cleared(folder):
     again = RunFolder.open(folder.path)
     again.finish_clearing()
     assert names_of(folder) == LEFT
+
+
+@pytest.mark.parametrize("edit", ["problems", "lower", "module"])
+def test_a_state_of_another_shape_is_refused_in_words(folder, edit):
+    optimizer = bilevel_quadratic().optimizer("one_step")
+    folder.save("search", optimizer, {})
+    file = folder.path / "search.pt"
+    state = mlo.load_checkpoint(file)
+    problems = state["optimizer"]["problems"]
+    name = next(iter(problems))
+    if edit == "problems":
+        state["optimizer"]["problems"] = "x"
+    elif edit == "lower":
+        problems[name] = []
+    else:
+        problems[name]["module"] = None
+    mlo.save_checkpoint(state, file)
+    with pytest.raises(mlo.CheckpointError, match="It was edited"):
+        RunFolder.open(folder.path).restore("search", optimizer, PHASES)

@@ -296,3 +296,10 @@ def test_a_checkpoint_has_the_permissions_of_any_file(tmp_path):
     mlo.save_checkpoint({"a": 1}, tmp_path / "run.pt")
     modes = {(tmp_path / name).stat().st_mode for name in ("other", "run.pt")}
     assert len(modes) == 1
+
+
+def test_a_store_whose_folder_is_gone_has_nothing(tmp_path):
+    store = mlo.CheckpointStore(tmp_path / "gone")
+    assert not store.exists()
+    assert store.kept == []
+    assert store.load() is None
