@@ -523,15 +523,17 @@ def _on_class_weights(results: Results) -> str:
 def _on_the_rest(results: Results) -> str:
     pairs = [(METHOD, BASELINE)]
     oracles, harder = chosen(results, pairs, is_oracle), chosen(results, pairs, is_hard)
-    harder = [e for e in harder if e.design.generator != ORACLE] or harder
     said = []
     real = leading(oracles)
     if real is not None:
         said.append(f"with real images in the generator's place it has {_short(real)}")
     for condition in dict.fromkeys(effect.design.condition for effect in harder):
-        effect = leading([effect for effect in harder if effect.design.condition == condition])
+        of_it = [effect for effect in harder if effect.design.condition == condition]
+        learned = [effect for effect in of_it if effect.design.generator != ORACLE]
+        effect = leading(learned or of_it)
         if effect is not None:
-            said.append(f"with {condition_said(condition or '')} {_short(effect)}")
+            images = "" if learned else " and real images"
+            said.append(f"with {condition_said(condition or '')}{images} {_short(effect)}")
     full = [
         effect for effect in results.effects(METHOD, BASELINE) if effect.design.preset == "paper"
     ]
