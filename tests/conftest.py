@@ -1,13 +1,16 @@
-"""One thread per test process, as those of pytest-xdist share the cores; what each test costs."""
+"""One thread per test process, equal random numbers for each test, what each test costs."""
 
+import random
 import signal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from processor_time import ProcessorTime, add_options
 from shared_starts import make_scheduler
 
+# The processes of pytest-xdist share the cores.
 torch.set_num_threads(1)
 
 # What a shell starts in the background ignores SIGINT, and so would the runs that tests interrupt.
@@ -17,6 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A busy machine is no failure.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def equal_random_numbers():
+    """What a test draws depends neither on the tests before it nor on how they are spread."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - what the code under test may draw from
+    random.seed(0)
 
 
 def pytest_addoption(parser):
