@@ -173,7 +173,7 @@ def _check_entries(where: str, found: Any, entries: Mapping[str, tuple[type, ...
             raise ValueError(f"it lacks {where and f'{where}.'}{key}")
         if not isinstance(found[key], kinds) or isinstance(found[key], bool):
             got = type(found[key]).__name__
-            raise ValueError(f"its {where and f'{where}.'}{key} is a {got}")
+            raise ValueError(f"its {where and f'{where}.'}{key} is a {got}")  # noqa: TRY004
 
 
 def _is_whole(value: Any) -> bool:
