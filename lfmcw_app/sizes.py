@@ -222,7 +222,7 @@ def _has_sums(how: Search) -> bool:
 def _sum_supernet_weights(how: Search, classes: int) -> int:
     edges: Any = space_named(how.space).candidates(how)
     cells = sum(
-        how.layers // STAGES * len(edges.cell) * primitive_weights(name, how.(channels << stage), 1)
+        how.layers // STAGES * len(edges.cell) * primitive_weights(name, how.channels << stage, 1)
         for stage in range(STAGES)
         for name in edges.cell[0]
     )
@@ -231,7 +231,7 @@ def _sum_supernet_weights(how: Search, classes: int) -> int:
 
 def _sum_skeleton(channels: int, classes: int) -> int:
     """Weights of what leads from stage to stage, and of the classifier."""
-    widths = [(channels << stage) for stage in range(STAGES)]
+    widths = [channels << stage for stage in range(STAGES)]
     # Convolutions of 3×3 to twice the channels and of these, and one of 1×1 beside them.
     reductions = sum((9 * 2 + 9 * 4 + 2) * width**2 for width in widths[:-1])
     return reductions + widths[-1] * classes
