@@ -160,9 +160,9 @@ def supernet_weights(how: Search, classes: int) -> int:
 
     sources = [source for node in range(how.nodes) for source in range(2 + node)]
 
-    def mixed(layer: int, channels: int) -> int:
-        seen, reduces = channels // part, layer in reduction_layers(layers)
-        total = 0
+    @cache  # most cells are alike
+    def mixed(reduces: bool, channels: int) -> int:
+        seen, total = channels // part, 0
         for source, edge in zip(
             sources, candidates.reduction if reduces else candidates.normal, strict=True
         ):
@@ -171,7 +171,8 @@ def supernet_weights(how: Search, classes: int) -> int:
         return total
 
     widths = list(_widths(layers, how.channels))
-    cells = sum(mixed(layer, channels) for layer, channels in enumerate(widths))
+    reductions = reduction_layers(layers)
+    cells = sum(mixed(layer in reductions, channels) for layer, channels in enumerate(widths))
     inputs = _preprocessing(widths, how.nodes, STEM_MULTIPLIER * how.channels)
     return cells + inputs + how.nodes * widths[-1] * classes
 
