@@ -276,7 +276,9 @@ code = "is no prose"
     assert [words(s) for block in prose(page) for s in sentences(block)] == [13, 5, 2, 8]
     long = " ".join(["word"] * 30) + ". " + " ".join(["Short sentence."] * 20)
     assert lengths_that_break_a_rule(long) == []
-    assert lengths_that_break_a_rule(long.replace("Short sentence.", "", 12))[0].startswith("1 in")
+    assert lengths_that_break_a_rule(long.replace("Short sentence.", "", 12))[0].startswith(
+        "1 sentence in 10"
+    )
     assert lengths_that_break_a_rule("word " * 46)[0].startswith("46 words")
     assert lengths_that_break_a_rule("word " * 21 + ".")[0].startswith("21.0 words")
 
