@@ -45,7 +45,6 @@ NOT_YET_LIBRARY = {
     "docs/migrating-from-higher.md",
     "docs/steps.md",
     "docs/troubleshooting.md",
-    "docs/tutorial.md",
     "mlo/check_schedule.py",
     "mlo/checkpoint.py",
     "mlo/checks.py",
