@@ -36,12 +36,8 @@ NOT_YET_LIBRARY = {
     "docs/architecture.md",
     "docs/checkpoints.md",
     "docs/distributed.md",
-    "docs/glossary.md",
     "docs/index.md",
-    "docs/learned-starts.md",
-    "docs/methods-by-name.md",
     "docs/migrating-from-higher.md",
-    "docs/steps.md",
     "docs/troubleshooting.md",
     "mlo/check_schedule.py",
     "mlo/checkpoint.py",
@@ -139,7 +135,7 @@ def plain(text):
 def sentences(block):
     """The sentences of a paragraph."""
     text = re.sub(r"\b(e\.g|i\.e|cf|Eqs?|al|Fig|vs|St|approx)\.", r"\1", plain(block))
-    parts = re.split(r"(?<=[.!?])[\")”’*]*\s+(?=[\"“(*]?[A-Z0-9λθα])", text)
+    parts = re.split(r"(?<=[.!?])[\")”’*]*\s+(?=[\"“(*]?(?:[A-Z0-9]|[a-zα-ω]\b))", text)
     return [part for part in parts if words(part)]
 
 
