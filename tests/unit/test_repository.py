@@ -120,7 +120,7 @@ def test_the_wrong_name_is_recognised(text, found):
 def test_contributing_names_targets_and_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"make ([a-z-]+)", text))
+    targets = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
     assert {"check", "test", "test-all"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
