@@ -125,6 +125,7 @@ def test_contributing_names_targets_and_files_that_exist():
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
     named = re.findall(r"`((?:mlo|lfmcw_app|tests|docs|benchmarks|\.github|\.ci)/[\w./-]+)`", text)
+    named = [file for file in named if "PACKAGE" not in file]
     assert len(named) > 10
     for file in named:
         assert (ROOT / file).exists(), file
