@@ -37,7 +37,9 @@ def _paragraphs(command: Callable[..., None]) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
 
 
-def command_line(commands: Sequence[Callable[..., None]], *, help: str | None = None) -> typer.Typer:
+def command_line(
+    commands: Sequence[Callable[..., None]], *, help: str | None = None
+) -> typer.Typer:
     """Makes the command line of one function, or of several by their names.
 
     Without arguments the command line of several prints its help.
