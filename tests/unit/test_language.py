@@ -35,7 +35,6 @@ NOT_YET_LIBRARY = {
     "README.md",
     "docs/architecture.md",
     "docs/index.md",
-    "docs/migrating-from-higher.md",
     "mlo/check_schedule.py",
     "mlo/checkpoint.py",
     "mlo/checks.py",
