@@ -188,7 +188,9 @@ def test_figures_on_the_first_page_are_the_measured_ones():
     overheads = [
         float(row[7].split()[0])
         for row in cells
-        if len(row) == 9 and row[1].replace(",", "").isdigit() and int(row[1].replace(",", "")) > 9e5
+        if len(row) == 9
+        and row[1].replace(",", "").isdigit()
+        and int(row[1].replace(",", "")) > 9e5
     ]
     assert f"{min(overheads):.2f} to {max(overheads):.2f} times as long as the same updates" in why
     exactness = (ROOT / "docs" / "data" / "exactness.csv").read_text("utf-8")
