@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from lfmcw_app.commands.command_line import command_line
 from lfmcw_app.errors import InputError, NumbersWarning
 from lfmcw_app.parent_pipe import end_with_parent
 from lfmcw_app.printing import say
@@ -153,8 +154,7 @@ def stoppable(console: Console, command: str) -> Iterator[None]:
 
 def main_of(command: Callable[..., None]) -> None:
     """Runs a function as a command line, with `--install-completion` for the shell."""
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(command)
+    app = command_line([command])
     end_with_parent()
     try:
         app()

@@ -27,7 +27,7 @@ def predict(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             help="Files, and folders, which are searched through all their levels. Where folders "
             "in them are named after classes, the error is printed too.",
         ),

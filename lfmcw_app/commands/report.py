@@ -16,7 +16,7 @@ from lfmcw_app.run_folder import REPORT
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, complete or not.")
+        list[Path], typer.Argument(metavar="RUN_DIR", help="Run folders, complete or not.")
     ],
     compare: Annotated[
         bool, typer.Option("--compare", help="Lays the runs side by side, on one page.")

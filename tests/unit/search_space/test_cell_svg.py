@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from lfmcw_app.report.cells import WIDTH, cell_svg, primitive_label, state_label
+from lfmcw_app.search_space.cell_svg import WIDTH, cell_svg, primitive_label, state_label
 from lfmcw_app.search_space.genotype import Edge, random_genotype
 
 CELL = (Edge("sep_conv_3x3", 0), Edge("skip_connect", 1), Edge("max_pool_3x3", 1), Edge("none", 2))

@@ -10,10 +10,16 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from lfmcw_app.search_space.draw import Place, cell_places, control_point, edge_bend
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge
+from lfmcw_app.search_space.cell_layout import (
+    EDGES_PER_NODE,
+    Edge,
+    Place,
+    cell_places,
+    control_point,
+    edge_bend,
+)
 
-__all__ = ["cell_svg", "primitive_label", "state_label"]
+__all__ = ["CELL_STYLE", "cell_svg", "primitive_label", "state_label"]
 
 WIDTH = 360
 ACROSS, ALONG, TOP = 88.0, 56.0, 24.0
@@ -23,6 +29,20 @@ LABEL_PLACES = (0.42, 0.55, 0.3, 0.66, 0.2, 0.76)
 LETTER_WIDTH, LINE_HEIGHT = 7.4, 15.0
 
 Box = tuple[float, float, float, float]
+
+CELL_STYLE = """\
+.cell .edge { fill: none; stroke-width: 2; }
+.cell .join { fill: none; stroke-width: 1.2; stroke-dasharray: 2 4; }
+.cell rect { stroke: var(--muted); }
+.cell .input { fill: var(--input); }
+.cell .node { fill: var(--node); }
+.cell .output { fill: var(--output); }
+.cell text.state { fill: var(--text); font-size: 12px; text-anchor: middle; }
+.cell .op { font-size: 11.5px; font-weight: 600; text-anchor: middle; }
+.cell .op { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+"""
+"""Rules for the pictures. A page defines the colours: --text, --muted, --card, --input, --node,
+--output, and --op-PRIMITIVE of each primitive."""
 
 
 def primitive_label(primitive: str) -> str:

@@ -1,0 +1,51 @@
+"""Genotypes as a notebook shows them."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+from lfmcw_app.search_space.cell_html import cells_html, edges_html
+from lfmcw_app.search_space.genotype import random_genotype
+from lfmcw_app.search_space.nasbench201 import random_sum_cell
+from lfmcw_app.search_space.operations import PRIMITIVES
+
+
+def test_a_genotype_shows_both_of_its_cells():
+    genotype = random_genotype(3, 0)
+    root = ET.fromstring(genotype._repr_html_())
+    assert [caption.text for caption in root.iter("figcaption")] == [
+        "normal cell",
+        "reduction cell",
+    ]
+    pictures = list(root.iter("svg"))
+    assert [picture.attrib["data-cell"] for picture in pictures] == ["normal", "reduction"]
+    labels = [text for text in root.iter("text") if text.attrib["class"] == "op"]
+    assert len(labels) == len(genotype.normal) + len(genotype.reduction)
+    assert repr(genotype).startswith("Genotype(normal=(Edge(primitive=")
+
+
+def test_every_colour_is_defined_for_light_and_for_dark():
+    genotype = random_genotype(4, 1)
+    html = cells_html({"normal": genotype.normal, "reduction": genotype.reduction})
+    used = set(re.findall(r"var\(--([\w-]+)\)", html))
+    plain, both = re.findall(r"\.lfmcw-cells \{ (--[^}]*)\}", html)
+    for colours in (plain, both):
+        assert used <= set(re.findall(r"--([\w-]+):", colours))
+    name = min(genotype.primitives)
+    assert f"--op-{name}: {PRIMITIVES[name].colour};" in plain
+    assert f"--op-{name}: light-dark({PRIMITIVES[name].colour}, " in both
+
+
+def test_cells_without_a_picture_are_a_table():
+    cell = random_sum_cell([("skip_connect", "nor_conv_3x3")] * 6, 0)
+    rows = list(ET.fromstring(cell._repr_html_()).iter("tr"))
+    assert len(rows) == 1 + len(cell.to_data()["cell"])
+    assert "of the input" in "".join(rows[1].itertext())
+
+
+def test_a_name_is_text_wherever_it_comes_from():
+    name = "<script>alert(1)</script>"
+    html = edges_html({name: [[[name, 0]]]}, lambda source: name)
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;") == 3
