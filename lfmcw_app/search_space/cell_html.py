@@ -82,7 +82,5 @@ def edges_html(
             named = ", ".join(
                 [f"{primitive_label(str(p))} of {state_name(int(source))}" for p, source in edges]
             )
-            rows.append(
-                Markup("<tr><td>{}</td><td>{}</td><td>{}</td></tr>").format(kind, node, named)
-            )
+            rows.append(row.format(kind, node, named))
     return str(Markup("<table>{}</table>").format(Markup("").join(rows)))
