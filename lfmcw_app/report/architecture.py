@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from lfmcw_app.report.cells import primitive_label, state_label
+from lfmcw_app.report.cells import primitive_label
 from lfmcw_app.report.charts import Point, Series, line_chart
 from lfmcw_app.report.reading import RunData
 from lfmcw_app.search_space.candidates import Candidates
@@ -243,7 +243,7 @@ def _picture(
     for row, (node, source) in enumerate(rows):
         y = TOP + row * ROW
         head = Markup('<text class="row" x="{}" y="{}">{} → {}</text>')
-        parts.append(head.format(LEFT - 6, y + 15, state_label(source), node))
+        parts.append(head.format(LEFT - 6, y + 15, Genotype.state_name(source), node))
 
         for column in range(len(names)):
             weight, shade = frame.weights[kind][row][column], _share(shades[row][column], span)

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
-from lfmcw_app.report.cells import cell_svg, primitive_label, state_label
+from lfmcw_app.report.cell_layout import graphs_of
+from lfmcw_app.report.cells import cell_svg
 from lfmcw_app.report.charts import Series, line_chart, short
 from lfmcw_app.report.classes import class_errors, w1_confusion
 from lfmcw_app.report.curves import (
@@ -42,7 +43,7 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
-from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Cells, Genotype
+from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import METHOD_LABELS
@@ -254,21 +255,18 @@ def _what(run: RunData) -> str:
 
 
 def _cells(genotype: Cells | None) -> list[dict[str, Any]]:
-    """Each cell's picture, and its edges as text; no picture of cells that are not DARTS's."""
+    """Each cell's picture, and its edges as text, a list per node."""
     if genotype is None:
         return []
-    if not isinstance(genotype, Genotype):
-        return [
-            {"kind": kind, "svg": "", "nodes": [edge_names(edges, genotype) for edges in nodes]}
-            for kind, nodes in genotype.to_data().items()
-        ]
-    cells = []
-    for kind, edges in (("normal", genotype.normal), ("reduction", genotype.reduction)):
-        names = [f"{primitive_label(e.primitive)} of {state_label(e.source)}" for e in edges]
-        starts = range(0, len(names), EDGES_PER_NODE)
-        nodes = [names[start : start + EDGES_PER_NODE] for start in starts]
-        cells.append({"kind": kind, "svg": cell_svg(kind, edges), "nodes": nodes})
-    return cells
+    texts = genotype.to_data().values()
+    return [
+        {
+            "title": graph.title,
+            "svg": cell_svg(graph),
+            "nodes": [edge_names(edges, genotype) for edges in nodes],
+        }
+        for graph, nodes in zip(graphs_of(genotype), texts, strict=True)
+    ]
 
 
 def _labels(runs: Sequence[RunData]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -47,7 +47,15 @@ class Cells:
     """Derived cells of any search space, as data; equal ones compare equal.
 
     A space whose cells are others than DARTS's has a subclass of its own.
+
+    Attributes:
+        inputs: states that a cell reads from outside; its nodes are counted after them.
+        output: what leaves a cell: its "last" node, or "all" nodes side by side; None if a picture
+            of the cell should not say.
     """
+
+    inputs: ClassVar[int] = 1
+    output: ClassVar[Literal["last", "all"] | None] = None
 
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its edges as [primitive, source]."""
@@ -120,6 +128,9 @@ class Genotype(Cells):
 
     normal: tuple[Edge, ...]
     reduction: tuple[Edge, ...]
+
+    inputs: ClassVar[int] = 2
+    output: ClassVar[Literal["last", "all"] | None] = "all"
 
     @property
     def nodes(self) -> int:
