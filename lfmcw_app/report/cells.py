@@ -59,7 +59,7 @@ def cell_svg(graph: CellGraph) -> Markup:
     )  # fmt: skip
 
 
-def _box(classes: str, box: Box, radius: int, style: Markup = Markup("")) -> Markup:
+def _box(classes: str, box: Box, radius: int, style: str = "") -> Markup:
     left, top, right, bottom = box
     rect = Markup(
         '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="{}"{}/>'

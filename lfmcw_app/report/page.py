@@ -31,6 +31,7 @@ from lfmcw_app.report.curves import (
 from lfmcw_app.report.images import class_weights, gradient_bar, sheets
 from lfmcw_app.report.quality import generator_quality, quality_charts
 from lfmcw_app.report.reading import RunData, read_run
+from lfmcw_app.report.summary import comparison_summary, summary
 from lfmcw_app.report.tables import (
     FIGURES,
     PROBLEM_NAMES,
@@ -84,6 +85,7 @@ def run_page(run: RunData) -> str:
     names, pictures = shown("the images", lambda: sheets(run), ([], []))
     parts: dict[str, Any] = {
         "state": shown("where the run stands", lambda: progress_text(run), "unfinished"),
+        "summary": shown("the summary", lambda: summary(run), ""),
         "figures": shown("the key figures", lambda: key_figures(run), []),
         "cells": shown("the cells", lambda: _cells(run.genotype), []),
         "alpha": shown(
@@ -180,6 +182,8 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         "comparison.html",
         runs,
         title=f"{len(runs)} runs compared",
+        summary=_shown(unshown, "the summary", lambda: comparison_summary(labels, runs), ""),
+        summaries=of_each("the summary", summary, ""),
         labels=labels,
         whats=[_what(run) for run in runs],
         states=of_each("where the run stands", progress_text, "unfinished"),
