@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -36,7 +36,15 @@ class Cells:
     """Derived cells of any search space, as data; equal ones compare equal.
 
     A space whose cells are others than DARTS's has a subclass of its own.
+
+    Attributes:
+        inputs: states that a cell reads from outside; its nodes are counted after them.
+        output: what leaves a cell: its "last" node, or "all" nodes side by side; None if a picture
+            of the cell should not say.
     """
+
+    inputs: ClassVar[int] = 1
+    output: ClassVar[Literal["last", "all"] | None] = None
 
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its edges as [primitive, source]."""
@@ -73,10 +81,10 @@ class Cells:
         return sum(primitive == "skip_connect" for primitive, _ in edges) / len(edges)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a table of the edges."""
-        from lfmcw_app.search_space.cell_html import edges_html
+        """What a notebook shows: a picture of each kind of cell."""
+        from lfmcw_app.search_space.cell_html import cells_html
 
-        return edges_html(self.to_data(), self.state_name)
+        return cells_html(self)
 
     def to_json(self) -> str:
         """Returns the cells as JSON, one line per node."""
@@ -116,6 +124,9 @@ class Genotype(Cells):
     normal: tuple[Edge, ...]
     reduction: tuple[Edge, ...]
 
+    inputs: ClassVar[int] = 2
+    output: ClassVar[Literal["last", "all"] | None] = "all"
+
     @property
     def nodes(self) -> int:
         """Intermediate nodes of a cell."""
@@ -124,12 +135,6 @@ class Genotype(Cells):
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its two edges as [primitive, source]."""
         return {"normal": _nodes(self.normal), "reduction": _nodes(self.reduction)}
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: a picture of each cell."""
-        from lfmcw_app.search_space.cell_html import cells_html
-
-        return cells_html({"normal": self.normal, "reduction": self.reduction})
 
     def notation(self) -> str:
         """Returns DARTS's notation."""
