@@ -241,6 +241,8 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
         data = json.loads(path.read_text("utf-8")) if path.exists() else {}
         kept = data.get("fingerprint")
         before = None if kept is None else Fingerprint.from_data(kept)
+    except PermissionError:  # it may be whole, and is not to be deleted
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}). It says which data the run began with. Put it back; "

@@ -211,6 +211,8 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         for entry in entries:
             Change(**{name: entry[name] for name in ("key", "old", "new")})
+    except PermissionError:  # it may be whole
+        raise
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise InputError(
             f"{file} is damaged ({error}). It says which settings the run had when. Put it back, "
