@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from mlo.bare_step import leaves_gradients, make_step
 from mlo.checks import StepChecks, check_schedulers
 from mlo.distributed import DataParallel
 from mlo.errors import NonFiniteError, ProblemError, warn_user
@@ -256,12 +257,9 @@ class Updater:
         by_formula = problem.settings is not None
         if step is not None and not by_formula and self._step_checks.are_due(problem):
             checked = OptimizerStep.capture(problem)
-        foreign = any(is_foreign(optimizer) for optimizer in problem.optimizers.values())
         if problem.grad_clip is not None:
             gradient = clip_by_norm(gradient, problem.grad_clip, norm.total)
-        elif found.graph is not None or checked is not None or foreign:
-            # Some optimizers change a gradient in place, which the derivative may need. (Autograd
-            # also gives one tensor to several parameters, as of a + b, or an expanded one.)
+        elif self._may_change(problem, found, checked):
             gradient = dict(zip(gradient, copies(gradient.values()), strict=True))
         if any(map(is_fused, problem.optimizers.values())):
             gradient = {key: laid_out(g, problem.parameters[key]) for key, g in gradient.items()}
@@ -286,7 +284,7 @@ class Updater:
                     with plain_steps(optimizer):
                         optimizer.step()
                 else:
-                    optimizer.step()
+                    make_step(optimizer)
         for parameter in problem.parameters.values():
             parameter.grad = None
 
@@ -294,6 +292,16 @@ class Updater:
             engine = self._history.engines[problem.name]
             bare = {key: found.gradient[key] for key in before}
             self._step_checks.check(problem, engine, checked, before, bare)
+
+    @staticmethod
+    def _may_change(problem: Problem, found: TotalGradient, checked: OptimizerStep | None) -> bool:
+        """Whether the step may change gradients in place that are needed later."""
+        # The derivative may need them. (Autograd also gives one tensor to several parameters, as
+        # of a + b, or an expanded one.)
+        optimizers = problem.optimizers.values()
+        if found.graph is None and checked is None and not any(map(is_foreign, optimizers)):
+            return False
+        return problem.before_update is not None or not all(map(leaves_gradients, optimizers))
 
     def _call_before(self, problem: Problem, *, differentiated: bool) -> None:
         """Calls `before_update`, which may change gradients of a step nobody differentiates."""
