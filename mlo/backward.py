@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.autograd.graph
 from torch import Tensor
 from torch.overrides import has_torch_function
 
 __all__ = ["grad"]
 
-_run_backward = getattr(torch.autograd.graph, "_engine_run_backward", None)
+_run_backward = getattr(
+    getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None
+)
 """Private to PyTorch: a version without it takes `torch.autograd.grad`, with the same numbers."""
 
 

@@ -9,7 +9,7 @@ others. Each view caches its own solutions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,11 @@ class History:
         updates: problem → how often it moved.
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
+        step_engines: problem → its engine, where later gradients differentiate steps of its
+            optimizer; else None.
+        solved: problem → whether its solution is taken for a stationary point.
+        keeps_graph: problem → whether the gradient of its update is kept with its graph; None: its
+            next update will tell.
         last: problem → the evaluation that its last update was made with.
         last_round: problem → the round of that update, counted from 0.
         solve_streams: problem → batches of its solves, where they have data of their own.
@@ -111,19 +116,19 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
-        # Problem → whether the graph of its gradient is kept; None: its first update will tell.
-        self._keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
-        self._undecided = {name for name, keeps in self._keeps_graph.items() if keeps is None}
-        # Problem → engine, of which later gradients differentiate steps; else None.
-        self._step_engines: dict[str, StepEngine | None] = {}
-        # Problem → whether its solution is taken for stationary.
-        self._solved: dict[str, bool] = {}
+        self.keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
+        self._undecided = {name for name, keeps in self.keeps_graph.items() if keeps is None}
+        # Problem → whether products are taken through the graph of its update.
+        self._shares_graph: dict[str, bool] = {}
+        self.step_engines: dict[str, StepEngine | None] = {}
+        self.solved: dict[str, bool] = {}
         for name in graph.problems:
             engine = engines[name]
             differentiated = name in self.differentiated
             steps = differentiated and isinstance(engine, StepEngine)
-            self._step_engines[name] = engine if steps else None  # type: ignore[assignment]
-            self._solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
+            self.step_engines[name] = engine if steps else None  # type: ignore[assignment]
+            self.solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
+            self._shares_graph[name] = self._shares(name)
         self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
@@ -214,20 +219,12 @@ class History:
             "outside since. Ask for this gradient after a round (`step()`, `updates()`)."
         )
 
-    def step_engine(self, name: str) -> StepEngine | None:
-        """The problem's engine, where a later gradient differentiates steps of its optimizer."""
-        return self._step_engines[name]
-
-    def is_solved(self, name: str) -> bool:
-        """Whether the problem's solution is taken for a stationary point."""
-        return self._solved[name]
-
     def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
         """Notes an update: where it was made, and its step, if a later gradient needs that."""
         # Where it was made is noted of every problem: `gradient` and implicit engines evaluate the
         # loss again on the batches and with the noise of the last update.
         self.last[name], self.last_round[name] = found.evaluation, self.round
-        engine = self.step_engine(name)
+        engine = self.step_engines[name]
         if engine is None and found.graph is not None:
             self.kept_graphs[name] = found.graph
             self.note_graph(name, found)
@@ -264,7 +261,7 @@ class History:
 
     def mark(self, name: str) -> None:
         """Notes where the problem's parameters are: what moves them later comes from outside."""
-        if self.step_engine(name) is not None or name in self.starts:
+        if self.step_engines[name] is not None or name in self.starts:
             self._places[name] = _places_of(self.graph.problems[name])
 
     def last_step(self, name: str) -> Stepped | None:
@@ -308,7 +305,7 @@ class History:
 
     def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once after a load, of a gradient through fewer steps than asked for."""
-        engine = self.step_engine(name)
+        engine = self.step_engines[name]
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
@@ -334,32 +331,24 @@ class History:
         several = several_graphs(self.graph, self.engines, name, losses[name].parallel)
         return False if several else None
 
-    def keeps_graph(self, name: str) -> bool:
-        """Whether the gradient of the problem's update is kept with its graph."""
-        return bool(self._keeps_graph[name])
-
-    def counts_graph(self, name: str) -> bool:
-        """Whether the problem's next update tells whether graphs are kept from then on."""
-        return self._keeps_graph[name] is None
-
     def graph_decision(self, name: str) -> bool | None:
         """Whether a problem's graphs are kept, where the first update decided that; else None."""
         # A kept graph rounds otherwise than one that is made again. So a run that resumes must
         # not decide anew.
-        return self._keeps_graph[name] if name in self._undecided else None
+        return self.keeps_graph[name] if name in self._undecided else None
 
     def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
         """Goes back to a decision that was saved; None: the next update decides."""
         if name in self._undecided:
-            self._keeps_graph[name] = keeps
+            self.keeps_graph[name] = keeps
 
     def note_saved(self, name: str, saved: int) -> None:
         """Decides whether graphs are kept, from the bytes that a forward pass saves."""
-        self._keeps_graph[name] = fits(saved, self.graph.problems[name].device)
+        self.keeps_graph[name] = fits(saved, self.graph.problems[name].device)
 
     def graph_needed_later(self, name: str, later: Sequence[str]) -> bool:
         """Whether an update `later` in the round differentiates the step that is made now."""
-        if not self._keeps_graph[name] and not self._shares_graph(name):
+        if not self.keeps_graph[name] and not self._shares_graph[name]:
             return False
         # This problem's own next update makes the solution anew: only readers before that count.
         for other in later:
@@ -370,7 +359,7 @@ class History:
                 return True
         return False
 
-    def _shares_graph(self, name: str) -> bool:
+    def _shares(self, name: str) -> bool:
         """Whether products are taken through the graph of the update, made at the same point."""
         engine, problem = self.engines[name], self.graph.problems[name]
         return (
@@ -405,7 +394,11 @@ class History:
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `restore_memory`."""
         # A shallow copy: its tensors are replaced, never changed in place.
-        return {name: kept.copy() for name, kept in self.memory.items() if kept}
+        copied = {}
+        for name, kept in self.memory.items():
+            if kept:
+                copied[name] = kept.copy()
+        return copied
 
     def restore_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts the engines' memory back."""
@@ -595,7 +588,7 @@ class Levels:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
         self._draws += 1
-        keeps = self._history.keeps_graph(name)
+        keeps = bool(self._history.keeps_graph[name])
         found = self.differentiate(name, self.batches(name), keep_graph=keeps)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
@@ -642,9 +635,9 @@ class Levels:
         history, problem = self._history, self._history.graph.problems[name]
         draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
-        stays = history.step_engine(name) is None and not history.simultaneous
+        stays = history.step_engines[name] is None and not history.simultaneous
         moves = is_update and not stays
-        if is_update and history.is_solved(name):
+        if is_update and history.solved[name]:
             history.learning_rates[name] = _learning_rates(problem)
         evaluation = self.evaluation(name, batches, parameters_move=moves)
 
@@ -656,24 +649,24 @@ class Levels:
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
         examine, saved = history.checks.pending.get(name), None
-        if is_update and history.counts_graph(name):
+        if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
+        gradient_of = total_gradient if saved is None else saved.counted(total_gradient)
         try:
             if hooks:
                 _let_hooks_rest(problem, hooks)
-            with nullcontext() if saved is None else saved:
-                found = total_gradient(
-                    evaluation,
-                    is_update=is_update,
-                    examine=examine,
-                    players=players,
-                    keep_graph=keep_graph,
-                    held_constant=held_constant,
-                    estimates=history.estimates.get(name),
-                    # (Looking for solutions may have evaluated other losses, which draw numbers.)
-                    begun=begun if self._draws == draws else None,
-                )
+            found = gradient_of(
+                evaluation,
+                is_update=is_update,
+                examine=examine,
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                estimates=history.estimates.get(name),
+                # (Looking for solutions may have evaluated other losses, which draw numbers.)
+                begun=begun if self._draws == draws else None,
+            )
         except BaseException:
             # An update is made as a whole or not at all. A question has worked on copies.
             if is_update:

@@ -495,7 +495,7 @@ class MultilevelOptimizer:
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
         for name, problem in self.problems.items():
-            engine = self._history.step_engine(name)
+            engine = self._history.step_engines[name]
             begins_anew = name in self._history.starts
             if engine is not None and engine.recorded_steps > problem.steps and not begins_anew:
                 _warn_of_few_steps(problem, engine)

@@ -204,10 +204,13 @@ class _NumpyState(_Kept):
         np.random.set_state(state)
 
     def read(self) -> Any:
-        state = super().read()
-        if state["has_gauss"]:  # the next draw may leave the words alone
+        # (Not by `super()`, since this is done several times per update.)
+        words = self._peek()
+        if words is None or words != self._words:
+            self._last, self._words = self._get(), words
+        if self._last["has_gauss"]:  # the next draw may leave the words alone
             self._words = None
-        return state
+        return self._last
 
     def write(self, state: dict[str, Any]) -> None:
         super().write(state)

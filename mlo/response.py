@@ -30,7 +30,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import is_
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,6 +57,7 @@ __all__ = [
     "GradientGraph",
     "Input",
     "Pullback",
+    "IS_NONE",
     "PullbackEngine",
     "Reading",
     "RecordedStep",
@@ -66,10 +68,13 @@ __all__ = [
     "StepEngine",
     "Stepped",
     "alias",
+    "pulled_back",
 ]
 
 Cotangent = Sequence[Tensor | None]
 """v, one tensor per parameter; None where nothing above reads that parameter."""
+
+IS_NONE = partial(is_, None)
 
 
 # ------------------------------ where a loss was evaluated
@@ -237,8 +242,10 @@ class Evaluation:
         self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
     ) -> AbstractContextManager[None]:
         """Puts these tensors, copies of the recorded buffers, and the modes into the modules."""
-        tensors = {**reads, self.loss.problem.name: parameters}
-        return self.loss.placed(self._with_buffers(tensors), self.modes)
+        tensors: dict[str, Mapping[str, Tensor]] = {**reads, self.loss.problem.name: parameters}
+        if any(self.buffers.values()):
+            tensors = self._with_buffers(tensors)
+        return self.loss.placed(tensors, self.modes)
 
     def substituted(
         self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
@@ -256,7 +263,9 @@ class Evaluation:
         tensors: dict[str, Mapping[str, Tensor]] = {**reads, name: parameters}
         if self.loss.sharded:
             tensors = {other: gathered(named) for other, named in tensors.items()}
-        return self.loss.placed(self._with_buffers(tensors, but=name if is_update else ""))
+        if any(self.buffers.values()):
+            tensors = self._with_buffers(tensors, but=name if is_update else "")
+        return self.loss.placed(tensors)
 
     def _with_buffers(
         self, tensors: dict[str, Mapping[str, Tensor]], but: str = ""
@@ -637,12 +646,19 @@ class PullbackEngine(AbstractEngine):
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
         """Returns the outputs of a node that has everything the solution depends on as inputs."""
         assert isinstance(solution, (Stationary, Stepped))
-        # Resolving an input may make the response of a problem further down: this is how the
-        # autograd graph comes to mirror the graph of problems.
-        inputs: list[Tensor] = []
-        for item in solution.evaluation.free_inputs:
-            inputs += reading.of(item).values()
+        if reading.in_graph:
+            found = self.operations(solution, reading)
+            if found is not None:
+                return found
+        inputs = reading.inputs_of(solution)
         return dict(zip(solution.value, _Response.apply(solution, reading, *inputs), strict=True))
+
+    def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
+        """The response as plain operations instead of a node; None: there is only the node.
+
+        Asked for where the response is differentiated again.
+        """
+        return None
 
     @abstractmethod
     def pullback(
@@ -695,6 +711,15 @@ class Reading:
         """The tensors of one input of a solution."""
         return self.tensors(item.name) if item.solution is None else self._response(item.solution)
 
+    def inputs_of(self, solution: Stationary | Stepped) -> list[Tensor]:
+        """The tensors of all inputs of a solution, flat."""
+        # Resolving an input may make the response of a problem further down: this is how the
+        # autograd graph comes to mirror the graph of problems.
+        inputs: list[Tensor] = []
+        for item in solution.evaluation.free_inputs:
+            inputs += self.of(item).values()
+        return inputs
+
     def _response(self, solution: Solution) -> Tensors:
         """The parameters of a solution as a function of all that they depend on."""
         known = self.responses.get(id(solution))
@@ -725,32 +750,62 @@ class _Response(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        solution: Stationary | Stepped = ctx.solution
-        engine = solution.engine
-        assert isinstance(engine, PullbackEngine)
-        # PyTorch enables gradients in a backward pass under create_graph only.
-        differentiate = torch.is_grad_enabled()
-        _check_serves(engine, solution, differentiate=differentiate)
-        wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
-        if all(cotangent is None for cotangent in cotangents) or not any(wanted):
-            return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
-        # What the engine re-evaluates stays open until it has taken all its products.
-        with ExitStack() as stack:
-            call = Pullback(
-                solution=solution,
-                outputs=saved[: len(cotangents)],
-                inputs=saved[len(cotangents) :],
-                wanted=wanted,
-                differentiate=differentiate,
-                reading=ctx.reading,
-                stack=stack,
-            )
-            if not solution.evaluation.loss.repeats:
-                call.check_repeats()
-            grads, report = engine.pullback(call, cotangents)
-        ctx.reading.note(report)
+        grads = pulled_back(
+            ctx.solution,
+            ctx.reading,
+            saved[: len(cotangents)],
+            saved[len(cotangents) :],
+            wanted=ctx.needs_input_grad[2:],  # after `solution` and `reading`
+            # PyTorch enables gradients in a backward pass under create_graph only.
+            differentiate=torch.is_grad_enabled(),
+            cotangents=cotangents,
+        )
         return (None, None, *grads)
+
+
+def pulled_back(
+    solution: Stationary | Stepped,
+    reading: Reading,
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    wanted: Sequence[bool],
+    differentiate: bool,
+    cotangents: Cotangent,
+) -> Sequence[Tensor | None]:
+    """The cotangents of a response's inputs, (dθ*/dx)ᵀ v: what its node gives in a backward pass.
+
+    Args:
+        solution: whose response.
+        reading: of the loss whose gradient is taken.
+        outputs: the tensors that stand for the solution.
+        inputs: those that it depends on, flat.
+        wanted: for each input whether its cotangent is asked for.
+        differentiate: whether it is differentiated again.
+        cotangents: v.
+    """
+    engine = solution.engine
+    assert isinstance(engine, PullbackEngine)
+    _check_serves(engine, solution, differentiate=differentiate)
+    if not any(wanted) or all(map(IS_NONE, cotangents)):
+        return (None,) * len(wanted)
+    # What the engine re-evaluates stays open until it has taken all its products.
+    with ExitStack() as stack:
+        call = Pullback(
+            solution=solution,
+            outputs=outputs,
+            inputs=inputs,
+            wanted=wanted,
+            differentiate=differentiate,
+            reading=reading,
+            stack=stack,
+        )
+        if not solution.evaluation.loss.repeats:
+            call.check_repeats()
+        grads, report = engine.pullback(call, cotangents)
+    reading.note(report)
+    return grads
 
 
 def _check_serves(

@@ -8,9 +8,8 @@ sends these through the responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +21,19 @@ from mlo.loss import Examine, GradientSums
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import SolveReport
-from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
-from mlo.tensors import add_all, zeros_for_none
+from mlo.response import (
+    IS_NONE,
+    Constant,
+    Evaluation,
+    GradientGraph,
+    PullbackEngine,
+    Reading,
+    Solution,
+    Stationary,
+    Stepped,
+    pulled_back,
+)
+from mlo.tensors import add, add_all, zeros_for_none
 
 __all__ = ["TotalGradient", "total_gradient"]
 
@@ -85,11 +95,12 @@ def total_gradient(
         estimates: corrects the gradient, or the terms that it is made of.
         begun: the random state now, where it is known.
     """
+    arguments = (is_update, players, keep_graph, held_constant, examine, estimates, begun)
     # (To enable what is enabled takes longer than to ask.)
-    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-        return _total_gradient(
-            evaluation, is_update, players, keep_graph, held_constant, examine, estimates, begun
-        )
+    if torch.is_grad_enabled():
+        return _total_gradient(evaluation, *arguments)
+    with torch.enable_grad():
+        return _total_gradient(evaluation, *arguments)
 
 
 def _total_gradient(
@@ -104,7 +115,7 @@ def _total_gradient(
 ) -> TotalGradient:
     """As `total_gradient`, where gradients are enabled."""
     loss, problem = evaluation.loss, evaluation.loss.problem
-    live = cast(Tensors, problem.parameters)  # which are only read
+    live: Any = problem.parameters  # which are only read
     reading = Reading(
         values={**evaluation.values, problem.name: live},
         solutions=evaluation.solutions,
@@ -113,10 +124,11 @@ def _total_gradient(
     )
 
     # 1. What the loss reads, as leaves that are cut off from their graphs.
-    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
+    lone = _lone_response(evaluation, reading) if estimates is None else None
+    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph, lone=lone)
 
     # 2. The direct gradient, and the cotangents of what is read.
-    parameters = live
+    parameters: Tensors = live
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
@@ -149,7 +161,7 @@ def _total_gradient(
             evaluation=evaluation, players=tuple(found.direct), estimates=estimates
         )
     corrected = found if estimated is None else estimated.terms(found, cut)
-    gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
+    gradient = _with_implicit_term(problem, reading, corrected, cut)
     if estimated is not None:
         gradient = estimated.total(gradient)
     if parallel is not None and not parallel.exact:
@@ -191,27 +203,103 @@ class _Cut:
 
     Attributes:
         tensors: problem → the tensors that the loss sees.
-        responses: the differentiable tensors on the far side of the cut.
+        responses: the differentiable tensors on the far side of the cut; none with `lone`.
         leaves: what stands for each of them on the loss's side.
         names: the name of each leaf.
+        lone: the only response, which is pulled back without a node.
     """
 
     tensors: dict[str, Tensors]
     responses: list[Tensor]
     leaves: list[Tensor]
     names: list[str]
+    lone: _Lone | None
 
 
-def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lone:
+    """The only response that a loss reads, as a function of values alone.
+
+    Autograd has nothing to add up behind it, so that its node would only pass things on.
+
+    Attributes:
+        solution: whose response.
+        inputs: the values that it depends on, flat.
+        outputs: the tensors that stand for it.
+    """
+
+    solution: Stationary | Stepped
+    inputs: list[Tensor]
+    outputs: Tensors
+
+    def pulled(self, reading: Reading, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """Id of an input → what flows into it."""
+        if all(map(IS_NONE, cotangents)):
+            return {}
+        wanted = [tensor.requires_grad for tensor in self.inputs]
+        with torch.no_grad():
+            found = pulled_back(
+                self.solution,
+                reading,
+                tuple(self.outputs.values()),
+                self.inputs,
+                wanted=wanted,
+                differentiate=False,
+                cotangents=cotangents,
+            )
+        return {
+            id(tensor): entry
+            for tensor, entry in zip(self.inputs, found, strict=True)
+            if entry is not None
+        }
+
+
+def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
+    """The only response that the loss reads, where that can be pulled back without a node."""
+    found = None
+    for name in evaluation.loss.reads:
+        solution = evaluation.solutions.get(name)
+        if solution is None or name not in evaluation.dependent or type(solution) is Constant:
+            continue
+        if found is not None or name in reading.held_constant:
+            return None
+        found = solution
+    if found is None or evaluation.loss.problem.is_game:
+        return None
+    # An engine that makes another response than the node is asked for it.
+    if type(found.engine).respond is not PullbackEngine.respond:
+        return None
+    assert isinstance(found, (Stationary, Stepped))
+    inputs: list[Tensor] = []
+    for item in found.evaluation.free_inputs:
+        if item.solution is not None or item.name not in reading.values:
+            return None
+        inputs += reading.values[item.name].values()
+    return _Lone(solution=found, inputs=inputs, outputs=found.constants())
+
+
+def _cut_reads(
+    evaluation: Evaluation, reading: Reading, *, keep_graph: bool, lone: _Lone | None = None
+) -> _Cut:
     """Resolves all that a loss reads, as leaves whose cotangents return through the responses.
 
     A kept graph is differentiated later in all that the solution is a function of, so these require
     gradients too.
     """
-    cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
+    cut = _Cut(tensors={}, responses=[], leaves=[], names=[], lone=lone)
     inputs = {item.name for item in evaluation.free_inputs} if keep_graph else NOTHING
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
+        if lone is not None and solution is lone.solution:
+            responds = any(tensor.requires_grad for tensor in lone.inputs)
+            leaves = cut.tensors[other] = {}
+            for key, tensor in lone.outputs.items():
+                leaf = leaves[key] = tensor.detach()
+                if responds:
+                    leaf.requires_grad_()
+                    cut.leaves.append(leaf)
+                    cut.names.append(f"{other}/{key}")
+            continue
         # A solution that is no function of the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
@@ -232,7 +320,7 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
 
 
 def _with_implicit_term(
-    problem: Problem, reading: Reading, found: GradientSums, responses: Sequence[Tensor]
+    problem: Problem, reading: Reading, found: GradientSums, cut: _Cut
 ) -> dict[str, Tensor | None]:
     """Parameter → direct gradient plus what flows through the responses; None: neither."""
     # None stays None, so that a parameter on which nothing depends is left alone by its optimizer.
@@ -241,6 +329,14 @@ def _with_implicit_term(
     for player, direct in found.direct.items():
         names = problem.player_parameters[player]
         total.update(zip(names, direct, strict=True))
+        if cut.lone is not None:
+            flows = cut.lone.pulled(reading, found.cotangents[player])
+            for name in names:
+                through = flows.get(id(reading.values[problem.name][name]))
+                if through is not None:
+                    total[name] = add(total[name], through)
+            continue
+        responses = cut.responses
         if not responses:
             continue
         reached: list[Tensor] = []
@@ -328,7 +424,7 @@ class _Estimated:
         def again(point: Point) -> dict[str, Tensor | None]:
             there, elsewhere, reading = self._taken_at(point)
             problem = self.evaluation.loss.problem
-            gradient = _with_implicit_term(problem, reading, there, elsewhere.responses)
+            gradient = _with_implicit_term(problem, reading, there, elsewhere)
             reading.responses.clear()
             return gradient
 

@@ -158,7 +158,7 @@ class Updater:
             return
 
         # The optimizers' state is captured before it moves; the update is noted after it has.
-        engine = history.step_engine(name)
+        engine = history.step_engines[name]
         step = engine.capture(problem, found.unused) if last and engine is not None else None
         self._step(problem, found, norm, step, settings)
         self._finish(problem, found.evaluation, players)

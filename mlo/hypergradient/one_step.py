@@ -30,7 +30,7 @@ from mlo.hypergradient.products import Autograd, LinearSystem, Solve
 from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
-from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
+from mlo.response import Cotangent, Pullback, Reading, Stationary, StepEngine, Stepped
 from mlo.tensors import are_alike
 
 __all__ = ["OneStep", "darts"]
@@ -114,19 +114,17 @@ class OneStep(SweepEngine, StepEngine):
         q = [scaled.get(name) for name in system.names]
         return Solve(q=q, report=self.report(system.problem))
 
-    def respond(self, solution: Solution, reading: Reading) -> Tensors:
-        """Returns a node, or the step as plain operations where these are differentiated again.
+    def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
+        """The step as plain operations.
 
-        Then autograd sums all that flows into the step's gradient before it goes on. Behind a node
-        each product would be a backward pass of its own, with two of each for every level below.
+        Autograd sums all that flows into the step's gradient before it goes on. Behind a node each
+        product would be a backward pass of its own, with two of each for every level below.
         """
         assert isinstance(solution, Stepped)
         around = acts_around_step(solution.evaluation.loss.problem) or solution.start is not None
-        if not reading.in_graph or not self.sweeps or around:
-            return super().respond(solution, reading)
-        inputs: list[Tensor] = []
-        for item in solution.evaluation.free_inputs:
-            inputs += reading.of(item).values()
+        if not self.sweeps or around:
+            return None
+        inputs = reading.inputs_of(solution)
         wanted = [tensor.requires_grad for tensor in inputs]
         made = solution.constants()
         if not any(wanted):
