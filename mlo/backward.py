@@ -41,7 +41,7 @@ def grad(
     """
     outputs, inputs = tuple(outputs), tuple(inputs)
     if cotangents is None:
-        cotangents = [torch.ones_like(output) for output in outputs]
+        cotangents = map(torch.ones_like, outputs)  # type: ignore[assignment]
     cotangents = tuple(cotangents)
     kept = create_graph if retain_graph is None else retain_graph
     if _run_backward is None or has_torch_function((*outputs, *inputs, *cotangents)):

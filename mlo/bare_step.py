@@ -38,11 +38,16 @@ def make_step(optimizer: Optimizer) -> None:
         return
     kind = type(optimizer)
     quick = _QUICK.get(kind)
-    with torch.no_grad():
+    # (What `torch.no_grad()` does, in a fifth of its time.)
+    enabled = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)
+    try:
         if quick is None or not quick(optimizer):
             bare = _bare(kind)[1]
             assert bare is not None
             bare(optimizer)
+    finally:
+        torch._C._set_grad_enabled(enabled)
     if "step" in vars(optimizer):
         # A scheduler counts calls there, and looks here for whether there was one.
         optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -108,7 +113,10 @@ def _is_single(group: dict[str, Any]) -> bool:
     """Whether a group's parameters move one by one: PyTorch's choice on the CPU."""
     if group["foreach"] or group["fused"] or group["maximize"]:
         return False
-    return all(type(p) in (Parameter, Tensor) and p.is_cpu for p in group["params"])
+    for parameter in group["params"]:
+        if type(parameter) is not Parameter or not parameter.is_cpu:
+            return False
+    return True
 
 
 def _quick_sgd(optimizer: Optimizer) -> bool:
@@ -120,9 +128,12 @@ def _quick_sgd(optimizer: Optimizer) -> bool:
         parameters, gradients = _moving(group)
         buffers: list[Any] = [None] * len(parameters)
         if group["momentum"]:
-            buffers = [optimizer.state[p].get("momentum_buffer") for p in parameters]
-            if any(buffer is None for buffer in buffers):
-                return False
+            state, buffers = optimizer.state, []
+            for parameter in parameters:
+                buffer = state[parameter].get("momentum_buffer")
+                if buffer is None:
+                    return False
+                buffers.append(buffer)
         ready.append((group, parameters, gradients, buffers))
     for group, parameters, gradients, buffers in ready:
         sgd(
@@ -148,7 +159,7 @@ def _quick_adam(optimizer: Optimizer) -> bool:
         if not _is_single(group) or group["capturable"] or group["amsgrad"]:
             return False
         parameters, gradients = _moving(group)
-        states = [optimizer.state[p] for p in parameters]
+        states = list(map(optimizer.state.__getitem__, parameters))
         if not all(states) or any(map(torch.is_complex, parameters)):
             return False
         ready.append((group, parameters, gradients, states))

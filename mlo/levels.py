@@ -235,16 +235,17 @@ class History:
         # The new solution, with the last steps that its engine differentiates, this one included.
         recorded = RecordedStep(evaluation=found.evaluation, step=step)
         earlier = self.stepped[name].history if name in self.stepped else ()
-        if engine.recorded_steps > 1:
+        steps = engine.recorded_steps
+        if steps > 1:
             # A chain of steps is one only where each begins at what the one before it left.
             if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
                 self._begun.discard(name)
             self._ends[name] = _copied_end(self.graph.problems[name])
         chain = (*earlier, recorded)
-        if len(chain) > engine.recorded_steps:
+        if len(chain) > steps:
             # Where it is cut it starts at constants.
-            chain = chain[-engine.recorded_steps :]
+            chain = chain[-steps:]
             self._begun.discard(name)
         self.stepped[name] = Stepped(
             name=name,
@@ -442,6 +443,11 @@ class Levels:
             ]
         # The problem, and those that its loss reads.
         self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
+        # Whose engines differentiate steps, and how many. (Asking an abstract class takes long.)
+        self._by_steps: dict[str, int] = {}
+        for name, engine in history.engines.items():
+            steps = engine.recorded_steps if isinstance(engine, StepEngine) else 0
+            self._by_steps[name] = steps
         # The problems on which a solution depends; it is made again after any of these has moved.
         # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
         self._dependencies: dict[str, tuple[str, ...]] = {}
@@ -466,17 +472,18 @@ class Levels:
     def find(self, name: str) -> Solution:
         """The problem's solution."""
         history, engine = self._history, self._history.engines[name]
-        rests = history.rests(name)
+        rests = history.round < history.graph.problems[name].warmup_steps
         # Where a step was made, its solution holds until the next step. (Looking ahead, no step has
         # been made yet.)
-        if isinstance(engine, StepEngine) and not rests and not self._ahead:
+        if self._by_steps[name] and not rests and not self._ahead:
             stepped = history.last_step(name)
             if stepped is not None:
                 if history.resumed:
                     history.tell_of_missing_steps(name, stepped)
                 return stepped
         # Any other solution is made once, and again only after something that it depends on moved.
-        stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
+        updates = map(history.updates.__getitem__, self._dependencies[name])
+        stamp = (int(rests), *updates)
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             solution: Solution
@@ -707,10 +714,9 @@ class Levels:
         """
         graph, loss = self._history.graph, self._history.losses[name]
         problem = graph.problems[name]
-        engine = self._history.engines[name]
         # An engine of several steps needs what was read at each of them, which moves meanwhile. For
         # one step the order of a round sees to it (see `DependencyGraph.level`).
-        outlives = parameters_move and isinstance(engine, StepEngine) and engine.recorded_steps > 1
+        outlives = parameters_move and self._by_steps[name] > 1
         solutions: dict[str, Solution] = {}
         for lower in graph.solutions_in[name]:
             solution = self.find(lower)
@@ -798,6 +804,8 @@ def _with_batches(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluatio
 
 
 def _versions(batches: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
+    if len(batches) == 1:
+        return (None if batches[0] is None else versions_of(batches[0]),)
     return tuple([None if batch is None else versions_of(batch) for batch in batches])
 
 
@@ -815,4 +823,4 @@ def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:
     """Parameters as constants, as copies where the live ones will move."""
     if copy:
         return dict(zip(parameters, copies(parameters.values()), strict=True))
-    return {key: parameter.detach() for key, parameter in parameters.items()}
+    return dict(zip(parameters, map(Tensor.detach, parameters.values()), strict=True))

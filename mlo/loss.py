@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from mlo.backward import grad
 from mlo.check_schedule import CheckSchedule, NoChecks
-from mlo.distributed import ACTIVE, DataParallel, inside
+from mlo.distributed import DataParallel, inside
 from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
 from mlo.problem import Problem, Tensors
@@ -281,10 +281,6 @@ class LossFunction:
                 )
         return parameters | dict(returned)
 
-    def is_among(self, parallel: DataParallel | None) -> bool:
-        """Whether `mlo.distributed.global_mean` and its like refer to these processes already."""
-        return ACTIVE[-1] is parallel
-
     @contextmanager
     def among_processes(
         self, parallel: DataParallel | None, placed: AbstractContextManager[None]
@@ -347,7 +343,7 @@ class LossFunction:
             remaining = len(value.players)
             for player, loss in value.players.items():
                 remaining -= 1
-                own = [parameters[key] for key in problem.player_parameters[player]]
+                own = list(map(parameters.__getitem__, problem.player_parameters[player]))
                 if examine is not None and first:
                     examine(loss, own)
                 # The players of a game may share a graph, which the last one releases.

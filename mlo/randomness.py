@@ -242,6 +242,15 @@ class _PythonState(_Kept):
     def _set(self, state: tuple[Any, ...]) -> None:
         random.setstate(state)
 
+    def read(self) -> Any:
+        # (As `_Kept.read`, without a call for each of its parts.)
+        if self._memory is None or self._owner.gauss_next is not None:
+            return super().read()
+        words = self._memory.raw
+        if words != self._words:
+            self._last, self._words = self._get(), words
+        return self._last
+
     def _peek(self) -> bytes | None:
         if self._memory is None or self._owner.gauss_next is not None:
             return None

@@ -37,6 +37,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.loss import LossFunction, share_of
@@ -126,7 +127,6 @@ class Evaluation:
         other.__dict__.update(self.__dict__, **changes)
         return other
 
-    @contextmanager
     def losses(
         self,
         parameters: Mapping[str, Tensor],
@@ -134,7 +134,7 @@ class Evaluation:
         *,
         players: Collection[str] | None = None,
         shared: SharedResults | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> AbstractContextManager[dict[str, Tensor]]:
         """Re-evaluates the loss elsewhere, with the same batches, noise, buffers and modes.
 
         The gradients must be taken inside the context.
@@ -145,16 +145,27 @@ class Evaluation:
             players: those whose losses are needed; None: all.
             shared: what it shares with other evaluations at the same `reads` (`mlo.once`).
 
-        Yields:
-            player → scalar, averaged over the batches; under exact data parallelism also over the
-            processes, as a function of replicated parameters and reads (see `mlo.distributed`).
-
-        Raises:
-            ProblemError: if a batch was changed since the loss was evaluated on it.
+        Returns:
+            A context that yields player → scalar, averaged over the batches; under exact data
+            parallelism also over the processes, as a function of replicated parameters and reads
+            (see `mlo.distributed`). Entering it raises a ProblemError if a batch was changed since
+            the loss was evaluated on it.
         """
-        self.check_batches()
-        versions = self.versions
-        loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
+        if self.loss.parallel is not None or ACTIVE[-1] is not None:
+            return self._losses_among_processes(parameters, reads, players=players, shared=shared)
+        return _Losses(self, parameters, reads, players=players, shared=shared)
+
+    @contextmanager
+    def _losses_among_processes(
+        self,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """As `losses`, which several processes evaluate together."""
+        problem, parallel = self.loss.problem, self.loss.parallel
         averaged = parallel if parallel is not None and parallel.exact else None
         if averaged is not None:
             # One reduction per player, and one per problem that is read: a derivative in some of
@@ -164,19 +175,8 @@ class Evaluation:
                 entered |= averaged.enter({key: parameters[key] for key in keys})
             parameters = entered
             reads = {name: averaged.enter(tensors) for name, tensors in reads.items()}
-        if shared is not None:
-            shared.begin()
-
-        # The context stays open while the caller differentiates: checkpoints run modules again.
-        total: dict[str, Tensor] = {}
-        placed = self.replayed_at(parameters, reads)
-        with placed if loss.is_among(averaged) else loss.among_processes(averaged, placed):
-            for batch, state, known in zip(self.batches, self.random_states, versions, strict=True):
-                with replayed(state, problem.generators):
-                    value = loss.value(batch, players=players, shared=shared, versions=known)
-                for player, scalar in value.players.items():
-                    share = share_of(scalar, len(self.batches))
-                    total[player] = total[player] + share if player in total else share
+        losses = _Losses(self, parameters, reads, players=players, shared=shared)
+        with inside(averaged), losses as total:
             yield total if averaged is None else averaged.leave(total)
 
     # ------------------------------ what acts around the optimizer's step
@@ -343,6 +343,59 @@ class Evaluation:
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
 
 
+class _Losses:
+    """The context of `Evaluation.losses` in one process.
+
+    (A class takes a third of the time of a generator with `contextmanager`.)
+    """
+
+    __slots__ = ("_evaluation", "_parameters", "_placed", "_players", "_reads", "_shared")
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> None:
+        self._evaluation, self._parameters, self._reads = evaluation, parameters, reads
+        self._players, self._shared = players, shared
+
+    def __enter__(self) -> dict[str, Tensor]:
+        evaluation, shared = self._evaluation, self._shared
+        evaluation.check_batches()
+        if shared is not None:
+            shared.begin()
+        # It stays open while the caller differentiates: checkpoints run modules again.
+        self._placed = evaluation.replayed_at(self._parameters, self._reads)
+        self._placed.__enter__()
+        try:
+            return self._total(evaluation, shared)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _total(
+        self, evaluation: Evaluation, shared: SharedResults | None
+    ) -> dict[str, Tensor]:
+        loss, batches = evaluation.loss, evaluation.batches
+        total: dict[str, Tensor] = {}
+        for batch, state, known in zip(
+            batches, evaluation.random_states, evaluation.versions, strict=True
+        ):
+            with replayed(state, loss.problem.generators):
+                value = loss.value(batch, players=self._players, shared=shared, versions=known)
+            for player, scalar in value.players.items():
+                share = share_of(scalar, len(batches))
+                total[player] = total[player] + share if player in total else share
+        return total
+
+    def __exit__(self, *_: object) -> None:
+        self._placed.__exit__(None, None, None)
+
+
 @dataclass(kw_only=True, eq=False)
 class GradientGraph:
     """A step's gradient with its graph, so that the loss need not be evaluated again.
@@ -400,7 +453,7 @@ class Solution(ABC):
 
     def constants(self) -> Tensors:
         """The value, through which no derivative flows."""
-        return {name: value.detach() for name, value in self.value.items()}
+        return dict(zip(self.value, map(Tensor.detach, self.value.values()), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -458,6 +511,7 @@ class Stationary(Solution):
     residual: Residual | None = None
     graph: GradientGraph | None = None
     simultaneous: bool = False
+    start: ClassVar[None] = None
     estimates: Estimates | None = None
     fresh: tuple[Evaluation, ...] = ()
     learning_rates: tuple[float, ...] = ()
@@ -494,6 +548,7 @@ class Stepped(Solution):
     history: tuple[RecordedStep, ...]
     memory: dict[str, Tensor] = field(default_factory=dict)
     start: Start | None = None
+    residual: ClassVar[None] = None
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -785,8 +840,7 @@ def pulled_back(
         differentiate: whether it is differentiated again.
         cotangents: v.
     """
-    engine = solution.engine
-    assert isinstance(engine, PullbackEngine)
+    engine: Any = solution.engine  # (To ask an abstract class what it is takes long.)
     _check_serves(engine, solution, differentiate=differentiate)
     if not any(wanted) or all(map(IS_NONE, cotangents)):
         return (None,) * len(wanted)
@@ -818,11 +872,7 @@ def _check_serves(
             f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
             "such as 'one_step' or 'direct'."
         )
-    if (
-        isinstance(solution, Stationary)
-        and solution.residual is not None
-        and not engine.takes_residuals
-    ):
+    if solution.residual is not None and not engine.takes_residuals:
         raise EngineError(
             f"The solution of problem {solution.name!r} is defined by another condition than "
             f"that the gradient of its loss vanishes, which {engine.label!r} does not "
@@ -858,7 +908,7 @@ class Pullback:
     @property
     def start(self) -> Start | None:
         """Where the step that is differentiated began, if at a value from above."""
-        return self.solution.start if isinstance(self.solution, Stepped) else None
+        return self.solution.start
 
     def source(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, Tensor]]:
         """Of the problem at whose value a step began: parameter → its place in `inputs`, and it."""
@@ -994,7 +1044,6 @@ class Pullback:
         entries = iter(found)
         return [next(entries) if want else None for want in self.wanted]
 
-    @contextmanager
     def losses(
         self,
         parameters: Tensors,
@@ -1002,7 +1051,7 @@ class Pullback:
         *,
         players: Collection[str] | None = None,
         shared: SharedResults | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> AbstractContextManager[dict[str, Tensor]]:
         """Re-evaluates the problem's loss at `parameters` and `inputs`; yields player → scalar.
 
         Responses that depend on this problem are made again inside, so the loss is the *total* one.
@@ -1015,18 +1064,36 @@ class Pullback:
             shared: as in `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
+        if evaluation.dependent:
+            return self._losses_with_responses(parameters, inputs, players=players, shared=shared)
         inner = self._inner(parameters, inputs, in_graph=True)
-        try:
-            reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
-            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
-                yield losses
-        finally:
-            inner.responses.clear()  # as in `reading_at`
+        reads = {}
+        for name in evaluation.loss.reads:
+            reads[name] = inner.tensors(name)
+        return evaluation.losses(parameters, reads, players=players, shared=shared)
+
+    @contextmanager
+    def _losses_with_responses(
+        self,
+        parameters: Tensors,
+        inputs: Sequence[Tensor],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """As `losses`, where the loss reads responses to this problem, made again inside."""
+        with (
+            self.reads_at(parameters, inputs, in_graph=True) as reads,
+            self.solution.evaluation.losses(
+                parameters, reads, players=players, shared=shared
+            ) as losses,
+        ):
+            yield losses
 
     @property
     def residual(self) -> Residual | None:
         """F of the solution, where it is not the gradient of the problem's loss."""
-        return self.solution.residual if isinstance(self.solution, Stationary) else None
+        return self.solution.residual
 
     @contextmanager
     def residuals(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Tensors]:

@@ -158,16 +158,16 @@ def are_few(tensors: Sequence[Tensor]) -> bool:
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
-    found = [tensor.detach() for tensor in tensors]
+    found = list(map(Tensor.detach, tensors))
     if not found or are_few(found) or not are_alike(found) or not hasattr(torch, "_foreach_clone"):
-        return [tensor.clone() for tensor in found]
+        return list(map(Tensor.clone, found))
     return list(torch._foreach_clone(found))
 
 
 def numbers(scalars: Sequence[Tensor]) -> list[float]:
     """The numbers of scalars of one device, with one synchronisation."""
     if len(scalars) < FEW and scalars[0].is_cpu:
-        return [scalar.item() for scalar in scalars]
+        return list(map(Tensor.item, scalars))
     found: list[float] = torch.stack(tuple(scalars)).tolist()
     return found
 

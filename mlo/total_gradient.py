@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mlo.backward import grad
-from mlo.distributed import running_statistics
+from mlo.distributed import ACTIVE, running_statistics
 from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums
 from mlo.problem import Problem, Tensors
@@ -95,25 +95,18 @@ def total_gradient(
         estimates: corrects the gradient, or the terms that it is made of.
         begun: the random state now, where it is known.
     """
-    arguments = (is_update, players, keep_graph, held_constant, examine, estimates, begun)
-    # (To enable what is enabled takes longer than to ask.)
-    if torch.is_grad_enabled():
-        return _total_gradient(evaluation, *arguments)
-    with torch.enable_grad():
-        return _total_gradient(evaluation, *arguments)
-
-
-def _total_gradient(
-    evaluation: Evaluation,
-    is_update: bool,
-    players: Collection[str] | None,
-    keep_graph: bool,
-    held_constant: frozenset[str],
-    examine: Examine | None,
-    estimates: Estimates | None,
-    begun: RandomState | None,
-) -> TotalGradient:
-    """As `total_gradient`, where gradients are enabled."""
+    if not torch.is_grad_enabled():
+        with torch.enable_grad():
+            return total_gradient(
+                evaluation,
+                is_update=is_update,
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                examine=examine,
+                estimates=estimates,
+                begun=begun,
+            )
     loss, problem = evaluation.loss, evaluation.loss.problem
     live: Any = problem.parameters  # which are only read
     reading = Reading(
@@ -132,11 +125,12 @@ def _total_gradient(
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
-        parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
-        own = parameters
+        own = parameters = {}
+        for key, tensor in evaluation.parameters.items():
+            parameters[key] = tensor.detach().requires_grad_()
     parallel = loss.parallel
     placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
-    with placed if loss.is_among(parallel) else loss.among_processes(parallel, placed):
+    with placed if ACTIVE[-1] is parallel else loss.among_processes(parallel, placed):
         found = loss.differentiate(
             evaluation.batches,
             parameters,
@@ -173,10 +167,11 @@ def _total_gradient(
     # 4. What is kept for later.
     graph = None
     if keep_graph:
-        if is_update and any(tensor._version > 0 for tensor in parameters.values()):
+        if is_update:
             _copy_changed(problem, parameters)
         graph = _kept_graph(problem, parameters, cut.tensors, found)
-        gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
+        for key, value in gradient.items():
+            gradient[key] = None if value is None else value.detach()
     full: Tensors = {}
     unused: list[str] = []
     for key, parameter in problem.parameters.items():
@@ -247,16 +242,16 @@ class _Lone:
                 differentiate=False,
                 cotangents=cotangents,
             )
-        return {
-            id(tensor): entry
-            for tensor, entry in zip(self.inputs, found, strict=True)
-            if entry is not None
-        }
+        flows: dict[int, Tensor] = {}
+        for tensor, entry in zip(self.inputs, found, strict=True):
+            if entry is not None:
+                flows[id(tensor)] = entry
+        return flows
 
 
 def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
     """The only response that the loss reads, where that can be pulled back without a node."""
-    found = None
+    found: Any = None
     for name in evaluation.loss.reads:
         solution = evaluation.solutions.get(name)
         if solution is None or name not in evaluation.dependent or type(solution) is Constant:
@@ -269,7 +264,6 @@ def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
     # An engine that makes another response than the node is asked for it.
     if type(found.engine).respond is not PullbackEngine.respond:
         return None
-    assert isinstance(found, (Stationary, Stepped))
     inputs: list[Tensor] = []
     for item in found.evaluation.free_inputs:
         if item.solution is not None or item.name not in reading.values:
@@ -299,6 +293,9 @@ def _cut_reads(
                     leaf.requires_grad_()
                     cut.leaves.append(leaf)
                     cut.names.append(f"{other}/{key}")
+            continue
+        if type(solution) is Constant and other not in inputs:
+            cut.tensors[other] = solution.constants()
             continue
         # A solution that is no function of the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
@@ -364,12 +361,12 @@ def _kept_graph(
 ) -> GradientGraph:
     of_player: dict[str, Tensors] = {}
     for player, names in problem.player_parameters.items():
-        full = zeros_for_none(found.direct[player], [parameters[name] for name in names])
+        own = list(map(parameters.__getitem__, names))
+        full = zeros_for_none(found.direct[player], own)
         of_player[player] = dict(zip(names, full, strict=True))
     return GradientGraph(parameters=parameters, reads=reads, gradients=of_player)
 
 
-@torch.no_grad()
 def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     """Repeats on the live parameters what the loss did in place to the copies of them.
 
@@ -377,7 +374,8 @@ def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     """
     for key, tensor in parameters.items():
         if tensor._version > 0:  # the copy was new, and has been changed since
-            problem.parameters[key].copy_(tensor)
+            with torch.no_grad():
+                problem.parameters[key].copy_(tensor)
 
 
 # ------------------------------ estimated gradients

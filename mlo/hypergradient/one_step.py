@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -74,8 +75,8 @@ class OneStep(SweepEngine, StepEngine):
     def keeps_graph(self) -> bool | Literal["auto"]:
         return self.keep_graph if isinstance(self.products, Autograd) else False
 
-    @property
-    def label(self) -> str:
+    @cached_property
+    def label(self) -> str:  # type: ignore[override]
         """`darts` where its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 
@@ -102,7 +103,8 @@ class OneStep(SweepEngine, StepEngine):
         # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
         factors: dict[str, float] = {}
         for name in v_of:
-            c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
+            c = step.groups[name].gradient_coefficient
+            c = -step.learning_rate(name) if self.plain else c
             if c is not None:
                 factors[name] = -c
         scaled = _scaled(v_of, factors)
@@ -111,7 +113,7 @@ class OneStep(SweepEngine, StepEngine):
         if not linear or clips:
             g = self._gradient(system, solution, v_of)
             scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
-        q = [scaled.get(name) for name in system.names]
+        q = list(map(scaled.get, system.names))
         return Solve(q=q, report=self.report(system.problem))
 
     def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
@@ -269,7 +271,7 @@ class OneStep(SweepEngine, StepEngine):
 
 def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
     """The tensors that have a factor, times it."""
-    chosen = [tensors[name] for name in factors]
+    chosen = list(map(tensors.__getitem__, factors))
     if len(set(factors.values())) == 1 and are_alike(chosen):
         made: Sequence[Tensor] = torch._foreach_mul(chosen, next(iter(factors.values())))
     else:
