@@ -242,6 +242,8 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
         data = read_object(path) if path.exists() else {}
         kept = data.get("fingerprint")
         before = None if kept is None else Fingerprint.from_data(kept)
+    except PermissionError:  # it may be whole, and is not to be deleted
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}). It says which data the run began with. Put it back; "

@@ -216,6 +216,8 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
         check_regular(file)
         with file.open("rb") as lines:
             entries = [_entry(line) for line in islice(lines_of(lines, cut=True), MOST)]
+    except PermissionError:  # it may be whole
+        raise
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file} is damaged ({error}). It says which settings the run had when. Put it back, "

@@ -66,6 +66,7 @@ from lfmcw_app.resuming import (
     read_changes,
 )
 from lfmcw_app.search_space.genotype import EVALUATED
+from mlo.distributed import rank_and_size
 
 __all__ = ["ENVIRONMENT", "EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
 
@@ -83,7 +84,7 @@ KEEP = {
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
 """What a run folder may hold before its recipe is there: after a kill in the first moment."""
 
-DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads")
+DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processes")
 """Entries of environment.json on which the last bits of a run depend."""
 
 GONE = "the folder is gone: it was moved or deleted"
@@ -202,7 +203,10 @@ class RunFolder:
                 "folder."
             ) from None
         except OSError as error:
-            raise InputError(f"The run folder {self.path} cannot be written ({error}).") from None
+            raise InputError(
+                f"The run folder {self.path} cannot be written ({error}). Make room or give the "
+                "permission, then start again."
+            ) from None
         try:
             self._tidy()
             yield
@@ -234,6 +238,8 @@ class RunFolder:
             raise InputError(
                 f"--resume {path}: there is no run in it (no config.yaml).{again}"
             ) from None
+        except PermissionError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"--resume {path}: its config.yaml cannot be read ({error})."
@@ -440,6 +446,8 @@ class RunFolder:
             return read_result(self.path / "result.json")
         except FileNotFoundError:
             return None
+        except PermissionError:  # it may be whole, and is not to be deleted
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume: the "
@@ -620,6 +628,7 @@ def _environment() -> dict[str, Any]:
         "cpu": device_kind(torch.device("cpu")),
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
+        "processes": rank_and_size()[1],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -261,10 +261,13 @@ class _NumpyState(_Kept):
         np.random.set_state(state)
 
     def read(self) -> Any:
-        state = super().read()
-        if state["has_gauss"]:  # the next draw may leave the words alone
+        # (Not by `super()`, since this is done several times per update.)
+        words = self._peek()
+        if words is None or words != self._words:
+            self._last, self._words = self._get(), words
+        if self._last["has_gauss"]:  # the next draw may leave the words alone
             self._words = None
-        return state
+        return self._last
 
     def write(self, state: dict[str, Any]) -> None:
         super().write(state)
@@ -295,6 +298,15 @@ class _PythonState(_Kept):
 
     def _set(self, state: tuple[Any, ...]) -> None:
         random.setstate(state)
+
+    def read(self) -> Any:
+        # (As `_Kept.read`, without a call for each of its parts.)
+        if self._memory is None or self._owner.gauss_next is not None:
+            return super().read()
+        words = self._memory.raw
+        if words != self._words:
+            self._last, self._words = self._get(), words
+        return self._last
 
     def _peek(self) -> bytes | None:
         if self._memory is None or self._owner.gauss_next is not None:
