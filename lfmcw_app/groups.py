@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lfmcw_app.bounded_files import text_of
-from lfmcw_app.errors import DataWarning, InputError, listed
+from lfmcw_app.errors import DataWarning, InputError, listed, shown
 from lfmcw_app.folders import FolderListing
 
 __all__ = ["read_groups"]
@@ -92,8 +92,8 @@ def _read(path: Path) -> dict[str, str]:
     for line, name, group in rows:
         if groups.setdefault(name, group) != group:
             raise InputError(
-                f"data.groups: line {line} of {path} gives {name} the group {group!r}; an earlier "
-                f"line gives it {groups[name]!r}."
+                f"data.groups: line {line} of {path} gives {shown(name)} the group {shown(group)}; "
+                f"an earlier line gives it {shown(groups[name])}."
             )
     return groups
 
@@ -104,7 +104,7 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, str, s
     if not set(COLUMNS) <= set(columns):
         raise InputError(
             f"data.groups: {path} needs the columns file and group in its first line, separated by "
-            f"a comma, and has {', '.join(columns) or 'none'}."
+            f"a comma, and has {shown(columns) if columns else 'none'}."
         )
     reader.fieldnames = columns
     for row in reader:

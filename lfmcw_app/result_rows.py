@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 
 from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.data import short_name
-from lfmcw_app.errors import InputError
+from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
 from lfmcw_app.result_file import check_complete
-from lfmcw_app.results_file import Row
+from lfmcw_app.results_file import DATE, Row
 from lfmcw_app.resuming import leaves
 from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
 from lfmcw_app.stages import TRAINING
@@ -98,13 +99,21 @@ def _made_by(folder: Path) -> dict[str, Any]:
             "torch": began["torch"],
             "device": began["gpu"] or "CPU",
         }
-        return {
+        found = {
             "version": made["mlo"],
             "commit": made["commit"],
             "torch": made["torch"],
             "device": made["device"],
             "date": made["time"][:10],
         }
+        for column, value in found.items():
+            if not (isinstance(value, str) or (column == "commit" and value is None)):
+                raise ValueError(f"{column} is {shown(value)}")
+            if value == "":
+                raise ValueError(f"{column} is empty")
+        if not re.fullmatch(DATE, found["date"]):
+            raise ValueError(f"time is {shown(made['time'])}")
+        return found
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}, which says what made the result, cannot be read ({error}). Move the run "

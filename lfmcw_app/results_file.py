@@ -21,6 +21,9 @@ from lfmcw_app.output_files import replacing
 __all__ = ["COLUMNS", "Row", "distinct", "read_results", "write_results"]
 
 
+DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+
+
 class Row(BaseModel):
     """A run and what made it. Empty cells of the file are None, where a column allows it."""
 
@@ -57,7 +60,7 @@ class Row(BaseModel):
     commit: str | None = Field(description="of its repository, where it ran from one")
     torch: str = Field(min_length=1)
     device: str = Field(min_length=1, description="model of the GPU, or of the CPU")
-    date: str = Field(pattern=r"^\d{4}-\d\d-\d\d$", description="when the run was completed")
+    date: str = Field(pattern=DATE, description="when the run was completed")
     recipe: str = Field(min_length=1, description="digest of recipe and data, in the folder's name")
     run: str = Field(min_length=1, description="name of the run folder")
 

@@ -11,11 +11,12 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json
 from lfmcw_app.classifier import Classifier, Preprocess, load_network
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
-from lfmcw_app.report.bounded import parse_bounded
 from lfmcw_app.report.reading import read_recipe
+from lfmcw_app.result_file import read_result
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
@@ -83,7 +84,10 @@ class Run:
                 f"The run in {self.path} has no result yet. Wait for it, or resume it: python -m "
                 f"lfmcw_app.{command} --resume {self.path}"
             )
-        return _object(self.path / RESULT, (self.path / RESULT).read_bytes(), "it")
+        try:
+            return read_result(self.path / RESULT)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path / RESULT} is damaged: {error}.") from None
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -95,8 +99,12 @@ class Run:
             InputError: naming a line that is damaged.
         """
         path = self.path / METRICS
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-        return [_object(path, line, f"line {number}") for number, line in enumerate(lines, start=1)]
+        if not path.is_file():
+            return []
+        check_regular(path)
+        with path.open("rb") as file:
+            lines = enumerate(lines_of(file), start=1)
+            return [_object(path, line, f"line {number}") for number, line in lines]
 
     def network(
         self, *, device: torch.device | str = "cpu"
@@ -172,7 +180,7 @@ def _object(path: Path, text: bytes, what: str) -> dict[str, Any]:
         InputError: if it is none.
     """
     try:
-        value = parse_bounded(text.decode("utf-8"))
+        value = parse_json(text.decode("utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged: {what} is no JSON ({error}).") from None
     if not isinstance(value, dict):
