@@ -104,7 +104,7 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, str, s
     if not set(COLUMNS) <= set(columns):
         raise InputError(
             f"data.groups: {path} needs the columns file and group in its first line, separated by "
-            f"a comma, and has {shown(columns) if columns else 'none'}."
+            f"a comma, and has {listed([name[:80] for name in columns]) or 'none'}."
         )
     reader.fieldnames = columns
     for row in reader:
