@@ -201,5 +201,28 @@ def seeds(folder):
         "state of a run": [
             b'{"round": 3, "random.numpy.pos": 1, "problems.w.updates": 2}',
             b'{"problems.w.optimizers.w.param_groups": [], "random.python.words": [1, 2]}',
+            *(
+                json.dumps({path: 1}).encode()
+                for path in (".".join(map(str, keys)) for keys in places(_state()))
+            ),
         ],
     }
+
+
+def places(tree, above=()):
+    """The path of every entry of plain data."""
+    entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in entries:
+        yield (*above, key)
+        if isinstance(value, (dict, list)) and len(value) < 100:
+            yield from places(value, (*above, key))
+
+
+def edited(tree, path, value):
+    """A copy of plain data with another value at a path."""
+    tree = json.loads(json.dumps(tree))
+    within = tree
+    for key in path[:-1]:
+        within = within[key]
+    within[path[-1]] = value
+    return tree

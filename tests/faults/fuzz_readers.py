@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import re
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -40,13 +43,23 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
             "json",
         ]
     ):
-        from read_targets import ERRORS, TARGETS, Folder, seeds
+        from read_targets import ERRORS, TARGETS, Folder, edited, places, seeds
     warnings.simplefilter("ignore")
     folder = Folder(corpus)
     for index, seed in enumerate(seeds(folder).get(name, [b"{}"])):
         (corpus / "inputs" / f"seed-{index}").write_bytes(seed)
 
+    trees = [tree for seed in seeds(folder).get(name, []) if (tree := first_object(seed))]
+
     def one_input(data: bytes) -> None:
+        # Every other input is a right object with an entry or two replaced, not any bytes.
+        given = atheris.FuzzedDataProvider(data)
+        if trees and given.ConsumeBool():
+            tree = given.PickValueInList(trees)
+            for _ in range(given.ConsumeIntInRange(1, 2)):
+                path = given.PickValueInList(list(places(tree)))
+                tree = edited(tree, path, any_value(given, 0))
+            data = json.dumps(tree).encode() + b"\n"
         with contextlib.suppress(*ERRORS), contextlib.redirect_stdout(io.StringIO()):
             TARGETS[name](folder, data)
 
@@ -56,6 +69,36 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], str(corpus / "inputs"), *options], one_input)
     atheris.Fuzz()
+
+
+def first_object(seed: bytes) -> Any:
+    """The JSON object of a file or of its first line; None where there is none."""
+    for text in (seed, seed.partition(b"\n")[0]):
+        with contextlib.suppress(ValueError):
+            tree = json.loads(text)
+            return tree if isinstance(tree, dict) else None
+    return None
+
+
+def any_value(given: Any, depth: int) -> Any:
+    """Plain data, of what atheris provides."""
+    kind = given.ConsumeIntInRange(0, 9 if depth < 4 else 7)
+    if kind == 8:
+        return [any_value(given, depth + 1) for _ in range(given.ConsumeIntInRange(0, 3))]
+    if kind == 9:
+        count = given.ConsumeIntInRange(0, 3)
+        return {given.ConsumeUnicode(6): any_value(given, depth + 1) for _ in range(count)}
+    simple: tuple[Callable[[], Any], ...] = (
+        lambda: None,
+        given.ConsumeBool,
+        lambda: given.ConsumeIntInRange(-3, 100),
+        lambda: given.ConsumeInt(16),
+        given.ConsumeFloat,
+        lambda: given.ConsumeUnicode(12),
+        lambda: 10 ** given.ConsumeIntInRange(0, 500),
+        lambda: "x" * given.ConsumeIntInRange(0, 10**5),
+    )
+    return simple[kind]()
 
 
 def main() -> int:

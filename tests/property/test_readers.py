@@ -7,7 +7,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from read_targets import ERRORS, TARGETS, Folder, seeds
+from read_targets import ERRORS, TARGETS, Folder, edited, places, seeds
 
 some = settings(
     max_examples=12,
@@ -100,24 +100,6 @@ def test_files_of_any_bytes_are_read_or_refused(folder, name, data):
     read(folder, name, data)
 
 
-def _places(tree, above=()):
-    """The path of every entry of plain data."""
-    entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    for key, value in entries:
-        yield (*above, key)
-        if isinstance(value, (dict, list)):
-            yield from _places(value, (*above, key))
-
-
-def _edited(tree, path, value):
-    tree = json.loads(json.dumps(tree))
-    within = tree
-    for key in path[:-1]:
-        within = within[key]
-    within[path[-1]] = value
-    return tree
-
-
 OF_JSON = sorted(name for name in TARGETS if name.endswith((".json", ".jsonl")))
 
 
@@ -128,8 +110,8 @@ def test_one_entry_of_a_right_file_may_be_anything(folder, name, data):
     text = seeds(folder).get(name, [b"{}"])[0]
     entry = json.loads(text.splitlines()[0] if name.endswith("l") else text)
     if entry:
-        path = data.draw(st.sampled_from(list(_places(entry))))
-        entry = _edited(entry, path, data.draw(trees))
+        path = data.draw(st.sampled_from(list(places(entry))))
+        entry = edited(entry, path, data.draw(trees))
     read(folder, name, json.dumps(entry).encode() + b"\n")
 
 
