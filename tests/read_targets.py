@@ -46,6 +46,8 @@ class Folder:
     def __init__(self, above: Path) -> None:
         self.path = make_folder(above / "run", {"search": (8, 2)})
         (self.path / "environment.json").write_text(json.dumps(ENVIRONMENT))
+        # A short one: it is parsed again by each reader, and parsing takes most of the time.
+        (self.path / "config.yaml").write_text("preset: smoke\nsearch: {epochs: 1, nodes: 2}\n")
         self.above = above
 
     def reading(self, name, data, read):

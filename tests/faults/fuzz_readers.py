@@ -26,6 +26,16 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+MODULES = [
+    "lfmcw_app.bounded_files", "lfmcw_app.plain_yaml", "lfmcw_app.report.reading",
+    "lfmcw_app.result_file", "lfmcw_app.results_file", "lfmcw_app.result_rows",
+    "lfmcw_app.resuming", "lfmcw_app.search_space.genotype", "lfmcw_app.search_space.nasbench201",
+    "lfmcw_app.search_space.darts_notation", "lfmcw_app.cell_table_file", "lfmcw_app.groups",
+    "lfmcw_app.network_file", "lfmcw_app.fingerprint", "lfmcw_app.runs", "lfmcw_app.recipe",
+    "mlo.state_checks", "mlo.randomness", "mlo.checkpoint",
+]  # fmt: skip
+"""Modules whose branches lead atheris."""
+
 DONE = re.compile(r"Done (\d+) runs|number_of_executed_units: (\d+)|#(\d+)\s")
 
 
@@ -33,16 +43,7 @@ def fuzz(name: str, corpus: Path, seconds: int) -> None:
     """Fuzzes one target in this process, which ends with it."""
     import atheris
 
-    with atheris.instrument_imports(
-        include=[
-            "lfmcw_app",
-            "mlo.state_checks",
-            "mlo.randomness",
-            "mlo.checkpoint",
-            "yaml",
-            "json",
-        ]
-    ):
+    with atheris.instrument_imports(include=MODULES):
         from read_targets import ERRORS, TARGETS, Folder, edited, places, seeds
     warnings.simplefilter("ignore")
     folder = Folder(corpus)
