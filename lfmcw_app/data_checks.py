@@ -25,7 +25,14 @@ from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
-from lfmcw_app.recipe import MOST_ROUNDS, Augmentation, Recipe, validate_recipe
+from lfmcw_app.recipe import (
+    MOST_ROUNDS,
+    PRESETS,
+    Augmentation,
+    Recipe,
+    load_recipe,
+    validate_recipe,
+)
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
@@ -226,18 +233,7 @@ def adaptations(
     ]
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
         fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
-    if (recipe.data.image_size or 0) > dataset.image_size:
-        said.append(
-            f"data.image_size is {recipe.data.image_size:,}, and the images have "
-            f"{dataset.image_size} pixels: none is enlarged."
-        )
-    for part, limit, there in (
-        ("train", recipe.data.train_images, len(dataset.train)),
-        ("test", recipe.data.test_images, len(dataset.test)),
-        ("search", recipe.data.search_images if searches else None, len(dataset.train)),
-    ):
-        if limit is not None and limit > there:
-            said.append(f"data.{part}_images is {limit:,}, and there are only {there:,}.")
+    said += _beyond_the_data(recipe, dataset, searches=searches)
     if conditions := conditions_said(recipe, dataset):
         said.append(conditions)
     if fewer:
@@ -252,6 +248,29 @@ def adaptations(
             f"The training has {rounds // per_epoch} epochs instead of {how.epochs}, which would "
             f"be only {how.epochs * per_epoch} rounds (evaluation.min_steps is {how.min_steps})."
         )
+    return said
+
+
+def _beyond_the_data(recipe: Recipe, dataset: Dataset, *, searches: bool) -> list[str]:
+    """Says what was asked for and the data do not have; presets ask for as much as they can use."""
+    how, usual = recipe.data, None
+    if recipe.preset in PRESETS:
+        space, given = recipe.search.space, {"dataset": recipe.dataset}
+        usual = load_recipe(recipe.preset, space=space, overrides=given).data
+    there = {
+        "image_size": dataset.image_size,
+        "train_images": len(dataset.train),
+        "test_images": len(dataset.test),
+        **({"search_images": len(dataset.train)} if searches else {}),
+    }
+    said = []
+    for name, most in there.items():
+        asked = getattr(how, name)
+        if asked is None or asked <= most or (usual and asked == getattr(usual, name)):
+            continue
+        enlarged = "the images have {:,} pixels: none is enlarged"
+        has = enlarged if name == "image_size" else "there are only {:,}"
+        said.append(f"data.{name} is {asked:,}, and {has.format(most)}.")
     return said
 
 

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +36,10 @@ ARCHIVE_END = b"PK\x05\x06"
 
 The last two of them are the length of the comment, 0.
 """
+
+
+MAKES_ROOM = b"\nbytearray\n"
+"""How a pickle names Python's `bytearray`, of which no state has one."""
 
 
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -76,6 +81,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             version = _checked_version(file, os.fspath(path))
+            _check_archive(file, os.fspath(path))
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -350,6 +356,26 @@ def _checked_version(file: BinaryIO, name: str) -> int:
             f"{FORMAT_VERSION}. Use a later mlo."
         )
     return version
+
+
+def _check_archive(file: BinaryIO, name: str) -> None:
+    """Refuses an archive that takes more memory than it has bytes.
+
+    `torch.save` packs nothing. A packed member, or several of the same bytes, can unpack to any
+    size. So can the one call that `weights_only=True` allows and that makes room for a number.
+
+    Raises:
+        CheckpointError: if it is one.
+    """
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > size:
+            raise _unreadable(name, "(it is packed, and may unpack to any size)")
+        for member in members:
+            if member.filename.endswith("/data.pkl") and MAKES_ROOM in archive.read(member):
+                raise _unreadable(name, "(it calls bytearray)")
 
 
 def _is_sound(path: Path) -> bool:
