@@ -149,7 +149,9 @@ class Run:
             ("state", self._state()),
         ]
         rows += _facts(self.result) if self.is_complete else []
-        row = Markup('<tr><th style="text-align:left">{}</th><td>{}</td></tr>')
+        row = Markup(
+            '<tr><th style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>'
+        )
         table = Markup("<table><caption>{}</caption>{}</table>").format(
             self.path, Markup("").join([row.format(name, value) for name, value in rows])
         )

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ class EngineRow:
     """
 
     label: str
-    gradient: dict[str, Tensor] | None = None
+    gradient: dict[str, Tensor] | None = field(default=None, repr=False)
     error: float | None = None
     cosine: float | None = None
     seconds: float | None = None
@@ -78,7 +78,7 @@ class EngineRow:
         return self.label, *numbers
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class EngineComparison:
     """Engines side by side; it prints as a table.
 
@@ -104,7 +104,7 @@ class EngineComparison:
             f"{self.reference!r} ({self.why})."
         )
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         table = [HEADINGS, *[row.cells for row in self.rows]]
         first = max(len(cells[0]) for cells in table)
         whole = [cells[1:] for cells in table if len(cells) == len(HEADINGS)]
@@ -133,7 +133,8 @@ class EngineComparison:
             span = f' colspan="{len(HEADINGS) - 1}"' if row.failure else ""
             numbers = "".join(f"<td{span}>{cell}</td>" for cell in rest)
             notes = escape(" ".join(note for note in (row.failure, *row.notes) if note))
-            body.append(f"<tr><td>{label}</td>{numbers}<td>{notes}</td></tr>")
+            name, said = [f'<td style="text-align:left">{text}</td>' for text in (label, notes)]
+            body.append(f"<tr>{name}{numbers}{said}</tr>")
         return f"<table><caption>{escape(self.title)}</caption>{''.join(body)}</table>"
 
     def plot(self, axes: Any = None) -> Any:

@@ -381,4 +381,4 @@ def _subtitle(problem: Problem) -> str:
         return text if len(text) <= 22 else f"{text[:21]}…"
     if problem.is_game:
         return "game"
-    return f"{problem.size:,} parameters"
+    return f"{problem.size:,} parameter{'s' * (problem.size != 1)}"

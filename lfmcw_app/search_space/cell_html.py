@@ -28,7 +28,7 @@ DARK = {
 LAYOUT = """\
 .lfmcw-cells { display: flex; flex-wrap: wrap; gap: 8px 24px; padding: 12px 16px; }
 .lfmcw-cells { background: var(--card); color: var(--text); border-radius: 8px; }
-.lfmcw-cells figure { margin: 0; flex: 0 1 360px; font: 13px sans-serif; }
+.lfmcw-cells figure { margin: 0; flex: 1 1 260px; max-width: 400px; font: 13px sans-serif; }
 .lfmcw-cells svg { width: 100%; height: auto; font-family: sans-serif; }
 """
 
