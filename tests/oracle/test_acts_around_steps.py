@@ -528,7 +528,7 @@ def test_a_threshold_may_follow_a_schedule(engine):
 
 def test_returned_tensors_must_fit():
     refused(lambda p: p["v"], "must return a dict")
-    refused(lambda p: {"u": p["v"]}, "returned 'u', which is none of the parameters")
+    refused(lambda p: {"u": p["v"]}, "returned 'u', which is not one of the parameters")
     refused(lambda p: {"v": p["v"][:1]}, r"of its shape \(2,\), got \(1,\)")
 
 

@@ -121,7 +121,7 @@ def test_a_curved_set_needs_no_symmetry(projection, engine):
 def test_symmetric_engines_refuse_a_curved_set(engine):
     project = CURVED["ball with a radius of x"]
     _, _, optimizer = quadratic(lambda p, *, x: project(p, x), engine, steps=50)
-    with pytest.raises(mlo.EngineError, match="no orthogonal projector: use 'gmres'"):
+    with pytest.raises(mlo.EngineError, match="not an orthogonal projector: use 'gmres'"):
         optimizer.step()
 
 

@@ -1,4 +1,4 @@
-"""Betty's `Config` of a problem and `EngineConfig`, with a few fields beside Betty's own."""
+"""Betty's `Config` of a problem and `EngineConfig`, with a few additional fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSTEAD = {
     "with mlo itself (docs/distributed.md).",
     "accelerate": "Use strategy='distributed' under torchrun.",
 }
-"""Value of Betty's that is not served → what to do."""
+"""Value of Betty's that is not supported → what to do."""
 
 
 @dataclass
@@ -104,9 +104,9 @@ class Config:
         for name in ("darts_multitask", "sama_multitask"):
             if getattr(self, name):
                 raise ConfigurationError(
-                    f"{where}{name}=True leaves the lower parameters where a finite difference has "
-                    "displaced them, which no gradient here does. Drop it, and let the lower loss "
-                    "sum the tasks."
+                    f"{where}{name}=True leaves the lower parameters where a finite difference "
+                    "has displaced them, but no gradient of mlo displaces them. Drop it, and let "
+                    "the lower loss sum the tasks."
                 )
         for name in ("unroll_steps", "gradient_accumulation"):
             value = getattr(self, name)
@@ -124,15 +124,15 @@ class EngineConfig:
         train_iters: steps of the leaves.
         valid_step: steps per validation.
         logger_type: "none", "tensorboard" or "wandb".
-        roll_back: whether lower problems go back after each step of those above, and make one step
-            again from there.
+        roll_back: whether lower problems return to their cycle's start after each step of those
+            above, and make one step from there.
         backend: of `torch.distributed`.
         strategy: "default" (a GPU where there is one), "cpu", "gpu" or "distributed".
         early_stopping: whether a metric that no longer improves ends the run.
         early_stopping_mode: "min" or "max".
         early_stopping_tolerance: validations without improvement that end it.
         early_stopping_metric: an entry of what `validation` returns.
-        formulas: "exact" or "betty", for every problem whose own configuration says nothing.
+        formulas: "exact" or "betty", for every problem whose own configuration leaves it open.
         on_nonfinite: what happens when a loss or gradient is not finite: "stop" raises a
             `NonFiniteError`, "skip" leaves the step out, None steps all the same, as Betty does.
     """
@@ -169,6 +169,6 @@ class EngineConfig:
 
 def _check_served(option: str, value: str, served: tuple[str, ...]) -> None:
     if value in INSTEAD:
-        raise ConfigurationError(f"{option} is {value!r}, which is not served. {INSTEAD[value]}")
+        raise ConfigurationError(f"{option} is {value!r}, which is not supported. {INSTEAD[value]}")
     if value not in served:
         raise ConfigurationError(f"{option} is {value!r}. {nearest(str(value), served)}")

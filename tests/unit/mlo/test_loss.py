@@ -120,7 +120,7 @@ def test_losses_of_players_that_are_not_declared_say_how():
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         loss=lambda net, _: {"a": net.bias.sum()},
     )
-    with pytest.raises(mlo.ProblemError, match="declare them by players="):
+    with pytest.raises(mlo.ProblemError, match="declare them with players="):
         mlo.MultilevelOptimizer([problem]).step()
 
 
