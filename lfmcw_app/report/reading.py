@@ -7,6 +7,7 @@ round is read, and those that hold more than numbers of a curve.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.timings import TIMINGS
 
-__all__ = ["Phase", "RunData", "Snapshot", "read_run"]
+__all__ = ["LostNumbers", "Phase", "RunData", "Snapshot", "read_recipe", "read_run"]
 
 OF_METRICS: dict[str, type | tuple[type, ...]] = {
     "phase": str, "round": int, "losses": dict, "metrics": dict,
@@ -43,6 +44,8 @@ KEPT = (b'"alpha"', b'"candidates"', b'"quality"')
 PHASE_BYTES = 24
 """How much of a line's beginning tells its phase."""
 
+DIAGNOSIS = re.compile(r"nonfinite-(?P<problem>\w{1,40})-round-(?P<round>\d{1,12})\.pt")
+MOST_LOST = 20
 MOST_EDGES = 2000
 MOST_ROUNDS = 10**12
 
@@ -70,6 +73,19 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LostNumbers:
+    """A loss or gradient that was not finite.
+
+    Attributes:
+        problem: whose it was.
+        round: of a phase, in which it was lost.
+    """
+
+    problem: str
+    round: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunData:
     """What a run folder holds; what is missing is None or empty.
 
@@ -83,6 +99,7 @@ class RunData:
         timings: the lines of timings.jsonl.
         search_end: search.json: what generator and W1 are worth at the end of the search.
         real: a sheet of real images, as the snapshots have them.
+        lost: losses and gradients that were not finite; some may have been skipped since.
         changes: settings that were changed on --resume and that numbers can depend on.
         unreadable: what was left out, in words.
         stride: of how many rounds one was read.
@@ -102,6 +119,7 @@ class RunData:
     snapshots: Sequence[Snapshot]
     real: Path | None
     search_end: dict[str, Any]
+    lost: Sequence[LostNumbers] = ()
     changes: Sequence[dict[str, Any]] = ()
     unreadable: list[str] = field(default_factory=list)
     stride: int = 1
@@ -112,8 +130,8 @@ class RunData:
         return self.path.resolve().name
 
 
-def read_run(path: Path) -> RunData:
-    """Reads a run folder.
+def read_recipe(path: Path) -> Recipe:
+    """Reads the recipe of a run folder, without which there is no run.
 
     Raises:
         InputError: if there is no run in it.
@@ -126,7 +144,16 @@ def read_run(path: Path) -> RunData:
         ) from None
     except ValueError as error:
         raise InputError(f"{path / 'config.yaml'} is damaged: {error}.") from None
-    recipe = validate_recipe(tree)
+    return validate_recipe(tree)
+
+
+def read_run(path: Path) -> RunData:
+    """Reads a run folder.
+
+    Raises:
+        InputError: if there is no run in it.
+    """
+    recipe = read_recipe(path)
     unreadable: list[str] = []
     metrics = path / "metrics.jsonl"
     stride = _stride(metrics)
@@ -155,6 +182,7 @@ def read_run(path: Path) -> RunData:
         snapshots=_snapshots(path / "samples", list(phases)),
         real=real if real.exists() else None,
         search_end=_mapping(path / SEARCH_END, unreadable),
+        lost=_lost(path),
         changes=_changes(path, unreadable),
         unreadable=unreadable,
         stride=stride,
@@ -195,6 +223,17 @@ def _changes(path: Path, unreadable: list[str]) -> Sequence[dict[str, Any]]:
     except (InputError, LookupError, TypeError) as error:
         unreadable.append(f"changes.jsonl ({error})")
         return []
+
+
+def _lost(folder: Path) -> list[LostNumbers]:
+    """What the names of the diagnostic files say; the files stay closed."""
+    matches = [DIAGNOSIS.fullmatch(path.name) for path in sorted(folder.glob("nonfinite-*.pt"))]
+    found = [
+        LostNumbers(problem=match["problem"], round=int(match["round"]))
+        for match in matches
+        if match
+    ]
+    return found[:MOST_LOST]
 
 
 def _stride(path: Path) -> int:

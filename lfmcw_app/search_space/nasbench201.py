@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -69,6 +69,8 @@ class SumCell(Cells):
     """
 
     operations: tuple[str, ...]
+
+    output: ClassVar[Literal["last", "all"] | None] = "last"
 
     def __post_init__(self) -> None:
         if self.nodes is None:
