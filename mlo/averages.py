@@ -70,7 +70,7 @@ class Ema(Average):
         """The mean, moved by the weight of the newest iterate."""
         if count == 1:
             return {"mean": values}
-        # Σ_k d^k over the iterates so far is (1 − dᵗ) / (1 − d), of which the newest has 1.
+        # Σ_k d^k over the iterates so far is (1 − dᵗ) / (1 − d), and the newest has weight 1.
         weight = (1.0 - self.decay) / (1.0 - self.decay**count)
         steps = list(torch._foreach_sub(values, kept["mean"]))
         torch._foreach_mul_(steps, weight)

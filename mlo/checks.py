@@ -69,7 +69,7 @@ def differentiated_starts(
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
-        starts: problem → where it begins each block of its steps.
+        starts: problem → where it starts each block of its steps.
     """
     found: set[str] = set()
     for name, start in starts.items():
@@ -457,7 +457,7 @@ def check_restarts(
     Args:
         graph: the problems.
         engines: problem → engine of its solution.
-        starts: problem → where it begins each block of its steps.
+        starts: problem → where it starts each block of its steps.
         looks_ahead: the problems that see lower solutions one step ahead.
 
     Raises:

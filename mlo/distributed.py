@@ -254,7 +254,7 @@ class DataParallel:
 
 
 def data_parallel(choice: DataParallel | str | None) -> DataParallel | None:
-    """Reads the option `distributed=`; None where there is one process only.
+    """Reads the option `distributed=`; None if there is only one process.
 
     Raises:
         ConfigurationError: for an unknown choice, or several processes without a process group.

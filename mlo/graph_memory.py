@@ -24,7 +24,7 @@ PER_FORWARD = 3
 """The graph of a gradient over what the forward pass saves: itself, and a backward pass of two."""
 
 SHARE = 4
-"""How often the graph must fit: twice, beside as much for all else."""
+"""How often the graph must fit: twice, plus as much again for everything else."""
 
 
 class SavedBytes:
@@ -80,7 +80,7 @@ class SavedBytes:
 
 
 def memory_of(device: torch.device) -> int:
-    """The bytes of memory that a device has; 0 where that is not known."""
+    """The bytes of memory that a device has; 0 if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and hasattr(os, "sysconf"):

@@ -507,7 +507,7 @@ def _check_leaves(
     params: _Tensors,
     reads: _Tensors,
 ) -> None:
-    """Refuses a function that uses tensors beside its arguments, whose derivative would be lost.
+    """Refuses a function of tensors that are not its arguments: their derivative would be lost.
 
     Args:
         kind: of the function.

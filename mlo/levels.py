@@ -224,7 +224,7 @@ class History:
         return self._solved[name]
 
     def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
-        """Notes an update: where it was made, and its step, if a later gradient needs that."""
+        """Records an update: where it was made, and its step, if a later gradient needs it."""
         # Where it was made is noted of every problem: `gradient` and implicit engines evaluate the
         # loss again on the batches and with the noise of the last update.
         self.last[name], self.last_round[name] = found.evaluation, self.round
@@ -362,7 +362,7 @@ class History:
         """Whether an update `later` in the round differentiates the step that is made now."""
         if not self._keeps_graph[name] and not self._shares_graph(name):
             return False
-        # This problem's own next update makes the solution anew: only readers before that count.
+        # This problem's own next update makes a new solution: only readers before that count.
         for other in later:
             if other == name:
                 return False
@@ -513,11 +513,11 @@ class Levels:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Runs the body, which asks a question, and leaves everything as it was."""
+        """Runs the body, which only asks for gradients, and leaves everything as it was."""
         # What a gradient moves: the random state, engines' memories, cached solutions and graphs.
         history, known, asking = self._history, dict(self._known), self._asking
         memory, graphs = history.copied_memory(), list(history.graphs)
-        if history.simultaneous:  # a question is about where the problems stand now
+        if history.simultaneous:  # a question is about the problems' current points
             self._known = {}
         with preserved(history.generators):
             try:

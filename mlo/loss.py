@@ -96,7 +96,7 @@ class LossFunction:
         self._modules = list(unique.values())
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
         self.repeats = False  # whether a repeated evaluation gave the same value
-        # What the problem was declared with: where each of its parameters and modules stands.
+        # The declared structure: the place of each of its parameters and modules.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
         self._sizes: list[tuple[dict[str, Any], int]] = []
         for module in problem.module.modules():
@@ -679,7 +679,7 @@ def _with_metrics(problem: str, result: Any) -> tuple[Any, dict[str, Any]]:
     loss, metrics = result
     if not isinstance(metrics, Mapping):
         raise ProblemError(
-            f"The loss of problem {problem!r} returned a pair of which the second part is a "
+            f"The loss of problem {problem!r} returned a pair whose second part is a "
             f"{type(metrics).__name__}; return (scalar, {{metric name: value}})."
         )
     return loss, dict(metrics)

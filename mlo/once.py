@@ -184,7 +184,7 @@ class _Result:
     Attributes:
         result: what it returned, with leaves in place of the differentiable tensors.
         outputs: these tensors.
-        leaves: what stands for them.
+        leaves: what represents them.
         after: the random state in which it ended.
     """
 

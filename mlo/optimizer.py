@@ -39,7 +39,7 @@ from mlo.update import Update, Updater
 __all__ = ["MultilevelOptimizer"]
 
 ONE_AT_A_TIME = threading.RLock()
-"""Held during an update or a question, since random states are the whole process's.
+"""Held during an update or a question, because random states belong to the whole process.
 
 A loss is evaluated again with the noise that it had. Optimizers in other threads wait meanwhile, so
 that they do not draw the same numbers.
@@ -270,7 +270,8 @@ class MultilevelOptimizer:
         """Makes the next update, in this round or a new one; None: no problem has moved in it."""
         if torch.is_inference_mode_enabled():
             raise ProblemError(
-                "A round cannot run under torch.inference_mode(), where nothing has a gradient."
+                "A round cannot run under torch.inference_mode(), because nothing has a gradient "
+                "there."
             )
         # Runs once, except after a rollback, which starts an earlier round again.
         while True:
@@ -368,7 +369,7 @@ class MultilevelOptimizer:
             self._history.release_graphs(needed)
 
     def _turn(self, later: tuple[str, ...]) -> int:
-        """Which turn of its problem an update is, from 0, with those `later` still to come."""
+        """An update's number among its problem's turns, from 0; those `later` are still to come."""
         # By the place in the round, which a saved state holds and a skipped update does not move.
         return self._turns[len(self._turns) - len(later) - 1]
 

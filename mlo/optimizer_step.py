@@ -155,7 +155,7 @@ class OptimizerStep:
     @property
     def couples_parameters(self) -> bool:
         """Whether the step of one parameter may depend on the gradients of others."""
-        # By optimizer, of which there are few, and not by parameter.
+        # By optimizer, since there are few, and not by parameter.
         optimizers = {id(group.optimizer): group.optimizer for group in self.groups.values()}
         return self.grad_clip is not None or any(map(is_foreign, optimizers.values()))
 
@@ -353,7 +353,7 @@ class OptimizerStep:
             twin.state[moved[key]] = state
             fresh |= not state
             # An optimizer that is not torch.optim's may treat a group as a whole (clip its norm).
-            # Of torch.optim's, every parameter moves by itself, with options of its own.
+            # With torch.optim's, every parameter moves independently, with its own options.
             own = (
                 (self.groups[key].index, options.get("dampening")) if is_foreign(original) else key
             )
@@ -410,7 +410,7 @@ def _as_kept(state: Mapping[str, Any], optimizer: Optimizer, parameter: Tensor) 
     """A parameter's state after a step by formula, as torch.optim keeps it."""
     kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if "step" in state:
-        # A tensor, of which the optimizer's fused and capturable steps want it on the device.
+        # A tensor; the optimizer's fused and capturable steps need it on the device.
         before = optimizer.state[parameter].get("step", torch.tensor(0.0))
         kept["step"] = torch.full_like(before, float(state["step"]))
     return kept
@@ -530,7 +530,7 @@ def is_foreign(optimizer: Optimizer) -> bool:
 
 
 def is_fused(optimizer: Optimizer) -> bool:
-    """Whether an optimizer was asked for the fused step."""
+    """Whether an optimizer uses the fused step."""
     return any(group.get("fused") for group in optimizer.param_groups)
 
 

@@ -257,7 +257,7 @@ class Problem:
         self.player_moves = self._player_moves(player_steps or {})
         if self.accumulate_solves > 1 and len(self.player_moves) > 1:
             raise ProblemError(
-                f"Problem {name!r}: accumulate_solves averages the gradient of one move, and with "
+                f"Problem {name!r}: accumulate_solves averages the gradient of one move, but with "
                 "player_steps an update has several. Drop one of the two."
             )
 

@@ -170,7 +170,7 @@ class _Kept(ABC):
 
     @abstractmethod
     def _peek(self) -> bytes | None:
-        """The generator's memory; None where it does not tell whether the state has moved."""
+        """The generator's memory; None if it does not show whether the state has moved."""
 
     def read(self) -> Any:
         """The state; the same object as long as nothing was drawn."""
@@ -260,7 +260,7 @@ _NUMPY, _PYTHON = _NumpyState(), _PythonState()
 
 
 class _Preserved:
-    """A context that leaves every random source as it was before, and may begin at a state.
+    """A context that leaves every random source as it was, and may start from a given state.
 
     (A class takes a third of the time of a generator with `contextmanager`.)
     """

@@ -19,7 +19,7 @@ __all__ = ["GradientReport", "Record", "SolveReport"]
 
 @dataclass(frozen=True, kw_only=True)
 class SolveReport:
-    """How one inverse product of a hypergradient engine went.
+    """The report on one inverse product of a hypergradient engine.
 
     Attributes:
         problem: name of the lower problem whose response was differentiated.

@@ -243,9 +243,9 @@ class Evaluation:
     def substituted(
         self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
     ) -> AbstractContextManager[None]:
-        """Puts these tensors into the modules to take a gradient where the problem stands now.
+        """Puts these tensors into the modules to take a gradient at the problem's current point.
 
-        Unlike `placed` it leaves the training flags alone. Sharded tensors are gathered.
+        Unlike `placed` it does not change the training flags. Sharded tensors are gathered.
 
         Args:
             parameters: what replaces own parameters; parameters without a replacement stay.
@@ -618,7 +618,7 @@ class StepEngine(AbstractEngine):
     def keeps_graph(self) -> bool | Literal["auto"]:
         """Whether the gradient of a step is kept with its graph until it is differentiated.
 
-        "auto": where it has one graph, which fits the memory.
+        "auto": if it has one graph, which fits the memory.
         """
         return False
 
@@ -638,8 +638,8 @@ class PullbackEngine(AbstractEngine):
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
         """Returns the outputs of a node; its inputs are everything that the solution depends on."""
         assert isinstance(solution, (Stationary, Stepped))
-        # Resolving an input may make the response of a problem further down: this is how the
-        # autograd graph comes to mirror the graph of problems.
+        # Resolving an input may make the response of a problem further down. So the autograd graph
+        # mirrors the graph of problems.
         inputs: list[Tensor] = []
         for item in solution.evaluation.free_inputs:
             inputs += reading.of(item).values()

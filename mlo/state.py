@@ -35,8 +35,8 @@ def state_of(
     for name, problem in problems.items():
         if any(is_sharded(parameter) for parameter in problem.parameters.values()):
             raise CheckpointError(
-                f"Problem {name!r} has sharded parameters, of which no process has the whole. Save "
-                "its module and optimizer by torch.distributed.checkpoint."
+                f"Problem {name!r} has sharded parameters, of which no process has the whole. "
+                "Save its module and optimizer by torch.distributed.checkpoint."
             )
     saved: dict[str, dict[str, Any]] = {}
     for name, problem in problems.items():

@@ -496,7 +496,7 @@ GRAPHS: dict[str, Callable[..., ClosedForm]] = {
 
 
 class EngineContract:
-    """What holds for every engine, on every graph, in both dtypes.
+    """The contract of every engine, on every graph, in both dtypes.
 
     Inherit it in a test class and define `make_engine`. On each graph an engine either equals its
     formula or is refused before the first step.

@@ -68,7 +68,7 @@ def total_gradient(
     estimates: Estimates | None = None,
     begun: RandomState | None = None,
 ) -> TotalGradient:
-    """Evaluates a problem's loss at its live parameters and differentiates it, solutions included.
+    """Evaluates a problem's loss at its live parameters; differentiates it through solutions too.
 
     The loss sees the responses detached from their graphs. Their cotangents are summed over the
     batches and sent through the responses at the end. So each inverse product is computed once,
@@ -193,7 +193,7 @@ class _Cut:
     Attributes:
         tensors: problem → the tensors that the loss sees.
         responses: the differentiable tensors on the far side of the cut.
-        leaves: what stands for each of them on the loss's side.
+        leaves: what represents each of them on the loss's side.
         names: the name of each leaf.
     """
 

@@ -379,7 +379,7 @@ class Updater:
     def _note(
         self, problem: Problem, found: TotalGradient, norm: GradientNorm, record: Record
     ) -> None:
-        """Writes an update into the record."""
+        """Writes an update to the record."""
         players: dict[str, Tensor] = {}
         if problem.is_game:
             for player, keys in problem.player_parameters.items():

@@ -224,7 +224,7 @@ ASYMMETRY = 1e-3
 
 
 def warn_of_asymmetry(system: LinearSystem, engine: str) -> None:
-    """Warns, once per problem, of a Jacobian that an engine wrongly takes to be symmetric.
+    """Warns, once per problem, of a Jacobian that an engine wrongly assumes to be symmetric.
 
     The Jacobian of a loss's gradient is symmetric. That of another residual F need not be: it is
     tested in two random directions, uᵀ A w = wᵀ A u.

@@ -102,6 +102,6 @@ class OuterProduct(PullbackEngine):
 
 
 def _size(tensors: Sequence[Tensor]) -> float:
-    """The norm of tensors; where they are zero still, that of entries of 0.01."""
+    """The norm of tensors; while they are still zero, that of entries of 0.01."""
     count = sum(tensor.numel() for tensor in tensors)
     return max(float(total_norm([t.detach() for t in tensors])), 0.01 * math.sqrt(count))

@@ -219,7 +219,7 @@ class AutogradSystem(LinearSystem):
             self._inputs: list[Tensor] = []
             for item in evaluation.free_inputs:
                 self._inputs += graph.reads[item.name].values()
-            # Activation checkpoints in the graph run modules again, in which these must stand.
+            # Activation checkpoints in the graph run modules again, and these must be in them then.
             evaluation.check_batches()
             call.stack.enter_context(evaluation.replayed_at(graph.parameters, graph.reads))
             return
@@ -231,7 +231,7 @@ class AutogradSystem(LinearSystem):
             if call.residual is None:
                 self._losses = call.stack.enter_context(call.losses(self._theta, self._inputs))
                 return
-            # F as it is given: it takes the place of the players' gradients.
+            # F as given: it replaces the players' gradients.
             found = call.stack.enter_context(call.residuals(self._theta, self._inputs))
             for player, members in self.players.items():
                 self._gradients[player] = {name: found[name] for name in members}
@@ -386,7 +386,7 @@ def _products_from(choice: Products | str | Mapping[str, Any]) -> Products:
 
 @dataclass(frozen=True, kw_only=True)
 class Solve:
-    """The result of an inverse product, and how it went.
+    """The result of an inverse product, and its report.
 
     Attributes:
         q: A⁻ᵀ v approximately, one entry per parameter; None stands for zero.

@@ -95,8 +95,9 @@ def prose(text):
 
 
 def plain(text):
-    """A text with code as one word, without links' addresses and without marks of emphasis."""
+    """A text with code and formulas as one word each, without links' addresses and emphasis."""
     text = re.sub(r"``.+?``|`[^`]+`", "CODE", text)
+    text = re.sub(r"\$[^$\n]+\$", "FORMULA", text)
     text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return re.sub(r"(\*\*|\*|\b_|_\b)(?=\S)(.+?)(?<=\S)\1", r"\2", text)

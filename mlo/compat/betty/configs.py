@@ -41,15 +41,15 @@ class Config:
         gradient_accumulation: batches per step; of an upper problem, solves of those below it.
         gradient_clipping: largest norm of the gradient; 0: none.
         precision: "fp32" or "bf16".
-        initial_dynamic_scale: of fp16, which is not served.
-        scale_factor: of fp16, which is not served.
+        initial_dynamic_scale: of fp16, which is not supported.
+        scale_factor: of fp16, which is not supported.
         warmup_steps: batches for which the problems *above* wait.
         log_step: batches per line of the log; -1: none.
         log_local_step: whether the logger counts this problem's own steps.
         darts_alpha: numerator of Betty's finite difference (`formulas="betty"`).
-        darts_multitask: not served.
+        darts_multitask: not supported.
         sama_adam_alpha: as `darts_alpha`, of "sama".
-        sama_multitask: not served.
+        sama_multitask: not supported.
         neumann_iterations: products of the series, which has one term more.
         neumann_alpha: step of the series.
         cg_iterations: most steps of conjugate gradients.
@@ -90,7 +90,7 @@ class Config:
     formulas: str | None = None
 
     def check(self, problem: str) -> None:
-        """Refuses what is not served.
+        """Refuses what is not supported.
 
         Args:
             problem: whose configuration it is.
@@ -156,7 +156,7 @@ class EngineConfig:
     on_nonfinite: Literal["stop", "skip"] | None = "stop"
 
     def check(self) -> None:
-        """Refuses what is not served.
+        """Refuses what is not supported.
 
         Raises:
             ConfigurationError: with what to do.

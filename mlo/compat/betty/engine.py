@@ -246,10 +246,10 @@ class Engine:
         return all(problem not in uppers for uppers in self.dependencies["l2u"].values())
 
     def find_paths(self, src: Problem, dst: Problem) -> list[list[Problem]]:
-        """The ways from `dst` down to `src` and back to `dst`.
+        """The paths from `dst` down to `src` and back to `dst`.
 
         Raises:
-            GraphError: if "l2u" leads from `src` to `dst` by no way.
+            GraphError: if "l2u" has no path from `src` to `dst`.
         """
         results: list[list[Problem]] = []
         self.dfs(src, dst, [src], results)
@@ -264,7 +264,7 @@ class Engine:
     def dfs(
         self, src: Problem, dst: Problem, path: list[Problem], results: list[list[Problem]]
     ) -> None:
-        """Adds to `results` the ways from `src` up to `dst`, each of which begins with `path`."""
+        """Adds to `results` the paths from `src` up to `dst` that begin with `path`."""
         if src is dst:
             results.append(list(path))
             return

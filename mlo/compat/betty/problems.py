@@ -136,7 +136,7 @@ class Problem:
         self._engine: Any = None  # which steps it
 
     def __getattr__(self, name: str) -> Any:
-        """Is asked for what does not exist: says why a part of Betty's step does not."""
+        """Called for a missing attribute: says why a part of Betty's step does not exist."""
         why = f" {OF_A_STEP}" if name in MADE_BY_MLO else ""
         if not why and (engine := self.__dict__.get("_engine")) is not None:
             others = [other.name for other in engine.problems if other is not self]
