@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
@@ -24,6 +25,9 @@ __all__ = [
     "EDGES_PER_NODE", "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype",
     "random_genotype",
 ]  # fmt: skip
+
+LONGEST = 2**20
+"""Bytes of a genotype's file; one of 64 nodes has some 10,000."""
 
 FOUND = "genotype.json"
 """In a run folder, the genotype that its search found."""
@@ -104,7 +108,7 @@ class Cells:
         path = Path(path)
         file = _file_of(path) if path.is_dir() else path
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = text_of(file, LONGEST, encoding="utf-8-sig", pipes=True)
         except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
             raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
         try:
@@ -177,8 +181,8 @@ class Genotype(Cells):
         """
         # A ValueError comes from text that is not JSON, and from an integer of too many digits.
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
