@@ -207,8 +207,8 @@ class CheckpointStore:
             The state, or None if nothing was ever saved.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read: what is wrong with the
-                last one. Or if this process may not read one, which may be whole.
+            CheckpointError: if there are checkpoints and none can be read; it says what is wrong
+                with the last one. Or if this process may not read one, which may be whole.
         """
         # Report the first error: what is wrong with the last checkpoint.
         first: CheckpointError | None = None
@@ -219,7 +219,7 @@ class CheckpointStore:
                 state = load_checkpoint(path)
                 if check is not None:
                     check(state)
-            except _NotAllowed:  # rounds are not computed again for want of a permission
+            except _NotAllowed:  # a missing permission is no reason to compute rounds again
                 raise
             except CheckpointError as error:
                 first = first or error

@@ -192,7 +192,7 @@ class DependencyGraph:
         )
 
     def round_text(self, order: Order = "lower_first") -> str:
-        """Returns the order of a round for people: "(net ×5 → decay) ×2"; see `schedule`."""
+        """Returns the order of a round in readable form: "(net ×5 → decay) ×2"; see `schedule`."""
         return str(self._round(order))
 
     def to_mermaid(self) -> str:

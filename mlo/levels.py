@@ -238,7 +238,7 @@ class History:
         earlier = self.stepped[name].history if name in self.stepped else ()
         steps = engine.recorded_steps
         if steps > 1:
-            # A chain of steps is one only where each begins at what the one before it left.
+            # Steps form a chain only if each starts from the previous one's result.
             if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
                 self._begun.discard(name)
@@ -262,7 +262,7 @@ class History:
         )
 
     def mark(self, name: str) -> None:
-        """Notes where the problem's parameters are: what moves them later comes from outside."""
+        """Notes where the problem's parameters are, to detect later changes from outside."""
         if self.step_engines[name] is not None or name in self.starts:
             self._places[name] = _places_of(self.graph.problems[name])
 
@@ -306,7 +306,7 @@ class History:
             self.mark(name)
 
     def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
-        """Warns, once after a load, of a gradient through fewer steps than asked for."""
+        """Warns, once after a load, of a gradient through fewer steps than requested."""
         engine = self.step_engines[name]
         if name not in self.resumed or engine is None:
             return
@@ -334,9 +334,9 @@ class History:
         return False if several else None
 
     def graph_decision(self, name: str) -> bool | None:
-        """Whether a problem's graphs are kept, where the first update decided that; else None."""
-        # A kept graph rounds otherwise than one that is made again. So a run that resumes must
-        # not decide anew.
+        """Whether a problem's graphs are kept, as the first update decided; None before that."""
+        # A kept graph rounds differently from one that is made again. So a resumed run must not
+        # decide again.
         return self.keeps_graph[name] if name in self._undecided else None
 
     def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
@@ -362,7 +362,7 @@ class History:
         return False
 
     def _shares(self, name: str) -> bool:
-        """Whether products are taken through the graph of the update, made at the same point."""
+        """Whether products use the update's own graph, made at the same point."""
         engine, problem = self.engines[name], self.graph.problems[name]
         return (
             self.simultaneous
@@ -449,8 +449,8 @@ class Levels:
         for name, engine in history.engines.items():
             steps = engine.recorded_steps if isinstance(engine, StepEngine) else 0
             self._by_steps[name] = steps
-        # The problems on which a solution depends; it is made again after any of these has moved.
-        # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
+        # The problems on which a solution depends; it is made again after any of these has moved. A
+        # problem that shares a module's buffers (a frozen encoder's statistics) moves these too.
         self._dependencies: dict[str, tuple[str, ...]] = {}
         for name in graph.problems:
             through = [self._dependencies[lower] for lower in graph.reads_below[name]]
@@ -474,8 +474,8 @@ class Levels:
         """The problem's solution."""
         history, engine = self._history, self._history.engines[name]
         rests = history.round < history.graph.problems[name].warmup_steps
-        # Where a step was made, its solution holds until the next step. (Looking ahead, no step has
-        # been made yet.)
+        # After a step, its solution holds until the next step. (Looking ahead, no step has been
+        # made yet.)
         if self._by_steps[name] and not rests and not self._ahead:
             stepped = history.last_step(name)
             if stepped is not None:

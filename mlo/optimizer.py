@@ -196,7 +196,7 @@ class MultilevelOptimizer:
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the graph, and which engine differentiates what."""
+        """The notebook's view: the graph, and which engine differentiates what."""
         rows = []
         for name, problem in self.problems.items():
             engine = self.engines[name].label if name in self._history.differentiated else "-"
@@ -267,10 +267,10 @@ class MultilevelOptimizer:
         return LazyRounds(updates(), f"updates(rounds={rounds})")
 
     def _advance(self, *, told: bool = True) -> Update | None:
-        """Makes the next update, in this round or a new one; None: nobody has moved in it.
+        """Makes the next update, in this round or a new one; None: no problem has moved in it.
 
         Args:
-            told: whether anybody wants to know which; else the answer is None.
+            told: whether the caller needs the update; otherwise the result is None.
         """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
@@ -368,7 +368,7 @@ class MultilevelOptimizer:
                 history.release_graphs(needed)
 
     def _timed_update(self, name: str, later: tuple[str, ...], *, moves: bool) -> None:
-        """Makes one update, and notes how long it took."""
+        """Makes one update, and records how long it took."""
         history, seconds = self._history, self._record.seconds
         began = perf_counter()
         if name in history.starts and self._begins_block(name, later):
@@ -383,7 +383,7 @@ class MultilevelOptimizer:
         return self._turns[len(self._turns) - len(later) - 1]
 
     def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
-        """Whether the problem begins anew with this turn."""
+        """Whether the problem restarts with this turn."""
         return self._turn(later) % self.problems[name].turns == 0
 
     def _moves(self, name: str, later: tuple[str, ...]) -> bool:

@@ -53,7 +53,7 @@ DISPLACEMENT = 1e-5
 class _ParameterState:
     """Before the step: one parameter's optimizer, its options, and its state (None: not kept).
 
-    Where no state is kept, several parameters share one, and the shape is that of any of them.
+    If no state is kept, several parameters share one entry, and the shape is that of any of them.
     """
 
     optimizer: Optimizer
@@ -168,7 +168,7 @@ class OptimizerStep:
         """Whether the step of one parameter may depend on the gradients of others."""
         if self.grad_clip is not None:
             return True
-        # By optimizer, of which there are few, and not by parameter.
+        # By optimizer, since there are few, and not by parameter.
         asked: Optimizer | None = None
         for group in self.groups.values():
             if group.optimizer is not asked:
@@ -548,7 +548,7 @@ def is_foreign(optimizer: Optimizer) -> bool:
 
 
 def is_fused(optimizer: Optimizer) -> bool:
-    """Whether an optimizer was asked for the fused step."""
+    """Whether an optimizer uses the fused step."""
     for group in optimizer.param_groups:
         if group.get("fused"):
             return True

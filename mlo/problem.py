@@ -32,7 +32,7 @@ SHOWN_IF_SET = {
     "accumulate_solves": 1, "warmup_steps": 0, "restart_from": None, "estimator": None,
     "average": None, "after_step": None, "settings": None,
 }  # fmt: skip
-"""Options that a notebook shows where they differ from these, their defaults."""
+"""Options that a notebook shows if they differ from these defaults."""
 
 READ_ONCE = frozenset(
     {
@@ -321,7 +321,7 @@ class Problem:
 
     @property
     def optimizer_names(self) -> str:
-        """The classes of its optimizers, for people."""
+        """The classes of its optimizers, in readable form."""
         names = [type(optimizer).__name__ for optimizer in self.optimizers.values()]
         return ", ".join(dict.fromkeys(names))
 
@@ -334,7 +334,7 @@ class Problem:
         return f"Problem({self.name!r}: {self._kind}, {self.size:,} parameters{reads})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the declaration, without what was left at its default."""
+        """The notebook's view: the declaration, without defaults."""
         rows: list[tuple[str, object]] = [
             ("module", self._kind),
             ("parameters", f"{self.size:,} on {self.device}"),

@@ -75,7 +75,7 @@ def _shown(loss: Any) -> str:
 
 
 def _solved(report: SolveReport) -> str:
-    """How a solve went, in words."""
+    """A solve's result, in words."""
     parts = [report.engine]
     if report.iterations:
         parts.append(f"{report.iterations} products")
@@ -168,7 +168,7 @@ class Record:
         return f"Record(round={self.round}: {losses}{solved}{trouble})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a row per problem."""
+        """The notebook's view: one row per problem."""
         rows = []
         losses, norms = self.losses, self.gradient_norms
         for name in dict.fromkeys([*losses, *self.skipped, *self.solves]):

@@ -377,9 +377,7 @@ class _Losses:
             self.__exit__()
             raise
 
-    def _total(
-        self, evaluation: Evaluation, shared: SharedResults | None
-    ) -> dict[str, Tensor]:
+    def _total(self, evaluation: Evaluation, shared: SharedResults | None) -> dict[str, Tensor]:
         loss, batches = evaluation.loss, evaluation.batches
         total: dict[str, Tensor] = {}
         for batch, state, known in zip(
@@ -712,7 +710,7 @@ class PullbackEngine(AbstractEngine):
     def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
         """The response as plain operations instead of a node; None: there is only the node.
 
-        Asked for where the response is differentiated again.
+        It is requested if the response is differentiated again.
         """
         return None
 
@@ -769,8 +767,8 @@ class Reading:
 
     def inputs_of(self, solution: Stationary | Stepped) -> list[Tensor]:
         """The tensors of all inputs of a solution, flat."""
-        # Resolving an input may make the response of a problem further down: this is how the
-        # autograd graph comes to mirror the graph of problems.
+        # Resolving an input may make the response of a problem further down. So the autograd graph
+        # mirrors the graph of problems.
         inputs: list[Tensor] = []
         for item in solution.evaluation.free_inputs:
             inputs += self.of(item).values()
@@ -908,7 +906,7 @@ class Pullback:
 
     @property
     def start(self) -> Start | None:
-        """Where the step that is differentiated began, if at a value from above."""
+        """Where the differentiated step started, if from a value from above."""
         return self.solution.start
 
     def source(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, Tensor]]:
@@ -1084,7 +1082,7 @@ class Pullback:
         players: Collection[str] | None,
         shared: SharedResults | None,
     ) -> Iterator[dict[str, Tensor]]:
-        """As `losses`, where the loss reads responses to this problem, made again inside."""
+        """As `losses`, if the loss reads responses to this problem, which are made again inside."""
         with (
             self.reads_at(parameters, inputs, in_graph=True) as reads,
             self.solution.evaluation.losses(

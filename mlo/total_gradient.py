@@ -116,7 +116,7 @@ def total_gradient(
         held_constant=held_constant,
     )
 
-    # 1. What the loss reads, as leaves that are cut off from their graphs.
+    # 1. What the loss reads, as leaves that are detached from their graphs.
     lone = _lone_response(evaluation, reading) if estimates is None else None
     cut = _cut_reads(evaluation, reading, keep_graph=keep_graph, lone=lone)
 
@@ -200,7 +200,7 @@ class _Cut:
     Attributes:
         tensors: problem → the tensors that the loss sees.
         responses: the differentiable tensors on the far side of the cut; none with `lone`.
-        leaves: what stands for each of them on the loss's side.
+        leaves: what represents each of them on the loss's side.
         names: the name of each leaf.
         lone: the only response, which is pulled back without a node.
     """
@@ -262,7 +262,7 @@ def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
         found = solution
     if found is None or evaluation.loss.problem.is_game:
         return None
-    # An engine that makes another response than the node is asked for it.
+    # An engine whose response is not the node must be asked for it.
     if type(found.engine).respond is not PullbackEngine.respond:
         return None
     inputs: list[Tensor] = []
@@ -276,7 +276,7 @@ def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
 def _cut_reads(
     evaluation: Evaluation, reading: Reading, *, keep_graph: bool, lone: _Lone | None = None
 ) -> _Cut:
-    """Resolves all that a loss reads, as leaves whose cotangents return through the responses.
+    """Resolves what a loss reads, as leaves whose cotangents return through the responses.
 
     A kept graph is later differentiated with respect to everything that the solution depends on, so
     these tensors require gradients too.
@@ -298,7 +298,7 @@ def _cut_reads(
         if type(solution) is Constant and other not in inputs:
             cut.tensors[other] = solution.constants()
             continue
-        # A solution that is no function of the own value contributes nothing to this gradient.
+        # A solution that does not depend on the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
         if not depends and other not in inputs:

@@ -159,7 +159,7 @@ class Updater:
         elif not finite:
             return
 
-        # The optimizers' state is captured before it moves; the update is noted after it has.
+        # The optimizers' state is captured before it moves; the update is recorded afterwards.
         engine = history.step_engines[name]
         step = engine.capture(problem, found.unused) if last and engine is not None else None
         self._step(problem, found, norm, step, settings)
@@ -233,7 +233,7 @@ class Updater:
         return found
 
     def _finish(self, problem: Problem, evaluation: Evaluation, players: tuple[str, ...]) -> None:
-        """Applies `after_step` to what the players have moved."""
+        """Applies `after_step` to the parameters that the players have moved."""
         reads = evaluation.current_reads()
         live = problem.parameters
         before = dict(zip(live, copies(live.values()), strict=True))
@@ -310,7 +310,7 @@ class Updater:
     def _call_before(
         self, problem: Problem, hook: Callable[[Problem], object], *, differentiated: bool
     ) -> None:
-        """Calls `before_update`, which may change gradients of a step nobody differentiates."""
+        """Calls `before_update`, which may change gradients if the step is not differentiated."""
         if not differentiated:
             hook(problem)
             return

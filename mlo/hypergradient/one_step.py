@@ -77,7 +77,7 @@ class OneStep(SweepEngine, StepEngine):
 
     @cached_property
     def label(self) -> str:  # type: ignore[override]
-        """`darts` where its products are finite differences."""
+        """`darts` if its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 
     def capture(self, problem: Problem, unused: frozenset[str]) -> OptimizerStep:
@@ -119,8 +119,8 @@ class OneStep(SweepEngine, StepEngine):
     def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
         """The step as plain operations.
 
-        Autograd sums all that flows into the step's gradient before it goes on. Behind a node each
-        product would be a backward pass of its own, with two of each for every level below.
+        Autograd sums everything that flows into the step's gradient before it continues. Behind a
+        node each product would be a separate backward pass, with two of each for every level below.
         """
         assert isinstance(solution, Stepped)
         around = acts_around_step(solution.evaluation.loss.problem) or solution.start is not None

@@ -434,7 +434,7 @@ def test_a_detached_projection_is_refused():
 
 
 def test_a_random_projection_is_refused():
-    refused(lambda p: {"v": p["v"] + torch.rand(2)}, "(another value|derivative of its after_step)")
+    refused(lambda p: {"v": p["v"] + torch.rand(2)}, "(different value|derivative of its after_step)")
 
 
 @pytest.mark.parametrize("engine", ["one_step", mlo.Unroll(steps=2)])
@@ -446,7 +446,7 @@ def test_settings_that_count_their_calls_are_refused(engine):
         return {"lr": x.v.exp() * 0.5 ** len(calls)}
 
     w, x = Vector(torch.tensor([0.5, -0.5])), Vector(torch.tensor([0.1]))
-    with pytest.raises(mlo.ProblemError, match="settings gives 'v' another value"):
+    with pytest.raises(mlo.ProblemError, match="settings gives 'v' a different value"):
         projected(w, x, None, engine, settings=settings).step()
 
 

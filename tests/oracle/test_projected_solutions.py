@@ -457,7 +457,7 @@ def test_another_optimizer_than_sgd_is_warned_of():
         optimizer=torch.optim.SGD(x.parameters(), lr=0.1),
         loss=lambda x, _, *, w: w.v.sum(),
     )
-    with pytest.warns(mlo.SolveWarning, match="Where Adam comes to rest"):
+    with pytest.warns(mlo.SolveWarning, match="For Adam that holds only"):
         mlo.MultilevelOptimizer([lower, upper], "gmres")
 
 
