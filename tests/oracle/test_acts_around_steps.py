@@ -434,7 +434,9 @@ def test_a_detached_projection_is_refused():
 
 
 def test_a_random_projection_is_refused():
-    refused(lambda p: {"v": p["v"] + torch.rand(2)}, "(different value|derivative of its after_step)")
+    refused(
+        lambda p: {"v": p["v"] + torch.rand(2)}, "(different value|derivative of its after_step)"
+    )
 
 
 @pytest.mark.parametrize("engine", ["one_step", mlo.Unroll(steps=2)])

@@ -101,7 +101,7 @@ def test_a_functions_metrics_must_be_a_mapping():
             optimizer=SGD(up.parameters(), lr=0.1),
         ),
     ]
-    with pytest.raises(mlo.ProblemError, match="the second part is a int"):
+    with pytest.raises(mlo.ProblemError, match="whose second part is a int"):
         mlo.MultilevelOptimizer(problems).step()
 
 
