@@ -41,7 +41,7 @@ def unusable_file(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.strerror:
         return InputError(
             f"The file {path} cannot be read ({error.strerror}). It may be whole: give the "
-            "permission, or mend the disk."
+            "permission, or repair the disk."
         )
     return InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.")
 
