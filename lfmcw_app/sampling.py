@@ -108,7 +108,7 @@ def load_generator(run: Path, device: torch.device | str = "cpu") -> TrainedGene
         CheckpointError: if the checkpoint is damaged.
     """
     if not (run / "config.yaml").exists():
-        raise InputError(f"{run} is no run folder: it has no config.yaml.")
+        raise InputError(f"{run} is not a run folder: it has no config.yaml.")
     if (run / EVALUATED).exists():
         raise InputError(
             f"{run} holds the evaluation of a given genotype, which has no generator. Name the "

@@ -115,7 +115,7 @@ def test_the_last_stage_with_a_checkpoint_counts(tmp_path):
     [
         (["search.method=darts"], None, "has no generator: its method is darts"),
         ([], "search.pt", "has no checkpoint yet"),
-        ([], "config.yaml", "is no run folder"),
+        ([], "config.yaml", "is not a run folder"),
         ([], "dataset.json", "cannot be used"),
     ],
 )
