@@ -1,8 +1,8 @@
 """Processes that end with the one that started them, however it ends.
 
 A process that is killed by SIGKILL cannot tell its children. So each child holds the reading end of
-a pipe of which the parent has the only writing end: the system closes that with the parent. The
-child then does what it does at SIGTERM.
+a pipe, and the parent has the only writing end. When the parent ends, the system closes it, and the
+child reacts as to SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VARIABLE = "LFMCW_PARENT_PIPE"
 
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-    """Starts a process that calls `end_with_parent`, which is how it learns of this one's end.
+    """Starts a process that calls `end_with_parent` to learn when this one ends.
 
     Args:
         command: the program and its arguments.
@@ -56,7 +56,7 @@ class _Writer:
 
 def end_with_parent() -> None:
     """Sends this process SIGTERM when the parent has ended, if it was started by `start_child`."""
-    # Taken out, so that a process that this one starts does not watch somebody else's parent.
+    # Removed, so that processes started by this one do not watch the wrong parent.
     descriptor = os.environ.pop(VARIABLE, None)
     if descriptor is None:
         return

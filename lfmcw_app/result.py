@@ -1,4 +1,4 @@
-"""The result of a run: as a file, and printed."""
+"""The result of a run, as a file and printed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lfmcw_app.spaces import space_named
 __all__ = ["as_json", "edge_names", "of_run", "print_result"]
 
 WORST = 3
-"""Classes that are named with the result."""
+"""At most so many classes are named with the result."""
 
 
 def as_json(result: dict[str, Any]) -> str:
-    """The text of result.json: one line per entry; of lists of classes one line per class."""
+    """The text of result.json: one line per entry, and one per class in lists of classes."""
     lines = []
     for key, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
@@ -34,7 +34,7 @@ def as_json(result: dict[str, Any]) -> str:
 
 
 def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
-    """The last entries of every result: the seed, what makes the run an exception, the cells."""
+    """The last entries of every result: the seed, what makes the run exceptional, and the cells."""
     recipe = folder.recipe
     return {
         "seed": recipe.seed,
@@ -45,7 +45,7 @@ def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
-    """Prints the derived cells, the test error and where everything is."""
+    """Prints the derived cells, the test error, and where everything is."""
     table = Table(title="derived cells", title_justify="left")
     for column in ("cell", "node", "edges"):
         table.add_column(column)

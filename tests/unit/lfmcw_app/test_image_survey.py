@@ -103,7 +103,7 @@ def test_bits_fix_the_range_and_what_is_beyond_is_told(tmp_path):
     assert "values 0 to 4,095 → 0–255," in reading.words() + ","
     decoding, reading = surveyed(tmp_path, bits=8)
     assert (decoding.low, decoding.high) == (0, 255)
-    assert "training images have 100 to 4,000: what lies outside is cut off" in reading.words()
+    assert "training images have 100 to 4,000: values outside are clipped" in reading.words()
 
 
 def test_single_bright_pixels_that_darken_the_rest_are_told(tmp_path):

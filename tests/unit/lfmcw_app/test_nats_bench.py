@@ -154,7 +154,7 @@ HOSTILE = {
     ),
     "a copy": (lambda mark: Reduced(OrderedDict, ({"x": 1},)), "_ordered.* takes 0 positional"),
     "a short number": (lambda mark: Reduced(SCALAR, (DTYPE("f8"), b"123")), "wrong size"),
-    "no type": (lambda mark: Reduced(SCALAR, ("f8", b"12345678")), "a number that is none"),
+    "no type": (lambda mark: Reduced(SCALAR, ("f8", b"12345678")), "a damaged number"),
 }
 
 

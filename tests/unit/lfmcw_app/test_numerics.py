@@ -113,7 +113,7 @@ def test_a_late_workspace_is_told_by_its_remedy():
         "or `at::Context::setDeterministicAlgorithms(true)`, but this operation is not "
         "deterministic because it uses CuBLAS and you have CUDA >= 10.2."
     )
-    words = r"used cuBLAS before .* Set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"
+    words = r"already used cuBLAS .* Set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"
     with (
         pytest.raises(InputError, match=words),
         numerics_of(recipe(search_deterministic=True), "search"),

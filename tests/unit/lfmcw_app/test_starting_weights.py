@@ -175,7 +175,7 @@ def test_without_a_run_nothing_is_loaded():
 
 
 def test_a_run_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is not a run folder"):
+    with pytest.raises(InputError, match="no run folder"):
         with_digests(recipe(**{"evaluation.init.run": str(tmp_path / "none")}))
     with pytest.raises(InputError, match="has no search to take weights from"):
         with_digests(recipe(**{"search.init.run": str(tmp_path)}))
