@@ -271,7 +271,7 @@ def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def learning_rates(optimizer: MultilevelOptimizer) -> dict[tuple[str, str], list[float]]:
-    """The learning rates that a recipe gave each (problem, optimizer), before any state was loaded."""
+    """The rates that a recipe gave each (problem, optimizer), before any state was loaded."""
     return {
         (name, key): [float(group.get("initial_lr", group["lr"])) for group in own.param_groups]
         for name, problem in optimizer.problems.items()

@@ -84,7 +84,7 @@ BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\
 DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads")
 """Entries of environment.json that affect the last bits of a run."""
 
-GONE = "the folder was moved or deleted"
+GONE = "the folder is gone: it was moved or deleted"
 
 FAILED_SAVES = 10
 """A run stops after so many failed checkpoints in a row, because it saves nothing."""

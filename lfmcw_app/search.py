@@ -87,7 +87,7 @@ def _searched(
     judge = Judge(*parts.rightly_labelled, dataset, seed=folder.recipe.seed, device=device)
     warmed = warm_up(folder, dataset, parts.train, judge, console, device)
 
-    # A stage begins with the candidates that the one before left, and with new modules.
+    # A stage begins with new modules, and with the candidates that the stage before kept.
     candidates = space.candidates(how)
     for index, stage in enumerate(space.stages(how)):
         torch.manual_seed(folder.recipe.seed + index * STAGE_SEEDS)
@@ -218,7 +218,7 @@ def _warn_of_collapse(
 
 
 def _of_architecture(done: Round, modules: SearchModules, candidates: Any) -> dict[str, Any]:
-    """The logged entries of the architecture: α at intervals, and first the meaning of its columns."""
+    """Entries of the architecture: α at intervals, and first the meaning of its columns."""
     entry: dict[str, Any] = {}
     if done.is_due or done.record.round == 1:
         entry["alpha"] = {

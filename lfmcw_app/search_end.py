@@ -1,7 +1,7 @@
-"""What the networks of a search are worth at its end: search.json.
+"""Measures the networks of a search at its end, for search.json.
 
-Of the generator its quality (generator_quality.py). Of W1, whose mistakes on D_val are the class
-weights, the confusion matrix on D_val, by the labels that D_val has in the search.
+For the generator it is the quality (generator_quality.py). For W1, whose mistakes on D_val are the
+class weights, it is the confusion matrix on D_val, with the labels that D_val has in the search.
 """
 
 from __future__ import annotations
@@ -134,11 +134,11 @@ def confusion_of_w1(
 ) -> list[list[int]]:
     """W1's confusion matrix on D_val; columns: the class that it answers.
 
-    The rows are the labels that D_val has in the search, by which W1's mistakes weigh the classes:
-    the right ones, unless `data.wrong_labels` makes some wrong in D_val too (in: both).
+    The rows are the labels of D_val in the search, on which the class weights are based: the
+    correct ones, unless `data.wrong_labels` changes some in D_val too (in: both).
 
-    A copy of it has running statistics, computed on images of D_tr: an answer does not depend on
-    the images beside it. Modules and random state are left as they are.
+    A copy of W1 has running statistics, computed on images of D_tr, so an answer does not depend on
+    the other images of its batch. Modules and random state do not change.
 
     Returns:
         Counts, [classes][classes]. Answers that are not numbers are left out.

@@ -76,7 +76,7 @@ def invoke(monkeypatch, tmp_path):
             ["digits", "--set", "data.train_images=20", "--set", "evaluation.batch_size=32"],
             ["evaluation.batch_size", "20 images"],
         ),
-        (["digits", "--resume", "nowhere"], ["nowhere", "no run in it"]),
+        (["digits", "--resume", "nowhere"], ["nowhere", "it holds no run"]),
         (["fashion-mnist"], ["could not be downloaded", "train-images-idx3-ubyte.gz", "digits"]),
         (["cifar100"], ["cifar-100-binary.tar.gz", "data", "digits"]),
         ([], ["Name a data set", "digits"]),
@@ -86,7 +86,7 @@ def invoke(monkeypatch, tmp_path):
             ["digits", "--set", "evaluation={epochs: null, steps: 5, weights: {warmup_epochs: 1}}"],
             ["evaluation.steps (5)"],
         ),
-        (["--resume", "nowhere", "--max-steps", "2"], ["nowhere", "no run in it"]),
+        (["--resume", "nowhere", "--max-steps", "2"], ["nowhere", "it holds no run"]),
     ],
     ids=lambda value: (
         " ".join(map(str, value)) if isinstance(value, list) and "--" in str(value) else None

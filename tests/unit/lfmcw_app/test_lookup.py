@@ -321,7 +321,7 @@ def test_a_run_that_trains_does_not_become_a_look_up(table_file, tmp_path):
         "digits", "smoke", None, ["search.nodes=3"], 0, space="nasbench201"
     )  # fmt: skip
     RunFolder.create(tmp_path / "run", recipe)
-    with pytest.raises(InputError, match=r"lookup\.digest None → .* cannot change in the middle"):
+    with pytest.raises(InputError, match=r"lookup\.digest None → .* cannot change during a run"):
         resume(tmp_path / "run", f"lookup.file={table_file}", searches=True)
 
 

@@ -114,7 +114,7 @@ def test_the_last_stage_with_a_checkpoint_counts(tmp_path):
     ("settings", "change", "words"),
     [
         (["search.method=darts"], None, "has no generator: its method is darts"),
-        ([], "search.pt", "has no checkpoint yet"),
+        ([], "search.pt", "has no checkpoint: there is none yet"),
         ([], "config.yaml", "is not a run folder"),
         ([], "dataset.json", "cannot be used"),
     ],
@@ -194,7 +194,7 @@ def test_files_are_a_folder_of_images(tmp_path):
 
 @pytest.mark.parametrize("name", ["..", ".", ""])
 def test_no_file_leaves_the_folder(name, tmp_path):
-    with pytest.raises(InputError, match="No folder can be named after"):
+    with pytest.raises(InputError, match="cannot be the name of a folder"):
         save_images({name: made(1)["dog"]}, tmp_path / "made")
     save_images({"../../up": made(1)["dog"]}, tmp_path / "made-too")
     assert (tmp_path / "made-too" / "..-..-up" / "0000.png").exists()

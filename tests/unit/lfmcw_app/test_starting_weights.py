@@ -353,7 +353,7 @@ HALF = {"of": "3", "as": ["8"], "share": 0.5}
 def test_a_generator_that_may_know_d_val_is_refused(tmp_path, changes, message):
     """Its warm-up had another D_tr than the search, or other labels there."""
     warmed(tmp_path)
-    with pytest.raises(InputError, match=rf"learned on other images .*{message}"):
+    with pytest.raises(InputError, match=rf"did not learn on this search's D_tr.*{message}"):
         check_generator_fits(taking(tmp_path, **(WARM | changes)), digits())
 
 
@@ -366,7 +366,7 @@ def test_labels_wrong_in_d_val_too_need_no_warm_up_of_their_own(tmp_path):
 def test_a_generator_of_other_data_of_these_classes_is_refused(tmp_path):
     warmed(tmp_path)
     other = replace(digits(), fingerprint=Fingerprint.of_name("other"))
-    with pytest.raises(InputError, match="learned on other data than digits"):
+    with pytest.raises(InputError, match="did not learn on digits as it is read"):
         check_generator_fits(taking(tmp_path, **WARM), other)
 
 
@@ -377,7 +377,7 @@ def test_a_run_in_a_folder_of_its_own_is_checked_too(tmp_path, changes):
     warmed(tmp_path / "warm", **{"search.generator.name": "resnet"})
     made = taking(tmp_path / "warm", **(WARM | changes | {"search.generator.warmup_rounds": 0}))
     folder = RunFolder.create(tmp_path / "run", made)
-    with pytest.raises(InputError, match=r"learned on other images|generator.name is 'wgan_gp'"):
+    with pytest.raises(InputError, match=r"did not learn on this search's D_tr|generator.name is 'wgan_gp'"):
         search(folder, digits(), Console(quiet=True), torch.device("cpu"))
     assert not folder.metrics.exists()
 
