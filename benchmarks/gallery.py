@@ -43,7 +43,7 @@ def draw_example(name: str, picture: Path) -> None:
     options = [*OPTIONS.get(name, []), "--picture", str(picture)]
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *options]
     with TemporaryDirectory() as settings:
-        # Equal figures make equal files: names within are drawn from this salt, and no date is told.
+        # Equal figures make equal files: names within come from this salt, and no date is told.
         Path(settings, "matplotlibrc").write_text("svg.hashsalt: mlo\n", "utf-8")
         added = {"MATPLOTLIBRC": settings, "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
         subprocess.run(command, env=os.environ | added, check=True)

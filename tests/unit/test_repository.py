@@ -134,7 +134,7 @@ def test_contributing_names_targets_and_files_that_exist():
         assert not anchor or anchor in anchors, f"{page}#{anchor}"
 
 
-def test_templates_of_issues_are_forms_that_ask_for_what_is_needed():
+def test_templates_of_issues_ask_for_what_is_needed():
     folder = ROOT / ".github" / "ISSUE_TEMPLATE"
     forms = {
         path.stem: yaml.safe_load(path.read_text("utf-8"))
