@@ -328,7 +328,7 @@ def _synchronize(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, else kB
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, kB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 

@@ -48,11 +48,6 @@ NOT_YET_LIBRARY = {
 }
 NOT_YET_APPLICATION = {
     "docs/reliability.md",
-    "lfmcw_app/projection.py",
-    "lfmcw_app/report/images.py",
-    "lfmcw_app/search_space/genotype.py",
-    "lfmcw_app/search_space/network.py",
-    "lfmcw_app/search_space/requested_gradients.py",
 }
 NOT_YET = NOT_YET_LIBRARY | NOT_YET_APPLICATION
 """Files that break a rule. One that no longer does must leave its set: the sets only shrink."""

@@ -377,7 +377,7 @@ def test_a_run_in_a_folder_of_its_own_is_checked_too(tmp_path, changes):
     warmed(tmp_path / "warm", **{"search.generator.name": "resnet"})
     made = taking(tmp_path / "warm", **(WARM | changes | {"search.generator.warmup_rounds": 0}))
     folder = RunFolder.create(tmp_path / "run", made)
-    with pytest.raises(InputError, match=r"did not learn on this search's D_tr|generator.name is 'wgan_gp'"):
+    with pytest.raises(InputError, match=r"did not learn on this|generator.name is 'wgan_gp'"):
         search(folder, digits(), Console(quiet=True), torch.device("cpu"))
     assert not folder.metrics.exists()
 

@@ -57,7 +57,7 @@ def test_a_genotype_survives_json(nodes, seed):
     [
         ("nonsense", "is JSON"),
         ("[]", "JSON object with the keys"),
-        ('{"normal": [], "reduction": []}', "one entry a node"),
+        ('{"normal": [], "reduction": []}', "one entry per node"),
         ('{"normal": [[["sep_conv_3x3", 0]]], "reduction": []}', "needs 2 edges"),
         (
             '{"normal": [[["sep_conv_3x4", 0], ["none", 1]]], "reduction": []}',
