@@ -360,7 +360,7 @@ def print_choice(
 def _print(projections: list[Projection], console: Console) -> None:
     """Prints one row per phase, and the sum."""
     table = Table(title="projected from two rounds of each phase", title_justify="left")
-    for column in ("phase", "rounds", "seconds a round", "time"):
+    for column in ("phase", "rounds", "seconds per round", "time"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for phase in projections:
         table.add_row(

@@ -40,8 +40,8 @@ def unusable_file(path: Path, error: Exception) -> InputError:
     """The error for a file of data that is damaged, or that the system does not let this read."""
     if isinstance(error, OSError) and error.strerror:
         return InputError(
-            f"The file {path} cannot be read ({error.strerror}). It may be whole: give the "
-            "permission, or mend the disk."
+            f"The file {path} cannot be read ({error.strerror}). It may be intact: fix the "
+            "permissions, or repair the disk."
         )
     return InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.")
 

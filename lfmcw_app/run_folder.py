@@ -315,7 +315,7 @@ class RunFolder:
         return error.strerror or str(error) if self.path.is_dir() else GONE
 
     def _remedy(self) -> str:
-        return "Make room or give the permission" if self.path.is_dir() else "Put it back"
+        return "Free some space or fix the permissions" if self.path.is_dir() else "Put it back"
 
     def log(self, entry: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl, and passes it to the listeners.

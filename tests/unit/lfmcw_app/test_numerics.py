@@ -98,7 +98,7 @@ def test_a_workspace_of_the_user_stays(monkeypatch):
 
 def test_an_operation_that_cannot_repeat_is_named():
     x, where = torch.zeros(3), torch.tensor([0, 0])
-    words = r"evaluation\.deterministic is true, .* of put_ on .* evaluation\.deterministic=false"
+    words = r"evaluation\.deterministic is true, .* for put_ on .* evaluation\.deterministic=false"
     with (
         pytest.raises(InputError, match=words),
         numerics_of(recipe(evaluation_deterministic=True), "evaluation"),

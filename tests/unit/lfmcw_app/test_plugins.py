@@ -42,7 +42,7 @@ def test_a_name_that_several_packages_bring_is_refused(monkeypatch, name, places
     assert set(numbers) == {"one", name, "tau"}
     assert numbers["tau"] > 6.0
     with pytest.raises(
-        InputError, match=f"Several packages bring a number called {name!r}: {places}."
+        InputError, match=f"Several packages have a number called {name!r}: {places}."
     ):
         numbers[name]
 

@@ -130,7 +130,7 @@ def test_a_run_without_a_generator_says_why(settings, change, words, tmp_path):
 def test_a_search_with_real_images_has_no_generator(tmp_path):
     changes = {"dataset": "digits", "search.generator.name": "real"}
     run = RunFolder.create(tmp_path / "run", load_recipe("smoke", overrides=changes)).path
-    with pytest.raises(InputError, match="name is real, so that images of digits were drawn"):
+    with pytest.raises(InputError, match="name is real, so images of digits were drawn"):
         load_generator(run)
 
 
