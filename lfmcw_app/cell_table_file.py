@@ -320,8 +320,8 @@ def _writing(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise InputError(
-            f"The table {path} cannot be written ({error.strerror or error}). Make room or give "
-            "the permission, then start again: rows that are there are kept."
+            f"The table {path} cannot be written ({error.strerror or error}). Free some space or "
+            "fix the permissions, then start again. Existing rows are kept."
         ) from None
 
 

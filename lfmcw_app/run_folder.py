@@ -204,8 +204,8 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise InputError(
-                f"The run folder {self.path} cannot be written ({error}). Make room or give the "
-                "permission, then start again."
+                f"The run folder {self.path} cannot be written ({error}). Free some space or fix "
+                "the permissions, then start again."
             ) from None
         try:
             self._tidy()
