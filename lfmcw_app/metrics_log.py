@@ -69,9 +69,7 @@ class MetricsLog:
         self._pending.clear()
 
     def go_to(self, length: int) -> None:
-        """Continues from an earlier length of the file; later lines are dropped, unless rounds
-        repeat.
-        """
+        """Continues from an earlier length; later lines are dropped, unless rounds repeat."""
         self._pending.clear()
         self.length = length
         if self._writes and not self.repeats and (length or self.path.exists()):

@@ -191,9 +191,7 @@ def _title(prediction: Prediction, predictions: Predictions) -> str:
 
 
 def _draw_bars(ax: Axes, prediction: Prediction, names: Sequence[str], count: int) -> None:
-    """Bars of the most likely classes; if the class is known and the first bar is right, it is
-    green.
-    """
+    """Bars of the most likely classes; the first one is green if it is known to be right."""
     best = prediction.top(count)
     label = prediction.image.label
     colours = ["tab:blue"] * len(best)

@@ -25,8 +25,7 @@ days.
 
 
 def default_preset(dataset: str, *, cuda: bool | None = None) -> str:
-    """The default preset of a data set; for a folder of images it depends on its size and the
-    device.
+    """The default preset of a data set; for a folder it depends on its size and the device.
 
     Args:
         dataset: its name.

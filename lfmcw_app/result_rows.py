@@ -138,8 +138,7 @@ def _seconds(folder: Path) -> tuple[float | None, float | None]:
 
 
 def _told(recipe: Recipe, *, conditions: bool) -> str | None:
-    """The settings that differ from the preset's, as key=value: either those of the data or the
-    others.
+    """The settings that differ from the preset's, as key=value: of the data, or the others.
 
     Paths and digests are left out; the recipe's own digest covers them.
     """

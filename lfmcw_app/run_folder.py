@@ -553,8 +553,7 @@ class RunFolder:
         return phase_state
 
     def roll_back(self, phase: str, optimizer: mlo.MultilevelOptimizer) -> dict[str, Any]:
-        """Returns to the last checkpoint of a phase, to continue with new batches; drops later
-        lines.
+        """Returns to the last checkpoint of a phase, for new batches and noise; drops later lines.
 
         Returns:
             What `save` was given as `phase_state`.

@@ -151,8 +151,7 @@ def check_network_fits(recipe: Recipe, genotype: Cells, dataset: Dataset) -> str
 
 
 def load_into_network(network: ImageNetwork, recipe: Recipe, dataset: Dataset) -> None:
-    """Loads the weights of `evaluation.init`; an auxiliary head keeps its own, because no file has
-    any.
+    """Loads the weights of `evaluation.init`; an auxiliary head keeps its own.
 
     Args:
         network: the recipe's network, with its own weights.
@@ -225,8 +224,7 @@ def check_supernets_fit(recipe: Recipe, dataset: Dataset) -> str:
 
 
 def load_into_supernets(modules: SearchModules, recipe: Recipe) -> str:
-    """Loads the weights of `search.init` into W1 and W2; from a plain DARTS run both take those of
-    W2.
+    """Loads the weights of `search.init` into W1 and W2; a plain DARTS run gives both its W2.
 
     Returns:
         What was taken, in words; empty where nothing is.

@@ -1,5 +1,4 @@
-"""The discriminator of a generator's warm-up: small, convolutional, without a searched
-architecture.
+"""The discriminator of a generator's warm-up: small, convolutional, and not searched.
 
 The warm-up is not part of the paper. It learns no architecture, so the discriminator need not have
 one. A step of this one costs a fraction of a step of a supernet.

@@ -181,8 +181,7 @@ class Cell(nn.Module):
         return state, add_source(passed, [], [others], edge_weights, {}, others.shape[1])
 
     def _passes(self, weights: Tensor) -> Iterator[Tensor]:
-        """The weights of the edges out of each state, [edges, 1]; none if no channels bypass the
-        operations.
+        """The weights of the edges out of each state, [edges, 1]; none without a bypass.
 
         Those of an edge's operations sum to them: softmax(α) to one, and β · softmax(α) to β.
         """

@@ -1,5 +1,4 @@
-"""What a Function asks PyTorch: whether a graph is recorded, which gradients are requested, and in
-which type it computes.
+"""What a Function asks PyTorch: whether to record a graph, which gradients, and in which type.
 
 `torch.autograd.grad(loss, some_inputs)` does not ask for those of other inputs.
 """

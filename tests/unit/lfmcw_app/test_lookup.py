@@ -145,7 +145,7 @@ def test_cells_that_are_none_make_no_table_complete(tmp_path):
     ):
         table_of(recipe_of(file))
     file = rewritten(write_csv(tmp_path / "cells.csv"), rows=246, cells=125, more=none)
-    with pytest.raises(InputError, match="125 cells, and lacks"):
+    with pytest.raises(InputError, match="125 cells, but lacks"):
         table_of(recipe_of(file))
 
 

@@ -57,7 +57,7 @@ def test_an_entry_can_be_registered(monkeypatch):
     numbers.register("two", 2.0)
     assert numbers.named("two") == 2.0
     for taken in ("two", "pi"):
-        with pytest.raises(InputError, match=f"another number called {taken!r} already"):
+        with pytest.raises(InputError, match=f"already a number called {taken!r}"):
             numbers.register(taken, 3.0)
         numbers.register(taken, 3.0, replace=True)
         assert numbers[taken] == 3.0
