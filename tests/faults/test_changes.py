@@ -172,7 +172,9 @@ def test_a_phase_does_not_end_before_where_it_stands(runs, tmp_path):
     folder = tmp_path / "run"
     runs.start(folder, die_after=5)
     before = (folder / "config.yaml").read_bytes()
-    with pytest.raises(InputError, match="search has 4 rounds behind it, and 3 would be all"):
+    with pytest.raises(
+        InputError, match="search has already made 4 rounds, so it cannot have only 3"
+    ):
         runs.resume(folder, **{"search.steps": 3})
     assert (folder / "config.yaml").read_bytes() == before
     assert not (folder / CHANGES).exists()
