@@ -129,7 +129,9 @@ def test_an_edit_of_what_may_not_change_is_refused(runs, tmp_path):
     runs.start(folder, die_after=3)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("batch_size: 8", "batch_size: 9"))
-    with pytest.raises(InputError, match=r"search\.batch_size 8 → 9.*Settings that can: on_nonfinite"):
+    with pytest.raises(
+        InputError, match=r"search\.batch_size 8 → 9.*Settings that can: on_nonfinite"
+    ):
         runs.resume(folder)
     assert not (folder / CHANGES).exists()
 
