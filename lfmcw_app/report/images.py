@@ -161,7 +161,7 @@ def _sheet(phase: str, label: str, path: Path, size: int) -> Sheet:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as a data URL: exact where that is small, else nearly."""
+    """A picture as a data URL: exact if that is small, otherwise nearly exact."""
     # PNG is exact; where it is too large for a page, WebP is small and nearly the same.
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
