@@ -14,10 +14,10 @@ from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
 
 NAMED = 10
-"""Images that cannot be read are named up to so many; JSON and CSV have all of them."""
+"""At most so many unreadable images are named; JSON and CSV have all of them."""
 
 UNREADABLE_CODE = 1
-"""Exit code where some images could not be read, and the others were predicted."""
+"""Exit code if some images could not be read and the others were predicted."""
 
 
 def predict(
@@ -27,9 +27,9 @@ def predict(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE...",
-            help="Files, and folders, which are searched through all their levels. Where folders "
-            "in them are named after classes, the error is printed too.",
+            metavar="IMAGE",
+            help="Files, and folders with everything below them. If folders are named after "
+            "classes, the error is printed too.",
         ),
     ] = None,
     list_file: Annotated[
@@ -98,13 +98,13 @@ def predict(
             prediction_output.print_predictions(made, top, console)
             if found.skipped:
                 kinds = ", ".join(f"{kind} {number:,}" for kind, number in found.skipped.items())
-                console.print(f"files that are no images: {kinds}", highlight=False, markup=False)
+                console.print(f"files that are not images: {kinds}", highlight=False, markup=False)
         if made.failed:
             raise typer.Exit(UNREADABLE_CODE)
 
 
 def _lines(path: Path) -> list[Path]:
-    """The paths in a text file, one per line; empty lines do not count.
+    """The paths in a text file, one per line. Empty lines are skipped.
 
     Raises:
         InputError: if it cannot be read.

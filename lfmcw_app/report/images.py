@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-from lfmcw_app.report.cell_layout import text_units
 from lfmcw_app.report.reading import RunData
+from lfmcw_app.search_space.cell_cards import text_units
 
 __all__ = [
     "ClassWeights",

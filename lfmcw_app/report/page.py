@@ -14,8 +14,6 @@ from markupsafe import Markup
 
 from lfmcw_app.data import short_name
 from lfmcw_app.report.architecture import evolution
-from lfmcw_app.report.cell_layout import graphs_of, text_units
-from lfmcw_app.report.cells import cell_svg
 from lfmcw_app.report.charts import Series, line_chart, short
 from lfmcw_app.report.classes import class_errors, w1_confusion
 from lfmcw_app.report.curves import (
@@ -44,6 +42,8 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
+from lfmcw_app.search_space.cell_cards import graphs_of, text_units
+from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
 from lfmcw_app.spaces import space_named
@@ -223,6 +223,7 @@ def _rendered(template: str, runs: Sequence[RunData], **context: Any) -> str:
     environment.filters["duration"] = lambda seconds: " ".join(duration(seconds))
     environment.filters["size"] = lambda count: " ".join(size(count))
     environment.globals.update(
+        cell_style=Markup(CELL_STYLE),
         colours=gradient_bar(),
         problem_names=PROBLEM_NAMES,
         operation_colours=_operation_colours(runs, dark=False),

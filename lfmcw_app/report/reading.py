@@ -25,7 +25,7 @@ from lfmcw_app.spaces import space_named
 from lfmcw_app.stages import TRAINING, WARMUP
 from lfmcw_app.timings import TIMINGS
 
-__all__ = ["LostNumbers", "Phase", "RunData", "Snapshot", "read_run"]
+__all__ = ["LostNumbers", "Phase", "RunData", "Snapshot", "read_recipe", "read_run"]
 
 OF_METRICS: dict[str, type | tuple[type, ...]] = {
     "phase": str, "round": int, "losses": dict, "metrics": dict,
@@ -130,8 +130,8 @@ class RunData:
         return self.path.resolve().name
 
 
-def read_run(path: Path) -> RunData:
-    """Reads a run folder.
+def read_recipe(path: Path) -> Recipe:
+    """Reads the recipe of a run folder, without which there is no run.
 
     Raises:
         InputError: if there is no run in it.
@@ -144,7 +144,16 @@ def read_run(path: Path) -> RunData:
         ) from None
     except ValueError as error:
         raise InputError(f"{path / 'config.yaml'} is damaged: {error}.") from None
-    recipe = validate_recipe(tree)
+    return validate_recipe(tree)
+
+
+def read_run(path: Path) -> RunData:
+    """Reads a run folder.
+
+    Raises:
+        InputError: if there is no run in it.
+    """
+    recipe = read_recipe(path)
     unreadable: list[str] = []
     metrics = path / "metrics.jsonl"
     stride = _stride(metrics)

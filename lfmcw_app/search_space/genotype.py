@@ -14,33 +14,22 @@ from torch import Tensor
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
+from lfmcw_app.search_space.cell_layout import EDGES_PER_NODE, Edge
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES, primitive_named
 from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
 __all__ = [
-    "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype", "random_genotype",
+    "EDGES_PER_NODE", "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype",
+    "random_genotype",
 ]  # fmt: skip
-
-EDGES_PER_NODE = 2
 
 FOUND = "genotype.json"
 """In a run folder, the genotype that its search found."""
 
 EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
-
-
-@dataclass(frozen=True)
-class Edge:
-    """An edge of a derived cell: its primitive, and the state that it reads.
-
-    The states 0 and 1 are the cell's inputs, 2 + i is node i.
-    """
-
-    primitive: str
-    source: int
 
 
 class Cells:
@@ -90,6 +79,12 @@ class Cells:
         kind, nodes = next(iter(self.to_data().items()))
         edges = _edges_of({kind: nodes})
         return sum(primitive == "skip_connect" for primitive, _ in edges) / len(edges)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a picture of each cell."""
+        from lfmcw_app.search_space.cell_html import cells_html
+
+        return cells_html(self)
 
     def to_json(self) -> str:
         """Returns the cells as JSON, one line per node."""

@@ -11,11 +11,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from lfmcw_app.search_space.genotype import Cells
+from typing import ClassVar, Literal, Protocol
 
 __all__ = [
-    "ARROW", "Box", "CellGraph", "Label", "Layout", "Line", "graphs_of", "layout_of",
+    "ARROW", "Box", "CellGraph", "Drawn", "Label", "Layout", "Line", "graphs_of", "layout_of",
     "text_units",
 ]  # fmt: skip
 
@@ -35,6 +34,20 @@ SIDES = (-1, 1)
 
 CORNER = 5.0
 """Radius of the corners of lines; two lines of one lane are at least four of them apart."""
+
+
+class Drawn(Protocol):
+    """What is asked of derived cells: see `Cells` of genotype.py."""
+
+    inputs: ClassVar[int]
+    output: ClassVar[Literal["last", "all"] | None]
+
+    @property
+    def primitives(self) -> frozenset[str]: ...
+
+    def to_data(self) -> dict[str, list[list[list[str | int]]]]: ...
+
+    def state_name(self, source: int, /) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +120,7 @@ class Layout:
     lines: Sequence[Line]
 
 
-def graphs_of(cells: Cells) -> list[CellGraph]:
+def graphs_of(cells: Drawn) -> list[CellGraph]:
     """The graphs of all kinds of cell; edges without an operation are left out.
 
     Raises:

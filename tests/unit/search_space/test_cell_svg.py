@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from lfmcw_app.report.cell_layout import graphs_of
-from lfmcw_app.report.cells import cell_svg, primitive_label
+from lfmcw_app.search_space.cell_cards import graphs_of
+from lfmcw_app.search_space.cell_svg import cell_svg, primitive_label
 from lfmcw_app.search_space.genotype import Edge, Genotype, random_genotype
 from lfmcw_app.search_space.nasbench201 import SumCell
 

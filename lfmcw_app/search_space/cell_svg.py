@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from lfmcw_app.report.cell_layout import (
+from lfmcw_app.search_space.cell_cards import (
     ARROW,
     CORNER,
     NARROWEST,
@@ -22,10 +22,26 @@ from lfmcw_app.report.cell_layout import (
     layout_of,
 )
 
-__all__ = ["cell_svg", "primitive_label"]
+__all__ = ["CELL_STYLE", "cell_svg", "primitive_label"]
 
 TEXT_DROP = 4
 """Pixels from the middle of a line of text down to its base line."""
+
+CELL_STYLE = """\
+.cell .bus { fill: none; stroke-width: 1.6; }
+.cell .tap { fill: none; stroke-width: 2.2; }
+.cell .join { fill: none; stroke-width: 1.2; stroke-dasharray: 2 4; }
+.cell rect { stroke: var(--muted); stroke-width: 1; }
+.cell .card { fill: var(--muted); fill-opacity: .09; stroke-opacity: .35; }
+.cell .input { fill: var(--input); }
+.cell .node { fill: var(--node); }
+.cell .output { fill: var(--output); }
+.cell rect.op { stroke-width: 1.5; }
+.cell text.state { fill: var(--text); font-size: 12px; text-anchor: middle; }
+.cell text.op { fill: var(--text); font-size: 11.5px; font-weight: 600; text-anchor: middle; }
+"""
+"""Rules for the pictures. A page defines the colours: --text, --muted, --card, --input, --node,
+--output, and --op-PRIMITIVE of each primitive."""
 
 
 def primitive_label(primitive: str) -> str:
@@ -71,7 +87,10 @@ def _label(label: Label) -> Markup:
     """A text in the middle of its box."""
     left, top, right, bottom = label.box
     is_op = label.group == "op"
-    style = Markup(' style="--op:var(--op-{})"').format(label.operation) if is_op else Markup("")
+    colours = Markup(
+        ' style="stroke:var(--op-{0});fill:color-mix(in srgb,var(--op-{0}) 13%,var(--card))"'
+    )
+    style = colours.format(label.operation) if is_op else Markup("")
     text = Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
         "op" if is_op else "state", (left + right) / 2, (top + bottom) / 2 + TEXT_DROP, label.text
     )

@@ -10,8 +10,8 @@ import pytest
 from one_cell_space import OPERATIONS as ONE_CELL_OPERATIONS
 from one_cell_space import PLACES, OneCell
 
-from lfmcw_app.report.cell_layout import graphs_of, layout_of, text_units
-from lfmcw_app.report.cells import primitive_label
+from lfmcw_app.search_space.cell_cards import graphs_of, layout_of, text_units
+from lfmcw_app.search_space.cell_svg import primitive_label
 from lfmcw_app.search_space.genotype import Cells, Edge, Genotype, random_genotype
 from lfmcw_app.search_space.nasbench201 import OPERATIONS, SumCell, sum_edges
 
