@@ -43,11 +43,17 @@ class Drawn(Protocol):
     output: ClassVar[Literal["last", "all"] | None]
 
     @property
-    def primitives(self) -> frozenset[str]: ...
+    def primitives(self) -> frozenset[str]:
+        """The names of the operations."""
+        ...
 
-    def to_data(self) -> dict[str, list[list[list[str | int]]]]: ...
+    def to_data(self) -> dict[str, list[list[list[str | int]]]]:
+        """Returns kind of cell → for each node its edges as [primitive, source]."""
+        ...
 
-    def state_name(self, source: int, /) -> str: ...
+    def state_name(self, source: int, /) -> str:
+        """What the number of a state means, for people."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,9 +87,7 @@ def _label(label: Label) -> Markup:
     """A text in the middle of its box."""
     left, top, right, bottom = label.box
     is_op = label.group == "op"
-    colours = Markup(
-        ' style="stroke:var(--op-{0});fill:color-mix(in srgb,var(--op-{0}) 13%,var(--card))"'
-    )
+    colours = Markup(' style="stroke:var(--op-{0});fill:var(--op-{0});fill-opacity:.13"')
     style = colours.format(label.operation) if is_op else Markup("")
     text = Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
         "op" if is_op else "state", (left + right) / 2, (top + bottom) / 2 + TEXT_DROP, label.text
