@@ -11,11 +11,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
 __all__ = [
     "ARROW", "Box", "CellGraph", "Drawn", "Label", "Layout", "Line", "graphs_of", "layout_of",
-    "text_units",
+    "rounded", "text_units",
 ]  # fmt: skip
 
 Box = tuple[float, float, float, float]
@@ -152,6 +153,21 @@ def graphs_of(cells: Drawn) -> list[CellGraph]:
             )
         )
     return graphs
+
+
+def rounded(places: Sequence[Place]) -> list[tuple[Place, Place, Place]]:
+    """Where the corners of a line begin, where they are, and where they end."""
+    return [
+        (_towards(corner, start), corner, _towards(corner, end))
+        for (start, corner), (_, end) in pairwise(pairwise(places))
+    ]
+
+
+def _towards(place: Place, other: Place) -> Place:
+    """The place `CORNER` pixels from one place to another, or all the way if that is shorter."""
+    length = abs(other[0] - place[0]) + abs(other[1] - place[1])  # pieces are straight or upright
+    share = min(1.0, CORNER / length) if length else 0.0
+    return place[0] + share * (other[0] - place[0]), place[1] + share * (other[1] - place[1])
 
 
 def text_units(text: str) -> int:

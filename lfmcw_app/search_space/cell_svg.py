@@ -6,13 +6,11 @@ They are narrow enough for a phone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from markupsafe import Markup
 
 from lfmcw_app.search_space.cell_cards import (
     ARROW,
-    CORNER,
     NARROWEST,
     Box,
     CellGraph,
@@ -20,6 +18,7 @@ from lfmcw_app.search_space.cell_cards import (
     Line,
     Place,
     layout_of,
+    rounded,
 )
 
 __all__ = ["CELL_STYLE", "cell_svg", "primitive_label"]
@@ -113,17 +112,9 @@ def _line(line: Line) -> Markup:
 def _rounded(places: Sequence[Place]) -> str:
     """The path along straight pieces, whose corners are cut to arcs."""
     data = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
-    for (start, corner), (_, end) in pairwise(pairwise(places)):
-        before, after = _towards(corner, start), _towards(corner, end)
+    for before, corner, after in rounded(places):
         data += (
             f"L{before[0]:.1f} {before[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {after[0]:.1f} "
             f"{after[1]:.1f}"
         )
     return f"{data}L{places[-1][0]:.1f} {places[-1][1]:.1f}"
-
-
-def _towards(place: Place, other: Place) -> Place:
-    """The place `CORNER` pixels from one place to another, or all the way if that is shorter."""
-    length = abs(other[0] - place[0]) + abs(other[1] - place[1])  # pieces are straight or upright
-    share = min(1.0, CORNER / length) if length else 0.0
-    return place[0] + share * (other[0] - place[0]), place[1] + share * (other[1] - place[1])
