@@ -86,7 +86,8 @@ def conclude(folder: RunFolder, result: dict[str, Any], console: Console) -> Non
 def reported_errors(console: Console) -> Iterator[None]:
     """Shows a user's error as one paragraph and exits with code 2, or 75 if a folder is held.
 
-    Other errors are bugs and keep their traceback. Warnings are shown as one paragraph too.
+    So is a file that this process may not use, wherever that is noticed. Other errors are bugs and
+    keep their traceback. Warnings are shown as one paragraph too.
     """
     # This imports torch, which `--help` does not need.
     import mlo as core
@@ -120,12 +121,24 @@ def reported_errors(console: Console) -> Iterator[None]:
         for category in (core.CheckpointWarning, NumbersWarning):
             warnings.simplefilter("always", category)
         warnings.showwarning = shown
+        begins = f"[bold red]Error{f' in process {number}' if number else ''}:[/]"
         try:
             yield
         except user_errors as error:
-            paragraph(f"[bold red]Error{f' in process {number}' if number else ''}:[/]", error)
+            paragraph(begins, error)
             code = error.exit_code if isinstance(error, InputError) else InputError.exit_code
             raise typer.Exit(code) from None
+        except PermissionError as error:
+            paragraph(begins, _not_allowed(error))
+            raise typer.Exit(InputError.exit_code) from None
+
+
+def _not_allowed(error: PermissionError) -> str:
+    what = error.filename or "A file that is needed"
+    return (
+        f"{what} cannot be used ({error.strerror or error}). Nothing of it is lost. Give this "
+        "process the permission, then repeat the command."
+    )
 
 
 @contextmanager

@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.commands.execution import main_of, reported_errors
 from lfmcw_app.commands.options import DeviceOption, pick_device
 from lfmcw_app.errors import InputError, listed
 
 NAMED = 10
 """At most so many unreadable images are named; JSON and CSV have all of them."""
+
+LONGEST_LIST = 2**28
+"""Bytes of a list of images: some millions of paths."""
 
 UNREADABLE_CODE = 1
 """Exit code if some images could not be read and the others were predicted."""
@@ -110,8 +114,8 @@ def _lines(path: Path) -> list[Path]:
         InputError: if it cannot be read.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = text_of(path, LONGEST_LIST, pipes=True).splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(f"The list {path} cannot be read ({error}).") from None
     return [Path(line.strip()) for line in lines if line.strip()]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.data import FOLDER, check_dataset
 from lfmcw_app.errors import InputError
 from lfmcw_app.lookup import with_table_digest
@@ -74,7 +74,7 @@ def _place(folder: RunFolder) -> str | None:
     """Where the folder of images of a run is, if its name leads elsewhere from here."""
     name = folder.recipe.dataset
     try:
-        described = json.loads((folder.path / "dataset.json").read_text("utf-8"))
+        described = read_object(folder.path / "dataset.json")
         began = Path(described["path"])
     except (OSError, ValueError, LookupError, TypeError):
         return None  # not yet written, or of data that are not in a folder

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
@@ -25,6 +26,9 @@ __all__ = [
 ]  # fmt: skip
 
 EDGES_PER_NODE = 2
+
+LONGEST = 2**20
+"""Bytes of a genotype's file; one of 64 nodes has some 10,000."""
 
 FOUND = "genotype.json"
 """In a run folder, the genotype that its search found."""
@@ -93,7 +97,7 @@ class Cells:
         return sum(primitive == "skip_connect" for primitive, _ in edges) / len(edges)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a picture of each cell."""
+        """What a notebook shows: a picture of each kind of cell."""
         from lfmcw_app.search_space.cell_html import cells_html
 
         return cells_html(self)
@@ -116,7 +120,7 @@ class Cells:
         path = Path(path)
         file = _file_of(path) if path.is_dir() else path
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = text_of(file, LONGEST, encoding="utf-8-sig", pipes=True)
         except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
             raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
         try:
@@ -189,8 +193,8 @@ class Genotype(Cells):
         """
         # A ValueError comes from text that is not JSON, and from an integer of too many digits.
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")

@@ -182,7 +182,7 @@ def test_figures_on_the_first_page_are_the_measured_ones():
     for peer, phrase in {"higher": "as higher", "JAXopt, compiled": "as compiled JAXopt"}.items():
         low, high = (peers[peer][column].split()[0] for column in (2, 4))
         assert re.search(rf"{low} to {high} times as long {phrase}", why)
-    errors = {(row[0], row[1], row[2]): row[3] for row in cells if len(row) == 7}
+    errors = {(row[0], row[1], row[2]): row[3] for row in cells if len(row) == 8}
     ours, theirs = (errors["diamond", library, "cg, K=50"] for library in ("mlo", "Betty"))
     assert f"are off by {ours}; Betty's are off by {theirs}" in why
     overheads = [
