@@ -424,11 +424,6 @@ class NASBench201(Space):
     def all_cells(self, nodes: int) -> Iterator[Cells]:
         return all_cells(nodes)
 
-    def draw(self, genotype: Any, path: Path, title: str) -> None:
-        from lfmcw_app.search_space.draw import draw_sum_cell  # matplotlib is slow to import
-
-        draw_sum_cell(genotype, path, title)
-
 
 def _with_skip(*names: str) -> list[tuple[str, ...]]:
     return [("skip_connect", name) for name in names]

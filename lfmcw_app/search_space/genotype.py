@@ -15,7 +15,6 @@ from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
-from lfmcw_app.search_space.cell_layout import EDGES_PER_NODE, Edge
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES, primitive_named
 from lfmcw_app.search_space.supernet import MixingWeights
@@ -26,6 +25,8 @@ __all__ = [
     "random_genotype",
 ]  # fmt: skip
 
+EDGES_PER_NODE = 2
+
 LONGEST = 2**20
 """Largest size of a genotype's file in bytes; one of 64 nodes has some 10,000."""
 
@@ -34,6 +35,17 @@ FOUND = "genotype.json"
 
 EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An edge of a derived cell: its primitive, and the state that it reads.
+
+    The states 0 and 1 are the cell's inputs, 2 + i is node i.
+    """
+
+    primitive: str
+    source: int
 
 
 class Cells:
