@@ -199,13 +199,26 @@ def _contents(version: _Version, source: Path) -> dict[str, bytes]:
         return {file: _file(source / file) for file in version.files}
     try:
         with _Bounded(source) as content, tarfile.open(fileobj=content, mode="r:") as tar:
-            return {file: _member(tar, f"{version.folder}/{file}") for file in version.files}
+            files = {file: _member(tar, f"{version.folder}/{file}") for file in version.files}
+            content.check()
+            return files
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         raise unusable_file(source, error) from None
 
 
 class _Bounded(gzip.GzipFile):
     """An unpacked archive that is read in bounded parts: its head may name any length."""
+
+    def check(self) -> None:
+        """Reads it to its end, where its checksum is: a changed bit would be other pixels.
+
+        Raises:
+            OSError: if the checksum is another one.
+            tarfile.ReadError: if it is longer than any archive.
+        """
+        while self.read(1 << 20):
+            if self.tell() > 4 * LARGEST_FILE:
+                raise tarfile.ReadError(f"it has more than {4 * LARGEST_FILE:,} bytes")
 
     def read(self, size: int | None = -1) -> bytes:
         """Reads so many bytes.

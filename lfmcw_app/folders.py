@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -273,7 +274,7 @@ class _Skipped:
         """
         parts = [path.name for path in besides]
         for entry in _entries(folder):
-            if not entry.is_dir():
+            if not _leads(entry.is_dir):
                 kind = _kind(entry)
                 self.kinds[f"{kind} outside of class folders" if _is_image(entry) else kind] += 1
             elif parts and entry.name not in parts and not _is_ignored(entry.name):
@@ -300,6 +301,16 @@ class _Skipped:
         )
 
 
+def _leads(test: Callable[[], bool]) -> bool:
+    """A test of what an entry is; a link that leads to itself is nothing."""
+    try:
+        return test()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
 def _is_ignored(name: str) -> bool:
     """Whether a folder of this name is hidden, or made by an operating system."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
@@ -307,7 +318,7 @@ def _is_ignored(name: str) -> bool:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     hidden = entry.name.startswith(".")
-    return not hidden and _suffix(entry.name) in image_suffixes() and entry.is_file()
+    return not hidden and _suffix(entry.name) in image_suffixes() and _leads(entry.is_file)
 
 
 def _suffix(name: str) -> str:
@@ -351,7 +362,7 @@ def _folders(folder: Path, found: _Skipped | None = None) -> list[Path]:
     """The folders in a folder that may be classes or parts, sorted; counts the others."""
     chosen = []
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _leads(entry.is_dir):
             if not _is_ignored(entry.name):
                 chosen.append(folder / entry.name)
             elif found is not None:
@@ -398,7 +409,7 @@ def _files(
         prefix: of the names.
     """
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _leads(entry.is_dir):
             if _is_ignored(entry.name) or _identity(entry.path) in seen:
                 found.folders.append(_text(entry.name))
                 continue
