@@ -25,7 +25,7 @@ from lfmcw_app.parts import search_part_labels, training_labels
 from lfmcw_app.printing import say
 from lfmcw_app.problems import search_rounds
 from lfmcw_app.processes import main_first
-from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.recipe import MOST_ROUNDS, Augmentation, Recipe, validate_recipe
 from lfmcw_app.search_space.stem import image_divisor
 from lfmcw_app.sizes import check_sizes
 from lfmcw_app.spaces import space_named
@@ -226,6 +226,18 @@ def adaptations(
     ]
     if searches and counts["D_tr"] + counts["D_val"] < used["training"]:
         fewer.append(f"searching on {counts['D_tr']:,} + {counts['D_val']:,}")
+    if (recipe.data.image_size or 0) > dataset.image_size:
+        said.append(
+            f"data.image_size is {recipe.data.image_size:,}, and the images have "
+            f"{dataset.image_size} pixels: none is enlarged."
+        )
+    for part, limit, there in (
+        ("train", recipe.data.train_images, len(dataset.train)),
+        ("test", recipe.data.test_images, len(dataset.test)),
+        ("search", recipe.data.search_images if searches else None, len(dataset.train)),
+    ):
+        if limit is not None and limit > there:
+            said.append(f"data.{part}_images is {limit:,}, and there are only {there:,}.")
     if conditions := conditions_said(recipe, dataset):
         said.append(conditions)
     if fewer:
@@ -243,6 +255,30 @@ def adaptations(
     return said
 
 
+def _check_rounds(key: str, rounds: int) -> None:
+    """Refuses what would never end; the keys alone are bounded in the recipe."""
+    if rounds > MOST_ROUNDS:
+        raise InputError(
+            f"{key}.epochs asks for {rounds:,} rounds, and a phase has {MOST_ROUNDS:,} at most. "
+            "Lower it."
+        )
+
+
+def _check_augmentation(key: str, how: Augmentation, dataset: Dataset) -> None:
+    """Refuses changes that could leave nothing of an image."""
+    size = dataset.image_size
+    if how.cutout >= size:
+        raise InputError(
+            f"{key}.augmentation.cutout is {how.cutout}, which would erase images of {size} "
+            "pixels. Lower it."
+        )
+    if how.crop_padding >= size:
+        raise InputError(
+            f"{key}.augmentation.crop_padding is {how.crop_padding}, with which a crop could miss "
+            f"images of {size} pixels. Lower it."
+        )
+
+
 def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """Builds what the search will need, and refuses a warm-up that lasts as long as the search.
 
@@ -256,6 +292,8 @@ def _check_search(recipe: Recipe, dataset: Dataset, images: int) -> None:
     """
     how = recipe.search
     rounds, per_epoch = search_rounds(how, images), images // how.batch_size
+    _check_rounds("search", rounds)
+    _check_augmentation("search", how.augmentation, dataset)
     warmups = {
         "architecture": how.architecture.warmup_epochs,
         "weights": how.weights.warmup_epochs,
@@ -289,16 +327,12 @@ def _check_training(recipe: Recipe, dataset: Dataset) -> None:
             f"{divisor} pixels; those of {dataset.name} have {dataset.image_size}."
         )
     per_epoch = len(training_labels(recipe, dataset)) // how.batch_size
+    _check_rounds("evaluation", training_rounds(how, per_epoch))
+    _check_augmentation("evaluation", how.augmentation, dataset)
     if how.weights.warmup_epochs * per_epoch >= training_rounds(how, per_epoch):
         raise InputError(
             f"evaluation.weights.warmup_epochs ({how.weights.warmup_epochs}, of {per_epoch} "
             "rounds) must be below "
             f"{'evaluation.epochs' if how.steps is None else 'evaluation.steps'} "
             f"({how.epochs or how.steps})."
-        )
-    cutout = how.augmentation.cutout
-    if cutout >= dataset.image_size:
-        raise InputError(
-            f"evaluation.augmentation.cutout is {cutout}, which would erase images of "
-            f"{dataset.image_size} pixels. Lower it."
         )

@@ -30,6 +30,7 @@ from mlo import EngineError, engine_from
 from mlo.errors import nearest
 
 __all__ = [
+    "MOST_ROUNDS",
     "PRESETS",
     "Channels",
     "Recipe",
@@ -80,6 +81,13 @@ Count = Annotated[Whole, Field(lt=2**53)]
 """A count. Its products with fractions are floats, which are exact below 2**53."""
 
 
+MOST_ROUNDS = 10**9
+"""Of a phase: the smallest network takes months for so many."""
+
+Rounds = Annotated[Whole, Field(le=MOST_ROUNDS)]
+"""A number of rounds, or of epochs of at least one round."""
+
+
 def _no_truth_value(value: Any) -> Any:
     """The value, unless it is true or false, which Python treats as 1 and 0."""
     if isinstance(value, bool):
@@ -105,9 +113,7 @@ class Augmentation(_Section):
         default=0, ge=0, description="pixels of zero padding before a random crop"
     )
     flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
-    cutout: Count = Field(
-        default=0, ge=0, description="side of a square that is set to the mean; evaluation only"
-    )
+    cutout: Count = Field(default=0, ge=0, description="side of a square that is set to the mean")
     resized_crop: bool = Field(
         default=False, description="a window of 8% to 100% of the image, scaled to its size"
     )
@@ -332,6 +338,7 @@ class Generator(_Section):
     discriminator_steps: Count = Field(
         default=1,
         ge=1,
+        le=1000,
         description="moves of the discriminator per move of the generator, each on its own batch",
     )
     betas: Betas = (0.5, 0.999)
@@ -349,7 +356,7 @@ class Generator(_Section):
         description="when GAN-test, GAN-train and variety are measured (generator_quality.py): in "
         "the rounds of the snapshots, at the end of the search, or never",
     )
-    warmup_rounds: Count = Field(
+    warmup_rounds: Rounds = Field(
         default=0,
         ge=0,
         description="rounds of the game alone, before the search, with a small discriminator "
@@ -509,9 +516,9 @@ class Search(_Section):
     layers: Count = Field(default=8, ge=3, le=MOST_CELLS, description="cells of the supernet")
     nodes: Count = Field(default=4, ge=1, le=MOST_NODES, description="intermediate nodes of a cell")
     epochs: float | None = Field(
-        default=None, gt=0, lt=2**53, description="passes over the search's training half"
+        default=None, gt=0, le=MOST_ROUNDS, description="passes over the search's training half"
     )
-    steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    steps: Rounds | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
     batch_size: Count = Field(default=64, ge=2)
     fits_batch: bool = FITS_BATCH
     order: Literal["first", "second"] = Field(
@@ -680,9 +687,9 @@ class Evaluation(_Section):
 
     channels: Count = Field(default=36, ge=2)
     layers: Count = Field(default=20, ge=3, le=MOST_CELLS)
-    epochs: Count | None = Field(default=600, ge=1)
-    steps: Count | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
-    min_steps: Count = Field(
+    epochs: Rounds | None = Field(default=600, ge=1)
+    steps: Rounds | None = Field(default=None, ge=1, description="rounds; given instead of epochs")
+    min_steps: Rounds = Field(
         default=0,
         ge=0,
         description="least number of rounds: epochs are added until it is reached; 0 if epochs "

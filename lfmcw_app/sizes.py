@@ -36,10 +36,16 @@ __all__ = [
 
 FLOAT = 4
 STEM_MULTIPLIER = 3
+MODULE_BYTES = 1000
+"""Of an operation on an edge, beside its weights: Python's objects took 2,300 at least."""
+
+WIDEST = 2**20
+"""Channels up to which operations are counted: those of wider ones have more weights."""
 
 SMALLEST = {
     "search.channels": 4, "search.layers": 3, "search.nodes": 1, "search.batch_size": 2,
     "search.generator.channels": 1, "search.generator.noise_dim": 1,
+    "search.generator.warmup_discriminator_channels": 1,
     "evaluation.channels": 2, "evaluation.layers": 3, "evaluation.batch_size": 2,
     "data.image_size": 8,
 }  # fmt: skip
@@ -111,6 +117,7 @@ def least_memory(
             kept += kept
             if not how.draws_real:
                 kept += 3 * weights + 3 * generator_weights(how.generator)
+        supernets = 1 + (how.method == "lfmcw") + _plays(how)
         outputs = (
             _sum_outputs(how.layers, how.nodes - 1, how.channels, image_size)
             if _has_sums(how)
@@ -119,7 +126,16 @@ def least_memory(
             )
         )
         passed = _batch(how.batch_size) * (outputs + image_channels * image_size**2)
-        found["search"] = FLOAT * (kept + weights) + _bytes(how.precision) * passed
+        found["search"] = (
+            FLOAT * (kept + weights)
+            + MODULE_BYTES * supernets * operations(how)
+            + _bytes(how.precision) * passed
+        )
+        if _plays(how) and how.generator.warmup_rounds:
+            # Adam keeps two of every weight, beside a gradient.
+            players = generator_weights(how.generator)
+            players += 9 * how.generator.warmup_discriminator_channels**2
+            found["warm-up of the generator"] = FLOAT * 4 * players
 
     trained = recipe.evaluation
     weights = network_weights(recipe, image_channels, classes)
@@ -144,9 +160,9 @@ def supernet_weights(how: Search, classes: int) -> int:
 
     sources = [source for node in range(how.nodes) for source in range(2 + node)]
 
-    def mixed(layer: int, channels: int) -> int:
-        seen, reduces = channels // part, layer in reduction_layers(layers)
-        total = 0
+    @cache  # most cells are alike
+    def mixed(reduces: bool, channels: int) -> int:
+        seen, total = channels // part, 0
         for source, edge in zip(
             sources, candidates.reduction if reduces else candidates.normal, strict=True
         ):
@@ -155,9 +171,22 @@ def supernet_weights(how: Search, classes: int) -> int:
         return total
 
     widths = list(_widths(layers, how.channels))
-    cells = sum(mixed(layer, channels) for layer, channels in enumerate(widths))
+    reductions = reduction_layers(layers)
+    cells = sum(mixed(layer in reductions, channels) for layer, channels in enumerate(widths))
     inputs = _preprocessing(widths, how.nodes, STEM_MULTIPLIER * how.channels)
     return cells + inputs + how.nodes * widths[-1] * classes
+
+
+def operations(how: Search) -> int:
+    """Number of operations in a supernet; of P-DARTS's of the first stage."""
+    candidates: Any = space_named(how.space).candidates(how)
+    edges = candidates.cell if _has_sums(how) else candidates.normal
+    return search_stages(how)[0].layers * len(edges) * min(map(len, edges))
+
+
+def _plays(how: Search) -> bool:
+    """Whether a generator and a discriminator play."""
+    return how.method == "lfmcw" and not how.draws_real
 
 
 @cache
@@ -166,7 +195,7 @@ def primitive_weights(name: str, channels: int, stride: int) -> int:
     if name == "none":
         return 0
     with torch.device("meta"):  # nothing is allocated
-        layer = make_operation(name, channels, stride, OperationStyle())
+        layer = make_operation(name, min(channels, WIDEST), stride, OperationStyle())
     return sum(parameter.numel() for parameter in layer.parameters())
 
 

@@ -68,6 +68,7 @@ def evaluate(
     # Not needed for `--help`, and slow to import: the networks, and matplotlib.
     from lfmcw_app.complete_runs import evaluate_genotype
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.idle_settings import idle_settings
     from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.projection import after_projection, print_choice, project
     from lfmcw_app.starting_weights import check_network_fits
@@ -115,6 +116,9 @@ def evaluate(
                 cuda=options.pick_device(device, counts=dry_run).type != "cpu",
             )
             cells = _given(genotype, recipe)
+            given = tuple(assign or ())
+            for told in idle_settings(recipe, config=config, assignments=given, searches=False):
+                say(console, told)
         if not recipe.trains:
             if dry_run or max_steps is not None:
                 raise InputError(

@@ -62,6 +62,7 @@ def run(
     from lfmcw_app.complete_runs import run as run_phases
     from lfmcw_app.data import short_name
     from lfmcw_app.data_checks import read_and_tell
+    from lfmcw_app.idle_settings import idle_settings
     from lfmcw_app.lookup import table_of
     from lfmcw_app.memory_projection import count_memory, print_memory
     from lfmcw_app.processes import check_batches, joined, quiet_unless_main, shared_folder
@@ -123,6 +124,10 @@ def run(
 
         with joined(options.pick_device(device, counts=dry_run)) as target:
             console = quiet_unless_main(console)
+            if resume is None:
+                settings = tuple(assign or ())
+                for told in idle_settings(recipe, config=config, assignments=settings, order=order):
+                    say(console, told)
             if not dry_run:
                 say(console, f"Reading {recipe.dataset} …")
             recipe, images = read_and_tell(console, recipe, data, device=target)

@@ -117,6 +117,30 @@ def test_what_cannot_fit_is_refused_by_its_key(monkeypatch, space, key, value):
         check_sizes(recipe, image_size=size, device=CPU, searches=True)
 
 
+@pytest.mark.parametrize(
+    ("space", "settings", "key"),
+    [
+        ("darts", {"search.channels": 9 * 10**15}, "search.channels"),
+        ("darts", {"search.nodes": 64, "search.layers": 1000}, "search.nodes"),
+        ("pcdarts", {"search.nodes": 64, "search.layers": 1000}, "search.nodes"),
+        ("nasbench201", {"search.channels": 9 * 10**15}, "search.channels"),
+        (
+            "darts",
+            {
+                "search.generator.warmup_rounds": 1,
+                "search.generator.warmup_discriminator_channels": 10**6,
+            },
+            "search.generator.warmup_discriminator_channels",
+        ),
+    ],
+)
+def test_what_could_not_even_be_built_is_refused(monkeypatch, space, settings, key):
+    monkeypatch.setattr(sizes, "memory_of", lambda device: 16 * 10**9)
+    recipe = load_recipe("smoke", space=space, overrides=settings)
+    with pytest.raises(InputError, match=rf"^{key} is .* of memory .*Lower {key}\.$"):
+        check_sizes(recipe, image_size=16, device=CPU, searches=True)
+
+
 def test_only_what_is_run_counts(monkeypatch):
     monkeypatch.setattr(sizes, "memory_of", lambda device: 64 * 10**9)
     recipe = load_recipe("smoke", overrides={"search.channels": 10**6})
