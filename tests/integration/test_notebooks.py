@@ -47,7 +47,7 @@ def test_a_notebook_is_small_and_was_executed_in_order(path):
 @every_notebook
 def test_pages_that_a_notebook_links_exist(path):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text("utf-8"))
-    assert len(links) > 2
+    assert links
     for link in links:
         assert (path.parent / link).is_file(), link
 
