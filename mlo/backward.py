@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.autograd.graph
 from torch import Tensor
 from torch.overrides import has_torch_function
 
 __all__ = ["grad"]
 
-_run_backward = getattr(torch.autograd.graph, "_engine_run_backward", None)
+_run_backward = getattr(
+    getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None
+)
 """Private to PyTorch: a version without it takes `torch.autograd.grad`, with the same numbers."""
 
 
@@ -40,7 +41,7 @@ def grad(
     """
     outputs, inputs = tuple(outputs), tuple(inputs)
     if cotangents is None:
-        cotangents = [torch.ones_like(output) for output in outputs]
+        cotangents = map(torch.ones_like, outputs)  # type: ignore[assignment]
     cotangents = tuple(cotangents)
     kept = create_graph if retain_graph is None else retain_graph
     if _run_backward is None or has_torch_function((*outputs, *inputs, *cotangents)):

@@ -325,7 +325,7 @@ def _under(
         if stepped is not None:
             history.stepped[lower] = stepped
             history.mark(lower)
-        elif lower in history.starts and history.step_engine(lower) is not None:
+        elif lower in history.starts and history.step_engines[lower] is not None:
             raise EngineError(
                 f"No step of problem {lower!r} is recorded, which begins each round at the value "
                 f"of {history.starts[lower].problem!r}. Compare after a round with an engine that "
@@ -341,7 +341,7 @@ def _last_step(old: History, new: History, levels: Levels, name: str) -> Stepped
     places where they still have the values of then. (They do in the last step.) An earlier solution
     serves under the engines of then only.
     """
-    stepped, engine = old.last_step(name), new.step_engine(name)
+    stepped, engine = old.last_step(name), new.step_engines[name]
     if stepped is None or engine is None:
         return None
     steps: list[RecordedStep] = []
@@ -383,7 +383,7 @@ def _missing_steps(history: History, name: str) -> list[str]:
     if name in history.looks_ahead:  # one step ahead is what such a problem sees
         return notes
     for lower in history.graph.problems:
-        engine, stepped = history.step_engine(lower), history.stepped.get(lower)
+        engine, stepped = history.step_engines[lower], history.stepped.get(lower)
         depends = lower in history.graph.solutions_depending_on[name]
         if engine is None or not depends or history.rests(lower):
             continue

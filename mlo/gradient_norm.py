@@ -57,8 +57,13 @@ class GradientNorm:
         values = list(losses)
         if not self._is_small():
             values.append(self.total)
-        if all(value.is_cpu for value in values):
-            return all(math.isfinite(value.item()) for value in values)
+        for value in values:
+            if not value.is_cpu:
+                break
+            if not math.isfinite(value.item()):
+                return False
+        else:
+            return True
         # 0 · x is 0, or NaN where x is not finite; a sum of finite values could overflow.
         norm = self.total
         zeros = [0.0 * value.detach().to(norm.device) for value in values]
@@ -70,7 +75,10 @@ class GradientNorm:
         parts = self._parts
         if parts is None or not parts[0].is_cpu or parts[0].dtype not in WIDE:
             return False
-        return all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
+        for size in numbers(parts):
+            if not size < BELOW_OVERFLOW:  # as NaN is not
+                return False
+        return True
 
     def __float__(self) -> float:
         return float(self.total)

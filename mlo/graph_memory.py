@@ -54,6 +54,15 @@ class SavedBytes:
 
         return uncounted
 
+    def counted(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function that does the same, and is counted."""
+
+        def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self:
+                return function(*args, **kwargs)
+
+        return inside
+
     def _pack(self, tensor: Tensor) -> Tensor:
         if type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided:
             storage = tensor.untyped_storage()

@@ -9,7 +9,7 @@ others. Each view caches its own solutions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,11 @@ class History:
         updates: problem → how often it moved.
         memory: problem → what its engine keeps from one solve to the next, name → tensor.
         differentiated: the problems whose solutions are differentiated.
+        step_engines: problem → its engine, where later gradients differentiate steps of its
+            optimizer; else None.
+        solved: problem → whether its solution is taken for a stationary point.
+        keeps_graph: problem → whether the gradient of its update is kept with its graph; None: its
+            next update will tell.
         last: problem → the evaluation that its last update was made with.
         last_round: problem → the round of that update, counted from 0.
         solve_streams: problem → batches of its solves, where they have data of their own.
@@ -111,19 +116,19 @@ class History:
             if problem.solve_data is not None:
                 self.solve_streams[name] = BatchStream(problem.solve_data, name)
         self.differentiated = differentiated_problems(graph, engines)
-        # Problem → whether the graph of its gradient is kept; None: its first update will tell.
-        self._keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
-        self._undecided = {name for name, keeps in self._keeps_graph.items() if keeps is None}
-        # Problem → engine, of which later gradients differentiate steps; else None.
-        self._step_engines: dict[str, StepEngine | None] = {}
-        # Problem → whether its solution is taken for stationary.
-        self._solved: dict[str, bool] = {}
+        self.keeps_graph = {name: self._keeps(name, losses) for name in graph.problems}
+        self._undecided = {name for name, keeps in self.keeps_graph.items() if keeps is None}
+        # Problem → whether products are taken through the graph of its update.
+        self._shares_graph: dict[str, bool] = {}
+        self.step_engines: dict[str, StepEngine | None] = {}
+        self.solved: dict[str, bool] = {}
         for name in graph.problems:
             engine = engines[name]
             differentiated = name in self.differentiated
             steps = differentiated and isinstance(engine, StepEngine)
-            self._step_engines[name] = engine if steps else None  # type: ignore[assignment]
-            self._solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
+            self.step_engines[name] = engine if steps else None  # type: ignore[assignment]
+            self.solved[name] = differentiated and not isinstance(engine, (StepEngine, FirstOrder))
+            self._shares_graph[name] = self._shares(name)
         self._from_starts = differentiated_starts(graph, engines, self.starts)
         self.round = 0
         self.updates = dict.fromkeys(graph.problems, 0)
@@ -214,20 +219,12 @@ class History:
             "outside since. Ask for this gradient after a round (`step()`, `updates()`)."
         )
 
-    def step_engine(self, name: str) -> StepEngine | None:
-        """The problem's engine, where a later gradient differentiates steps of its optimizer."""
-        return self._step_engines[name]
-
-    def is_solved(self, name: str) -> bool:
-        """Whether the problem's solution is taken for a stationary point."""
-        return self._solved[name]
-
     def note(self, name: str, found: TotalGradient, step: OptimizerStep | None) -> None:
         """Notes an update: where it was made, and its step, if a later gradient needs that."""
         # Where it was made is noted of every problem: `gradient` and implicit engines evaluate the
         # loss again on the batches and with the noise of the last update.
         self.last[name], self.last_round[name] = found.evaluation, self.round
-        engine = self.step_engine(name)
+        engine = self.step_engines[name]
         if engine is None and found.graph is not None:
             self.kept_graphs[name] = found.graph
             self.note_graph(name, found)
@@ -238,16 +235,17 @@ class History:
         # The new solution, with the last steps that its engine differentiates, this one included.
         recorded = RecordedStep(evaluation=found.evaluation, step=step)
         earlier = self.stepped[name].history if name in self.stepped else ()
-        if engine.recorded_steps > 1:
+        steps = engine.recorded_steps
+        if steps > 1:
             # A chain of steps is one only where each begins at what the one before it left.
             if not self._ends_at(name, recorded) and earlier:
                 earlier = ()
                 self._begun.discard(name)
             self._ends[name] = _copied_end(self.graph.problems[name])
         chain = (*earlier, recorded)
-        if len(chain) > engine.recorded_steps:
+        if len(chain) > steps:
             # Where it is cut it starts at constants.
-            chain = chain[-engine.recorded_steps :]
+            chain = chain[-steps:]
             self._begun.discard(name)
         self.stepped[name] = Stepped(
             name=name,
@@ -264,7 +262,7 @@ class History:
 
     def mark(self, name: str) -> None:
         """Notes where the problem's parameters are: what moves them later comes from outside."""
-        if self.step_engine(name) is not None or name in self.starts:
+        if self.step_engines[name] is not None or name in self.starts:
             self._places[name] = _places_of(self.graph.problems[name])
 
     def last_step(self, name: str) -> Stepped | None:
@@ -308,7 +306,7 @@ class History:
 
     def tell_of_missing_steps(self, name: str, solution: Stepped | Started) -> None:
         """Warns, once after a load, of a gradient through fewer steps than asked for."""
-        engine = self.step_engine(name)
+        engine = self.step_engines[name]
         if name not in self.resumed or engine is None:
             return
         self.resumed.discard(name)  # said once, whether there is anything to say or not
@@ -334,32 +332,24 @@ class History:
         several = several_graphs(self.graph, self.engines, name, losses[name].parallel)
         return False if several else None
 
-    def keeps_graph(self, name: str) -> bool:
-        """Whether the gradient of the problem's update is kept with its graph."""
-        return bool(self._keeps_graph[name])
-
-    def counts_graph(self, name: str) -> bool:
-        """Whether the problem's next update tells whether graphs are kept from then on."""
-        return self._keeps_graph[name] is None
-
     def graph_decision(self, name: str) -> bool | None:
         """Whether a problem's graphs are kept, where the first update decided that; else None."""
         # A kept graph rounds otherwise than one that is made again. So a run that resumes must
         # not decide anew.
-        return self._keeps_graph[name] if name in self._undecided else None
+        return self.keeps_graph[name] if name in self._undecided else None
 
     def restore_graph_decision(self, name: str, keeps: bool | None) -> None:
         """Goes back to a decision that was saved; None: the next update decides."""
         if name in self._undecided:
-            self._keeps_graph[name] = keeps
+            self.keeps_graph[name] = keeps
 
     def note_saved(self, name: str, saved: int) -> None:
         """Decides whether graphs are kept, from the bytes that a forward pass saves."""
-        self._keeps_graph[name] = fits(saved, self.graph.problems[name].device)
+        self.keeps_graph[name] = fits(saved, self.graph.problems[name].device)
 
     def graph_needed_later(self, name: str, later: Sequence[str]) -> bool:
         """Whether an update `later` in the round differentiates the step that is made now."""
-        if not self._keeps_graph[name] and not self._shares_graph(name):
+        if not self.keeps_graph[name] and not self._shares_graph[name]:
             return False
         # This problem's own next update makes the solution anew: only readers before that count.
         for other in later:
@@ -370,7 +360,7 @@ class History:
                 return True
         return False
 
-    def _shares_graph(self, name: str) -> bool:
+    def _shares(self, name: str) -> bool:
         """Whether products are taken through the graph of the update, made at the same point."""
         engine, problem = self.engines[name], self.graph.problems[name]
         return (
@@ -405,7 +395,11 @@ class History:
     def copied_memory(self) -> dict[str, dict[str, Tensor]]:
         """The engines' memory as it is, for `restore_memory`."""
         # A shallow copy: its tensors are replaced, never changed in place.
-        return {name: kept.copy() for name, kept in self.memory.items() if kept}
+        copied = {}
+        for name, kept in self.memory.items():
+            if kept:
+                copied[name] = kept.copy()
+        return copied
 
     def restore_memory(self, memory: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Puts the engines' memory back."""
@@ -449,6 +443,11 @@ class Levels:
             ]
         # The problem, and those that its loss reads.
         self._seen = {name: (name, *graph.reads[name]) for name in graph.problems}
+        # Whose engines differentiate steps, and how many. (Asking an abstract class takes long.)
+        self._by_steps: dict[str, int] = {}
+        for name, engine in history.engines.items():
+            steps = engine.recorded_steps if isinstance(engine, StepEngine) else 0
+            self._by_steps[name] = steps
         # The problems on which a solution depends; it is made again after any of these has moved.
         # Who shares a module's buffers (a frozen encoder's statistics) moves these too.
         self._dependencies: dict[str, tuple[str, ...]] = {}
@@ -473,17 +472,18 @@ class Levels:
     def find(self, name: str) -> Solution:
         """The problem's solution."""
         history, engine = self._history, self._history.engines[name]
-        rests = history.rests(name)
+        rests = history.round < history.graph.problems[name].warmup_steps
         # Where a step was made, its solution holds until the next step. (Looking ahead, no step has
         # been made yet.)
-        if isinstance(engine, StepEngine) and not rests and not self._ahead:
+        if self._by_steps[name] and not rests and not self._ahead:
             stepped = history.last_step(name)
             if stepped is not None:
                 if history.resumed:
                     history.tell_of_missing_steps(name, stepped)
                 return stepped
         # Any other solution is made once, and again only after something that it depends on moved.
-        stamp = (int(rests), *[history.updates[other] for other in self._dependencies[name]])
+        updates = map(history.updates.__getitem__, self._dependencies[name])
+        stamp = (int(rests), *updates)
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             solution: Solution
@@ -595,7 +595,7 @@ class Levels:
         """The solution of a problem that has not moved yet, or moves later: one step, on copies."""
         problem = self._history.graph.problems[name]
         self._draws += 1
-        keeps = self._history.keeps_graph(name)
+        keeps = bool(self._history.keeps_graph[name])
         found = self.differentiate(name, self.batches(name), keep_graph=keeps)
         self._history.note_graph(name, found)
         # With all of the optimizers' state, whatever the engine needs: the step is made right here.
@@ -642,9 +642,9 @@ class Levels:
         history, problem = self._history, self._history.graph.problems[name]
         draws = self._draws
         # A step that is made and differentiated later needs what the parameters were before it.
-        stays = history.step_engine(name) is None and not history.simultaneous
+        stays = history.step_engines[name] is None and not history.simultaneous
         moves = is_update and not stays
-        if is_update and history.is_solved(name):
+        if is_update and history.solved[name]:
             history.learning_rates[name] = _learning_rates(problem)
         evaluation = self.evaluation(name, batches, parameters_move=moves)
 
@@ -656,24 +656,24 @@ class Levels:
                 if parameter._backward_hooks:
                     hooks[key] = parameter._backward_hooks
         examine, saved = history.checks.pending.get(name), None
-        if is_update and history.counts_graph(name):
+        if is_update and history.keeps_graph[name] is None:
             saved = SavedBytes([*problem.parameters.values(), *tensors_of(batches)])
             examine = None if examine is None else saved.apart(examine)
+        gradient_of = total_gradient if saved is None else saved.counted(total_gradient)
         try:
             if hooks:
                 _let_hooks_rest(problem, hooks)
-            with nullcontext() if saved is None else saved:
-                found = total_gradient(
-                    evaluation,
-                    is_update=is_update,
-                    examine=examine,
-                    players=players,
-                    keep_graph=keep_graph,
-                    held_constant=held_constant,
-                    estimates=history.estimates.get(name),
-                    # (Looking for solutions may have evaluated other losses, which draw numbers.)
-                    begun=begun if self._draws == draws else None,
-                )
+            found = gradient_of(
+                evaluation,
+                is_update=is_update,
+                examine=examine,
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                estimates=history.estimates.get(name),
+                # (Looking for solutions may have evaluated other losses, which draw numbers.)
+                begun=begun if self._draws == draws else None,
+            )
         except BaseException:
             # An update is made as a whole or not at all. A question has worked on copies.
             if is_update:
@@ -714,10 +714,9 @@ class Levels:
         """
         graph, loss = self._history.graph, self._history.losses[name]
         problem = graph.problems[name]
-        engine = self._history.engines[name]
         # An engine of several steps needs what was read at each of them, which moves meanwhile. For
         # one step the order of a round sees to it (see `DependencyGraph.level`).
-        outlives = parameters_move and isinstance(engine, StepEngine) and engine.recorded_steps > 1
+        outlives = parameters_move and self._by_steps[name] > 1
         solutions: dict[str, Solution] = {}
         for lower in graph.solutions_in[name]:
             solution = self.find(lower)
@@ -805,6 +804,8 @@ def _with_batches(evaluation: Evaluation, batches: tuple[Any, ...]) -> Evaluatio
 
 
 def _versions(batches: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
+    if len(batches) == 1:
+        return (None if batches[0] is None else versions_of(batches[0]),)
     return tuple([None if batch is None else versions_of(batch) for batch in batches])
 
 
@@ -822,4 +823,4 @@ def _held(parameters: Mapping[str, Tensor], *, copy: bool) -> Tensors:
     """Parameters as constants, as copies where the live ones will move."""
     if copy:
         return dict(zip(parameters, copies(parameters.values()), strict=True))
-    return {key: parameter.detach() for key, parameter in parameters.items()}
+    return dict(zip(parameters, map(Tensor.detach, parameters.values()), strict=True))

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from mlo.backward import grad
 from mlo.check_schedule import CheckSchedule, NoChecks
-from mlo.distributed import ACTIVE, DataParallel, inside
+from mlo.distributed import DataParallel, inside
 from mlo.errors import ProblemError, nearest
 from mlo.once import CURRENT, RecordedResults, SharedResults, sharing
 from mlo.problem import Problem, Tensors
@@ -157,7 +157,10 @@ class LossFunction:
             tensors: problem → name → tensor. A tied tensor is replaced in all its places.
             modes: the training flags, as `modes` returned them; None leaves them alone.
         """
-        where = [(self._places[problem], named) for problem, named in tensors.items() if named]
+        where = []
+        for problem, named in tensors.items():
+            if named:
+                where.append((self._places[problem], named))
         placed = _Placed(where, self._modules, modes)
         return _with_hooks_resting(placed, self._modules) if self.sharded else placed
 
@@ -196,8 +199,11 @@ class LossFunction:
         elif shared is CURRENT.get():
             value = self._called(given, players)
         else:
-            with sharing(shared):
+            token = CURRENT.set(shared)
+            try:
                 value = self._called(given, players)
+            finally:
+                CURRENT.reset(token)
 
         if versions is not None and versions_of(batch) != versions:
             raise ProblemError(
@@ -275,10 +281,6 @@ class LossFunction:
                 )
         return parameters | dict(returned)
 
-    def is_among(self, parallel: DataParallel | None) -> bool:
-        """Whether `mlo.distributed.global_mean` and its like refer to these processes already."""
-        return ACTIVE[-1] is parallel
-
     @contextmanager
     def among_processes(
         self, parallel: DataParallel | None, placed: AbstractContextManager[None]
@@ -341,7 +343,7 @@ class LossFunction:
             remaining = len(value.players)
             for player, loss in value.players.items():
                 remaining -= 1
-                own = [parameters[key] for key in problem.player_parameters[player]]
+                own = list(map(parameters.__getitem__, problem.player_parameters[player]))
                 if examine is not None and first:
                     examine(loss, own)
                 # The players of a game may share a graph, which the last one releases.
@@ -386,7 +388,7 @@ class GradientSums:
         Raises:
             ProblemError: if a gradient is sparse.
         """
-        share = share_of(loss, self._batches)
+        share = loss if self._batches == 1 else share_of(loss, self._batches)
         inputs = [*own, *self._leaves]
         found: Sequence[Tensor | None] = [None] * len(inputs)
         self.has_derivative &= share.requires_grad
@@ -575,13 +577,10 @@ class _Placed:
                     self._flags = flags
                     _set_modes(self._modules, self._modes)
         except BaseException:
-            self._restore()
+            self.__exit__()
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
         if self._flags is not None:
             _set_modes(self._modules, self._flags)
         # Backwards: a place that was replaced twice gets its first tensor back last.
@@ -625,7 +624,10 @@ def _places_of(members: Mapping[str, nn.Module]) -> dict[str, dict[str, Places]]
 
 
 def _parse(problem: Problem, result: Any, chosen: Collection[str] | None) -> LossValue:
-    loss, metrics = _with_metrics(problem.name, result)
+    metrics: dict[str, Any] = {}
+    loss = result
+    if isinstance(result, tuple):
+        loss, metrics = _with_metrics(problem.name, result)
     if problem.is_game:
         if not isinstance(loss, Mapping) or set(loss) != set(problem.players):
             is_mapping = isinstance(loss, Mapping)

@@ -235,9 +235,9 @@ class MultilevelOptimizer:
             NonFiniteError: if a loss or gradient is not finite, where `on_nonfinite` is "stop" or
                 its limit is reached.
         """
-        self._advance()
+        self._advance(told=False)
         while self._waiting:
-            self._advance()
+            self._advance(told=False)
         return self._record
 
     def updates(self, rounds: int) -> Iterator[Update]:
@@ -268,8 +268,12 @@ class MultilevelOptimizer:
 
         return LazyRounds(updates(), f"updates(rounds={rounds})")
 
-    def _advance(self) -> Update | None:
-        """Makes the next update, in this round or a new one; None: nobody has moved in it."""
+    def _advance(self, *, told: bool = True) -> Update | None:
+        """Makes the next update, in this round or a new one; None: nobody has moved in it.
+
+        Args:
+            told: whether anybody wants to know which; else the answer is None.
+        """
         if torch.is_inference_mode_enabled():
             raise ProblemError(
                 "A round cannot run under torch.inference_mode(), where nothing has a gradient."
@@ -281,11 +285,12 @@ class MultilevelOptimizer:
             if not self._waiting:  # all problems are warming up
                 self.round += 1
                 return None
-            name, *later = self._waiting
-            record, ends_round = self._record, not later
+            name, later = self._waiting[0], self._waiting[1:]
+            record = self._record
+            moves = self._moves(name, later)
             try:
                 with ONE_AT_A_TIME:
-                    self._update(name, tuple(later))
+                    self._update(name, later, moves=moves)
             except NonFiniteError as error:
                 # The round is over for all problems, whether the run stops or rolls back.
                 self._waiting = ()
@@ -298,17 +303,16 @@ class MultilevelOptimizer:
                 continue
 
             # The round is advanced before the caller sees the update, which may save a state.
-            moves = self._moves(name, tuple(later))
-            self._waiting = tuple(later)
-            number = self.round + 1
-            if ends_round:
+            self._waiting = later
+            number = self._history.round + 1
+            if not later:
                 self._end_round()
-            if not moves:
+            if not moves or not told:
                 return None
-            return Update(problem=name, round=number, record=record, ends_round=ends_round)
+            return Update(problem=name, round=number, record=record, ends_round=not later)
 
     def _begin_round(self) -> None:
-        if self.on_nonfinite == "rollback":
+        if self._updater.on_nonfinite == "rollback":
             due = self._snapshot is None or self.round >= self._snapshot["round"] + SNAPSHOT_EVERY
             if due:
                 self._snapshot, self._rollbacks = self.state_dict(), 0
@@ -318,12 +322,12 @@ class MultilevelOptimizer:
         for loss in self._history.losses.values():
             loss.check_unedited()
         self._history.sums.clear()  # of a round that a failure has ended
-        self._record = Record(round=self.round + 1)
+        self._record = Record(round=self._history.round + 1)
         self._waiting = self._planned()
 
     def _moving(self) -> tuple[str, ...]:
         """The updates of the current round, in order."""
-        if self.round >= self._warm_from:
+        if self._history.round >= self._warm_from:
             return self._schedule
         return tuple(name for name in self._schedule if not self._history.rests(name))
 
@@ -341,24 +345,18 @@ class MultilevelOptimizer:
 
     def _end_round(self) -> None:
         self._record.rolled_back, self._cause = self._cause, None
-        self.round += 1
+        self._history.round += 1
 
-    def _update(self, name: str, later: tuple[str, ...]) -> None:
+    def _update(self, name: str, later: tuple[str, ...], *, moves: bool) -> None:
         """Makes one update, and releases the graphs that those `later` in the round do not need."""
+        history = self._history
         needed: tuple[str, ...] = ()
         try:
-            with self.around_update(name):
-                began = perf_counter()
-                if self._begins_block(name, later):
-                    self._history.restart(name)
-                self._updater.update(
-                    name,
-                    self._record,
-                    keep_graph=self._history.graph_needed_later(name, later),
-                    moves=self._moves(name, later),
-                )
-                seconds = self._record.seconds
-                seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
+            if self.around_update is nullcontext:
+                self._timed_update(name, later, moves=moves)
+            else:
+                with self.around_update(name):
+                    self._timed_update(name, later, moves=moves)
             needed = later
         except NonFiniteError:
             # The data of all problems advance to the end of this round, so that streams that go
@@ -367,7 +365,18 @@ class MultilevelOptimizer:
                 self._updater.draw(other)
             raise
         finally:
-            self._history.release_graphs(needed)
+            if history.graphs:
+                history.release_graphs(needed)
+
+    def _timed_update(self, name: str, later: tuple[str, ...], *, moves: bool) -> None:
+        """Makes one update, and notes how long it took."""
+        history, seconds = self._history, self._record.seconds
+        began = perf_counter()
+        if name in history.starts and self._begins_block(name, later):
+            history.restart(name)
+        keep_graph = history.graph_needed_later(name, later)
+        self._updater.update(name, self._record, keep_graph=keep_graph, moves=moves)
+        seconds[name] = seconds.get(name, 0.0) + perf_counter() - began
 
     def _turn(self, later: tuple[str, ...]) -> int:
         """Which turn of its problem an update is, from 0, with those `later` still to come."""
@@ -376,13 +385,11 @@ class MultilevelOptimizer:
 
     def _begins_block(self, name: str, later: tuple[str, ...]) -> bool:
         """Whether the problem begins anew with this turn."""
-        if name not in self._history.starts:
-            return False
         return self._turn(later) % self.problems[name].turns == 0
 
     def _moves(self, name: str, later: tuple[str, ...]) -> bool:
         """Whether the problem moves in this turn, or only adds to the gradient of a later one."""
-        solves = self.problems[name].accumulate_solves
+        solves = self.graph.problems[name].accumulate_solves
         return solves == 1 or (self._turn(later) + 1) % solves == 0
 
     def _forget_solutions(self) -> None:
@@ -500,7 +507,7 @@ class MultilevelOptimizer:
         self._load(state, position=True)
         self._snapshot, self._rollbacks = None, 0
         for name, problem in self.problems.items():
-            engine = self._history.step_engine(name)
+            engine = self._history.step_engines[name]
             begins_anew = name in self._history.starts
             if engine is not None and engine.recorded_steps > problem.steps and not begins_anew:
                 _warn_of_few_steps(problem, engine)

@@ -51,7 +51,10 @@ DISPLACEMENT = 1e-5
 
 @dataclass(kw_only=True, eq=False)
 class _ParameterState:
-    """Before the step: one parameter's optimizer, its options, and its state (None: not kept)."""
+    """Before the step: one parameter's optimizer, its options, and its state (None: not kept).
+
+    Where no state is kept, several parameters share one, and the shape is that of any of them.
+    """
 
     optimizer: Optimizer
     index: int
@@ -106,23 +109,29 @@ class OptimizerStep:
         """
         linear_state = linear_state or not all(map(_is_linear, problem.optimizers.values()))
         groups: dict[str, _ParameterState] = {}
-        name_of = {id(parameter): key for key, parameter in problem.parameters.items()}
+        parameters = problem.parameters
+        name_of = dict(zip(map(id, parameters.values()), parameters, strict=True))
         for optimizer in problem.optimizers.values():
             for index, group in enumerate(optimizer.param_groups):
                 check_settings(problem.name, group)
-                options = {key: _copied(value) for key, value in group.items() if key != "params"}
-                # One coefficient for all parameters of a group with a buffer, one for the rest.
+                options = _copied_options(group)
+                # One coefficient for all parameters of a group with a buffer, one for the rest, and
+                # one entry for those whose state is not kept.
                 coefficients: dict[bool, float | None] = {}
+                without_state: dict[bool, _ParameterState] = {}
                 for parameter in group["params"]:
                     name = name_of.get(id(parameter))
                     if name is None:  # frozen
                         continue
                     state = optimizer.state.get(parameter) or {}
                     buffered = state.get("momentum_buffer") is not None
+                    if buffered in without_state:
+                        groups[name] = without_state[buffered]
+                        continue
                     if buffered not in coefficients:
                         coefficients[buffered] = _gradient_coefficient(optimizer, options, buffered)
                     coefficient, kept = coefficients[buffered], None
-                    if linear_state or coefficient is None or not _holds_tensors(state):
+                    if linear_state or coefficient is None or not buffered:
                         kept = {key: _copied(value) for key, value in state.items()}
                     groups[name] = _ParameterState(
                         optimizer=optimizer,
@@ -132,6 +141,8 @@ class OptimizerStep:
                         shape=parameter.shape,
                         gradient_coefficient=coefficient,
                     )
+                    if kept is None:
+                        without_state[buffered] = groups[name]
         return cls(
             problem=problem.name,
             groups=groups,
@@ -155,9 +166,16 @@ class OptimizerStep:
     @property
     def couples_parameters(self) -> bool:
         """Whether the step of one parameter may depend on the gradients of others."""
+        if self.grad_clip is not None:
+            return True
         # By optimizer, of which there are few, and not by parameter.
-        optimizers = {id(group.optimizer): group.optimizer for group in self.groups.values()}
-        return self.grad_clip is not None or any(map(is_foreign, optimizers.values()))
+        asked: Optimizer | None = None
+        for group in self.groups.values():
+            if group.optimizer is not asked:
+                asked = group.optimizer
+                if is_foreign(asked):
+                    return True
+        return False
 
     def learning_rate(self, name: str) -> float:
         """The parameter's learning rate at this step; negative where its optimizer maximizes."""
@@ -532,7 +550,20 @@ def is_foreign(optimizer: Optimizer) -> bool:
 
 def is_fused(optimizer: Optimizer) -> bool:
     """Whether an optimizer was asked for the fused step."""
-    return any(group.get("fused") for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            return True
+    return False
+
+
+def _copied_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group of parameters, tensors among them as copies."""
+    options = dict(group)
+    del options["params"]
+    for key, value in options.items():
+        if isinstance(value, Tensor):
+            options[key] = _copied(value)
+    return options
 
 
 def check_settings(problem: str, group: Mapping[str, Any]) -> None:
@@ -591,10 +622,6 @@ def _gradient_coefficient(
     in_buffer = 1.0 - options["dampening"] if dampened else 1.0
     direction = 1.0 + momentum * in_buffer if options["nesterov"] else in_buffer
     return rate * direction if options["maximize"] else -rate * direction
-
-
-def _holds_tensors(state: Mapping[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in state.values())
 
 
 def _copied(value: Any) -> Any:

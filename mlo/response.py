@@ -30,12 +30,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import is_
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from mlo.distributed import ACTIVE, inside
 from mlo.errors import EngineError, ProblemError, warn_user
 from mlo.estimators import Estimates
 from mlo.loss import LossFunction, share_of
@@ -56,6 +58,7 @@ __all__ = [
     "GradientGraph",
     "Input",
     "Pullback",
+    "IS_NONE",
     "PullbackEngine",
     "Reading",
     "RecordedStep",
@@ -66,10 +69,13 @@ __all__ = [
     "StepEngine",
     "Stepped",
     "alias",
+    "pulled_back",
 ]
 
 Cotangent = Sequence[Tensor | None]
 """v, one tensor per parameter; None where nothing above reads that parameter."""
+
+IS_NONE = partial(is_, None)
 
 
 # ------------------------------ where a loss was evaluated
@@ -121,7 +127,6 @@ class Evaluation:
         other.__dict__.update(self.__dict__, **changes)
         return other
 
-    @contextmanager
     def losses(
         self,
         parameters: Mapping[str, Tensor],
@@ -129,7 +134,7 @@ class Evaluation:
         *,
         players: Collection[str] | None = None,
         shared: SharedResults | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> AbstractContextManager[dict[str, Tensor]]:
         """Re-evaluates the loss elsewhere, with the same batches, noise, buffers and modes.
 
         The gradients must be taken inside the context.
@@ -140,16 +145,27 @@ class Evaluation:
             players: those whose losses are needed; None: all.
             shared: what it shares with other evaluations at the same `reads` (`mlo.once`).
 
-        Yields:
-            player → scalar, averaged over the batches; under exact data parallelism also over the
-            processes, as a function of replicated parameters and reads (see `mlo.distributed`).
-
-        Raises:
-            ProblemError: if a batch was changed since the loss was evaluated on it.
+        Returns:
+            A context that yields player → scalar, averaged over the batches; under exact data
+            parallelism also over the processes, as a function of replicated parameters and reads
+            (see `mlo.distributed`). Entering it raises a ProblemError if a batch was changed since
+            the loss was evaluated on it.
         """
-        self.check_batches()
-        versions = self.versions
-        loss, problem, parallel = self.loss, self.loss.problem, self.loss.parallel
+        if self.loss.parallel is not None or ACTIVE[-1] is not None:
+            return self._losses_among_processes(parameters, reads, players=players, shared=shared)
+        return _Losses(self, parameters, reads, players=players, shared=shared)
+
+    @contextmanager
+    def _losses_among_processes(
+        self,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """As `losses`, which several processes evaluate together."""
+        problem, parallel = self.loss.problem, self.loss.parallel
         averaged = parallel if parallel is not None and parallel.exact else None
         if averaged is not None:
             # One reduction per player, and one per problem that is read: a derivative in some of
@@ -159,19 +175,8 @@ class Evaluation:
                 entered |= averaged.enter({key: parameters[key] for key in keys})
             parameters = entered
             reads = {name: averaged.enter(tensors) for name, tensors in reads.items()}
-        if shared is not None:
-            shared.begin()
-
-        # The context stays open while the caller differentiates: checkpoints run modules again.
-        total: dict[str, Tensor] = {}
-        placed = self.replayed_at(parameters, reads)
-        with placed if loss.is_among(averaged) else loss.among_processes(averaged, placed):
-            for batch, state, known in zip(self.batches, self.random_states, versions, strict=True):
-                with replayed(state, problem.generators):
-                    value = loss.value(batch, players=players, shared=shared, versions=known)
-                for player, scalar in value.players.items():
-                    share = share_of(scalar, len(self.batches))
-                    total[player] = total[player] + share if player in total else share
+        losses = _Losses(self, parameters, reads, players=players, shared=shared)
+        with inside(averaged), losses as total:
             yield total if averaged is None else averaged.leave(total)
 
     # ------------------------------ what acts around the optimizer's step
@@ -237,8 +242,10 @@ class Evaluation:
         self, parameters: Mapping[str, Tensor], reads: Mapping[str, Mapping[str, Tensor]]
     ) -> AbstractContextManager[None]:
         """Puts these tensors, copies of the recorded buffers, and the modes into the modules."""
-        tensors = {**reads, self.loss.problem.name: parameters}
-        return self.loss.placed(self._with_buffers(tensors), self.modes)
+        tensors: dict[str, Mapping[str, Tensor]] = {**reads, self.loss.problem.name: parameters}
+        if any(self.buffers.values()):
+            tensors = self._with_buffers(tensors)
+        return self.loss.placed(tensors, self.modes)
 
     def substituted(
         self, parameters: Tensors, reads: dict[str, Tensors], *, is_update: bool
@@ -256,7 +263,9 @@ class Evaluation:
         tensors: dict[str, Mapping[str, Tensor]] = {**reads, name: parameters}
         if self.loss.sharded:
             tensors = {other: gathered(named) for other, named in tensors.items()}
-        return self.loss.placed(self._with_buffers(tensors, but=name if is_update else ""))
+        if any(self.buffers.values()):
+            tensors = self._with_buffers(tensors, but=name if is_update else "")
+        return self.loss.placed(tensors)
 
     def _with_buffers(
         self, tensors: dict[str, Mapping[str, Tensor]], but: str = ""
@@ -334,6 +343,59 @@ class Evaluation:
                 found.setdefault((solution.name, id(solution)), Input(solution.name, solution))
 
 
+class _Losses:
+    """The context of `Evaluation.losses` in one process.
+
+    (A class takes a third of the time of a generator with `contextmanager`.)
+    """
+
+    __slots__ = ("_evaluation", "_parameters", "_placed", "_players", "_reads", "_shared")
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        parameters: Mapping[str, Tensor],
+        reads: Mapping[str, Tensors],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> None:
+        self._evaluation, self._parameters, self._reads = evaluation, parameters, reads
+        self._players, self._shared = players, shared
+
+    def __enter__(self) -> dict[str, Tensor]:
+        evaluation, shared = self._evaluation, self._shared
+        evaluation.check_batches()
+        if shared is not None:
+            shared.begin()
+        # It stays open while the caller differentiates: checkpoints run modules again.
+        self._placed = evaluation.replayed_at(self._parameters, self._reads)
+        self._placed.__enter__()
+        try:
+            return self._total(evaluation, shared)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _total(
+        self, evaluation: Evaluation, shared: SharedResults | None
+    ) -> dict[str, Tensor]:
+        loss, batches = evaluation.loss, evaluation.batches
+        total: dict[str, Tensor] = {}
+        for batch, state, known in zip(
+            batches, evaluation.random_states, evaluation.versions, strict=True
+        ):
+            with replayed(state, loss.problem.generators):
+                value = loss.value(batch, players=self._players, shared=shared, versions=known)
+            for player, scalar in value.players.items():
+                share = share_of(scalar, len(batches))
+                total[player] = total[player] + share if player in total else share
+        return total
+
+    def __exit__(self, *_: object) -> None:
+        self._placed.__exit__(None, None, None)
+
+
 @dataclass(kw_only=True, eq=False)
 class GradientGraph:
     """A step's gradient with its graph, so that the loss need not be evaluated again.
@@ -391,7 +453,7 @@ class Solution(ABC):
 
     def constants(self) -> Tensors:
         """The value, through which no derivative flows."""
-        return {name: value.detach() for name, value in self.value.items()}
+        return dict(zip(self.value, map(Tensor.detach, self.value.values()), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -449,6 +511,7 @@ class Stationary(Solution):
     residual: Residual | None = None
     graph: GradientGraph | None = None
     simultaneous: bool = False
+    start: ClassVar[None] = None
     estimates: Estimates | None = None
     fresh: tuple[Evaluation, ...] = ()
     learning_rates: tuple[float, ...] = ()
@@ -485,6 +548,7 @@ class Stepped(Solution):
     history: tuple[RecordedStep, ...]
     memory: dict[str, Tensor] = field(default_factory=dict)
     start: Start | None = None
+    residual: ClassVar[None] = None
 
     @cached_property
     def free_inputs(self) -> tuple[Input, ...]:
@@ -637,12 +701,19 @@ class PullbackEngine(AbstractEngine):
     def respond(self, solution: Solution, reading: Reading) -> Tensors:
         """Returns the outputs of a node that has everything the solution depends on as inputs."""
         assert isinstance(solution, (Stationary, Stepped))
-        # Resolving an input may make the response of a problem further down: this is how the
-        # autograd graph comes to mirror the graph of problems.
-        inputs: list[Tensor] = []
-        for item in solution.evaluation.free_inputs:
-            inputs += reading.of(item).values()
+        if reading.in_graph:
+            found = self.operations(solution, reading)
+            if found is not None:
+                return found
+        inputs = reading.inputs_of(solution)
         return dict(zip(solution.value, _Response.apply(solution, reading, *inputs), strict=True))
+
+    def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
+        """The response as plain operations instead of a node; None: there is only the node.
+
+        Asked for where the response is differentiated again.
+        """
+        return None
 
     @abstractmethod
     def pullback(
@@ -695,6 +766,15 @@ class Reading:
         """The tensors of one input of a solution."""
         return self.tensors(item.name) if item.solution is None else self._response(item.solution)
 
+    def inputs_of(self, solution: Stationary | Stepped) -> list[Tensor]:
+        """The tensors of all inputs of a solution, flat."""
+        # Resolving an input may make the response of a problem further down: this is how the
+        # autograd graph comes to mirror the graph of problems.
+        inputs: list[Tensor] = []
+        for item in solution.evaluation.free_inputs:
+            inputs += self.of(item).values()
+        return inputs
+
     def _response(self, solution: Solution) -> Tensors:
         """The parameters of a solution as a function of all that they depend on."""
         known = self.responses.get(id(solution))
@@ -725,32 +805,61 @@ class _Response(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        solution: Stationary | Stepped = ctx.solution
-        engine = solution.engine
-        assert isinstance(engine, PullbackEngine)
-        # PyTorch enables gradients in a backward pass under create_graph only.
-        differentiate = torch.is_grad_enabled()
-        _check_serves(engine, solution, differentiate=differentiate)
-        wanted = ctx.needs_input_grad[2:]  # after `solution` and `reading`
-        if all(cotangent is None for cotangent in cotangents) or not any(wanted):
-            return (None,) * (2 + len(wanted))
         saved = ctx.saved_tensors
-        # What the engine re-evaluates stays open until it has taken all its products.
-        with ExitStack() as stack:
-            call = Pullback(
-                solution=solution,
-                outputs=saved[: len(cotangents)],
-                inputs=saved[len(cotangents) :],
-                wanted=wanted,
-                differentiate=differentiate,
-                reading=ctx.reading,
-                stack=stack,
-            )
-            if not solution.evaluation.loss.repeats:
-                call.check_repeats()
-            grads, report = engine.pullback(call, cotangents)
-        ctx.reading.note(report)
+        grads = pulled_back(
+            ctx.solution,
+            ctx.reading,
+            saved[: len(cotangents)],
+            saved[len(cotangents) :],
+            wanted=ctx.needs_input_grad[2:],  # after `solution` and `reading`
+            # PyTorch enables gradients in a backward pass under create_graph only.
+            differentiate=torch.is_grad_enabled(),
+            cotangents=cotangents,
+        )
         return (None, None, *grads)
+
+
+def pulled_back(
+    solution: Stationary | Stepped,
+    reading: Reading,
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    *,
+    wanted: Sequence[bool],
+    differentiate: bool,
+    cotangents: Cotangent,
+) -> Sequence[Tensor | None]:
+    """The cotangents of a response's inputs, (dθ*/dx)ᵀ v: what its node gives in a backward pass.
+
+    Args:
+        solution: whose response.
+        reading: of the loss whose gradient is taken.
+        outputs: the tensors that stand for the solution.
+        inputs: those that it depends on, flat.
+        wanted: for each input whether its cotangent is asked for.
+        differentiate: whether it is differentiated again.
+        cotangents: v.
+    """
+    engine: Any = solution.engine  # (To ask an abstract class what it is takes long.)
+    _check_serves(engine, solution, differentiate=differentiate)
+    if not any(wanted) or all(map(IS_NONE, cotangents)):
+        return (None,) * len(wanted)
+    # What the engine re-evaluates stays open until it has taken all its products.
+    with ExitStack() as stack:
+        call = Pullback(
+            solution=solution,
+            outputs=outputs,
+            inputs=inputs,
+            wanted=wanted,
+            differentiate=differentiate,
+            reading=reading,
+            stack=stack,
+        )
+        if not solution.evaluation.loss.repeats:
+            call.check_repeats()
+        grads, report = engine.pullback(call, cotangents)
+    reading.note(report)
+    return grads
 
 
 def _check_serves(
@@ -763,11 +872,7 @@ def _check_serves(
             f"engine {engine.label!r} cannot be. Give it an engine with autograd products, "
             "such as 'one_step' or 'direct'."
         )
-    if (
-        isinstance(solution, Stationary)
-        and solution.residual is not None
-        and not engine.takes_residuals
-    ):
+    if solution.residual is not None and not engine.takes_residuals:
         raise EngineError(
             f"The solution of problem {solution.name!r} is defined by another condition than "
             f"that the gradient of its loss vanishes, which {engine.label!r} does not "
@@ -803,7 +908,7 @@ class Pullback:
     @property
     def start(self) -> Start | None:
         """Where the step that is differentiated began, if at a value from above."""
-        return self.solution.start if isinstance(self.solution, Stepped) else None
+        return self.solution.start
 
     def source(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, Tensor]]:
         """Of the problem at whose value a step began: parameter → its place in `inputs`, and it."""
@@ -939,7 +1044,6 @@ class Pullback:
         entries = iter(found)
         return [next(entries) if want else None for want in self.wanted]
 
-    @contextmanager
     def losses(
         self,
         parameters: Tensors,
@@ -947,7 +1051,7 @@ class Pullback:
         *,
         players: Collection[str] | None = None,
         shared: SharedResults | None = None,
-    ) -> Iterator[dict[str, Tensor]]:
+    ) -> AbstractContextManager[dict[str, Tensor]]:
         """Re-evaluates the problem's loss at `parameters` and `inputs`; yields player → scalar.
 
         Responses that depend on this problem are made again inside, so the loss is the *total* one.
@@ -960,18 +1064,36 @@ class Pullback:
             shared: as in `Evaluation.losses`.
         """
         evaluation = self.solution.evaluation
+        if evaluation.dependent:
+            return self._losses_with_responses(parameters, inputs, players=players, shared=shared)
         inner = self._inner(parameters, inputs, in_graph=True)
-        try:
-            reads = {name: inner.tensors(name) for name in evaluation.loss.reads}
-            with evaluation.losses(parameters, reads, players=players, shared=shared) as losses:
-                yield losses
-        finally:
-            inner.responses.clear()  # as in `reading_at`
+        reads = {}
+        for name in evaluation.loss.reads:
+            reads[name] = inner.tensors(name)
+        return evaluation.losses(parameters, reads, players=players, shared=shared)
+
+    @contextmanager
+    def _losses_with_responses(
+        self,
+        parameters: Tensors,
+        inputs: Sequence[Tensor],
+        *,
+        players: Collection[str] | None,
+        shared: SharedResults | None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """As `losses`, where the loss reads responses to this problem, made again inside."""
+        with (
+            self.reads_at(parameters, inputs, in_graph=True) as reads,
+            self.solution.evaluation.losses(
+                parameters, reads, players=players, shared=shared
+            ) as losses,
+        ):
+            yield losses
 
     @property
     def residual(self) -> Residual | None:
         """F of the solution, where it is not the gradient of the problem's loss."""
-        return self.solution.residual if isinstance(self.solution, Stationary) else None
+        return self.solution.residual
 
     @contextmanager
     def residuals(self, parameters: Tensors, inputs: Sequence[Tensor]) -> Iterator[Tensors]:

@@ -49,8 +49,12 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 def in_new_containers(value: Any) -> Any:
     """The same tensors in new containers, which their receiver may change."""
     # (A tuple of tensors cannot be changed.)
-    if type(value) is tuple and all(isinstance(entry, Tensor) for entry in value):
-        return value
+    if type(value) is tuple:
+        for entry in value:
+            if not isinstance(entry, Tensor):
+                break
+        else:
+            return value
     return map_tensors(value, _itself)
 
 
@@ -82,7 +86,18 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 def versions_of(value: Any) -> tuple[int, ...]:
     """The in-place version of every tensor in it."""
     # PyTorch counts the changes of a tensor, except of one made in inference mode.
-    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors_of(value)])
+    tensors = value
+    if type(value) is tuple:
+        for entry in value:
+            if not isinstance(entry, Tensor):
+                tensors = tensors_of(value)
+                break
+    else:
+        tensors = tensors_of(value)
+    versions = []
+    for tensor in tensors:
+        versions.append(0 if tensor.is_inference() else tensor._version)
+    return tuple(versions)
 
 
 def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -143,16 +158,16 @@ def are_few(tensors: Sequence[Tensor]) -> bool:
 
 def copies(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Copies of the tensors, as constants."""
-    found = [tensor.detach() for tensor in tensors]
+    found = list(map(Tensor.detach, tensors))
     if not found or are_few(found) or not are_alike(found) or not hasattr(torch, "_foreach_clone"):
-        return [tensor.clone() for tensor in found]
+        return list(map(Tensor.clone, found))
     return list(torch._foreach_clone(found))
 
 
 def numbers(scalars: Sequence[Tensor]) -> list[float]:
     """The numbers of scalars of one device, with one synchronisation."""
-    if are_few(scalars):
-        return [scalar.item() for scalar in scalars]
+    if len(scalars) < FEW and scalars[0].is_cpu:
+        return list(map(Tensor.item, scalars))
     found: list[float] = torch.stack(tuple(scalars)).tolist()
     return found
 

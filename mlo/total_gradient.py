@@ -8,22 +8,32 @@ sends these through the responses.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlo.backward import grad
-from mlo.distributed import running_statistics
+from mlo.distributed import ACTIVE, running_statistics
 from mlo.estimators import Estimates, Point
 from mlo.loss import Examine, GradientSums
 from mlo.problem import Problem, Tensors
 from mlo.randomness import RandomState
 from mlo.records import SolveReport
-from mlo.response import Evaluation, GradientGraph, Reading, Solution, Stationary
-from mlo.tensors import add_all, zeros_for_none
+from mlo.response import (
+    IS_NONE,
+    Constant,
+    Evaluation,
+    GradientGraph,
+    PullbackEngine,
+    Reading,
+    Solution,
+    Stationary,
+    Stepped,
+    pulled_back,
+)
+from mlo.tensors import add, add_all, zeros_for_none
 
 __all__ = ["TotalGradient", "total_gradient"]
 
@@ -85,26 +95,20 @@ def total_gradient(
         estimates: corrects the gradient, or the terms that it is made of.
         begun: the random state now, where it is known.
     """
-    # (To enable what is enabled takes longer than to ask.)
-    with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-        return _total_gradient(
-            evaluation, is_update, players, keep_graph, held_constant, examine, estimates, begun
-        )
-
-
-def _total_gradient(
-    evaluation: Evaluation,
-    is_update: bool,
-    players: Collection[str] | None,
-    keep_graph: bool,
-    held_constant: frozenset[str],
-    examine: Examine | None,
-    estimates: Estimates | None,
-    begun: RandomState | None,
-) -> TotalGradient:
-    """As `total_gradient`, where gradients are enabled."""
+    if not torch.is_grad_enabled():
+        with torch.enable_grad():
+            return total_gradient(
+                evaluation,
+                is_update=is_update,
+                players=players,
+                keep_graph=keep_graph,
+                held_constant=held_constant,
+                examine=examine,
+                estimates=estimates,
+                begun=begun,
+            )
     loss, problem = evaluation.loss, evaluation.loss.problem
-    live = cast(Tensors, problem.parameters)  # which are only read
+    live: Any = problem.parameters  # which are only read
     reading = Reading(
         values={**evaluation.values, problem.name: live},
         solutions=evaluation.solutions,
@@ -113,18 +117,20 @@ def _total_gradient(
     )
 
     # 1. What the loss reads, as leaves that are cut off from their graphs.
-    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph)
+    lone = _lone_response(evaluation, reading) if estimates is None else None
+    cut = _cut_reads(evaluation, reading, keep_graph=keep_graph, lone=lone)
 
     # 2. The direct gradient, and the cotangents of what is read.
-    parameters = live
+    parameters: Tensors = live
     own: Tensors = parameters if loss.sharded else {}  # empty: the live ones stay in place
     if keep_graph:
         # At copies, which the step will not change.
-        parameters = {key: t.detach().requires_grad_() for key, t in evaluation.parameters.items()}
-        own = parameters
+        own = parameters = {}
+        for key, tensor in evaluation.parameters.items():
+            parameters[key] = tensor.detach().requires_grad_()
     parallel = loss.parallel
     placed = evaluation.substituted(own, cut.tensors, is_update=is_update)
-    with placed if loss.is_among(parallel) else loss.among_processes(parallel, placed):
+    with placed if ACTIVE[-1] is parallel else loss.among_processes(parallel, placed):
         found = loss.differentiate(
             evaluation.batches,
             parameters,
@@ -149,7 +155,7 @@ def _total_gradient(
             evaluation=evaluation, players=tuple(found.direct), estimates=estimates
         )
     corrected = found if estimated is None else estimated.terms(found, cut)
-    gradient = _with_implicit_term(problem, reading, corrected, cut.responses)
+    gradient = _with_implicit_term(problem, reading, corrected, cut)
     if estimated is not None:
         gradient = estimated.total(gradient)
     if parallel is not None and not parallel.exact:
@@ -161,10 +167,11 @@ def _total_gradient(
     # 4. What is kept for later.
     graph = None
     if keep_graph:
-        if is_update and any(tensor._version > 0 for tensor in parameters.values()):
+        if is_update:
             _copy_changed(problem, parameters)
         graph = _kept_graph(problem, parameters, cut.tensors, found)
-        gradient = {k: None if value is None else value.detach() for k, value in gradient.items()}
+        for key, value in gradient.items():
+            gradient[key] = None if value is None else value.detach()
     full: Tensors = {}
     unused: list[str] = []
     for key, parameter in problem.parameters.items():
@@ -191,27 +198,105 @@ class _Cut:
 
     Attributes:
         tensors: problem → the tensors that the loss sees.
-        responses: the differentiable tensors on the far side of the cut.
+        responses: the differentiable tensors on the far side of the cut; none with `lone`.
         leaves: what stands for each of them on the loss's side.
         names: the name of each leaf.
+        lone: the only response, which is pulled back without a node.
     """
 
     tensors: dict[str, Tensors]
     responses: list[Tensor]
     leaves: list[Tensor]
     names: list[str]
+    lone: _Lone | None
 
 
-def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) -> _Cut:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Lone:
+    """The only response that a loss reads, as a function of values alone.
+
+    Autograd has nothing to add up behind it, so that its node would only pass things on.
+
+    Attributes:
+        solution: whose response.
+        inputs: the values that it depends on, flat.
+        outputs: the tensors that stand for it.
+    """
+
+    solution: Stationary | Stepped
+    inputs: list[Tensor]
+    outputs: Tensors
+
+    def pulled(self, reading: Reading, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
+        """Id of an input → what flows into it."""
+        if all(map(IS_NONE, cotangents)):
+            return {}
+        wanted = [tensor.requires_grad for tensor in self.inputs]
+        with torch.no_grad():
+            found = pulled_back(
+                self.solution,
+                reading,
+                tuple(self.outputs.values()),
+                self.inputs,
+                wanted=wanted,
+                differentiate=False,
+                cotangents=cotangents,
+            )
+        flows: dict[int, Tensor] = {}
+        for tensor, entry in zip(self.inputs, found, strict=True):
+            if entry is not None:
+                flows[id(tensor)] = entry
+        return flows
+
+
+def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
+    """The only response that the loss reads, where that can be pulled back without a node."""
+    found: Any = None
+    for name in evaluation.loss.reads:
+        solution = evaluation.solutions.get(name)
+        if solution is None or name not in evaluation.dependent or type(solution) is Constant:
+            continue
+        if found is not None or name in reading.held_constant:
+            return None
+        found = solution
+    if found is None or evaluation.loss.problem.is_game:
+        return None
+    # An engine that makes another response than the node is asked for it.
+    if type(found.engine).respond is not PullbackEngine.respond:
+        return None
+    inputs: list[Tensor] = []
+    for item in found.evaluation.free_inputs:
+        if item.solution is not None or item.name not in reading.values:
+            return None
+        inputs += reading.values[item.name].values()
+    return _Lone(solution=found, inputs=inputs, outputs=found.constants())
+
+
+def _cut_reads(
+    evaluation: Evaluation, reading: Reading, *, keep_graph: bool, lone: _Lone | None = None
+) -> _Cut:
     """Resolves all that a loss reads, as leaves whose cotangents return through the responses.
 
     A kept graph is differentiated later in all that the solution is a function of, so these require
     gradients too.
     """
-    cut = _Cut(tensors={}, responses=[], leaves=[], names=[])
+    cut = _Cut(tensors={}, responses=[], leaves=[], names=[], lone=lone)
     inputs = {item.name for item in evaluation.free_inputs} if keep_graph else NOTHING
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
+        if lone is not None and solution is lone.solution:
+            responds = any(tensor.requires_grad for tensor in lone.inputs)
+            leaves = cut.tensors[other] = {}
+            for key, tensor in lone.outputs.items():
+                leaf = leaves[key] = tensor.detach()
+                if responds:
+                    leaf.requires_grad_()
+                    cut.leaves.append(leaf)
+                    cut.names.append(f"{other}/{key}")
+            continue
+        if type(solution) is Constant and other not in inputs:
+            cut.tensors[other] = solution.constants()
+            continue
         # A solution that is no function of the own value contributes nothing to this gradient.
         depends = solution is None or other in evaluation.dependent
         read = reading.tensors(other) if solution is None or depends else solution.value
@@ -232,7 +317,7 @@ def _cut_reads(evaluation: Evaluation, reading: Reading, *, keep_graph: bool) ->
 
 
 def _with_implicit_term(
-    problem: Problem, reading: Reading, found: GradientSums, responses: Sequence[Tensor]
+    problem: Problem, reading: Reading, found: GradientSums, cut: _Cut
 ) -> dict[str, Tensor | None]:
     """Parameter → direct gradient plus what flows through the responses; None: neither."""
     # None stays None, so that a parameter on which nothing depends is left alone by its optimizer.
@@ -241,6 +326,14 @@ def _with_implicit_term(
     for player, direct in found.direct.items():
         names = problem.player_parameters[player]
         total.update(zip(names, direct, strict=True))
+        if cut.lone is not None:
+            flows = cut.lone.pulled(reading, found.cotangents[player])
+            for name in names:
+                through = flows.get(id(reading.values[problem.name][name]))
+                if through is not None:
+                    total[name] = add(total[name], through)
+            continue
+        responses = cut.responses
         if not responses:
             continue
         reached: list[Tensor] = []
@@ -268,12 +361,12 @@ def _kept_graph(
 ) -> GradientGraph:
     of_player: dict[str, Tensors] = {}
     for player, names in problem.player_parameters.items():
-        full = zeros_for_none(found.direct[player], [parameters[name] for name in names])
+        own = list(map(parameters.__getitem__, names))
+        full = zeros_for_none(found.direct[player], own)
         of_player[player] = dict(zip(names, full, strict=True))
     return GradientGraph(parameters=parameters, reads=reads, gradients=of_player)
 
 
-@torch.no_grad()
 def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     """Repeats on the live parameters what the loss did in place to the copies of them.
 
@@ -281,7 +374,8 @@ def _copy_changed(problem: Problem, parameters: Tensors) -> None:
     """
     for key, tensor in parameters.items():
         if tensor._version > 0:  # the copy was new, and has been changed since
-            problem.parameters[key].copy_(tensor)
+            with torch.no_grad():
+                problem.parameters[key].copy_(tensor)
 
 
 # ------------------------------ estimated gradients
@@ -328,7 +422,7 @@ class _Estimated:
         def again(point: Point) -> dict[str, Tensor | None]:
             there, elsewhere, reading = self._taken_at(point)
             problem = self.evaluation.loss.problem
-            gradient = _with_implicit_term(problem, reading, there, elsewhere.responses)
+            gradient = _with_implicit_term(problem, reading, there, elsewhere)
             reading.responses.clear()
             return gradient
 

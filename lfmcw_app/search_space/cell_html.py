@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from lfmcw_app.search_space.cell_layout import Edge
-from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg, primitive_label
+from lfmcw_app.search_space.cell_cards import graphs_of
+from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg
 from lfmcw_app.search_space.operations import primitive_named
 
-__all__ = ["cells_html", "edges_html"]
+if TYPE_CHECKING:  # cells show themselves by this module
+    from lfmcw_app.search_space.genotype import Cells
+
+__all__ = ["cells_html"]
 
 LIGHT = {
-    "text": "#1b1f24", "muted": "#626b77", "card": "#ffffff",
+    "text": "#1b1f24", "muted": "#626b77", "card": "#ffffff", "page": "#f6f7f9", "line": "#dfe3e8",
     "input": "#dcefdc", "node": "#dbe7fb", "output": "#f8e9bd",
 }  # fmt: skip
 DARK = {
-    "text": "#e7eaee", "muted": "#9aa4b1", "card": "#1b2028",
+    "text": "#e7eaee", "muted": "#9aa4b1", "card": "#1b2028", "page": "#12161b", "line": "#323a45",
     "input": "#28452c", "node": "#2a3d5e", "output": "#54471f",
 }  # fmt: skip
 
@@ -29,24 +33,20 @@ LAYOUT = """\
 """
 
 
-def cells_html(cells: Mapping[str, Sequence[Edge]]) -> str:
-    """Draws cells side by side.
+def cells_html(cells: Cells) -> str:
+    """Draws all kinds of cell side by side.
 
     The card has a background of its own, so that it is readable on any page; its colours follow
     the page's colour scheme where a browser knows `light-dark()`.
-
-    Args:
-        cells: kind of cell → its edges.
     """
-    primitives = {edge.primitive for edges in cells.values() for edge in edges}
     figures = [
-        Markup("<figure><figcaption>{} cell</figcaption>{}</figure>").format(
-            kind, cell_svg(kind, edges)
+        Markup("<figure><figcaption>{}</figcaption>{}</figure>").format(
+            graph.title, cell_svg(graph)
         )
-        for kind, edges in cells.items()
+        for graph in graphs_of(cells)
     ]
     card = Markup('<div class="lfmcw-cells"><style>{}</style>{}</div>')
-    return str(card.format(_style(primitives), Markup("").join(figures)))
+    return str(card.format(_style(cells.primitives), Markup("").join(figures)))
 
 
 def _style(primitives: Iterable[str]) -> Markup:
@@ -64,23 +64,3 @@ def _style(primitives: Iterable[str]) -> Markup:
         f"{CELL_STYLE}{LAYOUT}.lfmcw-cells {{ {plain} }}\n"
         f"@supports (color: light-dark(#000, #fff)) {{ .lfmcw-cells {{ {both} }} }}"
     )
-
-
-def edges_html(
-    cells: Mapping[str, Sequence[Sequence[Sequence[str | int]]]], state_name: Callable[[int], str]
-) -> str:
-    """Lists edges in a table, for cells of which there is no picture as text.
-
-    Args:
-        cells: kind of cell → for each node its edges as [primitive, source].
-        state_name: number of a state → its name.
-    """
-    rows = [Markup("<tr><th>cell</th><th>node</th><th>reads</th></tr>")]
-    row = Markup("<tr><td>{}</td><td>{}</td><td>{}</td></tr>")
-    for kind, nodes in cells.items():
-        for node, edges in enumerate(nodes):
-            named = ", ".join(
-                [f"{primitive_label(str(p))} of {state_name(int(source))}" for p, source in edges]
-            )
-            rows.append(row.format(kind, node, named))
-    return str(Markup("<table>{}</table>").format(Markup("").join(rows)))

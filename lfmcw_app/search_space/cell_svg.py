@@ -1,180 +1,129 @@
-"""Derived cells as SVG text in the page's colours, from inputs above to the output below.
+"""Derived cells of any space as SVG text in the page's colours, from inputs above to outputs below.
 
 They are narrow enough for a phone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from markupsafe import Markup
 
-from lfmcw_app.search_space.cell_layout import (
-    EDGES_PER_NODE,
-    Edge,
+from lfmcw_app.search_space.cell_cards import (
+    ARROW,
+    CORNER,
+    NARROWEST,
+    Box,
+    CellGraph,
+    Label,
+    Line,
     Place,
-    cell_places,
-    control_point,
-    edge_bend,
+    layout_of,
 )
 
-__all__ = ["CELL_STYLE", "cell_svg", "primitive_label", "state_label"]
+__all__ = ["CELL_STYLE", "cell_svg", "primitive_label"]
 
-WIDTH = 360
-ACROSS, ALONG, TOP = 88.0, 56.0, 24.0
-"""Pixels per unit of the picture's layout, and above the inputs."""
-NODE_WIDTH, NODE_HEIGHT = 46.0, 24.0
-LABEL_PLACES = (0.42, 0.55, 0.3, 0.66, 0.2, 0.76)
-LETTER_WIDTH, LINE_HEIGHT = 7.4, 15.0
-
-Box = tuple[float, float, float, float]
+TEXT_DROP = 4
+"""Pixels from the middle of a line of text down to its base line."""
 
 CELL_STYLE = """\
-.cell .edge { fill: none; stroke-width: 2; }
+.cell .bus { fill: none; stroke-width: 1.6; }
+.cell .tap { fill: none; stroke-width: 2.2; }
 .cell .join { fill: none; stroke-width: 1.2; stroke-dasharray: 2 4; }
-.cell rect { stroke: var(--muted); }
+.cell rect { stroke: var(--muted); stroke-width: 1; }
+.cell .card { fill: var(--page); stroke: var(--line); }
+.cell rect.op { fill: color-mix(in srgb, var(--op) 13%, var(--card)); stroke: var(--op); }
+.cell rect.op { stroke-width: 1.5; }
 .cell .input { fill: var(--input); }
 .cell .node { fill: var(--node); }
 .cell .output { fill: var(--output); }
 .cell text.state { fill: var(--text); font-size: 12px; text-anchor: middle; }
-.cell .op { font-size: 11.5px; font-weight: 600; text-anchor: middle; }
-.cell .op { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+.cell text.op { fill: var(--text); font-size: 11.5px; font-weight: 600; text-anchor: middle; }
 """
-"""Rules for the pictures. A page defines the colours: --text, --muted, --card, --input, --node,
---output, and --op-PRIMITIVE of each primitive."""
+"""Rules for the pictures. A page defines the colours: --text, --muted, --card, --page, --line,
+--input, --node, --output, and --op-PRIMITIVE of each primitive."""
 
 
 def primitive_label(primitive: str) -> str:
     """A primitive's name for people: sep_conv_3x3 → sep conv 3×3."""
-    return primitive.replace("_3x3", " 3×3").replace("_5x5", " 5×5").replace("_", " ")
+    named = primitive.replace("_1x1", " 1×1").replace("_3x3", " 3×3").replace("_5x5", " 5×5")
+    return named.replace("_", " ")
 
 
-def state_label(source: int) -> str:
-    """The name of a state of a cell: 0 and 1 are outputs of cells before, 2 + i is node i."""
-    return ("c(k−2)", "c(k−1)")[source] if source < 2 else f"node {source - 2}"
-
-
-def cell_svg(kind: str, edges: Sequence[Edge]) -> Markup:
-    """Draws one derived cell.
-
-    Args:
-        kind: "normal" or "reduction".
-        edges: two per node.
-    """
-    nodes = len(edges) // EDGES_PER_NODE
-    layout = cell_places(nodes)
-    *places, output = [_pixels(place) for place in layout]
-    height = output[1] + TOP
-
-    # Labels keep clear of the boxes, and of the labels placed before them.
-    taken = [_box(place, NODE_WIDTH + 16, NODE_HEIGHT + 8) for place in (*places, output)]
-    arrows, labels = [], []
-    for index, edge in enumerate(edges):
-        ends = layout[edge.source], layout[2 + index // EDGES_PER_NODE]
-        curve = _pixels(ends[0]), _pixels(control_point(*ends, edge_bend(*ends))), _pixels(ends[1])
-        arrows.append(_arrow(curve, f"op-{edge.primitive}", "edge"))
-        text = primitive_label(edge.primitive)
-        x, y = _free_place(curve, LETTER_WIDTH * len(text), taken)
-        label = Markup('<text class="op" x="{:.1f}" y="{:.1f}" style="fill:var(--op-{})">{}</text>')
-        labels.append(label.format(x, y + 4, edge.primitive, text))
-    joins = [
-        _arrow((place, _middle(place, output), output), "muted", "join") for place in places[2:]
+def cell_svg(graph: CellGraph) -> Markup:
+    """Draws one derived cell."""
+    used = {operation for _, edges in graph.nodes for operation, _ in edges}
+    layout = layout_of(graph, {operation: primitive_label(operation) for operation in used})
+    states = [*graph.inputs, *(name for name, _ in graph.nodes)]
+    reads = [
+        f"{name} reads {primitive_label(operation)} of {states[source]}"
+        for name, edges in graph.nodes
+        for operation, source in edges
     ]
 
-    names = ["c(k−2)", "c(k−1)", *map(str, range(nodes)), "c(k)"]
-    groups = ["input", "input", *["node"] * nodes, "output"]
-    boxes = [
-        _state(place, name, group)
-        for place, name, group in zip((*places, output), names, groups, strict=True)
-    ]
-
-    description = "; ".join(
-        f"node {index // EDGES_PER_NODE} reads {primitive_label(edge.primitive)} of "
-        f"{state_label(edge.source)}"
-        for index, edge in enumerate(edges)
-    )
-    picture = Markup(
-        '<svg class="cell" viewBox="0 0 {} {:.0f}" role="img" aria-label="{} cell: {}" '
-        'data-cell="{}" data-edges="{}">{}</svg>'
-    )
-    parts = Markup("").join([*joins, *arrows, *boxes, *labels])
-    return picture.format(WIDTH, height, kind, description, kind, len(edges), parts)
-
-
-def _state(place: Place, name: str, group: str) -> Markup:
-    """The box of a state, with its name."""
-    x, y = place
-    box = Markup(
-        '<rect class="state {0}" x="{1:.1f}" y="{2:.1f}" width="{3}" height="{4}" rx="7"/>'
-        '<text class="state" x="{5:.1f}" y="{6:.1f}">{7}</text>'
-    )
-    left, top = x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2
-    return box.format(group, left, top, NODE_WIDTH, NODE_HEIGHT, x, y + 4, name)
-
-
-def _pixels(place: Place) -> Place:
-    """The layout runs from left to right, the page's cells from above to below."""
-    along, across = place
-    return WIDTH / 2 - ACROSS * across, TOP + ALONG * along
-
-
-def _middle(start: Place, end: Place) -> Place:
-    return (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-
-
-def _on(curve: tuple[Place, Place, Place], t: float) -> Place:
-    """A point of a quadratic Bézier curve."""
-    x, y = (
-        (1 - t) ** 2 * a + 2 * t * (1 - t) * c + t**2 * b for a, c, b in zip(*curve, strict=True)
-    )
-    return x, y
-
-
-def _box(middle: Place, width: float, height: float) -> Box:
-    x, y = middle
-    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
-
-
-def _overlap(one: Box, other: Box) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(width, 0.0) * max(height, 0.0)
-
-
-def _free_place(curve: tuple[Place, Place, Place], width: float, taken: list[Box]) -> Place:
-    """The place along a curve where a label covers least; it is taken afterwards."""
-
-    def place(t: float) -> Place:
-        x, y = _on(curve, t)
-        return min(max(x, width / 2 + 2), WIDTH - width / 2 - 2), y
-
-    def cost(t: float) -> float:
-        return sum(_overlap(_box(place(t), width, LINE_HEIGHT), box) for box in taken)
-
-    best = place(min(LABEL_PLACES, key=cost))
-    taken.append(_box(best, width, LINE_HEIGHT))
-    return best
-
-
-def _arrow(curve: tuple[Place, Place, Place], colour: str, kind: str) -> Markup:
-    """A curve with its head where it meets the box at its end; boxes are drawn over the ends."""
-    # The head stands where the curve enters the box, and points as the curve does just before.
-    start, control, end = curve
-    box = _box(end, NODE_WIDTH + 4, NODE_HEIGHT + 4)
-    t = next(t / 100 for t in range(100, 0, -1) if not _inside(_on(curve, t / 100), box))
-    tip, before = _on(curve, t), _on(curve, max(t - 0.04, 0.0))
-    angle = math.degrees(math.atan2(tip[1] - before[1], tip[0] - before[0]))
-    path = (
-        f"M{start[0]:.1f} {start[1]:.1f}Q{control[0]:.1f} {control[1]:.1f} {end[0]:.1f} "
-        f"{end[1]:.1f}"
-    )
+    # What is drawn later lies on top.
+    parts = [_box("card", box, 9) for box in layout.cards]
+    parts += [_line(line) for line in layout.lines]
+    parts += [_label(label) for label in layout.labels]
+    wide = Markup(' style="min-width:{:.0f}px"').format(layout.width)
     return Markup(
-        '<path class="{}" style="stroke:var(--{c})" d="{}"/>'
-        '<path style="fill:var(--{c})" transform="translate({:.1f} {:.1f}) rotate({:.0f})" d="M0 '
-        '0L-8 -3.6L-8 3.6Z"/>'
-    ).format(kind, path, tip[0], tip[1], angle, c=colour)
+        '<svg class="cell" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}: {}" '
+        'data-cell="{}" data-edges="{}"{}>{}</svg>'
+    ).format(
+        layout.width, layout.height, graph.title, "; ".join(reads), graph.kind, len(reads),
+        wide if layout.width > NARROWEST else "", Markup("").join(parts),
+    )  # fmt: skip
 
 
-def _inside(place: Place, box: Box) -> bool:
-    return box[0] <= place[0] <= box[2] and box[1] <= place[1] <= box[3]
+def _box(classes: str, box: Box, radius: int, style: str = "") -> Markup:
+    left, top, right, bottom = box
+    rect = Markup(
+        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="{}"{}/>'
+    )
+    return rect.format(classes, left, top, right - left, bottom - top, radius, style)
+
+
+def _label(label: Label) -> Markup:
+    """A text in the middle of its box."""
+    left, top, right, bottom = label.box
+    is_op = label.group == "op"
+    style = Markup(' style="--op:var(--op-{})"').format(label.operation) if is_op else Markup("")
+    text = Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
+        "op" if is_op else "state", (left + right) / 2, (top + bottom) / 2 + TEXT_DROP, label.text
+    )
+    kind = "op" if is_op else f"state {label.group}"
+    return _box(kind, label.box, 6 if is_op else 7, style) + text
+
+
+def _line(line: Line) -> Markup:
+    """A line with round corners, and its head if it has one."""
+    colour = f"op-{line.operation}" if line.operation else "muted"
+    path = Markup('<path class="{}" style="stroke:var(--{})" d="{}"/>').format(
+        line.group, colour, _rounded(line.places)
+    )
+    if not line.has_head:
+        return path
+    (before, _), (x, y) = line.places[-2:]
+    back = ARROW if before > x else -ARROW
+    head = Markup('<path class="head" style="fill:var(--{})" d="M{:.1f} {:.1f}l{} -3.6v7.2z"/>')
+    return path + head.format(colour, x, y, back)
+
+
+def _rounded(places: Sequence[Place]) -> str:
+    """The path along straight pieces, whose corners are cut to arcs."""
+    data = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
+    for (start, corner), (_, end) in pairwise(pairwise(places)):
+        before, after = _towards(corner, start), _towards(corner, end)
+        data += (
+            f"L{before[0]:.1f} {before[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {after[0]:.1f} "
+            f"{after[1]:.1f}"
+        )
+    return f"{data}L{places[-1][0]:.1f} {places[-1][1]:.1f}"
+
+
+def _towards(place: Place, other: Place) -> Place:
+    """The place `CORNER` pixels from one place to another, or all the way if that is shorter."""
+    length = abs(other[0] - place[0]) + abs(other[1] - place[1])  # pieces are straight or upright
+    share = min(1.0, CORNER / length) if length else 0.0
+    return place[0] + share * (other[0] - place[0]), place[1] + share * (other[1] - place[1])

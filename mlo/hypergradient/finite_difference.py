@@ -155,7 +155,7 @@ class FiniteDifferenceSystem(LinearSystem):
         # The rounding that a difference suffers is that of the loss, under autocast too.
         self.dtype = torch.bfloat16 if problem.precision == "bf16" else own.dtype
         point = call.solution.evaluation.parameters
-        self._theta = {name: value.detach() for name, value in point.items()}
+        self._theta = dict(zip(point, map(Tensor.detach, point.values()), strict=True))
 
     def check_assumptions(self, u: Cotangent, found: Sequence[Tensor | None], engine: str) -> None:
         super().check_assumptions(u, found, engine)
@@ -287,14 +287,14 @@ class FiniteDifferenceSystem(LinearSystem):
         else:
             weight = 0.5 / number if number > 0.0 else 0.0
         for sign in (1.0, -1.0):
-            with torch.no_grad():
-                for name, u in directions.items():
-                    # From θ each time: moving back by −2e would add the rounding of a second sum.
-                    theta, out = self._theta[name], moved.get(name)
-                    if number is None:
-                        moved[name] = torch.addcmul(theta, u, e, value=sign, out=out)
-                    else:
-                        moved[name] = torch.add(theta, u, alpha=sign * number, out=out)
+            # (Nothing here requires a gradient.)
+            for name, u in directions.items():
+                # From θ each time: moving back by −2e would add the rounding of a second sum.
+                theta, out = self._theta[name], moved.get(name)
+                if number is None:
+                    moved[name] = torch.addcmul(theta, u, e, value=sign, out=out)
+                else:
+                    moved[name] = torch.add(theta, u, alpha=sign * number, out=out)
             yield sign * weight, {**self._theta, **moved}
 
     def _weighted_gradients(

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -30,7 +31,7 @@ from mlo.hypergradient.products import Autograd, LinearSystem, Solve
 from mlo.hypergradient.sweep import SweepEngine
 from mlo.optimizer_step import OptimizerStep, acts_around_step
 from mlo.problem import Problem, Tensors
-from mlo.response import Cotangent, Pullback, Reading, Solution, StepEngine, Stepped
+from mlo.response import Cotangent, Pullback, Reading, Stationary, StepEngine, Stepped
 from mlo.tensors import are_alike
 
 __all__ = ["OneStep", "darts"]
@@ -74,8 +75,8 @@ class OneStep(SweepEngine, StepEngine):
     def keeps_graph(self) -> bool | Literal["auto"]:
         return self.keep_graph if isinstance(self.products, Autograd) else False
 
-    @property
-    def label(self) -> str:
+    @cached_property
+    def label(self) -> str:  # type: ignore[override]
         """`darts` where its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 
@@ -102,7 +103,8 @@ class OneStep(SweepEngine, StepEngine):
         # SGD: θ' = c g + …, so q = −(∂θ'/∂g)ᵀ v = −c v, and the step need not be made again.
         factors: dict[str, float] = {}
         for name in v_of:
-            c = -step.learning_rate(name) if self.plain else step.gradient_coefficient(name)
+            c = step.groups[name].gradient_coefficient
+            c = -step.learning_rate(name) if self.plain else c
             if c is not None:
                 factors[name] = -c
         scaled = _scaled(v_of, factors)
@@ -111,22 +113,20 @@ class OneStep(SweepEngine, StepEngine):
         if not linear or clips:
             g = self._gradient(system, solution, v_of)
             scaled = self._through_step(system, step, g, v_of, scaled if linear else None)
-        q = [scaled.get(name) for name in system.names]
+        q = list(map(scaled.get, system.names))
         return Solve(q=q, report=self.report(system.problem))
 
-    def respond(self, solution: Solution, reading: Reading) -> Tensors:
-        """Returns a node, or the step as plain operations where these are differentiated again.
+    def operations(self, solution: Stationary | Stepped, reading: Reading) -> Tensors | None:
+        """The step as plain operations.
 
-        Then autograd sums all that flows into the step's gradient before it goes on. Behind a node
-        each product would be a backward pass of its own, with two of each for every level below.
+        Autograd sums all that flows into the step's gradient before it goes on. Behind a node each
+        product would be a backward pass of its own, with two of each for every level below.
         """
         assert isinstance(solution, Stepped)
         around = acts_around_step(solution.evaluation.loss.problem) or solution.start is not None
-        if not reading.in_graph or not self.sweeps or around:
-            return super().respond(solution, reading)
-        inputs: list[Tensor] = []
-        for item in solution.evaluation.free_inputs:
-            inputs += reading.of(item).values()
+        if not self.sweeps or around:
+            return None
+        inputs = reading.inputs_of(solution)
         wanted = [tensor.requires_grad for tensor in inputs]
         made = solution.constants()
         if not any(wanted):
@@ -271,7 +271,7 @@ class OneStep(SweepEngine, StepEngine):
 
 def _scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
     """The tensors that have a factor, times it."""
-    chosen = [tensors[name] for name in factors]
+    chosen = list(map(tensors.__getitem__, factors))
     if len(set(factors.values())) == 1 and are_alike(chosen):
         made: Sequence[Tensor] = torch._foreach_mul(chosen, next(iter(factors.values())))
     else:

@@ -461,23 +461,33 @@ class Engine(PullbackEngine):
             EngineError: if `solve` returned a q of another shape than the parameters.
         """
         system = self.linearize(call)
+        if torch.is_grad_enabled() == call.differentiate:
+            return self._pulled(system, call, cotangent)
         with torch.set_grad_enabled(call.differentiate):
-            solve = self.solve(system, cotangent)
-            if not _fits(solve.q, system.parameters):
-                raise EngineError(
-                    f"Engine {self.name!r} returned a q that does not have one entry, of its "
-                    f"shape, for each parameter of problem {system.problem!r}."
-                )
-            # The sign is applied to the result, which usually has fewer entries than q.
-            pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
-            if system.assumes:
-                system.check_assumptions(solve.q, pulled, self.label)
-                if self.inverts and not call.differentiate:
-                    self._check_bias(system, cotangent, pulled)
-            total = [None if entry is None else -entry for entry in pulled]
-            if solve.direct is not None:
-                total = list(map(add, total, solve.direct))
-            return total, solve.report
+            return self._pulled(system, call, cotangent)
+
+    def _pulled(
+        self, system: LinearSystem, call: Pullback, cotangent: Cotangent
+    ) -> tuple[list[Tensor | None], SolveReport]:
+        """What `pullback` returns."""
+        solve = self.solve(system, cotangent)
+        if not _fits(solve.q, system.parameters):
+            raise EngineError(
+                f"Engine {self.name!r} returned a q that does not have one entry, of its "
+                f"shape, for each parameter of problem {system.problem!r}."
+            )
+        # The sign is applied to the result, which usually has fewer entries than q.
+        pulled = system.mixed_vjp(solve.q) if solve.pulled is None else solve.pulled
+        if system.assumes:
+            system.check_assumptions(solve.q, pulled, self.label)
+            if self.inverts and not call.differentiate:
+                self._check_bias(system, cotangent, pulled)
+        total: list[Tensor | None] = []
+        for entry in pulled:
+            total.append(None if entry is None else -entry)
+        if solve.direct is not None:
+            total = list(map(add, total, solve.direct))
+        return total, solve.report
 
     def _check_bias(
         self, system: LinearSystem, cotangent: Cotangent, pulled: Sequence[Tensor | None]

@@ -55,7 +55,9 @@ class SweepEngine(Engine):
         """
 
     def linearize(self, call: Pullback) -> LinearSystem:
-        swept = not call.differentiate and call.solution.evaluation.inner and call.solution.sweeps
+        evaluation = call.solution.evaluation
+        swept = not call.differentiate and evaluation.dependent and evaluation.inner
+        swept = swept and call.solution.sweeps
         return SweptSystem(call) if swept else super().linearize(call)
 
 

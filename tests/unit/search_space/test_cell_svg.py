@@ -5,47 +5,70 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-import pytest
+from lfmcw_app.search_space.cell_cards import graphs_of
+from lfmcw_app.search_space.cell_svg import cell_svg, primitive_label
+from lfmcw_app.search_space.genotype import Edge, Genotype, random_genotype
+from lfmcw_app.search_space.nasbench201 import SumCell
 
-from lfmcw_app.search_space.cell_svg import WIDTH, cell_svg, primitive_label, state_label
-from lfmcw_app.search_space.genotype import Edge, random_genotype
+CELL = (
+    Edge("sep_conv_3x3", 0), Edge("skip_connect", 1), Edge("max_pool_3x3", 1),
+    Edge("sep_conv_5x5", 2),
+)  # fmt: skip
 
-CELL = (Edge("sep_conv_3x3", 0), Edge("skip_connect", 1), Edge("max_pool_3x3", 1), Edge("none", 2))
+
+def pictures(cells):
+    return [cell_svg(graph) for graph in graphs_of(cells)]
 
 
 def test_names_are_for_people():
     assert primitive_label("sep_conv_3x3") == "sep conv 3×3"
     assert primitive_label("dil_conv_5x5") == "dil conv 5×5"
+    assert primitive_label("nor_conv_1x1") == "nor conv 1×1"
     assert primitive_label("skip_connect") == "skip connect"
-    assert [state_label(source) for source in range(4)] == [
-        "c(k−2)", "c(k−1)", "node 0", "node 1",
-    ]  # fmt: skip
 
 
 def test_a_cell_says_what_each_node_reads():
-    root = ET.fromstring(cell_svg("normal", CELL))
+    normal, _ = pictures(Genotype(normal=CELL, reduction=CELL))
+    root = ET.fromstring(normal)
     description = root.attrib["aria-label"]
-    assert description.startswith("normal cell: node 0 reads sep conv 3×3 of c(k−2)")
-    assert "node 1 reads max pool 3×3 of c(k−1)" in description
+    assert description.startswith("normal cell: node 0 reads sep conv 3×3 of c(k-2)")
+    assert "node 1 reads sep conv 5×5 of node 0" in description
     assert root.attrib["data-edges"] == "4"
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_every_edge_has_a_label_inside_of_the_picture(seed):
-    edges = random_genotype(4, seed).normal
-    svg = cell_svg("normal", edges)
-    root = ET.fromstring(svg)
-    labels = [text for text in root.iter("text") if text.attrib["class"] == "op"]
-    assert sorted(label.text for label in labels) == sorted(
-        primitive_label(edge.primitive) for edge in edges
-    )
-    height = float(root.attrib["viewBox"].split()[3])
-    for label in labels:
-        assert 0 < float(label.attrib["x"]) < WIDTH
-        assert 0 < float(label.attrib["y"]) < height
+def test_every_edge_has_its_label_and_one_head():
+    genotype = random_genotype(4, 1)
+    root = ET.fromstring(pictures(genotype)[0])
+    labels = [text.text for text in root.iter("text") if text.attrib["class"] == "op"]
+    assert sorted(labels) == sorted(primitive_label(edge.primitive) for edge in genotype.normal)
+    heads = [path for path in root.iter("path") if path.attrib["class"] == "head"]
+    assert len(heads) == len(labels) + 1  # that of the output
 
 
 def test_all_states_are_drawn():
-    svg = cell_svg("reduction", random_genotype(3, 0).reduction)
+    svg = pictures(random_genotype(3, 0))[1]
     shown = re.findall(r'class="state" [^>]*>([^<]*)<', svg)
-    assert shown == ["c(k−2)", "c(k−1)", "0", "1", "2", "c(k)"]
+    assert shown == [
+        "c(k-2)", "c(k-1)", "node 0", "node 1", "node 2", "output: all nodes, side by side",
+    ]  # fmt: skip
+
+
+def test_a_cell_of_nasbench201_is_drawn():
+    (svg,) = pictures(SumCell(("nor_conv_3x3", "none", "skip_connect")))
+    root = ET.fromstring(svg)
+    assert root.attrib["aria-label"] == (
+        "cell: node 0 reads nor conv 3×3 of the input; output reads skip connect of node 0"
+    )
+    assert re.findall(r'class="state" [^>]*>([^<]*)<', svg) == ["the input", "node 0", "output"]
+
+
+def test_a_hostile_operation_cannot_become_part_of_the_page():
+    graph = graphs_of(Genotype(normal=CELL, reduction=CELL))[0]
+    name, ((_, source), other) = graph.nodes[0]
+    bad = '<script>"&'
+    hostile = type(graph)(
+        kind=bad, inputs=graph.inputs, nodes=((name, ((bad, source), other)),), joined=bad
+    )
+    root = ET.fromstring(cell_svg(hostile))
+    assert not list(root.iter("script"))
+    assert bad in [text.text for text in root.iter("text")]
