@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,10 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from lfmcw_app.bounded_files import bytes_of, check_regular, lines_of, parse_json
 from lfmcw_app.classifier import Classifier, Preprocess, load_network
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import Recipe
-from lfmcw_app.report.bounded import parse_bounded
 from lfmcw_app.report.reading import read_recipe
 from lfmcw_app.run_folder import EVALUATED
 from lfmcw_app.search_space.genotype import Cells
@@ -26,6 +28,14 @@ METRICS, RESULT = "metrics.jsonl", "result.json"
 
 WORST = 3
 """Classes that a notebook shows."""
+
+FACTS = (
+    ("test_error_percent", "test error", "{:.2f}%"),
+    ("test_images", "test images", "{:,}"),
+    ("parameters", "parameters", "{:,}"),
+    ("multiply_adds_millions", "multiply-adds", "{:,.1f} M"),
+)
+"""Key of the result, what it is called, and how it is written."""
 
 TAIL = 2**20
 """Bytes of metrics.jsonl in which the last line is looked for."""
@@ -49,7 +59,7 @@ class Run:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        read_recipe(self.path)
+        self._dataset = read_recipe(self.path).dataset
 
     @property
     def recipe(self) -> Recipe:
@@ -83,7 +93,9 @@ class Run:
                 f"The run in {self.path} has no result yet. Wait for it, or resume it: python -m "
                 f"lfmcw_app.{command} --resume {self.path}"
             )
-        return _object(self.path / RESULT, (self.path / RESULT).read_bytes(), "it")
+        path = self.path / RESULT
+        with _damaged(path, "it"):
+            return _object(bytes_of(path))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -95,8 +107,16 @@ class Run:
             InputError: naming a line that is damaged.
         """
         path = self.path / METRICS
-        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-        return [_object(path, line, f"line {number}") for number, line in enumerate(lines, start=1)]
+        if not path.exists():
+            return []
+        entries = []
+        with _damaged(path, "it"):
+            check_regular(path)
+            with path.open("rb") as file:
+                for number, line in enumerate(lines_of(file), start=1):
+                    with _damaged(path, f"line {number}"):
+                        entries.append(_object(line))
+        return entries
 
     def network(
         self, *, device: torch.device | str = "cpu"
@@ -127,7 +147,7 @@ class Run:
     # ------------------------------ shown
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}: {self.recipe.dataset}, {self._state()})"
+        return f"Run({str(self.path)!r}: {self._dataset}, {self._state()})"
 
     def _state(self) -> str:
         """How far the run is, in words."""
@@ -136,8 +156,28 @@ class Run:
         last = _last_line(self.path / METRICS)
         if not last:
             return "no round yet"
-        entry = _object(self.path / METRICS, last, "its last line")
+        try:
+            entry = _object(last)
+        except ValueError:
+            return f"{METRICS} is damaged"
         return f"{entry.get('phase')} after round {entry.get('round')}"
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        """The figures of the result, for people; those that it lacks are left out."""
+        try:
+            result = self.result
+            found: list[tuple[str, Any]] = [
+                (label, pattern.format(result[key]))
+                for key, label, pattern in FACTS
+                if key in result
+            ]
+            if worst := _worst(result.get("classes", [])):
+                found.append(("largest errors by class", worst))
+        except (InputError, LookupError, TypeError, ValueError) as error:
+            return [(RESULT, f"cannot be shown: {error}")]
+        if "doubt" in result:
+            found.append(("doubtful", result["doubt"]))
+        return found
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the run, its result, and its cells."""
@@ -148,7 +188,8 @@ class Run:
             ("seed", how.seed),
             ("state", self._state()),
         ]
-        rows += _facts(self.result) if self.is_complete else []
+        if self.is_complete:
+            rows += self._facts()
         row = Markup(
             '<tr><th style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>'
         )
@@ -162,23 +203,37 @@ class Run:
         return f"<div>{table}{cells}</div>"
 
 
-def _object(path: Path, text: bytes, what: str) -> dict[str, Any]:
-    """Parses a JSON object of a file.
+@contextmanager
+def _damaged(path: Path, what: str) -> Iterator[None]:
+    """Turns a failure to read into a user's error that names the file.
 
     Args:
-        path: of the file, for messages.
-        text: UTF-8.
-        what: which part of the file it is, for messages.
+        path: of the file.
+        what: which part of it is read in the body.
 
     Raises:
-        InputError: if it is none.
+        InputError: if the body cannot read it.
     """
     try:
-        value = parse_bounded(text.decode("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {what} is no JSON ({error}).") from None
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged: {what} cannot be read ({error}). Take the file from a copy of "
+            "the run, or look at what stands there."
+        ) from None
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    value = parse_json(text.decode("utf-8"), printable=True)
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: {what} is no JSON object.")
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")  # noqa: TRY004
     return value
 
 
@@ -191,23 +246,14 @@ def _last_line(path: Path) -> bytes:
         return file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
 
 
-def _facts(result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The figures of a result, for people; those that it lacks are left out."""
-    found: list[tuple[str, Any]] = []
-    for key, label, pattern in (
-        ("test_error_percent", "test error", "{:.2f}%"),
-        ("test_images", "test images", "{:,}"),
-        ("parameters", "parameters", "{:,}"),
-        ("multiply_adds_millions", "multiply-adds", "{:,.1f} M"),
-    ):
-        if isinstance(result.get(key), int | float):
-            found.append((label, pattern.format(result[key])))
-    classes = result.get("classes", [])
+def _worst(classes: Any) -> str:
+    """The classes with the largest errors, in words; empty where two classes say the same.
+
+    Raises:
+        LookupError, TypeError, ValueError: if these are no classes of a result.
+    """
     wrong = [entry for entry in classes if entry["error_percent"]]
     worst = sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]
-    if worst and len(classes) > 2:
-        named = [f"{entry['name']} {entry['error_percent']:.1f}%" for entry in worst]
-        found.append(("largest errors by class", ", ".join(named)))
-    if "doubt" in result:
-        found.append(("doubtful", result["doubt"]))
-    return found
+    if len(classes) <= 2:
+        return ""
+    return ", ".join([f"{entry['name']} {entry['error_percent']:.1f}%" for entry in worst])

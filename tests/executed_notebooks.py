@@ -28,11 +28,9 @@ def execute(notebook, folder):
         folder: where its files go.
     """
     from nbclient import NotebookClient
-    from traitlets.config import Config
 
     client = NotebookClient(
         notebook,
-        config=Config({"KernelManager": {"transport": "ipc"}}),
         timeout=None,
         kernel_name="python3",
         record_timing=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 
@@ -47,9 +48,42 @@ def test_a_notebook_is_small_and_was_executed_in_order(path):
 @every_notebook
 def test_pages_that_a_notebook_links_exist(path):
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text("utf-8"))
-    assert len(links) > 2
+    assert links
     for link in links:
         assert (path.parent / link).is_file(), link
+
+
+def page_of(notebook, name):
+    """The page that the site has of a notebook."""
+    path = ROOT / "docs" / "hooks" / "notebook_pages.py"
+    spec = importlib.util.spec_from_file_location("notebook_pages", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.page_of(notebook, name)
+
+
+@every_notebook
+def test_the_page_of_a_notebook_has_all_that_it_shows(path):
+    page = page_of(json.loads(path.read_text("utf-8")), path.stem)
+    cells = code_cells(path)
+    assert page.count("```python\n") >= len(cells)
+    for cell in cells:
+        assert "".join(cell["source"]) in page
+        for output in cell["outputs"]:
+            kinds = output.get("data", {})
+            if "image/png" in kinds:
+                assert "".join(kinds["image/png"].split()) in page
+            elif "text/html" in kinds:
+                assert " ".join("".join(kinds["text/html"]).split()) in page
+            else:
+                assert "".join(output["text"]).rstrip() in page
+    assert re.findall(r"\(\w+\.ipynb\)", page) == [f"({path.stem}.ipynb)"]
+
+
+def test_code_that_holds_a_fence_stays_one_block():
+    cell = {"cell_type": "code", "source": ['text = """\n', "```\n", '"""'], "outputs": []}
+    page = page_of({"cells": [cell]}, "name")
+    assert page.startswith('````python\ntext = """\n```\n"""\n````\n')
 
 
 @pytest.mark.slow
