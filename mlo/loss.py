@@ -95,6 +95,7 @@ class LossFunction:
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
+        self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
         self.repeats = False  # whether an evaluation that was made again gave the same value
         # What the problem was declared with: where each of its parameters and modules stands.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []
