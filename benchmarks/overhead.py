@@ -2,12 +2,12 @@
 
 Both make the same updates.
 
-The lower problem is a network of 1.0 M parameters under SGD with momentum, convolutional or, as the
-hardest case, since its rounds take the least time, a perceptron; above it, under Adam, either
-mixtures of activations, which both losses read, or weights of classes, which only the lower loss
-reads. Both sides first make the same rounds in float64, after which their parameters must be equal.
-Then single rounds of both, and of a second copy of the loop by hand, take turns; by how much the
-second copy differs from the first is the noise.
+The lower problem is a network of 1.0 M parameters under SGD with momentum. It is convolutional or,
+as the hardest case, a perceptron, whose rounds take the least time. Above it, under Adam, are
+either mixtures of activations, which both losses read, or weights of classes, which only the lower
+loss reads. Both sides first make the same rounds in float64 and must end with equal parameters.
+Then single rounds of both sides and of a second copy of the hand-written loop take turns. The
+difference between the second copy and the first is the noise.
 
     python benchmarks/overhead.py              # on one thread of the CPU, about 5 minutes
     python benchmarks/overhead.py --network convolutional
@@ -372,7 +372,7 @@ def clock(device: torch.device) -> float:
 
 
 def rows(name: str, engine: str, times: dict[str, list[float]]) -> Iterator[str]:
-    """The rows of a table: medians, and the ratio to the loop by hand with quartiles."""
+    """The rows of a table: medians, and the ratio to the hand-written loop with quartiles."""
     for side, found in times.items():
         milliseconds = (f"{1e3 * statistics.median(found):.2f}", f"{1e3 * min(found):.2f}")
         cells = (name, engine, side, *milliseconds, str(Ratio.of(found, times["by hand"])))

@@ -93,7 +93,7 @@ def cell_lines(table: CellTable) -> Iterator[tuple[object, ...]]:
     yield "different networks", "", len(known), "", "", ""
     yield "mean of all cells", "", len(means), f"{statistics.fmean(means):.2f}", "", ""
     regret = statistics.fmean(means) - min(means)
-    yield "a drawn cell's regret", "", len(means), f"{regret:.2f}", "", ""
+    yield "a random cell's regret", "", len(means), f"{regret:.2f}", "", ""
     noise = noise_between_seeds(table)
     if math.isnan(noise):
         return

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from lfmcw_app.bounded_files import bytes_of
 from lfmcw_app.cell_table import CellTable, TrainedCell
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.output_files import check_new
@@ -119,14 +120,9 @@ def read_cell_table(path: Path, dataset: str | None = None) -> CellTable:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        text = content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return bytes_of(path, LARGEST_FILE).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise InputError(f"The table {path} cannot be read ({error}).") from None
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"The table {path} has more than {LARGEST_FILE:,} bytes.")
-    return text
 
 
 def _parsed(path: Path, text: str) -> tuple[dict[str, str], list[str], list[Row]]:
@@ -338,7 +334,10 @@ def _append(path: Path, text: str) -> None:
 
 def _drop_cut_line(path: Path) -> None:
     """Removes what follows the last end of a line."""
-    content = path.read_bytes()
+    try:
+        content = bytes_of(path, LARGEST_FILE)
+    except ValueError as error:
+        raise InputError(f"The table {path} cannot be read ({error}).") from None
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         os.truncate(path, whole)

@@ -7,6 +7,7 @@ nothing else. (Krizhevsky, 2009; https://www.cs.toronto.edu/~kriz/cifar.html)
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from lfmcw_app.errors import InputError
 from lfmcw_app.known_pickle import Limits, PickleError, unpickled
-from lfmcw_app.published_files import download, places, places_said
+from lfmcw_app.published_files import download, places, places_said, unusable_file
 
 __all__ = ["CIFAR10_CLASSES", "CifarData", "read_cifar"]
 
@@ -195,20 +196,44 @@ def _read(cifar: _Cifar, version: _Version, source: Path) -> CifarData:
 def _contents(version: _Version, source: Path) -> dict[str, bytes]:
     """File → what it holds, from a folder or an archive, of which nothing is unpacked."""
     if source.name != version.archive:
-        return {file: (source / file).read_bytes() for file in version.files}
+        return {file: _file(source / file) for file in version.files}
     try:
-        with tarfile.open(source) as tar:
+        with _Bounded(source) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             return {file: _member(tar, f"{version.folder}/{file}") for file in version.files}
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
-        raise InputError(
-            f"The file {source} is damaged ({error}). Delete it and fetch it again."
-        ) from None
+        raise unusable_file(source, error) from None
+
+
+class _Bounded(gzip.GzipFile):
+    """An unpacked archive that is read in bounded parts: its head may name any length."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads so many bytes.
+
+        Raises:
+            tarfile.ReadError: if they are more than any file has.
+        """
+        if size is None or not 0 <= size <= 2 * LARGEST_FILE:  # a file, and what is read ahead
+            raise tarfile.ReadError(f"it asks for {size} bytes at once")
+        return super().read(size)
+
+
+def _file(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return _all_of(file, path.name)
+    except (OSError, KeyError) as error:
+        raise unusable_file(path, error) from None
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
     file = tar.extractfile(name)
     if file is None:
         raise KeyError(f"{name} is not a file")
+    return _all_of(file, name)
+
+
+def _all_of(file: IO[bytes], name: str) -> bytes:
     content = file.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:
         raise KeyError(f"{name} has more than {LARGEST_FILE} bytes")

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from lfmcw_app.classifier import Classifier, Preprocess
+from lfmcw_app.decoding import DamagedImage, opened
 from lfmcw_app.errors import InputError
 from lfmcw_app.network_file import NetworkFile
 from lfmcw_app.output_files import new_file
@@ -149,9 +149,9 @@ def real_images(folder: Path, file: NetworkFile) -> Tensor | None:
     None where there is no such sheet, or it is not one of this network's images.
     """
     try:
-        with Image.open(folder / "samples" / "real.png") as image:
+        with opened(folder / "samples" / "real.png") as image:
             sheet = np.array(image)
-    except OSError:
+    except DamagedImage:
         return None
     channels, size = file.plan.in_channels, file.decoding.size
     sheet = sheet.reshape(*sheet.shape[:2], -1)

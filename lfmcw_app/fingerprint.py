@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.errors import DataWarning, InputError, listed
 from lfmcw_app.folders import Listing
 
@@ -238,9 +239,11 @@ def check_unchanged(folder: Path, fingerprint: Fingerprint) -> None:
     """
     path = folder / "dataset.json"
     try:
-        data = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        data = read_object(path) if path.exists() else {}
         kept = data.get("fingerprint")
         before = None if kept is None else Fingerprint.from_data(kept)
+    except PermissionError:  # it may be whole, and is not to be deleted
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}). It says which data the run began with. Put it back; "

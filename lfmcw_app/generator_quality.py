@@ -23,6 +23,7 @@ Reference: Shmelkov, Schmid and Alahari, How good is my GAN? (2018), section 3.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -100,9 +102,18 @@ class Quality:
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Quality:
-        """From plain data; see `to_data`."""
-        by_class = {name: tuple(values) for name, values in data["by_class"].items()}
-        return cls(**{**data, "by_class": QualityByClass(**by_class)})
+        """From plain data; see `to_data`.
+
+        Raises:
+            ValueError: if they are none.
+        """
+        # (A list stands for a tuple in JSON, and there alone.)
+        found = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        by_class = found.by_class
+        lengths = set(map(len, (by_class.gan_test, by_class.gan_train, by_class.real)))
+        if len(lengths | {len(by_class.variety)}) > 1 or lengths == {0}:
+            raise ValueError("by_class needs one value of each measure for each class")
+        return found
 
     @property
     def chance(self) -> float:

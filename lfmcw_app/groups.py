@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import DataWarning, InputError, listed
 from lfmcw_app.folders import FolderListing
 
 __all__ = ["read_groups"]
 
 COLUMNS = ("file", "group")
+LONGEST = 2**28
+"""Bytes of the file: some millions of images."""
 
 
 def read_groups(file: Path, folder: Path, listing: FolderListing) -> dict[str, list[str]]:
@@ -75,9 +79,11 @@ def _names(listing: FolderListing) -> dict[str, list[str]]:
 def _read(path: Path) -> dict[str, str]:
     """File → group."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(_rows(path, csv.DictReader(lines)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = io.StringIO(text_of(path, LONGEST, encoding="utf-8-sig", pipes=True), newline="")
+        rows = list(_rows(path, csv.DictReader(lines)))
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"data.groups: {path} cannot be read ({error}). It is a CSV file in UTF-8 with the "
             "columns file and group."

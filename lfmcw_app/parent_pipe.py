@@ -1,16 +1,22 @@
-"""Processes that end with the one that started them, however it ends.
+"""Processes that end with the one that started them, however that ends.
 
 A process that is killed by SIGKILL cannot tell its children. So each child holds the reading end of
 a pipe of which the parent has the only writing end: the system closes that with the parent. The
 child then does what it does at SIGTERM.
+
+`torchrun` holds no such pipe. Its processes look each second whether their parent is still the one
+that it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +24,12 @@ __all__ = ["end_with_parent", "start_child"]
 
 VARIABLE = "LFMCW_PARENT_PIPE"
 """Of the environment: the descriptor of the reading end, in the child."""
+
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""Of the environment: in the processes that `torchrun` starts."""
+
+LOOK = 1.0
+"""Seconds between two looks at the parent."""
 
 
 def start_child(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
@@ -55,7 +67,12 @@ class _Writer:
 
 
 def end_with_parent() -> None:
-    """Sends this process SIGTERM when the parent has ended, if it was started by `start_child`."""
+    """Sends this process SIGTERM when the parent has ended.
+
+    The parent is one that used `start_child`, or `torchrun`; with any other nothing is done.
+    """
+    if LAUNCHED in os.environ:
+        _end_with_launcher()
     # Taken out, so that a process that this one starts does not watch somebody else's parent.
     descriptor = os.environ.pop(VARIABLE, None)
     if descriptor is None:
@@ -69,3 +86,17 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent pipe", daemon=True).start()
+
+
+def _end_with_launcher() -> None:
+    """Lets a process of `torchrun` end with it: it would hold the run folder, and its GPU."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK)
+        with contextlib.suppress(OSError):  # the reader of a pipe may have ended with it
+            print("torchrun has ended, so this process ends too.", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()

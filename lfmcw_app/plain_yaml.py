@@ -5,7 +5,8 @@ PyYAML reads YAML 1.1 and keeps the last of two equal keys. Here
 1. a key that stands twice in one mapping is refused: the first section would be lost;
 2. what YAML 1.1 and YAML 1.2 read differently is refused: `010`, `0o17`, `1:30`, `yes`, `off`;
 3. a number with an exponent and without a dot (`1e-3`, text in YAML 1.1) is a number;
-4. a date is text, since no setting is a date.
+4. a date is text, since no setting is a date;
+5. what a few lines can blow up by anchors is refused, and so is what holds itself.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ AMBIGUOUS = {
 """What one reader of YAML takes for something else than another → the reason for refusing it."""
 
 
+LONGEST_TEXT = 2**20
+"""Characters; a recipe with all candidates of all edges of 64 nodes has half as many."""
+
+MOST_VALUES = 200_000
+"""Of a document, with what its aliases repeat counted as often as it stands there."""
+
+
 class _Refused(ValueError):
     """YAML that is valid, and refused."""
 
@@ -61,6 +69,29 @@ class _Reader(yaml.SafeLoader):
     """Reads one document."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        if node is None or node in self._sizes:
+            return node
+        if isinstance(event, yaml.AliasEvent):  # of a node that has not ended yet
+            raise _Refused(f"{_line(event)}: *{event.anchor} stands within what it repeats")
+        # Aliases of aliases double what is read with each line; a merge (<<) copies all of it.
+        entries: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        size = 1 + sum(
+            sum(self._sizes[part] for part in entry) if pairs else self._sizes[entry]
+            for entry in entries
+        )
+        if size > MOST_VALUES:
+            raise _Refused(f"{_line(event)}: with its aliases it holds over {MOST_VALUES:,} values")
+        self._sizes[node] = size
+        return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         event: yaml.ScalarEvent = self.peek_event()  # type: ignore[no-untyped-call]
@@ -109,6 +140,8 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: if it is not YAML, or ambiguous (see above), with the number of the line.
     """
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"it has more than {LONGEST_TEXT:,} characters")
     reader = None
     try:
         reader = _Reader(text)  # looks at the characters already
@@ -128,7 +161,7 @@ def dump_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Writer, sort_keys=False)
 
 
-def _line(place: yaml.Node | yaml.ScalarEvent) -> str:
+def _line(place: yaml.Node | yaml.Event) -> str:
     assert place.start_mark is not None
     return f"line {place.start_mark.line + 1}"
 

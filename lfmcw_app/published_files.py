@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lfmcw_app.errors import InputError
 
-__all__ = ["PLACES", "download", "places", "places_said"]
+__all__ = ["PLACES", "download", "places", "places_said", "unusable_file"]
 
 PLACES = (".", "data", "../data", "~/data", "~/datasets")
 """Where people keep data sets for torchvision, which has no place of its own."""
@@ -24,7 +25,7 @@ def places(root: Path, folders: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}  # real path → the first one that leads there
     for place in (root, *map(Path, PLACES)):
         for folder in folders:
-            path = place.expanduser() / folder
+            path = Path(os.path.expanduser(place)) / folder  # as it is for a user without a home
             found.setdefault(path.resolve(), path)
     return list(found.values())
 
@@ -33,6 +34,16 @@ def places_said(root: Path, folders: Sequence[str]) -> str:
     """The same places in words, which are fewer than their paths."""
     within = " or ".join("the folder itself" if folder == "." else folder for folder in folders)
     return f"{', '.join(dict.fromkeys((str(root), *PLACES)))} ({within})"
+
+
+def unusable_file(path: Path, error: Exception) -> InputError:
+    """The error for a file of data that is damaged, or that the system does not let this read."""
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(
+            f"The file {path} cannot be read ({error.strerror}). It may be whole: give the "
+            "permission, or mend the disk."
+        )
+    return InputError(f"The file {path} is damaged ({error}). Delete it and fetch it again.")
 
 
 def download(

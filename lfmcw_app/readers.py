@@ -30,7 +30,7 @@ from lfmcw_app.groups import read_groups
 from lfmcw_app.held_pixels import pixels_of
 from lfmcw_app.image_files import ImageFiles, NoiseImages
 from lfmcw_app.image_survey import DecodingOptions, Reading, survey, without_damaged
-from lfmcw_app.published_files import download, places, places_said
+from lfmcw_app.published_files import download, places, places_said, unusable_file
 from lfmcw_app.splits import held_out_by_name, stratified
 
 __all__ = [
@@ -51,6 +51,9 @@ FASHION_MNIST_FILES = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+LARGEST_IDX = 2**26
+"""Bytes. The largest published file has 47 million."""
+
 FASHION_CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
     "ankle boot",
@@ -159,18 +162,18 @@ def _either(path: Path) -> Path:
 def _idx(path: Path, dimensions: int) -> Tensor:
     """Reads an IDX file of bytes, gzipped or not."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        # A small archive can unpack to any size.
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(LARGEST_IDX + 1)
+        if len(content) > LARGEST_IDX:
+            raise ValueError(f"it has more than {LARGEST_IDX:,} bytes")
         magic, *shape = struct.unpack(f">{1 + dimensions}I", content[: 4 * (1 + dimensions)])
         if magic != 0x800 + dimensions:
             raise ValueError(f"it begins with {magic:#x}")
         values = np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions))
         return torch.from_numpy(values.reshape(shape).copy())
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise InputError(
-            f"The file {path} is damaged ({error}). Delete it and fetch it again."
-        ) from None
+        raise unusable_file(path, error) from None
 
 
 def _cifar(name: str) -> Callable[[Path], Parts]:

@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.generators import GAMES, REAL
-from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
+from lfmcw_app.plain_yaml import LONGEST_TEXT, dump_yaml, parse_yaml
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES
 from lfmcw_app.spaces import SPACES
 from mlo import EngineError, engine_from
@@ -895,8 +896,8 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read, or holds something else.
     """
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = text_of(path, LONGEST_TEXT, pipes=True)
+    except (OSError, ValueError) as error:
         raise InputError(f"The configuration file {path} cannot be read ({error}).") from None
     return _read_yaml(text, str(path))
 

@@ -10,12 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from lfmcw_app.printing import say
+from lfmcw_app.result_file import check_complete
 from lfmcw_app.resuming import numbers_changed
 from lfmcw_app.run_folder import RunFolder
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.spaces import space_named
 
 __all__ = ["as_json", "edge_names", "of_run", "print_result"]
+
+OF_RESULTS = ("genotype", "test_error_percent", "parameters", "multiply_adds_millions", "seed")
+"""Entries of every result."""
 
 WORST = 3
 """Classes that are named with the result."""
@@ -45,7 +49,13 @@ def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
-    """Prints the derived cells, the test error and where everything is."""
+    """Prints the derived cells, the test error and where everything is.
+
+    Raises:
+        InputError: if the result lacks what is printed.
+    """
+    entries = [*OF_RESULTS, *(() if "lookup" in result else ("test_images", "dataset"))]
+    check_complete(result, folder.path / "result.json", entries)
     table = Table(title="derived cells", title_justify="left")
     for column in ("cell", "node", "edges"):
         table.add_column(column)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.data import short_name
 from lfmcw_app.errors import InputError
 from lfmcw_app.recipe import PRESETS, Recipe, load_recipe
+from lfmcw_app.result_file import check_complete
 from lfmcw_app.results_file import Row
 from lfmcw_app.resuming import leaves
 from lfmcw_app.run_folder import ENVIRONMENT, RunFolder
@@ -24,6 +27,9 @@ IN_COLUMNS = {
     "search.generator.name",
 }  # fmt: skip
 """Keys of a recipe that have columns of their own."""
+
+LONGEST_LINE = 2**16
+"""Bytes of a line of timings.jsonl."""
 
 CONDITIONS = (
     "data.wrong_labels", "data.class_shares", "data.imbalance", "data.conditions_apply_to",
@@ -46,6 +52,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
     result = run.result
     if result is None:
         raise InputError(f"The run in {folder} has no result yet. Resume it.")
+    check_complete(result, folder / "result.json", ("test_error_percent",))
     how = run.recipe.search
     draws = how.method == "lfmcw" and how.lam > 0
     looked_up = result.get("lookup", {})
@@ -83,26 +90,26 @@ def _made_by(folder: Path) -> dict[str, Any]:
     """The columns on what completed the run; of an earlier version's, on what began it."""
     file = folder / ENVIRONMENT
     try:
-        began = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        began = read_object(file)
+        made = began.get("completed") or {
+            "time": began["started"],
+            "mlo": began["mlo"],
+            "commit": None,
+            "torch": began["torch"],
+            "device": began["gpu"] or "CPU",
+        }
+        return {
+            "version": made["mlo"],
+            "commit": made["commit"],
+            "torch": made["torch"],
+            "device": made["device"],
+            "date": made["time"][:10],
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}, which says what made the result, cannot be read ({error}). Move the run "
             "away: the table then runs it anew."
         ) from None
-    made = began.get("completed") or {
-        "time": began["started"],
-        "mlo": began["mlo"],
-        "commit": None,
-        "torch": began["torch"],
-        "device": began["gpu"] or "CPU",
-    }
-    return {
-        "version": made["mlo"],
-        "commit": made["commit"],
-        "torch": made["torch"],
-        "device": made["device"],
-        "date": made["time"][:10],
-    }
 
 
 def _seconds(folder: Path) -> tuple[float | None, float | None]:
@@ -113,11 +120,15 @@ def _seconds(folder: Path) -> tuple[float | None, float | None]:
     """
     taken: dict[bool, float] = {}
     try:
-        for line in (folder / TIMINGS).read_text("utf-8").splitlines():
-            entry = json.loads(line)
-            trains = entry["phase"] == TRAINING
-            taken[trains] = taken.get(trains, 0.0) + entry["seconds"]
-    except (FileNotFoundError, ValueError):
+        check_regular(folder / TIMINGS)
+        with (folder / TIMINGS).open("rb") as file:
+            for line in lines_of(file, LONGEST_LINE, cut=True):
+                entry = parse_json(line.decode("utf-8"))
+                trains, seconds = entry["phase"] == TRAINING, float(entry["seconds"])
+                if not 0 <= seconds < math.inf:
+                    return None, None
+                taken[trains] = taken.get(trains, 0.0) + seconds
+    except (OSError, ValueError, LookupError, TypeError):
         return None, None
     searching, training = taken.get(False), taken.get(True)
     return (

@@ -7,12 +7,14 @@ results are made of them. Rows of several machines can stand in one file or in s
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.output_files import replacing
 
@@ -67,6 +69,9 @@ class Row(BaseModel):
         return {name: None if value == "" else value for name, value in values.items()}
 
 
+LONGEST = 2**26
+"""Bytes of a file: some 100,000 runs."""
+
 COLUMNS = tuple(Row.model_fields)
 """Names of the columns, in the order of the file."""
 
@@ -103,12 +108,14 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 def _rows(path: Path) -> Iterator[Row]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or ())
-            for cells in reader:
-                yield _row(path, reader.line_num, cells)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = text_of(path, LONGEST)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        _check_columns(path, reader.fieldnames or ())
+        for cells in reader:
+            yield _row(path, reader.line_num, cells)
+    except InputError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The results file {path} cannot be read ({error}).") from None
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
+from lfmcw_app.bounded_files import check_regular, lines_of, parse_json, read_object
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.recipe import Recipe, validate_recipe
 from lfmcw_app.stages import TRAINING, WARMUP, phases_of, search_stages
@@ -36,6 +38,9 @@ __all__ = [
 
 CHANGES = "changes.jsonl"
 """The file of a run folder with a line per change."""
+
+MOST = 10_000
+"""Changes of a run that are read."""
 
 FOLDER = "folder:"
 
@@ -208,10 +213,12 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        entries = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-        for entry in entries:
-            Change(**{name: entry[name] for name in ("key", "old", "new")})
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        check_regular(file)
+        with file.open("rb") as lines:
+            entries = [_entry(line) for line in islice(lines_of(lines, cut=True), MOST)]
+    except PermissionError:  # it may be whole
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{file} is damaged ({error}). It says which settings the run had when. Put it back, "
             "or start a new run."
@@ -219,10 +226,26 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
+def _entry(line: bytes) -> dict[str, Any]:
+    """A change, as it stands in a line.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    entry = parse_json(line.decode("utf-8"))
+    if not isinstance(entry, dict) or not {"key", "old", "new"} <= set(entry):
+        raise ValueError(f"a line is no change: {shown(entry)}")
+    for name, kind in (("key", str), ("phase", str), ("time", str), ("round", int)):
+        value = entry.get(name, kind())
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} of a change is {shown(value)}")  # noqa: TRY004
+    return entry
+
+
 def numbers_changed(path: Path) -> list[dict[str, Any]]:
     """The changes so far that numbers of the run can depend on, without their times."""
     return [
-        {name: entry[name] for name in ("phase", "round", "key", "old", "new")}
+        {name: entry.get(name) for name in ("phase", "round", "key", "old", "new")}
         for entry in read_changes(path)
         if CHANGEABLE.get(entry["key"], True)
     ]
@@ -241,29 +264,41 @@ def known_recipes(path: Path, current: Recipe) -> list[Recipe]:
         path: the run folder.
         current: the recipe in its config.yaml.
     """
-    return [validate_recipe(tree) for tree in _recorded(path, current)]
+    try:
+        return [validate_recipe(tree) for tree in _recorded(path, current)]
+    except InputError as error:
+        raise _unfit(path, str(error)) from None
 
 
 def _recorded(path: Path, current: Recipe) -> list[dict[str, Any]]:
     changes = read_changes(path)
     try:
-        began = json.loads((path / "environment.json").read_text("utf-8"))["recipe"]
+        began = read_object(path / "environment.json")["recipe"]
         trees = [_tree(validate_recipe(began))]  # with the defaults of keys that are new since
     except (OSError, LookupError, TypeError, ValueError):
         # A folder of an earlier version: from the recipe that it has now, change by change, back.
         trees = [_tree(current)]
         for entry in reversed(changes):
-            trees.append(_with(trees[-1], entry["key"], entry["old"]))
+            trees.append(_with(path, trees[-1], entry["key"], entry["old"]))
         return trees[::-1]
     for entry in changes:
-        trees.append(_with(trees[-1], entry["key"], entry["new"]))
+        trees.append(_with(path, trees[-1], entry["key"], entry["new"]))
     return trees
 
 
-def _with(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a tree with another value of a dotted key."""
+def _with(path: Path, tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a tree, of the run in a folder, with another value of a dotted key."""
     name, dot, rest = key.partition(".")
-    return {**tree, name: _with(tree[name], rest, value) if dot else value}
+    if name not in tree or (dot and not isinstance(tree[name], Mapping)):
+        raise _unfit(path, f"there is no setting {shown(name)}.")
+    return {**tree, name: _with(path, tree[name], rest, value) if dot else value}
+
+
+def _unfit(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path / CHANGES} does not fit the recipe of the run: {why} Put it back, or start a new "
+        "run."
+    )
 
 
 # ------------------------------ learning rates

@@ -48,6 +48,7 @@ from filelock import FileLock, Timeout
 
 import mlo
 from lfmcw_app.batchnorm import without_statistics
+from lfmcw_app.bounded_files import read_object, text_of
 from lfmcw_app.errors import HeldError, InputError, shown
 from lfmcw_app.metrics_log import MetricsLog
 from lfmcw_app.numerics import described_numerics
@@ -55,6 +56,7 @@ from lfmcw_app.output_files import leftovers, replacing
 from lfmcw_app.plain_yaml import parse_yaml
 from lfmcw_app.provenance import commit, device_kind
 from lfmcw_app.recipe import Recipe, validate_recipe
+from lfmcw_app.result_file import read_result
 from lfmcw_app.resuming import (
     CHANGES,
     Change,
@@ -64,6 +66,7 @@ from lfmcw_app.resuming import (
     read_changes,
 )
 from lfmcw_app.search_space.genotype import EVALUATED
+from mlo.distributed import rank_and_size
 
 __all__ = ["ENVIRONMENT", "EVALUATED", "KEEP", "LOCK", "REPORT", "RunFolder"]
 
@@ -81,7 +84,7 @@ KEEP = {
 BEFORE_A_RUN = re.compile(rf"{re.escape(LOCK)}|\.config(\.yaml)?\.(\d+\.)?part(\.yaml)?")
 """What a run folder may hold before its recipe is there: after a kill in the first moment."""
 
-DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads")
+DECIDES_BITS = ("commit", "mlo", "torch", "cpu", "gpu", "cpu_threads", "processes")
 """Entries of environment.json on which the last bits of a run depend."""
 
 GONE = "the folder is gone: it was moved or deleted"
@@ -158,9 +161,9 @@ class RunFolder:
     def changed_environment(self) -> list[str]:
         """What is not as it was when the run began, and may change last bits: "torch 2.8 → 2.9"."""
         try:
-            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            began = read_object(self.path / ENVIRONMENT)
             known = {key: began[key] for key in DECIDES_BITS if began.get(key) is not None}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError):
             return []  # damaged or not there: nothing is known
         here = _environment()
         return [
@@ -200,7 +203,10 @@ class RunFolder:
                 "folder."
             ) from None
         except OSError as error:
-            raise InputError(f"The run folder {self.path} cannot be written ({error}).") from None
+            raise InputError(
+                f"The run folder {self.path} cannot be written ({error}). Make room or give the "
+                "permission, then start again."
+            ) from None
         try:
             self._tidy()
             yield
@@ -225,20 +231,24 @@ class RunFolder:
         """
         config = path / "config.yaml"
         try:
-            tree = parse_yaml(config.read_text("utf-8"))
+            text = text_of(config)
         except FileNotFoundError:
             stopped = path.is_dir() and any(BEFORE_A_RUN.fullmatch(e.name) for e in path.iterdir())
             again = " It was stopped before it began: start it again with --out." if stopped else ""
             raise InputError(
                 f"--resume {path}: there is no run in it (no config.yaml).{again}"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except PermissionError:
+            raise
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"--resume {path}: its config.yaml cannot be read ({error})."
             ) from None
-        except ValueError as error:
-            raise InputError(f"--resume {path}: its config.yaml cannot be read: {error}.") from None
-        return cls(path, validate_recipe(tree))
+        try:
+            return cls(path, validate_recipe(parse_yaml(text)))
+        except ValueError as error:  # an InputError is one
+            why = str(error).rstrip(".")
+            raise InputError(f"--resume {path}: its config.yaml cannot be read: {why}.") from None
 
     # ------------------------------ changes
 
@@ -261,7 +271,7 @@ class RunFolder:
             return
         time = datetime.now().astimezone().isoformat(timespec="seconds")
         lines = change_lines(self.changes, time=time, phase=phase, round_number=round_number)
-        before = (self.path / CHANGES).read_text("utf-8") if read_changes(self.path) else ""
+        before = text_of(self.path / CHANGES) if read_changes(self.path) else ""
 
         # The recipe first: if the record is missing, the difference is found as an edit would be.
         self.write("config.yaml", self.recipe.to_yaml())
@@ -362,7 +372,7 @@ class RunFolder:
         if not self.writes:
             return
         with self.attempting(f"What completed the run (in {ENVIRONMENT})"):
-            began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
+            began = read_object(self.path / ENVIRONMENT)
             self.write(ENVIRONMENT, json.dumps({**began, "completed": made_by}, indent=1))
 
     def complete(self, result: str, made_by: dict[str, Any]) -> None:
@@ -379,8 +389,9 @@ class RunFolder:
         """Clears a complete run, if it was stopped between its result and the end of `clear`."""
         if self.writes and self.keep == "all":
             with self.attempting(f"What is to be kept (in {ENVIRONMENT})"):
-                began = json.loads((self.path / ENVIRONMENT).read_text("utf-8"))
-                self.keep = began.get("completed", {}).get("keep", "all")
+                completed = read_object(self.path / ENVIRONMENT).get("completed")
+                keep = completed.get("keep", "all") if isinstance(completed, dict) else "all"
+                self.keep = keep if isinstance(keep, str) and keep in KEEP else "all"
         self.clear()
 
     @property
@@ -432,15 +443,16 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The result, if the run is complete."""
         try:
-            result: dict[str, Any] = json.loads((self.path / "result.json").read_text("utf-8"))
+            return read_result(self.path / "result.json")
         except FileNotFoundError:
             return None
+        except PermissionError:  # it may be whole, and is not to be deleted
+            raise
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path / 'result.json'} is damaged ({error}). Delete it and resume: the "
                 "result is computed again."
             ) from None
-        return result
 
     # ------------------------------ checkpoints
 
@@ -616,6 +628,7 @@ def _environment() -> dict[str, Any]:
         "cpu": device_kind(torch.device("cpu")),
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
+        "processes": rank_and_size()[1],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

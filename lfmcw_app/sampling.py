@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import make_generator
 from lfmcw_app.collapse import last_quality
 from lfmcw_app.errors import InputError, shown
@@ -178,12 +178,18 @@ def measured_quality(run: Path, trained: TrainedGenerator) -> tuple[int, Quality
         for entry in phase.entries
         if phase.name == trained.stage
     ]
-    return last_quality(entries, trained.rounds)
+    try:
+        return last_quality(entries, trained.rounds)
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"What the run in {run} measured of its generator cannot be used ({error}): its "
+            "metrics.jsonl was edited. Put it back, or delete it."
+        ) from None
 
 
 def _described(path: Path) -> _Described:
     try:
-        return _Described.model_validate(json.loads(path.read_text("utf-8")))
+        return _Described.model_validate(read_object(path))
     except (OSError, ValueError) as error:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise InputError(

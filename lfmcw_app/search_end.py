@@ -17,6 +17,7 @@ import torch
 
 from lfmcw_app.assessment import MOST_CLASSES
 from lfmcw_app.batchnorm import give_statistics, recompute_statistics
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import SearchModules
 from lfmcw_app.data import Dataset, Images, in_order, subset
 from lfmcw_app.errors import InputError
@@ -113,7 +114,9 @@ def read_search_end(folder: RunFolder) -> dict[str, Any] | None:
     """
     path = folder.path / SEARCH_END
     try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        found = read_object(path)
+        if found.get("generator") is not None:
+            Quality.from_data(found["generator"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -17,8 +17,8 @@ import torch
 from lfmcw_app.errors import InputError
 from lfmcw_app.memory import memory_of
 from lfmcw_app.recipe import Generator, Recipe, Search
-from lfmcw_app.search_space.genotype import Genotype
 from lfmcw_app.search_space.layers import OperationStyle
+from lfmcw_app.search_space.nasbench201_network import STAGES
 from lfmcw_app.search_space.operations import make_operation
 from lfmcw_app.search_space.supernet import reduction_layers
 from lfmcw_app.spaces import space_named
@@ -45,6 +45,9 @@ SMALLEST = {
 }  # fmt: skip
 """Key that decides what a recipe takes → a value with which it takes little."""
 
+SUMS = "nasbench201"
+"""The space whose nodes are sums: its cells have other edges, and its networks other stages."""
+
 
 def check_sizes(
     recipe: Recipe,
@@ -68,8 +71,8 @@ def check_sizes(
     Raises:
         InputError: naming the key that makes it too large.
     """
-    if not issubclass(space_named(recipe.search.space).genotype, Genotype):
-        return  # the arithmetic is that of DARTS's cells
+    if space_named(recipe.search.space).network_of not in ("darts", SUMS):
+        return  # of cells of another package nothing is known
     limit = memory_of(device)
     shape = (image_size, image_channels, classes)
     needed = least_memory(recipe, *shape, searches=searches)
@@ -108,17 +111,24 @@ def least_memory(
             kept += kept
             if not how.draws_real:
                 kept += 3 * weights + 3 * generator_weights(how.generator)
-        outputs = _outputs(
-            search_stages(how)[0].layers,
-            how.nodes, how.channels, how.stem, image_size,
-        )  # fmt: skip
+        outputs = (
+            _sum_outputs(how.layers, how.nodes - 1, how.channels, image_size)
+            if _has_sums(how)
+            else _outputs(
+                search_stages(how)[0].layers, how.nodes, how.channels, how.stem, image_size
+            )
+        )
         passed = _batch(how.batch_size) * (outputs + image_channels * image_size**2)
         found["search"] = FLOAT * (kept + weights) + _bytes(how.precision) * passed
 
     trained = recipe.evaluation
     weights = network_weights(recipe, image_channels, classes)
     kept = weights * (3 if trained.weights.momentum else 2)
-    outputs = _outputs(trained.layers, how.nodes, trained.channels, trained.stem, image_size)
+    outputs = (
+        _sum_outputs(STAGES, 1, trained.channels, image_size)  # cells may have no operation
+        if _has_sums(how)
+        else _outputs(trained.layers, how.nodes, trained.channels, trained.stem, image_size)
+    )
     passed = _batch(trained.batch_size) * (outputs + image_channels * image_size**2)
     found["training"] = FLOAT * kept + _bytes(trained.precision) * passed
     return found
@@ -126,6 +136,8 @@ def least_memory(
 
 def supernet_weights(how: Search, classes: int) -> int:
     """Number of a supernet's weights, at least; of P-DARTS's the first stage's."""
+    if _has_sums(how):
+        return _sum_supernet_weights(how, classes)
     space = space_named(how.space)
     layers, part = space.stages(how)[0].layers, space.partial_channels(how)
     candidates = space.candidates(how)
@@ -166,6 +178,8 @@ def generator_weights(how: Generator) -> int:
 def network_weights(recipe: Recipe, image_channels: int, classes: int) -> int:
     """Number of a derived network's weights, at least, whatever its cells are."""
     how, nodes = recipe.evaluation, recipe.search.nodes
+    if _has_sums(recipe.search):
+        return 9 * how.channels * image_channels + _sum_skeleton(how.channels, classes)
     widths = list(_widths(how.layers, how.channels))
     stem = how.channels * (STEM_MULTIPLIER if how.stem == "cifar" else 1)
     inputs = _preprocessing(widths, nodes, stem)
@@ -198,6 +212,37 @@ def _outputs(layers: int, nodes: int, channels: int, stem: str, image_size: int)
     return total
 
 
+# ------------------------------ cells whose nodes are sums
+
+
+def _has_sums(how: Search) -> bool:
+    return space_named(how.space).network_of == SUMS
+
+
+def _sum_supernet_weights(how: Search, classes: int) -> int:
+    edges: Any = space_named(how.space).candidates(how)
+    cells = sum(
+        how.layers // STAGES * len(edges.cell) * primitive_weights(name, how.channels << stage, 1)
+        for stage in range(STAGES)
+        for name in edges.cell[0]
+    )
+    return cells + _sum_skeleton(how.channels, classes)
+
+
+def _sum_skeleton(channels: int, classes: int) -> int:
+    """Weights of what leads from stage to stage, and of the classifier."""
+    widths = [channels << stage for stage in range(STAGES)]
+    # Convolutions of 3×3 to twice the channels and of these, and one of 1×1 beside them.
+    reductions = sum((9 * 2 + 9 * 4 + 2) * width**2 for width in widths[:-1])
+    return reductions + widths[-1] * classes
+
+
+def _sum_outputs(layers: int, states: int, channels: int, image_size: int) -> int:
+    """Numbers in so many states of each cell for an image, in three stages of half the side."""
+    maps = ((channels << stage) * (image_size >> stage) ** 2 for stage in range(STAGES))
+    return layers // STAGES * states * sum(maps)
+
+
 def _batch(examples: int) -> int:
     """Examples of a batch that this process works on."""
     return examples // int(os.environ.get("WORLD_SIZE", "1"))
@@ -220,7 +265,9 @@ def _with(recipe: Recipe, key: str) -> Recipe:
     parts: list[Any] = [recipe]
     for name in sections:
         parts.append(getattr(parts[-1], name))
-    changed = parts.pop().model_copy(update={last: SMALLEST[key]})
+    # (A cell of sums has a state beside its input.)
+    smallest = 2 if key == "search.nodes" and _has_sums(recipe.search) else SMALLEST[key]
+    changed = parts.pop().model_copy(update={last: smallest})
     for part, name in zip(reversed(parts), reversed(sections), strict=True):
         changed = part.model_copy(update={name: changed})
     return changed  # type: ignore[no-any-return]

@@ -11,7 +11,6 @@ function of its recipe.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import mlo
 from lfmcw_app.batchnorm import without_statistics
+from lfmcw_app.bounded_files import read_object
 from lfmcw_app.build_modules import SearchModules, build_modules, generator_for
 from lfmcw_app.classifier import network_path
 from lfmcw_app.data import Dataset
@@ -407,7 +407,7 @@ def _of_the_parts(recipe: Recipe) -> dict[str, Any]:
 def _described(run: Path) -> dict[str, Any]:
     """What is needed of a run's dataset.json."""
     try:
-        described = json.loads((run / "dataset.json").read_text("utf-8"))
+        described = read_object(run / "dataset.json")
         found = {key: described[key] for key in ("image_size", "channels", "class_names")}
         return {**found, "digest": described["fingerprint"]["digest"]}
     except (OSError, ValueError, LookupError, TypeError) as error:

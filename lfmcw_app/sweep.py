@@ -380,7 +380,7 @@ def make_launcher(
         return RayTasks(options) if name == "ray" else SubmititJobs(jobs, folder, options)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"--launcher {name} needs {error.name}: pip install 'mlo[{name}]'."
+            f"--launcher {name} needs {error.name}: pip install 'torch-mlo[{name}]'."
         ) from None
 
 

@@ -13,6 +13,7 @@ from filelock import FileLock
 
 import mlo
 from lfmcw_app.arms import TABLES, contrasts
+from lfmcw_app.bounded_files import text_of
 from lfmcw_app.comparison import draw_comparison, measure_of, summaries, summarise
 from lfmcw_app.data import Dataset, short_name
 from lfmcw_app.errors import InputError
@@ -90,7 +91,13 @@ def claim(folder: Path, recipes: Mapping[str, Recipe], dataset: Dataset) -> None
     text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True)
     file = folder / "recipes.yaml"
     if file.exists():
-        held = file.read_text("utf-8")
+        try:
+            held = text_of(file)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{file}, which says of which runs the table is, cannot be read ({error}). Name "
+                "another folder with --out, or put the file back."
+            ) from None
         if held == text:
             return
         same_settings = held.partition("\n")[2] == text.partition("\n")[2]

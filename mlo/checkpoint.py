@@ -80,6 +80,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"There is no checkpoint {os.fspath(path)}.") from None
+    except PermissionError as error:
+        raise _NotAllowed(
+            f"The checkpoint {os.fspath(path)} cannot be read ({error.strerror or error}). It may "
+            "be whole: give the permission to read it."
+        ) from None
     except CheckpointError:
         raise
     except (
@@ -98,6 +103,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             stacklevel=2,
         )
     return state
+
+
+class _NotAllowed(CheckpointError):
+    """This process may not read a checkpoint."""
 
 
 class CheckpointStore:
@@ -201,7 +210,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: if there are checkpoints and none can be read: what is wrong with the
-                last one.
+                last one. Or if this process may not read one, which may be whole.
         """
         # The first error is the one to tell: what is wrong with the last checkpoint.
         first: CheckpointError | None = None
@@ -212,6 +221,8 @@ class CheckpointStore:
                 state = load_checkpoint(path)
                 if check is not None:
                     check(state)
+            except _NotAllowed:  # rounds are not computed again for want of a permission
+                raise
             except CheckpointError as error:
                 first = first or error
                 continue

@@ -192,6 +192,10 @@ class DependencyGraph:
             name for name, level in self.level.items() if level == max(self.level.values())
         )
 
+    def round_text(self, order: Order = "lower_first") -> str:
+        """Returns the order of a round for people: "(net ×5 → decay) ×2"; see `schedule`."""
+        return str(self._round(order))
+
     def to_mermaid(self) -> str:
         """Returns a Mermaid flowchart: solid arrows are solutions, dashed ones values."""
         lines = ["flowchart BT"]
@@ -214,7 +218,7 @@ class DependencyGraph:
                 f"  level {self.level[name]}  {name:<12} reads solutions: {solutions:<16} values: "
                 f"{values}{_restart(self.problems[name])}"
             )
-        rows.append(f"  order of a round: {self._round('lower_first')}")
+        rows.append(f"  order of a round: {self.round_text()}")
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
@@ -377,4 +381,4 @@ def _subtitle(problem: Problem) -> str:
         return text if len(text) <= 22 else f"{text[:21]}…"
     if problem.is_game:
         return "game"
-    return f"{sum(parameter.numel() for parameter in problem.parameters.values()):,} parameters"
+    return f"{problem.size:,} parameters"

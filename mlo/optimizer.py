@@ -28,6 +28,7 @@ from mlo.lazy_rounds import LazyRounds
 from mlo.levels import History, Levels
 from mlo.loss import LossFunction
 from mlo.nonfinite import ROLLBACKS, SNAPSHOT_EVERY, OnNonFinite
+from mlo.notebook_table import table_html
 from mlo.problem import Problem, Tensors
 from mlo.records import GradientReport, Record
 from mlo.response import AbstractEngine, StepEngine
@@ -196,10 +197,14 @@ class MultilevelOptimizer:
         return f"MultilevelOptimizer({' → '.join(self.problems)}; {engines})"
 
     def _repr_html_(self) -> str:
-        """The picture that a notebook shows: the graph, and which engine differentiates what."""
-        from html import escape  # slow to import, for its table of entities
-
-        return f"{self.graph.to_svg()}<div><code>{escape(repr(self))}</code></div>"
+        """What a notebook shows: the graph, and which engine differentiates what."""
+        rows = []
+        for name, problem in self.problems.items():
+            engine = self.engines[name].label if name in self._history.differentiated else "-"
+            rows.append((name, f"{problem.size:,}", problem.optimizer_names, problem.steps, engine))
+        headings = ("problem", "parameters", "optimizer", "steps", "differentiated by")
+        title = f"A round: {self.graph.round_text(self.order)}. Rounds made: {self.round:,}"
+        return f"<div>{self.graph.to_svg()}{table_html(title, headings, rows)}</div>"
 
     # ------------------------------ rounds
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from mlo.averages import Average, average_from
 from mlo.errors import ProblemError, nearest
 from mlo.estimators import Estimator, estimator_from
+from mlo.notebook_table import table_html
 from mlo.step_formulas import check_learned_settings
 
 __all__ = ["Problem", "Tensors"]
@@ -25,6 +26,13 @@ Tensors = dict[str, Tensor]
 
 RESERVED = ("default", "name")
 """Names that a problem cannot have, since they are keys of the mappings in `hypergradient=`."""
+
+SHOWN_IF_SET = {
+    "grad_clip": None, "precision": None, "compile": False, "accumulate": 1,
+    "accumulate_solves": 1, "warmup_steps": 0, "restart_from": None, "estimator": None,
+    "average": None, "after_step": None, "settings": None,
+}  # fmt: skip
+"""Options that a notebook shows where they differ from these, their defaults."""
 
 READ_ONCE = frozenset(
     {
@@ -306,11 +314,40 @@ class Problem:
         """The device of the problem's first parameter."""
         return next(iter(self.parameters.values())).device
 
+    @property
+    def size(self) -> int:
+        """The number of parameters that the problem optimizes."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @property
+    def optimizer_names(self) -> str:
+        """The classes of its optimizers, for people."""
+        names = [type(optimizer).__name__ for optimizer in self.optimizers.values()]
+        return ", ".join(dict.fromkeys(names))
+
+    @property
+    def _kind(self) -> str:
+        return f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
+
     def __repr__(self) -> str:
-        count = sum(parameter.numel() for parameter in self.parameters.values())
-        kind = f"game of {', '.join(self.players)}" if self.is_game else type(self.module).__name__
         reads = f", reads {', '.join(self.reads)}" if self.reads else ""
-        return f"Problem({self.name!r}: {kind}, {count:,} parameters{reads})"
+        return f"Problem({self.name!r}: {self._kind}, {self.size:,} parameters{reads})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the declaration, without what was left at its default."""
+        rows: list[tuple[str, object]] = [
+            ("module", self._kind),
+            ("parameters", f"{self.size:,} on {self.device}"),
+            ("optimizer", self.optimizer_names),
+            ("loss", getattr(self.loss, "__qualname__", type(self.loss).__name__)),
+            ("reads", ", ".join(self.reads) or "no other problem"),
+            ("steps", self.steps),
+        ]
+        for name, default in SHOWN_IF_SET.items():
+            value = getattr(self, name)
+            if value != default:
+                rows.append((name, getattr(value, "__qualname__", value)))
+        return table_html(f"Problem {self.name}", (), rows)
 
     def _checked(self, estimator: Estimator | None) -> Estimator | None:
         """Refuses an estimator of single blocks where several batches are averaged."""

@@ -14,7 +14,7 @@ import random
 import struct
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +121,9 @@ class RandomState:
             gpus: indices of the run's own GPUs now, in the order in which they were saved.
 
         Raises:
-            ValueError: if numpy could not take it.
+            ValueError: if it is not one, naming the entry, or numpy could not take it.
         """
+        _check_saved(state)
         python, numpy = state["python"], state["numpy"]
         # numpy takes any position, and would read there.
         if not 0 <= numpy["pos"] <= MERSENNE_WORDS:
@@ -139,6 +140,62 @@ class RandomState:
             },
             generators=tuple(state["generators"]),
         )
+
+
+def _check_saved(state: Any) -> None:
+    """Checks what `state_dict` returned, which a file may have held, before any of it is used.
+
+    Raises:
+        ValueError: naming the first entry that is missing or of another kind.
+    """
+    for where, entries in ((), OF_STATE), (("python",), OF_PYTHON), (("numpy",), OF_NUMPY):
+        found = state
+        for key in where:
+            found = found[key]
+        _check_entries(".".join(where), found, entries)
+    for name in ("cuda", "generators"):
+        if not all(isinstance(entry, Tensor) for entry in state[name]):
+            raise ValueError(f"its {name} are no list of tensors")
+    # (Python keeps its position behind the words.)
+    words = state["python"]["words"]
+    if len(words) != MERSENNE_WORDS + 1 or not all(_is_whole(word) for word in words):
+        raise ValueError(f"its python.words are not {MERSENNE_WORDS + 1} whole numbers")
+    key = state["numpy"]["key"]
+    if key.shape != (MERSENNE_WORDS,) or key.is_floating_point() or key.is_complex():
+        raise ValueError(f"its numpy.key is no tensor of {MERSENNE_WORDS} whole numbers")
+
+
+def _check_entries(where: str, found: Any, entries: Mapping[str, tuple[type, ...]]) -> None:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{f'its {where}' if where else 'it'} is a {type(found).__name__}")  # noqa: TRY004
+    for key, kinds in entries.items():
+        if key not in found:
+            raise ValueError(f"it lacks {where and f'{where}.'}{key}")
+        if not isinstance(found[key], kinds) or isinstance(found[key], bool):
+            got = type(found[key]).__name__
+            raise ValueError(f"its {where and f'{where}.'}{key} is a {got}")  # noqa: TRY004
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+OF_STATE = {
+    "cpu": (Tensor,),
+    "cuda": (list, tuple),
+    "python": (Mapping,),
+    "numpy": (Mapping,),
+    "generators": (list, tuple),
+}
+OF_PYTHON = {"version": (int,), "words": (list, tuple), "gauss": (float, type(None))}
+OF_NUMPY = {
+    "bit_generator": (str,),
+    "key": (Tensor,),
+    "pos": (int,),
+    "has_gauss": (int,),
+    "gauss": (float, int),
+}
+"""Entries of a saved random state, of Python's in it and of numpy's → what they may be."""
 
 
 def _own(gpus: Sequence[int] | None) -> Sequence[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mlo.errors import NonFiniteError
 from mlo.gradient_norm import GradientNorm
+from mlo.notebook_table import table_html
 from mlo.tensors import map_tensors, tensors_of
 
 __all__ = ["GradientReport", "Record", "SolveReport"]
@@ -71,6 +72,18 @@ def _shown(loss: Any) -> str:
     if isinstance(loss, Mapping):
         return f"({', '.join(f'{player}={_shown(value)}' for player, value in loss.items())})"
     return f"{loss:.4g}"
+
+
+def _solved(report: SolveReport) -> str:
+    """How a solve went, in words."""
+    parts = [report.engine]
+    if report.iterations:
+        parts.append(f"{report.iterations} products")
+    if report.residual is not None:
+        parts.append(f"residual {report.residual:.1e}")
+    if not report.converged:
+        parts.append(f"not converged. {report.advice}".rstrip())
+    return ", ".join(parts)
 
 
 @dataclass(kw_only=True)
@@ -153,6 +166,23 @@ class Record:
         solved = f"; solved: {', '.join(self.solves)}" if self.solves else ""
         trouble = f"; not converged: {', '.join(failed)}" if failed else ""
         return f"Record(round={self.round}: {losses}{solved}{trouble})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row per problem."""
+        rows = []
+        losses, norms = self.losses, self.gradient_norms
+        for name in dict.fromkeys([*losses, *self.skipped, *self.solves]):
+            loss = _shown(losses[name]) if name in losses else None
+            norm = f"{norms[name]:.3g}" if name in norms else None
+            time = f"{1000 * self.seconds[name]:.3g}" if name in self.seconds else None
+            skipped = f"skipped: {self.skipped[name]}" if name in self.skipped else ""
+            solve = _solved(self.solves[name]) if name in self.solves else ""
+            rows.append((name, loss, norm, time, "; ".join(filter(None, (skipped, solve)))))
+        title = f"Round {self.round}"
+        if self.rolled_back is not None:
+            title += f", after going back: {self.rolled_back}"
+        headings = ("problem", "loss", "gradient norm", "milliseconds", "response")
+        return table_html(title, headings, rows)
 
     @property
     def losses(self) -> dict[str, Any]:

@@ -10,6 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from lfmcw_app.drawing import as_label, drawing
+from lfmcw_app.search_space.cell_layout import (
+    COLUMN,
+    Place,
+    cell_places,
+    control_point,
+    edge_bend,
+)
 from lfmcw_app.search_space.genotype import EDGES_PER_NODE, Edge, Genotype
 from lfmcw_app.search_space.nasbench201 import SumCell, sum_edges
 from lfmcw_app.search_space.operations import primitive_named
@@ -17,13 +24,8 @@ from lfmcw_app.search_space.operations import primitive_named
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Place", "cell_places", "control_point", "draw_genotype", "draw_sum_cell", "edge_bend"]
+__all__ = ["draw_genotype", "draw_sum_cell"]
 
-Place = tuple[float, float]
-"""Along the cell, and across it."""
-
-COLUMN = 1.75
-ROWS = (0.0, 0.95, -0.95, 0.0)
 LEVEL = 1.0
 """Height of an edge over each node that it passes."""
 
@@ -40,29 +42,6 @@ def draw_genotype(genotype: Genotype, path: Path, title: str = "") -> None:
         _draw_cell(ax, edges)
         ax.set_title(f"{kind} cell", fontsize=13, loc="left")
     _finish(figure, path, title)
-
-
-def cell_places(nodes: int) -> list[Place]:
-    """Where the states of a cell stand: inputs at the left, one column per node, the output."""
-    places = [(0.0, 1.35), (0.0, -1.35)]
-    places += [(COLUMN * (node + 1), ROWS[node % len(ROWS)]) for node in range(nodes)]
-    return [*places, (COLUMN * (nodes + 1) + 0.2, 0.0)]
-
-
-def edge_bend(start: Place, end: Place) -> float:
-    """How far an arrow bends around the nodes that it passes, as a part of its length."""
-    upwards = start[1] > 0.0 or (start[1] == 0.0 and end[1] >= 0.0)
-    bend = 0.14 + 0.045 * (end[0] - start[0]) / COLUMN  # wider around more nodes
-    return -bend if upwards else bend
-
-
-def control_point(start: Place, end: Place, bend: float) -> Place:
-    """The control point of an arrow's quadratic Bézier curve, as Matplotlib's arc3 has it.
-
-    It is off the middle by bend · length.
-    """
-    (x0, y0), (x1, y1) = start, end
-    return (x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0)
 
 
 def _draw_cell(ax: Axes, edges: tuple[Edge, ...]) -> None:

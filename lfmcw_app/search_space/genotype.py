@@ -6,24 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
+from lfmcw_app.search_space.cell_layout import EDGES_PER_NODE, Edge
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES, primitive_named
 from lfmcw_app.search_space.supernet import MixingWeights
 from mlo.errors import nearest
 
 __all__ = [
-    "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype", "random_genotype",
+    "EDGES_PER_NODE", "EVALUATED", "FOUND", "Cells", "Edge", "Genotype", "derive_genotype",
+    "random_genotype",
 ]  # fmt: skip
 
-EDGES_PER_NODE = 2
+LONGEST = 2**20
+"""Bytes of a genotype's file; one of 64 nodes has some 10,000."""
 
 FOUND = "genotype.json"
 """In a run folder, the genotype that its search found."""
@@ -32,22 +36,19 @@ EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
 
 
-@dataclass(frozen=True)
-class Edge:
-    """An edge of a derived cell: its primitive, and the state that it reads.
-
-    The states 0 and 1 are the cell's inputs, 2 + i is node i.
-    """
-
-    primitive: str
-    source: int
-
-
 class Cells:
     """Derived cells of any search space, as data; equal ones compare equal.
 
     A space whose cells are others than DARTS's has a subclass of its own.
+
+    Attributes:
+        inputs: states that a cell reads from outside; its nodes are counted after them.
+        output: what leaves a cell: its "last" node, or "all" nodes side by side; None if a picture
+            of the cell should not say.
     """
+
+    inputs: ClassVar[int] = 1
+    output: ClassVar[Literal["last", "all"] | None] = None
 
     def to_data(self) -> dict[str, list[list[list[str | int]]]]:
         """Returns kind of cell → for each node its edges as [primitive, source]."""
@@ -83,6 +84,12 @@ class Cells:
         edges = _edges_of({kind: nodes})
         return sum(primitive == "skip_connect" for primitive, _ in edges) / len(edges)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a picture of each kind of cell."""
+        from lfmcw_app.search_space.cell_html import cells_html
+
+        return cells_html(self)
+
     def to_json(self) -> str:
         """Returns the cells as JSON, one line per node."""
         kinds = []
@@ -101,7 +108,7 @@ class Cells:
         path = Path(path)
         file = _file_of(path) if path.is_dir() else path
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = text_of(file, LONGEST, encoding="utf-8-sig", pipes=True)
         except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
             raise InputError(f"The genotype file {file} cannot be read ({error}).") from None
         try:
@@ -120,6 +127,9 @@ class Genotype(Cells):
 
     normal: tuple[Edge, ...]
     reduction: tuple[Edge, ...]
+
+    inputs: ClassVar[int] = 2
+    output: ClassVar[Literal["last", "all"] | None] = "all"
 
     @property
     def nodes(self) -> int:
@@ -171,8 +181,8 @@ class Genotype(Cells):
         """
         # A ValueError comes from text that is not JSON, and from an integer of too many digits.
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")

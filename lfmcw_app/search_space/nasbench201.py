@@ -10,16 +10,16 @@ Reference: Dong and Yang, NAS-Bench-201: Extending the Scope of Reproducible Neu
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from lfmcw_app.bounded_files import parse_json
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
@@ -69,6 +69,8 @@ class SumCell(Cells):
     """
 
     operations: tuple[str, ...]
+
+    output: ClassVar[Literal["last", "all"] | None] = "last"
 
     def __post_init__(self) -> None:
         if self.nodes is None:
@@ -161,8 +163,8 @@ def _is_edge(edge: Any) -> bool:
 
 def _from_json(text: str) -> list[Any]:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise InputError(f"A cell is JSON, and this is not ({error}).") from None
     if not isinstance(data, dict) or set(data) != {"cell"} or not isinstance(data["cell"], list):
         raise InputError('A cell is a JSON object {"cell": [[[operation, source], …], …]}.')

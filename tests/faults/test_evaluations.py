@@ -76,7 +76,7 @@ def test_what_resume_cannot_take_is_refused(whole, runs, tmp_path):
         (
             evaluate,
             ["--resume", whole, "--max-steps", "2"],
-            "--max-steps starts a trial of its own",
+            "--max-steps starts a separate trial",
         ),
         (evaluate, ["random:1"], "Name a genotype and a data set"),
         (run, ["--resume", whole], f"python -m lfmcw_app.evaluate --resume {whole}"),

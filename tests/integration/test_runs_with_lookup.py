@@ -105,4 +105,4 @@ def test_runs_of_a_table_are_looked_up(cells, tmp_path):
     (tmp_path / "runs" / rows[0]["run"] / "result.json").unlink()
     code, said = call(table, "table2", "digits", "--seeds=1", f"--lookup={moved}", *folders)
     assert code == 0, said
-    assert "2 runs, 1 of them done before" in said
+    assert "2 runs, 1 of them already complete" in said

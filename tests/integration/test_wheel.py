@@ -30,7 +30,7 @@ def test_the_wheel_installs_and_runs_in_a_clean_environment(tmp_path):
     ]
     built = finished(command)
     assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = (tmp_path / "dist").glob("mlo-*.whl")
+    (wheel,) = (tmp_path / "dist").glob("torch_mlo-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "mlo/py.typed",

@@ -126,7 +126,7 @@ def _imported(module: str, extra: str) -> Any:
     except ImportError as error:
         raise ConfigurationError(
             f"logger_type={extra!r} needs the package {extra}, which cannot be imported ({error}). "
-            f"Run: pip install 'mlo[{extra}]'; or use logger_type='none'."
+            f"Run: pip install 'torch-mlo[{extra}]'; or use logger_type='none'."
         ) from error
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 import struct
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from modes_obeyed import with_mode
 from small_cifars import (
     FOLDERS,
     binary_files,
@@ -266,3 +269,29 @@ def test_cifar100_takes_the_fine_label(tmp_path):
     write_files(tmp_path, files | {"cifar-100-binary/fine_label_names.txt": b"one\ntwo\n"})
     with pytest.raises(InputError, match="2 class names instead of 100"):
         load_dataset("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("held", [FOLDERS, ARCHIVES], ids=["folder", "archive"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(held, tmp_path):
+    files = binary_files("cifar10", random_parts("cifar10"))
+    write_files(tmp_path, files) if held is FOLDERS else write_archive(
+        tmp_path / ARCHIVES["cifar10"][0], files
+    )
+    path = tmp_path / held["cifar10"][0]
+    path = path / "test_batch.bin" if held is FOLDERS else path
+    with (
+        with_mode(path, 0),
+        pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"),
+    ):
+        load_dataset("cifar10", tmp_path)
+
+
+def test_an_archive_with_a_head_of_any_length_is_refused(tmp_path, monkeypatch):
+    """A head of the kind PAX names its own length, and is read into memory."""
+    head = tarfile.TarInfo("x")
+    head.type, head.size = tarfile.XHDTYPE, 9000
+    archive = tmp_path / ARCHIVES["cifar10"][0]
+    archive.write_bytes(gzip.compress(head.tobuf(tarfile.USTAR_FORMAT) + bytes(10_000)))
+    monkeypatch.setattr(cifar, "LARGEST_FILE", 4000)
+    with pytest.raises(InputError, match=r"is damaged \(.*9216 bytes at once"):
+        load_dataset("cifar10", tmp_path)

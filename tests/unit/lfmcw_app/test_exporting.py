@@ -23,7 +23,7 @@ from lfmcw_app.search_space.operations import PRIMITIVES
 NEEDED = FORMATS["onnx"].packages
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in NEEDED),
-    reason=f"needs {', '.join(NEEDED)} (pip install 'mlo[export]')",
+    reason=f"needs {', '.join(NEEDED)} (pip install 'torch-mlo[export]')",
 )
 FORMAT = [
     pytest.param("torch"), pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])

@@ -1,5 +1,6 @@
 """Children end with their parent, even when it is killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -69,3 +70,24 @@ def test_grandchildren_do_not_watch_the_grandparent(monkeypatch):
     assert not os.get_inheritable(reader)
     os.close(reader)
     os.close(writer)
+
+
+def test_a_killed_torchrun_takes_its_processes_with_it():
+    """Only the one whose parent has ended ends."""
+    child = CHILD.replace("sys.stdin.read()", "import time; time.sleep(600)")
+    parent = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent, child],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, parent_pipe.LAUNCHED: "none"},
+    ) as process:
+        try:
+            assert process.stdout.readline() == "child\n"
+            process.kill()
+            assert process.stdout.read() == "torchrun has ended, so this process ends too.\n"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

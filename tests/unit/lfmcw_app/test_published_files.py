@@ -36,3 +36,10 @@ def test_a_failed_download_says_where_was_looked(tmp_path, monkeypatch):
         assert str(tmp_path / "given") in str(caught.value)
         assert str(tmp_path / "usual") in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_the_other_places(monkeypatch):
+    monkeypatch.setattr(published_files, "PLACES", ("~/data",))
+    monkeypatch.setattr("os.path.expanduser", lambda path: str(path))  # as it is returned then
+    monkeypatch.setattr(Path, "expanduser", lambda path: 1 / 0)
+    assert Path("~/data") in published_files.places(Path("given"), (".",))

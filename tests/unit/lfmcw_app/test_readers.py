@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from modes_obeyed import with_mode
 from small_pictures import write_classes
 
 from lfmcw_app.data import Images, load_dataset
@@ -39,6 +40,23 @@ def test_a_damaged_file_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"train-images-idx3-ubyte\.gz is damaged"):
             load_dataset("fashion-mnist", tmp_path)
+
+
+def test_a_file_that_unpacks_to_any_size_is_refused(tmp_path, monkeypatch):
+    write_fashion(tmp_path / "fashion-mnist")
+    monkeypatch.setattr("lfmcw_app.readers.LARGEST_IDX", 1000)
+    with pytest.raises(InputError, match=r"is damaged \(it has more than 1,000 bytes\)"):
+        load_dataset("fashion-mnist", tmp_path)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    write_fashion(tmp_path / "fashion-mnist")
+    path = tmp_path / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz"
+    with (
+        with_mode(path, 0),
+        pytest.raises(InputError, match=r"ubyte\.gz cannot be read \(Permission denied\)"),
+    ):
+        load_dataset("fashion-mnist", tmp_path)
 
 
 def test_fashion_mnist_is_read_as_torchvision_keeps_it(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from crash_points import disk_is_full, killed_at, striking
+from modes_obeyed import with_mode
 from torch import nn
 
 import mlo
@@ -305,6 +306,8 @@ def test_the_result_says_that_the_run_is_complete(folder):
     folder.write("result.json", "{")
     with pytest.raises(InputError, match=r"result\.json is damaged.*Delete it and resume"):
         assert folder.result
+    with with_mode(folder.path / "result.json", 0), pytest.raises(PermissionError):
+        assert folder.result  # it may be whole, and is not to be deleted
 
 
 def fill(folder):

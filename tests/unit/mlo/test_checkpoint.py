@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 import torch
+from modes_obeyed import with_mode
 from noisy_regression import regression
 
 import mlo
@@ -303,3 +304,14 @@ def test_a_store_whose_folder_is_gone_has_nothing(tmp_path):
     assert not store.exists()
     assert store.kept == []
     assert store.load() is None
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(store):
+    for number in (1, 2):
+        store.save(state(number))
+    with (
+        with_mode(store.last, 0),
+        pytest.raises(mlo.CheckpointError, match=r"run\.pt cannot be read \(Permission denied\)"),
+    ):
+        store.load()
+    assert store.load()["number"] == 2

@@ -6,6 +6,7 @@ import io
 
 import pytest
 import typer
+from modes_obeyed import with_mode
 from rich.console import Console
 
 from lfmcw_app.commands.execution import reported_errors
@@ -26,3 +27,18 @@ def test_a_users_error_is_one_paragraph_with_exit_code_2():
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), reported_errors(Console(file=io.StringIO())):
         raise ZeroDivisionError
+
+
+def test_a_file_that_may_not_be_used_is_one_paragraph(tmp_path):
+    output = io.StringIO()
+    (tmp_path / "file").touch()
+    with (
+        with_mode(tmp_path / "file", 0),
+        pytest.raises(typer.Exit) as caught,
+        reported_errors(Console(file=output, width=40)),
+    ):
+        (tmp_path / "file").read_bytes()
+    assert caught.value.exit_code == 2
+    assert output.getvalue().startswith(
+        f"Error: {tmp_path / 'file'} cannot be used (Permission denied). Nothing of it is lost."
+    )

@@ -77,7 +77,7 @@ def test_a_missing_package_is_named(kind, monkeypatch):
         raise ImportError(f"No module named {kind}")
 
     monkeypatch.setattr(loggers.importlib, "import_module", missing)
-    with pytest.raises(mlo.ConfigurationError, match=rf"pip install 'mlo\[{kind}\]'"):
+    with pytest.raises(mlo.ConfigurationError, match=rf"pip install 'torch-mlo\[{kind}\]'"):
         logger(kind)
 
 
