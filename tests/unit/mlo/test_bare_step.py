@@ -1,4 +1,4 @@
-"""The step of an optimizer without PyTorch's wrappers: the same numbers, and when it is not made."""
+"""The step of an optimizer without its wrappers: the same numbers, and when it is not made."""
 
 from __future__ import annotations
 

@@ -186,3 +186,24 @@ def test_players_that_read_a_response_take_the_node(lone):
     ]
     mlo.MultilevelOptimizer(problems, "one_step").step()
     assert lone == [False, False]
+
+
+def test_two_responses_that_a_loss_reads_meet_in_autograd(lone):
+    one, two, scale = Scale(), Scale(), Scale()
+
+    def lower(net, batch, *, scale):
+        return (net.value - scale.value - 1.0).square().sum()
+
+    def upper(scale, batch, *, one, two):
+        return (one.value * two.value + 2.0 * scale.value).sum()
+
+    problems = [
+        mlo.Problem(name, module=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1), loss=f)
+        for name, net, f in (("one", one, lower), ("two", two, lower), ("scale", scale, upper))
+    ]
+    optimizer = mlo.MultilevelOptimizer(problems, "one_step")
+    optimizer.step()
+    assert lone == [False, False, False]
+    # d/dx Σ (w₁ w₂ + 2 x) with dwᵢ/dx = 2 · 0.1.
+    found = optimizer.gradient("scale")["value"]
+    assert torch.allclose(found, 2.0 + 0.2 * (one.value + two.value).detach())
