@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mlo import MultilevelOptimizer
+from mlo.backward import grad
 
 __all__ = ["Launches", "launches_of_step", "print_launches"]
 
@@ -111,7 +112,7 @@ PARTS = (
 
 BACKWARD, OTHER, BETWEEN = "backward passes", "other", "between"
 
-AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__)
+AUTOGRAD = (_engine_run_backward.__code__, BackwardCFunction.apply.__code__, grad.__code__)
 """These frames call autograd, or are called by it for backward passes in Python."""
 
 

@@ -39,9 +39,7 @@ def grad(
         create_graph: whether the gradients can be differentiated.
     """
     outputs, inputs = tuple(outputs), tuple(inputs)
-    if cotangents is None:
-        cotangents = map(torch.ones_like, outputs)  # type: ignore[assignment]
-    cotangents = tuple(cotangents)
+    cotangents = tuple(map(torch.ones_like, outputs) if cotangents is None else cotangents)
     kept = create_graph if retain_graph is None else retain_graph
     if _run_backward is None or has_torch_function((*outputs, *inputs, *cotangents)):
         return torch.autograd.grad(

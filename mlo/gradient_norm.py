@@ -75,10 +75,7 @@ class GradientNorm:
         parts = self._parts
         if parts is None or not parts[0].is_cpu or parts[0].dtype not in WIDE:
             return False
-        for size in numbers(parts):
-            if not size < BELOW_OVERFLOW:  # as NaN is not
-                return False
-        return True
+        return all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
 
     def __float__(self) -> float:
         return float(self.total)

@@ -95,6 +95,7 @@ class LossFunction:
         unique = {id(inner): inner for module in members.values() for inner in module.modules()}
         self._modules = list(unique.values())
         self.checks = NoChecks() if problem.device.type == "meta" else CheckSchedule()
+        self.displaced: Tensors = {}  # memory for the points of finite differences, by parameter
         self.repeats = False  # whether a repeated evaluation gave the same value
         # The declared structure: the place of each of its parameters and modules.
         self._declared: list[tuple[dict[str, Any], str, Any]] = []

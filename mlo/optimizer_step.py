@@ -549,10 +549,7 @@ def is_foreign(optimizer: Optimizer) -> bool:
 
 def is_fused(optimizer: Optimizer) -> bool:
     """Whether an optimizer uses the fused step."""
-    for group in optimizer.param_groups:
-        if group.get("fused"):
-            return True
-    return False
+    return any([group.get("fused") for group in optimizer.param_groups])  # noqa: C419 - is faster
 
 
 def _copied_options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from operator import is_
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ from mlo.sharding import gathered
 from mlo.tensors import copies, versions_of
 
 __all__ = [
+    "IS_NONE",
     "AbstractEngine",
     "Constant",
     "Cotangent",
@@ -58,7 +59,6 @@ __all__ = [
     "GradientGraph",
     "Input",
     "Pullback",
-    "IS_NONE",
     "PullbackEngine",
     "Reading",
     "RecordedStep",
@@ -839,7 +839,8 @@ def pulled_back(
         differentiate: whether it is differentiated again.
         cotangents: v.
     """
-    engine: Any = solution.engine  # (To ask an abstract class what it is takes long.)
+    # (Checked where the node is made; to ask an abstract class takes long.)
+    engine = cast(PullbackEngine, solution.engine)
     _check_serves(engine, solution, differentiate=differentiate)
     if not any(wanted) or all(map(IS_NONE, cotangents)):
         return (None,) * len(wanted)

@@ -94,10 +94,7 @@ def versions_of(value: Any) -> tuple[int, ...]:
                 break
     else:
         tensors = tensors_of(value)
-    versions = []
-    for tensor in tensors:
-        versions.append(0 if tensor.is_inference() else tensor._version)
-    return tuple(versions)
+    return tuple([0 if tensor.is_inference() else tensor._version for tensor in tensors])
 
 
 def zeros_for_none(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
@@ -140,13 +137,13 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
 
 def are_alike(tensors: Sequence[Tensor]) -> bool:
     """Whether tensors are plain constants of one dtype, together on the CPU or on one GPU."""
-    if not tensors or tensors[0].device.type not in ("cpu", "cuda"):
+    if not tensors or not (tensors[0].is_cpu or tensors[0].is_cuda):
         return False
-    dtype, device = tensors[0].dtype, tensors[0].get_device()
+    dtype, device = tensors[0].dtype, -1 if tensors[0].is_cpu else tensors[0].get_device()
     for tensor in tensors:
         if tensor.requires_grad or type(tensor) not in PLAIN or tensor.layout is not DENSE:
             return False
-        if tensor.dtype is not dtype or tensor.get_device() != device:
+        if tensor.dtype is not dtype or (-1 if tensor.is_cpu else tensor.get_device()) != device:
             return False
     return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ from mlo.tensors import add, add_all, zeros_for_none
 __all__ = ["TotalGradient", "total_gradient"]
 
 NOTHING: frozenset[str] = frozenset()
+
+REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -221,28 +224,30 @@ class _Lone:
     Attributes:
         solution: whose response.
         inputs: the values that it depends on, flat.
-        outputs: the tensors that stand for it.
     """
 
     solution: Stationary | Stepped
     inputs: list[Tensor]
-    outputs: Tensors
 
     def pulled(self, reading: Reading, cotangents: Sequence[Tensor | None]) -> dict[int, Tensor]:
         """Id of an input → what flows into it."""
         if all(map(IS_NONE, cotangents)):
             return {}
-        wanted = [tensor.requires_grad for tensor in self.inputs]
-        with torch.no_grad():
+        # (What `torch.no_grad()` does, in a fifth of its time.)
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
             found = pulled_back(
                 self.solution,
                 reading,
-                tuple(self.outputs.values()),
+                tuple(self.solution.value.values()),
                 self.inputs,
-                wanted=wanted,
+                wanted=list(map(REQUIRES_GRAD, self.inputs)),
                 differentiate=False,
                 cotangents=cotangents,
             )
+        finally:
+            torch._C._set_grad_enabled(enabled)
         flows: dict[int, Tensor] = {}
         for tensor, entry in zip(self.inputs, found, strict=True):
             if entry is not None:
@@ -270,7 +275,7 @@ def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
         if item.solution is not None or item.name not in reading.values:
             return None
         inputs += reading.values[item.name].values()
-    return _Lone(solution=found, inputs=inputs, outputs=found.constants())
+    return _Lone(solution=found, inputs=inputs)
 
 
 def _cut_reads(
@@ -286,9 +291,9 @@ def _cut_reads(
     for other in evaluation.loss.reads:
         solution = evaluation.solutions.get(other)
         if lone is not None and solution is lone.solution:
-            responds = any(tensor.requires_grad for tensor in lone.inputs)
+            responds = any(map(REQUIRES_GRAD, lone.inputs))
             leaves = cut.tensors[other] = {}
-            for key, tensor in lone.outputs.items():
+            for key, tensor in lone.solution.value.items():
                 leaf = leaves[key] = tensor.detach()
                 if responds:
                     leaf.requires_grad_()

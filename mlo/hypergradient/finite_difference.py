@@ -279,7 +279,9 @@ class FiniteDifferenceSystem(LinearSystem):
 
         Where e is zero, as u is, the weights are zero.
         """
-        moved: dict[str, Tensor] = {}
+        # On the CPU also from one product to the next: to give memory back and get it anew takes
+        # as long as to write it several times.
+        moved = self.call.solution.evaluation.loss.displaced if e.is_cpu else {}
         weight: Tensor | float
         number = e.item() if e.is_cpu else None  # which is read faster than operators are called
         if number is None:
@@ -287,15 +289,19 @@ class FiniteDifferenceSystem(LinearSystem):
         else:
             weight = 0.5 / number if number > 0.0 else 0.0
         for sign in (1.0, -1.0):
-            # (Nothing here requires a gradient.)
+            point = dict(self._theta)
             for name, u in directions.items():
-                # From θ each time: moving back by −2e would add the rounding of a second sum.
+                # From θ each time: moving back by −2e would add the rounding of a second sum. (None
+                # of these requires a gradient.)
                 theta, out = self._theta[name], moved.get(name)
+                if out is not None and (out.shape, out.dtype) != (theta.shape, theta.dtype):
+                    out = None  # the module was converted since
                 if number is None:
                     moved[name] = torch.addcmul(theta, u, e, value=sign, out=out)
                 else:
                     moved[name] = torch.add(theta, u, alpha=sign * number, out=out)
-            yield sign * weight, {**self._theta, **moved}
+                point[name] = moved[name]
+            yield sign * weight, point
 
     def _weighted_gradients(
         self,
@@ -309,10 +315,9 @@ class FiniteDifferenceSystem(LinearSystem):
         The gradient is taken in the wanted inputs, or in the parameters. What the loss computes
         from the inputs alone (`mlo.once`) is computed and differentiated once for all points.
         """
-        inputs = [
-            tensor.detach().requires_grad_(tensor.requires_grad and in_inputs)
-            for tensor in self.call.input_aliases()
-        ]
+        inputs = self.call.input_aliases()
+        if not in_inputs:
+            inputs = list(map(Tensor.detach, inputs))
         of = self.call.select(inputs)
         # (`check_engines` refuses finite differences for a loss that reads a solution depending on
         # this problem: it would depend on θ, and is held fixed here.)

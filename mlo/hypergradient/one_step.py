@@ -76,7 +76,7 @@ class OneStep(SweepEngine, StepEngine):
         return self.keep_graph if isinstance(self.products, Autograd) else False
 
     @cached_property
-    def label(self) -> str:  # type: ignore[override]
+    def label(self) -> str:
         """`darts` if its products are finite differences."""
         return "darts" if isinstance(self.products, FiniteDifference) else super().label
 

@@ -482,9 +482,7 @@ class Engine(PullbackEngine):
             system.check_assumptions(solve.q, pulled, self.label)
             if self.inverts and not call.differentiate:
                 self._check_bias(system, cotangent, pulled)
-        total: list[Tensor | None] = []
-        for entry in pulled:
-            total.append(None if entry is None else -entry)
+        total = [None if entry is None else -entry for entry in pulled]
         if solve.direct is not None:
             total = list(map(add, total, solve.direct))
         return total, solve.report
