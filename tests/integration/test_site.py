@@ -72,7 +72,8 @@ def page():
 
 def pages_in(site):
     found = sorted(site.rglob("*.html"))
-    assert len(found) == 1 + len(list((ROOT / "docs").rglob("*.md")))
+    sources = [path for kind in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{kind}")]
+    assert len(found) == 1 + len(sources)
     # The page of a server for addresses that do not exist names everything from the server's root.
     return [path for path in found if path.name != "404.html"]
 
