@@ -272,7 +272,7 @@ def _lone_response(evaluation: Evaluation, reading: Reading) -> _Lone | None:
         return None
     inputs: list[Tensor] = []
     for item in found.evaluation.free_inputs:
-        if item.solution is not None or item.name not in reading.values:
+        if item.solution is not None:
             return None
         inputs += reading.values[item.name].values()
     return _Lone(solution=found, inputs=inputs)
