@@ -13,7 +13,7 @@ KATEX := katex@0.19.1
 IFRAME_WORKER := iframe-worker@1.0.4
 PEERS := torchopt==0.7.3 boat-torch==1.1.1 hypergrad==0.0.1 higher==0.2.1 jax==0.4.38 jaxopt==0.8.5
 
-.PHONY: run test test-all test-slow check format docs gallery vendor results betty browser benchmark benchmark-environment clean
+.PHONY: run test test-all test-slow check format docs gallery vendor results notebooks betty browser benchmark benchmark-environment clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m lfmcw_app.run digits --preset smoke
@@ -65,6 +65,10 @@ vendor:
 # The tables and figures of the pages that docs/data has the figures of.
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/results_page.py
+
+# Executes the notebooks of docs/notebooks anew, with what they show (about a minute).
+notebooks: $(VENV)/.installed-test
+	$(BIN)/python tests/executed_notebooks.py
 
 # For the tests of the report, which are skipped without it (Debian; needs root).
 browser:

@@ -61,7 +61,7 @@ TOLERANCES = {"darts": 1e-6}
 
 
 class Perceptron(nn.Module):
-    """Two hidden layers; with `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
+    """Two hidden layers. With `mixing` [2, 2] each activation is a mixture of ReLU and tanh."""
 
     def __init__(self, hidden: int, inputs: int = INPUTS) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What both sides begin with: modules, which they copy, and batches."""
+    """The common start of both sides: modules, which they copy, and batches."""
 
     network: nn.Module
     upper: Upper
@@ -252,8 +252,7 @@ class ByHand:
     is above it, a, along ∇_a L_val(W', a) - lr ∇_a ⟨∇_W L(W, a), ∇_W' L_val⟩. The second term is
     left out by `first_order` and taken by central differences by `darts`. `one_step` takes it
     exactly from the first gradient, whose graph it keeps, as mlo does where the graph fits into
-    memory; or, as `recomputed`, from a gradient that is computed again, which holds less memory
-    meanwhile.
+    memory; or, as `recomputed`, from a gradient that is computed again, which takes less memory.
     """
 
     def __init__(self, setting: Setting, engine: str, begin: Start) -> None:
@@ -392,7 +391,7 @@ def measurement(times: dict[str, list[float]]) -> dict[str, str]:
 
 
 def profile(work: Callable[[], object], rounds: int) -> Iterator[str]:
-    """The functions in which rounds spend most of their own time, as the rows of a table."""
+    """The functions with the most own time in rounds, as the rows of a table."""
     profiler = cProfile.Profile()
     profiler.enable()
     for _ in range(rounds):
@@ -419,11 +418,16 @@ def main() -> None:
         "--repeats",
         type=int,
         default=300,
-        help="rounds of each side, in turns, after three not counted",
+        help="rounds of each side, in turns, after three that are not counted",
     )
-    parser.add_argument("--only", default="", help="only problems or engines whose name holds this")
     parser.add_argument(
-        "--on-nonfinite", default="stop", choices=("stop", "none"), help="mlo's option of that name"
+        "--only", default="", help="only problems or engines whose name contains this"
+    )
+    parser.add_argument(
+        "--on-nonfinite",
+        default="stop",
+        choices=("stop", "none"),
+        help="mlo's option of the same name",
     )
     parser.add_argument(
         "--profile",

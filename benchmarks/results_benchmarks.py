@@ -1,4 +1,4 @@
-"""The blocks and the figure of docs/benchmarks.md that are made of docs/data/benchmarks.
+"""The blocks and the figure of docs/benchmarks.md that are made from docs/data/benchmarks.
 
 The files are written by the benchmarks themselves (`--csv`, see measuring.py). A ratio is the time
 of mlo's side over that of the other one, so less than 1 is faster.

@@ -1,7 +1,7 @@
-"""The blocks of docs/results.md and docs/benchmarks.md that are made of the files in docs/data.
+"""The blocks of docs/results.md and docs/benchmarks.md that are made from the files in docs/data.
 
-Each function takes all results and returns Markdown. What has not been run is said, never filled
-in. The verdicts are those of `lfmcw_app.comparison`: one rule for all tables.
+Each function takes all results and returns Markdown. A block says what has not been run, and never
+fills it in. The verdicts are those of `lfmcw_app.comparison`: one rule for all tables.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from lfmcw_app.comparison import (
 Pair = tuple[str, str]
 
 ISOLATING = ((METHOD, UNIFORM), (METHOD, NO_WEIGHT))
-"""What isolates the class weights, and the generated images."""
+"""The comparisons that isolate the class weights and the generated images."""
 
 
 # ------------------------------ Markdown

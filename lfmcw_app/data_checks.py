@@ -64,8 +64,8 @@ def read_data(
     Raises:
         InputError: if it cannot be read, or has fewer images than a batch of the recipe.
     """
-    # What could not fit is refused by arithmetic: before anything is read with what is known then,
-    # and thereafter with the sizes of the images.
+    # Arithmetic refuses what cannot fit: once before anything is read, and again when the sizes of
+    # the images are known.
     device = device or torch.device("cpu")
     searches = searches and recipe.search.method != "random"
     least = (recipe.data.image_size or 8) if recipe.dataset.startswith(FOLDER) else 8
@@ -97,7 +97,7 @@ def read_data(
         searches=searches,
     )
 
-    # Whatever does not fit the data is refused here, before a run folder is made.
+    # Settings that do not fit the data are refused here, before a run folder is made.
     labels = _labels(recipe, dataset, searches=searches)
     counts = {part: len(of_part) for part, of_part in labels.items()}
     recipe = _fitted(recipe, counts)
@@ -105,7 +105,7 @@ def read_data(
         if images < 2:
             raise InputError(
                 f"{key.partition('.')[0]} has {'no image' if images == 0 else 'a single image'} "
-                f"of {dataset.name} to draw from, and a batch needs two at least. Use more images "
+                f"of {dataset.name} to draw from, and a batch needs at least two. Use more images "
                 "(data.search_images, data.search_fractions, data.train_images)."
             )
         if images < batch:
@@ -131,10 +131,10 @@ def read_and_tell(
     searches: bool = True,
     device: torch.device | None = None,
 ) -> tuple[Recipe, Dataset]:
-    """Does what `read_data` does, and says what was read and what was adapted to it.
+    """Does what `read_data` does, and says what was read and adapted.
 
     Args:
-        console: where it is said.
+        console: where messages are printed.
         recipe: the recipe.
         root: folder of data files.
         searches: whether a search is to run, not only the training of a derived network.
@@ -162,7 +162,7 @@ def _labels(recipe: Recipe, dataset: Dataset, *, searches: bool) -> dict[str, Te
 
 
 def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """For the search and the training the key of the batch size, its value, and the images.
+    """The key of the batch size, its value and the number of images, for search and training.
 
     Args:
         recipe: the recipe.
@@ -181,7 +181,7 @@ def _batches(recipe: Recipe, counts: Mapping[str, int]) -> list[tuple[str, int, 
 
 
 def fitted(recipe: Recipe, dataset: Dataset) -> Recipe:
-    """The recipe with batches of as many images as there are, where it says that they may be.
+    """The recipe with batches shrunk to the number of images, if it lets them shrink.
 
     Processes share a batch equally.
     """
@@ -207,10 +207,10 @@ def _fitted(recipe: Recipe, counts: Mapping[str, int]) -> Recipe:
 def adaptations(
     asked: Recipe, recipe: Recipe, dataset: Dataset, *, searches: bool = True
 ) -> list[str]:
-    """In words, what was adapted to the number of images.
+    """Says what was adapted to the number of images.
 
     Args:
-        asked: the recipe as it was asked for.
+        asked: the recipe as requested.
         recipe: what `read_data` made of it.
         dataset: whose images they are.
         searches: whether a search is to run.

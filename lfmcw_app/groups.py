@@ -1,4 +1,4 @@
-"""A file that says which images belong together (a patient's, say) and must not be separated."""
+"""A file that says which images (of one patient, say) must stay together."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""YAML as recipes are written in it: plain data, and nothing that two readers read differently.
+"""YAML for recipes: plain data, and nothing that two readers read differently.
 
 PyYAML reads YAML 1.1 and keeps the last of two equal keys. Here
 
-1. a key that stands twice in one mapping is refused: the first section would be lost;
-2. what YAML 1.1 and YAML 1.2 read differently is refused: `010`, `0o17`, `1:30`, `yes`, `off`;
+1. a key that occurs twice in one mapping is refused, because the first section would be lost;
+2. values that YAML 1.1 and YAML 1.2 read differently are refused: `010`, `0o17`, `1:30`, `yes`,
+   `off`;
 3. a number with an exponent and without a dot (`1e-3`, text in YAML 1.1) is a number;
 4. a date is text, since no setting is a date;
 5. what a few lines can blow up by anchors is refused, and so is what holds itself.
@@ -30,7 +31,7 @@ TEXT = "tag:yaml.org,2002:str"
 PATTERNS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    # 1_000_000 is one in Python and in YAML 1.1, and looks like nothing else.
+    # 1_000_000 is a number in Python and in YAML 1.1, and looks like nothing else.
     "int": (r"[-+]?(?:0|[1-9][0-9]*|[1-9][0-9]{0,2}(?:_[0-9]{3})+|0x[0-9a-fA-F]+)", "-+0123456789"),
     "float": (
         r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -39,19 +40,19 @@ PATTERNS = {
     ),
     "merge": (r"<<", "<"),
 }
-"""YAML's type → what is one when it stands without quotes, and the characters it begins with."""
+"""YAML's type → the pattern of its unquoted values, and the characters that they begin with."""
 
 AMBIGUOUS = {
-    r"[-+]?0[0-9_]+": "an octal number to some readers of YAML, a decimal one to others; "
-    "drop the zeros in front",
-    r"[-+]?0(?:o[0-7_]+|b[01_]+)": "a number to some readers of YAML, text to others; write it in "
-    "decimal digits",
-    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?": "a number of base 60 to some readers of "
-    "YAML, text to others; write it in decimal digits, or in quotes if it is text",
-    r"(?i:yes|no|on|off)": "true or false to some readers of YAML, text to others; write true or "
-    "false, or put it in quotes if it is text",
+    r"[-+]?0[0-9_]+": "an octal number to some readers of YAML, and a decimal number to others; "
+    "drop the leading zeros",
+    r"[-+]?0(?:o[0-7_]+|b[01_]+)": "a number to some readers of YAML, and text to others; write "
+    "it in decimal digits",
+    r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?": "a base-60 number to some readers of "
+    "YAML, and text to others; write it in decimal digits, or in quotes if it is text",
+    r"(?i:yes|no|on|off)": "true or false to some readers of YAML, and text to others; write "
+    "true or false, or put it in quotes if it is text",
 }
-"""What one reader of YAML takes for something else than another → the reason for refusing it."""
+"""Values that readers of YAML read differently → the reason for refusing them."""
 
 
 LONGEST_TEXT = 2**20
@@ -62,7 +63,7 @@ MOST_VALUES = 200_000
 
 
 class _Refused(ValueError):
-    """YAML that is valid, and refused."""
+    """YAML that is valid but refused."""
 
 
 class _Reader(yaml.SafeLoader):
@@ -102,8 +103,8 @@ class _Reader(yaml.SafeLoader):
         return super().compose_scalar_node(anchor)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, and not where the mapping is made: there a merge (<<) has already put the keys of
-        # another mapping before those that may stand over them.
+        # Checked here, not where the mapping is made. There a merge (<<) has already added the keys
+        # of another mapping, which the mapping's own keys may override.
         node = super().compose_mapping_node(anchor)
         first: dict[str, yaml.Node] = {}
         for key, _ in node.value:
@@ -111,7 +112,7 @@ class _Reader(yaml.SafeLoader):
                 raise _Refused(f"{_line(key)}: a key must be text, got {_shown(key)}")
             if key.value in first:
                 raise _Refused(
-                    f"{_line(key)}: the key {key.value!r} stands in the same section as in "
+                    f"{_line(key)}: the key {key.value!r} is already in the same section, in "
                     f"{_line(first[key.value])}; only one of the two can count, so drop or rename "
                     "one"
                 )
@@ -130,12 +131,13 @@ for _name, (_pattern, _beginnings) in PATTERNS.items():
         _class.add_implicit_resolver(
             f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_beginnings)
         )
-# Text that would be refused without quotes is written in quotes, as what is not text.
+# Text that would be refused without quotes is written in quotes, like text that looks like another
+# type.
 _Writer.add_implicit_resolver("!ambiguous", re.compile(rf"(?:{'|'.join(AMBIGUOUS)})\Z"), None)
 
 
 def parse_yaml(text: str) -> Any:
-    """Reads YAML without making anything but plain data of it.
+    """Reads YAML as plain data.
 
     Raises:
         ValueError: if it is not YAML, or ambiguous (see above), with the number of the line.

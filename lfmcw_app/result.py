@@ -1,4 +1,4 @@
-"""The result of a run: as a file, and printed."""
+"""The result of a run, as a file and printed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OF_RESULTS = ("genotype", "test_error_percent", "parameters", "multiply_adds_mil
 """Entries of every result."""
 
 WORST = 3
-"""Classes that are named with the result."""
+"""At most so many classes are named with the result."""
 
 
 def as_json(result: dict[str, Any]) -> str:
-    """The text of result.json: one line per entry; of lists of classes one line per class."""
+    """The text of result.json: one line per entry, and one per class in lists of classes."""
     lines = []
     for key, value in result.items():
         if isinstance(value, list) and value and isinstance(value[0], (list, dict)):
@@ -38,7 +38,7 @@ def as_json(result: dict[str, Any]) -> str:
 
 
 def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
-    """The last entries of every result: the seed, what makes the run an exception, the cells."""
+    """The last entries of every result: the seed, what makes the run exceptional, and the cells."""
     recipe = folder.recipe
     return {
         "seed": recipe.seed,
@@ -49,10 +49,10 @@ def of_run(folder: RunFolder, genotype: Cells) -> dict[str, Any]:
 
 
 def print_result(result: dict[str, Any], folder: RunFolder, console: Console) -> None:
-    """Prints the derived cells, the test error and where everything is.
+    """Prints the derived cells, the test error, and where everything is.
 
     Raises:
-        InputError: if the result lacks what is printed.
+        InputError: if the result lacks an entry that is printed.
     """
     entries = [*OF_RESULTS, *(() if "lookup" in result else ("test_images", "dataset"))]
     check_complete(result, folder.path / "result.json", entries)

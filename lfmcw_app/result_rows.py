@@ -1,4 +1,4 @@
-"""The row of a results file that belongs to a run: what its folder says of it."""
+"""Makes the row of a results file for a run from its folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGEST_LINE = 2**16
 CONDITIONS = (
     "data.wrong_labels", "data.class_shares", "data.imbalance", "data.conditions_apply_to",
 )  # fmt: skip
-"""Keys of a recipe that make the data worse than they are."""
+"""Keys of a recipe that make the data worse."""
 
 
 def row_of(table: str, arm: str, folder: Path) -> Row:
@@ -88,7 +88,7 @@ def row_of(table: str, arm: str, folder: Path) -> Row:
 
 
 def _made_by(folder: Path) -> dict[str, Any]:
-    """The columns on what completed the run; of an earlier version's, on what began it."""
+    """The columns on what completed the run; for a run of an earlier version, on what began it."""
     file = folder / ENVIRONMENT
     try:
         began = read_object(file)
@@ -117,15 +117,15 @@ def _made_by(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file}, which says what made the result, cannot be read ({error}). Move the run "
-            "away: the table then runs it anew."
+            "away: the table then runs it again."
         ) from None
 
 
 def _seconds(folder: Path) -> tuple[float | None, float | None]:
-    """What the phases of the search took, and the training; None for what was not run.
+    """The time of the search's phases and of the training; None for what was not run.
 
-    Of a run that was interrupted, what it really took, repeated rounds included. A process that is
-    killed may leave half a line: then nobody knows.
+    For an interrupted run this is the time actually spent, repeated rounds included. A killed
+    process may leave half a line; the time is then unknown.
     """
     taken: dict[bool, float] = {}
     try:
@@ -147,11 +147,11 @@ def _seconds(folder: Path) -> tuple[float | None, float | None]:
 
 
 def _told(recipe: Recipe, *, conditions: bool) -> str | None:
-    """The settings that differ from the preset's, as key=value; either of the data or the others.
+    """The settings that differ from the preset's, as key=value: of the data, or the others.
 
-    Without paths, and without digests, which the recipe's own has in it.
+    Paths and digests are left out; the recipe's own digest covers them.
     """
-    # Where errors are looked up, conditions cannot apply to more than the search.
+    # If errors are looked up, conditions can apply only to the search.
     if conditions and not recipe.data.has_conditions:
         return None
     unsaid = set(IN_COLUMNS) if recipe.trains else {*IN_COLUMNS, "data.conditions_apply_to"}
@@ -168,10 +168,11 @@ def _told(recipe: Recipe, *, conditions: bool) -> str | None:
 
 
 def setting_told(key: str, value: str) -> str:
-    """A setting as key=value, of which the runs of an arm have the same; empty: not told.
+    """A setting as key=value, the same for all runs of an arm; empty if it is left out.
 
-    Each seed can begin with weights of another run. That there is one is told, and not which. The
-    file of a look-up is not told: the row has a rank. The digest of the recipe has both.
+    Each seed can begin with weights of another run. The row says that there is one, but not which.
+    It leaves out the file of a look-up, because the row has a rank. The recipe's digest covers
+    both.
     """
     if key == "lookup.file":
         return ""

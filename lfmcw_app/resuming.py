@@ -1,9 +1,10 @@
-"""Resuming a run with other settings: which may change in the middle, and the record of changes.
+"""Resuming a run with other settings: which ones may change, and the record of changes.
 
 A run is a function of its recipe, unless settings that decide numbers changed in its middle. Each
-change is a line of changes.jsonl: when it was made, from which round of which phase on, and what.
-The recipe that the run began with is in environment.json. So all recipes that a run ever had are
-known, a checkpoint must be of one of them, and an edit of config.yaml is a change as any other.
+change is a line of changes.jsonl: when it was made, from which round of which phase it holds, and
+what changed. The recipe that the run began with is in environment.json. So all recipes that a run
+ever had are known. A checkpoint must be of one of them, and an edit of config.yaml is a change like
+any other.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ CHANGEABLE = {
     "evaluation.weights.min_lr": True,
     "evaluation.weights.grad_clip": True,
 }
-"""Key that may change in the middle of a run → whether numbers of the run can depend on it."""
+"""Key that may change during a run → whether numbers of the run can depend on it."""
 
 LENGTHS = {
     "search": ("search.epochs", "search.steps"),
@@ -95,8 +96,7 @@ class Change:
 
     Attributes:
         key: dotted.
-        old: its value until then, as plain data.
-        new: its value from then on.
+        old: its value before, as plain data. new: its value afterwards.
     """
 
     key: str
@@ -113,7 +113,7 @@ class Change:
 def planned_changes(
     path: Path, current: Recipe, wanted: Recipe, *, searches: bool
 ) -> tuple[Change, ...]:
-    """What changes if the run in a folder is resumed by another recipe.
+    """The changes if the run in a folder is resumed by another recipe.
 
     Args:
         path: the run folder.
@@ -122,15 +122,15 @@ def planned_changes(
         searches: whether the folder holds a search, not the evaluation of a given genotype.
 
     Raises:
-        InputError: naming a setting that may not change, or would change nothing any more.
+        InputError: naming a setting that may not change, or whose change would have no effect.
     """
     changes = _differences(_recorded(path, current)[-1], wanted)
     for change in changes:
         if change.key not in CHANGEABLE:
             raise InputError(
-                f"The run in {path} has another recipe: {change}. This cannot change in the middle "
-                f"of a run. What can: {', '.join(CHANGEABLE)}. Resume without it, or start a new "
-                "run."
+                f"The run in {path} has another recipe: {change}. This cannot change during a "
+                f"run. Settings that can: {', '.join(CHANGEABLE)}. Resume without it, or start a "
+                "new run."
             )
         _check_in_time(path, change, wanted, searches=searches)
     of_numbers = [change for change in changes if CHANGEABLE[change.key]]
@@ -149,18 +149,18 @@ def planned_changes(
 
 
 def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool) -> None:
-    """Raises an InputError for a change that comes too late to have its meaning."""
+    """Raises an InputError for a change that comes too late."""
     if change.key == "dataset":
         if not all(str(name).startswith(FOLDER) for name in (change.old, change.new)):
             raise InputError(
                 f"The run in {path} has another recipe: {change}. Only the place of a folder of "
-                "images can change; its files stay the same."
+                "images can change, not its files."
             )
         return
     if change.key.startswith("evaluation.") and not wanted.trains:
         raise InputError(
-            f"The run in {path} trains no network, its error is looked up, so {change} would "
-            "change nothing. Drop it."
+            f"The run in {path} trains no network, because its error is looked up. So {change} "
+            "would change nothing. Drop it."
         )
     if not change.key.startswith("search."):
         return
@@ -171,8 +171,8 @@ def _check_in_time(path: Path, change: Change, wanted: Recipe, *, searches: bool
         raise InputError(f"The run in {path} {has}, so {change} would change nothing. Drop it.")
     if later and change.key in LENGTHS["search"]:
         raise InputError(
-            f"The run in {path} is in its stage {later[-1]}: {change} would change the stages "
-            "before it too, whose result is used already. Drop it."
+            f"The run in {path} is in its stage {later[-1]}. {change} would also change earlier "
+            "stages, whose result is already in use. Drop it."
         )
 
 
@@ -220,7 +220,7 @@ def read_changes(path: Path) -> list[dict[str, Any]]:
         raise
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{file} is damaged ({error}). It says which settings the run had when. Put it back, "
+            f"{file} is damaged ({error}). It says when the run had which settings. Put it back, "
             "or start a new run."
         ) from None
     return entries
@@ -243,7 +243,7 @@ def _entry(line: bytes) -> dict[str, Any]:
 
 
 def numbers_changed(path: Path) -> list[dict[str, Any]]:
-    """The changes so far that numbers of the run can depend on, without their times."""
+    """The changes so far on which numbers of the run can depend, without their times."""
     return [
         {name: entry.get(name) for name in ("phase", "round", "key", "old", "new")}
         for entry in read_changes(path)
@@ -276,7 +276,8 @@ def _recorded(path: Path, current: Recipe) -> list[dict[str, Any]]:
         began = read_object(path / "environment.json")["recipe"]
         trees = [_tree(validate_recipe(began))]  # with the defaults of keys that are new since
     except (OSError, LookupError, TypeError, ValueError):
-        # A folder of an earlier version: from the recipe that it has now, change by change, back.
+        # A folder of an earlier version: undo the changes one by one, starting from the current
+        # recipe.
         trees = [_tree(current)]
         for entry in reversed(changes):
             trees.append(_with(path, trees[-1], entry["key"], entry["old"]))
@@ -305,7 +306,7 @@ def _unfit(path: Path, why: str) -> InputError:
 
 
 def learning_rates(optimizer: MultilevelOptimizer) -> dict[tuple[str, str], list[float]]:
-    """The rates that a recipe gave, of (problem, optimizer), before any state was loaded."""
+    """The rates that a recipe gave each (problem, optimizer), before any state was loaded."""
     return {
         (name, key): [float(group.get("initial_lr", group["lr"])) for group in own.param_groups]
         for name, problem in optimizer.problems.items()
@@ -318,8 +319,8 @@ def set_learning_rates(
 ) -> None:
     """Sets the rates of `learning_rates` after a state was loaded, which brings its own.
 
-    A schedule stands where the state left it, and continues from the new rates. Where none has
-    changed, all stay what they are, to the last bit.
+    A schedule stays where the state left it, and continues from the new rates. If none has changed,
+    all stay the same, to the last bit.
     """
     for (name, key), initial in rates.items():
         problem = optimizer.problems[name]

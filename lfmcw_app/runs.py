@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,14 @@ METRICS, RESULT = "metrics.jsonl", "result.json"
 WORST = 3
 """Classes that a notebook shows."""
 
+FACTS = (
+    ("test_error_percent", "test error", "{:.2f}%"),
+    ("test_images", "test images", "{:,}"),
+    ("parameters", "parameters", "{:,}"),
+    ("multiply_adds_millions", "multiply-adds", "{:,.1f} M"),
+)
+"""Key of the result, what it is called, and how it is written."""
+
 TAIL = 2**20
 """Bytes of metrics.jsonl in which the last line is looked for."""
 
@@ -50,7 +60,7 @@ class Run:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        read_recipe(self.path)
+        self._dataset = read_recipe(self.path).dataset
 
     @property
     def recipe(self) -> Recipe:
@@ -84,10 +94,9 @@ class Run:
                 f"The run in {self.path} has no result yet. Wait for it, or resume it: python -m "
                 f"lfmcw_app.{command} --resume {self.path}"
             )
-        try:
-            return read_result(self.path / RESULT)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path / RESULT} is damaged: {error}.") from None
+        path = self.path / RESULT
+        with _damaged(path, "it"):
+            return read_result(path)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -99,12 +108,16 @@ class Run:
             InputError: naming a line that is damaged.
         """
         path = self.path / METRICS
-        if not path.is_file():
+        if not path.exists():
             return []
-        check_regular(path)
-        with path.open("rb") as file:
-            lines = enumerate(lines_of(file), start=1)
-            return [_object(path, line, f"line {number}") for number, line in lines]
+        entries = []
+        with _damaged(path, "it"):
+            check_regular(path)
+            with path.open("rb") as file:
+                for number, line in enumerate(lines_of(file), start=1):
+                    with _damaged(path, f"line {number}"):
+                        entries.append(_object(line))
+        return entries
 
     def network(
         self, *, device: torch.device | str = "cpu"
@@ -135,7 +148,7 @@ class Run:
     # ------------------------------ shown
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}: {self.recipe.dataset}, {self._state()})"
+        return f"Run({str(self.path)!r}: {self._dataset}, {self._state()})"
 
     def _state(self) -> str:
         """How far the run is, in words."""
@@ -144,8 +157,28 @@ class Run:
         last = _last_line(self.path / METRICS)
         if not last:
             return "no round yet"
-        entry = _object(self.path / METRICS, last, "its last line")
+        try:
+            entry = _object(last)
+        except ValueError:
+            return f"{METRICS} is damaged"
         return f"{entry.get('phase')} after round {entry.get('round')}"
+
+    def _facts(self) -> list[tuple[str, Any]]:
+        """The figures of the result, for people; those that it lacks are left out."""
+        try:
+            result = self.result
+            found: list[tuple[str, Any]] = [
+                (label, pattern.format(result[key]))
+                for key, label, pattern in FACTS
+                if key in result
+            ]
+            if worst := _worst(result.get("classes", [])):
+                found.append(("largest errors by class", worst))
+        except (InputError, LookupError, TypeError, ValueError) as error:
+            return [(RESULT, f"cannot be shown: {error}")]
+        if "doubt" in result:
+            found.append(("doubtful", result["doubt"]))
+        return found
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the run, its result, and its cells."""
@@ -156,8 +189,11 @@ class Run:
             ("seed", how.seed),
             ("state", self._state()),
         ]
-        rows += _facts(self.result) if self.is_complete else []
-        row = Markup('<tr><th style="text-align:left">{}</th><td>{}</td></tr>')
+        if self.is_complete:
+            rows += self._facts()
+        row = Markup(
+            '<tr><th style="text-align:left">{}</th><td style="text-align:left">{}</td></tr>'
+        )
         table = Markup("<table><caption>{}</caption>{}</table>").format(
             self.path, Markup("").join([row.format(name, value) for name, value in rows])
         )
@@ -168,23 +204,37 @@ class Run:
         return f"<div>{table}{cells}</div>"
 
 
-def _object(path: Path, text: bytes, what: str) -> dict[str, Any]:
-    """Parses a JSON object of a file.
+@contextmanager
+def _damaged(path: Path, what: str) -> Iterator[None]:
+    """Turns a failure to read into a user's error that names the file.
 
     Args:
-        path: of the file, for messages.
-        text: UTF-8.
-        what: which part of the file it is, for messages.
+        path: of the file.
+        what: which part of it is read in the body.
 
     Raises:
-        InputError: if it is none.
+        InputError: if the body cannot read it.
     """
     try:
-        value = parse_json(text.decode("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {what} is no JSON ({error}).") from None
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged: {what} cannot be read ({error}). Take the file from a copy of "
+            "the run, or look at what stands there."
+        ) from None
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    value = parse_json(text.decode("utf-8"), printable=True)
     if not isinstance(value, dict):
-        raise InputError(f"{path} is damaged: {what} is no JSON object.")
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")  # noqa: TRY004
     return value
 
 
@@ -197,23 +247,14 @@ def _last_line(path: Path) -> bytes:
         return file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
 
 
-def _facts(result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The figures of a result, for people; those that it lacks are left out."""
-    found: list[tuple[str, Any]] = []
-    for key, label, pattern in (
-        ("test_error_percent", "test error", "{:.2f}%"),
-        ("test_images", "test images", "{:,}"),
-        ("parameters", "parameters", "{:,}"),
-        ("multiply_adds_millions", "multiply-adds", "{:,.1f} M"),
-    ):
-        if isinstance(result.get(key), int | float):
-            found.append((label, pattern.format(result[key])))
-    classes = result.get("classes", [])
+def _worst(classes: Any) -> str:
+    """The classes with the largest errors, in words; empty where two classes say the same.
+
+    Raises:
+        LookupError, TypeError, ValueError: if these are no classes of a result.
+    """
     wrong = [entry for entry in classes if entry["error_percent"]]
     worst = sorted(wrong, key=lambda entry: -entry["error_percent"])[:WORST]
-    if worst and len(classes) > 2:
-        named = [f"{entry['name']} {entry['error_percent']:.1f}%" for entry in worst]
-        found.append(("largest errors by class", ", ".join(named)))
-    if "doubt" in result:
-        found.append(("doubtful", result["doubt"]))
-    return found
+    if len(classes) <= 2:
+        return ""
+    return ", ".join([f"{entry['name']} {entry['error_percent']:.1f}%" for entry in worst])

@@ -1,8 +1,8 @@
-"""What a recipe takes at least, by arithmetic, before anything is built.
+"""The least memory that a recipe takes, by arithmetic, before anything is built.
 
-All numbers are lower bounds, so that nothing that works is refused: convolutions without norms and
-biases, of activations the outputs of cells alone. What comes close to the limit is seen by
-`--dry-run`, or ends with the message of memory.py.
+All numbers are lower bounds, so that nothing that works is refused. They count convolutions without
+norms and biases, and only the outputs of cells as activations. A recipe close to the limit is
+caught by `--dry-run`, or ends with the message of memory.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SMALLEST = {
     "evaluation.channels": 2, "evaluation.layers": 3, "evaluation.batch_size": 2,
     "data.image_size": 8,
 }  # fmt: skip
-"""Key that decides what a recipe takes → a value with which it takes little."""
+"""Key that decides the memory of a recipe → a value with which it takes little."""
 
 SUMS = "nasbench201"
 """The space whose nodes are sums: its cells have other edges, and its networks other stages."""
@@ -86,7 +86,7 @@ def check_sizes(
     if limit is None or needed[phase] <= limit:
         return
 
-    # The key to blame is the one without whose size the least is left.
+    # The key to blame is the one whose reduction saves most.
     def left(key: str) -> int:
         smaller = image_size if key != "data.image_size" else SMALLEST[key]
         of_key = least_memory(
@@ -106,12 +106,12 @@ def check_sizes(
 def least_memory(
     recipe: Recipe, image_size: int, image_channels: int, classes: int, *, searches: bool
 ) -> dict[str, int]:
-    """Phase → bytes that it takes at least."""
+    """Phase → the least number of bytes that it takes."""
     found = {}
     how = recipe.search
     if searches and how.method != "random":
         weights = supernet_weights(how, classes)
-        # SGD keeps a momentum of every weight, Adam two; one gradient is there at a time.
+        # SGD keeps one momentum per weight, Adam two; one gradient exists at a time.
         kept = weights * (2 if how.weights.momentum else 1)
         if how.method == "lfmcw":
             kept += kept
@@ -289,7 +289,7 @@ def _value(recipe: Recipe, key: str) -> int | None:
 
 
 def _with(recipe: Recipe, key: str) -> Recipe:
-    """The recipe with a small value of a key; it is not to be run, so it is not validated."""
+    """The recipe with a small value of a key. It is not validated, because it is never run."""
     *sections, last = key.split(".")
     parts: list[Any] = [recipe]
     for name in sections:

@@ -26,7 +26,7 @@ __all__ = ["CheckpointStore", "load_checkpoint", "save_checkpoint"]
 FORMAT_VERSION = 1
 
 # A checkpoint is the ZIP archive that torch.save writes, with an archive comment: a mark, the
-# version of the format, and the SHA-256 of every byte before its own digits. So torch.load and any
+# version of the format, and the SHA-256 of every byte before the digits. So torch.load and any
 # unzip can still read it. (torch itself does not notice a flipped bit.) See docs/checkpoints.md.
 MARK = b"mlo-checkpoint v%d sha256:"
 COMMENT = re.compile(rb"mlo-checkpoint v(\d+) sha256:([0-9a-f]{64})\Z")
@@ -43,7 +43,7 @@ MAKES_ROOM = b"\nbytearray\n"
 
 
 def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes `state` so that `path` holds either all of it or what was there before.
+    """Writes `state` so that `path` holds either all of it or its old content.
 
     The state goes to a temporary file in the same folder, is flushed to the disk, and takes the
     name `path` in one rename.
@@ -65,7 +65,7 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # A rename is on the disk when the folder is.
+    # A rename reaches the disk when the folder does.
     _flush_folder(target.parent)
 
 
@@ -93,9 +93,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except CheckpointError:
         raise
-    except (
-        Exception
-    ) as error:  # torch raises many kinds for damaged archives; each means the same to the user
+    except Exception as error:  # torch raises many kinds for a damaged archive; all mean the same
         raise _unreadable(path, f"({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -116,10 +114,10 @@ class _NotAllowed(CheckpointError):
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the last one, the one before it, the best, and copies that stay.
+    """The checkpoints of one run: the last one, the one before it, the best, and copies to keep.
 
     - NAME.pt: the last one.
-    - NAME.previous.pt: the one before it, which is read where the last one is damaged.
+    - NAME.previous.pt: the one before it, which is read if the last one is damaged.
     - NAME.best.pt: the one that was saved as the best.
     - NAME.round-N.pt: those that were saved to be kept.
 
@@ -162,7 +160,7 @@ class CheckpointStore:
         return [path for _, path in sorted(found, reverse=True)]
 
     def exists(self) -> bool:
-        """Whether there is anything that `load` would try."""
+        """Whether there is a file that `load` would try."""
         return any(path.exists() for path in self._candidates())
 
     def save(
@@ -186,8 +184,8 @@ class CheckpointStore:
         temporary = _written(content, self.last)
         # Two renames. Between them there is no last checkpoint, and `load` finds the previous one.
         try:
-            # A damaged last checkpoint must not replace a sound previous one. Of one that this
-            # store has written or read itself it is known to be sound.
+            # A damaged last checkpoint must not replace a sound previous one. A checkpoint that
+            # this store has written or read is known to be sound.
             if self.last.exists() and (self._last_is_sound or _is_sound(self.last)):
                 os.replace(self.last, self.previous)
             os.replace(temporary, self.last)
@@ -205,7 +203,7 @@ class CheckpointStore:
     def load(self, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any] | None:
         """Returns the last checkpoint, or the newest sound one before it.
 
-        A `CheckpointWarning` says so where the last one is damaged or gone.
+        A `CheckpointWarning` says so if the last one is damaged or missing.
 
         Args:
             check: is shown a state that was read, and raises a CheckpointError if a run cannot
@@ -215,10 +213,10 @@ class CheckpointStore:
             The state, or None if nothing was ever saved.
 
         Raises:
-            CheckpointError: if there are checkpoints and none can be read: what is wrong with the
-                last one. Or if this process may not read one, which may be whole.
+            CheckpointError: if there are checkpoints and none can be read; it says what is wrong
+                with the last one. Or if this process may not read one, which may be whole.
         """
-        # The first error is the one to tell: what is wrong with the last checkpoint.
+        # Report the first error: what is wrong with the last checkpoint.
         first: CheckpointError | None = None
         for path in self._candidates():
             if not path.exists() and path != self.last:
@@ -227,7 +225,7 @@ class CheckpointStore:
                 state = load_checkpoint(path)
                 if check is not None:
                     check(state)
-            except _NotAllowed:  # rounds are not computed again for want of a permission
+            except _NotAllowed:  # a missing permission is no reason to compute rounds again
                 raise
             except CheckpointError as error:
                 first = first or error
@@ -286,7 +284,7 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
 
     If it fails, no file is left.
     """
-    # With the permissions of any other file: `tempfile` would keep everybody else from reading it.
+    # With the usual permissions of a file: `tempfile` would prevent all others from reading it.
     name = target.parent / f".{target.name}.{os.urandom(8).hex()}.part"
     descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -296,14 +294,14 @@ def _written(content: list[bytes | memoryview], target: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error
             os.unlink(name)
         raise
     return name
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where the system can."""
+    """Makes a rename survive a power failure, if the system can."""
     with contextlib.suppress(OSError):  # not on every file system; the rename itself is done
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -313,7 +311,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Gives a file a second name: by a hard link if possible, else by a copy."""
+    """Gives a file a second name, by a hard link if possible and otherwise by a copy."""
     # By a temporary name, so that the target is whole at any time.
     temporary = target.parent / f".{target.name}.copy.part"
     temporary.unlink(missing_ok=True)
@@ -340,7 +338,7 @@ def _checked_version(file: BinaryIO, name: str) -> int:
             return 0
         raise _unreadable(name, "(it does not end in a checksum)")
 
-    # Of everything before the checksum's own digits, in pieces of 1 MiB.
+    # The hash of everything before the checksum's own digits, in pieces of 1 MiB.
     digest = hashlib.sha256()
     file.seek(0)
     left = size - DIGITS

@@ -1,4 +1,4 @@
-"""The norm of a gradient: tensor by tensor at once, and of all together when somebody asks."""
+"""The norm of a gradient: tensor by tensor at once, and of all together on request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WIDE = (torch.float32, torch.float64, torch.bfloat16)
 class GradientNorm:
     """The Euclidean norm of tensors together, of sharded ones over all their parts.
 
-    Taking it notes the norms of the tensors, which later changes of them do not reach. Those are
-    combined when the whole is read.
+    Creating it records the norms of the tensors, so later changes do not matter. They are combined
+    when the whole is read.
 
     Args:
         tensors: of any devices and dtypes.
@@ -75,10 +75,7 @@ class GradientNorm:
         parts = self._parts
         if parts is None or not parts[0].is_cpu or parts[0].dtype not in WIDE:
             return False
-        for size in numbers(parts):
-            if not size < BELOW_OVERFLOW:  # as NaN is not
-                return False
-        return True
+        return all(map(BELOW_OVERFLOW.__gt__, numbers(parts)))  # not of NaN
 
     def __float__(self) -> float:
         return float(self.total)

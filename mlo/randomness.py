@@ -33,7 +33,7 @@ MERSENNE_WORDS = 624
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RandomState:
-    """The state of every global random source, and of the generators that the user named.
+    """The states of all global random sources, and of the generators that the user named.
 
     Attributes:
         cpu: of torch's global generator on the CPU.
@@ -52,7 +52,7 @@ class RandomState:
     @classmethod
     def capture(cls, generators: Sequence[torch.Generator] = ()) -> RandomState:
         """Copies the current state of torch (CPU, CUDA), numpy, `random` and `generators`."""
-        # Asking a CUDA that was not started for its states would start it.
+        # Asking for CUDA's states would start CUDA.
         started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         return cls(
             cpu=torch.default_generator.get_state(),
@@ -79,8 +79,8 @@ class RandomState:
     def state_dict(self, gpus: Sequence[int] | None = None) -> dict[str, Any]:
         """Returns the state as tensors and plain values, loadable with `weights_only=True`.
 
-        Of GPUs only the given ones, without their indices: the processes of a run that share noise
-        have equal states on GPUs of their own, and each resumes on the one that it has then.
+        Only the given GPUs are in it, without their indices. Processes that share noise have equal
+        states, each on its own GPU, and each resumes on the GPU that it then has.
 
         Args:
             gpus: indices of the run's own GPUs; None: the current one.
@@ -91,7 +91,7 @@ class RandomState:
         if self.numpy["bit_generator"] != "MT19937":
             raise CheckpointError(
                 f"numpy's global generator is a {self.numpy['bit_generator']}, whose state cannot "
-                "be saved; only numpy's own, MT19937, can."
+                "be saved. Use numpy's default, MT19937."
             )
         # In tensors, lists and numbers, which can be loaded without unpickling code.
         version, words, gauss = self.python
@@ -227,7 +227,7 @@ class _Kept(ABC):
 
     @abstractmethod
     def _peek(self) -> bytes | None:
-        """The generator's memory; None where it does not tell whether the state has moved."""
+        """The generator's memory; None if it does not show whether the state has moved."""
 
     def read(self) -> Any:
         """The state; the same object as long as nothing was drawn."""
@@ -329,7 +329,7 @@ _NUMPY, _PYTHON = _NumpyState(), _PythonState()
 
 
 class _Preserved:
-    """A context that leaves every random source as it was before, and may begin at a state.
+    """A context that leaves every random source as it was, and may start from a given state.
 
     (A class takes a third of the time of a generator with `contextmanager`.)
     """

@@ -19,7 +19,7 @@ __all__ = ["GradientReport", "Record", "SolveReport"]
 
 @dataclass(frozen=True, kw_only=True)
 class SolveReport:
-    """How one inverse product of a hypergradient engine went.
+    """The report on one inverse product of a hypergradient engine.
 
     Attributes:
         problem: name of the lower problem whose response was differentiated.
@@ -47,8 +47,8 @@ class GradientReport:
 
     Attributes:
         gradient: parameter name → gradient, of the parameter's shape.
-        reports: of the solves, in the order in which they were made: one for each lower problem
-            whose response was differentiated, and for each player of a game that asks for it.
+        reports: of the solves, in the order in which they were made: one per lower problem whose
+            response was differentiated, and per player of a game that requests it.
     """
 
     gradient: dict[str, Tensor]
@@ -75,7 +75,7 @@ def _shown(loss: Any) -> str:
 
 
 def _solved(report: SolveReport) -> str:
-    """How a solve went, in words."""
+    """A solve's result, in words."""
     parts = [report.engine]
     if report.iterations:
         parts.append(f"{report.iterations} products")
@@ -96,15 +96,15 @@ class Record:
     Attributes:
         round: number of the round, counted from 1.
         solves: lower problem → its solve report, for every response differentiated in this round.
-        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it has no loss in
-            this record then. With `accumulate_solves` the mean is over the solves whose gradients
-            were finite, and only where there is none the update is left out.
-        rolled_back: why the run went back to an earlier state before this round
+        skipped: problem → why its update was left out (`on_nonfinite="skip"`); it then has no loss
+            in this record. With `accumulate_solves` the mean is over the solves whose gradients
+            were finite. If there is none, the update is left out.
+        rolled_back: why the run returned to an earlier state before this round
             (`on_nonfinite="rollback"`); None: it did not.
         seconds: problem → wall-clock seconds of its updates in this round, all together: drawing
-            batches, the gradient with its solves, the step. Nothing waits for a GPU to measure
-            them. What is still running there counts for the update that waits for it: the same
-            one, unless `on_nonfinite` is None, since the check of its gradient waits.
+            batches, the gradient with its solves, the step. The measurement does not wait for a
+            GPU. Work still running there counts for the update that waits for it. The check of the
+            gradient waits, so this is the same update unless `on_nonfinite` is None.
     """
 
     round: int
@@ -134,7 +134,7 @@ class Record:
         self._gradient_norms[problem] = gradient_norm
 
     def _fetch(self) -> None:
-        """Brings all numbers from a GPU at once: each copy by itself would wait for the device."""
+        """Copies all numbers from a GPU at once, since each copy waits for the device."""
         for name, norm in self._gradient_norms.items():
             if isinstance(norm, GradientNorm):
                 self._gradient_norms[name] = norm.total
@@ -168,7 +168,7 @@ class Record:
         return f"Record(round={self.round}: {losses}{solved}{trouble})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a row per problem."""
+        """The notebook's view: one row per problem."""
         rows = []
         losses, norms = self.losses, self.gradient_norms
         for name in dict.fromkeys([*losses, *self.skipped, *self.solves]):

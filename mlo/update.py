@@ -1,4 +1,4 @@
-"""One update of a problem: draw batches, differentiate, check the numbers, clip, step, note."""
+"""One update of a problem: draw batches, differentiate, check the numbers, clip, step, record."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Updater:
     """Makes updates.
 
     Args:
-        history: what has happened; every update is noted there.
+        history: what has happened; every update is recorded there.
         levels: problem → the solutions as its loss sees them: now, or one step ahead.
         on_nonfinite: what happens when a loss or gradient is not finite; None: nothing is checked.
         parallel: the processes that share batches.
@@ -97,7 +97,7 @@ class Updater:
                     name, players, record, last=last, keep_graph=keep_graph and last, moves=moves
                 )
             except NonFiniteError:
-                # Streams that go together stay together, whichever move has failed.
+                # Streams that belong together stay together, whichever move has failed.
                 for _ in player_moves[index + 1 :]:
                     self.draw(name)
                 raise
@@ -115,7 +115,7 @@ class Updater:
         """Moves players once; only the last move of an update is differentiated later."""
         history, problem = self._history, self._history.graph.problems[name]
 
-        # The gradient. What is drawn or moved on the way is kept, to be put back where it fails.
+        # The gradient. What is drawn or moved on the way is kept, to be restored if it fails.
         batches = self.draw(name)
         if self._parallel is not None and history.updates[name] == 0:
             self._parallel.warn_of_equal_batches(name, tensors_of(batches))
@@ -137,7 +137,7 @@ class Updater:
                     restore_buffers(found.evaluation)
                     raise
         except BaseException:
-            # All of an update or nothing: the same batches and noise come again.
+            # An update happens completely or not at all: the same batches and noise come again.
             history.streams[name].put_back(batches)
             random.restore(problem.generators)
             history.restore_memory(memory)
@@ -159,7 +159,7 @@ class Updater:
         elif not finite:
             return
 
-        # The optimizers' state is captured before it moves; the update is noted after it has.
+        # The optimizers' state is captured before it moves; the update is recorded afterwards.
         engine = history.step_engines[name]
         step = engine.capture(problem, found.unused) if last and engine is not None else None
         self._step(problem, found, norm, step, settings)
@@ -202,8 +202,8 @@ class Updater:
         stream, count = self._history.streams[name], self._history.graph.problems[name].accumulate
         if count == 1:
             return (stream.next(),)
-        # Data that fill one buffer again and again change the batch before, which shows in its
-        # tensors' versions.
+        # Data that refill one buffer change the previous batch, which shows in its tensors'
+        # versions.
         batches: list[Any] = []
         versions: list[tuple[int, ...]] = []
         for _ in range(count):
@@ -233,7 +233,7 @@ class Updater:
         return found
 
     def _finish(self, problem: Problem, evaluation: Evaluation, players: tuple[str, ...]) -> None:
-        """Applies `after_step` to what the players have moved."""
+        """Applies `after_step` to the parameters that the players have moved."""
         reads = evaluation.current_reads()
         live = problem.parameters
         before = dict(zip(live, copies(live.values()), strict=True))
@@ -266,8 +266,8 @@ class Updater:
         optimizers = problem.optimizers.values()
         if any(map(is_fused, optimizers)):
             gradient = {key: laid_out(g, problem.parameters[key]) for key, g in gradient.items()}
-        # None where the loss does not depend on a parameter: its optimizer then skips it, decay and
-        # momentum included, as in plain PyTorch.
+        # None if the loss does not depend on a parameter: its optimizer then skips it, including
+        # decay and momentum, as in plain PyTorch.
         unused = found.unused
         for key, parameter in problem.parameters.items():
             parameter.grad = None if key in unused else gradient[key]
@@ -310,7 +310,7 @@ class Updater:
     def _call_before(
         self, problem: Problem, hook: Callable[[Problem], object], *, differentiated: bool
     ) -> None:
-        """Calls `before_update`, which may change gradients of a step nobody differentiates."""
+        """Calls `before_update`, which may change gradients if the step is not differentiated."""
         if not differentiated:
             hook(problem)
             return
@@ -352,10 +352,10 @@ class Updater:
 
     @torch.no_grad()
     def _refuse(self, name: str, found: TotalGradient, record: Record) -> None:
-        """Leaves out an update whose gradient is not finite.
+        """Skips an update whose gradient is not finite.
 
         Raises:
-            NonFiniteError: unless it is to be skipped, and not too many in a row have been.
+            NonFiniteError: unless the policy is to skip, and not too many in a row were skipped.
         """
         history, graph, levels = self._history, self._history.graph, self._levels[name]
         problem = graph.problems[name]
@@ -363,7 +363,7 @@ class Updater:
             found.graph.release()
         restore_buffers(found.evaluation)
 
-        # To say which term is not finite, the gradient is taken again with fewer and fewer terms.
+        # To find the term that is not finite, the gradient is repeated with fewer and fewer terms.
         def again(held_constant: frozenset[str]) -> Tensors:
             with levels.unchanged():
                 found.evaluation.random_states[0].restore(problem.generators)
@@ -389,7 +389,7 @@ class Updater:
     def _note(
         self, problem: Problem, found: TotalGradient, norm: GradientNorm, record: Record
     ) -> None:
-        """Writes an update into the record."""
+        """Writes an update to the record."""
         players: dict[str, Tensor] = {}
         if problem.is_game:
             for player, keys in problem.player_parameters.items():
@@ -405,10 +405,10 @@ class Updater:
             self._note_solves(found, record)
 
     def _note_solves(self, found: TotalGradient, record: Record) -> None:
-        """Writes solves into the record; warns once per problem of one that failed."""
+        """Writes solves into the record; warns once per problem of a failed one."""
         for report in found.reports:
             record.solves[report.problem] = report
-            # A solve that may still get there has no advice yet.
+            # A solve that may still converge has no advice yet.
             if report.advice and not report.converged and report.problem not in self._warned:
                 self._warned.add(report.problem)
                 residual = ""
@@ -439,7 +439,7 @@ def _rests(problem: Problem, name: str, scheduler: Any, players: tuple[str, ...]
         return False
     if name in problem.players:
         return name not in players
-    # One of a list says by its optimizer whose it is.
+    # The optimizer of a scheduler in a list shows whose it is.
     moved: set[int] = set()
     for player in players:
         moved.update(id(problem.parameters[key]) for key in problem.player_parameters[player])

@@ -98,6 +98,11 @@ def disk_is_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def not_allowed() -> None:
+    """As the system says it."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def killed_at(folder: Path, at: int, body: Callable[[], None]) -> bool:
     """Whether a forked child that runs `body` came to its change number `at`, where it dies.
 

@@ -26,7 +26,7 @@ from lfmcw_app.report.curves import (
     training_charts,
     warmup_charts,
 )
-from lfmcw_app.report.images import class_weights, gradient_bar, sheets
+from lfmcw_app.report.images import class_weights, gradient_bar, sheets, tile_size
 from lfmcw_app.report.quality import generator_quality, quality_charts
 from lfmcw_app.report.reading import RunData, read_run
 from lfmcw_app.report.summary import comparison_summary, summary
@@ -42,7 +42,7 @@ from lfmcw_app.report.tables import (
 )
 from lfmcw_app.result import edge_names
 from lfmcw_app.run_folder import EVALUATED, REPORT
-from lfmcw_app.search_space.cell_cards import graphs_of
+from lfmcw_app.search_space.cell_cards import graphs_of, text_units
 from lfmcw_app.search_space.cell_svg import CELL_STYLE, cell_svg
 from lfmcw_app.search_space.genotype import Cells
 from lfmcw_app.search_space.operations import primitive_named
@@ -98,6 +98,7 @@ def run_page(run: RunData) -> str:
         "w1_confusion": shown("the confusion of W1", lambda: w1_confusion(run), None),
         "quality": shown("what images are worth", lambda: generator_quality(run, rounds), None),
         "sheet_names": names,
+        "tile": tile_size(names),
         "sheets": pictures,
         "warmup": shown(
             "the warm-up",
@@ -143,7 +144,7 @@ def comparison_page(runs: Sequence[RunData]) -> str:
             Series(label=label, points=own.points(pick), colour=f"series-{1 + index % 8}")
             for index, (label, own) in enumerate(zip(labels, rounds, strict=True))
         ]
-        return line_chart(title, lines, unit=unit)
+        return line_chart(title, lines, unit=unit, mark_ends=True)
 
     # Curves of one run have one colour in all charts.
     training = []
@@ -158,7 +159,9 @@ def comparison_page(runs: Sequence[RunData]) -> str:
         overlaid("Search: loss of A on validation batches", "losses", "arch"),
         overlaid("Search: loss of W2", "losses", "w2"),
         overlaid("Search: loss of the generator", "losses", "gan", "generator"),
-        line_chart("Training of the derived network: error on batches", training, unit="%"),
+        line_chart(
+            "Training of the derived network: error on batches", training, unit="%", mark_ends=True
+        ),
     ]
 
     # The rows of the table: all figures that some run has, in their order on a run's page.
@@ -216,6 +219,7 @@ def _rendered(template: str, runs: Sequence[RunData], **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["short"] = short
+    environment.filters["units"] = text_units
     environment.filters["duration"] = lambda seconds: " ".join(duration(seconds))
     environment.filters["size"] = lambda count: " ".join(size(count))
     environment.globals.update(

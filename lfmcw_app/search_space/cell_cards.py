@@ -11,14 +11,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # its cells show themselves by this module
-    from lfmcw_app.search_space.genotype import Cells
+from itertools import pairwise
+from typing import ClassVar, Literal, Protocol
 
 __all__ = [
-    "ARROW", "Box", "CellGraph", "Label", "Layout", "Line", "graphs_of", "layout_of",
-    "text_units",
+    "ARROW", "Box", "CellGraph", "Drawn", "Label", "Layout", "Line", "graphs_of", "layout_of",
+    "rounded", "text_units",
 ]  # fmt: skip
 
 Box = tuple[float, float, float, float]
@@ -37,6 +35,26 @@ SIDES = (-1, 1)
 
 CORNER = 5.0
 """Radius of the corners of lines; two lines of one lane are at least four of them apart."""
+
+
+class Drawn(Protocol):
+    """What is asked of derived cells: see `Cells` of genotype.py."""
+
+    inputs: ClassVar[int]
+    output: ClassVar[Literal["last", "all"] | None]
+
+    @property
+    def primitives(self) -> frozenset[str]:
+        """The names of the operations."""
+        ...
+
+    def to_data(self) -> dict[str, list[list[list[str | int]]]]:
+        """Returns kind of cell → for each node its edges as [primitive, source]."""
+        ...
+
+    def state_name(self, source: int, /) -> str:
+        """What the number of a state means, for people."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +127,7 @@ class Layout:
     lines: Sequence[Line]
 
 
-def graphs_of(cells: Cells) -> list[CellGraph]:
+def graphs_of(cells: Drawn) -> list[CellGraph]:
     """The graphs of all kinds of cell; edges without an operation are left out.
 
     Raises:
@@ -135,6 +153,21 @@ def graphs_of(cells: Cells) -> list[CellGraph]:
             )
         )
     return graphs
+
+
+def rounded(places: Sequence[Place]) -> list[tuple[Place, Place, Place]]:
+    """Where the corners of a line begin, where they are, and where they end."""
+    return [
+        (_towards(corner, start), corner, _towards(corner, end))
+        for (start, corner), (_, end) in pairwise(pairwise(places))
+    ]
+
+
+def _towards(place: Place, other: Place) -> Place:
+    """The place `CORNER` pixels from one place to another, or all the way if that is shorter."""
+    length = abs(other[0] - place[0]) + abs(other[1] - place[1])  # pieces are straight or upright
+    share = min(1.0, CORNER / length) if length else 0.0
+    return place[0] + share * (other[0] - place[0]), place[1] + share * (other[1] - place[1])
 
 
 def text_units(text: str) -> int:

@@ -6,13 +6,11 @@ They are narrow enough for a phone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from markupsafe import Markup
 
 from lfmcw_app.search_space.cell_cards import (
     ARROW,
-    CORNER,
     NARROWEST,
     Box,
     CellGraph,
@@ -20,6 +18,7 @@ from lfmcw_app.search_space.cell_cards import (
     Line,
     Place,
     layout_of,
+    rounded,
 )
 
 __all__ = ["CELL_STYLE", "cell_svg", "primitive_label"]
@@ -32,17 +31,16 @@ CELL_STYLE = """\
 .cell .tap { fill: none; stroke-width: 2.2; }
 .cell .join { fill: none; stroke-width: 1.2; stroke-dasharray: 2 4; }
 .cell rect { stroke: var(--muted); stroke-width: 1; }
-.cell .card { fill: var(--page); stroke: var(--line); }
-.cell rect.op { fill: color-mix(in srgb, var(--op) 13%, var(--card)); stroke: var(--op); }
-.cell rect.op { stroke-width: 1.5; }
+.cell .card { fill: var(--muted); fill-opacity: .09; stroke-opacity: .35; }
 .cell .input { fill: var(--input); }
 .cell .node { fill: var(--node); }
 .cell .output { fill: var(--output); }
+.cell rect.op { stroke-width: 1.5; }
 .cell text.state { fill: var(--text); font-size: 12px; text-anchor: middle; }
 .cell text.op { fill: var(--text); font-size: 11.5px; font-weight: 600; text-anchor: middle; }
 """
-"""Rules for the pictures. A page defines the colours: --text, --muted, --card, --page, --line,
---input, --node, --output, and --op-PRIMITIVE of each primitive."""
+"""Rules for the pictures. A page defines the colours: --text, --muted, --card, --input, --node,
+--output, and --op-PRIMITIVE of each primitive."""
 
 
 def primitive_label(primitive: str) -> str:
@@ -88,7 +86,8 @@ def _label(label: Label) -> Markup:
     """A text in the middle of its box."""
     left, top, right, bottom = label.box
     is_op = label.group == "op"
-    style = Markup(' style="--op:var(--op-{})"').format(label.operation) if is_op else Markup("")
+    colours = Markup(' style="stroke:var(--op-{0});fill:var(--op-{0});fill-opacity:.13"')
+    style = colours.format(label.operation) if is_op else Markup("")
     text = Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
         "op" if is_op else "state", (left + right) / 2, (top + bottom) / 2 + TEXT_DROP, label.text
     )
@@ -113,17 +112,9 @@ def _line(line: Line) -> Markup:
 def _rounded(places: Sequence[Place]) -> str:
     """The path along straight pieces, whose corners are cut to arcs."""
     data = f"M{places[0][0]:.1f} {places[0][1]:.1f}"
-    for (start, corner), (_, end) in pairwise(pairwise(places)):
-        before, after = _towards(corner, start), _towards(corner, end)
+    for before, corner, after in rounded(places):
         data += (
             f"L{before[0]:.1f} {before[1]:.1f}Q{corner[0]:.1f} {corner[1]:.1f} {after[0]:.1f} "
             f"{after[1]:.1f}"
         )
     return f"{data}L{places[-1][0]:.1f} {places[-1][1]:.1f}"
-
-
-def _towards(place: Place, other: Place) -> Place:
-    """The place `CORNER` pixels from one place to another, or all the way if that is shorter."""
-    length = abs(other[0] - place[0]) + abs(other[1] - place[1])  # pieces are straight or upright
-    share = min(1.0, CORNER / length) if length else 0.0
-    return place[0] + share * (other[0] - place[0]), place[1] + share * (other[1] - place[1])

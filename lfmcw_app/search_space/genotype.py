@@ -15,7 +15,6 @@ from lfmcw_app.bounded_files import parse_json, text_of
 from lfmcw_app.errors import InputError, shown
 from lfmcw_app.search_space.candidates import Candidates, as_candidates
 from lfmcw_app.search_space.cell import edge_index
-from lfmcw_app.search_space.cell_layout import EDGES_PER_NODE, Edge
 from lfmcw_app.search_space.darts_notation import is_notation, read_notation, write_notation
 from lfmcw_app.search_space.operations import DARTS_PRIMITIVES, PRIMITIVES, primitive_named
 from lfmcw_app.search_space.supernet import MixingWeights
@@ -26,14 +25,27 @@ __all__ = [
     "random_genotype",
 ]  # fmt: skip
 
+EDGES_PER_NODE = 2
+
 LONGEST = 2**20
-"""Bytes of a genotype's file; one of 64 nodes has some 10,000."""
+"""Largest size of a genotype's file in bytes; one of 64 nodes has some 10,000."""
 
 FOUND = "genotype.json"
-"""In a run folder, the genotype that its search found."""
+"""The file in a run folder with the genotype that its search found."""
 
 EVALUATED = "evaluated.json"
 """Marks a folder of `lfmcw_app.evaluate`: the given genotype, which no search here found."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An edge of a derived cell: its primitive, and the state that it reads.
+
+    The states 0 and 1 are the cell's inputs, 2 + i is node i.
+    """
+
+    primitive: str
+    source: int
 
 
 class Cells:
@@ -114,7 +126,7 @@ class Cells:
         try:
             return cls.from_text(text)
         except InputError as error:
-            raise InputError(f"{file} is no genotype. {error}") from None
+            raise InputError(f"{file} is not a genotype. {error}") from None
 
 
 def _edges_of(cells: Mapping[str, list[list[list[str | int]]]]) -> list[list[str | int]]:
@@ -183,7 +195,7 @@ class Genotype(Cells):
         try:
             data = parse_json(text)
         except ValueError as error:
-            raise InputError(f"A genotype is JSON, and this is not ({error}).") from None
+            raise InputError(f"A genotype must be JSON, but this is not ({error}).") from None
         if not isinstance(data, dict) or set(data) != {"normal", "reduction"}:
             raise InputError("A genotype is a JSON object with the keys 'normal' and 'reduction'.")
         return cls._of(data)
@@ -213,7 +225,7 @@ def _file_of(folder: Path) -> Path:
             return folder / name
     raise InputError(
         f"{folder} holds no genotype ({FOUND}). If it is a run whose search has not ended, resume "
-        "it first; else name a genotype's file."
+        "it first. Otherwise name a genotype's file."
     )
 
 
@@ -232,7 +244,7 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
     """Reads a cell's edges from plain data, and checks them."""
     if not isinstance(nodes, list) or not nodes:
         raise InputError(
-            f"The genotype's {kind!r} cell is a list with one entry a node, got {shown(nodes)}."
+            f"The genotype's {kind!r} cell is a list with one entry per node, got {shown(nodes)}."
         )
     edges: list[Edge] = []
     for node, incoming in enumerate(nodes):
@@ -252,7 +264,7 @@ def _cell(kind: str, nodes: Any) -> tuple[Edge, ...]:
                 raise InputError(
                     f"Unknown primitive {shown(primitive)} in the genotype. "
                     f"{nearest(shown(primitive), [name for name in PRIMITIVES if name != 'none'])} "
-                    "If it is one of another package, install that."
+                    "If it belongs to another package, install that package."
                 )
             primitive_named(primitive)  # of a package: whether it can be loaded
             is_number = isinstance(source, int) and not isinstance(source, bool)
@@ -272,8 +284,8 @@ def derive_genotype(
 
     The primitive `none` does not count.
 
-    Of equally strong edges or primitives the first is taken. With edge weights (PC-DARTS) a
-    primitive is as strong as softmax(α) · softmax(β), which is what the mixing weights are then.
+    If edges or primitives tie, the first is taken. With edge weights (PC-DARTS) the mixing weights,
+    and so a primitive's strength, are softmax(α) · softmax(β).
 
     Args:
         mixing: the mixing weights, [edges, primitives] of each kind of cell.
@@ -326,7 +338,7 @@ def random_genotype(
         seed: decides which.
         primitives: names to draw from, for all edges or for each.
     """
-    # A generator of its own: the genotype is a function of the seed alone.
+    # A separate generator makes the genotype a function of the seed alone.
     generator = torch.Generator().manual_seed(seed)
     candidates = as_candidates(primitives, nodes)
 

@@ -27,9 +27,10 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 import torch  # noqa: E402 - after the path
 from fault_kinds import KINDS, Trial  # noqa: E402
 from forked_runs import SMALL, WITH_GENERATOR, Runs  # noqa: E402
+from run_of_campaign import be_quick  # noqa: E402
 
+from lfmcw_app import report  # noqa: E402, F401 - not in each child
 from lfmcw_app.data import load_dataset  # noqa: E402
-from lfmcw_app.search_space import draw  # noqa: E402
 
 RECIPES = {"darts": SMALL, "lfmcw": WITH_GENERATOR}
 
@@ -108,8 +109,10 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = [kind for kind in KINDS if any(word in kind for word in arguments.kinds)]
     torch.set_num_threads(1)
-    load_dataset("digits")  # imports what the children would each import
-    draw.draw_genotype = lambda *arguments: None  # takes longer than all else
+    # What the children would each import, which takes longer than a run.
+    load_dataset("digits")
+    torch.use_deterministic_algorithms(False)
+    be_quick()
     folder = arguments.out or Path(tempfile.mkdtemp(prefix="fault-campaign-"))
     began = time.monotonic()
     counts = campaign(folder, kinds, arguments.recipes, arguments.most, arguments.seed)

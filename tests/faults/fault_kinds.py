@@ -10,66 +10,24 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from crash_points import die, disk_is_full
-from forked_runs import TRACEBACK, Runs, ended
+from crash_points import die, disk_is_full, not_allowed
+from data_faults import DATA_KINDS
+from forked_runs import Runs, ended
+from number_faults import NUMBER_KINDS
+from process_faults import PROCESS_KINDS
+from system_faults import SYSTEM_KINDS
+from trials import REFUSED, Kind, Trial, numbers, resumed, said
 
 import mlo
 
-REFUSED = 2
-"""The exit code of an error that is told in words."""
-
 ANSWER = 30.0
 """Seconds that SIGTERM may take: a round is given up after eight, and the machine may be busy."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One fault and its end.
-
-    Attributes:
-        what: the fault.
-        path: the run's folder.
-        lost: what of the run is not as in the undisturbed one; empty if all is.
-        unclear: what was not said, or not as it was; empty if all was.
-    """
-
-    what: str
-    path: Path | None
-    lost: str = ""
-    unclear: str = ""
-
-
-Kind = Callable[[Runs, int, float, int, random.Random], Iterator[Trial]]
-"""Takes the runs, the changes of files and the seconds of an undisturbed one, the largest number
-of faults, and a source of random numbers.
-"""
-
-
-def _numbers(count: int, most: int, rng: random.Random) -> list[int]:
-    """All numbers below a count, or so many of them."""
-    return sorted(rng.sample(range(count), min(count, most)))
-
-
-def _resumed(runs: Runs, path: Path, what: str, unclear: str = "") -> Trial:
-    """The trial of a run that can be resumed, and must end like an undisturbed one."""
-    code = runs.completed(path)
-    lost = runs.difference(path) if code == 0 else f"exit code {code} where it was resumed"
-    return Trial(what=what, path=path, lost=lost, unclear=unclear)
-
-
-def _said(code: int, *expected: int) -> str:
-    """What is unclear about an exit code."""
-    if code in expected:
-        return ""
-    return "a traceback" if code == TRACEBACK else f"exit code {code}"
-
 
 # ------------------------------ kills
 
@@ -78,10 +36,10 @@ def killed_before_changes(
     runs: Runs, changes: int, seconds: float, most: int, rng: random.Random
 ) -> Iterator[Trial]:
     """SIGKILL before each change of a file that the run makes."""
-    for at in _numbers(changes, most, rng):
+    for at in numbers(changes, most, rng):
         path = runs.folder / f"killed-{at}"
         code = runs.struck(path, at, die, lasting=False)
-        yield _resumed(runs, path, f"before change {at}", _said(code, -signal.SIGKILL, 0))
+        yield resumed(runs, path, f"before change {at}", said(code, -signal.SIGKILL, 0))
 
 
 def killed_at_random(
@@ -107,11 +65,11 @@ def killed_at_random(
                 unclear = "SIGTERM was not answered"
                 break
             # SIGTERM before the run has begun ends it as any process.
-            unclear = unclear or _said(code, 0, -signal.SIGKILL, -signal.SIGTERM)
+            unclear = unclear or said(code, 0, -signal.SIGKILL, -signal.SIGTERM)
             trace.append(kind.name)
             if rng.random() < 1 / 3:
                 trace.append(_damage(path, rng))
-        yield _resumed(runs, path, ", ".join(trace), unclear)
+        yield resumed(runs, path, ", ".join(trace), unclear)
 
 
 def _damage(folder: Path, rng: random.Random) -> str:
@@ -151,16 +109,24 @@ def _damage(folder: Path, rng: random.Random) -> str:
 # ------------------------------ disks
 
 
-def _disk(lasting: bool) -> Kind:
-    def full(
+def refused_changes(strike: Callable[[], None], bound: int, *, lasting: bool) -> Kind:
+    """Changes that the system refuses.
+
+    Args:
+        strike: raises the system's error.
+        bound: trials at most.
+        lasting: whether all later changes fail too.
+    """
+
+    def refused(
         runs: Runs, changes: int, seconds: float, most: int, rng: random.Random
     ) -> Iterator[Trial]:
-        for at in _numbers(changes, most, rng):
-            path = runs.folder / f"full-{lasting}-{at}"
-            code = runs.struck(path, at, disk_is_full, lasting=lasting)
-            yield _resumed(runs, path, f"at change {at}", _said(code, 0, REFUSED))
+        for at in numbers(changes, min(most, bound), rng):
+            path = runs.folder / f"{strike.__name__}-{lasting}-{at}"
+            code = runs.struck(path, at, strike, lasting=lasting)
+            yield resumed(runs, path, f"at change {at}", said(code, 0, REFUSED))
 
-    return full
+    return refused
 
 
 def files_too_large(
@@ -178,14 +144,14 @@ def files_too_large(
             runs.body(path)()
 
         code = ended(runs.started(body))
-        yield _resumed(runs, path, f"beyond {limit} bytes", _said(code, 0, REFUSED))
+        yield resumed(runs, path, f"beyond {limit} bytes", said(code, 0, REFUSED))
 
 
 def folder_gone(
     runs: Runs, changes: int, seconds: float, most: int, rng: random.Random
 ) -> Iterator[Trial]:
     """The folder is moved away while the run writes, and put back afterwards."""
-    for at in _numbers(changes, min(most, 20), rng):
+    for at in numbers(changes, min(most, 20), rng):
         path, away = runs.folder / f"moved-{at}", runs.folder / f"away-{at}"
 
         def move(path: Path = path, away: Path = away) -> None:
@@ -196,7 +162,7 @@ def folder_gone(
         if away.exists():
             shutil.rmtree(path, ignore_errors=True)  # what was made in its place
             away.rename(path)
-        yield _resumed(runs, path, f"at change {at}", _said(code, 0, REFUSED))
+        yield resumed(runs, path, f"at change {at}", said(code, 0, REFUSED))
 
 
 # ------------------------------ what others do to files
@@ -229,7 +195,7 @@ def logs_damaged(
             what=what,
             path=path,
             lost="" if same else "the result",
-            unclear=_said(code, 0),
+            unclear=said(code, 0),
         )
 
 
@@ -278,7 +244,7 @@ def recipes_edited(
         except TimeoutError:
             os.kill(pid, signal.SIGTERM)
             code = ended(pid)
-        yield Trial(what=text, path=path, unclear=_said(code, 0, REFUSED))
+        yield Trial(what=text, path=path, unclear=said(code, 0, REFUSED))
 
 
 def checkpoints_edited(
@@ -299,7 +265,7 @@ def checkpoints_edited(
             other.unlink()
         mlo.save_checkpoint(state, file)
         code = runs.completed(path)
-        yield Trial(what=what, path=path, unclear=_said(code, 0, REFUSED))
+        yield Trial(what=what, path=path, unclear=said(code, 0, REFUSED))
 
 
 def _edit_tensors(state: dict[str, Any], rng: random.Random) -> str:
@@ -339,7 +305,7 @@ def reports_of_edited_folders(
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 report([path])
 
-        yield Trial(what=what, path=path, unclear=_said(ended(runs.started(body)), 0, REFUSED))
+        yield Trial(what=what, path=path, unclear=said(ended(runs.started(body)), 0, REFUSED))
 
 
 def _edit_file(file: Path, rng: random.Random) -> str:
@@ -384,14 +350,17 @@ def clocks_that_jump(
             runs.body(path)()
 
         code = ended(runs.started(body))
-        yield _resumed(runs, path, f"seed {seed}", _said(code, 0))
+        yield resumed(runs, path, f"seed {seed}", said(code, 0))
 
 
 KINDS: dict[str, Kind] = {
     "killed before a change of a file": killed_before_changes,
     "killed at random moments, with damage": killed_at_random,
-    "disk full at one change": _disk(lasting=False),
-    "disk full from a change on": _disk(lasting=True),
+    "disk full at one change": refused_changes(disk_is_full, 10**6, lasting=False),
+    "disk full from a change on": refused_changes(disk_is_full, 10**6, lasting=True),
+    "permission refused at one change": refused_changes(not_allowed, 30, lasting=False),
+    "permission refused from a change on": refused_changes(not_allowed, 30, lasting=True),
+    **SYSTEM_KINDS,
     "writes that fail in the middle": files_too_large,
     "folder moved away": folder_gone,
     "log damaged": logs_damaged,
@@ -399,9 +368,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint edited": checkpoints_edited,
     "report of an edited folder": reports_of_edited_folders,
     "clock that jumps": clocks_that_jump,
+    **DATA_KINDS,
+    **NUMBER_KINDS,
+    **PROCESS_KINDS,
 }
-
-
-def names_of(kinds: Iterable[str]) -> list[str]:
-    """The kinds whose names hold one of some words."""
-    return [kind for kind in KINDS if any(word in kind for word in kinds)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -72,10 +73,15 @@ class Runs:
             if (path / "config.yaml").exists():
                 run(resume=path, threads=1)
             else:
-                settings = [f"{key}={value}" for key, value in self.settings.items()]
-                run("digits", preset="smoke", assign=settings, out=path, threads=1)
+                self.begin(path)
 
         return start_or_resume
+
+    def begin(self, path: Path, dataset: str = "digits", **changes: object) -> None:
+        """Runs the recipe with changes of its settings, in this process; `__` is a dot."""
+        given = {**self.settings, **{key.replace("__", "."): v for key, v in changes.items()}}
+        settings = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+        run(dataset, preset="smoke", assign=settings, out=path, threads=1)
 
     def started(self, body: Callable[[], None]) -> int:
         """Starts a body in a child; returns the child's id."""
@@ -97,6 +103,14 @@ class Runs:
         finally:
             sys.stdout.flush()
             os._exit(code)
+
+    def told(self, body: Callable[[], None]) -> tuple[int, str]:
+        """The exit code of a body in a child, and what it printed, in one line."""
+        before = self.log.stat().st_size if self.log.exists() else 0
+        code = ended(self.started(body))
+        with self.log.open("rb") as file:
+            file.seek(before)
+            return code, " ".join(file.read().decode("utf-8", "replace").split())
 
     def struck(self, path: Path, at: int, strike: Callable[[], None], *, lasting: bool) -> int:
         """The exit code of a run that is struck at a change of its folder."""

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fault_kinds import KINDS, _edited, _said
+from fault_kinds import KINDS, _edited
 from forked_runs import TRACEBACK, Runs, ended
+from trials import said
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 
@@ -56,9 +57,9 @@ def test_a_traceback_is_unclear(tmp_path):
     runs = Runs(folder=tmp_path, settings={})
     code = ended(runs.started(broken))
     assert code == TRACEBACK
-    assert _said(code, 0, 2) == "a traceback"
-    assert _said(0, 0, 2) == ""
-    assert _said(75, 0, 2) == "exit code 75"
+    assert said(code, 0, 2) == "a traceback"
+    assert said(0, 0, 2) == ""
+    assert said(75, 0, 2) == "exit code 75"
 
 
 def test_an_edit_changes_one_entry_of_a_copy():

@@ -83,7 +83,7 @@ def test_a_table_that_does_not_fit_is_refused_before_reading(cells, tmp_path, mo
     out = tmp_path / "run"
     code, said = call(run, "cifar10", f"--lookup={cells}", f"--out={out}")
     assert code == 2
-    assert "errors on digits, and none on 'cifar10'" in said
+    assert "errors on digits, but none on 'cifar10'" in said
     assert not out.exists()
 
 

@@ -72,7 +72,8 @@ def page():
 
 def pages_in(site):
     found = sorted(site.rglob("*.html"))
-    assert len(found) == 1 + len(list((ROOT / "docs").rglob("*.md")))
+    sources = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs" / "notebooks").glob("*.ipynb")]
+    assert len(found) == 1 + len(sources)
     # The page of a server for addresses that do not exist names everything from the server's root.
     return [path for path in found if path.name != "404.html"]
 

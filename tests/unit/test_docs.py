@@ -327,7 +327,9 @@ def test_the_readme_stays_short():
 
 def test_links_between_the_documents_hold():
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text("utf-8")):
+        text = path.read_text("utf-8")
+        pictures = re.findall(r'\bsrc(?:set)?="([^":]+)"', text)
+        for target in [*re.findall(r"\]\(([^)#:]+)[^):]*\)", text), *pictures]:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
@@ -351,5 +353,6 @@ def pages_of(menu):
 
 def test_every_page_is_reached_once_from_the_sites_menu():
     menu = (ROOT / "mkdocs.yml").read_text("utf-8").split("\nnav:")[1]
-    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    sources = [path for kind in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{kind}")]
+    pages = [str(path.relative_to(ROOT / "docs")) for path in sources]
     assert sorted(pages_of(yaml.safe_load(menu))) == sorted(pages)

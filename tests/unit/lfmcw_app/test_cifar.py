@@ -295,3 +295,22 @@ def test_an_archive_with_a_head_of_any_length_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "LARGEST_FILE", 4000)
     with pytest.raises(InputError, match=r"is damaged \(.*9216 bytes at once"):
         load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("level", [0, 9], ids=["stored", "compressed"])
+def test_no_changed_bit_of_an_archive_becomes_other_pixels(level, tmp_path):
+    """gzip's checksum is at the very end, behind what `tarfile` reads."""
+    files = binary_files("cifar10", random_parts("cifar10"))
+    archive = tmp_path / ARCHIVES["cifar10"][0]
+    write_archive(archive, files)
+    content = gzip.compress(gzip.decompress(archive.read_bytes()), compresslevel=level)
+    archive.write_bytes(content)
+    expected = load_dataset("cifar10", tmp_path).train.pixels
+    for place in range(20, len(content), len(content) // 20):
+        archive.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            pixels = load_dataset("cifar10", tmp_path).train.pixels
+        except InputError as error:
+            assert "is damaged" in str(error)  # noqa: PT017 - what is not refused is unharmed
+        else:
+            assert torch.equal(pixels, expected)

@@ -116,7 +116,7 @@ def test_a_preset_adapts_to_few_images(count, processes, batches, words, monkeyp
 )
 def test_a_part_of_a_single_image_makes_no_batch(key, images, words):
     recipe = load_recipe("small", overrides={"dataset": "digits", f"data.{key}_images": images})
-    with pytest.raises(InputError, match=f"{words} of digits.*two at least"):
+    with pytest.raises(InputError, match=f"{words} of digits.*at least two"):
         read_data(recipe, Path("data"))
 
 

@@ -116,8 +116,10 @@ def test_links_are_followed_and_loops_end(tmp_path):
     # To itself, to the folder of the data, to what holds it, and to another class.
     for name, target in {"i": linked / "b", "d": linked, "up": tmp_path, "a": linked / "a"}.items():
         os.symlink(target, linked / "b" / name)
+    os.symlink(linked / "b" / "self.png", linked / "b" / "self.png")
     found = list_folder(linked)
     assert found.parts["train"].names == expected.names
+    assert found.skipped == {"linked to nothing": 1}
     assert found.skipped_folders == ("a", "d", "i", "up")
 
 

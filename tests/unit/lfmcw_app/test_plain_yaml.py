@@ -21,7 +21,7 @@ from lfmcw_app.plain_yaml import dump_yaml, parse_yaml
     ],
 )
 def test_a_key_that_stands_twice_is_refused(text, lines):
-    with pytest.raises(ValueError, match=f"^{lines[0]}: the key .* as in {lines[1]};"):
+    with pytest.raises(ValueError, match=f"^{lines[0]}: the key .* in {lines[1]};"):
         parse_yaml(text)
 
 

@@ -115,3 +115,21 @@ def test_the_network_predicts_what_load_network_does(tmp_path, monkeypatch):
     assert run.predict(image, image).shape == (2, len(class_names))
     with pytest.raises(InputError, match="at least one image"):
         run.predict()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"parameters": "many", "classes": []}', '{"classes": 1}']
+)
+def test_a_damaged_result_is_said_where_it_is_shown(tmp_path, text):
+    run = lfmcw_app.Run(make_folder(tmp_path / "run", {"search": (8, 1)}))
+    (run.path / "result.json").write_text(text)
+    assert "cannot be shown" in text_of(run)
+    assert "normal cell" in text_of(run)
+
+
+def test_a_damaged_last_line_is_no_error_of_what_shows_it(tmp_path):
+    run = lfmcw_app.Run(make_folder(tmp_path / "run", {"search": (8, 1)}, finished=False))
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write("{]\n")
+    assert repr(run).endswith("digits, metrics.jsonl is damaged)")
+    assert "metrics.jsonl is damaged" in text_of(run)

@@ -89,7 +89,7 @@ def test_schedulers_go_with_the_optimizers_of_their_names():
         ({"accumulate": 1.5}, "accumulate must be an integer"),
         ({"grad_clip": -1.0}, "grad_clip must be positive"),
         ({"precision": "fp8"}, "precision must be None or 'bf16', got 'fp8'\\.$"),
-        ({"precision": "fp16"}, "got 'fp16'.*underflow unless the loss is scaled.*use 'bf16'"),
+        ({"precision": "fp16"}, "got 'fp16'.*underflow unless the loss is scaled.*Use 'bf16'"),
         ({"loss": lambda own: own.v.sum()}, "two positional arguments"),
         ({"players": {"a": "nowhere"}}, "submodule 'nowhere', which does not exist"),
     ],

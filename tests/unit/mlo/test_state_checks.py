@@ -110,7 +110,7 @@ def test_every_edit_of_a_state_is_refused_whole_or_works(state):
         (("round",), -3, "round of the state must be a count, got -3"),
         (("round",), True, "must be a count, got True"),
         (("round",), DELETED, "lacks round"),
-        (("extra",), 1, "an entry extra, which this mlo does not know"),
+        (("extra",), 1, "an entry extra, which this version of mlo does not know"),
         (("problems", "w", "updates"), -1, r"problems\.w\.updates of the state must be a count"),
         (("problems", "w", "module"), 3, r"problems\.w\.module of the state must be a mapping"),
         (("problems", "w", "more"), 3, r"an entry problems\.w\.more"),
